@@ -1,0 +1,85 @@
+# The commands of the README. `make help` lists them.
+# Everything is installed into .venv; nothing outside this folder is touched.
+
+SHELL := /bin/sh
+.SHELLFLAGS := -euc
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+PY := $(VENV)/bin/python
+OUT ?= results/demo
+COHORT ?= cohort
+WEIGHTS ?= models/demo/iccr_demo.safetensors
+
+# The first Python >= 3.11 that can make a virtual environment; PYTHON=/path/to/python chooses another.
+USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	if "$$p" -c '$(USABLE)' >/dev/null 2>&1; then command -v "$$p"; break; fi; done)
+
+.PHONY: help demo test lint format type bench cohort clean distclean
+
+help:  ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.runtime  ## a face from each shipped test skull, with the shipped demo model
+	@$(PY) sample.py configs/demo/sample.yaml out="$(OUT)"
+	@echo
+	@echo "Contact sheet: $(OUT)/contact_sheet.png"
+
+test: $(VENV)/.dev  ## the test suite
+	@$(PY) -m pytest
+
+lint: $(VENV)/.dev  ## style and formatting, changing nothing
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+format: $(VENV)/.dev  ## mend style and formatting
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+type: $(VENV)/.dev  ## static types
+	@$(PY) -m mypy
+
+bench: $(VENV)/.dev  ## rank-1 of the model beside its controls, on the test split of the cohort
+	@test -f "$(COHORT)/split_data/test.json" || { \
+		echo "no cohort in '$(COHORT)': run 'make cohort' first, or pass COHORT=FOLDER" >&2; exit 2; }
+	@$(PY) benchmarks/rank1.py weights="$(WEIGHTS)" data.root="$(COHORT)" split=test
+
+cohort: $(VENV)/.dev  ## make the synthetic cohort (COHORT=FOLDER)
+	@$(PY) -m data.cohort "$(COHORT)"
+
+clean:  ## remove caches and what the demo wrote; keeps .venv, runs/ and weights
+	@rm -rf results .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean  ## clean, and remove .venv too
+	@rm -rf $(VENV)
+
+# A virtual environment that works is kept, whichever Python made it.
+$(PY):
+	@if [ -z '$(PYTHON)' ]; then \
+		echo "No Python >= 3.11 with the venv module was found (tried python3, python3.14 ... python3.11, python)." >&2; \
+		echo "Install one (Debian, Ubuntu: apt install python3 python3-venv), or run: make PYTHON=/path/to/python3" >&2; \
+		exit 2; fi
+	@'$(PYTHON)' -c '$(USABLE)' || { \
+		echo "'$(PYTHON)' cannot be used: $$('$(PYTHON)' --version 2>&1 || true); needed are Python >= 3.11 and its venv module." >&2; \
+		exit 2; }
+	@echo "making $(VENV) with $$('$(PYTHON)' --version) ($(PYTHON))"
+	@'$(PYTHON)' -m venv $(VENV)
+
+# pip is given the lists of pyproject.toml. Where all of it is installed already, pip needs no network and changes nothing.
+LIST = import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	print("\n".join(p["dependencies"] + [r for e in sys.argv[1:] for r in p["optional-dependencies"][e]]))
+
+$(VENV)/.runtime: pyproject.toml | $(PY)
+	@$(PY) -c '$(LIST)' > $(VENV)/requirements-runtime.txt
+	@echo "installing what the programs need (the first time: some minutes, mostly PyTorch)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements-runtime.txt
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(PY)
+	@$(PY) -c '$(LIST)' dev cohort > $(VENV)/requirements-dev.txt
+	@echo "installing what the programs and their tests need (the first time: some minutes, mostly PyTorch)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements-dev.txt
+	@touch $@ $(VENV)/.runtime
