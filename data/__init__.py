@@ -1,0 +1,1 @@
+"""Datasets and their preparation: biometrics, manifests, pictures, and the synthetic cohort."""

@@ -1,0 +1,134 @@
+"""What is known of a person besides the skull, and the one sentence that tells it to the model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+BODY_MASS_WORDS: dict[int, str] = {
+    1: "very thin",
+    2: "thin",
+    3: "slightly thin",
+    4: "normal",
+    5: "slightly fat",
+}
+MAX_AGE = 120.0
+_AGE_LEVEL_STARTS = (14.0, 30.0, 50.0, 65.0)  # years at which levels 2, 3, 4 and 5 begin
+_SEXES = {"m": "male", "male": "male", "f": "female", "female": "female"}
+
+
+class BiometricsError(ValueError):
+    """A value that cannot describe a person: ``field`` says which, the message says what is allowed."""
+
+    def __init__(self, field: str, got: object, expected: str) -> None:
+        super().__init__(f"{field}: got {got!r}, expected {expected}")
+        self.field = field
+        self.got = got
+        self.expected = expected
+
+
+@dataclass(frozen=True)
+class Biometrics:
+    """Sex, age, ethnicity and body mass of one person, checked when made.
+
+    Args:
+        sex: ``"male"`` or ``"female"``.
+        age: years, 0 to 120.
+        ethnicity: a word or two, written into the prompt as it stands.
+        body_mass: level 1 (very thin) to 5 (slightly fat), see ``BODY_MASS_WORDS``.
+
+    Raises:
+        BiometricsError: a value outside these.
+    """
+
+    sex: str
+    age: float
+    ethnicity: str = "Asian"
+    body_mass: int = 4
+
+    def __post_init__(self) -> None:
+        if self.sex not in ("male", "female"):
+            raise BiometricsError("sex", self.sex, "'male' or 'female'")
+        if (
+            isinstance(self.age, bool)
+            or not isinstance(self.age, (int, float))
+            or not 0 <= self.age <= MAX_AGE
+        ):
+            raise BiometricsError("age", self.age, f"a number of years from 0 to {MAX_AGE:g}")
+        words = isinstance(self.ethnicity, str) and self.ethnicity.strip() == self.ethnicity
+        if not words or not self.ethnicity.replace(" ", "").replace("-", "").isalpha():
+            raise BiometricsError(
+                "ethnicity", self.ethnicity, "a word such as 'Asian' (letters, spaces, hyphens)"
+            )
+        if isinstance(self.body_mass, bool) or self.body_mass not in BODY_MASS_WORDS:
+            raise BiometricsError("body_mass", self.body_mass, _BODY_MASS_EXPECTED)
+
+    @classmethod
+    def parse(cls, *, sex: object, age: object, body_mass: object, ethnicity: object = "Asian") -> Biometrics:
+        """The same from what people write in files: ``"M"``, ``"Female"``, ``"43"``, ``"slightly fat"``.
+
+        Raises:
+            BiometricsError: a value that is none of these; ``field`` names it.
+        """
+        if not isinstance(ethnicity, str):
+            raise BiometricsError("ethnicity", ethnicity, "a word such as 'Asian'")
+        return cls(
+            sex=_parse_sex(sex),
+            age=_parse_age(age),
+            ethnicity=" ".join(ethnicity.split()),
+            body_mass=_parse_body_mass(body_mass),
+        )
+
+
+def age_level(age: float) -> int:
+    """The prompt's level of an age in years: below 14 is 1, below 30 is 2, below 50 is 3, below 65 is 4, else 5."""
+    if not 0 <= age <= MAX_AGE:
+        raise BiometricsError("age", age, f"a number of years from 0 to {MAX_AGE:g}")
+    return 1 + sum(age >= start for start in _AGE_LEVEL_STARTS)
+
+
+def prompt(b: Biometrics) -> str:
+    """The standard prompt, like ``3D face scan,Asian male,age level 3,normal face.`` Its only writer."""
+    body = BODY_MASS_WORDS[b.body_mass]
+    return f"3D face scan,{b.ethnicity} {b.sex},age level {age_level(b.age)},{body} face."
+
+
+_BODY_MASS_EXPECTED = (
+    "a level from 1 to 5 (" + ", ".join(f"{k} {v}" for k, v in BODY_MASS_WORDS.items()) + ")"
+)
+
+
+def _parse_sex(value: object) -> str:
+    sex = _SEXES.get(value.strip().lower()) if isinstance(value, str) else None
+    if sex is None:
+        raise BiometricsError("sex", value, "M, F, male or female")
+    return sex
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _parse_age(value: object) -> float:
+    age = _number(value)
+    if age is None:
+        raise BiometricsError("age", value, f"a number of years from 0 to {MAX_AGE:g}")
+    return age
+
+
+def _parse_body_mass(value: object) -> int:
+    if isinstance(value, str):
+        word = " ".join(value.lower().split())
+        for level, name in BODY_MASS_WORDS.items():
+            if word == name:
+                return level
+    level_number = _number(value)
+    if level_number is None or level_number != int(level_number):
+        raise BiometricsError("body_mass", value, _BODY_MASS_EXPECTED)
+    return int(level_number)

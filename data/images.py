@@ -1,0 +1,160 @@
+"""Pictures from anywhere, brought to the model's square; and PNG files written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+import warnings
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
+
+MAX_PIXELS = 64_000_000
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+# What Pillow's decoders raise on damaged files, beside OSError.
+_BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError)
+_BROKEN += (struct.error, zlib.error, Image.DecompressionBombError)
+
+
+class ImageError(ValueError):
+    """A picture that cannot be used; the message names the file, what is wrong and what to do."""
+
+
+def read_image(path: str | os.PathLike[str], size: int = 256) -> tuple[np.ndarray, str | None]:
+    """Read any sane picture as a square RGB array.
+
+    Grey, RGB, palette, CMYK, 16-bit grey, and transparent pictures (laid over black) are read; EXIF
+    orientation is applied. A picture that is not square is scaled to fit and centred on black.
+
+    Args:
+        path: the file. The format is told from its contents, not from its name.
+        size: side of the result in px.
+
+    Returns:
+        The picture, ``(size, size, 3)`` float32 in [0, 1], and a note on what had to be done to it or
+        looks odd (letterboxed, enlarged, one flat colour, ...); None if there is nothing to say.
+
+    Raises:
+        ImageError: missing, empty, broken or gigantic (above 64 million px, told by the header before decoding).
+    """
+    path = Path(path)
+    if not path.is_file():
+        kind = "is a folder, not a picture" if path.is_dir() else "does not exist"
+        raise ImageError(f"{path}: {kind}")
+    if path.stat().st_size == 0:
+        raise ImageError(f"{path}: the file is empty (0 bytes); copy or export it again")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+            with Image.open(path) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise ImageError(_too_large(path, f"{width} x {height} px"))
+                frames = int(getattr(image, "n_frames", 1))
+                image.load()
+                upright = ImageOps.exif_transpose(image)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(_too_large(path, str(error))) from error
+    except _BROKEN as error:
+        wanted = "expected a whole PNG, JPEG, TIFF, BMP or WebP file"
+        raise ImageError(f"{path}: cannot be read as a picture ({_one_line(error)}); {wanted}") from error
+
+    notes = [f"only the first of {frames} frames is used"] if frames > 1 else []
+    planes = _planes(path, upright, notes)
+    square = _letterbox(planes, size, notes)
+    if float(square.max()) == float(square.min()):
+        notes.append("the picture is one flat colour")
+    if square.shape[2] == 1:
+        square = np.repeat(square, 3, axis=2)
+    return np.ascontiguousarray(square), "; ".join(notes) or None
+
+
+def write_png(path: str | os.PathLike[str], array: np.ndarray, text: Mapping[str, str] | None = None) -> None:
+    """Write a PNG beside its final name and rename it, so that a file by that name is always a whole one.
+
+    Args:
+        path: the target; its folder must exist.
+        array: ``(H, W)`` or ``(H, W, 3)`` uint8.
+        text: what to keep in the file's text chunks, by keyword (1 to 79 Latin-1 characters).
+
+    Raises:
+        ValueError: an array of another shape or type.
+    """
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
+        raise ValueError(f"write_png: got {array.dtype} {array.shape}, expected uint8 (H, W) or (H, W, 3)")
+    info = PngInfo()
+    for key, value in (text or {}).items():
+        info.add_text(key, value)  # Latin-1 as tEXt, anything else as iTXt
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            Image.fromarray(array).save(file, format="PNG", pnginfo=info)
+        os.chmod(temporary, 0o644)  # mkstemp makes it private
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _too_large(path: Path, found: str) -> str:
+    return (
+        f"{path}: too large ({found}); the limit is {MAX_PIXELS // 1_000_000} million px: scale it down first"
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _planes(path: Path, image: Image.Image, notes: list[str]) -> list[Image.Image]:
+    """Split into one (grey) or three (RGB) planes, each mode "L" (0 to 255) or "F" (0 to 1)."""
+    if image.mode == "F":
+        raise ImageError(
+            f"{path}: holds floating-point values of unknown range; export it as 8- or 16-bit grey"
+        )
+    if image.mode in _SIXTEEN_BIT or image.mode == "I":
+        values = np.asarray(image).astype(np.float32)
+        low, high = float(values.min()), float(values.max())
+        if low < 0 or high > 65535:
+            span = f"values from {low:g} to {high:g}"
+            raise ImageError(f"{path}: {span}, expected 0 to 65535; export it as 8- or 16-bit grey")
+        if 0 < high < 65536 / 8:
+            notes.append(f"very dark: its brightest value is {high:g} of 65535 (was it meant as 12-bit?)")
+        return [Image.fromarray(values / 65535.0)]
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, rgba)
+    if image.mode in ("1", "L"):
+        return [image.convert("L")]
+    return list(image.convert("RGB").split())
+
+
+def _letterbox(planes: list[Image.Image], size: int, notes: list[str]) -> np.ndarray:
+    """Scale planes to fit a square, centred on black: (size, size, number of planes) float32 in [0, 1]."""
+    width, height = planes[0].size
+    longer = max(width, height)
+    inner = (max(1, round(width * size / longer)), max(1, round(height * size / longer)))
+    if width != height:
+        notes.append(f"letterboxed from {width} x {height} px")
+    if longer < size:
+        notes.append(f"enlarged from {width} x {height} px")
+    square = np.zeros((size, size, len(planes)), dtype=np.float32)
+    left, top = (size - inner[0]) // 2, (size - inner[1]) // 2
+    for channel, plane in enumerate(planes):
+        if plane.size != inner:
+            plane = plane.resize(inner, Image.Resampling.BICUBIC)  # antialiased when it shrinks
+        values = np.asarray(plane, dtype=np.float32)
+        if plane.mode == "L":
+            values = values / np.float32(255)
+        square[top : top + inner[1], left : left + inner[0], channel] = values.clip(0, 1)
+    return square
