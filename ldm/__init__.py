@@ -1,0 +1,1 @@
+"""Latent diffusion core: schedule, networks, text encoder, checkpoint files."""

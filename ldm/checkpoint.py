@@ -1,0 +1,413 @@
+"""Checkpoint files: reading (never executing) them, writing them whole or not at all, loading them strictly.
+
+Keys are those of the public Stable Diffusion 1.5 and ControlNet checkpoints. Two containers are read
+and written: safetensors, and PyTorch's pickled `.ckpt` / `.pth` with the weights under "state_dict".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+SAFETENSORS_SUFFIXES = (".safetensors",)
+PICKLE_SUFFIXES = (".ckpt", ".pth", ".pt")
+SUFFIXES = SAFETENSORS_SUFFIXES + PICKLE_SUFFIXES
+
+SCHEDULE_BUFFERS = (
+    "betas",
+    "alphas_cumprod",
+    "alphas_cumprod_prev",
+    "sqrt_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod",
+    "posterior_variance",
+    "posterior_log_variance_clipped",
+    "posterior_mean_coef1",
+    "posterior_mean_coef2",
+)
+# Keys that Stable Diffusion files may hold or lack without meaning anything.
+SD_OPTIONAL = (
+    r"(^|\.)position_ids$",
+    r"^model_ema\.",
+    r"^logvar$",
+    r"^(" + "|".join(SCHEDULE_BUFFERS) + r")$",
+)
+
+_DISK_MARGIN = 16 << 20  # bytes kept free beyond the file itself
+
+
+class CheckpointError(ValueError):
+    """A checkpoint file that cannot be read, written or loaded; the message says what to do about it."""
+
+
+class _Inert:
+    """Stands in for a class or function named in a pickle: takes any arguments, does nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        del args, kwargs
+
+    def __setstate__(self, state: Any) -> None:
+        del state
+
+
+# What Lightning stored beside the tensors of the public Stable Diffusion files. None of it is needed.
+_INERT_GLOBALS = tuple(
+    (_Inert, name)
+    for name in (
+        "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+        "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
+        "numpy.core.multiarray.scalar",
+        "numpy._core.multiarray.scalar",
+        "numpy.dtype",
+        "numpy.dtypes.Float32DType",
+        "numpy.dtypes.Float64DType",
+        "numpy.dtypes.Int64DType",
+        "_codecs.encode",
+    )
+)
+
+
+# --- reading ---------------------------------------------------------------------------------------------
+
+
+def read_state_dict(path: str | Path, mmap: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors and the metadata of a checkpoint. The container is recognised by its content.
+
+    Nothing in the file is ever executed: pickles go through PyTorch's restricted unpickler, where the few
+    harmless names of Lightning's checkpoints stand for objects that do nothing. Text encoder keys
+    without the `text_model.` level get it back.
+
+    Args:
+        path: safetensors, or a PyTorch pickle (a bare state dict or one under "state_dict").
+        mmap: map the file instead of reading it, so that tensors cost memory only once touched.
+
+    Returns:
+        Tensors by key, on the CPU; metadata as strings (a pickle's `global_step` becomes "step").
+
+    Raises:
+        CheckpointError: no such file, not a checkpoint, cut short, or a pickle that wants code to run.
+    """
+    path = Path(path)
+    kind = _container(path)
+    state, metadata = (
+        _read_safetensors(path, mmap) if kind == "safetensors" else _read_pickle(path, kind, mmap)
+    )
+    if not state:
+        raise CheckpointError(f"{path} holds no tensors; expected a state dict of weights.")
+    return {_canonical_key(key): value for key, value in state.items()}, metadata
+
+
+def _container(path: Path) -> str:
+    """One of "safetensors", "zip" and "legacy" (pickles), from the first bytes."""
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; expected a checkpoint file ({', '.join(SUFFIXES)}).")
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path}: no such file; check the path (a relative one starts at {Path.cwd()})."
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be opened: {error.strerror or error}.") from error
+    if head.startswith(b"PK\x03\x04"):
+        return "zip"
+    if head[:1] == b"\x80":
+        return "legacy"
+    if len(head) > 8 and head[8:9] == b"{":
+        return "safetensors"
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` or download it."
+        )
+    found = "an empty file" if not head else f"a file starting with {head[:12]!r}"
+    raise CheckpointError(
+        f"{path} is {found}; expected safetensors or a PyTorch checkpoint. Download it again?"
+    )
+
+
+def _read_safetensors(path: Path, mmap: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = dict(file.metadata() or {})
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a readable safetensors file ({error}); it is damaged or cut short: copy it again."
+        ) from error
+    if not mmap:
+        state = {key: value.clone() for key, value in state.items()}
+    return state, metadata
+
+
+def _read_pickle(path: Path, kind: str, mmap: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with torch.serialization.safe_globals(list(_INERT_GLOBALS)):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and kind == "zip")
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged or hostile pickle can fail in any way
+        raise CheckpointError(_refusal(path, error, isinstance(error, pickle.UnpicklingError))) from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a dictionary of tensors.")
+    weights = content.get("state_dict", content)
+    if not isinstance(weights, Mapping):
+        raise CheckpointError(
+            f"{path}: its state_dict is a {type(weights).__name__}; expected a dictionary of tensors."
+        )
+    state = {
+        key: value.detach()
+        for key, value in weights.items()
+        if isinstance(key, str) and torch.is_tensor(value)
+    }
+    if not state:
+        keys = ", ".join(str(key) for key in list(weights)[:8]) or "none"
+        raise CheckpointError(
+            f"{path} holds no tensors at its top level or under state_dict; its keys are: {keys}."
+        )
+    given = content.get("metadata")
+    metadata = {str(k): str(v) for k, v in given.items()} if isinstance(given, Mapping) else {}
+    if isinstance(content.get("global_step"), int):
+        metadata.setdefault("step", str(content["global_step"]))
+    return state, metadata
+
+
+def _refusal(path: Path, error: Exception, from_unpickler: bool) -> str:
+    """One sentence for what torch's restricted unpickler said at length."""
+    text = str(error)
+    wanted = re.search(r"GLOBAL (\S+)", text)
+    if from_unpickler and wanted:
+        return (
+            f"{path} wants to run {wanted[1]} while loading, which weights never need; nothing was executed. "
+            "Use a .safetensors file of the same weights, or ask whoever made this one."
+        )
+    first = text.strip().splitlines()[0][:200] if text.strip() else type(error).__name__
+    return (
+        f"{path} is not a readable PyTorch checkpoint ({first}); it is damaged or cut short: copy it again."
+    )
+
+
+def _canonical_key(key: str) -> str:
+    """Put back the `text_model.` level that recent transformers versions drop."""
+    return re.sub(
+        r"^(cond_stage_model\.transformer\.)(?=embeddings\.|encoder\.|final_layer_norm\.)",
+        r"\1text_model.",
+        key,
+    )
+
+
+# --- writing ---------------------------------------------------------------------------------------------
+
+
+def write_state_dict(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a checkpoint under a temporary name beside the target, then rename it.
+
+    A reader sees the old file or the whole new one, whatever interrupts the writing. Tensors may be views,
+    on any device, or share memory: each is written on its own.
+
+    Args:
+        path: `.safetensors`, or `.ckpt` / `.pth` / `.pt` for {"state_dict": ..., "metadata": ...}.
+        state: tensors by key.
+        metadata: strings by name.
+
+    Raises:
+        CheckpointError: another suffix, a missing folder, too little disk space, or a failed write.
+    """
+    path = Path(path)
+    check_writable(path, sum(value.numel() * value.element_size() for value in state.values()))
+    text = {str(key): str(value) for key, value in metadata.items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.suffix.lower() in SAFETENSORS_SUFFIXES:
+            save_file(_without_aliases(state), temporary, metadata=text)
+        else:
+            content = {
+                "state_dict": {key: _own_storage(value) for key, value in state.items()},
+                "metadata": text,
+            }
+            torch.save(content, temporary)
+        _flush(temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{path} could not be written: {error}.") from error
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def check_writable(path: str | Path, num_bytes: int = 0) -> None:
+    """Complain now about a target that `write_state_dict` could not write.
+
+    Args:
+        path: the file to be written.
+        num_bytes: how much the tensors will take there.
+
+    Raises:
+        CheckpointError: unknown suffix, a folder in its place, no such parent folder, or a disk too full.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise CheckpointError(f"{path}: a checkpoint's name must end in one of {', '.join(SUFFIXES)}.")
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; give a file name such as {path / 'model.safetensors'}.")
+    if not path.parent.is_dir():
+        raise CheckpointError(
+            f"{path.parent} is not an existing folder; create it first (mkdir -p {path.parent})."
+        )
+    free = shutil.disk_usage(path.parent).free
+    if num_bytes and num_bytes + _DISK_MARGIN > free:
+        raise CheckpointError(
+            f"{path} needs {num_bytes / 2**20:.0f} MiB, but {path.parent} has {free / 2**20:.0f} MiB free; "
+            "make room there or write elsewhere."
+        )
+
+
+def _own_storage(value: Tensor) -> Tensor:
+    """The same numbers in a storage of exactly their size, copied only if they are not contiguous on the CPU.
+
+    Without this, a view would drag its whole storage (a mapped file, say) into the pickle.
+    """
+    flat = value.detach().cpu().contiguous().reshape(-1)
+    return torch.from_numpy(flat.view(torch.uint8).numpy()).view(value.dtype).reshape(value.shape)
+
+
+def _without_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors, no two in the same memory (safetensors refuses those)."""
+    out: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for key, value in state.items():
+        own = _own_storage(value)
+        if own.numel() and own.data_ptr() in seen:
+            own = own.clone()
+        seen.add(own.data_ptr())
+        out[key] = own
+    return out
+
+
+def _flush(path: Path) -> None:
+    """Force the file to disk, so that the rename cannot come before its content."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+# --- loading into a module -------------------------------------------------------------------------------
+
+
+@dataclass
+class LoadReport:
+    """Which keys were copied, stayed as they were (`missing`), were `ignored`, or had another shape."""
+
+    copied: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+
+    def table(self) -> str:
+        """Aligned text, a line per kind: its name, how many keys, the first few of them."""
+        return key_table(vars(self))
+
+
+def key_table(kinds: Mapping[str, list[str]], num_shown: int = 3) -> str:
+    """Aligned text, a line per kind of key: its name, how many keys, the first `num_shown` of them."""
+    width = max(map(len, kinds), default=0)
+    lines = []
+    for kind, keys in kinds.items():
+        names = ", ".join(keys[:num_shown]) + (", ..." if len(keys) > num_shown else "")
+        lines.append(f"{kind:<{width}}  {len(keys):>5}  {names}".rstrip())
+    return "\n".join(lines)
+
+
+def load_strict(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    prefix: str = "",
+    allow_missing: Iterable[str] = (),
+    allow_unexpected: Iterable[str] = (),
+    assign: bool = False,
+) -> LoadReport:
+    """Load `state` into `module`; every difference that is not allowed by name is an error.
+
+    Args:
+        module: filled in place; unchanged when an error is raised.
+        state: tensors by key; dtypes are converted to the module's.
+        prefix: use only keys that start with it, and strip it ("control_model." loads that part).
+        allow_missing: regular expressions, searched in the full key, of keys the file may lack.
+        allow_unexpected: the same for keys the module does not have.
+        assign: let the module's parameters become the given tensors (for one built on the meta device).
+
+    Returns:
+        What happened to each key.
+
+    Raises:
+        CheckpointError: keys missing, unexpected or of another shape; the first of each are listed.
+    """
+    own = module.state_dict()
+    given = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    may_lack = [re.compile(pattern) for pattern in allow_missing]
+    may_add = [re.compile(pattern) for pattern in allow_unexpected]
+
+    report = LoadReport()
+    missing, unexpected = [], []
+    for key, value in own.items():
+        if key not in given:
+            allowed = any(pattern.search(prefix + key) for pattern in may_lack)
+            (report.missing if allowed else missing).append(prefix + key)
+        elif given[key].shape != value.shape:
+            shapes = f"{list(given[key].shape)} in the file, {list(value.shape)} in the model"
+            report.mismatched.append(f"{prefix + key} ({shapes})")
+        else:
+            report.copied.append(prefix + key)
+    for key in given:
+        if key not in own:
+            allowed = any(pattern.search(prefix + key) for pattern in may_add)
+            (report.ignored if allowed else unexpected).append(prefix + key)
+
+    if missing or unexpected or report.mismatched:
+        problems = {"missing": missing, "unexpected": unexpected, "other shape": report.mismatched}
+        raise CheckpointError(
+            f"the weights do not fit {type(module).__name__}:\n"
+            f"{key_table({kind: keys for kind, keys in problems.items() if keys}, num_shown=5)}\n"
+            "Use the config this checkpoint was made with, or the checkpoint this config was made for."
+        )
+    merged = {key: given.get(key, value) for key, value in own.items()}
+    module.load_state_dict(merged, strict=True, assign=assign)
+    return report
+
+
+# --- provenance ------------------------------------------------------------------------------------------
+
+
+def git_revision() -> str:
+    """Commit of this checkout, with "-dirty" if files differ from it; "unknown" outside a git checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return "unknown"
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def sha256(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
