@@ -75,11 +75,11 @@ LIST = import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["proj
 $(VENV)/.runtime: pyproject.toml | $(PY)
 	@$(PY) -c '$(LIST)' > $(VENV)/requirements-runtime.txt
 	@echo "installing what the programs need (the first time: some minutes, mostly PyTorch)"
-	@$(PY) -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements-runtime.txt
+	@$(PY) -m pip install --disable-pip-version-check -r $(VENV)/requirements-runtime.txt
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(PY)
 	@$(PY) -c '$(LIST)' dev cohort > $(VENV)/requirements-dev.txt
 	@echo "installing what the programs and their tests need (the first time: some minutes, mostly PyTorch)"
-	@$(PY) -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements-dev.txt
+	@$(PY) -m pip install --disable-pip-version-check -r $(VENV)/requirements-dev.txt
 	@touch $@ $(VENV)/.runtime

@@ -1,0 +1,1 @@
+"""Measurements: what the README and the model card report, each by one command."""

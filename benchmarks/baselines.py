@@ -1,0 +1,176 @@
+"""Faces predicted without the model: means, the nearest training skull's face, and PCA + ridge.
+
+All are told what the prompt tells the model and no more: sex, age level, body mass level and ethnicity.
+Arrays are features as in `benchmarks.identification`: (N, D) float32 in [0, 1].
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+Ints = NDArray[np.integer]
+Group = tuple[str, int, int, str]  # sex, age level 1-5, body mass level 1-5, ethnicity
+
+
+def group_mean(train_faces: Floats, train_groups: Sequence[Group], groups: Sequence[Group]) -> Floats:
+    """The mean training face of each probe's group, (P, D).
+
+    A group without a training face falls back on its sex, age level and body mass, then sex and age level, then
+    sex, then everybody.
+    """
+    return np.stack([train_faces[_members(train_groups, group)].mean(axis=0) for group in groups])
+
+
+def nearest_skull(
+    train_skulls: Floats,
+    skulls: Floats,
+    train_groups: Sequence[Group] | None = None,
+    groups: Sequence[Group] | None = None,
+) -> Ints:
+    """Index (P,) of the training skull with the smallest root mean square difference to each probe's skull.
+
+    With groups, only training subjects of the probe's own group are looked at (falling back as `group_mean` does).
+    """
+    train, probes = (np.asarray(a, dtype=np.float64) for a in (train_skulls, skulls))
+    distances = (probes**2).sum(axis=1)[:, None] - 2 * probes @ train.T + (train**2).sum(axis=1)
+    if train_groups is not None and groups is not None:
+        for row, group in zip(distances, groups, strict=True):
+            outside = np.ones(len(train), dtype=bool)
+            outside[_members(train_groups, group)] = False
+            row[outside] = np.inf
+    return distances.argmin(axis=1)
+
+
+def _members(train_groups: Sequence[Group], group: Group) -> Ints:
+    for length in (4, 3, 2, 1):
+        found = np.flatnonzero([other[:length] == group[:length] for other in train_groups])
+        if len(found):
+            return found
+    return np.arange(len(train_groups))
+
+
+def shuffle_within_groups(
+    groups: Sequence[Hashable],
+    pool_groups: Sequence[Hashable],
+    subjects: Sequence[str],
+    pool_subjects: Sequence[str],
+    rng: np.random.Generator,
+) -> Ints:
+    """For each probe, a random pool index of the same group but another subject; -1 where the pool has none.
+
+    A skull-blind model does as well with this skull as with the right one.
+    """
+    chosen = np.full(len(groups), -1)
+    for i, (group, subject) in enumerate(zip(groups, subjects, strict=True)):
+        pool = [
+            j
+            for j, (other, donor) in enumerate(zip(pool_groups, pool_subjects, strict=True))
+            if other == group and donor != subject
+        ]
+        if pool:
+            chosen[i] = rng.choice(pool)
+    return chosen
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Which levels of each attribute the training split has: the columns of the one-hot attribute matrix."""
+
+    levels: tuple[tuple[Hashable, ...], ...]
+
+    @classmethod
+    def of(cls, groups: Sequence[Group]) -> "Vocabulary":
+        return cls(tuple(tuple(sorted(set(column))) for column in zip(*groups, strict=True)))
+
+    def encode(self, groups: Sequence[Group]) -> NDArray[np.float32]:
+        """(N, number of levels) zeros and ones; a level not seen in training is all zeros."""
+        rows = [
+            [
+                float(value == level)
+                for value, column in zip(group, self.levels, strict=True)
+                for level in column
+            ]
+            for group in groups
+        ]
+        return np.asarray(rows, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Components:
+    """Principal components: mean (D,), axes (K, D) with unit rows, standard deviations (K,)."""
+
+    mean: Floats
+    axes: Floats
+    deviations: Floats
+
+    @classmethod
+    def fit(cls, rows: Floats, num: int) -> "Components":
+        """At most `num` components of rows (N, D), by the N x N Gram matrix (N is smaller than D here)."""
+        mean = rows.mean(axis=0)
+        centred = np.asarray(rows - mean, dtype=np.float64)
+        values, vectors = np.linalg.eigh(centred @ centred.T)
+        keep = np.argsort(values)[::-1][: min(num, len(rows) - 1)]
+        keep = keep[values[keep] > 1e-9 * values.max()]
+        scale = np.sqrt(values[keep])
+        return cls(mean, (vectors[:, keep] / scale).T @ centred, scale / np.sqrt(len(rows)))
+
+    def project(self, rows: Floats) -> Floats:
+        return (rows - self.mean) @ self.axes.T
+
+
+class Ridge:
+    """PCA + ridge: skull picture and attributes -> face picture. Linear, and hard to beat on synthetic heads."""
+
+    def __init__(self, skulls: Floats, attributes: Floats, faces: Floats, num_components: int = 300) -> None:
+        """Args: skulls and faces (N, D), attributes (N, A); num_components bounds both sides' components."""
+        self._skull = Components.fit(skulls, num_components)
+        self._face = Components.fit(faces, num_components)
+        inputs = self._inputs(skulls, attributes)
+        self._centre = inputs.mean(axis=0)
+        centred = inputs - self._centre
+        self._gram = centred.T @ centred
+        self._cross = centred.T @ self._face.project(faces)
+        self._num = len(inputs)
+
+    def _inputs(self, skulls: Floats, attributes: Floats) -> Floats:
+        # one scale for all skull components: whitening them would weigh noise like signal
+        return np.hstack([self._skull.project(skulls) / self._skull.deviations[0], attributes])
+
+    def predict(self, skulls: Floats, attributes: Floats, strength: float) -> Floats:
+        """Faces (P, D) for a ridge penalty `strength` >= 0 per training subject."""
+        penalty = strength * self._num * np.eye(len(self._gram))
+        weights = np.linalg.solve(
+            self._gram + penalty + 1e-9 * self._num * np.eye(len(self._gram)), self._cross
+        )
+        scores = (self._inputs(skulls, attributes) - self._centre) @ weights
+        return scores @ self._face.axes + self._face.mean
+
+
+def choose_ridge(
+    train: tuple[Floats, Floats, Floats],
+    valid: tuple[Floats, Floats, Floats],
+    strengths: Sequence[float] = (1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+    num_components: Sequence[int] = (60, 150, 300),
+) -> tuple[Ridge, float, dict[str, float]]:
+    """The ridge whose predictions have the smallest root mean square error on the validation split.
+
+    Args:
+        train, valid: (skulls, attributes, faces) each.
+
+    Returns:
+        The model, its penalty, and {"components", "strength", "valid_rms"}.
+    """
+    best: tuple[float, Ridge, float, int] | None = None
+    for num in num_components:
+        model = Ridge(*train, num_components=num)
+        for strength in strengths:
+            error = float(np.sqrt(((model.predict(valid[0], valid[1], strength) - valid[2]) ** 2).mean()))
+            if best is None or error < best[0]:
+                best = (error, model, strength, num)
+    if best is None:
+        raise ValueError("no ridge to choose from: strengths and num_components must not be empty")
+    error, model, strength, num = best
+    return model, strength, {"components": num, "strength": strength, "valid_rms": error}

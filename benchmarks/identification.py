@@ -1,0 +1,213 @@
+"""Closed-set identification: how often is the true face the gallery face nearest to the reconstruction?
+
+Pure functions of arrays. A *feature* is a face picture as grey in [0, 1], averaged over square blocks to
+`FEATURE_SIZE` px and flattened: (N, D) float32, D = FEATURE_SIZE**2. A *rank* is 1 for the nearest gallery face.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from math import lgamma
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+Ints = NDArray[np.integer]
+
+FEATURE_SIZE = 64
+BACKGROUND = 0.02  # grey below which a gallery face's pixel is background (the pictures' background is black)
+
+
+def picture_features(pictures: Floats, size: int = FEATURE_SIZE) -> NDArray[np.float32]:
+    """Block averages of grey pictures.
+
+    Args:
+        pictures: (N, H, W) or (N, H, W, C) in [0, 1]; channels are averaged. H and W must be multiples of `size`.
+
+    Returns:
+        (N, size * size) float32 in [0, 1].
+
+    Raises:
+        ValueError: where the shape does not divide into size x size blocks.
+    """
+    pictures = np.asarray(pictures, dtype=np.float32)
+    if pictures.ndim == 4:
+        pictures = pictures.mean(axis=-1)
+    if pictures.ndim != 3 or pictures.shape[1] % size or pictures.shape[2] % size:
+        raise ValueError(
+            f"pictures of shape {pictures.shape}: expected (N, H, W), H and W multiples of {size}"
+        )
+    num, height, width = pictures.shape
+    blocks = pictures.reshape(num, size, height // size, size, width // size)
+    return blocks.mean(axis=(2, 4)).reshape(num, size * size)
+
+
+def rms_distance(probes: Floats, gallery: Floats, mean: Floats) -> Floats:
+    """Root mean square difference over the whole picture, (P, G), in grey levels of [0, 1]. `mean` is not used."""
+    return np.sqrt(_mean_square(probes, gallery, np.ones_like(gallery)))
+
+
+def face_rms_distance(probes: Floats, gallery: Floats, mean: Floats) -> Floats:
+    """Root mean square difference inside each gallery face's own outline, (P, G). `mean` is not used."""
+    return np.sqrt(_mean_square(probes, gallery, (gallery > BACKGROUND).astype(gallery.dtype)))
+
+
+def mean_absolute_distance(probes: Floats, gallery: Floats, mean: Floats) -> Floats:
+    """Mean absolute difference over the whole picture, (P, G), in grey levels of [0, 1]. `mean` is not used."""
+    return np.stack([np.abs(gallery - probe).mean(axis=1) for probe in probes])
+
+
+def deviation_distance(probes: Floats, gallery: Floats, mean: Floats) -> Floats:
+    """1 - cosine between the two pictures' deviations from the mean training face `mean` (D,): (P, G) in [0, 2].
+
+    It asks in which direction a face differs from the average, not by how much: a reconstruction that is drawn
+    towards the average (as every estimate under uncertainty is) is not punished for it.
+    """
+    return 1 - _unit(probes - mean) @ _unit(gallery - mean).T
+
+
+DISTANCES: dict[str, Callable[[Floats, Floats, Floats], Floats]] = {
+    "rms": rms_distance,
+    "face_rms": face_rms_distance,
+    "mean_absolute": mean_absolute_distance,
+    "deviation": deviation_distance,
+}
+
+
+def _mean_square(probes: Floats, gallery: Floats, weights: Floats) -> Floats:
+    """Weighted mean square difference with one weight per gallery picture and pixel (G, D): (P, G)."""
+    p, g, w = (np.asarray(a, dtype=np.float64) for a in (probes, gallery, weights))
+    total = (p**2) @ w.T - 2 * p @ (w * g).T + (w * g**2).sum(axis=1)
+    return np.maximum(total, 0) / np.maximum(w.sum(axis=1), 1)
+
+
+def _unit(rows: Floats) -> Floats:
+    rows = np.asarray(rows, dtype=np.float64)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def ranks_of_truth(distances: Floats, truth: Ints) -> Ints:
+    """The rank of each probe's true gallery face; ties count against it.
+
+    Args:
+        distances: (P, G), smaller is nearer.
+        truth: (P,) index of each probe's own face in the gallery.
+
+    Returns:
+        (P,) int, 1 .. G.
+
+    Raises:
+        ValueError: where a distance is not finite or the shapes disagree.
+    """
+    if distances.ndim != 2 or truth.shape != distances.shape[:1]:
+        raise ValueError(f"distances {distances.shape} and truth {truth.shape}: expected (P, G) and (P,)")
+    if not np.isfinite(distances).all():
+        raise ValueError("distances hold values that are not finite: a reconstruction is broken")
+    own = distances[np.arange(len(truth)), truth]
+    return (distances <= own[:, None]).sum(axis=1)
+
+
+def rank1_in_smaller_gallery(ranks: Ints, gallery_size: int, smaller: int) -> Floats:
+    """Chance, per probe, of rank 1 had the gallery been `smaller` faces drawn from the full one (own face included).
+
+    With c = rank - 1 closer faces among the G - 1 others it is C(G - 1 - c, smaller - 1) / C(G - 1, smaller - 1):
+    exact, so galleries of different size can be compared without drawing any.
+
+    Returns:
+        (P,) in [0, 1].
+    """
+    if not 1 <= smaller <= gallery_size:
+        raise ValueError(f"smaller gallery of {smaller}: expected 1 .. {gallery_size}")
+    others, draw = gallery_size - 1, smaller - 1
+
+    def log_choose(n: int) -> float:
+        return lgamma(n + 1) - lgamma(draw + 1) - lgamma(n - draw + 1) if n >= draw else -np.inf
+
+    return np.exp([log_choose(others - (int(rank) - 1)) - log_choose(others) for rank in ranks])
+
+
+@dataclass(frozen=True)
+class Identification:
+    """Figures of one method. Fractions in [0, 1]; intervals are (2.5 %, 97.5 %) over probes, the gallery fixed."""
+
+    num_probes: int
+    gallery_size: int
+    rank1: float
+    rank1_interval: tuple[float, float]
+    rank5: float
+    rank1_of_50: float | None
+    mean_rank: float
+    rms: float
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def bootstrap_interval(values: Floats, rng: np.random.Generator, num: int = 4000) -> tuple[float, float]:
+    """95 % percentile interval of the mean of `values` (P,), probes drawn with replacement."""
+    draws = rng.integers(0, len(values), size=(num, len(values)))
+    low, high = np.percentile(np.asarray(values, dtype=np.float64)[draws].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def identify(
+    predictions: Floats, gallery: Floats, truth: Ints, mean: Floats, distance: str, seed: int = 0
+) -> tuple[Identification, Ints]:
+    """Figures of one method's predicted faces (P, D) against the gallery (G, D), and the rank of every probe (P,).
+
+    Raises:
+        ValueError: for a distance that does not exist.
+    """
+    if distance not in DISTANCES:
+        raise ValueError(f"distance {distance!r}: expected one of {', '.join(DISTANCES)}")
+    ranks = ranks_of_truth(DISTANCES[distance](predictions, gallery, mean), truth)
+    hits = ranks == 1
+    size = len(gallery)
+    of_50 = float(rank1_in_smaller_gallery(ranks, size, 50).mean()) if size >= 50 else None
+    figures = Identification(
+        num_probes=len(ranks),
+        gallery_size=size,
+        rank1=float(hits.mean()),
+        rank1_interval=bootstrap_interval(hits, np.random.default_rng(seed)),
+        rank5=float((ranks <= 5).mean()),
+        rank1_of_50=of_50,
+        mean_rank=float(ranks.mean()),
+        rms=float(np.sqrt(((predictions - gallery[truth]) ** 2).mean(axis=1)).mean()),
+    )
+    return figures, ranks
+
+
+def rank1_gain(ranks: Ints, control: Ints, seed: int = 0) -> tuple[float, float, float]:
+    """Rank-1 of one method minus a control's on the same probes: the gain and its 95 % interval (paired bootstrap)."""
+    difference = (ranks == 1).astype(np.float64) - (control == 1)
+    low, high = bootstrap_interval(difference, np.random.default_rng(seed))
+    return float(difference.mean()), low, high
+
+
+def markdown_table(
+    rows: Mapping[str, Identification], ranks: Mapping[str, Ints], reference: str | None
+) -> str:
+    """One line per method; with a `reference` method, its paired gain over every other one in the last column."""
+    head = ["method", "rank-1 [95 %]", "rank-1 of 50", "rank-5", "mean rank", "RMS"]
+    if reference is not None:
+        head.append(f"{reference} minus this [95 %]")
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name, row in rows.items():
+        low, high = row.rank1_interval
+        of_50 = "" if row.rank1_of_50 is None else f"{100 * row.rank1_of_50:.1f} %"
+        cells = [
+            name,
+            f"{100 * row.rank1:.1f} % [{100 * low:.0f}, {100 * high:.0f}]",
+            of_50,
+            f"{100 * row.rank5:.1f} %",
+            f"{row.mean_rank:.1f}",
+            f"{row.rms:.4f}",
+        ]
+        if reference is not None:
+            if name == reference:
+                cells.append("")
+            else:
+                gain, low, high = (100 * value for value in rank1_gain(ranks[reference], ranks[name]))
+                cells.append(f"{gain:+.1f} [{low:+.0f}, {high:+.0f}]")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)

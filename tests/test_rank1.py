@@ -1,0 +1,171 @@
+"""The identification measure and its baselines, on arrays whose answer is known."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.baselines import (
+    Components,
+    Ridge,
+    Vocabulary,
+    choose_ridge,
+    group_mean,
+    nearest_skull,
+    shuffle_within_groups,
+)
+from benchmarks.identification import (
+    DISTANCES,
+    bootstrap_interval,
+    identify,
+    markdown_table,
+    picture_features,
+    rank1_gain,
+    rank1_in_smaller_gallery,
+    ranks_of_truth,
+)
+
+NUM = 40
+
+
+@pytest.fixture
+def gallery() -> np.ndarray:
+    return np.random.default_rng(1).uniform(0.1, 0.9, (NUM, 64)).astype(np.float32)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_a_perfect_reconstruction_is_always_first(gallery, distance):
+    figures, ranks = identify(gallery, gallery, np.arange(NUM), gallery.mean(axis=0), distance)
+    assert (ranks == 1).all()
+    assert figures.rank1 == 1 and figures.rank1_interval == (1, 1) and figures.mean_rank == 1
+    assert figures.rms == 0
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_predictions_that_know_nothing_do_as_chance(gallery, distance):
+    rng = np.random.default_rng(2)
+    predictions = rng.uniform(0.1, 0.9, (2000, 64)).astype(np.float32)
+    truth = np.arange(2000) % NUM
+    figures, _ = identify(predictions, gallery, truth, gallery.mean(axis=0), distance)
+    assert figures.rank1 == pytest.approx(1 / NUM, abs=0.012)
+    assert figures.rank5 == pytest.approx(5 / NUM, abs=0.025)
+    assert figures.mean_rank == pytest.approx((NUM + 1) / 2, abs=1)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_distances_agree_with_their_definition(gallery, distance):
+    gallery[:, :20] = 0.0  # background
+    probes = gallery[:5] * 0.9 + 0.03
+    mean = gallery.mean(axis=0)
+
+    def definition(a: np.ndarray, b: np.ndarray) -> float:
+        if distance == "rms":
+            return float(np.sqrt(((a - b) ** 2).mean()))
+        if distance == "face_rms":
+            return float(np.sqrt(((a - b)[b > 0.02] ** 2).mean()))
+        if distance == "mean_absolute":
+            return float(np.abs(a - b).mean())
+        return float(1 - (a - mean) @ (b - mean) / np.linalg.norm(a - mean) / np.linalg.norm(b - mean))
+
+    expected = [[definition(a, b) for b in gallery] for a in probes]
+    np.testing.assert_allclose(DISTANCES[distance](probes, gallery, mean), expected, atol=1e-5)
+
+
+def test_ties_count_against_the_truth():
+    assert ranks_of_truth(np.zeros((2, 7)), np.array([0, 6])).tolist() == [7, 7]
+
+
+def test_a_broken_reconstruction_is_refused():
+    with pytest.raises(ValueError, match="not finite"):
+        ranks_of_truth(np.full((1, 3), np.nan), np.array([0]))
+
+
+def test_block_averages():
+    pictures = np.kron(np.arange(16.0).reshape(1, 4, 4), np.ones((1, 8, 8)))
+    np.testing.assert_allclose(picture_features(pictures, size=4), np.arange(16.0)[None])
+    coloured = np.stack([pictures, pictures + 3, pictures - 3], axis=-1)
+    np.testing.assert_allclose(picture_features(coloured, size=4), np.arange(16.0)[None])
+    with pytest.raises(ValueError, match="multiples of 5"):
+        picture_features(pictures, size=5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 30), st.integers(0, 2**16))
+def test_the_smaller_gallery_agrees_with_drawing_one(smaller, seed):
+    rng = np.random.default_rng(seed)
+    size, closer = 30, int(rng.integers(0, 30))
+    exact = rank1_in_smaller_gallery(np.array([closer + 1]), size, smaller)[0]
+    drawn = [(rng.permutation(size - 1)[: smaller - 1] >= closer).all() for _ in range(1500)]
+    assert exact == pytest.approx(np.mean(drawn), abs=0.06)
+
+
+def test_intervals_and_gain():
+    ranks = np.array([1] * 60 + [2] * 40)
+    low, high = bootstrap_interval(ranks == 1, np.random.default_rng(0))
+    assert 0.45 < low < 0.6 < high < 0.75  # +- 1.96 sqrt(0.6 * 0.4 / 100) = +- 0.096
+    gain, low, high = rank1_gain(ranks, np.full(100, 3))
+    assert gain == pytest.approx(0.6) and low < 0.6 < high
+    assert rank1_gain(ranks, ranks) == (0, 0, 0)
+
+
+def test_table_names_every_method_and_its_gain(gallery):
+    truth = np.arange(NUM)
+    rows, ranks = {}, {}
+    for name, predictions in {"model": gallery, "blind": np.roll(gallery, 1, axis=0)}.items():
+        rows[name], ranks[name] = identify(predictions, gallery, truth, gallery.mean(axis=0), "rms")
+    table = markdown_table(rows, ranks, "model")
+    assert "| model | 100.0 % [100, 100] |" in table
+    assert "| blind | 0.0 % [0, 0] |" in table and "+100.0 [+100, +100]" in table
+
+
+def test_nearest_skull_with_and_without_groups():
+    train = np.array([[0.0, 0.0], [1.0, 1.0], [0.1, 0.0]])
+    groups = [("male", 1, 4, "Asian"), ("male", 1, 4, "Asian"), ("female", 1, 4, "Asian")]
+    probe = np.array([[0.09, 0.0]])
+    assert nearest_skull(train, probe).tolist() == [2]
+    assert nearest_skull(train, probe, groups, [("male", 1, 4, "Asian")]).tolist() == [0]
+    # a group that does not exist falls back on its sex and age level
+    assert nearest_skull(train, probe, groups, [("male", 1, 2, "Asian")]).tolist() == [0]
+
+
+def test_group_mean_falls_back():
+    faces = np.array([[0.0], [1.0], [5.0]])
+    groups = [("male", 1, 4, "Asian"), ("male", 1, 3, "Asian"), ("female", 2, 4, "Asian")]
+    asked = [("male", 1, 3, "Asian"), ("male", 1, 1, "Asian"), ("other", 1, 1, "Asian")]
+    np.testing.assert_allclose(group_mean(faces, groups, asked)[:, 0], [1.0, 0.5, 2.0])
+
+
+def test_shuffling_keeps_the_group_and_changes_the_subject():
+    rng = np.random.default_rng(3)
+    groups = [("m", 1), ("m", 1), ("f", 1)]
+    chosen = shuffle_within_groups(groups, groups, ["a", "b", "c"], ["a", "b", "c"], rng)
+    assert chosen.tolist() == [1, 0, -1]
+
+
+def test_components_rebuild_their_rows():
+    rows = np.random.default_rng(4).normal(size=(12, 30))
+    components = Components.fit(rows, 100)
+    np.testing.assert_allclose(components.axes @ components.axes.T, np.eye(11), atol=1e-9)
+    np.testing.assert_allclose(components.project(rows) @ components.axes + components.mean, rows, atol=1e-9)
+    np.testing.assert_allclose(components.project(rows).std(axis=0), components.deviations, atol=1e-9)
+
+
+def test_ridge_finds_a_linear_map_and_shrinks_to_the_mean():
+    rng = np.random.default_rng(5)
+    skulls, attributes = rng.normal(size=(200, 40)), rng.integers(0, 2, (200, 3)).astype(float)
+    faces = skulls @ rng.normal(size=(40, 25)) + attributes @ rng.normal(size=(3, 25)) + 0.5
+    train, test = slice(0, 150), slice(150, 200)
+    split = [(skulls[s], attributes[s], faces[s]) for s in (train, test)]
+    ridge, strength, chosen = choose_ridge(split[0], split[1], num_components=(5, 60))
+    assert chosen["components"] == 60
+    np.testing.assert_allclose(
+        ridge.predict(skulls[test], attributes[test], strength), faces[test], atol=0.05
+    )
+    shrunk = Ridge(*split[0]).predict(skulls[test], attributes[test], 1e9)
+    np.testing.assert_allclose(shrunk, np.tile(faces[train].mean(axis=0), (50, 1)), atol=1e-4)
+
+
+def test_vocabulary_leaves_unseen_levels_blank():
+    groups = [("male", 1, 4, "Asian"), ("female", 3, 4, "Asian")]
+    vocabulary = Vocabulary.of(groups)
+    np.testing.assert_array_equal(vocabulary.encode([("female", 1, 5, "Asian")]), [[1, 0, 1, 0, 0, 1]])
