@@ -81,7 +81,7 @@ class Biometrics:
 
 
 def age_level(age: float) -> int:
-    """The prompt's level of an age in years: below 14 is 1, below 30 is 2, below 50 is 3, below 65 is 4, else 5."""
+    """The prompt's level of an age in years: 1 below 14, 2 below 30, 3 below 50, 4 below 65, else 5."""
     if not 0 <= age <= MAX_AGE:
         raise BiometricsError("age", age, f"a number of years from 0 to {MAX_AGE:g}")
     return 1 + sum(age >= start for start in _AGE_LEVEL_STARTS)

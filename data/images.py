@@ -18,8 +18,10 @@ MAX_PIXELS = 64_000_000
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 # What Pillow's decoders raise on damaged files, beside OSError.
-_BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError)
-_BROKEN += (struct.error, zlib.error, Image.DecompressionBombError)
+_BROKEN = (
+    *(OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError),
+    *(struct.error, zlib.error),
+)
 
 
 class ImageError(ValueError):
@@ -41,7 +43,7 @@ def read_image(path: str | os.PathLike[str], size: int = 256) -> tuple[np.ndarra
         looks odd (letterboxed, enlarged, one flat colour, ...); None if there is nothing to say.
 
     Raises:
-        ImageError: missing, empty, broken or gigantic (above 64 million px, told by the header before decoding).
+        ImageError: missing, empty, broken or gigantic (above 64 million px: told before decoding).
     """
     path = Path(path)
     if not path.is_file():

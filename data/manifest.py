@@ -38,7 +38,7 @@ _SHOWN = 20
 class Record:
     """One line of a manifest: a skull picture, its person, and what else is known.
 
-    ``source``, ``target``, ``landmarks`` and ``texture`` are the names as written (with ``/``); the ``*_path``
+    ``source``, ``target``, ``landmarks`` and ``texture`` are the names as written, with ``/``. The ``*_path``
     fields are the files they were found at. ``extra`` is the user's own, carried along and never looked at.
     """
 
@@ -98,7 +98,7 @@ def read_manifest(
     Args:
         path: the file, UTF-8 (a byte-order mark, Windows line ends, blank lines are fine), one object a line:
             ``{"source": "1_0.png", "target": "1_1.png", "body_mass": "1", "gender": "M", "age": 82}`` and
-            optionally ``ethnicity``, ``subject``, ``landmarks``, ``texture``, ``extra`` (the user's own object).
+            optionally ``ethnicity``, ``subject``, ``landmarks``, ``texture``, ``extra`` (the user's own).
         images_dir: the folder that holds the skulls' and the faces' folder. Default: ``pairedCS`` beside the
             manifest's folder, else in it, else the manifest's folder itself.
         skull_folder: name of the skulls' folder there. Default: the first of ``SKULL_FOLDERS`` that exists.
