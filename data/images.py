@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 MAX_PIXELS = 64_000_000
@@ -53,7 +53,7 @@ def read_image(path: str | os.PathLike[str], size: int = 256) -> tuple[np.ndarra
         raise ImageError(f"{path}: the file is empty (0 bytes); copy or export it again")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+            warnings.simplefilter("ignore")  # a lower size limit is ours; odd metadata is no matter
             with Image.open(path) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
@@ -66,8 +66,9 @@ def read_image(path: str | os.PathLike[str], size: int = 256) -> tuple[np.ndarra
     except Image.DecompressionBombError as error:
         raise ImageError(_too_large(path, str(error))) from error
     except _BROKEN as error:
+        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else _one_line(error)
         wanted = "expected a whole PNG, JPEG, TIFF, BMP or WebP file"
-        raise ImageError(f"{path}: cannot be read as a picture ({_one_line(error)}); {wanted}") from error
+        raise ImageError(f"{path}: cannot be read as a picture ({reason}); {wanted}") from error
 
     notes = [f"only the first of {frames} frames is used"] if frames > 1 else []
     planes = _planes(path, upright, notes)

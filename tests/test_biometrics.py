@@ -1,0 +1,78 @@
+"""The person's data: what is accepted, what is refused, and the one prompt."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.biometrics import BODY_MASS_WORDS, Biometrics, BiometricsError, age_level, prompt
+
+
+def test_prompt_is_the_published_sentence() -> None:
+    assert prompt(Biometrics("male", 43)) == "3D face scan,Asian male,age level 3,normal face."
+    other = Biometrics(sex="female", age=9.5, ethnicity="European", body_mass=1)
+    assert prompt(other) == "3D face scan,European female,age level 1,very thin face."
+
+
+@pytest.mark.parametrize(
+    ("age", "level"),
+    [(0, 1), (13.99, 1), (14, 2), (29.9, 2), (30, 3), (49, 3), (50, 4), (64.5, 4), (65, 5), (120, 5)],
+)
+def test_age_levels_begin_at_14_30_50_65(age: float, level: int) -> None:
+    assert age_level(age) == level
+
+
+@given(st.floats(0, 120), st.floats(0, 120))
+def test_age_level_never_falls_with_age(a: float, b: float) -> None:
+    assert age_level(min(a, b)) <= age_level(max(a, b))
+
+
+@pytest.mark.parametrize("sex", ["M", "m", "male", "MALE", " Male "])
+@pytest.mark.parametrize(
+    ("body_mass", "level"), [("1", 1), (4, 4), (5.0, 5), ("2.0", 2), ("Slightly  Fat", 5)]
+)
+@pytest.mark.parametrize("age", [43, 43.0, "43", " 43.0 "])
+def test_parse_reads_what_people_write(sex: str, body_mass: object, level: int, age: object) -> None:
+    parsed = Biometrics.parse(sex=sex, age=age, body_mass=body_mass)
+    assert parsed == Biometrics("male", 43.0, "Asian", level)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("sex", "x"), ("sex", ""), ("sex", 1), ("sex", None), ("sex", True),
+        ("age", -1), ("age", 121), ("age", "old"), ("age", float("nan")), ("age", "inf"), ("age", True), ("age", None),
+        ("body_mass", 0), ("body_mass", 6), ("body_mass", "6"), ("body_mass", 3.5), ("body_mass", "obese"),
+        ("body_mass", True), ("body_mass", [4]), ("body_mass", "nan"),
+        ("ethnicity", ""), ("ethnicity", "Asian,male"), ("ethnicity", "a\nb."), ("ethnicity", 3), ("ethnicity", None),
+    ],
+)  # fmt: skip
+def test_parse_refuses_and_names_the_field(field: str, value: object) -> None:
+    values: dict[str, object] = {"sex": "F", "age": 30, "body_mass": 4, "ethnicity": "Asian"} | {field: value}
+    with pytest.raises(BiometricsError, match=f"^{field}: got .*, expected ") as caught:
+        Biometrics.parse(**values)
+    assert caught.value.field == field
+
+
+def test_the_constructor_checks_too() -> None:
+    with pytest.raises(ValueError, match="sex"):
+        Biometrics("M", 40)
+    with pytest.raises(ValueError, match="body_mass"):
+        Biometrics("male", 40, body_mass=True)
+    with pytest.raises(ValueError, match="age"):
+        Biometrics("male", float("nan"))
+
+
+@given(
+    st.sampled_from(["male", "female"]),
+    st.floats(0, 120),
+    st.sampled_from(["Asian", "Sub-Saharan African", "東亞"]),
+    st.sampled_from(sorted(BODY_MASS_WORDS)),
+)
+def test_parse_keeps_valid_values_and_the_prompt_has_four_parts(
+    sex: str, age: float, ethnicity: str, level: int
+) -> None:
+    b = Biometrics(sex, age, ethnicity, level)
+    assert Biometrics.parse(sex=sex, age=age, body_mass=level, ethnicity=ethnicity) == b
+    assert len(prompt(b).split(",")) == 4

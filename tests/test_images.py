@@ -1,0 +1,183 @@
+"""Any sane picture is read; a broken, empty or gigantic one is refused in one line."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from data.images import ImageError, read_image, write_png
+
+RAMP = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
+
+
+def saved(path: Path, image: Image.Image, **options: object) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def test_grey_is_exact_and_has_no_note(tmp_path: Path) -> None:
+    picture, note = read_image(saved(tmp_path / "a.png", Image.fromarray(RAMP)))
+    assert (picture.shape, picture.dtype, note) == ((256, 256, 3), np.float32, None)
+    np.testing.assert_array_equal(np.rint(picture[..., 1] * 255), RAMP)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I"])
+def test_every_mode_gives_the_same_grey(tmp_path: Path, mode: str) -> None:
+    grey = np.where(RAMP > 127, 255, 0).astype(np.uint8)
+    if mode in ("I;16", "I"):
+        image = Image.fromarray(
+            grey.astype(np.uint16) * 257 if mode == "I;16" else grey.astype(np.int32) * 257
+        )
+    else:
+        image = Image.fromarray(grey).convert(mode)
+    suffix = ".tif" if mode in ("CMYK", "I") else ".png"
+    picture, note = read_image(saved(tmp_path / f"a{suffix}", image))
+    assert note is None
+    np.testing.assert_allclose(picture, np.repeat(grey[..., None] / 255, 3, axis=2), atol=1e-6)
+
+
+def test_sixteen_bit_keeps_its_range_and_a_12_bit_picture_is_told(tmp_path: Path) -> None:
+    deep = np.linspace(0, 65535, 256, dtype=np.uint16)[None].repeat(256, 0)
+    picture, note = read_image(saved(tmp_path / "a.png", Image.fromarray(deep)))
+    assert note is None
+    np.testing.assert_allclose(picture[..., 0], deep / 65535, atol=1e-6)
+    _, note = read_image(saved(tmp_path / "b.png", Image.fromarray(deep // 16)))
+    assert note is not None
+    assert "4095 of 65535" in note
+
+
+def test_transparency_is_laid_over_black(tmp_path: Path) -> None:
+    rgba = np.full((256, 256, 4), 255, np.uint8)
+    rgba[:, 128:, 3] = 0
+    picture, _ = read_image(saved(tmp_path / "a.png", Image.fromarray(rgba)))
+    assert picture[:, :128].min() == 1
+    assert picture[:, 128:].max() == 0
+
+
+def test_colours_stay_in_place(tmp_path: Path) -> None:
+    rgb = np.zeros((256, 256, 3), np.uint8)
+    rgb[..., 0] = 255
+    picture, _ = read_image(saved(tmp_path / "a.png", Image.fromarray(rgb)))
+    np.testing.assert_array_equal(picture[0, 0], [1, 0, 0])
+
+
+@given(width=st.integers(1, 600), height=st.integers(1, 600), size=st.sampled_from([32, 64]))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_letterboxed_for_every_shape(tmp_path: Path, width: int, height: int, size: int) -> None:
+    path = saved(tmp_path / "a.png", Image.new("L", (width, height), 255))
+    picture, note = read_image(path, size)
+    assert picture.shape == (size, size, 3)
+    assert ("letterboxed" in (note or "")) == (width != height)
+    assert ("enlarged" in (note or "")) == (max(width, height) < size)
+    covered = (picture[..., 0] > 0.5).sum()
+    assert covered == max(1, round(width * size / max(width, height))) * max(
+        1, round(height * size / max(width, height))
+    )
+    rows = np.flatnonzero(picture[..., 0].max(1))
+    assert abs(rows[0] - (size - 1 - rows[-1])) <= 1  # centred
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by 90 degrees
+    dark_left = Image.fromarray(np.where(RAMP > 127, 255, 0).astype(np.uint8))
+    picture, _ = read_image(saved(tmp_path / "a.jpg", dark_left, exif=exif))
+    assert picture[:100].mean() < 0.05
+    assert picture[-100:].mean() > 0.95
+
+
+def test_flat_pictures_and_further_frames_are_noted(tmp_path: Path) -> None:
+    _, note = read_image(saved(tmp_path / "a.png", Image.new("L", (256, 256), 0)))
+    assert note == "the picture is one flat colour"
+    frames = [Image.fromarray(RAMP), Image.fromarray(RAMP.T.copy())]
+    _, note = read_image(saved(tmp_path / "a.tif", frames[0], save_all=True, append_images=frames[1:]))
+    assert note == "only the first of 2 frames is used"
+
+
+def png_header(width: int, height: int) -> bytes:
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+
+
+@pytest.mark.parametrize("side", [8_001, 12_000, 60_000])
+def test_gigantic_is_refused_by_its_header(
+    tmp_path: Path, side: int, recwarn: pytest.WarningsRecorder
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png_header(side, side) + struct.pack(">I", 64) + b"IDAT" + b"\x00" * 64)
+    with pytest.raises(ImageError, match=r"a\.png: too large .*64 million px"):
+        read_image(path)
+    assert not recwarn.list
+
+
+def test_what_is_no_picture_is_refused_in_one_line(tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    Image.fromarray(RAMP).save(whole, "PNG")
+    cases = {
+        "empty.png": (b"", "empty"),
+        "text.png": (b"hello, this is a text", "cannot be read as a picture"),
+        "cut.png": (whole.getvalue()[:200], "cannot be read as a picture"),
+        "dicom.dcm": (b"\0" * 128 + b"DICM" + b"\0" * 64, "cannot be read as a picture"),
+    }
+    for name, (content, message) in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ImageError, match=message) as caught:
+            read_image(tmp_path / name)
+        assert "\n" not in str(caught.value)
+        assert name in str(caught.value)
+    with pytest.raises(ImageError, match="does not exist"):
+        read_image(tmp_path / "none.png")
+    with pytest.raises(ImageError, match="is a folder"):
+        read_image(tmp_path)
+    with pytest.raises(ImageError, match="floating-point"):
+        read_image(saved(tmp_path / "f.tif", Image.fromarray(RAMP.astype(np.float32))))
+    with pytest.raises(ImageError, match="values from -5"):
+        read_image(saved(tmp_path / "i.tif", Image.fromarray(RAMP.astype(np.int32) - 5)))
+
+
+@given(st.sampled_from(["PNG", "JPEG", "TIFF", "BMP", "GIF"]), st.data())
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_files_are_read_or_refused_never_worse(
+    tmp_path: Path, kind: str, data: st.DataObject
+) -> None:
+    whole = io.BytesIO()
+    Image.fromarray(RAMP[:64, :64]).save(whole, kind)
+    content = bytearray(whole.getvalue())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path / "a"
+    path.write_bytes(content[: data.draw(st.integers(1, len(content)))])
+    try:
+        picture, _ = read_image(path, 32)
+    except ImageError:
+        return
+    assert picture.shape == (32, 32, 3)
+    assert 0 <= picture.min() <= picture.max() <= 1
+
+
+def test_written_png_holds_the_pixels_and_the_text(tmp_path: Path) -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    write_png(tmp_path / "a.png", rgb, {"prompt": "x", "name": "颅骨"})
+    with Image.open(tmp_path / "a.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), rgb)
+        assert (image.info["prompt"], image.info["name"]) == ("x", "颅骨")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    write_png(tmp_path / "a.png", RAMP)
+    before = (tmp_path / "a.png").read_bytes()
+    with pytest.raises(ValueError, match="expected uint8"):
+        write_png(tmp_path / "a.png", RAMP / 255)
+    with pytest.raises((ValueError, TypeError, AttributeError)):
+        write_png(tmp_path / "a.png", RAMP, {"": "no keyword", "k" * 100: 3})
+    assert (tmp_path / "a.png").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

@@ -1,0 +1,253 @@
+"""Manifests as people write them: what is read, and what is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.images import write_png
+from data.manifest import ManifestError, Problem, Record, read_manifest, relocate
+
+
+def row(i: int = 0, **changes: Any) -> dict[str, Any]:
+    """A good line; a change to None removes the field."""
+    fields = {
+        "source": f"{i}_0.png",
+        "target": f"{i}_1.png",
+        "body_mass": "1",
+        "gender": "M",
+        "age": 82,
+    } | changes
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("set")
+    for folder in ("pairedCS/skull", "pairedCS/craniofacial", "pairedCS/landmarks", "split_data"):
+        (root / folder).mkdir(parents=True)
+    for i in range(4):
+        write_png(root / f"pairedCS/skull/{i}_0.png", np.zeros((4, 4), np.uint8))
+        write_png(root / f"pairedCS/craniofacial/{i}_1.png", np.zeros((4, 4), np.uint8))
+    (root / "pairedCS/landmarks/0.json").write_text("{}")
+    return root
+
+
+def read(root: Path, *rows: dict[str, Any] | str, **options: Any) -> list[Record]:
+    path = root / "split_data" / "some.json"
+    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows), encoding="utf-8")
+    return read_manifest(path, **options)
+
+
+def problems(root: Path, *rows: dict[str, Any] | str, **options: Any) -> list[str]:
+    with pytest.raises(ManifestError) as caught:
+        read(root, *rows, **options)
+    assert str(caught.value).startswith(str(root))
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_reads_the_published_line(root: Path) -> None:
+    (record,) = read(root, row())
+    assert (record.source, record.target, record.line, record.subject) == ("0_0.png", "0_1.png", 1, "0_0")
+    assert (record.biometrics.sex, record.biometrics.age, record.biometrics.body_mass) == ("male", 82.0, 1)
+    assert record.biometrics.ethnicity == "Asian"
+    assert not record.ethnicity_given
+    assert record.skull_path == root / "pairedCS/skull/0_0.png"
+    assert record.face_path == root / "pairedCS/craniofacial/0_1.png"
+    assert record.landmarks is None
+    assert record.texture is None
+
+
+def test_reads_the_optional_fields(root: Path) -> None:
+    extras = {"landmarks": "landmarks/0.json", "texture": "2_1.png", "subject": 7, "extra": {"site": "A"}}
+    (record,) = read(root, row(ethnicity="European", **extras))
+    assert record.landmarks_path == root / "pairedCS/landmarks/0.json"
+    assert record.texture_path == root / "pairedCS/craniofacial/2_1.png"
+    assert (record.subject, record.extra, record.biometrics.ethnicity) == ("7", {"site": "A"}, "European")
+    assert record.ethnicity_given
+
+
+def test_byte_order_mark_windows_line_ends_and_blank_lines(root: Path) -> None:
+    path = root / "split_data" / "windows.json"
+    lines = [json.dumps(row(0)), "", json.dumps(row(1)), "   ", ""]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    assert [record.line for record in read_manifest(path)] == [1, 3]
+
+
+def test_backslashes_in_names(root: Path) -> None:
+    (record,) = read(root, row(landmarks="landmarks\\0.json"))
+    assert record.landmarks == "landmarks/0.json"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gender": "X"}, "gender: got 'X'; expected M, F, male or female"),
+        ({"age": "old"}, "age: got 'old'; expected a number of years from 0 to 120"),
+        ({"body_mass": 9}, "body_mass: got 9; expected a level from 1 to 5"),
+        ({"ethnicity": "a,b"}, "ethnicity: got 'a,b'; expected a word"),
+        ({"gender": None}, "gender: is missing; give 'M' or 'F'"),
+        ({"body_mass": ""}, "body_mass: is missing; give a level"),
+        ({"source": None}, "source: is missing"),
+        ({"target": None}, "target: is missing"),
+        ({"source": 3}, "source: got 3; give a file name as text"),
+        ({"source": "../0_0.png"}, "source: got '../0_0.png'; give a name within the pictures' folder"),
+        ({"source": "C:\\x.png"}, "give a name within the pictures' folder"),
+        ({"source": "9_0.png"}, "pairedCS/skull/9_0.png; mend the name"),
+        ({"landmarks": "9.json"}, "landmarks: no file "),
+        ({"gendre": "M"}, "gendre: is no field of a manifest; did you mean 'gender'?"),
+        ({"Sex": "M"}, "Sex: is no field of a manifest; did you mean 'gender'?"),
+        ({"bmi": 22}, "bmi: is no field of a manifest; did you mean 'body_mass'?"),
+        ({"prompt": "a face"}, "prompt: is no field of a manifest; leave it out"),
+        ({"zzz": 1}, "zzz: is no field of a manifest; known: source, target"),
+        ({"subject": [1]}, "subject: got [1]"),
+        ({"extra": 4}, "extra: got 4; give an object"),
+    ],
+)
+def test_says_line_field_value_and_remedy(root: Path, change: dict[str, Any], message: str) -> None:
+    (problem,) = problems(root, row(1), row(0, **change))
+    assert problem.startswith("line 2: ")
+    assert message in problem.replace("\\", "/") or message in problem
+
+
+def test_collects_all_problems_and_shows_twenty(root: Path) -> None:
+    found = problems(root, row(0, gender="X", age=-1, body_mass=0, ethnicity="", source="9.png"))
+    assert sorted(text.split(": ")[1] for text in found) == [
+        "age",
+        "body_mass",
+        "ethnicity",
+        "gender",
+        "source",
+    ]
+    with pytest.raises(ManifestError) as caught:
+        read(root, *[row(0, source=f"missing{i}.png") for i in range(33)])
+    assert len(caught.value.problems) == 33
+    message = str(caught.value).splitlines()
+    assert len(message) == 22
+    assert "33 problems" in message[0]
+    assert message[-1] == "  ... and 13 more"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no records"),
+        ("\n \n", "holds no records"),
+        (json.dumps([row(0), row(1)]), "is one JSON array"),
+        (json.dumps([row(0)], indent=2), "is one JSON array"),
+        (json.dumps(row(0), indent=2), "has objects spread over lines"),
+        (json.dumps(row(0)) + ",", "is not valid JSON"),
+        ("{'source': '0_0.png'}", "is not valid JSON"),
+        ('"source"', "is a JSON str"),
+        ('{"source": "0_0.png", "source": "1_0.png"}', "source: stands twice"),
+        ("[" * 100_000, "is one JSON array"),
+        ('{"a":' * 100_000, "is not valid JSON"),
+    ],
+)
+def test_files_that_are_not_json_lines(root: Path, text: str, message: str) -> None:
+    assert message in problems(root, text)[0]
+
+
+def test_the_remedy_for_an_array_works(root: Path, tmp_path: Path) -> None:
+    import shlex
+    import subprocess
+    import sys
+
+    array = tmp_path / "array.json"
+    array.write_text(json.dumps([row(0), row(1)], indent=1))
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(array)
+    command = shlex.split(caught.value.problems[0].remedy.partition(": ")[2])
+    out = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True, check=True).stdout
+    assert len(read(root, out)) == 2
+
+
+def test_other_encodings_missing_files_and_folders(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.json"
+    path.write_bytes(json.dumps(row()).encode("utf-16"))
+    with pytest.raises(ManifestError, match="UTF-16"):
+        read_manifest(path)
+    path.write_bytes(b'{"a": 1}\n{"b": "\xe9"}')
+    with pytest.raises(ManifestError, match=r"line 2: .*not UTF-8"):
+        read_manifest(path)
+    with pytest.raises(ManifestError, match="does not exist"):
+        read_manifest(tmp_path / "none.json")
+    with pytest.raises(ManifestError, match="is a folder"):
+        read_manifest(tmp_path)
+    with pytest.raises(ManifestError, match="images_dir"):
+        read_manifest(root / "split_data" / "some.json", tmp_path / "none")
+
+
+def test_a_pair_listed_twice_is_refused_but_a_skull_with_two_faces_is_not(root: Path) -> None:
+    assert "already on line 1" in problems(root, row(0), row(1), row(0, age=20))[0]
+    assert len(read(root, row(0), row(0, target="1_1.png"))) == 2
+    alone = row(0, target=None)
+    assert "already on line 1" in problems(root, alone, alone, need_target=False)[0]
+    assert len(read(root, alone, alone | {"age": 20}, need_target=False)) == 2
+
+
+def test_overrides_are_laid_over_every_line(root: Path) -> None:
+    bare = {"source": "0_0.png"}
+    (record,) = read(
+        root, bare, need_target=False, overrides={"gender": "F", "age": 30, "body_mass": 4, "ethnicity": None}
+    )
+    assert (record.biometrics.sex, record.biometrics.age, record.face_path) == ("female", 30.0, None)
+    assert read(root, row(), overrides={"age": 20})[0].biometrics.age == 20.0
+    assert "age: got 300" in problems(root, row(), overrides={"age": 300})[0]
+
+
+@pytest.mark.parametrize(
+    ("skulls", "faces"), [("skulls", "Craniofacial"), ("Skull", "faces"), ("Skulls", "face")]
+)
+def test_the_spellings_in_use_are_found(tmp_path: Path, skulls: str, faces: str) -> None:
+    write_pair(tmp_path / "pairedCS", skulls, faces)
+    (tmp_path / "split_data").mkdir()
+    (record,) = read(tmp_path, row())
+    assert record.skull_path.parent.name == skulls
+    assert record.face_path is not None
+    assert record.face_path.parent.name == faces
+
+
+def test_folder_names_can_be_given_and_records_moved(tmp_path: Path) -> None:
+    write_pair(tmp_path / "a", "bones", "skins")
+    (tmp_path / "split_data").mkdir()
+    folders = {"skull_folder": "bones", "face_folder": "skins"}
+    records = read(tmp_path, row(), images_dir=tmp_path / "a", **folders)
+    (tmp_path / "a").rename(tmp_path / "b")
+    (moved,) = relocate(records, tmp_path / "b", **folders)
+    assert moved.skull_path == tmp_path / "b/bones/0_0.png"
+    with pytest.raises(ManifestError, match="line 1: source: no file"):
+        relocate(records, tmp_path / "split_data")
+
+
+def write_pair(root: Path, skulls: str, faces: str) -> None:
+    for folder, name in ((skulls, "0_0.png"), (faces, "0_1.png")):
+        (root / folder).mkdir(parents=True)
+        write_png(root / folder / name, np.zeros((4, 4), np.uint8))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=4,
+)
+names = st.sampled_from(
+    ["source", "target", "gender", "age", "body_mass", "ethnicity", "subject", "landmarks", "extra"]
+)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(names | st.text(max_size=6), json_values, max_size=6))
+def test_any_object_is_read_or_told(root: Path, changes: dict[str, Any]) -> None:
+    told: list[Problem] = []
+    try:
+        assert read(root, json.dumps(row() | changes))[0].skull_path.is_file()
+    except ManifestError as error:
+        told = error.problems
+    assert all(problem.line == 1 and problem.remedy for problem in told)
