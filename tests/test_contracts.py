@@ -1,0 +1,217 @@
+"""What the repository promises about itself: layers, sizes, documents that match the code, no machine's paths."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("ldm", "cldm", "muti_control", "data")
+ALLOWED = {  # which of the packages each may import
+    "ldm": {"ldm"},
+    "cldm": {"ldm", "cldm"},
+    "muti_control": {"ldm", "cldm", "muti_control", "data"},
+    "data": {"data"},
+}
+ABOVE = {"train", "sample", "tool_add_control", "benchmarks", "tests"}  # what no package may import
+FOLDERS = (*PACKAGES, "benchmarks", "tests", "configs", "models", ".ci")
+TEXT = {".py", ".md", ".yaml", ".yml", ".toml", ".json", ".txt", ".cfg", ".sh", ""}
+
+
+def sources() -> list[Path]:
+    """Every Python file of ours."""
+    return sorted(
+        [*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))]
+    )
+
+
+def text_files() -> list[Path]:
+    """Every text file of ours."""
+    inside = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
+    return sorted(
+        path
+        for path in [*ROOT.glob("*"), *ROOT.glob(".*"), *inside]
+        if path.is_file() and path.suffix in TEXT and "__pycache__" not in path.parts
+        and "results" not in path.parts and path.name != ".git"
+    )  # fmt: skip
+
+
+def imported(path: Path) -> Iterator[tuple[str, int]]:
+    """Top-level names a file imports, with the line; relative imports count as the file's own package."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.split(".")[0], node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            name = path.relative_to(ROOT).parts[0] if node.level else (node.module or "").split(".")[0]
+            yield name, node.lineno
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_layers_point_one_way(package):
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in (ROOT / package).rglob("*.py")
+        for name, line in imported(path)
+        if name in ABOVE or (name in PACKAGES and name not in ALLOWED[package])
+    ]
+    assert not wrong, wrong
+    assert list((ROOT / package).rglob("*.py"))
+
+
+def test_no_drawer_modules_and_no_endless_files():
+    files = sources()
+    assert len(files) > 20
+    assert not [path for path in files if path.stem in ("util", "utils", "helpers", "misc", "common")]
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in files
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 500
+    }
+    assert not long, f"more than 500 lines: {long}"
+
+
+def test_no_paths_of_a_machine_and_nothing_outside_the_repository():
+    roots = "|".join(("work", "root", "home", "Users", "tmp", "mnt", "var/tmp"))
+    machine = re.compile(rf"(?<![\w./~$}}-])/(?:{roots})/")
+    outside = re.compile(r"\.\./" + "shared")
+    wrong = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}"
+        for path in text_files()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if machine.search(line) or outside.search(line)
+    ]
+    assert not wrong, wrong
+
+
+def test_no_unsafe_loading():
+    calls = re.compile(
+        r"strict\s*=\s*" + "False|weights_only\\s*=\\s*" + "False|pickle\\.load|yaml\\.load\\("
+    )
+    wrong = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in sources()
+        if path.parent.name != "tests"
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if calls.search(line)
+    ]
+    assert not wrong, wrong
+
+
+def _project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_conda_environment_has_the_ranges_of_pyproject():
+    project = _project()
+    environment = yaml.safe_load((ROOT / "environment.yaml").read_text(encoding="utf-8"))
+    conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    assert sorted(pip) == sorted(project["dependencies"] + project["optional-dependencies"]["cohort"])
+    assert f"python{project['requires-python']}" in conda
+
+
+def test_every_dependency_is_imported_somewhere_and_none_is_forgotten():
+    names = {  # distribution -> module, where they differ
+        "pytorch-lightning": "pytorch_lightning",
+        "open_clip_torch": "open_clip",
+        "pillow": "PIL",
+        "opencv-python-headless": "cv2",
+        "scikit-image": "skimage",
+    }
+    project = _project()
+    listed = [re.split(r"[<>=!~ ]", requirement)[0] for requirement in project["dependencies"]]
+    runtime = {names.get(name, name) for name in listed}
+    product = [path for path in sources() if path.relative_to(ROOT).parts[0] not in ("tests", "benchmarks")]
+    used = {name for path in product for name, _ in imported(path)}
+    by_name_only = {"tensorboard"}  # Lightning's logger finds it
+    assert runtime - by_name_only <= used, "listed but never imported"
+    known = runtime | {"embreex", "scipy"} | set(PACKAGES) | ABOVE | {"omegaconf", "yaml"}
+    third_party = {
+        name for name in used if name not in known and importlib.util.find_spec(name) and not _standard(name)
+    }
+    assert not third_party, "imported but not listed in pyproject.toml"
+
+
+def _standard(name: str) -> bool:
+    import sys
+
+    return name in sys.stdlib_module_names
+
+
+# ---------------------------------------------------------------- documents
+def documents() -> list[Path]:
+    return [path for path in text_files() if path.suffix == ".md"]
+
+
+def commands(path: Path) -> Iterator[str]:
+    """Command lines in a document: lines of fenced blocks and `code spans` that start like one."""
+    text = path.read_text(encoding="utf-8")
+    fenced = re.findall(r"^```[a-z]*\n(.*?)^```", text, flags=re.S | re.M)
+    lines = [line for block in fenced for line in re.sub(r"\\\n\s*", " ", block).splitlines()]
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
+    for line in [*lines, *spans]:
+        line = line.strip().removeprefix("$ ").split("  #")[0].strip()
+        line = line.removeprefix(".venv/bin/")
+        if re.match(r"(make|python)( |$)", line):
+            yield line
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
+
+
+def test_make_help_lists_every_target():
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    described = set(re.findall(r"^([a-z]+):.*## ", text, flags=re.M))
+    phony = set(re.search(r"^\.PHONY: (.*)$", text, flags=re.M).group(1).split())
+    assert described == phony == make_targets()
+
+
+def test_every_command_in_the_documents_exists():
+    seen = [(path, line) for path in documents() for line in commands(path)]
+    assert {"make demo", "make test"} <= {line for path, line in seen if path.name == "README.md"}
+    wrong = [f"{path.relative_to(ROOT)}: `{line}`: {why}" for path, line in seen if (why := problem(line))]
+    assert not wrong, "\n".join(wrong)
+
+
+def problem(line: str) -> str | None:
+    """What is wrong with a documented command, if anything."""
+    words = shlex.split(line.split(" && ")[0].split(" | ")[0])
+    if words[0] == "make":
+        unknown = [word for word in words[1:] if "=" not in word and word not in make_targets()]
+        return f"no target {unknown}" if unknown else None
+    rest = words[1:]
+    if rest and rest[0] == "-m":
+        module = rest[1].split(".")[0]
+        if not (ROOT / module).is_dir():  # pip, venv and the like
+            return None
+        target = ROOT / Path(*rest[1].split("."))
+        if not target.with_suffix(".py").is_file() and not (target / "__main__.py").is_file():
+            return f"no module {rest[1]}"
+        rest = rest[2:]
+    elif rest and rest[0].endswith(".py"):
+        if not (ROOT / rest[0]).is_file():
+            return f"no script {rest[0]}"
+        rest = rest[1:]
+    missing = [
+        word for word in rest if word.endswith(".yaml") and "=" not in word and not (ROOT / word).is_file()
+    ]
+    return f"no file {missing}" if missing else None
+
+
+def test_links_in_the_documents_lead_somewhere():
+    wrong = [
+        f"{path.relative_to(ROOT)}: {link}"
+        for path in documents()
+        for link in re.findall(r"\]\(([^)#\s]+)\)", path.read_text(encoding="utf-8"))
+        if "://" not in link and not (path.parent / link).exists()
+    ]
+    assert not wrong, wrong
