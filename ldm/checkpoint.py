@@ -12,6 +12,7 @@ import pickle
 import re
 import shutil
 import subprocess
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -158,7 +159,8 @@ def _read_safetensors(path: Path, mmap: bool) -> tuple[dict[str, Tensor], dict[s
 
 def _read_pickle(path: Path, kind: str, mmap: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        with torch.serialization.safe_globals(list(_INERT_GLOBALS)):
+        with torch.serialization.safe_globals(list(_INERT_GLOBALS)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch muses about pickle protocols
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and kind == "zip")
     except MemoryError:
         raise
@@ -283,6 +285,8 @@ def _own_storage(value: Tensor) -> Tensor:
 
     Without this, a view would drag its whole storage (a mapped file, say) into the pickle.
     """
+    if not value.numel():
+        return torch.empty(value.shape, dtype=value.dtype)
     flat = value.detach().cpu().contiguous().reshape(-1)
     return torch.from_numpy(flat.view(torch.uint8).numpy()).view(value.dtype).reshape(value.shape)
 
@@ -364,7 +368,8 @@ def load_strict(
     may_add = [re.compile(pattern) for pattern in allow_unexpected]
 
     report = LoadReport()
-    missing, unexpected = [], []
+    missing: list[str] = []
+    unexpected: list[str] = []
     for key, value in own.items():
         if key not in given:
             allowed = any(pattern.search(prefix + key) for pattern in may_lack)

@@ -40,6 +40,14 @@ class TextConfig:
     max_length: int = 77
     intermediate: int = 3072
 
+    def validate(self) -> None:
+        """Raises ValueError for a size that is not positive or heads that do not divide the width."""
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"cond_stage: {name} must be positive, got {value}")
+        if self.width % self.heads:
+            raise ValueError(f"cond_stage: heads={self.heads} does not divide width={self.width}")
+
 
 @lru_cache(maxsize=1)
 def _bpe() -> Any:
@@ -138,13 +146,7 @@ class FrozenCLIPEmbedder(nn.Module):
             ValueError: a size is not positive or `heads` does not divide `width`.
         """
         super().__init__()
-        for name, value in vars(cfg).items():
-            if value < 1:
-                raise ValueError(f"TextConfig.{name} must be positive, got {value}")
-        if cfg.width % cfg.heads:
-            raise ValueError(
-                f"TextConfig.heads must divide width, got width {cfg.width} and {cfg.heads} heads"
-            )
+        cfg.validate()
         self.cfg = cfg
         self.transformer = _TextTransformer(cfg)
 
