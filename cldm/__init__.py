@@ -1,0 +1,1 @@
+"""The control network, controlled sampling and guidance."""

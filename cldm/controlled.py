@@ -1,0 +1,127 @@
+"""Latent diffusion with a ControlNet, and loading it from one file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+
+from cldm.controlnet import ControlNet
+from ldm.checkpoint import SD_OPTIONAL, CheckpointError, load_strict, read_state_dict
+from ldm.latent_diffusion import LatentDiffusion, ModelConfig
+from ldm.schedule import schedule_buffers
+
+SD15_CONFIG = Path(__file__).resolve().parent.parent / "models" / "cldm_v15.yaml"
+
+
+class ControlledLatentDiffusion(LatentDiffusion):
+    """Skull and text -> face. ``state_dict`` has the keys of a public ControlNet checkpoint."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__(cfg)
+        self.control_model = ControlNet(cfg.unet, cfg.control)
+        # Unused here, but part of the public file (a per-step loss weight that training never changed).
+        self.register_buffer("logvar", torch.zeros(cfg.schedule.num_timesteps))
+
+    def encode_hint(self, skull: Tensor) -> Tensor:
+        """Skull pictures (B, 3, H, W) in [0, 1] -> hint (B, model_channels, H/8, W/8)."""
+        return self.control_model.encode_hint(skull.to(self.dtype))
+
+    def eps(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        context: Tensor,
+        hint: Tensor | None,
+        control_scales: Sequence[float] | None = None,
+    ) -> Tensor:
+        """Predicted noise (B, 4, h, w); without a hint, the base model's.
+
+        x_t: (B, 4, h, w); t: (B,) steps; context: (B, 77, context_dim); hint: of :meth:`encode_hint`;
+        control_scales: one factor per residual (``cfg.unet.num_control_outputs`` of them), all 1 if None.
+        """
+        x = x_t.to(self.dtype)
+        if hint is None:
+            return self.unet(x, t, context)
+        control = self.control_model(x, t, context, hint)
+        if control_scales is not None:
+            control = [c * scale for c, scale in zip(control, control_scales, strict=True)]
+        return self.unet(x, t, context, control)
+
+
+def load_model_config(path: str | Path) -> ModelConfig:
+    """Read a ModelConfig from YAML.
+
+    Raises:
+        ValueError: the file is missing, or a key is unknown or of the wrong type (the message names it).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"model config {path} not found; expected a YAML file such as models/cldm_v15.yaml")
+    return _to_model_config(OmegaConf.load(path), str(path))
+
+
+def model_config_from_metadata(metadata: dict[str, str]) -> ModelConfig | None:
+    """The ModelConfig a checkpoint of ours carries, or None for a foreign file."""
+    if "config" not in metadata:
+        return None
+    return _to_model_config(OmegaConf.create(json.loads(metadata["config"])), "checkpoint metadata")
+
+
+def _to_model_config(node: object, origin: str) -> ModelConfig:
+    try:
+        cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), node))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{origin}: {str(error).splitlines()[0]}") from error
+    assert isinstance(cfg, ModelConfig)
+    cfg.validate()
+    return cfg
+
+
+def model_metadata(cfg: ModelConfig) -> dict[str, str]:
+    """The metadata entry that :func:`model_config_from_metadata` reads back."""
+    return {"format": "iccr-diff", "config": json.dumps(OmegaConf.to_container(OmegaConf.structured(cfg)))}
+
+
+def load_model(
+    path: str | Path,
+    config: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[ControlledLatentDiffusion, dict[str, str]]:
+    """Build the model a checkpoint file describes and fill it.
+
+    Without ``config`` the architecture is the one in the file's metadata, or SD1.5's for a foreign file.
+    The model comes in evaluation mode, channels-last, with gradients switched off on its parameters.
+
+    Raises:
+        CheckpointError: missing or unreadable file, or weights that do not fit the architecture.
+        ValueError: bad config.
+    """
+    state, metadata = read_state_dict(path)
+    cfg = load_model_config(config) if config is not None else model_config_from_metadata(metadata)
+    if cfg is None:
+        cfg = load_model_config(SD15_CONFIG)
+    if not any(key.startswith("control_model.") for key in state):
+        raise CheckpointError(
+            f"{path} holds no control_model.* weights, so it cannot read a skull; "
+            f"add a control network first: python tool_add_control.py {path} OUT"
+        )
+    with torch.device("meta"):
+        model = ControlledLatentDiffusion(cfg)
+    model = model.to_empty(device="cpu")
+    load_strict(model, state, allow_missing=SD_OPTIONAL, allow_unexpected=SD_OPTIONAL)
+    model = model.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+    restore_buffers(model)
+    return model.eval().requires_grad_(False), metadata
+
+
+def restore_buffers(model: LatentDiffusion) -> None:
+    """Recompute the schedule's buffers in float32, whatever the file held and the model was cast to."""
+    for name, value in schedule_buffers(model.cfg.schedule).items():
+        setattr(model, name, value.to(model.alphas_cumprod.device))

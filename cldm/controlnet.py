@@ -1,0 +1,54 @@
+"""The ControlNet: a trainable copy of the UNet's encoder that reads a condition picture.
+
+Source: Zhang et al. 2023, arXiv 2302.05543, with the parameter names of its public checkpoints.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ldm.attention import zero_module
+from ldm.latent_diffusion import ControlConfig
+from ldm.unet import UNetConfig, UNetEncoder
+
+
+def hint_encoder(cfg: ControlConfig, out_channels: int) -> nn.Sequential:
+    """Condition picture (B, C, H, W) -> (B, out_channels, H/8, W/8); the last layer starts at zero."""
+    if len(cfg.hint_widths) != 7:
+        raise ValueError(f"control: got {len(cfg.hint_widths)} hint_widths, expected 7")
+    widths = [cfg.hint_channels, *cfg.hint_widths]
+    strides = (1, 1, 2, 1, 2, 1, 2)
+    layers: list[nn.Module] = []
+    for a, b, stride in zip(widths[:-1], widths[1:], strides, strict=True):
+        layers += [nn.Conv2d(a, b, 3, padding=1, stride=stride), nn.SiLU()]
+    return nn.Sequential(*layers, zero_module(nn.Conv2d(widths[-1], out_channels, 3, padding=1)))
+
+
+class ControlNet(UNetEncoder):
+    """Residuals for the UNet's skips and middle from a noised latent and an encoded condition.
+
+    Every path out starts with a zero layer, so a fresh ControlNet changes nothing.
+    """
+
+    def __init__(self, unet: UNetConfig, control: ControlConfig) -> None:
+        super().__init__(unet)
+        self.input_hint_block = hint_encoder(control, unet.model_channels)
+        self.zero_convs = nn.ModuleList(
+            nn.Sequential(zero_module(nn.Conv2d(ch, ch, 1))) for ch in self.skip_channels
+        )
+        ch = self.skip_channels[-1]
+        self.middle_block_out = nn.Sequential(zero_module(nn.Conv2d(ch, ch, 1)))
+
+    def encode_hint(self, skull: Tensor) -> Tensor:
+        """Skull picture (B, 3, H, W) in [0, 1] -> hint (B, model_channels, H/8, W/8). It does not depend on t."""
+        return self.input_hint_block(skull)
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor, hint: Tensor) -> list[Tensor]:
+        """The ``num_control_outputs`` residuals, in the UNet's encoder order, middle last.
+
+        x: (B, 4, h, w) noised latent; t: (B,) steps; context: (B, M, context_dim);
+        hint: (B, model_channels, h, w) from :meth:`encode_hint`.
+        """
+        skips, middle = self.encode(x, self.embed_time(t, x.dtype), context, hint)
+        residuals = [conv(h) for conv, h in zip(self.zero_convs, skips, strict=True)]
+        return [*residuals, self.middle_block_out(middle)]

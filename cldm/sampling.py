@@ -1,0 +1,142 @@
+"""From skull pictures and prompts to faces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from cldm.controlled import ControlledLatentDiffusion
+from cldm.ddim import SPACINGS, BeforeStep, sample_ddim, spaced_timesteps
+from cldm.guidance import classifier_free
+
+
+def sd15_control_scales() -> list[float]:
+    """ICCR-Diff's scales of the thirteen control residuals of SD1.5."""
+    return [1.4] * 3 + [1.2] * 3 + [0.8] * 7
+
+
+@dataclass
+class SamplingConfig:
+    """How a face is drawn. The defaults are ICCR-Diff's for SD1.5.
+
+    steps: denoising steps. spacing: which of the training steps they visit (leading, trailing, midmany).
+    eta: 0 deterministic given the seed's first noise, 1 as noisy as DDPM.
+    guidance_scale: classifier-free guidance towards the text; 1 switches it off.
+    control_scales: one factor per control residual, or a single one for all.
+    control_start, control_end: fractions of the steps between which the skull acts.
+    """
+
+    steps: int = 50
+    spacing: str = "midmany"
+    eta: float = 1.0
+    guidance_scale: float = 9.0
+    control_scales: list[float] = field(default_factory=sd15_control_scales)
+    control_start: float = 0.0
+    control_end: float = 1.0
+
+    def validate(self) -> None:
+        """Raises ValueError naming the field, its value and what is allowed."""
+        if self.spacing not in SPACINGS:
+            raise ValueError(f"sampling.spacing: got {self.spacing!r}, expected one of {', '.join(SPACINGS)}")
+        if not 1 <= self.steps <= 999:
+            raise ValueError(f"sampling.steps: got {self.steps}, expected 1..999")
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"sampling.eta: got {self.eta}, expected 0..1")
+        if not 0 <= self.control_start <= self.control_end <= 1:
+            raise ValueError(
+                f"sampling.control_start/end: got {self.control_start}/{self.control_end}, "
+                "expected 0 <= start <= end <= 1"
+            )
+        if not self.control_scales:
+            raise ValueError("sampling.control_scales: got an empty list; give one number, or one per residual")
+
+    def scales_for(self, num_outputs: int) -> list[float]:
+        """One scale per control residual.
+
+        Raises:
+            ValueError: neither one scale nor ``num_outputs`` of them.
+        """
+        scales = [float(s) for s in self.control_scales]
+        if len(scales) == 1:
+            return scales * num_outputs
+        if len(scales) != num_outputs:
+            raise ValueError(
+                f"sampling.control_scales: got {len(scales)} numbers, but this model has {num_outputs} control "
+                f"residuals; give one number for all or {num_outputs} of them"
+            )
+        return scales
+
+
+class SampleNoise:
+    """Standard normal noise with one generator per sample, so that a picture does not depend on its batch."""
+
+    def __init__(self, seeds: Sequence[int], shape: Sequence[int], device: torch.device) -> None:
+        # Drawn on the CPU: the same seed gives the same noise on every device.
+        self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        self.shape = tuple(shape)
+        self.device = device
+
+    def __call__(self) -> Tensor:
+        """Next draw, (B, *shape) float32."""
+        return torch.stack([torch.randn(self.shape, generator=g) for g in self.generators]).to(self.device)
+
+
+@torch.inference_mode()
+def reconstruct(
+    model: ControlledLatentDiffusion,
+    skulls: Tensor | None,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    cfg: SamplingConfig,
+    *,
+    negative_prompt: str = "",
+    before_step: BeforeStep | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Faces (B, 3, H, W) in [0, 1], float32 on the CPU, from skulls (B, 3, H, W) in [0, 1] and prompts.
+
+    Picture i depends on its own skull, prompt and seed alone. Without skulls (None) the base model draws from
+    the text. progress: called as (steps done, steps in all).
+
+    Raises:
+        ValueError: bad settings, or lengths that disagree.
+    """
+    cfg.validate()
+    if len(prompts) != len(seeds) or (skulls is not None and len(skulls) != len(seeds)):
+        raise ValueError(
+            f"reconstruct: got {0 if skulls is None else len(skulls)} skulls, {len(prompts)} prompts and "
+            f"{len(seeds)} seeds; expected as many of each"
+        )
+    device = model.device
+    scales = cfg.scales_for(model.cfg.unet.num_control_outputs)
+    hint = None if skulls is None else model.encode_hint(skulls.to(device))  # once: it does not depend on t
+    height, width = (model.cfg.image_size,) * 2 if skulls is None else skulls.shape[-2:]
+    f = model.cfg.first_stage.downscale
+    noise = SampleNoise(seeds, (model.cfg.first_stage.z_channels, height // f, width // f), device)
+
+    def cond_eps(x_t: Tensor, t: Tensor, context: Tensor, hint: Tensor | None, i: int) -> Tensor:
+        active = cfg.control_start * cfg.steps <= i < cfg.control_end * cfg.steps
+        return model.eps(x_t, t, context, hint if active else None, scales)
+
+    eps_fn = classifier_free(
+        cond_eps,
+        model.encode_text(list(prompts)),
+        model.encode_text([negative_prompt]).expand(len(seeds), -1, -1),
+        hint,
+        cfg.guidance_scale,
+    )
+    latents = sample_ddim(
+        eps_fn,
+        noise(),
+        spaced_timesteps(cfg.steps, cfg.spacing, model.cfg.schedule.num_timesteps),
+        model.alphas_cumprod,
+        eta=cfg.eta,
+        randn=noise,
+        before_step=before_step,
+        progress=progress,
+    )
+    faces = model.decode(latents.to(model.dtype)).float()
+    return ((faces + 1) / 2).clamp(0, 1).cpu()

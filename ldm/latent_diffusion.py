@@ -1,0 +1,117 @@
+"""A latent diffusion model put together: UNet, autoencoder, text encoder and schedule under their public names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ldm.autoencoder import AutoencoderConfig, AutoencoderKL
+from ldm.schedule import ScheduleConfig, schedule_buffers
+from ldm.text import FrozenCLIPEmbedder, TextConfig
+from ldm.unet import UNetConfig, UNetModel
+
+
+@dataclass
+class ControlConfig:
+    """Shape of the ControlNet beside the UNet.
+
+    hint_channels: in how many channels the condition picture comes;
+    hint_widths: widths of the hint encoder's seven convolutions (the public ControlNet's by default).
+    """
+
+    hint_channels: int = 3
+    hint_widths: list[int] = field(default_factory=lambda: [16, 16, 32, 32, 96, 96, 256])
+
+
+@dataclass
+class ModelConfig:
+    """The whole model. The defaults are Stable Diffusion 1.5 with a ControlNet.
+
+    image_size: side of the pictures it was trained on, px. scale_factor: latents are multiplied by it before
+    diffusion, so that their standard deviation is about 1.
+    """
+
+    image_size: int = 256
+    scale_factor: float = 0.18215
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    first_stage: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    cond_stage: TextConfig = field(default_factory=TextConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
+
+    def validate(self) -> None:
+        """Raises ValueError when the parts do not fit together."""
+        if self.unet.context_dim != self.cond_stage.width:
+            raise ValueError(
+                f"model: unet.context_dim={self.unet.context_dim} but cond_stage.width={self.cond_stage.width}; "
+                "the text embedding feeds the cross-attention, so make them equal"
+            )
+        if self.unet.in_channels != self.first_stage.z_channels:
+            raise ValueError(
+                f"model: unet.in_channels={self.unet.in_channels} but "
+                f"first_stage.z_channels={self.first_stage.z_channels}; make them equal"
+            )
+        step = self.first_stage.downscale * 2 ** (len(self.unet.channel_mult) - 1)
+        if self.image_size % step:
+            raise ValueError(f"model: image_size={self.image_size} is no multiple of {step} px")
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Shape (z, h, w) of one latent."""
+        side = self.image_size // self.first_stage.downscale
+        return self.first_stage.z_channels, side, side
+
+
+class DiffusionWrapper(nn.Module):
+    """Holds the UNet one level down, where the public checkpoints keep it (``model.diffusion_model``)."""
+
+    def __init__(self, unet: UNetModel) -> None:
+        super().__init__()
+        self.diffusion_model = unet
+
+
+class LatentDiffusion(nn.Module):
+    """Text -> latent -> picture. ``state_dict`` has the keys of a public SD1.x checkpoint."""
+
+    alphas_cumprod: Tensor
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        cfg.validate()
+        self.cfg = cfg
+        self.model = DiffusionWrapper(UNetModel(cfg.unet))
+        self.first_stage_model = AutoencoderKL(cfg.first_stage)
+        self.cond_stage_model = FrozenCLIPEmbedder(cfg.cond_stage)
+        for name, value in schedule_buffers(cfg.schedule).items():
+            # torch.empty(0).device is the device of a surrounding `with torch.device(...)`, meta included.
+            self.register_buffer(name, value.to(torch.empty(0).device))
+
+    @property
+    def unet(self) -> UNetModel:
+        """The denoiser."""
+        return self.model.diffusion_model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.alphas_cumprod.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the UNet's weights."""
+        return next(self.model.parameters()).dtype
+
+    def encode_text(self, prompts: list[str]) -> Tensor:
+        """Prompts -> embeddings (B, 77, context_dim)."""
+        return self.cond_stage_model.encode(prompts)
+
+    def encode_first_stage(self, x: Tensor, generator: torch.Generator | None = None, sample: bool = True) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] -> scaled latents (B, z, H/f, W/f), drawn or the posterior's mean."""
+        posterior = self.first_stage_model.encode(x)
+        return self.cfg.scale_factor * (posterior.sample(generator) if sample else posterior.mode())
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Scaled latents (B, z, h, w) -> pictures (B, 3, f h, f w), about [-1, 1]. Carries gradient."""
+        return self.first_stage_model.decode(z / self.cfg.scale_factor)

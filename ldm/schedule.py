@@ -1,0 +1,80 @@
+"""The noise schedule of Stable Diffusion 1.x and the two formulas everything else is built from.
+
+Notation: ``x_0`` clean latent, ``x_t`` noised latent, ``eps`` the noise, ``abar_t`` = ``alphas_cumprod[t]``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class ScheduleConfig:
+    """The forward process q(x_t | x_0).
+
+    linear_start, linear_end: first and last beta (dimensionless variance added in a step).
+    num_timesteps: length T of the forward process, in steps.
+    """
+
+    num_timesteps: int = 1000
+    linear_start: float = 0.00085
+    linear_end: float = 0.0120
+
+
+def scaled_linear_betas(cfg: ScheduleConfig) -> Tensor:
+    """Betas (T,), float64: linear in sqrt(beta). Source: the public Stable Diffusion 1.x configuration."""
+    if not 0 < cfg.linear_start < cfg.linear_end < 1:
+        raise ValueError(
+            f"schedule: got linear_start={cfg.linear_start}, linear_end={cfg.linear_end}; "
+            "expected 0 < linear_start < linear_end < 1"
+        )
+    roots = torch.linspace(
+        cfg.linear_start**0.5, cfg.linear_end**0.5, cfg.num_timesteps, dtype=torch.float64, device="cpu"
+    )
+    return roots**2
+
+
+def schedule_buffers(cfg: ScheduleConfig) -> dict[str, Tensor]:
+    """The twelve float32 buffers (T,) a public SD1.x checkpoint carries, by their public names.
+
+    Source: Ho et al. 2020 (arXiv 2006.11239), eq. 4 (q(x_t|x_0)) and eqs. 6-7 (the posterior).
+    """
+    betas = scaled_linear_betas(cfg)
+    abar = torch.cumprod(1 - betas, 0)
+    abar_prev = torch.cat([torch.ones(1, dtype=abar.dtype), abar[:-1]])
+    posterior_variance = betas * (1 - abar_prev) / (1 - abar)
+    buffers = {
+        "betas": betas,
+        "alphas_cumprod": abar,
+        "alphas_cumprod_prev": abar_prev,
+        "sqrt_alphas_cumprod": abar.sqrt(),
+        "sqrt_one_minus_alphas_cumprod": (1 - abar).sqrt(),
+        "log_one_minus_alphas_cumprod": (1 - abar).log(),
+        "sqrt_recip_alphas_cumprod": (1 / abar).sqrt(),
+        "sqrt_recipm1_alphas_cumprod": (1 / abar - 1).sqrt(),
+        "posterior_variance": posterior_variance,
+        "posterior_log_variance_clipped": posterior_variance.clamp(min=1e-20).log(),
+        "posterior_mean_coef1": betas * abar_prev.sqrt() / (1 - abar),
+        "posterior_mean_coef2": (1 - abar_prev) * (1 - betas).sqrt() / (1 - abar),
+    }
+    return {name: value.float() for name, value in buffers.items()}
+
+
+def _per_sample(values: Tensor, t: Tensor, like: Tensor) -> Tensor:
+    """values (T,) at t (B,) shaped to broadcast against ``like`` (B, ...)."""
+    return values[t].to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def q_sample(x_0: Tensor, t: Tensor, eps: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps; t (B,) int64. Source: arXiv 2006.11239 eq. 4."""
+    abar = _per_sample(alphas_cumprod, t, x_0)
+    return abar.sqrt() * x_0 + (1 - abar).sqrt() * eps
+
+
+def predict_x0(x_t: Tensor, t: Tensor, eps: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """The clean latent implied by a noise estimate: (x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t)."""
+    abar = _per_sample(alphas_cumprod, t, x_t)
+    return (x_t - (1 - abar).sqrt() * eps) / abar.sqrt()
