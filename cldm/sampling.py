@@ -84,7 +84,7 @@ class SampleNoise:
         return torch.stack([torch.randn(self.shape, generator=g) for g in self.generators]).to(self.device)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: a hook may switch gradients on
 def reconstruct(
     model: ControlledLatentDiffusion,
     skulls: Tensor | None,

@@ -44,7 +44,7 @@ def schedule_buffers(cfg: ScheduleConfig) -> dict[str, Tensor]:
     """
     betas = scaled_linear_betas(cfg)
     abar = torch.cumprod(1 - betas, 0)
-    abar_prev = torch.cat([torch.ones(1, dtype=abar.dtype), abar[:-1]])
+    abar_prev = torch.cat([torch.ones_like(abar[:1]), abar[:-1]])
     posterior_variance = betas * (1 - abar_prev) / (1 - abar)
     buffers = {
         "betas": betas,
