@@ -1,5 +1,6 @@
 """Rank-1 of the reconstruction beside its controls and baselines, on subjects no part of the model has seen.
 
+    python -m benchmarks.rank1 [CONFIG.yaml] [key=value ...]
     python -m benchmarks.rank1 weights=models/demo/iccr_demo.safetensors data.root=cohort split=test num=100
 
 Each probe is one subject's skull with what the prompt says of the person. A method predicts a face; the gallery is the
@@ -12,15 +13,17 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from PIL import Image, ImageDraw
 
 from benchmarks.baselines import (
     Group,
@@ -30,14 +33,24 @@ from benchmarks.baselines import (
     nearest_skull,
     shuffle_within_groups,
 )
-from benchmarks.identification import DISTANCES, identify, markdown_table, picture_features
+from benchmarks.identification import DISTANCES, FEATURE_SIZE, identify, markdown_table, picture_features
+from benchmarks.model_faces import ModelFaces, read_pictures
+from cldm.controlled import load_model
+from cldm.sampling import SamplingConfig
 from data.biometrics import age_level
 from data.images import write_png
 from data.manifest import Record, read_manifest
 from data.paired import PairedDataset
+from ldm.checkpoint import git_revision, sha256
 
 BASELINES = ("ridge", "nearest skull", "nearest skull of the group", "group mean", "mean face")
-OF_THE_MODEL = ("model", "model, shuffled skull", "model, no skull", "true face through the autoencoder")
+OF_THE_MODEL = (
+    "model",  # the right skull, the right prompt
+    "model, shuffled skull",  # the skull of another subject of the same group
+    "model, skull off",  # control scales 0: the same base model, attributes only
+    "model, blank skull",  # a black picture in place of the skull
+    "true face through the autoencoder",  # what the model could reach at best
+)
 NUM_SHOWN = 8
 
 
@@ -54,7 +67,8 @@ class Rank1Config:
 
     weights: the model's checkpoint, or null for the baselines alone. split: test, or valid to make choices on.
     num: number of probes, drawn with `seed`; 0 takes all subjects. The gallery is always the whole split.
-    samples: reconstructions per probe; their mean picture is compared. distance: one of DISTANCES.
+    samples: reconstructions per probe; their mean picture is compared. sampling: as for sample.py.
+    distance: one of benchmarks.identification.DISTANCES.
     methods: some of BASELINES and OF_THE_MODEL; empty means all that can run.
     out: where the figures (OUT.json) and the picture (OUT.png) are written.
     """
@@ -67,6 +81,7 @@ class Rank1Config:
     batch: int = 8
     seed: int = 0
     device: str = "auto"
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     distance: str = "deviation"
     methods: list[str] = field(default_factory=list)
     out: str = "benchmarks/results/rank1"
@@ -80,6 +95,15 @@ class Split:
     skulls: NDArray[np.float32]
     faces: NDArray[np.float32]
     groups: Sequence[Group]
+
+    def take(self, rows: NDArray[np.integer]) -> Split:
+        """Some of the pairs."""
+        return Split(
+            [self.records[i] for i in rows],
+            self.skulls[rows],
+            self.faces[rows],
+            [self.groups[i] for i in rows],
+        )
 
     @property
     def subjects(self) -> list[str]:
@@ -166,3 +190,151 @@ def probe_rows(num_subjects: int, num: int, seed: int) -> NDArray[np.int64]:
     if num == 0:
         return np.arange(num_subjects)
     return np.sort(np.random.default_rng(seed).permutation(num_subjects)[:num])
+
+
+def measure(cfg: Rank1Config) -> tuple[str, dict[str, Any], NDArray[np.uint8]]:
+    """Run every method on the same probes.
+
+    Returns:
+        The Markdown table, the figures with what made them (for JSON), and the picture.
+
+    Raises:
+        ValueError: a setting that does not fit; ManifestError, ImageError, CheckpointError as their readers do.
+    """
+    methods = chosen_methods(cfg)
+    root = Path(cfg.data.root)
+    train = load_split(root, "train", one_per_subject=False)
+    valid = load_split(root, "valid", one_per_subject=False)
+    gallery = load_split(root, cfg.split, one_per_subject=True)
+    shared = set(gallery.subjects) & set(train.subjects)
+    if shared:
+        raise ValueError(
+            f"{len(shared)} subjects of {cfg.split} are in train as well ({sorted(shared)[0]}, ...)"
+        )
+    truth = probe_rows(len(gallery.records), cfg.num, cfg.seed)
+    probes = gallery.take(truth)
+    faces, ridge = baseline_faces(train, valid, probes)
+    donors, outside = shuffled_donors(probes, gallery, train, cfg.seed)
+    shown: dict[str, NDArray[np.floating]] = {}
+    seconds: dict[str, float] = {}
+    if cfg.weights is not None:
+        device = cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        model, _ = load_model(cfg.weights, device=device)
+        of_model = ModelFaces(
+            model, cfg.sampling, probes.records, cfg.batch, cfg.samples, cfg.seed, NUM_SHOWN
+        )
+        for method in methods:
+            if method in OF_THE_MODEL:
+                faces[method] = of_model.predict(method, donors)
+        shown, seconds = of_model.shown, of_model.seconds
+
+    mean = train.faces.mean(axis=0)
+    rows, ranks = {}, {}
+    for method in methods:
+        rows[method], ranks[method] = identify(
+            faces[method], gallery.faces, truth, mean, cfg.distance, cfg.seed
+        )
+    table = markdown_table(rows, ranks, "model" if "model" in rows else None)
+    record = {
+        "config": OmegaConf.to_container(OmegaConf.structured(cfg)),
+        "weights_sha256": sha256(cfg.weights) if cfg.weights is not None else None,
+        "git": git_revision(),
+        "num_train": len(train.records),
+        "donors_outside_group": outside,
+        "ridge": ridge,
+        "seconds": seconds,
+        "figures": {method: row.as_dict() for method, row in rows.items()},
+        "ranks": {method: values.tolist() for method, values in ranks.items()},
+    }
+    picture = contact_sheet(probes, donors, {m: faces[m] for m in methods if m not in OF_THE_MODEL}, shown)
+    return table, record, picture
+
+
+def chosen_methods(cfg: Rank1Config) -> list[str]:
+    """The methods to run, in the table's order.
+
+    Raises:
+        ValueError: an unknown name, or one that needs weights where none are given.
+    """
+    possible = [*OF_THE_MODEL, *BASELINES] if cfg.weights is not None else list(BASELINES)
+    unknown = [name for name in cfg.methods if name not in possible]
+    if unknown:
+        raise ValueError(
+            f"methods: {unknown} cannot run; possible are {possible}; those of the model need weights=FILE"
+        )
+    if cfg.distance not in DISTANCES:
+        raise ValueError(f"distance: got {cfg.distance!r}, expected one of {', '.join(DISTANCES)}")
+    if min(cfg.samples, cfg.batch) < 1:
+        raise ValueError(f"samples={cfg.samples}, batch={cfg.batch}: both must be at least 1")
+    return [name for name in possible if not cfg.methods or name in cfg.methods]
+
+
+def contact_sheet(
+    probes: Split,
+    donors: Sequence[Record],
+    baselines: dict[str, NDArray[np.floating]],
+    shown: dict[str, NDArray[np.floating]],
+    side: int = 128,
+) -> NDArray[np.uint8]:
+    """(rows * side, columns * side) grey: a row for the skull, the true face, the donor's skull, then each method."""
+    first = probes.records[:NUM_SHOWN]
+    rows = {
+        "skull": read_pictures(first, "skull", side).mean(dim=1).numpy(),
+        "true face": read_pictures(first, "face", side).mean(dim=1).numpy(),
+        "shuffled skull": read_pictures(donors[:NUM_SHOWN], "skull", side).mean(dim=1).numpy(),
+    }
+    rows |= shown
+    for name, features in baselines.items():
+        rows[name] = features[:NUM_SHOWN].reshape(-1, FEATURE_SIZE, FEATURE_SIZE)
+    lines = []
+    for name, pictures in rows.items():
+        line = np.rint(255 * np.hstack(list(pictures.clip(0, 1)))).astype(np.uint8)
+        labelled = Image.fromarray(line).resize((side * len(pictures), side), Image.Resampling.BICUBIC)
+        ImageDraw.Draw(labelled).text((3, 2), name, fill=255)
+        lines.append(np.asarray(labelled))
+    return np.vstack(lines)
+
+
+def read_config(arguments: Sequence[str]) -> Rank1Config:
+    """[CONFIG.yaml] [key=value ...] over the defaults.
+
+    Raises:
+        ValueError: a file that is not there, an unknown key or a wrong type.
+    """
+    config = OmegaConf.structured(Rank1Config)
+    rest = list(arguments)
+    try:
+        if rest and "=" not in rest[0]:
+            config = OmegaConf.merge(config, OmegaConf.load(rest.pop(0)))
+        config = OmegaConf.merge(config, OmegaConf.from_dotlist(rest))
+        result = OmegaConf.to_object(config)
+    except (OmegaConfBaseException, OSError) as error:
+        raise ValueError(str(error).splitlines()[0]) from error
+    assert isinstance(result, Rank1Config)
+    return result
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command. Returns the exit code: 0, or 2 with one message on stderr."""
+    try:
+        cfg = read_config(arguments)
+        started = time.perf_counter()
+        table, record, picture = measure(cfg)
+    except ValueError as error:
+        print(f"rank1: {error}", file=sys.stderr)
+        return 2
+    record["seconds"]["all"] = time.perf_counter() - started
+    out = Path(cfg.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figures = out.with_name(out.name + ".json")
+    temporary = figures.with_name(figures.name + ".tmp")
+    temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    temporary.replace(figures)
+    write_png(out.with_name(out.name + ".png"), picture)
+    print(f"{record['num_train']} training pairs, distance {cfg.distance}, split {cfg.split}\n\n{table}\n")
+    print(f"figures: {figures}\npicture: {out.with_name(out.name + '.png')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

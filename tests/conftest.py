@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+from ldm.autoencoder import AutoencoderConfig
+from ldm.latent_diffusion import ControlConfig, ModelConfig
+from ldm.text import TextConfig
+from ldm.unet import UNetConfig
 
 LOOPBACK = ("127.", "localhost", "::1")
 
@@ -40,3 +48,51 @@ def no_network() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", guarded)
         yield
+
+
+def tiny_model_config() -> ModelConfig:
+    """A whole model of well under a million weights (but for CLIP's vocabulary) for 64 px pictures."""
+    return ModelConfig(
+        image_size=64,
+        unet=UNetConfig(
+            model_channels=8,
+            channel_mult=[1, 2],
+            num_res_blocks=1,
+            attention_levels=[1],
+            num_heads=2,
+            context_dim=16,
+            norm_groups=4,
+        ),
+        first_stage=AutoencoderConfig(ch=8, ch_mult=[1, 1, 1, 1], num_res_blocks=1, norm_groups=4),
+        cond_stage=TextConfig(width=16, layers=1, heads=2, intermediate=16),
+        control=ControlConfig(hint_widths=[4, 4, 4, 4, 8, 8, 8]),
+    )
+
+
+@pytest.fixture
+def tiny_config() -> ModelConfig:
+    return tiny_model_config()
+
+
+@pytest.fixture
+def make_pairs(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a data folder of random pictures: make_pairs(train=6, valid=2, test=3, size=64) -> its root."""
+
+    def make(size: int = 64, **splits: int) -> Path:
+        rng = np.random.default_rng(0)
+        for folder in ("pairedCS/skull", "pairedCS/craniofacial", "split_data"):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        for split, num in splits.items():
+            lines = []
+            for i in range(num):
+                name = f"{split}_{i}.png"
+                for folder in ("skull", "craniofacial"):
+                    picture = np.kron(rng.integers(0, 256, (size // 8, size // 8)), np.ones((8, 8)))
+                    Image.fromarray(picture.astype(np.uint8)).save(tmp_path / "pairedCS" / folder / name)
+                fields = {"source": name, "target": name, "subject": f"{split}{i}", "ethnicity": "Asian"}
+                fields |= {"gender": "MF"[i % 2], "age": 20 + 30 * (i // 2 % 2), "body_mass": "4"}
+                lines.append(json.dumps(fields))
+            (tmp_path / "split_data" / f"{split}.json").write_text("\n".join(lines), encoding="utf-8")
+        return tmp_path
+
+    return make

@@ -1,7 +1,10 @@
 """The identification measure and its baselines, on arrays whose answer is known."""
 
+import json
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +27,9 @@ from benchmarks.identification import (
     rank1_in_smaller_gallery,
     ranks_of_truth,
 )
+from benchmarks.rank1 import BASELINES, OF_THE_MODEL, main, probe_rows
+from cldm.controlled import ControlledLatentDiffusion, model_metadata
+from ldm.checkpoint import write_state_dict
 
 NUM = 40
 
@@ -169,3 +175,54 @@ def test_vocabulary_leaves_unseen_levels_blank():
     groups = [("male", 1, 4, "Asian"), ("female", 3, 4, "Asian")]
     vocabulary = Vocabulary.of(groups)
     np.testing.assert_array_equal(vocabulary.encode([("female", 1, 5, "Asian")]), [[1, 0, 1, 0, 0, 1]])
+
+
+def test_probes_are_drawn_once_and_in_order():
+    assert probe_rows(5, 0, 0).tolist() == [0, 1, 2, 3, 4]
+    rows = probe_rows(100, 30, 7)
+    assert len(set(rows.tolist())) == 30
+    assert (np.diff(rows) > 0).all()
+    with pytest.raises(ValueError, match="100 subjects"):
+        probe_rows(100, 101, 0)
+
+
+def test_command_runs_every_method(make_pairs, tiny_config, tmp_path, capsys):
+    root = make_pairs(train=9, valid=4, test=6)
+    torch.manual_seed(0)
+    weights = tmp_path / "tiny.safetensors"
+    model = ControlledLatentDiffusion(tiny_config)
+    write_state_dict(weights, model.state_dict(), model_metadata(tiny_config))
+    out = tmp_path / "out" / "rank1"
+    quick = ["sampling.steps=2", "sampling.control_scales=[1.0]", "batch=4", "samples=2", "num=5"]
+    assert main([f"weights={weights}", f"data.root={root}", f"out={out}", *quick]) == 0
+    record = json.loads((tmp_path / "out" / "rank1.json").read_text())
+    assert set(record["figures"]) == {*BASELINES, *OF_THE_MODEL}
+    assert {row["num_probes"] for row in record["figures"].values()} == {5}
+    assert {row["gallery_size"] for row in record["figures"].values()} == {6}
+    assert (tmp_path / "out" / "rank1.png").is_file()
+    assert "| model, shuffled skull |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("nonsense=1", "nonsense"),
+        ("num=99", "6 subjects"),
+        ("distance=best", "expected one of"),
+        ("methods=[model]", "weights=FILE"),
+        ("data.root=nowhere", "does not exist"),
+    ],
+)
+def test_command_refuses_with_one_message(make_pairs, tmp_path, capsys, setting, message):
+    root = make_pairs(train=3, valid=2, test=6)
+    assert main([f"data.root={root}", f"out={tmp_path / 'out' / 'rank1'}", setting]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_subject_in_train_and_test_is_refused(make_pairs, tmp_path, capsys):
+    root = make_pairs(train=3, valid=2, test=3)
+    split = root / "split_data"
+    (split / "test.json").write_bytes((split / "train.json").read_bytes())
+    assert main([f"data.root={root}", f"out={tmp_path / 'rank1'}"]) == 2
+    assert "in train as well" in capsys.readouterr().err
