@@ -127,12 +127,12 @@ def _container(path: Path) -> str:
         ) from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be opened: {error.strerror or error}.") from error
+    if head[8:9] == b"{":  # before the pickles: the header's length, which stands first, may start like one
+        return "safetensors"
     if head.startswith(b"PK\x03\x04"):
         return "zip"
     if head[:1] == b"\x80":
         return "legacy"
-    if len(head) > 8 and head[8:9] == b"{":
-        return "safetensors"
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(
             f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` or download it."
@@ -236,6 +236,10 @@ def write_state_dict(path: str | Path, state: Mapping[str, Tensor], metadata: Ma
     text = {str(key): str(value) for key, value in metadata.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = (
+            temporary.stat().st_mode & 0o777
+        )  # what the user's umask gives; safetensors makes files private
         if path.suffix.lower() in SAFETENSORS_SUFFIXES:
             save_file(_without_aliases(state), temporary, metadata=text)
         else:
@@ -245,6 +249,7 @@ def write_state_dict(path: str | Path, state: Mapping[str, Tensor], metadata: Ma
             }
             torch.save(content, temporary)
         _flush(temporary)
+        temporary.chmod(mode)
         os.replace(temporary, path)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{path} could not be written: {error}.") from error

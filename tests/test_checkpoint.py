@@ -109,6 +109,24 @@ def test_views_and_tied_weights_are_written_on_their_own(tmp_path: Path, suffix:
     assert_same(read_state_dict(path)[0], tensors)
 
 
+def test_every_length_of_header_is_recognised(tmp_path: Path) -> None:
+    """The first byte of a safetensors file is a length, which may look like the start of a pickle."""
+    first_bytes = set()
+    for pad in range(0, 256, 8):
+        metadata = {"pad": "x" * pad}
+        write_state_dict(tmp_path / "a.safetensors", {"a": torch.ones(1)}, metadata)
+        first_bytes.add((tmp_path / "a.safetensors").read_bytes()[0])
+        assert read_state_dict(tmp_path / "a.safetensors")[1] == metadata
+    assert 0x80 in first_bytes
+
+
+@pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
+def test_files_get_the_usual_permissions(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "plain").touch()
+    write_state_dict(tmp_path / f"a.{suffix}", {"a": torch.ones(1)}, {})
+    assert (tmp_path / f"a.{suffix}").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_parameters_can_be_written_and_the_mapped_tensors_changed(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     layer = nn.Linear(2, 2)

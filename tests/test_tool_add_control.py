@@ -1,0 +1,268 @@
+"""tool_add_control.py as its users call it: what is copied, what is new, what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import tool_add_control
+from cldm.controlled import ControlledLatentDiffusion, load_model, model_metadata
+from ldm.autoencoder import AutoencoderConfig
+from ldm.checkpoint import load_strict, read_state_dict, sha256, write_state_dict
+from ldm.latent_diffusion import ControlConfig, LatentDiffusion, ModelConfig
+from ldm.text import TextConfig
+from ldm.unet import UNetConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+CFG = ModelConfig(
+    image_size=32,
+    unet=UNetConfig(
+        model_channels=8,
+        channel_mult=[1, 2],
+        num_res_blocks=1,
+        attention_levels=[1],
+        num_heads=2,
+        context_dim=16,
+        norm_groups=4,
+    ),
+    first_stage=AutoencoderConfig(ch=4, ch_mult=[1, 1, 1, 1], num_res_blocks=1, norm_groups=2),
+    cond_stage=TextConfig(width=16, layers=1, heads=2, intermediate=16),
+    control=ControlConfig(hint_widths=[4, 4, 4, 4, 4, 4, 4]),
+)
+NEW = ("input_hint_block.", "zero_convs.", "middle_block_out.")
+
+
+def perturbed(cfg: ModelConfig = CFG) -> LatentDiffusion:
+    """A base model none of whose layers is left at zero or one, in the memory format `load_model` chooses."""
+    torch.manual_seed(0)
+    model = LatentDiffusion(cfg).eval().to(memory_format=torch.channels_last)
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture(scope="module")
+def base() -> LatentDiffusion:
+    return perturbed()
+
+
+@pytest.fixture
+def base_file(base: LatentDiffusion, tmp_path: Path) -> Path:
+    path = tmp_path / "base.safetensors"
+    write_state_dict(path, base.state_dict(), {**model_metadata(CFG), "step": "77"})
+    return path
+
+
+def tool(*arguments: object) -> int:
+    return tool_add_control.main([str(argument) for argument in arguments])
+
+
+def eps_of_both(base: LatentDiffusion, model: ControlledLatentDiffusion) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(2, 4, 4, 4, generator=generator)
+    t = torch.tensor([981, 3])
+    with torch.no_grad():
+        context = base.encode_text(["3D face scan,Asian male,age level 3,normal face.", ""])
+        hint = model.encode_hint(torch.rand(2, 3, 32, 32, generator=generator))
+        return base.unet(x, t, context), model.eps(x, t, context, hint)
+
+
+@pytest.mark.parametrize(("first", "second"), [("safetensors", "ckpt"), ("ckpt", "safetensors")])
+def test_from_the_shell_gives_the_base_models_eps(base, tmp_path: Path, first: str, second: str) -> None:
+    """Bit for bit, with any skull, and a bare output name lands in the working directory."""
+    source = tmp_path / f"epoch=3-step=77.{first}"  # a name as Lightning makes them
+    write_state_dict(source, base.state_dict(), model_metadata(CFG))
+    command = [sys.executable, str(ROOT / "tool_add_control.py"), source.name, f"out.{second}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(tmp_path)) == sorted([source.name, f"out.{second}"])
+    for kind in ("passed through", "copied", "new", "ignored", "mismatched"):
+        assert kind in done.stdout
+
+    model, _ = load_model(tmp_path / f"out.{second}")
+    expected, eps = eps_of_both(base, model)
+    assert torch.equal(expected, eps)
+    assert expected.abs().max() > 0.1
+    with torch.no_grad():  # the control branch is connected: once a zero layer moves, eps does
+        model.control_model.middle_block_out[0].bias.fill_(0.5)
+    assert not torch.equal(*eps_of_both(base, model))
+
+
+def test_every_key_comes_from_where_it_should(base, base_file: Path, tmp_path: Path) -> None:
+    assert tool(base_file, tmp_path / "out.safetensors") == 0
+    state, _ = read_state_dict(tmp_path / "out.safetensors")
+    reference = ControlledLatentDiffusion(CFG)
+    assert set(state) == set(reference.state_dict())
+    load_strict(reference, state)  # nothing missing, nothing over
+    for key, value in base.state_dict().items():
+        assert torch.equal(state[key], value), key
+    copied = new = 0
+    for key, value in state.items():
+        if not key.startswith("control_model."):
+            continue
+        name = key.removeprefix("control_model.")
+        if name.startswith(NEW):
+            new += 1
+            is_zero = name.startswith(("zero_convs.", "middle_block_out.", "input_hint_block.14."))
+            assert (value.abs().max() == 0) == is_zero, key
+        else:
+            copied += 1
+            assert torch.equal(value, state[f"model.diffusion_model.{name}"]), key
+    assert copied > 50
+    assert new == 16 + 2 * (CFG.unet.num_control_outputs)
+
+
+def test_metadata_records_the_origin(base_file: Path, tmp_path: Path) -> None:
+    assert tool(base_file, tmp_path / "out.ckpt", "seed=5") == 0
+    _, metadata = read_state_dict(tmp_path / "out.ckpt")
+    assert metadata["format"] == "iccr-diff"
+    assert json.loads(metadata["config"])["unet"]["model_channels"] == 8
+    assert metadata["step"] == "0"
+    assert metadata["base_step"] == "77"
+    assert metadata["base"] == "base.safetensors"
+    assert metadata["base_sha256"] == sha256(base_file)
+    assert metadata["seed"] == "5"
+    assert metadata["git"]
+
+
+def test_seed_decides_the_hint_encoder_and_nothing_else(base_file: Path, tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    states = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert tool(base_file, tmp_path / f"{name}.safetensors", f"seed={seed}") == 0
+        states.append(read_state_dict(tmp_path / f"{name}.safetensors")[0])
+    assert torch.equal(before, torch.get_rng_state())
+    changed = {key for key in states[0] if not torch.equal(states[0][key], states[2][key])}
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert changed
+    assert all(key.startswith("control_model.input_hint_block.") for key in changed)
+
+
+def test_foreign_file_with_a_config(base, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Half precision, EMA copies, an old text encoder's buffer, no schedule: what public files look like."""
+    ids = "cond_stage_model.transformer.text_model.embeddings.position_ids"
+    state = {key: v.half() for key, v in base.state_dict().items() if "." in key}
+    state |= {ids: torch.arange(77)[None], "model_ema.decay": torch.tensor(0.9999), "junk": torch.ones(2)}
+    torch.save({"state_dict": state, "global_step": 5}, tmp_path / "sd.ckpt")
+    OmegaConf.save(OmegaConf.structured(CFG), tmp_path / "tiny.yaml")
+    assert tool(tmp_path / "sd.ckpt", tmp_path / "out.safetensors", f"config={tmp_path / 'tiny.yaml'}") == 0
+    table = capsys.readouterr().out.splitlines()
+    assert next(line for line in table if line.startswith("ignored")).split()[1:] == [
+        "2",
+        "model_ema.decay,",
+        "junk",
+    ]
+    assert next(line for line in table if line.startswith("mismatched")).split()[1] == "0"
+    out, _ = read_state_dict(tmp_path / "out.safetensors")
+    assert ids in out
+    assert "model_ema.decay" not in out
+    assert torch.equal(out["alphas_cumprod"], base.alphas_cumprod)
+    assert torch.equal(out["logvar"], torch.zeros(1000))
+    assert {v.dtype for k, v in out.items() if k.startswith("control_model.")} == {torch.float16}
+    model, _ = load_model(tmp_path / "out.safetensors")
+    plain = perturbed()
+    load_strict(
+        plain,
+        {k: v.float() for k, v in state.items() if k in plain.state_dict()},
+        allow_missing=[r"^[a-z_0-9]+$"],
+    )
+    assert torch.equal(*eps_of_both(plain, model))
+
+
+def refused(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: object) -> str:
+    """The one line of a refusal that writes nothing."""
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert tool(*arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    assert output.err.startswith("tool_add_control.py: ")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    return output.err
+
+
+def test_existing_output_is_kept_unless_forced(base_file: Path, tmp_path: Path, capsys) -> None:
+    target = tmp_path / "out.safetensors"
+    target.write_bytes(b"precious")
+    assert "exists already" in refused(capsys, tmp_path, base_file, target)
+    assert "exists already" in refused(capsys, tmp_path, base_file, target, "force=false")
+    assert tool(base_file, target, "force=true") == 0
+    assert read_state_dict(target)[1]["format"] == "iccr-diff"
+    capsys.readouterr()
+    assert "the input itself" in refused(capsys, tmp_path, base_file, base_file, "force=true")
+    assert "control network already" in refused(capsys, tmp_path, target, tmp_path / "again.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("none.ckpt", "out.ckpt"), "no such file"),
+        ((".", "out.ckpt"), "is a folder"),
+        (("base.safetensors", "."), "must end in one of"),
+        (("base.safetensors", "folder.ckpt"), "is a folder"),
+        (("base.safetensors", "out.bin"), "must end in one of"),
+        (("base.safetensors", "out"), "must end in one of"),
+        (("base.safetensors", "no/out.ckpt"), "not an existing folder"),
+        (("broken.ckpt", "out.ckpt"), "damaged or cut short"),
+        (("text.ckpt", "out.ckpt"), "expected safetensors or a PyTorch checkpoint"),
+        (("base.safetensors", "out.ckpt", "config=none.yaml"), "not found"),
+        (("base.safetensors", "out.ckpt", "config=bad.yaml"), "line 1"),
+        (("base.safetensors", "out.ckpt", "config=unknown.yaml"), "wdith"),
+        (("base.safetensors", "out.ckpt", "config=other.yaml"), "width 7"),
+        (("base.safetensors", "out.ckpt", "focre=true"), "not understood"),
+        (("base.safetensors", "out.ckpt", "force=yes"), "not understood"),
+        (("base.safetensors", "out.ckpt", "seed=-1"), "not understood"),
+    ],
+)
+def test_refusals(base_file: Path, tmp_path: Path, monkeypatch, capsys, arguments, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.ckpt").mkdir()
+    (tmp_path / "broken.ckpt").write_bytes(b"PK\x03\x04" + bytes(100))
+    (tmp_path / "text.ckpt").write_text("hello, this is not a checkpoint")
+    (tmp_path / "bad.yaml").write_text("unet: [1, 2")
+    (tmp_path / "unknown.yaml").write_text("cond_stage: {wdith: 3}")
+    (tmp_path / "other.yaml").write_text("unet: {model_channels: 7}")
+    assert message in refused(capsys, tmp_path, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("shape", r"1 of another shape (model.diffusion_model.input_blocks.0.0.weight is [8, 9, 3, 3]"),
+        ("missing", "expected architecture: 1 missing (first_stage_model.decoder.conv_in.bias)"),
+        ("unknown", "1 unknown (model.diffusion_model.input_blocks.99.0.bias)"),
+        ("diffusers", "diffusers export"),
+        ("sd15", "of another shape"),
+    ],
+)
+def test_wrong_architecture(base, tmp_path: Path, capsys, change: str, message: str) -> None:
+    state = dict(base.state_dict())
+    metadata = model_metadata(CFG)
+    if change == "shape":  # as the inpainting variant has it
+        state["model.diffusion_model.input_blocks.0.0.weight"] = torch.zeros(8, 9, 3, 3)
+    elif change == "missing":
+        del state["first_stage_model.decoder.conv_in.bias"]
+    elif change == "unknown":
+        state["model.diffusion_model.input_blocks.99.0.bias"] = torch.zeros(8)
+    elif change == "diffusers":
+        state = {"down_blocks.0.resnets.0.conv1.weight": torch.zeros(1)}
+    else:  # no record of its architecture, and not Stable Diffusion 1.5
+        metadata = {}
+    write_state_dict(tmp_path / "base.ckpt", state, metadata)
+    error = refused(capsys, tmp_path, tmp_path / "base.ckpt", tmp_path / "out.ckpt")
+    assert message in error
+    assert "config=YAML" in error
+
+
+def test_usage(capsys) -> None:
+    assert tool("--help") == 0
+    assert "tool_add_control.py IN OUT" in capsys.readouterr().out
+    assert tool("only-one") == 2
+    assert "expected IN and OUT, got 1" in capsys.readouterr().err

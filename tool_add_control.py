@@ -1,0 +1,114 @@
+"""Add a control network to a latent-diffusion checkpoint, ready for training.
+
+    python tool_add_control.py IN OUT [config=YAML] [force=true] [seed=0]
+
+IN and OUT end in .safetensors, .ckpt, .pth or .pt, in any combination. Every `control_model.X` is a copy of
+`model.diffusion_model.X`; layers the base does not have (hint encoder, zero convolutions) are fresh, drawn
+from `seed`, the last of each path zero: the result gives exactly the base model's noise estimate until it
+is trained. All of the base model's weights are passed through untouched.
+
+The architecture is the one recorded in IN; for files of other makers it is models/cldm_v15.yaml
+(Stable Diffusion 1.5), or what config=YAML says. An existing OUT is kept unless force=true.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from cldm.add_control import add_control
+from cldm.controlled import SD15_CONFIG, load_model_config, model_config_from_metadata, model_metadata
+from ldm.checkpoint import (
+    CheckpointError,
+    check_writable,
+    git_revision,
+    key_table,
+    read_state_dict,
+    sha256,
+    write_state_dict,
+)
+
+USAGE = (__doc__ or "").strip()
+
+
+@dataclass
+class Options:
+    """The command line."""
+
+    source: Path
+    target: Path
+    config: Path | None = None
+    force: bool = False
+    seed: int = 0
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Two paths (which may contain `=`, as Lightning's file names do), then key=value.
+
+    Raises:
+        ValueError: too few paths, an unknown key, or a value that is not of its kind.
+    """
+    if len(argv) < 2:
+        raise ValueError(f"expected IN and OUT, got {len(argv)} argument(s)\n\n{USAGE}")
+    options = Options(Path(argv[0]), Path(argv[1]))
+    for argument in argv[2:]:
+        key, _, value = argument.partition("=")
+        if key == "config" and value:
+            options.config = Path(value)
+        elif key == "force" and value.lower() in ("true", "false"):
+            options.force = value.lower() == "true"
+        elif key == "seed" and value.isdecimal():
+            options.seed = int(value)
+        else:
+            raise ValueError(f"{argument!r} not understood; expected config=YAML, force=true or seed=NUMBER")
+    return options
+
+
+def run(options: Options) -> None:
+    """Read, add, write, and print the table of keys.
+
+    Raises:
+        ValueError: anything that keeps the output from being made (nothing is written then).
+    """
+    source, target = options.source, options.target
+    check_writable(target)
+    if target.exists():
+        if source.exists() and target.samefile(source):
+            raise ValueError(f"{target} is the input itself; choose another name for the output")
+        if not options.force:
+            raise ValueError(f"{target} exists already; choose another name, or add force=true to replace it")
+    base, metadata = read_state_dict(source)
+    cfg = None if options.config else model_config_from_metadata(metadata)
+    cfg = cfg or load_model_config(options.config or SD15_CONFIG)
+    try:
+        added = add_control(base, cfg, options.seed)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}.") from error
+    notes = {"step": "0", "git": git_revision(), "base": source.name, "base_sha256": sha256(source)}
+    if "step" in metadata:
+        notes["base_step"] = metadata["step"]
+    write_state_dict(target, added.state, {**model_metadata(cfg), **notes, "seed": str(options.seed)})
+    print(key_table(added.kinds))
+    print(f"wrote {target}: {len(added.state)} tensors, {target.stat().st_size / 2**20:.1f} MiB")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status: 0, or 2 after one line on stderr."""
+    if any(argument in ("-h", "--help") for argument in argv):
+        print(USAGE)
+        return 0
+    try:
+        run(parse(argv))
+    except (ValueError, OSError, yaml.YAMLError) as error:
+        message = str(error) if USAGE in str(error) else " ".join(str(error).split())
+        print(f"tool_add_control.py: {message}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
