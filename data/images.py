@@ -80,6 +80,11 @@ def read_image(path: str | os.PathLike[str], size: int = 256) -> tuple[np.ndarra
     return np.ascontiguousarray(square), "; ".join(notes) or None
 
 
+def to_uint8(picture: np.ndarray) -> np.ndarray:
+    """Pixels in [0, 1], any shape -> uint8; values outside are clipped."""
+    return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+
+
 def write_png(path: str | os.PathLike[str], array: np.ndarray, text: Mapping[str, str] | None = None) -> None:
     """Write a PNG beside its final name and rename it, so that a file by that name is always a whole one.
 

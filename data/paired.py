@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from data.biometrics import prompt
-from data.images import read_image
+from data.images import read_image, to_uint8
 from data.manifest import Record, relocate
 
 
@@ -61,17 +61,24 @@ class PairedDataset(Dataset[Pair]):
 
     def __getitem__(self, index: int) -> Pair:
         """Raises: ImageError where the picture cannot be read."""
-        record = self.records[index]
-        assert record.face_path is not None
-        skull = self._picture(record.skull_path)  # (3, H, W) in [0, 1]
-        face = self._picture(record.face_path) * 2 - 1  # (3, H, W) in [-1, 1]
-        return Pair(skull=skull, face=face, prompt=prompt(record.biometrics), index=index)
+        face_path = self.records[index].face_path
+        assert face_path is not None
+        face = self._picture(face_path) * 2 - 1  # (3, H, W) in [-1, 1]
+        return Pair(skull=self.skull(index), face=face, prompt=self.prompt(index), index=index)
+
+    def skull(self, index: int) -> torch.Tensor:
+        """The skull picture alone, (3, H, W) float32 in [0, 1]: latents stand in for the face in training."""
+        return self._picture(self.records[index].skull_path)
+
+    def prompt(self, index: int) -> str:
+        """The standard prompt of one record."""
+        return prompt(self.records[index].biometrics)
 
     def _picture(self, path: Path) -> torch.Tensor:
         if path not in self._pictures:
             picture, _ = read_image(path, self.size)  # (H, W, 3)
-            pixels = np.rint(picture * 255).astype(np.uint8)
+            pixels = to_uint8(picture)
             grey = bool((pixels == pixels[..., :1]).all())
             self._pictures[path] = np.ascontiguousarray(pixels[..., :1] if grey else pixels)
-        pixels = torch.from_numpy(self._pictures[path]).permute(2, 0, 1)  # (1 or 3, H, W)
-        return pixels.expand(3, -1, -1).to(torch.float32).div(255).contiguous()  # (3, H, W)
+        plane = torch.from_numpy(self._pictures[path]).permute(2, 0, 1)  # (1 or 3, H, W)
+        return plane.expand(3, -1, -1).to(torch.float32).div(255).contiguous()  # (3, H, W)

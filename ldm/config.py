@@ -22,7 +22,11 @@ class ConfigError(ValueError):
 
 
 def parse_command_line(
-    schema: type[T], arguments: Sequence[str], *, base: Mapping[str, Any] | None = None
+    schema: type[T],
+    arguments: Sequence[str],
+    *,
+    base: Mapping[str, Any] | None = None,
+    base_name: str = "base",
 ) -> T:
     """Settings from, in rising order of precedence: the schema's defaults, ``base``, the YAML file, ``key=value``.
 
@@ -31,13 +35,17 @@ def parse_command_line(
         arguments: the command line without the program's name. A value is YAML (``[1, 2]``, ``true``, ``null``),
             but taken as it stands where the field is text; a single number is a list of one where a list belongs.
         base: defaults that belong to something else, such as the settings a checkpoint recommends.
+        base_name: what ``base`` is, for messages.
 
     Raises:
         ConfigError: an unknown key (with the nearest known one), a wrong type, a file that is missing or no YAML.
     """
     file, assignments = _split(arguments)
     config = OmegaConf.structured(schema)
-    for origin, layer in (("", base), (f"{file}: ", None if file is None else _read_yaml(file))):
+    for origin, layer in (
+        (f"{base_name}: ", base),
+        (f"{file}: ", None if file is None else _read_yaml(file)),
+    ):
         if layer:
             _refuse_unknown(schema, layer, origin)
             try:
@@ -46,7 +54,10 @@ def parse_command_line(
                 raise ConfigError(origin + _one_line(error)) from error
     for key, value in assignments:
         try:
-            OmegaConf.update(config, key, _value(schema, key, value), merge=True)
+            nested = _value(schema, key, value)
+            for part in reversed(key.split(".")):
+                nested = {part: nested}
+            config = OmegaConf.merge(config, OmegaConf.create(nested))
         except OmegaConfBaseException as error:
             raise ConfigError(_one_line(error, key)) from error
     try:
@@ -62,7 +73,7 @@ def known_keys(schema: Any, prefix: str = "") -> list[str]:
     hints = typing.get_type_hints(schema)
     keys: list[str] = []
     for field in fields(schema):
-        inner = hints[field.name]
+        inner = _inside(hints[field.name])
         keys += known_keys(inner, f"{prefix}{field.name}.") if is_dataclass(inner) else [prefix + field.name]
     return keys
 
@@ -108,9 +119,9 @@ def _refuse_unknown(schema: Any, layer: Mapping[str, Any], origin: str, prefix: 
     for key, value in layer.items():
         hint = _field_type(schema, prefix + str(key), origin)
         if is_dataclass(hint):
-            if not isinstance(value, Mapping):
+            if not isinstance(value, Mapping) and value is not None:
                 raise ConfigError(f"{origin}{prefix}{key}: got {value!r}, expected settings (key: value)")
-            _refuse_unknown(schema, value, origin, f"{prefix}{key}.")
+            _refuse_unknown(schema, value or {}, origin, f"{prefix}{key}.")
 
 
 def _field_type(schema: Any, key: str, origin: str = "") -> Any:
@@ -120,8 +131,14 @@ def _field_type(schema: Any, key: str, origin: str = "") -> Any:
         hints = typing.get_type_hints(found) if is_dataclass(found) else {}
         if part not in hints:
             raise ConfigError(f"{origin}{key}: unknown setting; {_nearest(schema, key)}")
-        found = hints[part]
+        found = _inside(hints[part])
     return found
+
+
+def _inside(hint: Any) -> Any:
+    """The dataclass of an optional one; any other annotation as it is."""
+    options = [option for option in typing.get_args(hint) if option is not type(None)]
+    return options[0] if len(options) == 1 and is_dataclass(options[0]) else hint
 
 
 def _nearest(schema: Any, key: str) -> str:

@@ -25,6 +25,7 @@ class Outer:
     count: int = 1
     flag: bool = False
     inner: Inner = field(default_factory=Inner)
+    maybe: Inner | None = None
 
 
 def test_defaults_base_file_and_assignments_in_rising_precedence(tmp_path: Path) -> None:
@@ -49,6 +50,8 @@ def test_values_have_the_fields_types() -> None:
     result = parse_command_line(Outer, arguments)
     assert result == Outer(age=43.0, body_mass="slightly fat", flag=True, inner=Inner(scales=[1.0, 1e-3]))
     assert parse_command_line(Outer, ["inner.scales=2"]).inner.scales == [2.0]
+    assert parse_command_line(Outer, ["maybe.steps=3"]).maybe == Inner(steps=3)
+    assert parse_command_line(Outer, ["maybe=null"]).maybe is None
 
 
 @pytest.mark.parametrize(
@@ -58,7 +61,7 @@ def test_values_have_the_fields_types() -> None:
         ("inner.stps=3", "inner.stps: unknown setting; did you mean inner.steps?"),
         (
             "zzz=3",
-            "zzz: unknown setting; known: skull, age, body_mass, count, flag, inner.steps, inner.scales",
+            "zzz: unknown setting; known: skull, age, body_mass, count, flag, inner.steps, inner.scales, maybe.steps",
         ),
         ("count=x", "count: Value 'x' of type 'str' could not be converted to Integer"),
         ("count=1.5", "count: .* could not be converted to Integer"),
@@ -113,4 +116,4 @@ def test_what_it_prints_it_reads(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(to_yaml(Outer(skull="a.png", inner=Inner(steps=3))))
     assert parse_command_line(Outer, [str(file)]) == Outer(skull="a.png", inner=Inner(steps=3))
-    assert known_keys(Outer)[-2:] == ["inner.steps", "inner.scales"]
+    assert known_keys(Outer)[-3:] == ["inner.scales", "maybe.steps", "maybe.scales"]

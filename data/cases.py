@@ -1,0 +1,176 @@
+"""What to reconstruct: one skull picture, a folder of them, or a manifest, with what is known of each person."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from data.biometrics import Biometrics, BiometricsError, prompt
+from data.images import IMAGE_SUFFIXES, ImageError, read_image
+from data.manifest import SKULL_FOLDERS, Record, read_manifest
+
+_T = TypeVar("_T")
+_SHOWN = 20
+_HOW = {"sex": "sex=male (or female)", "age": "age=YEARS", "body_mass": "body_mass=1..5 (4 is normal)"}
+
+
+class CaseError(ValueError):
+    """Nothing can be reconstructed from what was given; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the user says of the person; None where nothing is said."""
+
+    sex: object = None
+    age: object = None
+    ethnicity: object = None
+    body_mass: object = None
+
+    @property
+    def given(self) -> dict[str, object]:
+        """Those that are given, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def biometrics(self) -> Biometrics | None:
+        """All of it, or None where nothing is said.
+
+        Raises:
+            CaseError: only part of what the prompt needs is there, or a value cannot be.
+        """
+        if not self.given:
+            return None
+        missing = [name for name in _HOW if name not in self.given]
+        if missing:
+            raise CaseError(
+                f"{', '.join(self.given)} given, but {', '.join(missing)} missing: the prompt needs all of "
+                f"{', '.join(_HOW)}. Add {' '.join(_HOW[name] for name in missing)}, or leave all out to "
+                "reconstruct from the skull alone"
+            )
+        try:
+            return Biometrics.parse(**self.given)
+        except BiometricsError as error:
+            raise CaseError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class Case:
+    """One skull to reconstruct. ``name`` is unique among the cases of a run and safe as a file name."""
+
+    name: str
+    skull_path: Path
+    biometrics: Biometrics | None
+    face_path: Path | None = None
+    ethnicity_given: bool = True
+
+    @property
+    def prompt(self) -> str:
+        """The standard prompt; empty where nothing is known of the person."""
+        return "" if self.biometrics is None else prompt(self.biometrics)
+
+
+def find_cases(
+    skull: str | os.PathLike[str],
+    known: Known,
+    images_dir: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+) -> list[Case]:
+    """The cases behind a picture, a folder of pictures or a manifest.
+
+    Args:
+        skull: a picture file, a folder (its pictures, not those of folders within), or a manifest (.json, .jsonl).
+        known: for pictures all that is known; for a manifest laid over every line.
+        images_dir: of a manifest: see ``read_manifest``.
+        limit: at most that many cases, spread evenly over the list. None: all.
+
+    Raises:
+        CaseError: nothing there, or biometrics missing in part.
+        ManifestError: a manifest with mistakes.
+    """
+    path = Path(skull)
+    if limit is not None and limit < 1:
+        raise CaseError(f"limit: got {limit}, expected at least 1, or null for all")
+    if not path.exists():
+        raise CaseError(f"skull: {path} does not exist; give a picture, a folder of pictures or a manifest")
+    if path.suffix.lower() in (".json", ".jsonl") and path.is_file():
+        overrides = {("gender" if name == "sex" else name): value for name, value in known.given.items()}
+        records = read_manifest(path, images_dir, need_target=False, overrides=overrides)
+        found = [(Path(record.source).stem, record) for record in _spread(records, limit)]
+        names = _distinct([name for name, _ in found])
+        return [_of_record(name, record) for name, (_, record) in zip(names, found, strict=True)]
+    if images_dir is not None:
+        raise CaseError(f"images_dir: goes with a manifest, but skull={path} is none")
+    biometrics = known.biometrics()
+    given = "ethnicity" in known.given or biometrics is None
+    paths = _spread(_pictures(path) if path.is_dir() else [path], limit)
+    names = _distinct([picture.stem for picture in paths])
+    return [Case(name, p, biometrics, ethnicity_given=given) for name, p in zip(names, paths, strict=True)]
+
+
+def check_pictures(cases: list[Case], size: int) -> dict[Path, str]:
+    """Read every skull and true face once, so that nothing fails half-way.
+
+    Returns:
+        The notes of ``read_image``, and on a background that is not black, by skull path.
+
+    Raises:
+        CaseError: with all pictures that cannot be used (the first 20 shown).
+    """
+    notes: dict[Path, str] = {}
+    refused: list[str] = []
+    paths = {case.skull_path: True for case in cases}
+    paths |= {case.face_path: False for case in cases if case.face_path is not None}
+    for path, is_skull in paths.items():
+        try:
+            picture, note = read_image(path, size)
+        except ImageError as error:
+            refused.append(str(error))
+            continue
+        found = [note] if note else []
+        border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+        if is_skull and float(border.mean()) > 0.5:
+            found.append("its border is bright, but the model knows skulls on black")
+        if found and is_skull:
+            notes[path] = "; ".join(found)
+    if refused:
+        more = [f"... and {len(refused) - _SHOWN} more"] if len(refused) > _SHOWN else []
+        raise CaseError("\n".join([*refused[:_SHOWN], *more]))
+    return notes
+
+
+def _of_record(name: str, record: Record) -> Case:
+    return Case(name, record.skull_path, record.biometrics, record.face_path, record.ethnicity_given)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    files = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+    if files:
+        return sorted(p for p in files if p.is_file())
+    inside = [folder / a / b for a in ("", "pairedCS") for b in SKULL_FOLDERS if (folder / a / b).is_dir()]
+    hint = f"did you mean {inside[0]}?" if inside else f"pictures end in {', '.join(IMAGE_SUFFIXES)}"
+    raise CaseError(f"skull: the folder {folder} holds no picture; {hint}")
+
+
+def _spread(items: list[_T], limit: int | None) -> list[_T]:
+    if limit is None or limit >= len(items):
+        return items
+    return [items[i * len(items) // limit] for i in range(limit)]
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """File-safe names, made unique (on file systems without case too) by numbers."""
+    result: list[str] = []
+    taken: set[str] = set()
+    for name in names:
+        safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name).strip(".") or "skull"
+        number, candidate = 1, safe
+        while candidate.lower() in taken:
+            number += 1
+            candidate = f"{safe}-{number}"
+        taken.add(candidate.lower())
+        result.append(candidate)
+    return result

@@ -1,0 +1,49 @@
+"""Which device and precision to compute with."""
+
+from __future__ import annotations
+
+import torch
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """``auto``: CUDA where there is one, else the CPU. Otherwise the device named.
+
+    Raises:
+        ValueError: an unknown device, or one this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device: got {name!r}, expected auto, cpu, cuda, cuda:1 or mps") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ValueError(f"device: got {name!r}, but this machine has {count} CUDA devices; use device=auto")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device: got {name!r}, but this machine has none; use device=auto")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device: got {name!r}, expected auto, cpu, cuda, cuda:1 or mps")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """``auto``: bf16 on a CUDA device that computes in it, else fp32. Otherwise the precision named.
+
+    Raises:
+        ValueError: an unknown name, or one this device does not compute in.
+    """
+    bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and bf16 else torch.float32
+    if name not in PRECISIONS:
+        raise ValueError(f"precision: got {name!r}, expected auto, {', '.join(PRECISIONS)}")
+    if name == "bf16" and not bf16:
+        raise ValueError(
+            "precision: got 'bf16', which this GPU does not compute in; use precision=fp16 or fp32"
+        )
+    if name == "fp16" and device.type == "cpu":
+        raise ValueError("precision: got 'fp16', which is for GPUs; use precision=fp32 on the CPU")
+    return PRECISIONS[name]

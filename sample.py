@@ -1,0 +1,158 @@
+"""Skull pictures to faces.
+
+    python sample.py [CONFIG.yaml] [key=value ...]
+    python sample.py skull=my_skull.png sex=female age=43 body_mass=4 num_samples=4 out=results/mine
+
+skull is a picture, a folder of pictures, or a manifest (.json, one object a line) that says who each skull belongs to.
+Without it, shipped test skulls are reconstructed. Each face becomes a PNG; contact_sheet.png shows them all, and
+record.json holds what is needed to repeat them. What comes out is an approximation, not an identification.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cldm.controlled import load_model
+from cldm.record import claim_folder, environment, unused_folder
+from cldm.sampling import SamplingConfig
+from data.cases import Known, check_pictures, find_cases
+from data.sheet import NOTICE
+from ldm.checkpoint import sha256
+from ldm.config import parse_command_line, to_yaml
+from ldm.device import choose_device, choose_precision
+from muti_control.reconstruction import (
+    Job,
+    ReconstructionError,
+    RunFolder,
+    recommended_sampling,
+    reconstruct_cases,
+)
+
+ROOT = Path(__file__).resolve().parent
+DEMO_SKULLS, DEMO_LIMIT = ROOT / "data" / "split_data" / "test.json", 4
+
+
+@dataclass
+class SampleConfig:
+    """What to reconstruct, and how.
+
+    skull: picture, folder or manifest. images_dir: where a manifest's pictures are, if not where it expects them.
+    limit: at most that many skulls, spread evenly over the list.
+    sex, age (years), ethnicity, body_mass (1 very thin ... 5 slightly fat): of the person; over a manifest's.
+    num_samples: faces for each skull, with seeds seed, seed + 1, ...
+    weights: checkpoint. model: YAML of its architecture, where the file does not carry it.
+    device: auto, cpu, cuda, cuda:1, mps. precision: auto (bf16 on a GPU, fp32 on the CPU), fp32, bf16, fp16.
+    batch_size: faces drawn together; it does not change them.
+    out: folder to write. Default: results/NAME, numbered if it exists. overwrite: replace an earlier run there.
+    sampling: the sampler's settings. Default: what the weights recommend.
+    """
+
+    skull: str | None = None
+    images_dir: str | None = None
+    limit: int | None = None
+    sex: str | None = None
+    age: float | None = None
+    ethnicity: str | None = None
+    body_mass: Any = None
+    num_samples: int = 1
+    seed: int = 0
+    weights: str = str(Path("models") / "demo" / "iccr_demo.safetensors")
+    model: str | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: int = 8
+    out: str | None = None
+    overwrite: bool = False
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def validate(self) -> None:
+        """Raises ValueError naming the field, its value and what is allowed."""
+        for name, value in (("num_samples", self.num_samples), ("batch_size", self.batch_size)):
+            if value < 1:
+                raise ValueError(f"{name}: got {value}, expected at least 1")
+        if not 0 <= self.seed < 2**63 - self.num_samples:
+            raise ValueError(f"seed: got {self.seed}, expected 0 or a positive number below 2^63")
+        self.sampling.validate()
+
+
+def prepare(arguments: Sequence[str]) -> tuple[SampleConfig, Job]:
+    """Everything that can be wrong is found here, before anything is written.
+
+    Raises:
+        ValueError: whatever was given cannot be used; the message says what to do.
+    """
+    cfg = parse_command_line(SampleConfig, arguments)
+    cfg.validate()
+    device = choose_device(cfg.device)
+    dtype = choose_precision(cfg.precision, device)
+    known = Known(cfg.sex, cfg.age, cfg.ethnicity, cfg.body_mass)
+    skull = Path(cfg.skull) if cfg.skull is not None else DEMO_SKULLS
+    limit = DEMO_LIMIT if cfg.skull is None and cfg.limit is None else cfg.limit
+    cases = find_cases(skull, known, cfg.images_dir, limit)
+    name = skull.stem if cfg.skull is not None else "demo"
+    folder = Path(cfg.out) if cfg.out is not None else unused_folder(Path("results") / name)
+    outdated = claim_folder(folder, cfg.overwrite)
+    weights = Path(cfg.weights)
+    if not weights.exists() and not weights.is_absolute() and (ROOT / weights).exists():
+        weights = ROOT / weights  # the shipped ones, from any working folder
+    model, metadata = load_model(weights, cfg.model, device, dtype)
+    base = {"sampling": recommended_sampling(metadata, model.cfg.unet.num_control_outputs)}
+    cfg = parse_command_line(SampleConfig, arguments, base=base, base_name="settings in the weights")
+    cfg.validate()
+    cfg.sampling.scales_for(model.cfg.unet.num_control_outputs)
+    notes = check_pictures(cases, model.cfg.image_size)
+    job = Job(
+        model=model,
+        cases=cases,
+        notes=notes,
+        seeds=range(cfg.seed, cfg.seed + cfg.num_samples),
+        sampling=cfg.sampling,
+        batch_size=cfg.batch_size,
+        folder=RunFolder(folder, outdated),
+        weights={"file": weights.name, "sha256": sha256(weights), "step": metadata.get("step", "unknown")},
+        environment=environment(device, dtype),
+        config=to_yaml(cfg),
+    )
+    return cfg, job
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run, and return the exit code: 0, 2 for what the user can mend, 130 when interrupted."""
+    if any(argument in ("-h", "--help", "help") for argument in arguments):
+        print(f"{__doc__}\n{SampleConfig.__doc__}\nDefaults:\n\n{to_yaml(SampleConfig)}")
+        return 0
+    started = time.monotonic()
+    try:
+        cfg, job = prepare(arguments)
+    except ValueError as error:
+        print(f"sample.py: {error}", file=sys.stderr)
+        return 2
+    for line in job.introduction():
+        print(line, flush=True)
+    try:
+        num_faces = reconstruct_cases(job)
+    except torch.OutOfMemoryError:
+        print(f"sample.py: out of GPU memory; try batch_size={max(1, cfg.batch_size // 2)}", file=sys.stderr)
+        return 2
+    except (ReconstructionError, OSError) as error:
+        print(f"sample.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"sample.py: interrupted; the faces so far are in {job.folder.path}", file=sys.stderr)
+        return 130
+    print(
+        f"{num_faces} face{'s' * (num_faces != 1)} in {time.monotonic() - started:.1f} s: {job.folder.path}"
+    )
+    print(f"Contact sheet: {job.folder.path / 'contact_sheet.png'}\n{NOTICE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
