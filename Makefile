@@ -22,10 +22,8 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
-demo: $(VENV)/.runtime  ## a face from each shipped test skull, with the shipped demo model
-	@$(PY) sample.py configs/demo/sample.yaml out="$(OUT)"
-	@echo
-	@echo "Contact sheet: $(OUT)/contact_sheet.png"
+demo: $(VENV)/.runtime  ## faces from shipped test skulls, by the shipped demo model
+	@$(PY) sample.py out="$(OUT)" overwrite=true
 
 test: $(VENV)/.dev  ## the test suite
 	@$(PY) -m pytest
@@ -44,7 +42,7 @@ type: $(VENV)/.dev  ## static types
 bench: $(VENV)/.dev  ## rank-1 of the model beside its controls, on the test split of the cohort
 	@test -f "$(COHORT)/split_data/test.json" || { \
 		echo "no cohort in '$(COHORT)': run 'make cohort' first, or pass COHORT=FOLDER" >&2; exit 2; }
-	@$(PY) benchmarks/rank1.py weights="$(WEIGHTS)" data.root="$(COHORT)" split=test
+	@$(PY) -m benchmarks.rank1 weights="$(WEIGHTS)" data.root="$(COHORT)" split=test
 
 cohort: $(VENV)/.dev  ## make the synthetic cohort (COHORT=FOLDER)
 	@$(PY) -m data.cohort "$(COHORT)"

@@ -19,10 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from PIL import Image, ImageDraw
 
 from benchmarks.baselines import (
@@ -35,13 +33,16 @@ from benchmarks.baselines import (
 )
 from benchmarks.identification import DISTANCES, FEATURE_SIZE, identify, markdown_table, picture_features
 from benchmarks.model_faces import ModelFaces, read_pictures
-from cldm.controlled import load_model
+from cldm.controlled import ControlledLatentDiffusion, load_model
 from cldm.sampling import SamplingConfig
 from data.biometrics import age_level
 from data.images import write_png
 from data.manifest import Record, read_manifest
 from data.paired import PairedDataset
 from ldm.checkpoint import git_revision, sha256
+from ldm.config import parse_command_line
+from ldm.device import choose_device
+from muti_control.reconstruction import recommended_sampling
 
 BASELINES = ("ridge", "nearest skull", "nearest skull of the group", "group mean", "mean face")
 OF_THE_MODEL = (
@@ -192,7 +193,27 @@ def probe_rows(num_subjects: int, num: int, seed: int) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng(seed).permutation(num_subjects)[:num])
 
 
-def measure(cfg: Rank1Config) -> tuple[str, dict[str, Any], NDArray[np.uint8]]:
+def prepare(arguments: Sequence[str]) -> tuple[Rank1Config, ControlledLatentDiffusion | None]:
+    """Settings and model; what the command line leaves open of `sampling` is what the weights recommend.
+
+    Raises:
+        ValueError: an unknown key, a value that does not fit, or weights that cannot be read.
+    """
+    cfg = parse_command_line(Rank1Config, arguments)
+    if cfg.weights is None:
+        return cfg, None
+    model, metadata = load_model(cfg.weights, device=choose_device(cfg.device))
+    recommended = recommended_sampling(metadata, model.cfg.unet.num_control_outputs)
+    base = {"sampling": recommended}
+    cfg = parse_command_line(Rank1Config, arguments, base=base, base_name="settings in the weights")
+    cfg.sampling.validate()
+    cfg.sampling.scales_for(model.cfg.unet.num_control_outputs)
+    return cfg, model
+
+
+def measure(
+    cfg: Rank1Config, model: ControlledLatentDiffusion | None
+) -> tuple[str, dict[str, Any], NDArray[np.uint8]]:
     """Run every method on the same probes.
 
     Returns:
@@ -217,9 +238,7 @@ def measure(cfg: Rank1Config) -> tuple[str, dict[str, Any], NDArray[np.uint8]]:
     donors, outside = shuffled_donors(probes, gallery, train, cfg.seed)
     shown: dict[str, NDArray[np.floating]] = {}
     seconds: dict[str, float] = {}
-    if cfg.weights is not None:
-        device = cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        model, _ = load_model(cfg.weights, device=device)
+    if model is not None:
         of_model = ModelFaces(
             model, cfg.sampling, probes.records, cfg.batch, cfg.samples, cfg.seed, NUM_SHOWN
         )
@@ -295,31 +314,12 @@ def contact_sheet(
     return np.vstack(lines)
 
 
-def read_config(arguments: Sequence[str]) -> Rank1Config:
-    """[CONFIG.yaml] [key=value ...] over the defaults.
-
-    Raises:
-        ValueError: a file that is not there, an unknown key or a wrong type.
-    """
-    config = OmegaConf.structured(Rank1Config)
-    rest = list(arguments)
-    try:
-        if rest and "=" not in rest[0]:
-            config = OmegaConf.merge(config, OmegaConf.load(rest.pop(0)))
-        config = OmegaConf.merge(config, OmegaConf.from_dotlist(rest))
-        result = OmegaConf.to_object(config)
-    except (OmegaConfBaseException, OSError) as error:
-        raise ValueError(str(error).splitlines()[0]) from error
-    assert isinstance(result, Rank1Config)
-    return result
-
-
 def main(arguments: Sequence[str]) -> int:
     """The command. Returns the exit code: 0, or 2 with one message on stderr."""
+    started = time.perf_counter()
     try:
-        cfg = read_config(arguments)
-        started = time.perf_counter()
-        table, record, picture = measure(cfg)
+        cfg, model = prepare(arguments)
+        table, record, picture = measure(cfg, model)
     except ValueError as error:
         print(f"rank1: {error}", file=sys.stderr)
         return 2

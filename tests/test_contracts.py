@@ -13,6 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.rank1 import Rank1Config
+from cldm.controlled import load_model_config
+from muti_control.config import ExperimentConfig, load_experiment
+from sample import SampleConfig
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("ldm", "cldm", "muti_control", "data")
 ALLOWED = {  # which of the packages each may import
@@ -21,6 +26,7 @@ ALLOWED = {  # which of the packages each may import
     "muti_control": {"ldm", "cldm", "muti_control", "data"},
     "data": {"data"},
 }
+KEYS_OF = {"train.py": ExperimentConfig, "sample.py": SampleConfig, "benchmarks.rank1": Rank1Config}
 ABOVE = {"train", "sample", "tool_add_control", "benchmarks", "tests"}  # what no package may import
 FOLDERS = (*PACKAGES, "benchmarks", "tests", "configs", "models", ".ci")
 TEXT = {".py", ".md", ".yaml", ".yml", ".toml", ".json", ".txt", ".cfg", ".sh", ""}
@@ -103,6 +109,24 @@ def test_no_unsafe_loading():
         if calls.search(line) and "zip(" not in line
     ]
     assert not wrong, wrong
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_parses(path):
+    config = load_experiment(path)
+    assert config.stage and config.name
+    if config.init is not None:
+        assert config.how_to_get_init, "says nothing to a user who lacks its init"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "models").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_model_parses(path):
+    load_model_config(path).validate()
+
+
+def test_configs_and_models_are_there():
+    assert {path.parent.name for path in (ROOT / "configs").rglob("*.yaml")} >= {"demo", "debug"}
+    assert (ROOT / "models" / "cldm_v15.yaml").is_file()
 
 
 def _project() -> dict:
