@@ -116,7 +116,7 @@ def load_model(
         model = ControlledLatentDiffusion(cfg)
     model = model.to_empty(device="cpu")
     load_strict(model, state, allow_missing=SD_OPTIONAL, allow_unexpected=SD_OPTIONAL)
-    model = model.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+    model = model.to(device, dtype).to(memory_format=torch.channels_last)
     restore_buffers(model)
     return model.eval().requires_grad_(False), metadata
 

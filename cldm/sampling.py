@@ -51,7 +51,9 @@ class SamplingConfig:
                 "expected 0 <= start <= end <= 1"
             )
         if not self.control_scales:
-            raise ValueError("sampling.control_scales: got an empty list; give one number, or one per residual")
+            raise ValueError(
+                "sampling.control_scales: got an empty list; give one number, or one per residual"
+            )
 
     def scales_for(self, num_outputs: int) -> list[float]:
         """One scale per control residual.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -94,7 +95,7 @@ class Upsample(nn.Module):
 
 def _blocks(in_channels: int, out_channels: int, num_blocks: int, norm_groups: int) -> nn.ModuleList:
     widths = [in_channels, *[out_channels] * num_blocks]
-    return nn.ModuleList(ResnetBlock(a, b, norm_groups) for a, b in zip(widths[:-1], widths[1:], strict=True))
+    return nn.ModuleList(ResnetBlock(a, b, norm_groups) for a, b in pairwise(widths))
 
 
 class Middle(nn.Module):
@@ -113,7 +114,9 @@ class Middle(nn.Module):
 class DownLevel(nn.Module):
     """The blocks of one encoder level and, on every level but the last, the way down."""
 
-    def __init__(self, in_channels: int, out_channels: int, num_blocks: int, norm_groups: int, last: bool) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, num_blocks: int, norm_groups: int, last: bool
+    ) -> None:
         super().__init__()
         self.block = _blocks(in_channels, out_channels, num_blocks, norm_groups)
         self.downsample = nn.Identity() if last else Downsample(out_channels)
@@ -127,7 +130,9 @@ class DownLevel(nn.Module):
 class UpLevel(nn.Module):
     """The blocks of one decoder level and, on every level but the finest, the way up."""
 
-    def __init__(self, in_channels: int, out_channels: int, num_blocks: int, norm_groups: int, last: bool) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, num_blocks: int, norm_groups: int, last: bool
+    ) -> None:
         super().__init__()
         self.block = _blocks(in_channels, out_channels, num_blocks, norm_groups)
         self.upsample = nn.Identity() if last else Upsample(out_channels)

@@ -107,7 +107,9 @@ class LatentDiffusion(nn.Module):
         """Prompts -> embeddings (B, 77, context_dim)."""
         return self.cond_stage_model.encode(prompts)
 
-    def encode_first_stage(self, x: Tensor, generator: torch.Generator | None = None, sample: bool = True) -> Tensor:
+    def encode_first_stage(
+        self, x: Tensor, generator: torch.Generator | None = None, sample: bool = True
+    ) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] -> scaled latents (B, z, H/f, W/f), drawn or the posterior's mean."""
         posterior = self.first_stage_model.encode(x)
         return self.cfg.scale_factor * (posterior.sample(generator) if sample else posterior.mode())

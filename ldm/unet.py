@@ -44,9 +44,13 @@ class UNetConfig:
         for level, mult in enumerate(self.channel_mult):
             width = self.model_channels * mult
             if width % self.norm_groups:
-                raise ValueError(f"unet: width {width} of level {level} is no multiple of norm_groups={self.norm_groups}")
+                raise ValueError(
+                    f"unet: width {width} of level {level} is no multiple of norm_groups={self.norm_groups}"
+                )
             if level in self.attention_levels and width % self.num_heads:
-                raise ValueError(f"unet: width {width} of level {level} is no multiple of num_heads={self.num_heads}")
+                raise ValueError(
+                    f"unet: width {width} of level {level} is no multiple of num_heads={self.num_heads}"
+                )
         if any(not 0 <= level < len(self.channel_mult) for level in self.attention_levels):
             raise ValueError(
                 f"unet: attention_levels {list(self.attention_levels)} outside 0..{len(self.channel_mult) - 1}"
@@ -73,7 +77,9 @@ class ResBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, emb_dim: int, norm_groups: int) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(norm_groups, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
+            nn.GroupNorm(norm_groups, in_channels),
+            nn.SiLU(),
+            nn.Conv2d(in_channels, out_channels, 3, padding=1),
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_dim, out_channels))
         # Index 2 is the dropout of the public layout: weightless, but it numbers the convolution.
@@ -115,7 +121,7 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-class TimestepBlock(nn.Sequential):
+class TimestepBlock(nn.ModuleList):
     """A numbered run of layers that hands the time embedding and the text to those that want them."""
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
@@ -139,7 +145,7 @@ class UNetEncoder(nn.Module):
         ch = cfg.model_channels
         emb_dim = 4 * ch
         self.time_embed = nn.Sequential(nn.Linear(ch, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
-        self.input_blocks = nn.ModuleList([TimestepBlock(nn.Conv2d(cfg.in_channels, ch, 3, padding=1))])
+        self.input_blocks = nn.ModuleList([TimestepBlock([nn.Conv2d(cfg.in_channels, ch, 3, padding=1)])])
         self.skip_channels = [ch]  # width of each encoder output, in order
         for level, mult in enumerate(cfg.channel_mult):
             for _ in range(cfg.num_res_blocks):
@@ -147,22 +153,26 @@ class UNetEncoder(nn.Module):
                 ch = mult * cfg.model_channels
                 if level in cfg.attention_levels:
                     layers.append(self._transformer(ch))
-                self.input_blocks.append(TimestepBlock(*layers))
+                self.input_blocks.append(TimestepBlock(layers))
                 self.skip_channels.append(ch)
             if level < len(cfg.channel_mult) - 1:
-                self.input_blocks.append(TimestepBlock(Downsample(ch)))
+                self.input_blocks.append(TimestepBlock([Downsample(ch)]))
                 self.skip_channels.append(ch)
         self.middle_block = TimestepBlock(
-            ResBlock(ch, ch, emb_dim, cfg.norm_groups),
-            self._transformer(ch),
-            ResBlock(ch, ch, emb_dim, cfg.norm_groups),
+            [
+                ResBlock(ch, ch, emb_dim, cfg.norm_groups),
+                self._transformer(ch),
+                ResBlock(ch, ch, emb_dim, cfg.norm_groups),
+            ]
         )
 
     def _transformer(self, channels: int) -> SpatialTransformer:
         cfg = self.cfg
-        return SpatialTransformer(channels, cfg.context_dim, cfg.num_heads, cfg.transformer_depth, cfg.norm_groups)
+        return SpatialTransformer(
+            channels, cfg.context_dim, cfg.num_heads, cfg.transformer_depth, cfg.norm_groups
+        )
 
-    def _run(self, block: TimestepBlock, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+    def _run(self, block: nn.Module, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         if self.cfg.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, x, emb, context, use_reentrant=False)
         return block(x, emb, context)
@@ -171,7 +181,9 @@ class UNetEncoder(nn.Module):
         """t (B,) -> (B, 4 * model_channels)."""
         return self.time_embed(timestep_embedding(t, self.cfg.model_channels).to(dtype))
 
-    def encode(self, x: Tensor, emb: Tensor, context: Tensor, hint: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+    def encode(
+        self, x: Tensor, emb: Tensor, context: Tensor, hint: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
         """Outputs of every encoder block and of the middle block.
 
         x: (B, in_channels, H, W) latent; emb: (B, 4 ch); context: (B, M, context_dim);
@@ -204,14 +216,16 @@ class UNetModel(UNetEncoder):
                     layers.append(self._transformer(ch))
                 if level > 0 and i == cfg.num_res_blocks:
                     layers.append(Upsample(ch))
-                self.output_blocks.append(TimestepBlock(*layers))
+                self.output_blocks.append(TimestepBlock(layers))
         self.out = nn.Sequential(
             nn.GroupNorm(cfg.norm_groups, ch),
             nn.SiLU(),
             zero_module(nn.Conv2d(ch, cfg.out_channels, 3, padding=1)),
         )
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor, control: Sequence[Tensor] | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, context: Tensor, control: Sequence[Tensor] | None = None
+    ) -> Tensor:
         """Predicted noise, (B, out_channels, H, W).
 
         x: (B, in_channels, H, W) noised latent, H and W multiples of 2**(levels - 1); t: (B,) steps;
@@ -222,13 +236,18 @@ class UNetModel(UNetEncoder):
         """
         step = 2 ** (len(self.cfg.channel_mult) - 1)
         if x.shape[2] % step or x.shape[3] % step:
-            raise ValueError(f"unet: latent of {tuple(x.shape[2:])} does not divide by {step}; use pictures of a multiple of {8 * step} px")
+            raise ValueError(
+                f"unet: latent of {tuple(x.shape[2:])} does not divide by {step}; "
+                f"use pictures of a multiple of {8 * step} px"
+            )
         if control is not None and len(control) != self.cfg.num_control_outputs:
-            raise ValueError(f"unet: got {len(control)} control residuals, expected {self.cfg.num_control_outputs}")
+            raise ValueError(
+                f"unet: got {len(control)} control residuals, expected {self.cfg.num_control_outputs}"
+            )
         emb = self.embed_time(t, x.dtype)
         skips, h = self.encode(x, emb, context)
         if control is not None:
-            skips = [s + c for s, c in zip(skips, control, strict=False)]
+            skips = [s + c for s, c in zip(skips, control[:-1], strict=True)]
             h = h + control[-1]
         for block in self.output_blocks:
             h = self._run(block, torch.cat([h, skips.pop()], dim=1), emb, context)
