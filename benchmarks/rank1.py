@@ -263,6 +263,13 @@ def measure(
         "ridge": ridge,
         "seconds": seconds,
         "figures": {method: row.as_dict() for method, row in rows.items()},
+        "rank1_by_distance": {
+            distance: {
+                method: identify(faces[method], gallery.faces, truth, mean, distance, cfg.seed)[0].rank1
+                for method in methods
+            }
+            for distance in DISTANCES
+        },
         "ranks": {method: values.tolist() for method, values in ranks.items()},
     }
     picture = contact_sheet(probes, donors, {m: faces[m] for m in methods if m not in OF_THE_MODEL}, shown)

@@ -146,6 +146,7 @@ def test_every_dependency_is_imported_somewhere_and_none_is_forgotten():
     names = {  # distribution -> module, where they differ
         "pytorch-lightning": "pytorch_lightning",
         "open_clip_torch": "open_clip",
+        "pyyaml": "yaml",
         "pillow": "PIL",
         "opencv-python-headless": "cv2",
         "scikit-image": "skimage",
@@ -157,7 +158,7 @@ def test_every_dependency_is_imported_somewhere_and_none_is_forgotten():
     used = {name for path in product for name, _ in imported(path)}
     by_name_only = {"tensorboard"}  # Lightning's logger finds it
     assert runtime - by_name_only <= used, "listed but never imported"
-    known = runtime | {"embreex", "scipy"} | set(PACKAGES) | ABOVE | {"omegaconf", "yaml"}
+    known = runtime | {"embreex", "scipy"} | set(PACKAGES) | ABOVE
     third_party = {
         name for name in used if name not in known and importlib.util.find_spec(name) and not _standard(name)
     }
