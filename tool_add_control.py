@@ -97,7 +97,7 @@ def run(options: Options) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status: 0, or 2 after one line on stderr."""
+    """Exit status: 0; 2 after one line on stderr; 130 when interrupted."""
     if any(argument in ("-h", "--help") for argument in argv):
         print(USAGE)
         return 0
@@ -107,6 +107,9 @@ def main(argv: Sequence[str]) -> int:
         message = str(error) if USAGE in str(error) else " ".join(str(error).split())
         print(f"tool_add_control.py: {message}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("tool_add_control.py: interrupted, nothing written", file=sys.stderr)
+        return 130
     return 0
 
 

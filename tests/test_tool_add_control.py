@@ -74,25 +74,42 @@ def eps_of_both(base: LatentDiffusion, model: ControlledLatentDiffusion) -> tupl
         return base.unet(x, t, context), model.eps(x, t, context, hint)
 
 
-@pytest.mark.parametrize(("first", "second"), [("safetensors", "ckpt"), ("ckpt", "safetensors")])
-def test_from_the_shell_gives_the_base_models_eps(base, tmp_path: Path, first: str, second: str) -> None:
+def test_from_the_shell_gives_the_base_models_eps(base, tmp_path: Path) -> None:
     """Bit for bit, with any skull, and a bare output name lands in the working directory."""
-    source = tmp_path / f"epoch=3-step=77.{first}"  # a name as Lightning makes them
+    source = tmp_path / "epoch=3-step=77.ckpt"  # a name as Lightning makes them
     write_state_dict(source, base.state_dict(), model_metadata(CFG))
-    command = [sys.executable, str(ROOT / "tool_add_control.py"), source.name, f"out.{second}"]
+    command = [sys.executable, str(ROOT / "tool_add_control.py"), source.name, "out.safetensors"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert sorted(os.listdir(tmp_path)) == sorted([source.name, f"out.{second}"])
+    assert sorted(os.listdir(tmp_path)) == [source.name, "out.safetensors"]
     for kind in ("passed through", "copied", "new", "ignored", "mismatched"):
         assert kind in done.stdout
+    check_eps(base, tmp_path / "out.safetensors")
 
-    model, _ = load_model(tmp_path / f"out.{second}")
+
+def test_safetensors_in_and_ckpt_out_give_the_same_eps(base, base_file: Path, tmp_path: Path) -> None:
+    assert tool(base_file, tmp_path / "out.ckpt") == 0
+    check_eps(base, tmp_path / "out.ckpt")
+
+
+def check_eps(base: LatentDiffusion, path: Path) -> None:
+    model, _ = load_model(path)
     expected, eps = eps_of_both(base, model)
     assert torch.equal(expected, eps)
     assert expected.abs().max() > 0.1
     with torch.no_grad():  # the control branch is connected: once a zero layer moves, eps does
         model.control_model.middle_block_out[0].bias.fill_(0.5)
     assert not torch.equal(*eps_of_both(base, model))
+
+
+def test_interrupt_leaves_nothing(base_file: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tool_add_control, "add_control", interrupt)
+    assert tool(base_file, tmp_path / "out.ckpt") == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == [base_file.name]
 
 
 def test_every_key_comes_from_where_it_should(base, base_file: Path, tmp_path: Path) -> None:
