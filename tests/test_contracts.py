@@ -148,17 +148,21 @@ def test_every_dependency_is_imported_somewhere_and_none_is_forgotten():
         "open_clip_torch": "open_clip",
         "pyyaml": "yaml",
         "pillow": "PIL",
-        "opencv-python-headless": "cv2",
         "scikit-image": "skimage",
     }
     project = _project()
-    listed = [re.split(r"[<>=!~ ]", requirement)[0] for requirement in project["dependencies"]]
-    runtime = {names.get(name, name) for name in listed}
+
+    def modules(requirements: list[str]) -> set[str]:
+        listed = [re.split(r"[<>=!~ ]", requirement)[0] for requirement in requirements]
+        return {names.get(name, name) for name in listed}
+
+    runtime = modules(project["dependencies"])
+    extras = modules([line for extra in project["optional-dependencies"].values() for line in extra])
     product = [path for path in sources() if path.relative_to(ROOT).parts[0] not in ("tests", "benchmarks")]
     used = {name for path in product for name, _ in imported(path)}
     by_name_only = {"tensorboard"}  # Lightning's logger finds it
     assert runtime - by_name_only <= used, "listed but never imported"
-    known = runtime | {"embreex", "scipy"} | set(PACKAGES) | ABOVE
+    known = runtime | extras | set(PACKAGES) | ABOVE
     third_party = {
         name for name in used if name not in known and importlib.util.find_spec(name) and not _standard(name)
     }
