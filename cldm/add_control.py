@@ -32,6 +32,7 @@ def add_control(base: Mapping[str, Tensor], cfg: ModelConfig, seed: int = 0) -> 
 
     Tensors of the base are passed on, not copied in memory; only the control network is really built
     (1.4 GiB for SD1.5), seeded without touching the global generator. Fresh layers take the UNet's dtype.
+    A control network in `base` that still adds nothing (zero layers at zero) is ignored and made anew.
 
     Args:
         base: tensors by checkpoint key.
@@ -39,8 +40,10 @@ def add_control(base: Mapping[str, Tensor], cfg: ModelConfig, seed: int = 0) -> 
         seed: draws the hint encoder.
 
     Raises:
-        CheckpointError: `base` is not a model of this architecture, or has a control network already.
+        CheckpointError: `base` is not a model of this architecture, or has a trained control network.
     """
+    untrained = _untrained_control(base)
+    base = {key: value for key, value in base.items() if not key.startswith(CONTROL)}
     with torch.device("meta"):
         target = {key: value.shape for key, value in ControlledLatentDiffusion(cfg).state_dict().items()}
     optional = re.compile("|".join(SD_OPTIONAL))
@@ -77,13 +80,26 @@ def add_control(base: Mapping[str, Tensor], cfg: ModelConfig, seed: int = 0) -> 
         else:
             state[key] = fresh[key]
             kinds["new"].append(key)
-    kinds["ignored"] = [key for key in extra if key not in passed]
+    kinds["ignored"] = [key for key in extra if key not in passed] + untrained
     return AddedControl(state, kinds)
 
 
 def _source(key: str) -> str:
     """Where in the base model a key of the controlled one comes from."""
     return UNET + key.removeprefix(CONTROL) if key.startswith(CONTROL) else key
+
+
+def _untrained_control(base: Mapping[str, Tensor]) -> list[str]:
+    """Keys of a control network whose every output is still zero; CheckpointError if one has been trained."""
+    controls = [key for key in base if key.startswith(CONTROL)]
+    outputs = [
+        key for key in controls if key.removeprefix(CONTROL).startswith(("zero_convs.", "middle_block_out."))
+    ]
+    if controls and (not outputs or any(bool(base[key].any()) for key in outputs)):
+        raise CheckpointError(
+            f"it has a trained control network ({len(controls)} {CONTROL}* keys): use it as it is"
+        )
+    return controls
 
 
 def _check_base(
@@ -94,11 +110,6 @@ def _check_base(
     foreign: list[str],
 ) -> None:
     """Raise CheckpointError, in one line, unless `base` is exactly the base model of `target`."""
-    controls = [key for key in base if key.startswith(CONTROL)]
-    if controls:
-        raise CheckpointError(
-            f"it has a control network already ({len(controls)} {CONTROL}* keys): use it as it is"
-        )
     problems = []
     if mismatched:
         key = mismatched[0]

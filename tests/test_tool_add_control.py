@@ -214,7 +214,20 @@ def test_existing_output_is_kept_unless_forced(base_file: Path, tmp_path: Path, 
     assert read_state_dict(target)[1]["format"] == "iccr-diff"
     capsys.readouterr()
     assert "the input itself" in refused(capsys, tmp_path, base_file, base_file, "force=true")
-    assert "control network already" in refused(capsys, tmp_path, target, tmp_path / "again.ckpt")
+
+
+def test_a_trained_control_network_is_never_replaced(base_file: Path, tmp_path: Path, capsys) -> None:
+    once = tmp_path / "once.safetensors"
+    assert tool(base_file, once) == 0
+    assert tool(once, tmp_path / "twice.safetensors") == 0  # still adds nothing: made anew, and said so
+    assert "ignored" in capsys.readouterr().out
+    state, metadata = read_state_dict(once)
+    again, _ = read_state_dict(tmp_path / "twice.safetensors")
+    assert all(torch.equal(state[key], again[key]) for key in state)
+    state["control_model.zero_convs.0.0.bias"][0] = 1e-3
+    write_state_dict(tmp_path / "trained.ckpt", state, metadata)
+    message = refused(capsys, tmp_path, tmp_path / "trained.ckpt", tmp_path / "out.ckpt")
+    assert "has a trained control network" in message
 
 
 @pytest.mark.parametrize(
