@@ -36,7 +36,8 @@ from muti_control.reconstruction import (
 )
 
 ROOT = Path(__file__).resolve().parent
-DEMO_SKULLS, DEMO_LIMIT = ROOT / "data" / "split_data" / "test.json", 4
+DEMO_SKULLS, DEMO_LIMIT = "data/split_data/test.json", 4
+DEMO_WEIGHTS = "models/demo/iccr_demo.safetensors"
 
 
 @dataclass
@@ -49,7 +50,7 @@ class SampleConfig:
     num_samples: faces for each skull, with seeds seed, seed + 1, ...
     weights: checkpoint. model: YAML of its architecture, where the file does not carry it.
     device: auto, cpu, cuda, cuda:1, mps. precision: auto (bf16 on a GPU, fp32 on the CPU), fp32, bf16, fp16.
-    batch_size: faces drawn together; it does not change them.
+    batch_size: faces drawn together; each depends on its own skull, prompt and seed alone.
     out: folder to write. Default: results/NAME, numbered if it exists. overwrite: replace an earlier run there.
     sampling: the sampler's settings. Default: what the weights recommend.
     """
@@ -63,7 +64,7 @@ class SampleConfig:
     body_mass: Any = None
     num_samples: int = 1
     seed: int = 0
-    weights: str = str(Path("models") / "demo" / "iccr_demo.safetensors")
+    weights: str = DEMO_WEIGHTS
     model: str | None = None
     device: str = "auto"
     precision: str = "auto"
@@ -93,15 +94,13 @@ def prepare(arguments: Sequence[str]) -> tuple[SampleConfig, Job]:
     device = choose_device(cfg.device)
     dtype = choose_precision(cfg.precision, device)
     known = Known(cfg.sex, cfg.age, cfg.ethnicity, cfg.body_mass)
-    skull = Path(cfg.skull) if cfg.skull is not None else DEMO_SKULLS
+    skull = _shipped(DEMO_SKULLS) if cfg.skull is None else Path(cfg.skull)
     limit = DEMO_LIMIT if cfg.skull is None and cfg.limit is None else cfg.limit
     cases = find_cases(skull, known, cfg.images_dir, limit)
     name = skull.stem if cfg.skull is not None else "demo"
     folder = Path(cfg.out) if cfg.out is not None else unused_folder(Path("results") / name)
     outdated = claim_folder(folder, cfg.overwrite)
-    weights = Path(cfg.weights)
-    if not weights.exists() and not weights.is_absolute() and (ROOT / weights).exists():
-        weights = ROOT / weights  # the shipped ones, from any working folder
+    weights = _shipped(cfg.weights)
     model, metadata = load_model(weights, cfg.model, device, dtype)
     base = {"sampling": recommended_sampling(metadata, model.cfg.unet.num_control_outputs)}
     cfg = parse_command_line(SampleConfig, arguments, base=base, base_name="settings in the weights")
@@ -121,6 +120,11 @@ def prepare(arguments: Sequence[str]) -> tuple[SampleConfig, Job]:
         config=to_yaml(cfg),
     )
     return cfg, job
+
+
+def _shipped(name: str) -> Path:
+    """A file of the user's, or one that comes with this program, from any working folder."""
+    return Path(name) if Path(name).exists() or not (ROOT / name).exists() else ROOT / name
 
 
 def main(arguments: Sequence[str]) -> int:

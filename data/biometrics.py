@@ -93,6 +93,12 @@ def prompt(b: Biometrics) -> str:
     return f"3D face scan,{b.ethnicity} {b.sex},age level {age_level(b.age)},{body} face."
 
 
+def describe(b: Biometrics) -> str:
+    """The same for people to read, with the age in years, like ``Asian male, 43 years (level 3), normal``."""
+    years = f"{b.age:g} years (level {age_level(b.age)})"
+    return f"{b.ethnicity} {b.sex}, {years}, {BODY_MASS_WORDS[b.body_mass]}"
+
+
 _BODY_MASS_EXPECTED = (
     "a level from 1 to 5 (" + ", ".join(f"{k} {v}" for k, v in BODY_MASS_WORDS.items()) + ")"
 )

@@ -49,7 +49,7 @@ def contact_sheet(rows: Sequence[SheetRow], footer: Sequence[str] = ()) -> np.nd
             raise ValueError(
                 f"contact_sheet: {row.title} has {len(row.faces)} faces and {len(row.face_labels)} labels"
             )
-    across = min(MAX_ACROSS, max(len(row.faces) for row in rows))
+    across = min(MAX_ACROSS, max(1, *(len(row.faces) for row in rows)))
     with_truth = any(row.truth is not None for row in rows)
     cell_w, cell_h = _TILE + _GAP, _TILE + 2 * _LINE + _GAP
     heights = [cell_h * max(1, -(-len(row.faces) // across)) for row in rows]

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from cldm.controlled import ControlledLatentDiffusion
 from cldm.record import FORMAT, RECORD, write_json
 from cldm.sampling import SamplingConfig, reconstruct
+from data.biometrics import describe
 from data.cases import Case
 from data.images import read_image, to_uint8, write_png
 from data.sheet import NOTICE, SheetRow, contact_sheet
@@ -254,9 +255,7 @@ def _write_sheets(job: Job) -> None:
             rows.append(
                 SheetRow(
                     title=case.name,
-                    detail=case.prompt.removeprefix("3D face scan,")
-                    if person
-                    else "nothing known of the person",
+                    detail=describe(person) if person else "nothing known of the person",
                     skull=to_uint8(read_image(case.skull_path, size)[0]),
                     faces=faces,
                     face_labels=[f"seed {seed}" for seed in job.seeds],

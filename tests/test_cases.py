@@ -1,0 +1,133 @@
+"""What a user may hand to sample.py: a picture, a folder, a manifest, and what is known of the person."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from data.biometrics import Biometrics
+from data.cases import Case, CaseError, Known, _distinct, _spread, check_pictures, find_cases
+from data.manifest import ManifestError
+
+WOMAN = Known(sex="F", age=43, body_mass=4)
+
+
+def picture(path: Path, level: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((32, 32), level, np.uint8)
+    pixels[8:24, 8:24] = 255 - level
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_one_picture_with_all_known(tmp_path: Path) -> None:
+    (case,) = find_cases(picture(tmp_path / "my skull.png"), WOMAN)
+    assert case.name == "my_skull"
+    assert case.biometrics == Biometrics("female", 43.0)
+    assert case.prompt == "3D face scan,Asian female,age level 3,normal face."
+    assert not case.ethnicity_given
+    assert case.face_path is None
+
+
+def test_nothing_known_is_the_empty_prompt(tmp_path: Path) -> None:
+    (case,) = find_cases(picture(tmp_path / "a.png"), Known())
+    assert (case.biometrics, case.prompt) == (None, "")
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        (Known(sex="F"), "sex given, but age, body_mass missing: .* Add age=YEARS body_mass=1..5"),
+        (Known(sex="F", age=3), "body_mass missing"),
+        (Known(ethnicity="Asian"), "sex, age, body_mass missing"),
+        (Known(sex="x", age=3, body_mass=4), "sex: got 'x', expected M, F"),
+        (Known(sex="F", age=200, body_mass=4), "age: got 200"),
+        (Known(sex="F", age=3, body_mass="huge"), "body_mass: got 'huge'"),
+    ],
+)
+def test_partly_known_or_impossible_is_refused(tmp_path: Path, known: Known, message: str) -> None:
+    with pytest.raises(CaseError, match=message):
+        find_cases(picture(tmp_path / "a.png"), known)
+
+
+def test_a_folders_pictures_in_order_without_the_rest(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a.jpg", "a.png", "._a.png", "sub/c.png"):
+        picture(tmp_path / "in" / name)
+    (tmp_path / "in/notes.txt").write_text("x")
+    cases = find_cases(tmp_path / "in", WOMAN)
+    assert [(case.name, case.skull_path.name) for case in cases] == [
+        ("a", "a.jpg"),
+        ("a-2", "a.png"),
+        ("b", "b.PNG"),
+    ]
+
+
+def test_a_folder_without_pictures_says_where_they_are(tmp_path: Path) -> None:
+    picture(tmp_path / "set/pairedCS/skull/a.png")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CaseError, match=r"did you mean .*skull\?"):
+        find_cases(tmp_path / "set", WOMAN)
+    with pytest.raises(CaseError, match=r"did you mean .*skull\?"):
+        find_cases(tmp_path / "set/pairedCS", WOMAN)
+    with pytest.raises(CaseError, match=r"holds no picture; pictures end in \.png"):
+        find_cases(tmp_path / "empty", WOMAN)
+    with pytest.raises(CaseError, match="does not exist"):
+        find_cases(tmp_path / "none.png", WOMAN)
+    with pytest.raises(CaseError, match="images_dir: goes with a manifest"):
+        find_cases(picture(tmp_path / "a.png"), WOMAN, images_dir=tmp_path)
+
+
+def test_a_manifest_brings_its_own_and_explicit_values_override(make_pairs: Callable[..., Path]) -> None:
+    manifest = make_pairs(test=4) / "split_data/test.json"
+    cases = find_cases(manifest, Known())
+    assert [case.biometrics.sex for case in cases if case.biometrics] == ["male", "female", "male", "female"]
+    assert all(case.face_path is not None and case.ethnicity_given for case in cases)
+    older = find_cases(manifest, Known(sex="F", age=70))
+    assert all(case.biometrics == Biometrics("female", 70.0) for case in older)
+    with pytest.raises(ManifestError, match="age: got 300"):
+        find_cases(manifest, Known(age=300))
+
+
+def test_limit_spreads_evenly(make_pairs: Callable[..., Path]) -> None:
+    manifest = make_pairs(test=6) / "split_data/test.json"
+    assert [case.name for case in find_cases(manifest, Known(), limit=3)] == ["test_0", "test_2", "test_4"]
+    assert len(find_cases(manifest, Known(), limit=99)) == 6
+    with pytest.raises(CaseError, match="limit: got 0"):
+        find_cases(manifest, Known(), limit=0)
+
+
+@given(st.integers(1, 50), st.integers(1, 60))
+def test_spread_gives_as_many_as_asked_in_order(num: int, limit: int) -> None:
+    chosen = _spread(list(range(num)), limit)
+    assert len(chosen) == min(num, limit)
+    assert chosen == sorted(set(chosen))
+
+
+@given(st.lists(st.sampled_from(["a", "A", "a-2", "a/b", "..", "", "颅", "CON"]), max_size=8))
+def test_names_are_distinct_and_safe(names: list[str]) -> None:
+    distinct = _distinct(names)
+    assert len({name.lower() for name in distinct}) == len(names)
+    assert not any("/" in name or name in ("", ".", "..") for name in distinct)
+
+
+def test_all_pictures_are_checked_and_all_bad_ones_told(tmp_path: Path) -> None:
+    good = Case("good", picture(tmp_path / "good.png"), None)
+    bright = Case("bright", picture(tmp_path / "bright.png", 250), None)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(good.skull_path.read_bytes()[:60])
+    notes = check_pictures([good, bright], 32)
+    assert notes == {bright.skull_path: "its border is bright, but the model knows skulls on black"}
+    assert "enlarged" in check_pictures([good], 64)[good.skull_path]
+    bad = [Case("a", broken, None), good, Case("b", good.skull_path, None, face_path=tmp_path / "none.png")]
+    with pytest.raises(CaseError) as caught:
+        check_pictures(bad, 32)
+    assert [line.split(": ")[0].split("/")[-1] for line in str(caught.value).splitlines()] == [
+        "broken.png",
+        "none.png",
+    ]

@@ -1,0 +1,87 @@
+"""Records, output folders, devices: nothing is lost, nothing half-written, nothing private."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+
+from cldm.record import (
+    FORMAT,
+    OutputError,
+    claim_folder,
+    environment,
+    package_version,
+    unused_folder,
+    write_json,
+)
+from ldm.device import choose_device, choose_precision
+
+CPU = torch.device("cpu")
+
+
+def test_environment_says_versions_and_neither_host_nor_user() -> None:
+    found = environment(CPU, torch.bfloat16)
+    assert found["torch"] == torch.__version__
+    assert found["python"] == platform.python_version()
+    assert (found["device"], found["precision"]) == ("cpu", "bfloat16")
+    assert found["iccr_diff"] == package_version() != "unknown"
+    text = json.dumps(found["libraries"]) + found["system"]
+    assert platform.node() not in text
+    assert getpass.getuser() not in text
+
+
+def test_json_is_whole_or_not_there(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"name": "颅"})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"name": "颅"}
+    for bad in ({"x": float("nan")}, {"x": object()}):
+        with pytest.raises(ValueError):
+            write_json(tmp_path / "a.json", bad)
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"name": "颅"}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_default_folders_are_numbered(tmp_path: Path) -> None:
+    assert unused_folder(tmp_path / "a") == tmp_path / "a"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a-2").mkdir()
+    assert unused_folder(tmp_path / "a") == tmp_path / "a-3"
+
+
+def test_a_folder_is_overwritten_only_where_its_record_says_what_is_ours(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    assert claim_folder(folder, overwrite=False) == []
+    folder.mkdir()
+    assert claim_folder(folder, overwrite=False) == []
+    for name in ("face_0.png", "holiday.jpg"):
+        (folder / name).write_bytes(b"x")
+    with pytest.raises(OutputError, match="overwrite=true"):
+        claim_folder(folder, overwrite=False)
+    with pytest.raises(OutputError, match=r"holds no record\.json of an earlier run"):
+        claim_folder(folder, overwrite=True)
+    (tmp_path / "precious").write_bytes(b"x")
+    files = ["face_0.png", "gone.png", "../precious", "record.json"]
+    write_json(folder / "record.json", {"format": FORMAT, "files": files})
+    assert sorted(path.name for path in claim_folder(folder, overwrite=True)) == ["face_0.png", "record.json"]
+    write_json(folder / "record.json", {"format": "another program's", "files": files})
+    with pytest.raises(OutputError, match="holds no record"):
+        claim_folder(folder, overwrite=True)
+    with pytest.raises(OutputError, match="is a file"):
+        claim_folder(tmp_path / "precious", overwrite=True)
+
+
+def test_devices_and_precisions() -> None:
+    assert choose_device("cpu") == CPU
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert choose_precision("auto", CPU) == torch.float32
+    assert choose_precision("bf16", CPU) == torch.bfloat16
+    for name in ("gpu", "cuda:99", "meta", ""):
+        with pytest.raises(ValueError, match=r"^device: got"):
+            choose_device(name)
+    for name in ("fp8", "fp16"):
+        with pytest.raises(ValueError, match=r"^precision: got"):
+            choose_precision(name, CPU)

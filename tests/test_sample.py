@@ -1,0 +1,333 @@
+"""sample.py from its arguments to the files, with a tiny model of random weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model_config
+from PIL import Image
+
+import muti_control.reconstruction as reconstruction
+import sample
+from cldm.controlled import ControlledLatentDiffusion, load_model, model_metadata
+from cldm.sampling import SamplingConfig
+from data.cases import Known, find_cases
+from data.sheet import NOTICE
+from ldm.checkpoint import sha256, write_state_dict
+from muti_control.reconstruction import draw_faces, recommended_sampling
+
+QUICK = SamplingConfig(steps=3, guidance_scale=2.0, control_scales=[1.0])
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model without zero layers, in which skull and prompt matter much; it recommends three steps."""
+    torch.manual_seed(0)
+    cfg = tiny_model_config()
+    model = ControlledLatentDiffusion(cfg)
+    for name, parameter in model.named_parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.2)
+        elif "attn2" in name or "input_hint_block" in name:
+            parameter.data.mul_(3 if "hint" in name else 6)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    recommended = {"sampling": json.dumps({"steps": 3, "guidance_scale": 2.0, "control_scales": [1.0]})}
+    write_state_dict(path, model.state_dict(), model_metadata(cfg) | recommended | {"step": "7"})
+    return path
+
+
+@pytest.fixture
+def run(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Calls sample.main in an empty folder with the tiny weights."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return lambda *arguments: sample.main([f"weights={weights}", *map(str, arguments)])
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
+
+
+def text(path: Path) -> dict[str, Any]:
+    with Image.open(path) as image:
+        return json.loads(image.info["iccr-diff"])
+
+
+def test_a_manifest_becomes_faces_sheet_and_record(
+    run: Callable[..., int],
+    make_pairs: Callable[..., Path],
+    weights: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = make_pairs(test=3)
+    assert run(f"skull={root}/split_data/test.json", "num_samples=2", "seed=5", "batch_size=4", "out=o") == 0
+    names = sorted(path.name for path in Path("o").iterdir())
+    faces = [f"test_{i}_{k}.png" for i in range(3) for k in range(2)]
+    assert names == sorted([*faces, "contact_sheet.png", "record.json"])
+    assert pixels(Path("o/test_0_0.png")).shape == (64, 64, 3)
+
+    record = json.loads(Path("o/record.json").read_text(encoding="utf-8"))
+    assert record["finished"] is True
+    assert record["notice"] == NOTICE
+    assert sorted(record["files"]) == names
+    assert record["weights"] == {"file": "tiny.safetensors", "sha256": sha256(weights), "step": "7"}
+    assert record["sampling"]["steps"] == record["config"]["sampling"]["steps"] == 3
+    assert record["environment"]["torch"] == torch.__version__
+    case = record["cases"][1]
+    assert case["prompt"] == "3D face scan,Asian female,age level 2,normal face."
+    assert case["biometrics"] == {"sex": "female", "age": 20.0, "ethnicity": "Asian", "body_mass": 4}
+    assert case["skull"]["sha256"] == sha256(root / "pairedCS/skull/test_1.png")
+    assert case["true_face"]["sha256"] == sha256(root / "pairedCS/craniofacial/test_1.png")
+    assert [face["seed"] for face in case["faces"]] == [5, 6]
+    assert case["faces"][1]["sha256"] == sha256("o/test_1_1.png")
+
+    chunk = text(Path("o/test_1_1.png"))
+    assert (chunk["seed"], chunk["prompt"], chunk["notice"]) == (6, case["prompt"], NOTICE)
+    assert chunk["skull"] == {"file": "test_1.png", "sha256": case["skull"]["sha256"]}
+    assert chunk["weights"]["sha256"] == sha256(weights)
+    assert chunk["sampling"] == record["sampling"]
+
+    told = capsys.readouterr().out
+    assert "3 skulls, 2 faces each: 3 steps on " in told
+    assert "6 faces in" in told
+    assert f"Contact sheet: {Path('o/contact_sheet.png')}" in told
+    assert NOTICE in told
+
+
+def test_a_repeat_is_identical_and_seed_skull_and_prompt_each_matter(
+    run: Callable[..., int], make_pairs: Callable[..., Path]
+) -> None:
+    skulls = make_pairs(test=2) / "pairedCS/skull"
+    known = ("sex=F", "age=43", "body_mass=4", "device=cpu")
+    assert run(f"skull={skulls}", *known, "out=a") == 0
+    assert run(f"skull={skulls}", *known, "out=b") == 0
+    assert Path("a/test_0_0.png").read_bytes() == Path("b/test_0_0.png").read_bytes()
+    assert run(f"skull={skulls}", *known, "seed=1", "out=c") == 0
+    assert run(f"skull={skulls}", "sex=M", *known[1:], "out=d") == 0
+    first = pixels(Path("a/test_0_0.png"))
+    for other in ("a/test_1_0.png", "c/test_0_0.png", "d/test_0_0.png"):
+        assert np.abs(first - pixels(Path(other))).max() > 20, other
+
+
+def test_a_face_does_not_depend_on_its_batch(weights: Path, make_pairs: Callable[..., Path]) -> None:
+    model, _ = load_model(weights)
+    cases = find_cases(make_pairs(test=4) / "split_data/test.json", Known())
+    draws = [(case, 0, seed) for case in cases for seed in (3, 4)]
+    together = draw_faces(model, draws, QUICK)
+    alone = [draw_faces(model, [draw], QUICK)[0] for draw in draws]
+    backwards = draw_faces(model, draws[::-1], QUICK)[::-1]
+    for a, b, c in zip(together, alone, backwards, strict=True):
+        assert np.abs(a.astype(int) - b).max() <= 1  # rounding: sums are ordered by the batch's shape
+        assert np.abs(a.astype(int) - c).max() <= 1
+
+
+def test_a_bare_picture_is_letterboxed_and_the_empty_prompt_is_said(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(np.full((90, 60), 40000, np.uint16)).save("deep.png")
+    assert run("skull=deep.png") == 0
+    told = capsys.readouterr().out
+    assert "deep.png: letterboxed from 60 x 90 px" in told
+    assert "the prompt is empty, only the skull shapes the face" in told
+    record = json.loads(Path("results/deep/record.json").read_text())
+    assert (record["cases"][0]["prompt"], record["cases"][0]["biometrics"]) == ("", None)
+    assert record["cases"][0]["note"] == "letterboxed from 60 x 90 px"
+    assert run("skull=deep.png") == 0
+    assert Path("results/deep-2/deep_0.png").read_bytes() == Path("results/deep/deep_0.png").read_bytes()
+
+
+def test_an_assumed_ethnicity_is_said(run: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("L", (64, 64)).save("a.png")
+    known = ("skull=a.png", "sex=F", "age=43", "body_mass=4")
+    assert run(*known, "out=a") == 0
+    assert "ethnicity not given: the prompt says Asian" in capsys.readouterr().out
+    assert run(*known, "ethnicity=European", "out=b") == 0
+    assert "ethnicity not given" not in capsys.readouterr().out
+    assert text(Path("b/a_0.png"))["prompt"] == "3D face scan,European female,age level 3,normal face."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["skull=none.png"], "skull: none.png does not exist"),
+        (["skull=a.png", "sex=F"], "age, body_mass missing"),
+        (["skull=a.png", "sex=F", "age=old"], "age: Value 'old'"),
+        (["skull=a.png", "stesp=3"], "stesp: unknown setting; did you mean sampling.steps?"),
+        (["skull=a.png", "sampling.steps=0"], "sampling.steps: got 0"),
+        (["skull=a.png", "sampling.control_scales=[1, 2]"], "sampling.control_scales: got 2 numbers"),
+        (["skull=a.png", "num_samples=0"], "num_samples: got 0"),
+        (["skull=a.png", "seed=-1"], "seed: got -1"),
+        (["skull=a.png", "weights=none.safetensors"], "none.safetensors"),
+        (["skull=a.png", "weights=a.png"], "a.png"),
+        (["skull=a.png", "device=cuda:99"], "device: got 'cuda:99'"),
+        (["skull=a.png", "precision=half"], "precision: got 'half'"),
+        (["skull=a.png", "out=a.png"], "out: a.png is a file"),
+        (["skull=a.png", "model=none.yaml"], "none.yaml"),
+        (["skull=empty.png"], "empty.png: the file is empty"),
+        (["skull=broken.png"], "broken.png: cannot be read as a picture"),
+        (["none.yaml"], "none.yaml: no such config file"),
+        (["skull=bad.json"], "bad.json: 1 problem\n  line 1: is not valid JSON"),
+    ],
+)
+def test_what_cannot_be_is_told_with_exit_code_2_and_nothing_written(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    Image.new("L", (64, 64)).save("a.png")
+    Path("empty.png").touch()
+    Path("broken.png").write_bytes(Path("a.png").read_bytes()[:50])
+    Path("bad.json").write_text("{,}")
+    before = sorted(Path.cwd().iterdir())
+    assert run(*arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("sample.py: ")
+    assert message in shown.err
+    assert "Traceback" not in shown.err
+    assert sorted(Path.cwd().iterdir()) == before
+
+
+def test_an_existing_folder_is_kept_unless_overwrite(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("L", (64, 64)).save("a.png")
+    assert run("skull=a.png", "num_samples=3", "out=o") == 0
+    Path("o/mine.txt").write_text("keep")
+    assert run("skull=a.png", "out=o") == 2
+    assert "overwrite=true" in capsys.readouterr().err
+    assert run("skull=a.png", "out=o", "overwrite=true") == 0
+    names = sorted(path.name for path in Path("o").iterdir())
+    assert names == ["a_0.png", "contact_sheet.png", "mine.txt", "record.json"]
+
+
+def test_a_config_file_and_precedence(run: Callable[..., int]) -> None:
+    Image.new("L", (64, 64)).save("a.png")
+    Path("c.yaml").write_text("skull: a.png\nout: o\nsampling: {steps: 4, eta: 0.5}\n")
+    assert run("c.yaml", "sampling.steps=2") == 0
+    sampling = json.loads(Path("o/record.json").read_text())["sampling"]
+    assert (sampling["steps"], sampling["eta"], sampling["guidance_scale"]) == (
+        2,
+        0.5,
+        2.0,
+    )  # line, file, weights
+
+
+def test_many_cases_go_on_several_sheets(
+    run: Callable[..., int], make_pairs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconstruction, "ROWS_PER_SHEET", 2)
+    root = make_pairs(test=5)
+    assert run(f"skull={root}/split_data/test.json", "sampling.steps=1", "out=o") == 0
+    assert sorted(path.name for path in Path("o").glob("contact*")) == [
+        "contact_sheet-2.png",
+        "contact_sheet-3.png",
+        "contact_sheet.png",
+    ]
+
+
+def test_an_interrupted_run_says_so_and_can_be_repeated(
+    run: Callable[..., int], make_pairs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = make_pairs(test=2) / "split_data/test.json"
+    real, calls = reconstruction.draw_faces, iter(range(9))
+
+    def interrupted(*arguments: Any) -> list[np.ndarray]:
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reconstruction, "draw_faces", interrupted)
+        assert run(f"skull={manifest}", "batch_size=1", "out=o") == 130
+    assert json.loads(Path("o/record.json").read_text())["finished"] is False
+    assert Path("o/test_0_0.png").exists()
+    assert run(f"skull={manifest}", "out=o", "overwrite=true") == 0
+    assert json.loads(Path("o/record.json").read_text())["finished"] is True
+
+
+def test_values_that_are_no_numbers_are_told(
+    run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("L", (64, 64)).save("a.png")
+    monkeypatch.setattr(reconstruction, "reconstruct", lambda *a, **k: torch.full((1, 3, 64, 64), torch.nan))
+    assert run("skull=a.png") == 2
+    assert "try precision=fp32" in capsys.readouterr().err
+    assert not list(Path("results").rglob("a_0.png"))
+
+
+def test_out_of_gpu_memory_says_what_to_do(
+    run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    Image.new("L", (64, 64)).save("a.png")
+    monkeypatch.setattr(reconstruction, "reconstruct", full)
+    assert run("skull=a.png") == 2
+    assert "batch_size=4" in capsys.readouterr().err
+
+
+def test_what_weights_recommend() -> None:
+    assert recommended_sampling({"sampling": '{"steps": 9}'}, 5) == {"steps": 9}
+    assert recommended_sampling({}, 13) == {}
+    assert recommended_sampling({}, 5) == {"control_scales": [1.0]}
+    for bad in ("[1]", "{"):
+        with pytest.raises(ValueError, match="metadata entry 'sampling'"):
+            recommended_sampling({"sampling": bad}, 5)
+
+
+def test_a_recommendation_this_version_does_not_know_is_told(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, metadata = load_model(weights)
+    newer = tmp_path / "newer.safetensors"
+    write_state_dict(newer, model.state_dict(), metadata | {"sampling": '{"magic": 1}'})
+    Image.new("L", (64, 64)).save(tmp_path / "a.png")
+    assert sample.main([f"skull={tmp_path / 'a.png'}", f"weights={newer}", f"out={tmp_path / 'o'}"]) == 2
+    assert "settings in the weights: sampling.magic: unknown setting" in capsys.readouterr().err
+
+
+def test_bf16_on_the_cpu(run: Callable[..., int]) -> None:
+    Image.new("L", (64, 64)).save("a.png")
+    assert run("skull=a.png", "precision=bf16", "out=o") == 0
+    assert text(Path("o/a_0.png"))["environment"]["precision"] == "bfloat16"
+
+
+def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sample.main(["--help"]) == 0
+    told = capsys.readouterr().out
+    for name in (*sample.SampleConfig.__dataclass_fields__, *SamplingConfig.__dataclass_fields__):
+        assert name in told
+
+
+def test_as_a_program(weights: Path, make_pairs: Callable[..., Path], tmp_path: Path) -> None:
+    root = make_pairs(test=2)
+    program = [sys.executable, str(Path(sample.__file__))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [*program, f"weights={weights}", *arguments]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+
+    done = call(f"skull={root / 'split_data/test.json'}", "limit=1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "results/test/contact_sheet.png").is_file()
+    refused = call("skull=none.png")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_seeds_far_up_are_checked_before_the_run() -> None:
+    with pytest.raises(ValueError, match=r"^seed: got"):
+        replace(sample.SampleConfig(), seed=2**63 - 1, num_samples=2).validate()
