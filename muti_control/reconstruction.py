@@ -175,11 +175,12 @@ def reconstruct_cases(job: Job) -> int:
     draws = job.draws
     batches = [draws[i : i + job.batch_size] for i in range(0, len(draws), job.batch_size)]
     texts = {case.name: case_record for case, case_record in zip(job.cases, record["cases"], strict=True)}
-    with tqdm(total=len(batches) * job.sampling.steps, unit="step", disable=None, dynamic_ncols=True) as bar:
-        for batch in batches:
-            bar.set_description(
-                f"{batch[0][0].name[:24]} +{len(batch) - 1}" if len(batch) > 1 else batch[0][0].name
-            )
+    with tqdm(
+        total=len(batches) * job.sampling.steps, unit=" steps", disable=None, dynamic_ncols=True
+    ) as bar:
+        for i, batch in enumerate(batches):
+            first = i * job.batch_size + 1
+            bar.set_description(f"face {first} to {first + len(batch) - 1} of {len(draws)}")
             faces = draw_faces(job.model, batch, job.sampling, lambda done, total: bar.update(1))
             for (case, k, seed), face in zip(batch, faces, strict=True):
                 text = {TEXT_KEY: json.dumps(_face_text(job, texts[case.name], seed), ensure_ascii=False)}

@@ -1,0 +1,1 @@
+"""Training: the stages, what they share, and the composed configuration."""

@@ -1,0 +1,91 @@
+"""The autoencoder stage: pictures -> latents -> pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ldm.latent_diffusion import LatentDiffusion
+from muti_control.config import ExperimentConfig
+from muti_control.pictures import psnr
+from muti_control.stage import Stage
+
+
+def edge_loss(x: Tensor, y: Tensor) -> Tensor:
+    """Mean absolute difference of the horizontal and vertical finite differences of (B, C, H, W) pictures."""
+    dx = (x.diff(dim=3) - y.diff(dim=3)).abs().mean()
+    dy = (x.diff(dim=2) - y.diff(dim=2)).abs().mean()
+    return dx + dy
+
+
+def random_crops(pictures: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """One random size x size window of each picture (B, C, H, W)."""
+    height, width = pictures.shape[2:]
+    tops = torch.randint(0, height - size + 1, (len(pictures),), generator=generator).tolist()
+    lefts = torch.randint(0, width - size + 1, (len(pictures),), generator=generator).tolist()
+    windows = [p[:, a : a + size, b : b + size] for p, a, b in zip(pictures, tops, lefts, strict=True)]
+    return torch.stack(windows)
+
+
+class AutoencoderStage(Stage):
+    """Trains encoder and decoder; the best checkpoint has the highest PSNR on validation pictures."""
+
+    monitor = "valid/psnr"
+    monitor_mode = "max"
+
+    def __init__(
+        self, cfg: ExperimentConfig, net: LatentDiffusion, train_set: Dataset[Any], valid_set: Dataset[Any]
+    ) -> None:
+        super().__init__(cfg, net, train_set, valid_set, trained=("first_stage_model.",))
+        self._shown: list[Tensor] = []
+
+    def _pictures(self, batch: dict[str, Any]) -> Tensor:
+        if not self.cfg.autoencoder.on_skulls:
+            return batch["face"]
+        return torch.cat([batch["face"], batch["skull"] * 2 - 1])
+
+    def loss_of(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Reconstruction, edges and KL of (random crops of) the batch's pictures."""
+        cfg = self.cfg.autoencoder
+        x = self._pictures(batch)  # (B, 3, H, W) in [-1, 1]
+        if 0 < cfg.crop_size < x.shape[-1]:
+            x = random_crops(x, cfg.crop_size, self.draw("crop"))
+        x = x.contiguous(memory_format=torch.channels_last)
+        posterior = self.net.first_stage_model.encode(x)
+        x_hat = self.net.first_stage_model.decode(posterior.sample(self.draw("posterior"))).float()
+        reconstruction = (x_hat - x).abs().mean()
+        edges = edge_loss(x_hat, x)
+        kl = posterior.kl().mean() / (x.shape[2] * x.shape[3])  # nats per pixel
+        loss = reconstruction + cfg.edge_weight * edges + cfg.kl_weight * kl
+        return {"loss": loss, "l1": reconstruction.detach(), "edges": edges.detach(), "kl": kl.detach()}
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        x = self._pictures(batch)
+        x_hat = self.net.first_stage_model.decode(self.net.first_stage_model.encode(x).mode())
+        x, x_hat = ((y.float() + 1) / 2 for y in (x, x_hat.clamp(-1, 1)))
+        self.log("valid/psnr", psnr(x_hat, x).mean(), prog_bar=True, on_epoch=True, batch_size=len(x))
+        if batch_idx == 0:
+            self._shown = [x[:8], x_hat[:8]]
+
+    def on_validation_epoch_end(self) -> None:
+        self.show("reconstructions", self._shown)
+
+    @torch.no_grad()
+    def measure_scale_factor(self, num_pictures: int = 256) -> float:
+        """1 / standard deviation of the latents of the first training pictures, from the averaged weights."""
+        pictures = torch.stack(
+            [self.train_set[i]["face"] for i in range(min(num_pictures, len(self.train_set)))]  # type: ignore[arg-type]
+        )
+        with self.ema.applied(self.trained_parameters()):
+            latents = torch.cat(
+                [self.net.first_stage_model.encode(x.to(self.device)).mode() for x in pictures.split(16)]
+            )
+        return 1.0 / float(latents.float().std())
+
+    def export_metadata(self) -> dict[str, str]:
+        """As of every stage; the scale factor is measured first, so that what follows sees unit latents."""
+        self.net.cfg.scale_factor = round(self.measure_scale_factor(), 5)
+        return super().export_metadata()

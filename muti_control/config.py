@@ -1,0 +1,187 @@
+"""The configuration of a training run: typed, composed, read from YAML and ``key=value`` overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cldm.sampling import SamplingConfig
+from ldm.latent_diffusion import ModelConfig
+
+STAGES = ("autoencoder", "base", "control")
+PRECISIONS = ("auto", "32-true", "bf16-mixed")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message names the key and the remedy."""
+
+
+@dataclass
+class DataConfig:
+    """Where the pairs are.
+
+    root: folder with ``pairedCS/`` (pictures) and ``split_data/`` (manifests).
+    train, valid: names of the manifests in ``split_data``.
+    num_workers: loader processes; 0 reads in the main process.
+    how_to_get: what to tell a user whose ``root`` is missing.
+    """
+
+    root: str = "data"
+    train: str = "train.json"
+    valid: str = "valid.json"
+    num_workers: int = 0
+    how_to_get: str = "python -m data.cohort OUT makes a synthetic cohort; then pass data.root=OUT"
+
+
+@dataclass
+class OptimConfig:
+    """AdamW with warm-up.
+
+    lr: peak learning rate. warmup_steps: linear ramp from 0. schedule: after it, "constant" or "cosine" to
+    ``final_lr_ratio`` of the peak at ``train.max_steps``. clip_norm: gradient norm limit, 0 for none.
+    ema_decay: of the averaged weights that are validated and exported; it ramps up from (1 + n) / (10 + n).
+    """
+
+    lr: float = 1e-4
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.999
+    warmup_steps: int = 100
+    schedule: str = "constant"
+    final_lr_ratio: float = 0.05
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+
+
+@dataclass
+class TrainConfig:
+    """How long, how large, how often.
+
+    max_steps: optimizer steps. batch_size: pictures per device and micro-batch. accumulate: micro-batches per
+    step. val_every, save_every: optimizer steps between validations (with pictures) and between checkpoints.
+    num_valid: validation pairs looked at. precision: auto is bf16-mixed where the hardware has it.
+    accelerator, devices: as Lightning names them. num_threads: of torch on the CPU, 0 for its own choice.
+    """
+
+    max_steps: int = 1000
+    batch_size: int = 8
+    accumulate: int = 1
+    val_every: int = 500
+    save_every: int = 250
+    num_valid: int = 16
+    seed: int = 0
+    precision: str = "auto"
+    accelerator: str = "auto"
+    devices: int = 1
+    num_threads: int = 0
+
+
+@dataclass
+class AutoencoderStageConfig:
+    """Loss of the autoencoder stage: |x - x_hat| + edge_weight |grad x - grad x_hat| + kl_weight KL / pixels.
+
+    crop_size: side in px of the random crops it trains on, 0 for whole pictures (it validates on whole ones).
+    on_skulls: train on the skull pictures too, not on the faces alone.
+    """
+
+    crop_size: int = 0
+    edge_weight: float = 1.0
+    kl_weight: float = 1e-6
+    on_skulls: bool = False
+
+
+@dataclass
+class DiffusionStageConfig:
+    """Of the base and control stages.
+
+    prompt_dropout: chance that a prompt is replaced by the empty one (what guidance needs).
+    train_text_encoder: let the base stage train the text encoder as well.
+    """
+
+    prompt_dropout: float = 0.1
+    train_text_encoder: bool = True
+
+
+@dataclass
+class ExperimentConfig:
+    """One training run.
+
+    stage: autoencoder, base or control. name: the run's folder below ``out``.
+    init: checkpoint to start from (none: fresh weights). how_to_get_init: what to tell a user who lacks it.
+    model: the architecture; with ``init`` it may be left out, the file carries it.
+    """
+
+    stage: str = MISSING
+    name: str = MISSING
+    out: str = "runs"
+    init: str | None = None
+    how_to_get_init: str = ""
+    resume: bool = True
+    model: ModelConfig | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    autoencoder: AutoencoderStageConfig = field(default_factory=AutoencoderStageConfig)
+    diffusion: DiffusionStageConfig = field(default_factory=DiffusionStageConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of everything the run writes."""
+        return Path(self.out) / self.name
+
+    def validate(self) -> None:
+        """Raises ConfigError for values that no run could use."""
+        checks = [
+            (self.stage in STAGES, "stage", self.stage, f"one of {', '.join(STAGES)}"),
+            (self.train.precision in PRECISIONS, "train.precision", self.train.precision, f"one of {', '.join(PRECISIONS)}"),
+            (self.train.max_steps > 0, "train.max_steps", self.train.max_steps, "a positive number"),
+            (self.train.batch_size > 0, "train.batch_size", self.train.batch_size, "a positive number"),
+            (self.train.accumulate > 0, "train.accumulate", self.train.accumulate, "a positive number"),
+            (self.train.val_every > 0, "train.val_every", self.train.val_every, "a positive number"),
+            (self.train.save_every > 0, "train.save_every", self.train.save_every, "a positive number"),
+            (self.train.num_valid > 1, "train.num_valid", self.train.num_valid, "at least 2"),
+            (self.optim.lr > 0, "optim.lr", self.optim.lr, "a positive number"),
+            (self.optim.schedule in ("constant", "cosine"), "optim.schedule", self.optim.schedule, "constant or cosine"),
+            (0 <= self.optim.ema_decay < 1, "optim.ema_decay", self.optim.ema_decay, "a number in [0, 1)"),
+            (0 <= self.diffusion.prompt_dropout <= 1, "diffusion.prompt_dropout", self.diffusion.prompt_dropout, "a number in [0, 1]"),
+            (self.init is not None or self.model is not None, "init", None, "a checkpoint, or a 'model:' to start afresh"),
+            (self.stage != "control" or self.init is not None, "init", None, "a checkpoint made by tool_add_control.py"),
+        ]  # fmt: skip
+        for good, key, got, expected in checks:
+            if not good:
+                raise ConfigError(f"{key}: got {got!r}, expected {expected}")
+        try:
+            self.sampling.validate()
+            if self.model is not None:
+                self.model.validate()
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Read a YAML file, apply ``key=value`` overrides, check everything.
+
+    Raises:
+        ConfigError: missing file, an unknown key, a wrong type or value; the message names the key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"config {path} not found; the shipped ones are in configs/")
+    bad = [item for item in overrides if "=" not in item]
+    if bad:
+        raise ConfigError(f"got argument {bad[0]!r}, expected key=value (for example train.max_steps=1000)")
+    try:
+        merged = OmegaConf.merge(
+            OmegaConf.structured(ExperimentConfig), OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))
+        )
+        cfg = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
+    assert isinstance(cfg, ExperimentConfig)
+    cfg.validate()
+    return cfg

@@ -1,0 +1,48 @@
+"""Randomness as a function of (seed, rank, batch number): what makes a resumed run repeat an unbroken one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+
+def generator(seed: int, rank: int, batch: int, stream: str) -> torch.Generator:
+    """A fresh CPU generator for one purpose (``stream``) of one batch of one device.
+
+    The global generator is never used, so nothing else that draws numbers can shift a training run.
+    """
+    digest = hashlib.blake2b(f"{seed}/{rank}/{batch}/{stream}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+class EndlessBatches(Sampler[list[int]]):
+    """Batches of indices without end: shuffled passes over the data, each rank its own share of every pass.
+
+    Batch number n holds the same indices whether the loader started at batch 0 or at batch n.
+    """
+
+    def __init__(
+        self, num_items: int, batch_size: int, seed: int, first_batch: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if num_items < 1:
+            raise ValueError("EndlessBatches: got no items")
+        self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
+        self.first_batch, self.rank, self.world_size = first_batch, rank, world_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        position = self.first_batch * self.batch_size
+        pass_number, order = -1, torch.empty(0)
+        while True:
+            batch = []
+            for k in range(position, position + self.batch_size):
+                # Ranks interleave: this rank's k-th sample is the (k * world + rank)-th of all.
+                current, offset = divmod(k * self.world_size + self.rank, self.num_items)
+                if current != pass_number:
+                    pass_number = current
+                    order = torch.randperm(self.num_items, generator=generator(self.seed, 0, current, "order"))
+                batch.append(int(order[offset]))
+            position += self.batch_size
+            yield batch

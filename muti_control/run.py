@@ -1,0 +1,207 @@
+"""From a configuration to a running (or resumed) training."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import OmegaConf
+from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+from cldm.controlled import ControlledLatentDiffusion, model_config_from_metadata
+from data.manifest import read_manifest
+from data.paired import PairedDataset
+from ldm.checkpoint import SD_OPTIONAL, load_strict, read_state_dict, sha256
+from muti_control.autoencoder_stage import AutoencoderStage
+from muti_control.config import ConfigError, ExperimentConfig
+from muti_control.diffusion_stages import BaseStage, ControlStage
+from muti_control.latents import LatentPairs, face_moments
+from muti_control.stage import Stage
+
+STAGE_CLASSES: dict[str, type[Stage]] = {
+    "autoencoder": AutoencoderStage,
+    "base": BaseStage,
+    "control": ControlStage,
+}
+
+
+class StopGracefully(pl.Callback):
+    """Ctrl-C or SIGTERM: finish the step in hand, save, leave. A second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._previous: dict[int, Any] = {}
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.asked and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+        print("\nstopping after this step and saving; Ctrl-C again to stop at once", file=sys.stderr, flush=True)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            self._previous[signum] = signal.signal(signum, self._handle)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        if self.asked:
+            trainer.should_stop = True
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+
+def check_files(cfg: ExperimentConfig) -> None:
+    """Raises ConfigError naming every file or folder the run needs and lacks, and how to get each."""
+    lacking = []
+    if cfg.init is not None and not Path(cfg.init).is_file():
+        lacking.append(f"init: {cfg.init} not found. {cfg.how_to_get_init}".strip())
+    for name in (cfg.data.train, cfg.data.valid):
+        manifest = Path(cfg.data.root) / "split_data" / name
+        if not manifest.is_file():
+            lacking.append(f"data.root: {manifest} not found. {cfg.data.how_to_get}".strip())
+            break
+    if lacking:
+        raise ConfigError("this run needs files that are not there:\n  " + "\n  ".join(lacking))
+
+
+def build_model(cfg: ExperimentConfig) -> ControlledLatentDiffusion:
+    """The network of the run: of ``cfg.init``'s weights and architecture, or fresh from ``cfg.model``.
+
+    The seed of fresh weights is ``train.seed``. Raises CheckpointError or ConfigError for files that do not fit.
+    """
+    state: dict[str, torch.Tensor] | None = None
+    model_cfg = cfg.model
+    if cfg.init is not None:
+        state, metadata = read_state_dict(cfg.init)
+        model_cfg = cfg.model or model_config_from_metadata(metadata)
+        if model_cfg is None:
+            raise ConfigError(
+                f"init: {cfg.init} does not say its architecture; give it as model: (models/cldm_v15.yaml is SD1.5's)"
+            )
+        if model_cfg is cfg.model and "config" in metadata:
+            # The measured scale of the latents belongs to the weights, not to the architecture.
+            saved = model_config_from_metadata(metadata)
+            assert saved is not None
+            model_cfg.scale_factor = saved.scale_factor
+        if cfg.stage == "control" and not any(k.startswith("control_model.") for k in state):
+            raise ConfigError(
+                f"init: {cfg.init} has no control network; add one: python tool_add_control.py {cfg.init} OUT"
+            )
+    assert model_cfg is not None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.train.seed)
+        model = ControlledLatentDiffusion(model_cfg)
+    if state is not None:
+        optional = (*SD_OPTIONAL, *(() if cfg.stage == "control" else (r"^control_model\.",)))
+        load_strict(model, state, allow_missing=optional, allow_unexpected=SD_OPTIONAL)
+    return model
+
+
+def build_stage(cfg: ExperimentConfig) -> Stage:
+    """Network and data of a run, ready for ``Trainer.fit``."""
+    model = build_model(cfg)
+    size = model.cfg.image_size
+    sets = {}
+    for part, name in (("train", cfg.data.train), ("valid", cfg.data.valid)):
+        records = read_manifest(Path(cfg.data.root) / "split_data" / name)
+        sets[part] = PairedDataset(records[: cfg.train.num_valid] if part == "valid" else records, size=size)
+    train_set: Any = sets["train"]
+    if cfg.stage != "autoencoder":
+        device = torch.device("cuda" if _uses_cuda(cfg) else "cpu")
+        moments = face_moments(model, sets["train"], Path(cfg.out) / "cache", device)
+        train_set = LatentPairs(sets["train"], moments, with_skull=cfg.stage == "control")
+    return STAGE_CLASSES[cfg.stage](cfg, model, train_set, sets["valid"])
+
+
+def _uses_cuda(cfg: ExperimentConfig) -> bool:
+    return cfg.train.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
+def pick_precision(cfg: ExperimentConfig) -> str:
+    """"auto" is bf16-mixed where the hardware computes in bf16, else fp32."""
+    if cfg.train.precision != "auto":
+        return cfg.train.precision
+    if _uses_cuda(cfg):
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # torch has no public question for it
+    return "bf16-mixed" if native is not None and native() else "32-true"
+
+
+def build_trainer(cfg: ExperimentConfig, stage: Stage) -> pl.Trainer:
+    """The Lightning trainer: loggers, checkpoints ``last`` and ``best``, progress bar, graceful stop."""
+    folder = cfg.run_dir / "checkpoints"
+    common: dict[str, Any] = {"dirpath": folder, "save_top_k": 1, "enable_version_counter": False}
+    callbacks = [
+        ModelCheckpoint(filename="last", every_n_train_steps=cfg.train.save_every, **common),
+        ModelCheckpoint(filename="best", monitor=stage.monitor, mode=stage.monitor_mode, **common),
+        StopGracefully(),
+        TQDMProgressBar(refresh_rate=10),
+    ]
+    return pl.Trainer(
+        accelerator=cfg.train.accelerator,
+        devices=cfg.train.devices,
+        precision=pick_precision(cfg),
+        max_steps=cfg.train.max_steps,
+        max_epochs=-1,
+        val_check_interval=cfg.train.val_every * cfg.train.accumulate,
+        check_val_every_n_epoch=None,
+        accumulate_grad_batches=cfg.train.accumulate,
+        gradient_clip_val=cfg.optim.clip_norm or None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        use_distributed_sampler=False,
+        callbacks=callbacks,
+        logger=[
+            CSVLogger(cfg.run_dir, name="", version="csv"),
+            TensorBoardLogger(cfg.run_dir, name="", version="tensorboard"),
+        ],
+    )
+
+
+def run(cfg: ExperimentConfig) -> Path:
+    """Train to ``max_steps`` (from ``last.ckpt`` if the run was begun before) and export; returns the file.
+
+    Raises:
+        ConfigError, ManifestError, CheckpointError: what was given cannot be trained on; nothing is written.
+    """
+    check_files(cfg)
+    last = cfg.run_dir / "checkpoints" / "last.ckpt"
+    if last.is_file() and not cfg.resume:
+        raise ConfigError(
+            f"{cfg.run_dir} holds a run already; resume=true continues it, name=NEW starts another"
+        )
+    if cfg.train.num_threads:
+        torch.set_num_threads(cfg.train.num_threads)
+    stage = build_stage(cfg)
+    cfg.run_dir.mkdir(parents=True, exist_ok=True)
+    _write_config(cfg)
+    trainer = build_trainer(cfg, stage)
+    if last.is_file():
+        print(f"continuing {cfg.run_dir} from {last}", flush=True)
+    trainer.fit(stage, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    trainer.save_checkpoint(last, weights_only=False)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    exported = cfg.run_dir / "model.safetensors"
+    stage.export(exported)
+    state = "finished" if stage.updates >= cfg.train.max_steps else "stopped (the same command continues)"
+    print(f"{state} at step {stage.updates}; weights for the next stage or for sampling: {exported}", flush=True)
+    return exported
+
+
+def _write_config(cfg: ExperimentConfig) -> None:
+    node = OmegaConf.structured(cfg)
+    text = OmegaConf.to_yaml(node)
+    if cfg.init is not None:
+        text += f"# init sha256: {sha256(cfg.init)}\n"
+    temporary = cfg.run_dir / ".config.yaml.tmp"
+    temporary.write_text(text)
+    os.replace(temporary, cfg.run_dir / "config.yaml")
