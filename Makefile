@@ -17,7 +17,7 @@ USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	if "$$p" -c '$(USABLE)' >/dev/null 2>&1; then command -v "$$p"; break; fi; done)
 
-.PHONY: help demo test lint format type bench cohort clean distclean
+.PHONY: help demo test oldest lint format type bench cohort clean distclean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,12 @@ demo: $(VENV)/.runtime  ## faces from shipped test skulls, by the shipped demo m
 
 test: $(VENV)/.dev  ## the test suite
 	@$(PY) -m pytest
+
+oldest: $(VENV)/.dev  ## the test suite with the oldest releases that pyproject.toml admits, in .venv-oldest
+	@test -d .venv-oldest || $(PY) -m venv .venv-oldest
+	@$(PY) .ci/oldest.py > .venv-oldest/requirements.txt
+	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-oldest/requirements.txt
+	@.venv-oldest/bin/python -m pytest
 
 lint: $(VENV)/.dev  ## style and formatting, changing nothing
 	@$(PY) -m ruff check .
@@ -49,10 +55,10 @@ cohort: $(VENV)/.dev  ## make the synthetic cohort (COHORT=FOLDER)
 
 clean:  ## remove caches and what the demo wrote; keeps .venv, runs/ and weights
 	@rm -rf results .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
-	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	@find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 
-distclean: clean  ## clean, and remove .venv too
-	@rm -rf $(VENV)
+distclean: clean  ## clean, and remove the virtual environments too
+	@rm -rf $(VENV) .venv-oldest
 
 # A virtual environment that works is kept, whichever Python made it.
 $(PY):
