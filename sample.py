@@ -83,7 +83,7 @@ class SampleConfig:
         self.sampling.validate()
 
 
-def prepare(arguments: Sequence[str]) -> tuple[SampleConfig, Job]:
+def prepare(arguments: Sequence[str]) -> Job:
     """Everything that can be wrong is found here, before anything is written.
 
     Raises:
@@ -107,7 +107,7 @@ def prepare(arguments: Sequence[str]) -> tuple[SampleConfig, Job]:
     cfg.validate()
     cfg.sampling.scales_for(model.cfg.unet.num_control_outputs)
     notes = check_pictures(cases, model.cfg.image_size)
-    job = Job(
+    return Job(
         model=model,
         cases=cases,
         notes=notes,
@@ -119,7 +119,6 @@ def prepare(arguments: Sequence[str]) -> tuple[SampleConfig, Job]:
         environment=environment(device, dtype),
         config=to_yaml(cfg),
     )
-    return cfg, job
 
 
 def _shipped(name: str) -> Path:
@@ -134,28 +133,27 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     started = time.monotonic()
     try:
-        cfg, job = prepare(arguments)
-    except ValueError as error:
-        print(f"sample.py: {error}", file=sys.stderr)
-        return 2
-    for line in job.introduction():
-        print(line, flush=True)
+        job = prepare(arguments)
+    except (ValueError, OSError) as error:
+        return _told(str(error), 2)
+    print("\n".join(job.introduction()), flush=True)
     try:
-        num_faces = reconstruct_cases(job)
+        reconstruct_cases(job)
     except torch.OutOfMemoryError:
-        print(f"sample.py: out of GPU memory; try batch_size={max(1, cfg.batch_size // 2)}", file=sys.stderr)
-        return 2
+        return _told(f"out of GPU memory; try batch_size={max(1, job.batch_size // 2)}", 2)
     except (ReconstructionError, OSError) as error:
-        print(f"sample.py: {error}", file=sys.stderr)
-        return 2
+        return _told(str(error), 2)
     except KeyboardInterrupt:
-        print(f"sample.py: interrupted; the faces so far are in {job.folder.path}", file=sys.stderr)
-        return 130
-    print(
-        f"{num_faces} face{'s' * (num_faces != 1)} in {time.monotonic() - started:.1f} s: {job.folder.path}"
-    )
+        return _told(f"interrupted; the faces so far are in {job.folder.path}", 130)
+    faces = f"{len(job.draws)} face{'s' * (len(job.draws) != 1)}"
+    print(f"{faces} in {time.monotonic() - started:.1f} s: {job.folder.path}")
     print(f"Contact sheet: {job.folder.path / 'contact_sheet.png'}\n{NOTICE}")
     return 0
+
+
+def _told(message: str, code: int) -> int:
+    print(f"sample.py: {message}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -157,13 +157,10 @@ def draw_faces(
     return list(to_uint8(faces.permute(0, 2, 3, 1).numpy()))
 
 
-def reconstruct_cases(job: Job) -> int:
+def reconstruct_cases(job: Job) -> None:
     """Draw and write every face, the contact sheets and the record.
 
     The record stands there from the beginning with ``"finished": false``, so that a run that broke off is known as one.
-
-    Returns:
-        The number of faces.
 
     Raises:
         ReconstructionError: the model gave something that is no picture.
@@ -190,7 +187,6 @@ def reconstruct_cases(job: Job) -> int:
         for face_record in case_record["faces"]:
             face_record["sha256"] = sha256(folder / face_record["file"])
     write_json(folder / RECORD, record | {"finished": True})
-    return len(draws)
 
 
 def _record(job: Job) -> dict[str, Any]:
