@@ -24,11 +24,15 @@ def main(argv: list[str]) -> int:
 
     try:
         run(load_experiment(path, argv[1:] if has_config else argv))
-    except ValueError as error:  # ConfigError, ManifestError, ImageError, CheckpointError: each says what to mend
+    except (
+        ValueError
+    ) as error:  # ConfigError, ManifestError, ImageError, CheckpointError: each says what to mend
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("train.py: interrupted; the last checkpoint is kept, the same command continues", file=sys.stderr)
+        print(
+            "train.py: interrupted; the last checkpoint is kept, the same command continues", file=sys.stderr
+        )
         return 130
     return 0
 

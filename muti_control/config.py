@@ -136,22 +136,32 @@ class ExperimentConfig:
 
     def validate(self) -> None:
         """Raises ConfigError for values that no run could use."""
+        train, optim, dropout = self.train, self.optim, self.diffusion.prompt_dropout
+        positive = {
+            "train.max_steps": train.max_steps,
+            "train.batch_size": train.batch_size,
+            "train.accumulate": train.accumulate,
+            "train.val_every": train.val_every,
+            "train.save_every": train.save_every,
+            "optim.lr": optim.lr,
+        }
+        schedules = ("constant", "cosine")
         checks = [
             (self.stage in STAGES, "stage", self.stage, f"one of {', '.join(STAGES)}"),
-            (self.train.precision in PRECISIONS, "train.precision", self.train.precision, f"one of {', '.join(PRECISIONS)}"),
-            (self.train.max_steps > 0, "train.max_steps", self.train.max_steps, "a positive number"),
-            (self.train.batch_size > 0, "train.batch_size", self.train.batch_size, "a positive number"),
-            (self.train.accumulate > 0, "train.accumulate", self.train.accumulate, "a positive number"),
-            (self.train.val_every > 0, "train.val_every", self.train.val_every, "a positive number"),
-            (self.train.save_every > 0, "train.save_every", self.train.save_every, "a positive number"),
-            (self.train.num_valid > 1, "train.num_valid", self.train.num_valid, "at least 2"),
-            (self.optim.lr > 0, "optim.lr", self.optim.lr, "a positive number"),
-            (self.optim.schedule in ("constant", "cosine"), "optim.schedule", self.optim.schedule, "constant or cosine"),
-            (0 <= self.optim.ema_decay < 1, "optim.ema_decay", self.optim.ema_decay, "a number in [0, 1)"),
-            (0 <= self.diffusion.prompt_dropout <= 1, "diffusion.prompt_dropout", self.diffusion.prompt_dropout, "a number in [0, 1]"),
-            (self.init is not None or self.model is not None, "init", None, "a checkpoint, or a 'model:' to start afresh"),
-            (self.stage != "control" or self.init is not None, "init", None, "a checkpoint made by tool_add_control.py"),
-        ]  # fmt: skip
+            (
+                train.precision in PRECISIONS,
+                "train.precision",
+                train.precision,
+                f"one of {', '.join(PRECISIONS)}",
+            ),
+            *((value > 0, key, value, "a positive number") for key, value in positive.items()),
+            (train.num_valid > 1, "train.num_valid", train.num_valid, "at least 2"),
+            (optim.schedule in schedules, "optim.schedule", optim.schedule, " or ".join(schedules)),
+            (0 <= optim.ema_decay < 1, "optim.ema_decay", optim.ema_decay, "a number in [0, 1)"),
+            (0 <= dropout <= 1, "diffusion.prompt_dropout", dropout, "a number in [0, 1]"),
+            (self.init or self.model, "init", None, "a checkpoint, or a 'model:' to start afresh"),
+            (self.stage != "control" or self.init, "init", None, "a checkpoint made by tool_add_control.py"),
+        ]
         for good, key, got, expected in checks:
             if not good:
                 raise ConfigError(f"{key}: got {got!r}, expected {expected}")
@@ -177,7 +187,9 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
         raise ConfigError(f"got argument {bad[0]!r}, expected key=value (for example train.max_steps=1000)")
     try:
         merged = OmegaConf.merge(
-            OmegaConf.structured(ExperimentConfig), OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))
+            OmegaConf.structured(ExperimentConfig),
+            OmegaConf.load(path),
+            OmegaConf.from_dotlist(list(overrides)),
         )
         cfg = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:

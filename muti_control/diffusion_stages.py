@@ -14,7 +14,6 @@ from torch.utils.data import Dataset
 from cldm.controlled import ControlledLatentDiffusion
 from cldm.sampling import reconstruct
 from ldm.autoencoder import DiagonalGaussian
-from ldm.latent_diffusion import LatentDiffusion
 from ldm.schedule import q_sample
 from muti_control.config import ExperimentConfig
 from muti_control.pictures import energy_distance, rank_one, small_grey
@@ -56,7 +55,9 @@ class DiffusionStage(Stage):
         """L_noise = mean (eps_hat - eps)^2, t uniform. Source: arXiv 2006.11239 eq. 14."""
         posterior = DiagonalGaussian(batch["moments"])
         z = self.net.cfg.scale_factor * posterior.sample(self.draw("posterior"))  # (B, z, h, w)
-        t = torch.randint(0, self.net.cfg.schedule.num_timesteps, (len(z),), generator=self.draw("t")).to(z.device)
+        t = torch.randint(0, self.net.cfg.schedule.num_timesteps, (len(z),), generator=self.draw("t")).to(
+            z.device
+        )
         eps = torch.randn(z.shape, generator=self.draw("eps")).to(z)
         dropped = torch.rand(len(z), generator=self.draw("dropout")) < self.cfg.diffusion.prompt_dropout
         prompts = ["" if drop else p for p, drop in zip(batch["prompt"], dropped.tolist(), strict=True)]
@@ -94,7 +95,11 @@ class BaseStage(DiffusionStage):
     monitor_mode = "min"
 
     def __init__(
-        self, cfg: ExperimentConfig, net: LatentDiffusion, train_set: Dataset[Any], valid_set: Dataset[Any]
+        self,
+        cfg: ExperimentConfig,
+        net: ControlledLatentDiffusion,
+        train_set: Dataset[Any],
+        valid_set: Dataset[Any],
     ) -> None:
         text = ("cond_stage_model.",) if cfg.diffusion.train_text_encoder else ()
         super().__init__(cfg, net, train_set, valid_set, ("model.diffusion_model.", *text))
@@ -119,7 +124,11 @@ class ControlStage(DiffusionStage):
     monitor_mode = "min"
 
     def __init__(
-        self, cfg: ExperimentConfig, net: LatentDiffusion, train_set: Dataset[Any], valid_set: Dataset[Any]
+        self,
+        cfg: ExperimentConfig,
+        net: ControlledLatentDiffusion,
+        train_set: Dataset[Any],
+        valid_set: Dataset[Any],
     ) -> None:
         super().__init__(cfg, net, train_set, valid_set, ("control_model.",))
 
@@ -130,7 +139,9 @@ class ControlStage(DiffusionStage):
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         super().validation_step(batch, batch_idx)
         if batch_idx == 0:
-            self.log("valid/skull_effect", self.skull_effect(batch), prog_bar=True, batch_size=len(batch["skull"]))
+            self.log(
+                "valid/skull_effect", self.skull_effect(batch), prog_bar=True, batch_size=len(batch["skull"])
+            )
 
     def skull_effect(self, batch: dict[str, Any]) -> Tensor:
         """mean |eps(own skull) - eps(another's skull)| / mean |eps|, at mid-process, fixed noise."""

@@ -25,7 +25,13 @@ class EndlessBatches(Sampler[list[int]]):
     """
 
     def __init__(
-        self, num_items: int, batch_size: int, seed: int, first_batch: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        num_items: int,
+        batch_size: int,
+        seed: int,
+        first_batch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         if num_items < 1:
             raise ValueError("EndlessBatches: got no items")
@@ -42,7 +48,9 @@ class EndlessBatches(Sampler[list[int]]):
                 current, offset = divmod(k * self.world_size + self.rank, self.num_items)
                 if current != pass_number:
                     pass_number = current
-                    order = torch.randperm(self.num_items, generator=generator(self.seed, 0, current, "order"))
+                    order = torch.randperm(
+                        self.num_items, generator=generator(self.seed, 0, current, "order")
+                    )
                 batch.append(int(order[offset]))
             position += self.batch_size
             yield batch

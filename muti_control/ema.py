@@ -57,6 +57,8 @@ class Ema:
         """
         average = state["average"]
         if set(average) != set(self.average):
-            raise ValueError("the checkpoint's averages are of other parameters: was the model config changed?")
+            raise ValueError(
+                "the checkpoint's averages are of other parameters: was the model config changed?"
+            )
         self.num_updates = int(state["num_updates"])
         self.average = {name: value.to(self.average[name].device) for name, value in average.items()}

@@ -51,7 +51,9 @@ def _content_hash(model: LatentDiffusion, pairs: PairedDataset) -> str:
 
 
 @torch.no_grad()
-def face_moments(model: LatentDiffusion, pairs: PairedDataset, cache_dir: Path, device: torch.device) -> Tensor:
+def face_moments(
+    model: LatentDiffusion, pairs: PairedDataset, cache_dir: Path, device: torch.device
+) -> Tensor:
     """Moments (N, 2 z, h, w) of every face, from ``cache_dir`` if they were computed before."""
     path = cache_dir / f"moments_{_content_hash(model, pairs)}.safetensors"
     if path.is_file():

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from torch.utils.data import Dataset
 
 from cldm.controlled import ControlledLatentDiffusion, model_config_from_metadata
 from data.manifest import read_manifest
@@ -25,7 +27,9 @@ from muti_control.diffusion_stages import BaseStage, ControlStage
 from muti_control.latents import LatentPairs, face_moments
 from muti_control.stage import Stage
 
-STAGE_CLASSES: dict[str, type[Stage]] = {
+MakeStage = Callable[[ExperimentConfig, ControlledLatentDiffusion, Dataset[Any], Dataset[Any]], Stage]
+
+STAGE_CLASSES: dict[str, MakeStage] = {
     "autoencoder": AutoencoderStage,
     "base": BaseStage,
     "control": ControlStage,
@@ -43,7 +47,9 @@ class StopGracefully(pl.Callback):
         if self.asked and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = True
-        print("\nstopping after this step and saving; Ctrl-C again to stop at once", file=sys.stderr, flush=True)
+        print(
+            "\nstopping after this step and saving; Ctrl-C again to stop at once", file=sys.stderr, flush=True
+        )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for signum in (signal.SIGINT, signal.SIGTERM):
@@ -125,10 +131,12 @@ def _uses_cuda(cfg: ExperimentConfig) -> bool:
     return cfg.train.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
-def pick_precision(cfg: ExperimentConfig) -> str:
-    """"auto" is bf16-mixed where the hardware computes in bf16, else fp32."""
-    if cfg.train.precision != "auto":
-        return cfg.train.precision
+def pick_precision(cfg: ExperimentConfig) -> Literal["32-true", "bf16-mixed"]:
+    """ "auto" is bf16-mixed where the hardware computes in bf16, else fp32."""
+    if cfg.train.precision == "32-true":
+        return "32-true"
+    if cfg.train.precision == "bf16-mixed":
+        return "bf16-mixed"
     if _uses_cuda(cfg):
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
     native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # torch has no public question for it
@@ -193,7 +201,9 @@ def run(cfg: ExperimentConfig) -> Path:
     exported = cfg.run_dir / "model.safetensors"
     stage.export(exported)
     state = "finished" if stage.updates >= cfg.train.max_steps else "stopped (the same command continues)"
-    print(f"{state} at step {stage.updates}; weights for the next stage or for sampling: {exported}", flush=True)
+    print(
+        f"{state} at step {stage.updates}; weights for the next stage or for sampling: {exported}", flush=True
+    )
     return exported
 
 

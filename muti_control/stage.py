@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,9 @@ class Stage(pl.LightningModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Endless batches that go on where a resumed run left off."""
+        assert isinstance(self.train_set, Sized)
         batches = EndlessBatches(
-            len(self.train_set),  # type: ignore[arg-type]
+            len(self.train_set),
             self.cfg.train.batch_size,
             self.cfg.train.seed,
             first_batch=self.updates * self.cfg.train.accumulate,
@@ -129,7 +131,9 @@ class Stage(pl.LightningModule):
     def _loader(self, dataset: Dataset[Any], **kwargs: Any) -> DataLoader[Any]:
         workers = self.cfg.data.num_workers
         pin = self.device.type == "cuda"
-        return DataLoader(dataset, num_workers=workers, persistent_workers=workers > 0, pin_memory=pin, **kwargs)
+        return DataLoader(
+            dataset, num_workers=workers, persistent_workers=workers > 0, pin_memory=pin, **kwargs
+        )
 
     # --- validation on the averaged weights ---------------------------------------------------------------
 

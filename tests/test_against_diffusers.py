@@ -120,7 +120,10 @@ def test_unet(model: ControlledLatentDiffusion, their_unet: nn.Module, inputs: d
 
 
 def test_control_and_unet(
-    model: ControlledLatentDiffusion, their_unet: nn.Module, their_control: nn.Module, inputs: dict[str, Tensor]
+    model: ControlledLatentDiffusion,
+    their_unet: nn.Module,
+    their_control: nn.Module,
+    inputs: dict[str, Tensor],
 ) -> None:
     x, t, context, skull = (inputs[k] for k in ("x", "t", "context", "skull"))
     num = model.cfg.unet.num_control_outputs
@@ -136,7 +139,9 @@ def test_control_and_unet(
     assert relative(unconditioned, theirs) > 1e-2  # the comparison above is one of a control that acts
 
 
-def test_autoencoder(model: ControlledLatentDiffusion, their_vae: nn.Module, inputs: dict[str, Tensor]) -> None:
+def test_autoencoder(
+    model: ControlledLatentDiffusion, their_vae: nn.Module, inputs: dict[str, Tensor]
+) -> None:
     posterior = model.first_stage_model.encode(inputs["picture"])
     theirs = their_vae.encode(inputs["picture"]).latent_dist
     assert relative(posterior.mean, theirs.mean) < 1e-4
