@@ -17,7 +17,7 @@ USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	if "$$p" -c '$(USABLE)' >/dev/null 2>&1; then command -v "$$p"; break; fi; done)
 
-.PHONY: help demo test oldest lint format type bench cohort clean distclean
+.PHONY: help demo test debug oldest lint format type bench cohort clean distclean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,14 @@ demo: $(VENV)/.runtime  ## faces from shipped test skulls, by the shipped demo m
 
 test: $(VENV)/.dev  ## the test suite
 	@$(PY) -m pytest
+
+debug: $(VENV)/.runtime  ## every training stage and sampling, end to end, on tiny networks, in runs/debug_*
+	@rm -rf runs/debug_autoencoder runs/debug_base runs/debug_control runs/debug_control_ini.safetensors
+	@$(PY) train.py configs/debug/autoencoder.yaml
+	@$(PY) train.py configs/debug/base.yaml
+	@$(PY) tool_add_control.py runs/debug_base/model.safetensors runs/debug_control_ini.safetensors
+	@$(PY) train.py configs/debug/control.yaml
+	@$(PY) sample.py weights=runs/debug_control/model.safetensors out=runs/debug_faces overwrite=true
 
 oldest: $(VENV)/.dev  ## the test suite with the oldest releases that pyproject.toml admits, in .venv-oldest
 	@test -d .venv-oldest || $(PY) -m venv .venv-oldest
