@@ -1,0 +1,90 @@
+"""Settings of ``python -m data.cohort OUT [key=value ...]``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+FORMAT_VERSION = 1  # raise when the same seed no longer gives the same pictures
+
+
+@dataclass
+class CohortConfig:
+    """A cohort is a function of everything here except ``num_workers``.
+
+    Attributes:
+        num_subjects: how many people; one skull and face pair each.
+        seed: of the whole cohort.
+        size: side of the pictures in px.
+        valid_subjects, test_subjects: held-out people; -1 takes 5 % and 10 % of all.
+        half_field: half of the side of the camera's field in mm, at least 135.
+        center_y: height (mm above the middle of the eyes) seen in the middle of the picture.
+        yaw, pitch: pose in degrees, the same for everyone.
+        num_workers: processes; the pictures do not depend on it.
+    """
+
+    num_subjects: int = 300
+    seed: int = 0
+    size: int = 256
+    valid_subjects: int = -1
+    test_subjects: int = -1
+    half_field: float = 140.0
+    center_y: float = -11.0
+    yaw: float = 0.0
+    pitch: float = 0.0
+    num_workers: int = 1
+
+    def __post_init__(self) -> None:
+        if self.valid_subjects < 0:
+            self.valid_subjects = self.num_subjects // 20
+        if self.test_subjects < 0:
+            self.test_subjects = self.num_subjects // 10
+
+    def check(self) -> None:
+        """Raises: ValueError naming the key, its value and what is allowed."""
+        limits: dict[str, tuple[float, float]] = {
+            "num_subjects": (1, 99_999),
+            "seed": (0, 2**31 - 1),
+            "size": (64, 1024),
+            "half_field": (135, 400),
+            "center_y": (-60, 60),
+            "yaw": (-14, 14),
+            "pitch": (-12, 12),
+            "num_workers": (1, 256),
+        }
+        for key, (low, high) in limits.items():
+            value = getattr(self, key)
+            if not low <= value <= high:
+                raise ValueError(f"{key}={value}: expected {low} <= {key} <= {high}")
+        held_out = self.valid_subjects + self.test_subjects
+        if held_out > self.num_subjects:
+            raise ValueError(
+                f"valid_subjects={self.valid_subjects} and test_subjects={self.test_subjects} hold out "
+                f"{held_out} people, but num_subjects={self.num_subjects}: lower them"
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """Everything the pictures depend on; two runs with the same identity may share a folder."""
+        settings = asdict(self)
+        del settings["num_workers"]
+        return {"format": FORMAT_VERSION, **settings}
+
+
+def parse_config(overrides: list[str]) -> CohortConfig:
+    """``["num_subjects=50", ...]`` -> config. Raises: ValueError for an unknown key, a wrong type or value."""
+    known = ", ".join(asdict(CohortConfig()))
+    for item in overrides:
+        if "=" not in item:
+            raise ValueError(f"{item!r}: expected key=value; keys: {known}")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(CohortConfig), OmegaConf.from_dotlist(overrides))
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{' '.join(overrides)}: {reason}; keys: {known}") from error
+    assert isinstance(config, CohortConfig)
+    config.check()
+    return config
