@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from cldm.controlnet import ControlNet
 from ldm.checkpoint import SD_OPTIONAL, CheckpointError, load_strict, read_state_dict
+from ldm.config import parse_command_line
 from ldm.latent_diffusion import LatentDiffusion, ModelConfig
 from ldm.schedule import schedule_buffers
 
@@ -60,25 +60,18 @@ def load_model_config(path: str | Path) -> ModelConfig:
     Raises:
         ValueError: the file is missing, or a key is unknown or of the wrong type (the message names it).
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"model config {path} not found; expected a YAML file such as models/cldm_v15.yaml")
-    return _to_model_config(OmegaConf.load(path), str(path))
+    cfg = parse_command_line(ModelConfig, [str(path)])
+    cfg.validate()
+    return cfg
 
 
 def model_config_from_metadata(metadata: dict[str, str]) -> ModelConfig | None:
     """The ModelConfig a checkpoint of ours carries, or None for a foreign file."""
     if "config" not in metadata:
         return None
-    return _to_model_config(OmegaConf.create(json.loads(metadata["config"])), "checkpoint metadata")
-
-
-def _to_model_config(node: object, origin: str) -> ModelConfig:
-    try:
-        cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), node))
-    except OmegaConfBaseException as error:
-        raise ValueError(f"{origin}: {str(error).splitlines()[0]}") from error
-    assert isinstance(cfg, ModelConfig)
+    cfg = parse_command_line(
+        ModelConfig, [], base=json.loads(metadata["config"]), base_name="checkpoint metadata"
+    )
     cfg.validate()
     return cfg
 

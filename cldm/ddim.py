@@ -35,7 +35,7 @@ def spaced_timesteps(num_steps: int, spacing: str, num_timesteps: int = 1000) ->
     if spacing == "leading":
         t = np.arange(num_steps) * (num_timesteps // num_steps) + 1
     elif spacing == "trailing":
-        t = np.round(np.arange(num_timesteps, 0, -num_timesteps / num_steps))[::-1] - 1
+        t = np.round(num_timesteps - np.arange(num_steps) * (num_timesteps / num_steps))[::-1] - 1
     elif spacing == "midmany":
         t = _midmany(num_steps, num_timesteps)
     else:

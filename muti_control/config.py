@@ -6,18 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING
 
 from cldm.sampling import SamplingConfig
+from ldm.config import ConfigError, parse_command_line
 from ldm.latent_diffusion import ModelConfig
 
 STAGES = ("autoencoder", "base", "control")
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be run; the message names the key and the remedy."""
 
 
 @dataclass
@@ -179,21 +175,6 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     Raises:
         ConfigError: missing file, an unknown key, a wrong type or value; the message names the key.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"config {path} not found; the shipped ones are in configs/")
-    bad = [item for item in overrides if "=" not in item]
-    if bad:
-        raise ConfigError(f"got argument {bad[0]!r}, expected key=value (for example train.max_steps=1000)")
-    try:
-        merged = OmegaConf.merge(
-            OmegaConf.structured(ExperimentConfig),
-            OmegaConf.load(path),
-            OmegaConf.from_dotlist(list(overrides)),
-        )
-        cfg = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
-    assert isinstance(cfg, ExperimentConfig)
+    cfg = parse_command_line(ExperimentConfig, [str(path), *overrides])
     cfg.validate()
     return cfg

@@ -21,8 +21,9 @@ from cldm.controlled import ControlledLatentDiffusion, model_config_from_metadat
 from data.manifest import read_manifest
 from data.paired import PairedDataset
 from ldm.checkpoint import SD_OPTIONAL, load_strict, read_state_dict, sha256
+from ldm.config import ConfigError
 from muti_control.autoencoder_stage import AutoencoderStage
-from muti_control.config import ConfigError, ExperimentConfig
+from muti_control.config import ExperimentConfig
 from muti_control.diffusion_stages import BaseStage, ControlStage
 from muti_control.latents import LatentPairs, face_moments
 from muti_control.stage import Stage

@@ -1,0 +1,98 @@
+"""Who learns from what: each stage's loss against every tensor of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm.latent_diffusion import ModelConfig
+from muti_control.config import DataConfig, ExperimentConfig, TrainConfig
+from muti_control.run import build_stage
+from muti_control.stage import Stage
+
+ZERO_LAYERS = ("control_model.zero_convs.", "control_model.middle_block_out.")
+
+
+@pytest.fixture
+def stage_of(tiny_config: ModelConfig, make_pairs: Callable[..., Path]) -> Callable[[str], Stage]:
+    root = make_pairs(train=4, valid=2)
+
+    def build(name: str) -> Stage:
+        cfg = ExperimentConfig(
+            stage=name,
+            name=name,
+            out=str(root / "runs"),
+            model=tiny_config,
+            data=DataConfig(root=str(root)),
+            train=TrainConfig(batch_size=2, num_valid=2),
+        )
+        return build_stage(cfg)
+
+    return build
+
+
+def perturb(stage: Stage) -> None:
+    with torch.no_grad():
+        for p in stage.net.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+
+
+def gradients(stage: Stage) -> dict[str, torch.Tensor | None]:
+    """Gradient of the stage's loss on a batch with both prompts kept and dropped."""
+    batch = torch.utils.data.default_collate([stage.train_set[i] for i in range(4)])
+    stage.cfg.diffusion.prompt_dropout = 0.5
+    stage.loss_of(batch)["loss"].backward()
+    return {name: p.grad for name, p in stage.net.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("name", "trained"),
+    [
+        ("autoencoder", ("first_stage_model.",)),
+        ("base", ("model.diffusion_model.", "cond_stage_model.")),
+        ("control", ("control_model.",)),
+    ],
+)
+def test_every_trained_tensor_learns_and_no_frozen_one(
+    stage_of: Callable[[str], Stage], name: str, trained: tuple[str, ...]
+) -> None:
+    stage = stage_of(name)
+    perturb(stage)
+    for key, grad in gradients(stage).items():
+        if key.startswith(trained):
+            assert grad is not None, key
+            assert torch.isfinite(grad).all(), key
+            assert grad.abs().max() > 0, key
+        else:
+            assert grad is None, key
+
+
+def test_a_fresh_control_network_learns_through_its_zero_layers_only(
+    stage_of: Callable[[str], Stage],
+) -> None:
+    stage = stage_of("control")
+    with torch.no_grad():  # the base is a trained one: its own zero layers are not zero any more
+        for key, p in stage.net.named_parameters():
+            if not key.startswith("control_model."):
+                p.add_(0.05 * torch.randn_like(p))
+    for key, grad in gradients(stage).items():
+        if key.startswith(ZERO_LAYERS):
+            assert grad is not None, key
+            assert grad.abs().max() > 0, key
+        else:
+            assert grad is None or grad.abs().max() == 0, key
+
+
+def test_a_fresh_control_network_changes_nothing(stage_of: Callable[[str], Stage]) -> None:
+    net = stage_of("control").net
+    with torch.no_grad():
+        for key, p in net.named_parameters():
+            if not key.startswith("control_model."):
+                p.add_(0.05 * torch.randn_like(p))
+        x = torch.randn(2, *net.cfg.latent_shape)
+        t, context = torch.tensor([10, 700]), net.encode_text(["a face", ""])
+        hint = net.encode_hint(torch.rand(2, 3, 64, 64))
+        assert torch.equal(net.eps(x, t, context, hint), net.eps(x, t, context, None))

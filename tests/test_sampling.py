@@ -1,0 +1,104 @@
+"""Reconstruction: what a picture depends on, and what it does not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from cldm.controlled import ControlledLatentDiffusion
+from cldm.sampling import SamplingConfig, reconstruct
+from ldm.latent_diffusion import ModelConfig
+
+CFG = SamplingConfig(steps=4, spacing="trailing", eta=1.0, guidance_scale=3.0, control_scales=[1.0])
+PROMPTS = [
+    "3D face scan,Asian male,age level 3,normal face.",
+    "3D face scan,Asian female,age level 2,thin face.",
+]
+
+
+@pytest.fixture
+def model(tiny_config: ModelConfig) -> ControlledLatentDiffusion:
+    net = ControlledLatentDiffusion(tiny_config)
+    with torch.no_grad():
+        for name, p in net.named_parameters():  # fresh, two prompts would hardly differ
+            p.add_((1.0 if name.startswith("cond_stage_model.") else 0.1) * torch.randn_like(p))
+        last = net.control_model.input_hint_block[-1]  # nor would two skulls
+        last.weight.div_(net.encode_hint(torch.rand(8, 3, 64, 64)).std(0).mean())
+    return net.eval()
+
+
+@pytest.fixture
+def skulls() -> Tensor:
+    return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+
+
+def test_a_picture_depends_on_its_own_skull_prompt_and_seed_alone(
+    model: ControlledLatentDiffusion, skulls: Tensor
+) -> None:
+    both = reconstruct(model, skulls, PROMPTS, [5, 6], CFG)
+    assert both.shape == (2, 3, 64, 64)
+    assert float(both.min()) >= 0
+    assert float(both.max()) <= 1
+    alone = reconstruct(model, skulls[1:], PROMPTS[1:], [6], CFG)
+    assert torch.allclose(both[1:], alone, atol=1e-5)
+    for other in (
+        reconstruct(model, skulls[:1], PROMPTS[1:], [6], CFG),
+        reconstruct(model, skulls[1:], PROMPTS[:1], [6], CFG),
+        reconstruct(model, skulls[1:], PROMPTS[1:], [7], CFG),
+        reconstruct(model, None, PROMPTS[1:], [6], CFG),
+    ):
+        assert float((other - alone).abs().max()) > 1e-3  # a hundred times the batch tolerance
+
+
+def test_scale_one_is_the_conditional_branch(model: ControlledLatentDiffusion, skulls: Tensor) -> None:
+    """s = 1 computes one branch; the formula with s just beside 1 must agree with it."""
+    one, near = (
+        reconstruct(model, skulls, PROMPTS, [1, 2], SamplingConfig(4, "trailing", 0.0, s, [1.0]))
+        for s in (1.0, 1.0 + 1e-6)
+    )
+    assert torch.allclose(one, near, atol=1e-4)
+
+
+def test_control_window_and_scales(model: ControlledLatentDiffusion, skulls: Tensor) -> None:
+    def draw(**changes: object) -> Tensor:
+        settings = {
+            "steps": 4,
+            "spacing": "trailing",
+            "eta": 0.0,
+            "guidance_scale": 1.0,
+            "control_scales": [1.0],
+        }
+        return reconstruct(model, skulls, PROMPTS, [1, 2], SamplingConfig(**{**settings, **changes}))  # type: ignore[arg-type]
+
+    without = reconstruct(model, None, PROMPTS, [1, 2], SamplingConfig(4, "trailing", 0.0, 1.0, [1.0]))
+    assert torch.equal(draw(control_end=0.0), without)
+    assert torch.allclose(draw(control_scales=[0.0]), without, atol=1e-5)
+    assert not torch.allclose(draw(), without, atol=1e-3)
+    assert not torch.allclose(draw(control_start=0.5), draw(), atol=1e-4)
+    num = model.cfg.unet.num_control_outputs
+    assert torch.allclose(draw(control_scales=[1.0] * num), draw(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"spacing": "even"}, "sampling.spacing"),
+        ({"steps": 0}, "sampling.steps"),
+        ({"eta": 2.0}, "sampling.eta"),
+        ({"control_start": 0.9, "control_end": 0.1}, "control_start"),
+        ({"control_scales": []}, "control_scales"),
+        ({"control_scales": [1.0, 2.0]}, "5 control residuals"),
+    ],
+)
+def test_bad_settings_are_named(
+    model: ControlledLatentDiffusion, skulls: Tensor, changes: dict[str, object], message: str
+) -> None:
+    settings = {"steps": 2, "spacing": "leading", "control_scales": [1.0], **changes}
+    with pytest.raises(ValueError, match=message):
+        reconstruct(model, skulls, PROMPTS, [1, 2], SamplingConfig(**settings))  # type: ignore[arg-type]
+
+
+def test_lengths_must_agree(model: ControlledLatentDiffusion, skulls: Tensor) -> None:
+    with pytest.raises(ValueError, match="as many of each"):
+        reconstruct(model, skulls, PROMPTS, [1], CFG)

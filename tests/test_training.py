@@ -1,0 +1,221 @@
+"""The engine: batches, averages, schedules, and a run that is stopped and goes on."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import train
+from cldm.sampling import SamplingConfig
+from ldm.checkpoint import read_state_dict
+from ldm.config import ConfigError
+from ldm.latent_diffusion import ModelConfig
+from muti_control.config import DataConfig, ExperimentConfig, OptimConfig, TrainConfig, load_experiment
+from muti_control.draws import EndlessBatches, generator
+from muti_control.ema import Ema
+from muti_control.pictures import energy_distance, psnr, rank_one
+from muti_control.run import run
+from muti_control.stage import learning_rate_factor
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def take(batches: EndlessBatches, num: int) -> list[list[int]]:
+    return list(itertools.islice(batches, num))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 6), st.integers(0, 30))
+def test_batches_go_on_where_they_stopped(num_items: int, batch_size: int, first: int) -> None:
+    whole = take(EndlessBatches(num_items, batch_size, seed=1), first + 5)
+    assert take(EndlessBatches(num_items, batch_size, seed=1, first_batch=first), 5) == whole[first:]
+
+
+def test_every_pass_shows_every_item_once_across_ranks() -> None:
+    ranks = [take(EndlessBatches(12, 2, seed=3, rank=r, world_size=2), 6) for r in range(2)]
+    seen = [index for step in zip(*ranks, strict=True) for batch in step for index in batch]
+    assert sorted(seen[:12]) == list(range(12))
+    assert sorted(seen[12:]) == list(range(12))
+    assert seen[:12] != seen[12:]
+
+
+def test_streams_are_independent_and_repeatable() -> None:
+    def draw(*key: int, stream: str = "eps") -> float:
+        return torch.rand(1, generator=generator(*key, stream)).item()
+
+    assert draw(0, 0, 5) == draw(0, 0, 5)
+    others = [draw(1, 0, 5), draw(0, 1, 5), draw(0, 0, 6), draw(0, 0, 5, stream="t")]
+    assert len({draw(0, 0, 5), *others}) == 5
+
+
+def test_learning_rate_factor() -> None:
+    cosine = OptimConfig(warmup_steps=10, schedule="cosine", final_lr_ratio=0.1)
+    assert learning_rate_factor(0, cosine, 110) == pytest.approx(0.1)
+    assert learning_rate_factor(10, cosine, 110) == pytest.approx(1.0)
+    assert learning_rate_factor(60, cosine, 110) == pytest.approx(0.55)
+    assert learning_rate_factor(110, cosine, 110) == pytest.approx(0.1)
+    assert learning_rate_factor(99, OptimConfig(warmup_steps=0), 100) == 1.0
+
+
+def test_ema_follows_and_gives_back() -> None:
+    layer = nn.Linear(2, 2, bias=False)
+    parameters = dict(layer.named_parameters())
+    nn.init.zeros_(layer.weight)
+    ema = Ema(parameters, decay=0.5)
+    nn.init.ones_(layer.weight)
+    ema.update(parameters)  # decay min(0.5, 2 / 11)
+    assert torch.allclose(ema.average["weight"], torch.full((2, 2), 1 - 2 / 11))
+    with ema.applied(parameters):
+        assert torch.allclose(layer.weight, torch.full((2, 2), 1 - 2 / 11))
+    assert torch.equal(layer.weight, torch.ones(2, 2))
+
+
+def test_picture_metrics() -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.rand(64, 16, generator=g)
+    assert float(energy_distance(x, x + 1)) > 10 * abs(float(energy_distance(x[:32], x[32:])))
+    pictures = torch.full((1, 3, 4, 4), 0.5)
+    assert float(psnr(pictures, pictures + 0.1)) == pytest.approx(20.0, abs=1e-3)
+    assert float(rank_one(x, x)) == 1.0
+    assert float(rank_one(x, x.roll(1, 0))) == 0.0
+
+
+def test_a_config_error_names_the_key(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("stage: autoencoder\nname: x\nmodel: {}\n")
+    assert load_experiment(path, ["train.max_steps=7"]).train.max_steps == 7
+    for override, words in [
+        ("train.max_step=7", "max_step"),
+        ("train.max_steps=many", "max_steps"),
+        ("train.max_steps=0", "train.max_steps"),
+        ("stage=contrl", "contrl"),
+        ("optim.lr=-1", "optim.lr"),
+        ("max_steps", "key=value"),
+        ("model.unet.context_dim=5", "context_dim"),
+    ]:
+        with pytest.raises(ConfigError, match=words):
+            load_experiment(path, [override])
+    with pytest.raises(ConfigError, match="no such"):
+        load_experiment(tmp_path / "none.yaml")
+
+
+@pytest.fixture
+def experiment(tiny_config: ModelConfig, make_pairs: Callable[..., Path]) -> Callable[..., ExperimentConfig]:
+    root = make_pairs(train=6, valid=2)
+
+    def make(name: str, max_steps: int) -> ExperimentConfig:
+        return ExperimentConfig(
+            stage="base",
+            name=name,
+            out=str(root / "runs"),
+            model=tiny_config,
+            data=DataConfig(root=str(root)),
+            train=TrainConfig(
+                max_steps=max_steps, batch_size=2, accumulate=2, val_every=4, save_every=2, num_valid=2,
+                precision="32-true", accelerator="cpu",
+            ),
+            optim=OptimConfig(lr=1e-2, warmup_steps=2),
+            sampling=SamplingConfig(steps=2, control_scales=[1.0]),
+        )  # fmt: skip
+
+    return make
+
+
+def test_a_continued_run_equals_an_unbroken_one(experiment: Callable[..., ExperimentConfig]) -> None:
+    unbroken, _ = read_state_dict(run(experiment("unbroken", 6)))
+    first, _ = read_state_dict(run(experiment("broken", 3)))
+    second, metadata = read_state_dict(run(experiment("broken", 6)))
+    assert metadata["step"] == "6"
+    assert unbroken.keys() == second.keys()
+    for name, value in unbroken.items():
+        assert torch.equal(value, second[name]), name
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+CONFIG = """
+stage: autoencoder
+name: interrupted
+out: {root}/runs
+data: {{root: {root}}}
+train: {{max_steps: {steps}, batch_size: 2, val_every: 10000, save_every: 3, num_valid: 2, precision: 32-true, accelerator: cpu, num_threads: 1}}
+model:
+  image_size: 64
+  unet: {{model_channels: 8, channel_mult: [1, 2], num_res_blocks: 1, attention_levels: [1], num_heads: 2, context_dim: 16, norm_groups: 4}}
+  first_stage: {{ch: 8, ch_mult: [1, 1, 1, 1], num_res_blocks: 1, norm_groups: 4}}
+  cond_stage: {{width: 16, layers: 1, heads: 2, intermediate: 16}}
+"""
+
+
+def last_logged_step(folder: Path) -> int:
+    """The highest step in the CSV log, -1 if there is none yet."""
+    if not (folder / "csv" / "metrics.csv").is_file():
+        return -1
+    with (folder / "csv" / "metrics.csv").open() as file:
+        return max((int(row["step"]) for row in csv.DictReader(file)), default=-1)
+
+
+def test_killed_and_interrupted_runs_continue(make_pairs: Callable[..., Path]) -> None:
+    """kill -9, then Ctrl-C, then to the end: each start goes on from the last checkpoint."""
+    root = make_pairs(train=4, valid=2)
+    config, folder = root / "config.yaml", root / "runs" / "interrupted"
+    last = folder / "checkpoints" / "last.ckpt"
+    command = [sys.executable, str(ROOT / "train.py"), str(config)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start_and_stop(with_signal: int) -> tuple[int, str]:
+        before = last.stat().st_mtime_ns if last.is_file() else 0
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        deadline = time.monotonic() + 120
+        while not last.is_file() or last.stat().st_mtime_ns == before:
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(with_signal)
+        output, _ = process.communicate(timeout=120)
+        return process.returncode, output
+
+    config.write_text(CONFIG.format(root=root, steps=100_000))
+    code, _ = start_and_stop(signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    killed_at = torch.load(last, weights_only=True)["updates"]
+    code, output = start_and_stop(signal.SIGINT)
+    assert code == 0, output
+    assert "continuing" in output
+    assert "the same command continues" in output
+    interrupted_at = torch.load(last, weights_only=True)["updates"]
+    assert interrupted_at > killed_at > 0
+    assert (folder / "model.safetensors").is_file()
+    config.write_text(CONFIG.format(root=root, steps=interrupted_at + 2))
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"finished at step {interrupted_at + 2}" in done.stdout
+    values = read_state_dict(folder / "model.safetensors")[0].values()
+    assert all(math.isfinite(float(v.float().sum())) for v in values)
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "base", "control"])
+def test_missing_files_are_named_with_their_remedy(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train.main([str(ROOT / f"configs/demo/{stage}.yaml"), "data.root=nowhere", "init=none.ckpt"]) == 2
+    message = capsys.readouterr().err
+    assert "python -m data.cohort" in message
+    assert ("python t" in message) == (stage != "autoencoder")  # where the weights come from
+    assert list(tmp_path.iterdir()) == []
