@@ -14,6 +14,7 @@ from ldm.latent_diffusion import ModelConfig
 
 STAGES = ("autoencoder", "base", "control")
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
+EXPORT_DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass
@@ -61,6 +62,7 @@ class TrainConfig:
     step. val_every, save_every: optimizer steps between validations (with pictures) and between checkpoints.
     num_valid: validation pairs looked at. precision: auto is bf16-mixed where the hardware has it.
     accelerator, devices: as Lightning names them. num_threads: of torch on the CPU, 0 for its own choice.
+    export_dtype: precision of the weights in the exported file (float32, float16 or bfloat16).
     """
 
     max_steps: int = 1000
@@ -74,6 +76,7 @@ class TrainConfig:
     accelerator: str = "auto"
     devices: int = 1
     num_threads: int = 0
+    export_dtype: str = "float32"
 
 
 @dataclass

@@ -187,16 +187,20 @@ class Stage(pl.LightningModule):
             "git": git_revision(),
         }
 
-    def export(self, path: Path, dtype: torch.dtype = torch.float32) -> None:
+    def export(self, path: Path) -> None:
         """Write the whole model, averaged weights in place of the trained ones, as one file.
 
-        A stage before ``control`` leaves the untouched control network out: tool_add_control.py adds it.
+        Parameters come in ``train.export_dtype``, buffers as they are. A stage before ``control`` leaves the
+        untouched control network out: tool_add_control.py adds it.
         """
+        dtype = getattr(torch, self.cfg.train.export_dtype)
         left_out = () if self.cfg.stage == "control" else ("control_model.", "logvar")
         with self.ema.applied(self.trained_parameters()):
+            metadata = self.export_metadata()
+            parameters = dict(self.net.named_parameters())
             state = {
-                k: v.to(dtype) if v.is_floating_point() else v
-                for k, v in self.net.state_dict().items()
-                if not k.startswith(left_out)
+                name: value.to(dtype) if name in parameters else value
+                for name, value in self.net.state_dict().items()
+                if not name.startswith(left_out)
             }
-            write_state_dict(path, state, self.export_metadata())
+            write_state_dict(path, state, metadata)
