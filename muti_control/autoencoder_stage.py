@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ldm.latent_diffusion import LatentDiffusion
+from ldm.latent_diffusion import LatentDiffusion, ModelConfig
 from muti_control.config import ExperimentConfig
 from muti_control.pictures import psnr
 from muti_control.stage import Stage
@@ -85,7 +86,6 @@ class AutoencoderStage(Stage):
             )
         return 1.0 / float(latents.float().std())
 
-    def export_metadata(self) -> dict[str, str]:
-        """As of every stage; the scale factor is measured first, so that what follows sees unit latents."""
-        self.net.cfg.scale_factor = round(self.measure_scale_factor(), 5)
-        return super().export_metadata()
+    def exported_config(self) -> ModelConfig:
+        """With the measured scale factor, so that the stages that follow see latents of unit size."""
+        return replace(self.net.cfg, scale_factor=round(self.measure_scale_factor(), 5))

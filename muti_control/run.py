@@ -167,6 +167,7 @@ def build_trainer(cfg: ExperimentConfig, stage: Stage) -> pl.Trainer:
         num_sanity_val_steps=0,
         log_every_n_steps=10,
         use_distributed_sampler=False,
+        inference_mode=False,  # what validation computes (text embeddings) is used again in training
         callbacks=callbacks,
         logger=[
             CSVLogger(cfg.run_dir, name="", version="csv"),
@@ -195,10 +196,13 @@ def run(cfg: ExperimentConfig) -> Path:
     trainer = build_trainer(cfg, stage)
     if last.is_file():
         print(f"continuing {cfg.run_dir} from {last}", flush=True)
-    trainer.fit(stage, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
-    trainer.save_checkpoint(last, weights_only=False)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        trainer.fit(stage, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    except (
+        SystemExit
+    ) as error:  # Lightning's answer to a second Ctrl-C; mid-step weights are not worth saving
+        raise KeyboardInterrupt from error
+    trainer.save_checkpoint(last)
     exported = cfg.run_dir / "model.safetensors"
     stage.export(exported)
     state = "finished" if stage.updates >= cfg.train.max_steps else "stopped (the same command continues)"

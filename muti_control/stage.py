@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cldm.controlled import model_metadata
 from ldm.checkpoint import git_revision, write_state_dict
-from ldm.latent_diffusion import LatentDiffusion
+from ldm.latent_diffusion import LatentDiffusion, ModelConfig
 from muti_control.config import ExperimentConfig, OptimConfig
 from muti_control.draws import EndlessBatches, generator
 from muti_control.ema import Ema
@@ -178,10 +178,14 @@ class Stage(pl.LightningModule):
         parameters = self.trained_parameters()
         self.ema.average = {k: v.to(parameters[k].device) for k, v in self.ema.average.items()}
 
+    def exported_config(self) -> ModelConfig:
+        """The architecture as the exported file shall carry it."""
+        return self.net.cfg
+
     def export_metadata(self) -> dict[str, str]:
         """What the exported file says of itself."""
         return {
-            **model_metadata(self.net.cfg),
+            **model_metadata(self.exported_config()),
             "stage": self.cfg.stage,
             "step": str(self.updates),
             "git": git_revision(),

@@ -19,7 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import tool_add_control
 import train
+from cldm.controlled import load_model
 from cldm.sampling import SamplingConfig
 from ldm.checkpoint import read_state_dict
 from ldm.config import ConfigError
@@ -146,15 +148,57 @@ def test_a_continued_run_equals_an_unbroken_one(experiment: Callable[..., Experi
     assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
+def test_the_stages_hand_on_to_each_other(
+    tiny_config: ModelConfig, make_pairs: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """autoencoder -> base -> tool_add_control.py -> control, each validating after every step."""
+    root = make_pairs(train=8, valid=2)
+
+    def stage(name: str, init: Path | None) -> ExperimentConfig:
+        return ExperimentConfig(
+            stage=name, name=name, out=str(root / "runs"), init=None if init is None else str(init),
+            model=tiny_config if init is None else None,
+            data=DataConfig(root=str(root)),
+            train=TrainConfig(max_steps=6, batch_size=2, val_every=1, save_every=2, num_valid=2, accelerator="cpu"),
+            optim=OptimConfig(lr=1e-2, warmup_steps=0),
+            sampling=SamplingConfig(steps=2, control_scales=[1.0]),
+        )  # fmt: skip
+
+    autoencoder = run(stage("autoencoder", None))
+    base = run(stage("base", autoencoder))
+    with_control = root / "ini.safetensors"
+    assert tool_add_control.main([str(base), str(with_control)]) == 0
+    control = run(stage("control", with_control))
+    first, base_state, start, end = (
+        read_state_dict(p)[0] for p in (autoencoder, base, with_control, control)
+    )
+    for name, value in end.items():
+        frozen = not name.startswith("control_model.")
+        assert torch.equal(value, start[name]) or not frozen, name
+        if name.startswith("first_stage_model."):
+            assert torch.equal(value, first[name]), name
+    changed = [
+        name for name in base_state if name in first and not torch.equal(base_state[name], first[name])
+    ]
+    assert any(name.startswith("model.diffusion_model.") for name in changed)
+    assert any(name.startswith("cond_stage_model.") for name in changed)
+    assert any(not torch.equal(end[name], start[name]) for name in end)
+    assert len(list((root / "runs" / "control" / "images").iterdir())) == 6
+    model, metadata = load_model(control)
+    assert metadata["stage"] == "control"
+    assert abs(float(model.cfg.scale_factor) - tiny_config.scale_factor) > 1e-4  # measured, not the default
+
+
 CONFIG = """
 stage: autoencoder
 name: interrupted
 out: {root}/runs
 data: {{root: {root}}}
-train: {{max_steps: {steps}, batch_size: 2, val_every: 10000, save_every: 3, num_valid: 2, precision: 32-true, accelerator: cpu, num_threads: 1}}
+train: {{max_steps: {steps}, batch_size: 2, val_every: 10000, save_every: 3, num_valid: 2, accelerator: cpu}}
 model:
   image_size: 64
-  unet: {{model_channels: 8, channel_mult: [1, 2], num_res_blocks: 1, attention_levels: [1], num_heads: 2, context_dim: 16, norm_groups: 4}}
+  unet: {{model_channels: 8, channel_mult: [1], num_res_blocks: 1, attention_levels: [], context_dim: 16,
+    norm_groups: 4}}
   first_stage: {{ch: 8, ch_mult: [1, 1, 1, 1], num_res_blocks: 1, norm_groups: 4}}
   cond_stage: {{width: 16, layers: 1, heads: 2, intermediate: 16}}
 """
