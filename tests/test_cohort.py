@@ -1,0 +1,225 @@
+"""The synthetic cohort: what decides a skull, what decides a face, framing, and the files it writes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import data.cohort.pair as pair_module
+from data.cohort.__main__ import main
+from data.cohort.anatomy import build_head
+from data.cohort.config import CohortConfig, parse_config
+from data.cohort.generate import split_of_subjects
+from data.cohort.pair import (
+    BORDER_PX,
+    FACE_BELOW_SKULL_MM,
+    border_distance,
+    camera_of,
+    fits,
+    make_pair,
+    picture_of,
+)
+from data.cohort.subject import BMI_LIMITS, body_mass_level, draw_subject, with_bmi
+from data.cohort.template import HeadTemplate, reshape_vault
+from data.manifest import read_manifest
+from data.render import BONE, SKIN, Camera, Scene
+
+
+@pytest.fixture(scope="module")
+def template() -> HeadTemplate:
+    return HeadTemplate.load()
+
+
+@pytest.fixture(scope="module")
+def camera() -> Camera:
+    return camera_of(CohortConfig())
+
+
+def test_the_template_is_small_and_symmetric(template):
+    assert len(template.landmark_ids) == 106
+    mirrored = template.skull_vertices * [-1, 1, 1]
+    low, high = template.skull_vertices.min(0), template.skull_vertices.max(0)
+    assert np.abs(mirrored.min(0) - low).max() < 1 and np.abs(mirrored.max(0) - high).max() < 1
+
+
+def test_the_carrier_gives_back_the_template_skull_and_follows_affine_maps(template):
+    controls = reshape_vault(template.reference[template.control_ids])
+    skull = reshape_vault(template.skull_vertices)
+    assert np.abs(template.carrier @ controls - skull).max() < 0.05
+    turn = np.array([[1.1, 0.1, 0], [0, 0.9, 0.05], [0.02, 0, 1]])
+    shift = [3, -2, 5]
+    assert np.abs(template.carrier @ (controls @ turn + shift) - (skull @ turn + shift)).max() < 0.05
+
+
+def test_reshaping_the_vault_folds_nothing_and_leaves_the_face_alone():
+    axis = np.linspace(-120, 120, 241)
+    for k in range(3):
+        line = np.full((len(axis), 3), 30.0)
+        line[:, k] = axis
+        assert (np.diff(reshape_vault(line)[:, k]) > 0.5).all()
+    face = np.array([[0, 0, 90], [30, 10, 70], [-40, -80, 60]], float)
+    assert np.allclose(reshape_vault(face), face)
+
+
+def test_body_mass_changes_the_face_and_not_one_byte_of_the_skull(template, camera):
+    subject = draw_subject(seed=5, index=3)
+    lean, heavy = (with_bmi(subject, bmi) for bmi in (16.0, 31.0))
+    assert (lean.body_mass, heavy.body_mass) == (1, 5)
+    first, second = (picture_of(template, s, build_head(template, s), camera) for s in (lean, heavy))
+    assert first.skull.tobytes() == second.skull.tobytes()
+    drawn = [(pair.face > 0).sum() for pair in (first, second)]
+    assert drawn[1] > 1.02 * drawn[0]  # a heavier face is wider
+
+
+def test_a_subject_depends_on_seed_and_index_alone():
+    one, again = draw_subject(7, 11), draw_subject(7, 11)
+    assert one.bony == again.bony and one.soft == again.soft and one.residual_seed == again.residual_seed
+    assert draw_subject(7, 12).bony != one.bony and draw_subject(8, 11).bony != one.bony
+    redrawn = draw_subject(7, 11, attempt=1)
+    assert (redrawn.sex, redrawn.age, redrawn.bmi) == (one.sex, one.age, one.bmi) and redrawn.bony != one.bony
+
+
+def test_every_sex_body_mass_level_and_age_is_common_enough():
+    people = [draw_subject(1, i) for i in range(1500)]
+    levels = Counter(person.body_mass for person in people)
+    assert sorted(levels) == [1, 2, 3, 4, 5] and min(levels.values()) > 0.09 * len(people)
+    assert 0.45 < sum(person.sex == "M" for person in people) / len(people) < 0.55
+    ages = np.array([person.age for person in people])
+    assert ages.min() >= 16 and ages.max() <= 88 and 38 < np.median(ages) < 50
+    assert min(person.bmi for person in people) > 14 and max(person.bmi for person in people) < 34
+
+
+def test_body_mass_levels_begin_at_their_limits():
+    assert [body_mass_level(bmi) for bmi in BMI_LIMITS] == [2, 3, 4, 5]
+    assert [body_mass_level(bmi - 0.1) for bmi in BMI_LIMITS] == [1, 2, 3, 4]
+
+
+def test_nothing_of_many_heads_comes_near_the_border(template, camera):
+    shown = np.unique(template.face_triangles)
+    fitting = 0
+    for index in range(30):
+        head = build_head(template, draw_subject(2, index))
+        floor = head.skull[:, 1].min() - FACE_BELOW_SKULL_MM
+        face = head.face[shown]
+        parts = (face[face[:, 1] >= floor], head.skull, head.landmarks)
+        low = min(camera.project(part).min() for part in parts)
+        high = max(camera.project(part).max() for part in parts)
+        fitting += low >= BORDER_PX and high <= 255 - BORDER_PX
+    assert fitting >= 29  # one that does not is drawn anew
+
+
+def test_a_camera_too_close_for_any_head_is_reported(template, monkeypatch):
+    monkeypatch.setattr(pair_module, "MAX_ATTEMPTS", 2)
+    tight = Camera(center_y=-11, half_field=80)
+    monkeypatch.setattr(pair_module, "camera_of", lambda config: tight)
+    with pytest.raises(RuntimeError, match="half_field"):
+        make_pair(template, CohortConfig(), 0)
+
+
+def test_a_head_that_does_not_fit_is_drawn_anew(template, monkeypatch):
+    answers = iter([False, True])
+    monkeypatch.setattr(pair_module, "fits", lambda pair, camera: next(answers))
+    assert make_pair(template, CohortConfig(seed=4), 2).subject.bony == draw_subject(4, 2, attempt=1).bony
+
+
+def test_pairs_keep_their_distance_and_bone_stays_under_the_skin(template, camera):
+    for index in (0, 1):
+        subject = draw_subject(3, index)
+        head = build_head(template, subject)
+        pair = picture_of(template, subject, head, camera)
+        assert (
+            fits(pair, camera) and min(border_distance(pair.skull), border_distance(pair.face)) >= BORDER_PX
+        )
+        assert pair.visible.sum() > 80 and pair.visible[[51, 52, 53, 54]].all()  # the ridge of the nose
+        skin = Scene(head.face, template.face_triangles, camera).render(SKIN).depth
+        bone = Scene(head.skull, template.skull_triangles, camera).render(BONE).depth
+        drawn = np.isfinite(bone)
+        assert np.isfinite(skin[drawn]).all()
+        tissue = skin[drawn] - bone[drawn]
+        assert (tissue < 0).sum() < 20  # px; none but at the edge of the mandible
+        assert np.median(tissue) > 5
+
+
+def test_border_distance_of_simple_pictures():
+    picture = np.zeros((20, 20), np.uint8)
+    assert border_distance(picture) == 20
+    picture[3:12, 6:15] = 9
+    assert border_distance(picture) == 3
+
+
+def test_splits_share_no_subject_and_leave_none_out():
+    splits = split_of_subjects(CohortConfig(num_subjects=60, valid_subjects=7, test_subjects=11))
+    assert [len(splits[name]) for name in ("train", "valid", "test")] == [42, 7, 11]
+    assert sorted(index for part in splits.values() for index in part) == list(range(60))
+
+
+KEYS = ["num_subjects=3", "seed=6", "valid_subjects=1", "test_subjects=1"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_cohort_on_disk_is_complete_restartable_and_the_same_for_any_worker_count(tmp_path, capfd):
+    out = tmp_path / "cohort"
+    assert main([str(out), *KEYS, "num_workers=2"]) == 0
+    first = contents(out)
+    assert len(first) == 3 * 4 + 3 + 1 and not [name for name in first if name.endswith(".part")]
+    with Image.open(out / "pairedCS/skull/s00000.png") as picture:
+        assert picture.mode == "L" and picture.size == (256, 256)
+
+    records = {name: read_manifest(out / f"split_data/{name}.json") for name in ("train", "valid", "test")}
+    assert sorted(r.subject for rs in records.values() for r in rs) == ["s00000", "s00001", "s00002"]
+    marks = json.loads((out / "pairedCS/landmarks/s00001.json").read_text())
+    assert np.array(marks["points"]).shape == (106, 2) and len(marks["visible"]) == 106
+
+    for lost in ("pairedCS/skull/s00001.png", "subjects/s00001.json", "split_data/test.json"):
+        (out / lost).unlink()
+    kept = (out / "pairedCS/skull/s00000.png").stat().st_mtime_ns
+    assert main([str(out), *KEYS, "num_workers=1"]) == 0
+    assert contents(out) == first
+    assert (out / "pairedCS/skull/s00000.png").stat().st_mtime_ns == kept
+
+    capfd.readouterr()
+    assert main([str(out), *KEYS[:1], "seed=7", *KEYS[2:]]) == 2
+    assert "seed is 6 there, asked for 7" in capfd.readouterr().err
+    assert contents(out) == first
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("sede=1", "sede"),
+        ("num_subjects=many", "many"),
+        ("num_subjects=0", "num_subjects=0"),
+        ("half_field=120", "half_field=120"),
+        ("test_subjects=500", "hold out"),
+        ("seed", "key=value"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_and_writes_nothing(override, said, tmp_path, capsys):
+    assert main([str(tmp_path / "cohort"), override]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert not (tmp_path / "cohort").exists()
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("precious")
+    assert main([str(tmp_path)]) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_held_out_counts_follow_the_cohort():
+    config = parse_config(["num_subjects=200"])
+    assert (config.valid_subjects, config.test_subjects) == (10, 20)

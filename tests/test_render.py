@@ -1,0 +1,95 @@
+"""Ray-cast pictures: geometry, shading and depth against closed forms on a sphere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from data.cohort.template import triangulate
+from data.render import BONE, SKIN, Camera, Material, Scene, vertex_normals
+
+RADIUS = 50.0
+
+
+def sphere(radius: float = RADIUS, center: tuple[float, float, float] = (0, 0, 0), rings: int = 96):
+    polar, around = np.meshgrid(np.linspace(0, np.pi, rings), np.linspace(0, 2 * np.pi, rings), indexing="ij")
+    unit = np.stack([np.sin(polar) * np.cos(around), np.cos(polar), np.sin(polar) * np.sin(around)], -1)
+    ids = np.arange(rings * rings).reshape(rings, rings)
+    quads = np.stack([ids[:-1, :-1], ids[:-1, 1:], ids[1:, 1:], ids[1:, :-1]], -1).reshape(-1, 4)
+    return unit.reshape(-1, 3) * radius + np.array(center), triangulate(quads)
+
+
+def test_a_sphere_is_shaded_by_the_phong_formula_and_stands_where_it_should():
+    camera = Camera(size=129, half_field=60)
+    picture = Scene(*sphere(), camera).render(SKIN)
+    assert picture.grey.dtype == np.uint8 and picture.grey.shape == picture.depth.shape == (129, 129)
+    x = (np.arange(129) - 64) * camera.mm_per_px
+    across = np.hypot(*np.meshgrid(x, x))
+    inside = across < RADIUS - 3
+    facing = np.sqrt(1 - np.minimum(across / RADIUS, 1) ** 2)
+    mirrored = np.clip(2 * facing**2 - 1, 0, 1)
+    wanted = np.clip(SKIN.ambient + SKIN.diffuse * facing + SKIN.specular * mirrored**SKIN.power, 0, 1) * 255
+    assert np.abs(picture.grey - wanted)[inside].max() < 3
+    # the depth of a pixel is its nearest ray's: half a step from the centre
+    assert np.abs(picture.depth - RADIUS * facing)[across < 0.8 * RADIUS].max() < camera.mm_per_px
+    outside = across > RADIUS + 1
+    assert not picture.grey[outside].any() and np.isneginf(picture.depth[outside]).all()
+
+
+@pytest.mark.parametrize(("yaw", "pitch"), [(0, 0), (10, -8)])
+def test_projection_agrees_with_the_picture(yaw, pitch):
+    camera = Camera(size=200, half_field=100, center_x=4, center_y=-7, yaw=yaw, pitch=pitch)
+    center = (31.0, -42.0, 20.0)
+    grey = Scene(*sphere(6, center), camera).render(BONE).grey.astype(float)
+    rows, columns = np.indices(grey.shape)
+    seen = np.array([(columns * grey).sum(), (rows * grey).sum()]) / grey.sum()
+    assert np.abs(seen - camera.project(np.array([center]))[0]).max() < 0.1
+
+
+def test_pixel_centres_are_integers_and_y_points_down():
+    camera = Camera(size=256, half_field=128)
+    corner = np.array([[-127.5, 127.5, 0]])
+    assert np.allclose(camera.project(corner), [[0, 0]])
+    assert np.allclose(camera.project(-corner), [[255, 255]])
+
+
+def test_depth_tells_visible_points_from_hidden_ones():
+    scene = Scene(*sphere(), Camera(half_field=100))
+    ahead = scene.depth_at(np.array([[0, 0, RADIUS], [0, 0, -RADIUS], [0, 90, 0]]))
+    assert abs(ahead[0]) < 0.2
+    assert abs(ahead[1] - 2 * RADIUS) < 0.2
+    assert np.isneginf(ahead[2])
+
+
+def test_nothing_below_the_floor_is_drawn():
+    camera = Camera(size=128, half_field=64)
+    full = Scene(*sphere(), camera).render(SKIN).grey
+    cut = Scene(*sphere(), camera, floor=-20.2).render(SKIN).grey
+    lowest = np.flatnonzero(cut.any(1)).max()
+    assert abs(camera.project(np.array([[0, -20.2, 0]]))[0, 1] - lowest) <= 1
+    assert np.array_equal(cut[:lowest], full[:lowest])
+
+
+def test_yaw_shows_the_right_side_and_pitch_lowers_the_chin():
+    nose = np.array([[0.0, 0.0, 100.0]])
+    still, turned, nodded = (Camera(yaw=y, pitch=p).project(nose)[0] for y, p in ((0, 0), (10, 0), (0, 10)))
+    assert turned[0] > still[0] + 10 and abs(turned[1] - still[1]) < 1e-6
+    assert nodded[1] > still[1] + 10 and abs(nodded[0] - still[0]) < 1e-6
+
+
+def test_normals_point_outwards_with_unit_length():
+    vertices, triangles = sphere()
+    radial = (vertex_normals(vertices, triangles) * vertices / RADIUS).sum(1)
+    away_from_poles = radial.reshape(96, 96)[1:-1]  # at a pole some triangles have no area
+    assert away_from_poles.min() > 0.99 and away_from_poles.max() < 1 + 1e-6
+
+
+def test_white_is_the_limit():
+    glaring = Material(ambient=0.9, diffuse=0.9)
+    assert Scene(*sphere(), Camera(size=64)).render(glaring).grey.max() == 255
+
+
+@pytest.mark.parametrize("settings", [{"size": 4}, {"half_field": 0}, {"supersampling": 0}])
+def test_an_impossible_camera_is_refused(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        Camera(**settings)
