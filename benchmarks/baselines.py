@@ -117,6 +117,10 @@ class Components:
         scale = np.sqrt(values[keep])
         return cls(mean, (vectors[:, keep] / scale).T @ centred, scale / np.sqrt(len(rows)))
 
+    def first(self, num: int) -> "Components":
+        """The `num` strongest of them."""
+        return Components(self.mean, self.axes[:num], self.deviations[:num])
+
     def project(self, rows: Floats) -> Floats:
         return (rows - self.mean) @ self.axes.T
 
@@ -124,10 +128,11 @@ class Components:
 class Ridge:
     """PCA + ridge: skull picture and attributes -> face picture. Linear, and hard to beat on synthetic heads."""
 
-    def __init__(self, skulls: Floats, attributes: Floats, faces: Floats, num_components: int = 300) -> None:
-        """Args: skulls and faces (N, D), attributes (N, A); num_components bounds both sides' components."""
-        self._skull = Components.fit(skulls, num_components)
-        self._face = Components.fit(faces, num_components)
+    def __init__(
+        self, skulls: Floats, attributes: Floats, faces: Floats, skull: Components, face: Components
+    ) -> None:
+        """Args: skulls and faces (N, D), attributes (N, A), and the components either side is expressed in."""
+        self._skull, self._face = skull, face
         inputs = self._inputs(skulls, attributes)
         self._centre = inputs.mean(axis=0)
         centred = inputs - self._centre
@@ -153,7 +158,7 @@ def choose_ridge(
     train: tuple[Floats, Floats, Floats],
     valid: tuple[Floats, Floats, Floats],
     strengths: Sequence[float] = (1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
-    num_components: Sequence[int] = (60, 150, 300),
+    num_components: Sequence[int] = (60, 150, 300, 600, 1200),
 ) -> tuple[Ridge, float, dict[str, float]]:
     """The ridge whose predictions have the smallest root mean square error on the validation split.
 
@@ -163,9 +168,11 @@ def choose_ridge(
     Returns:
         The model, its penalty, and {"components", "strength", "valid_rms"}.
     """
+    skull = Components.fit(train[0], max(num_components))
+    face = Components.fit(train[2], max(num_components))
     best: tuple[float, Ridge, float, int] | None = None
     for num in num_components:
-        model = Ridge(*train, num_components=num)
+        model = Ridge(*train, skull.first(num), face.first(num))
         for strength in strengths:
             error = float(np.sqrt(((model.predict(valid[0], valid[1], strength) - valid[2]) ** 2).mean()))
             if best is None or error < best[0]:

@@ -83,7 +83,7 @@ class Rank1Config:
     seed: int = 0
     device: str = "auto"
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    distance: str = "deviation"
+    distance: str = "mean_absolute"
     methods: list[str] = field(default_factory=list)
     out: str = "benchmarks/results/rank1"
 
