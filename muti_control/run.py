@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
-from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch.utils.data import Dataset
 
@@ -23,6 +20,7 @@ from data.paired import PairedDataset
 from ldm.checkpoint import SD_OPTIONAL, load_strict, read_state_dict, sha256
 from ldm.config import ConfigError
 from muti_control.autoencoder_stage import AutoencoderStage
+from muti_control.callbacks import StopGracefully, TrainingProgress
 from muti_control.config import ExperimentConfig
 from muti_control.diffusion_stages import BaseStage, ControlStage
 from muti_control.latents import LatentPairs, face_moments
@@ -35,34 +33,6 @@ STAGE_CLASSES: dict[str, MakeStage] = {
     "base": BaseStage,
     "control": ControlStage,
 }
-
-
-class StopGracefully(pl.Callback):
-    """Ctrl-C or SIGTERM: finish the step in hand, save, leave. A second Ctrl-C interrupts at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._previous: dict[int, Any] = {}
-
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.asked and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = True
-        print(
-            "\nstopping after this step and saving; Ctrl-C again to stop at once", file=sys.stderr, flush=True
-        )
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            self._previous[signum] = signal.signal(signum, self._handle)
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        if self.asked:
-            trainer.should_stop = True
-
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
 
 
 def check_files(cfg: ExperimentConfig) -> None:
@@ -152,7 +122,7 @@ def build_trainer(cfg: ExperimentConfig, stage: Stage) -> pl.Trainer:
         ModelCheckpoint(filename="last", every_n_train_steps=cfg.train.save_every, **common),
         ModelCheckpoint(filename="best", monitor=stage.monitor, mode=stage.monitor_mode, **common),
         StopGracefully(),
-        TQDMProgressBar(refresh_rate=10),
+        TrainingProgress(refresh_rate=10),
     ]
     return pl.Trainer(
         accelerator=cfg.train.accelerator,
