@@ -58,8 +58,8 @@ bench: $(VENV)/.dev  ## rank-1 of the model beside its controls, on the test spl
 		echo "no cohort in '$(COHORT)': run 'make cohort' first, or pass COHORT=FOLDER" >&2; exit 2; }
 	@$(PY) -m benchmarks.rank1 weights="$(WEIGHTS)" data.root="$(COHORT)" split=test
 
-cohort: $(VENV)/.dev  ## make the synthetic cohort (COHORT=FOLDER)
-	@$(PY) -m data.cohort "$(COHORT)"
+cohort: $(VENV)/.dev  ## make the synthetic cohort that the demo model and the figures come from (COHORT=FOLDER)
+	@$(PY) -m data.cohort "$(COHORT)" num_subjects=2800 seed=1 valid_subjects=100 test_subjects=200
 
 clean:  ## remove caches and what the demo wrote; keeps .venv, runs/ and weights
 	@rm -rf results .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

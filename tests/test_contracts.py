@@ -15,6 +15,8 @@ import yaml
 
 from benchmarks.rank1 import Rank1Config
 from cldm.controlled import load_model_config
+from data.cohort.config import CohortConfig
+from ldm.config import known_keys
 from muti_control.config import ExperimentConfig, load_experiment
 from sample import SampleConfig
 
@@ -26,7 +28,12 @@ ALLOWED = {  # which of the packages each may import
     "muti_control": {"ldm", "cldm", "muti_control", "data"},
     "data": {"data"},
 }
-KEYS_OF = {"train.py": ExperimentConfig, "sample.py": SampleConfig, "benchmarks.rank1": Rank1Config}
+KEYS_OF = {
+    "train.py": ExperimentConfig,
+    "sample.py": SampleConfig,
+    "benchmarks.rank1": Rank1Config,
+    "data.cohort": CohortConfig,
+}
 ABOVE = {"train", "sample", "tool_add_control", "benchmarks", "tests"}  # what no package may import
 FOLDERS = (*PACKAGES, "benchmarks", "tests", "configs", "models", ".ci")
 TEXT = {".py", ".md", ".yaml", ".yml", ".toml", ".json", ".txt", ".cfg", ".sh", ""}
@@ -204,6 +211,15 @@ def test_make_help_lists_every_target():
     assert described == phony == make_targets()
 
 
+def test_wrong_commands_are_noticed():
+    assert problem("make nothing")
+    assert problem("python train.py configs/nowhere.yaml")
+    assert problem("python sample.py skul=x.png") == "no setting ['skul']"
+    assert problem("python -m data.nothing")
+    assert problem("python nothing.py")
+    assert not problem("python -m benchmarks.rank1 sampling.steps=5 data.root=cohort")
+
+
 def test_every_command_in_the_documents_exists():
     seen = [(path, line) for path in documents() for line in commands(path)]
     assert {"make demo", "make test"} <= {line for path, line in seen if path.name == "README.md"}
@@ -230,6 +246,12 @@ def problem(line: str) -> str | None:
         if not (ROOT / rest[0]).is_file():
             return f"no script {rest[0]}"
         rest = rest[1:]
+    program = words[2] if words[1] == "-m" else words[1]
+    if program in KEYS_OF:
+        known = known_keys(KEYS_OF[program])
+        unknown = [key for key in (word.split("=")[0] for word in rest if "=" in word) if key not in known]
+        if unknown:
+            return f"no setting {unknown}"
     missing = [
         word for word in rest if word.endswith(".yaml") and "=" not in word and not (ROOT / word).is_file()
     ]
