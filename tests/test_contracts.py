@@ -246,7 +246,7 @@ def problem(line: str) -> str | None:
         if not (ROOT / rest[0]).is_file():
             return f"no script {rest[0]}"
         rest = rest[1:]
-    program = words[2] if words[1] == "-m" else words[1]
+    program = words[2] if words[1:2] == ["-m"] else (words[1:] or [""])[0]
     if program in KEYS_OF:
         known = known_keys(KEYS_OF[program])
         unknown = [key for key in (word.split("=")[0] for word in rest if "=" in word) if key not in known]
