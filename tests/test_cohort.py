@@ -18,6 +18,7 @@ from data.cohort.generate import split_of_subjects
 from data.cohort.pair import (
     BORDER_PX,
     FACE_BELOW_SKULL_MM,
+    FramingError,
     border_distance,
     camera_of,
     fits,
@@ -117,7 +118,7 @@ def test_a_camera_too_close_for_any_head_is_reported(template, monkeypatch):
     monkeypatch.setattr(pair_module, "MAX_ATTEMPTS", 2)
     tight = Camera(center_y=-11, half_field=80)
     monkeypatch.setattr(pair_module, "camera_of", lambda config: tight)
-    with pytest.raises(RuntimeError, match="half_field"):
+    with pytest.raises(FramingError, match="half_field"):
         make_pair(template, CohortConfig(), 0)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data.cohort.config import CohortConfig, parse_config
 from data.cohort.generate import generate
+from data.cohort.pair import FramingError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         generate(args.out, parse_config(args.overrides))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, FramingError) as error:
         print(f"data.cohort: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

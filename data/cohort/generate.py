@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,7 @@ def generate(out: Path, config: CohortConfig, progress: bool = True) -> None:
     Raises:
         ValueError: ``out`` holds another cohort, or files that are no cohort.
         FileNotFoundError: the head template is missing.
+        FramingError: the camera cannot hold the heads.
     """
     HeadTemplate.load()  # fails here, not in a worker
     _claim(out, config)
@@ -107,6 +109,7 @@ _job: tuple[HeadTemplate, Path, CohortConfig]  # of this worker process
 
 def _start_worker(out: Path, config: CohortConfig) -> None:
     global _job
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer: it ends the workers
     _job = HeadTemplate.load(), out, config
 
 

@@ -19,6 +19,10 @@ VISIBLE_WITHIN_MM = 1.5
 MAX_ATTEMPTS = 20
 
 
+class FramingError(RuntimeError):
+    """The camera cannot hold the heads."""
+
+
 @dataclass(frozen=True)
 class Pair:
     """``skull``, ``face``: (size, size) uint8. ``landmarks``: (106, 2) px; ``visible``: (106,) bool."""
@@ -97,7 +101,7 @@ def make_pair(template: HeadTemplate, config: CohortConfig, index: int) -> Pair:
     """Pair ``index`` of a cohort. A head that comes too close to the border is drawn anew, with the next stream.
 
     Raises:
-        RuntimeError: MAX_ATTEMPTS heads in a row did not fit: the camera's field is too small or off centre.
+        FramingError: MAX_ATTEMPTS heads in a row did not fit: the camera's field is too small or off centre.
     """
     camera = camera_of(config)
     for attempt in range(MAX_ATTEMPTS):
@@ -105,7 +109,7 @@ def make_pair(template: HeadTemplate, config: CohortConfig, index: int) -> Pair:
         pair = picture_of(template, subject, build_head(template, subject), camera)
         if fits(pair, camera):
             return pair
-    raise RuntimeError(
+    raise FramingError(
         f"subject {index}: {MAX_ATTEMPTS} heads in a row came within {BORDER_PX} px of the border; use a larger "
         f"half_field than {config.half_field} mm or another center_y than {config.center_y} mm"
     )
