@@ -242,7 +242,7 @@ def test_a_trained_control_network_is_never_replaced(base_file: Path, tmp_path: 
         (("base.safetensors", "no/out.ckpt"), "not an existing folder"),
         (("broken.ckpt", "out.ckpt"), "damaged or cut short"),
         (("text.ckpt", "out.ckpt"), "expected safetensors or a PyTorch checkpoint"),
-        (("base.safetensors", "out.ckpt", "config=none.yaml"), "not found"),
+        (("base.safetensors", "out.ckpt", "config=none.yaml"), "no such config file"),
         (("base.safetensors", "out.ckpt", "config=bad.yaml"), "line 1"),
         (("base.safetensors", "out.ckpt", "config=unknown.yaml"), "wdith"),
         (("base.safetensors", "out.ckpt", "config=other.yaml"), "width 7"),
