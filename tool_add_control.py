@@ -1,6 +1,6 @@
 """Add a control network to a latent-diffusion checkpoint, ready for training.
 
-    python tool_add_control.py IN OUT [config=YAML] [force=true] [seed=0]
+    python tool_add_control.py IN OUT [config=YAML] [force=true] [replace=true] [seed=0]
 
 IN and OUT end in .safetensors, .ckpt, .pth or .pt, in any combination. Every `control_model.X` is a copy of
 `model.diffusion_model.X`; layers the base does not have (hint encoder, zero convolutions) are fresh, drawn
@@ -9,6 +9,7 @@ is trained. All of the base model's weights are passed through untouched.
 
 The architecture is the one recorded in IN; for files of other makers it is models/cldm_v15.yaml
 (Stable Diffusion 1.5), or what config=YAML says. An existing OUT is kept unless force=true.
+A trained control network in IN is refused unless replace=true, which begins with a fresh one on the same base.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Options:
     target: Path
     config: Path | None = None
     force: bool = False
+    replace: bool = False
     seed: int = 0
 
 
@@ -61,10 +63,12 @@ def parse(argv: Sequence[str]) -> Options:
             options.config = Path(value)
         elif key == "force" and value.lower() in ("true", "false"):
             options.force = value.lower() == "true"
+        elif key == "replace" and value.lower() in ("true", "false"):
+            options.replace = value.lower() == "true"
         elif key == "seed" and value.isdecimal():
             options.seed = int(value)
         else:
-            raise ValueError(f"{argument!r} not understood; expected config=YAML, force=true or seed=NUMBER")
+            raise ValueError(f"{argument!r} not understood; expected config=YAML, force=true, replace=true or seed=NUMBER")
     return options
 
 
@@ -85,7 +89,7 @@ def run(options: Options) -> None:
     cfg = None if options.config else model_config_from_metadata(metadata)
     cfg = cfg or load_model_config(options.config or SD15_CONFIG)
     try:
-        added = add_control(base, cfg, options.seed)
+        added = add_control(base, cfg, options.seed, options.replace)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}.") from error
     notes = {"step": "0", "git": git_revision(), "base": source.name, "base_sha256": sha256(source)}

@@ -12,29 +12,37 @@ DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "demo" / "control
 
 
 def main(argv: list[str]) -> int:
-    """Exit status: 0 done, 2 for input that cannot be used, 130 after a second Ctrl-C."""
+    """Exit status: 0 finished, 2 for input that cannot be used, 130 stopped before the end."""
     if any(arg in ("-h", "--help") for arg in argv):
         print(__doc__)
         return 0
-    has_config = bool(argv) and "=" not in argv[0]
-    path = Path(argv[0]) if has_config else DEFAULT_CONFIG
+    has_config = any("=" not in arg and Path(arg).suffix in (".yaml", ".yml") for arg in argv)
 
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+    from data.images import ImageError
     from muti_control.config import load_experiment
-    from muti_control.run import run
+    from muti_control.run import prepare
 
     try:
-        run(load_experiment(path, argv[1:] if has_config else argv))
-    except (
-        ValueError
-    ) as error:  # ConfigError, ManifestError, ImageError, CheckpointError: each says what to mend
+        training = prepare(load_experiment(argv if has_config else [str(DEFAULT_CONFIG), *argv]))
+    except (ValueError, MisconfigurationException) as error:  # each says what is wrong and how to mend it
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "train.py: interrupted; the last checkpoint is kept, the same command continues", file=sys.stderr
-        )
+        print("train.py: interrupted before the training began", file=sys.stderr)
         return 130
-    return 0
+    try:
+        return 0 if training.fit() is not None else 130
+    except (
+        ImageError,
+        FloatingPointError,
+    ) as error:  # a picture that cannot be read; weights that are not finite
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("train.py: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -27,7 +27,9 @@ class AddedControl:
     kinds: dict[str, list[str]]
 
 
-def add_control(base: Mapping[str, Tensor], cfg: ModelConfig, seed: int = 0) -> AddedControl:
+def add_control(
+    base: Mapping[str, Tensor], cfg: ModelConfig, seed: int = 0, replace: bool = False
+) -> AddedControl:
     """Build the state of a `ControlledLatentDiffusion` from that of its base model.
 
     Tensors of the base are passed on, not copied in memory; only the control network is really built
@@ -38,11 +40,13 @@ def add_control(base: Mapping[str, Tensor], cfg: ModelConfig, seed: int = 0) -> 
         base: tensors by checkpoint key.
         cfg: the architecture.
         seed: draws the hint encoder.
+        replace: leave out a trained control network of `base` and make a fresh one.
 
     Raises:
-        CheckpointError: `base` is not a model of this architecture, or has a trained control network.
+        CheckpointError: `base` is not a model of this architecture, or has a trained control network
+            (unless `replace`).
     """
-    untrained = _untrained_control(base)
+    left_out = _control_to_leave_out(base, replace)
     base = {key: value for key, value in base.items() if not key.startswith(CONTROL)}
     with torch.device("meta"):
         target = {key: value.shape for key, value in ControlledLatentDiffusion(cfg).state_dict().items()}
@@ -80,7 +84,7 @@ def add_control(base: Mapping[str, Tensor], cfg: ModelConfig, seed: int = 0) -> 
         else:
             state[key] = fresh[key]
             kinds["new"].append(key)
-    kinds["ignored"] = [key for key in extra if key not in passed] + untrained
+    kinds["ignored"] = [key for key in extra if key not in passed] + left_out
     return AddedControl(state, kinds)
 
 
@@ -89,15 +93,17 @@ def _source(key: str) -> str:
     return UNET + key.removeprefix(CONTROL) if key.startswith(CONTROL) else key
 
 
-def _untrained_control(base: Mapping[str, Tensor]) -> list[str]:
-    """Keys of a control network whose every output is still zero; CheckpointError if one has been trained."""
+def _control_to_leave_out(base: Mapping[str, Tensor], replace: bool) -> list[str]:
+    """Keys of the control network in `base`; CheckpointError if it was trained and is not to be replaced."""
     controls = [key for key in base if key.startswith(CONTROL)]
     outputs = [
         key for key in controls if key.removeprefix(CONTROL).startswith(("zero_convs.", "middle_block_out."))
     ]
-    if controls and (not outputs or any(bool(base[key].any()) for key in outputs)):
+    trained = bool(controls) and (not outputs or any(bool(base[key].any()) for key in outputs))
+    if trained and not replace:
         raise CheckpointError(
-            f"it has a trained control network ({len(controls)} {CONTROL}* keys): use it as it is"
+            f"it has a trained control network ({len(controls)} {CONTROL}* keys): use it as it is, "
+            "or add replace=true to begin with a fresh one on the same base model"
         )
     return controls
 

@@ -198,10 +198,10 @@ class Decoder(nn.Module):
 
 
 class DiagonalGaussian:
-    """The encoder's posterior, from moments (B, 2 z, h, w): mean and log-variance (clipped to [-30, 20])."""
+    """The encoder's posterior in float32, from moments (B, 2 z, h, w): mean and log-variance, clipped to [-30, 20]."""
 
     def __init__(self, moments: Tensor) -> None:
-        self.mean, logvar = moments.chunk(2, dim=1)
+        self.mean, logvar = moments.float().chunk(2, dim=1)
         self.logvar = logvar.clamp(-30.0, 20.0)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:

@@ -53,6 +53,11 @@ class ModelConfig:
                 f"model: unet.in_channels={self.unet.in_channels} but "
                 f"first_stage.z_channels={self.first_stage.z_channels}; make them equal"
             )
+        if self.first_stage.downscale != 8:
+            raise ValueError(
+                f"model: first_stage.ch_mult={list(self.first_stage.ch_mult)} makes latents of 1/"
+                f"{self.first_stage.downscale}, expected 1/8 (four levels): the hint encoder is built for that"
+            )
         step = self.first_stage.downscale * 2 ** (len(self.unet.channel_mult) - 1)
         if self.image_size % step:
             raise ValueError(f"model: image_size={self.image_size} is no multiple of {step} px")

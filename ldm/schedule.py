@@ -63,18 +63,22 @@ def schedule_buffers(cfg: ScheduleConfig) -> dict[str, Tensor]:
     return {name: value.float() for name, value in buffers.items()}
 
 
-def _per_sample(values: Tensor, t: Tensor, like: Tensor) -> Tensor:
-    """values (T,) at t (B,) shaped to broadcast against ``like`` (B, ...)."""
-    return values[t].to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+def _roots(alphas_cumprod: Tensor, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """sqrt(abar_t) and sqrt(1 - abar_t), shaped to broadcast against ``like`` (B, ...).
+
+    Computed in float32 and cast then: in bf16, 1 - abar_0 would be 0.
+    """
+    abar = alphas_cumprod[t].float().reshape(-1, *[1] * (like.ndim - 1))
+    return abar.sqrt().to(like.dtype), (1 - abar).sqrt().to(like.dtype)
 
 
 def q_sample(x_0: Tensor, t: Tensor, eps: Tensor, alphas_cumprod: Tensor) -> Tensor:
     """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps; t (B,) int64. Source: arXiv 2006.11239 eq. 4."""
-    abar = _per_sample(alphas_cumprod, t, x_0)
-    return abar.sqrt() * x_0 + (1 - abar).sqrt() * eps
+    signal, noise = _roots(alphas_cumprod, t, x_0)
+    return signal * x_0 + noise * eps
 
 
 def predict_x0(x_t: Tensor, t: Tensor, eps: Tensor, alphas_cumprod: Tensor) -> Tensor:
     """The clean latent implied by a noise estimate: (x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t)."""
-    abar = _per_sample(alphas_cumprod, t, x_t)
-    return (x_t - (1 - abar).sqrt() * eps) / abar.sqrt()
+    signal, noise = _roots(alphas_cumprod, t, x_t)
+    return (x_t - noise * eps) / signal

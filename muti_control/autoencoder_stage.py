@@ -76,14 +76,11 @@ class AutoencoderStage(Stage):
 
     @torch.no_grad()
     def measure_scale_factor(self, num_pictures: int = 256) -> float:
-        """1 / standard deviation of the latents of the first training pictures, from the averaged weights."""
-        pictures = torch.stack(
-            [self.train_set[i]["face"] for i in range(min(num_pictures, len(self.train_set)))]  # type: ignore[arg-type]
-        )
-        with self.ema.applied(self.trained_parameters()):
-            latents = torch.cat(
-                [self.net.first_stage_model.encode(x.to(self.device)).mode() for x in pictures.split(16)]
-            )
+        """1 / standard deviation of the latents of the first training pictures, from the weights as they stand."""
+        num = min(num_pictures, len(self.train_set))  # type: ignore[arg-type]
+        pictures = torch.stack([self.train_set[i]["face"] for i in range(num)])
+        encode = self.net.first_stage_model.encode
+        latents = torch.cat([encode(x.to(self.device)).mode() for x in pictures.split(16)])
         return 1.0 / float(latents.float().std())
 
     def exported_config(self) -> ModelConfig:

@@ -38,7 +38,7 @@ class DataConfig:
 class OptimConfig:
     """AdamW with warm-up.
 
-    lr: peak learning rate. warmup_steps: linear ramp from 0. schedule: after it, "constant" or "cosine" to
+    lr: peak learning rate. warmup_steps: linear ramp up to it. schedule: after it, "constant" or "cosine" to
     ``final_lr_ratio`` of the peak at ``train.max_steps``. clip_norm: gradient norm limit, 0 for none.
     ema_decay: of the averaged weights that are validated and exported; it ramps up from (1 + n) / (10 + n).
     """
@@ -61,7 +61,8 @@ class TrainConfig:
     max_steps: optimizer steps. batch_size: pictures per device and micro-batch. accumulate: micro-batches per
     step. val_every, save_every: optimizer steps between validations (with pictures) and between checkpoints.
     num_valid: validation pairs looked at. precision: auto is bf16-mixed where the hardware has it.
-    accelerator, devices: as Lightning names them. num_threads: of torch on the CPU, 0 for its own choice.
+    accelerator: as Lightning names them. devices: how many. num_threads: of torch on the CPU, 0 for its own choice.
+    export: which averaged weights the exported file holds, those of the best validation or the last ones.
     export_dtype: precision of the weights in the exported file (float32, float16 or bfloat16).
     """
 
@@ -76,6 +77,7 @@ class TrainConfig:
     accelerator: str = "auto"
     devices: int = 1
     num_threads: int = 0
+    export: str = "best"
     export_dtype: str = "float32"
 
 
@@ -142,6 +144,7 @@ class ExperimentConfig:
             "train.accumulate": train.accumulate,
             "train.val_every": train.val_every,
             "train.save_every": train.save_every,
+            "train.devices": train.devices,
             "optim.lr": optim.lr,
         }
         schedules = ("constant", "cosine")
@@ -153,7 +156,15 @@ class ExperimentConfig:
                 train.precision,
                 f"one of {', '.join(PRECISIONS)}",
             ),
+            (
+                train.export_dtype in EXPORT_DTYPES,
+                "train.export_dtype",
+                train.export_dtype,
+                f"one of {', '.join(EXPORT_DTYPES)}",
+            ),
+            (train.export in ("best", "last"), "train.export", train.export, "best or last"),
             *((value > 0, key, value, "a positive number") for key, value in positive.items()),
+            (optim.warmup_steps >= 0, "optim.warmup_steps", optim.warmup_steps, "0 or more"),
             (train.num_valid > 1, "train.num_valid", train.num_valid, "at least 2"),
             (optim.schedule in schedules, "optim.schedule", optim.schedule, " or ".join(schedules)),
             (0 <= optim.ema_decay < 1, "optim.ema_decay", optim.ema_decay, "a number in [0, 1)"),
@@ -172,12 +183,12 @@ class ExperimentConfig:
             raise ConfigError(str(error)) from error
 
 
-def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """Read a YAML file, apply ``key=value`` overrides, check everything.
+def load_experiment(arguments: Sequence[str]) -> ExperimentConfig:
+    """The configuration of a command line ``CONFIG.yaml [key=value ...]``, checked.
 
     Raises:
         ConfigError: missing file, an unknown key, a wrong type or value; the message names the key.
     """
-    cfg = parse_command_line(ExperimentConfig, [str(path), *overrides])
+    cfg = parse_command_line(ExperimentConfig, arguments)
     cfg.validate()
     return cfg

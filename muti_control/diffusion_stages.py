@@ -138,7 +138,7 @@ class ControlStage(DiffusionStage):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         super().validation_step(batch, batch_idx)
-        if batch_idx == 0:
+        if batch_idx == 0 and len(batch["skull"]) > 1:
             self.log(
                 "valid/skull_effect", self.skull_effect(batch), prog_bar=True, batch_size=len(batch["skull"])
             )

@@ -1,8 +1,9 @@
-"""Randomness as a function of (seed, rank, batch number): what makes a resumed run repeat an unbroken one."""
+"""Randomness and order as functions of (seed, rank, batch number): a resumed run repeats an unbroken one."""
 
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Iterator
 
 import torch
@@ -54,3 +55,9 @@ class EndlessBatches(Sampler[list[int]]):
                 batch.append(int(order[offset]))
             position += self.batch_size
             yield batch
+
+
+def leave_signals_to_the_parent(worker: int) -> None:
+    """For loader workers: Ctrl-C reaches the whole process group, but only the trainer decides what it means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """float32 averages of the parameters of ``modules``, by name.
+    """float32 averages of ``parameters``, by name.
 
     Update number n uses the decay min(decay, (1 + n) / (10 + n)), so that early averages follow quickly.
     """
@@ -20,6 +20,7 @@ class Ema:
         self.decay = decay
         self.num_updates = 0
         self.average = {name: p.detach().float().clone() for name, p in parameters.items()}
+        self.swapped_out: dict[str, Tensor] = {}  # the parameters' own values while the averages stand in
 
     @torch.no_grad()
     def update(self, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -29,15 +30,26 @@ class Ema:
         for name, average in self.average.items():
             average.lerp_(parameters[name].detach().to(average), 1 - decay)
 
+    def swap_in(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Put the averages into the parameters and keep what they held."""
+        if self.swapped_out:
+            raise RuntimeError("the averages are in the parameters already")
+        self.swapped_out = {name: p.detach().clone() for name, p in parameters.items()}
+        self._copy(self.average, parameters)
+
+    def swap_out(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Give the parameters their own values back."""
+        self._copy(self.swapped_out, parameters)
+        self.swapped_out = {}
+
     @contextmanager
     def applied(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
         """Within the block the parameters hold their averages; afterwards their own values again."""
-        own = {name: p.detach().clone() for name, p in parameters.items()}
+        self.swap_in(parameters)
         try:
-            self._copy(self.average, parameters)
             yield
         finally:
-            self._copy(own, parameters)
+            self.swap_out(parameters)
 
     @staticmethod
     @torch.no_grad()

@@ -1,156 +1,106 @@
-"""From a configuration to a running (or resumed) training."""
+"""A training run: what makes two starts the same run, and going from the first step to the exported file."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from torch.utils.data import Dataset
 
-from cldm.controlled import ControlledLatentDiffusion, model_config_from_metadata
-from data.manifest import read_manifest
-from data.paired import PairedDataset
-from ldm.checkpoint import SD_OPTIONAL, load_strict, read_state_dict, sha256
+from ldm.checkpoint import sha256
 from ldm.config import ConfigError
-from muti_control.autoencoder_stage import AutoencoderStage
-from muti_control.callbacks import StopGracefully, TrainingProgress
+from muti_control.build import build_stage, build_trainer, check_files
+from muti_control.callbacks import SaveLast
 from muti_control.config import ExperimentConfig
-from muti_control.diffusion_stages import BaseStage, ControlStage
-from muti_control.latents import LatentPairs, face_moments
 from muti_control.stage import Stage
 
-MakeStage = Callable[[ExperimentConfig, ControlledLatentDiffusion, Dataset[Any], Dataset[Any]], Stage]
 
-STAGE_CLASSES: dict[str, MakeStage] = {
-    "autoencoder": AutoencoderStage,
-    "base": BaseStage,
-    "control": ControlStage,
-}
-
-
-def check_files(cfg: ExperimentConfig) -> None:
-    """Raises ConfigError naming every file or folder the run needs and lacks, and how to get each."""
-    lacking = []
-    if cfg.init is not None and not Path(cfg.init).is_file():
-        lacking.append(f"init: {cfg.init} not found. {cfg.how_to_get_init}".strip())
-    for name in (cfg.data.train, cfg.data.valid):
-        manifest = Path(cfg.data.root) / "split_data" / name
-        if not manifest.is_file():
-            lacking.append(f"data.root: {manifest} not found. {cfg.data.how_to_get}".strip())
-            break
-    if lacking:
-        raise ConfigError("this run needs files that are not there:\n  " + "\n  ".join(lacking))
+def fingerprint(cfg: ExperimentConfig, stage: Stage) -> dict[str, str]:
+    """What a resumed run must have in common with its beginning, by the name a user would look for."""
+    facts = {
+        "stage": cfg.stage,
+        "init": "" if cfg.init is None else sha256(cfg.init),
+        "model": json.dumps(asdict(stage.net.cfg), sort_keys=True),
+        "data.train": sha256(Path(cfg.data.root) / "split_data" / cfg.data.train),
+    }
+    facts |= {f"train.{key}": str(getattr(cfg.train, key)) for key in ("batch_size", "accumulate", "seed")}
+    for part in ("optim", "autoencoder", "diffusion"):
+        facts |= {f"{part}.{key}": str(value) for key, value in asdict(getattr(cfg, part)).items()}
+    return facts
 
 
-def build_model(cfg: ExperimentConfig) -> ControlledLatentDiffusion:
-    """The network of the run: of ``cfg.init``'s weights and architecture, or fresh from ``cfg.model``.
-
-    The seed of fresh weights is ``train.seed``. Raises CheckpointError or ConfigError for files that do not fit.
-    """
-    state: dict[str, torch.Tensor] | None = None
-    model_cfg = cfg.model
-    if cfg.init is not None:
-        state, metadata = read_state_dict(cfg.init)
-        model_cfg = cfg.model or model_config_from_metadata(metadata)
-        if model_cfg is None:
+def check_resumable(last: Path, stage: Stage) -> int:
+    """How many steps ``last`` has done; ConfigError if it is of another run, or no checkpoint of ours."""
+    content = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
+    saved = content.get("fingerprint")
+    if not isinstance(saved, dict):
+        raise ConfigError(f"{last} is no checkpoint of this program; name=NEW starts another run")
+    for key, value in stage.fingerprint.items():
+        if saved.get(key) != value:
+            short = len(value) < 40 and len(str(saved.get(key))) < 40
+            change = f"was {saved.get(key)}, now {value}" if short else "is not what the run began with"
             raise ConfigError(
-                f"init: {cfg.init} does not say its architecture; give it as model: (models/cldm_v15.yaml is SD1.5's)"
+                f"{key}: {change}; undo that to continue {last.parent.parent}, or pass name=NEW"
             )
-        if model_cfg is cfg.model and "config" in metadata:
-            # The measured scale of the latents belongs to the weights, not to the architecture.
-            saved = model_config_from_metadata(metadata)
-            assert saved is not None
-            model_cfg.scale_factor = saved.scale_factor
-        if cfg.stage == "control" and not any(k.startswith("control_model.") for k in state):
-            raise ConfigError(
-                f"init: {cfg.init} has no control network; add one: python tool_add_control.py {cfg.init} OUT"
+    return int(content["updates"])
+
+
+@dataclass
+class Training:
+    """A run that was checked and can start. steps_done: of the checkpoint it goes on from, 0 if it begins."""
+
+    cfg: ExperimentConfig
+    stage: Stage
+    trainer: pl.Trainer
+    save_last: SaveLast
+    steps_done: int
+
+    def fit(self) -> Path | None:
+        """Train to ``max_steps`` and export; returns the exported file.
+
+        None: the run was asked to stop (Ctrl-C, SIGTERM) before its end and goes on from ``last.ckpt``.
+
+        Raises:
+            KeyboardInterrupt: a second Ctrl-C; the last checkpoint written stays.
+        """
+        cfg, trainer, last = self.cfg, self.trainer, self.save_last.path
+        if self.steps_done >= cfg.train.max_steps and exported_path(cfg).is_file():
+            print(
+                f"{cfg.run_dir} is finished at step {self.steps_done} ({exported_path(cfg)}); "
+                "a larger train.max_steps continues it, name=NEW starts another run",
+                flush=True,
             )
-    assert model_cfg is not None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cfg.train.seed)
-        model = ControlledLatentDiffusion(model_cfg)
-    if state is not None:
-        optional = (*SD_OPTIONAL, *(() if cfg.stage == "control" else (r"^control_model\.",)))
-        load_strict(model, state, allow_missing=optional, allow_unexpected=SD_OPTIONAL)
-    return model
+            return exported_path(cfg)
+        _write_config(cfg)
+        if self.steps_done:
+            print(f"continuing {cfg.run_dir} from step {self.steps_done}", flush=True)
+        try:
+            trainer.fit(self.stage, ckpt_path=str(last) if self.steps_done else None, weights_only=True)
+        except (
+            SystemExit
+        ) as error:  # Lightning's answer to a second Ctrl-C; mid-step weights are not worth saving
+            raise KeyboardInterrupt from error
+        if self.save_last.stopped:
+            print(
+                f"stopped at step {self.stage.updates} of {cfg.train.max_steps}; the same command continues"
+            )
+            return None
+        trainer.save_checkpoint(last)
+        if trainer.is_global_zero:
+            _export(cfg, self.stage)
+        return exported_path(cfg)
 
 
-def build_stage(cfg: ExperimentConfig) -> Stage:
-    """Network and data of a run, ready for ``Trainer.fit``."""
-    model = build_model(cfg)
-    size = model.cfg.image_size
-    sets = {}
-    for part, name in (("train", cfg.data.train), ("valid", cfg.data.valid)):
-        records = read_manifest(Path(cfg.data.root) / "split_data" / name)
-        sets[part] = PairedDataset(records[: cfg.train.num_valid] if part == "valid" else records, size=size)
-    train_set: Any = sets["train"]
-    if cfg.stage != "autoencoder":
-        device = torch.device("cuda" if _uses_cuda(cfg) else "cpu")
-        moments = face_moments(model, sets["train"], Path(cfg.out) / "cache", device)
-        train_set = LatentPairs(sets["train"], moments, with_skull=cfg.stage == "control")
-    return STAGE_CLASSES[cfg.stage](cfg, model, train_set, sets["valid"])
-
-
-def _uses_cuda(cfg: ExperimentConfig) -> bool:
-    return cfg.train.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-
-
-def pick_precision(cfg: ExperimentConfig) -> Literal["32-true", "bf16-mixed"]:
-    """ "auto" is bf16-mixed where the hardware computes in bf16, else fp32."""
-    if cfg.train.precision == "32-true":
-        return "32-true"
-    if cfg.train.precision == "bf16-mixed":
-        return "bf16-mixed"
-    if _uses_cuda(cfg):
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
-    native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # torch has no public question for it
-    return "bf16-mixed" if native is not None and native() else "32-true"
-
-
-def build_trainer(cfg: ExperimentConfig, stage: Stage) -> pl.Trainer:
-    """The Lightning trainer: loggers, checkpoints ``last`` and ``best``, progress bar, graceful stop."""
-    folder = cfg.run_dir / "checkpoints"
-    common: dict[str, Any] = {"dirpath": folder, "save_top_k": 1, "enable_version_counter": False}
-    callbacks = [
-        ModelCheckpoint(filename="last", every_n_train_steps=cfg.train.save_every, **common),
-        ModelCheckpoint(filename="best", monitor=stage.monitor, mode=stage.monitor_mode, **common),
-        StopGracefully(),
-        TrainingProgress(refresh_rate=10),
-    ]
-    return pl.Trainer(
-        accelerator=cfg.train.accelerator,
-        devices=cfg.train.devices,
-        precision=pick_precision(cfg),
-        max_steps=cfg.train.max_steps,
-        max_epochs=-1,
-        val_check_interval=cfg.train.val_every * cfg.train.accumulate,
-        check_val_every_n_epoch=None,
-        accumulate_grad_batches=cfg.train.accumulate,
-        gradient_clip_val=cfg.optim.clip_norm or None,
-        num_sanity_val_steps=0,
-        log_every_n_steps=10,
-        use_distributed_sampler=False,
-        inference_mode=False,  # what validation computes (text embeddings) is used again in training
-        callbacks=callbacks,
-        logger=[
-            CSVLogger(cfg.run_dir, name="", version="csv"),
-            TensorBoardLogger(cfg.run_dir, name="", version="tensorboard"),
-        ],
-    )
-
-
-def run(cfg: ExperimentConfig) -> Path:
-    """Train to ``max_steps`` (from ``last.ckpt`` if the run was begun before) and export; returns the file.
+def prepare(cfg: ExperimentConfig) -> Training:
+    """Check everything and build the run; a run begun before is found by its ``last.ckpt``.
 
     Raises:
-        ConfigError, ManifestError, CheckpointError: what was given cannot be trained on; nothing is written.
+        ValueError: what was given cannot be trained on (ConfigError, ManifestError, CheckpointError, ImageError).
+        MisconfigurationException: this machine has no such accelerator.
     """
     check_files(cfg)
     last = cfg.run_dir / "checkpoints" / "last.ckpt"
@@ -161,32 +111,32 @@ def run(cfg: ExperimentConfig) -> Path:
     if cfg.train.num_threads:
         torch.set_num_threads(cfg.train.num_threads)
     stage = build_stage(cfg)
-    cfg.run_dir.mkdir(parents=True, exist_ok=True)
-    _write_config(cfg)
-    trainer = build_trainer(cfg, stage)
-    if last.is_file():
-        print(f"continuing {cfg.run_dir} from {last}", flush=True)
-    try:
-        trainer.fit(stage, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
-    except (
-        SystemExit
-    ) as error:  # Lightning's answer to a second Ctrl-C; mid-step weights are not worth saving
-        raise KeyboardInterrupt from error
-    trainer.save_checkpoint(last)
-    exported = cfg.run_dir / "model.safetensors"
-    stage.export(exported)
-    state = "finished" if stage.updates >= cfg.train.max_steps else "stopped (the same command continues)"
-    print(
-        f"{state} at step {stage.updates}; weights for the next stage or for sampling: {exported}", flush=True
-    )
-    return exported
+    stage.fingerprint = fingerprint(cfg, stage)
+    steps_done = check_resumable(last, stage) if last.is_file() else 0
+    save_last = SaveLast(last, cfg.train.save_every)
+    return Training(cfg, stage, build_trainer(cfg, stage, save_last), save_last, steps_done)
+
+
+def exported_path(cfg: ExperimentConfig) -> Path:
+    """The file with the trained model, written when the run is finished."""
+    return cfg.run_dir / "model.safetensors"
+
+
+def _export(cfg: ExperimentConfig, stage: Stage) -> None:
+    """Write the averaged weights of the best validation (or the last ones, if none was made) for sampling."""
+    best = cfg.run_dir / "checkpoints" / "best.ckpt"
+    origin = "the last step"
+    if cfg.train.export == "best" and best.is_file():
+        content = torch.load(best, map_location="cpu", weights_only=True)
+        stage.ema.load_state_dict(content["ema"])
+        stage.updates = int(content["updates"])
+        origin = f"the best validation ({stage.monitor})"
+    stage.export(exported_path(cfg))
+    print(f"finished; exported step {stage.updates}, {origin}: {exported_path(cfg)}", flush=True)
 
 
 def _write_config(cfg: ExperimentConfig) -> None:
-    node = OmegaConf.structured(cfg)
-    text = OmegaConf.to_yaml(node)
-    if cfg.init is not None:
-        text += f"# init sha256: {sha256(cfg.init)}\n"
-    temporary = cfg.run_dir / ".config.yaml.tmp"
-    temporary.write_text(text)
+    cfg.run_dir.mkdir(parents=True, exist_ok=True)
+    temporary = cfg.run_dir / f".config.yaml.{os.getpid()}.tmp"
+    temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(cfg)), encoding="utf-8")
     os.replace(temporary, cfg.run_dir / "config.yaml")

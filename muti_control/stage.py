@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -60,13 +61,18 @@ class Stage(pl.LightningModule):
         self.updates = 0  # optimizer steps done, over all resumptions
         self._micro = 0  # micro-batches since the last optimizer step
         self._last_update = time.perf_counter()
-        self._ema_context: Any = None
+        self.fingerprint: dict[str, str] = {}  # what a resumed run must have in common with its beginning
 
     # --- to be given by a stage ---------------------------------------------------------------------------
 
     def loss_of(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Scalars to log; the one called ``loss`` is minimised."""
         raise TypeError(f"{type(self).__name__} defines no loss_of")
+
+    @property
+    def between_steps(self) -> bool:
+        """No micro-batch has been accumulated since the last optimizer step."""
+        return self._micro == 0
 
     # --- the training step --------------------------------------------------------------------------------
 
@@ -138,38 +144,39 @@ class Stage(pl.LightningModule):
     # --- validation on the averaged weights ---------------------------------------------------------------
 
     def on_validation_start(self) -> None:
-        self._ema_context = self.ema.applied(self.trained_parameters())
-        self._ema_context.__enter__()
+        self.ema.swap_in(self.trained_parameters())
 
     def on_validation_end(self) -> None:
-        self._ema_context.__exit__(None, None, None)
+        self.ema.swap_out(self.trained_parameters())
         self._last_update = time.perf_counter()
 
     def show(self, name: str, rows: list[Tensor]) -> None:
         """Write a picture grid: ``rows`` of (N, 3, H, W) in [0, 1], to a PNG file and to TensorBoard."""
+        if not self.trainer.is_global_zero:
+            return
         path = self.cfg.run_dir / "images" / f"{name}_{self.updates:07d}.png"
         grid = write_grid(path, rows)
         for logger in self.loggers:
-            if isinstance(logger, pl.loggers.TensorBoardLogger):
+            if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(name, grid, self.updates, dataformats="HWC")
 
     # --- checkpoints: the trained part only ---------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        trained = {f"net.{name}" for name in self.trained_parameters()}
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        own = self.ema.swapped_out or {k: p.detach() for k, p in self.trained_parameters().items()}
+        broken = [name for name, value in own.items() if not torch.isfinite(value).all()]
+        if broken:
+            raise FloatingPointError(
+                f"{broken[0]} is not finite at step {self.updates}; last.ckpt is from before that. "
+                "Lower optim.lr, or use train.precision=32-true, under a new name="
+            )
+        checkpoint["state_dict"] = {f"net.{name}": value for name, value in own.items()}
         checkpoint["ema"] = self.ema.state_dict()
         checkpoint["updates"] = self.updates
+        checkpoint["fingerprint"] = self.fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        own = self.state_dict()
-        trained = {f"net.{name}" for name in self.trained_parameters()}
-        if set(checkpoint["state_dict"]) != trained:
-            raise ValueError(
-                f"the checkpoint in {self.cfg.run_dir} holds other weights than this config trains; "
-                "use another name= for the new run"
-            )
-        checkpoint["state_dict"] = {**own, **checkpoint["state_dict"]}
+        checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
         self.ema.load_state_dict(checkpoint["ema"])
         self.updates = int(checkpoint["updates"])
 

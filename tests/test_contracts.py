@@ -120,7 +120,7 @@ def test_no_unsafe_loading():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_experiment_parses(path):
-    config = load_experiment(path)
+    config = load_experiment([str(path)])
     assert config.stage and config.name
     if config.init is not None:
         assert config.how_to_get_init, "says nothing to a user who lacks its init"

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from cldm.sampling import SamplingConfig
 from ldm.latent_diffusion import ModelConfig
+from muti_control.build import build_stage
 from muti_control.config import DataConfig, ExperimentConfig, TrainConfig
-from muti_control.run import build_stage
 from muti_control.stage import Stage
 
 ZERO_LAYERS = ("control_model.zero_convs.", "control_model.middle_block_out.")
@@ -28,6 +29,7 @@ def stage_of(tiny_config: ModelConfig, make_pairs: Callable[..., Path]) -> Calla
             model=tiny_config,
             data=DataConfig(root=str(root)),
             train=TrainConfig(batch_size=2, num_valid=2),
+            sampling=SamplingConfig(control_scales=[1.0]),
         )
         return build_stage(cfg)
 
@@ -96,3 +98,33 @@ def test_a_fresh_control_network_changes_nothing(stage_of: Callable[[str], Stage
         t, context = torch.tensor([10, 700]), net.encode_text(["a face", ""])
         hint = net.encode_hint(torch.rand(2, 3, 64, 64))
         assert torch.equal(net.eps(x, t, context, hint), net.eps(x, t, context, None))
+
+
+def test_gradient_checkpointing_changes_no_gradient(stage_of: Callable[[str], Stage]) -> None:
+    stage = stage_of("control")
+    perturb(stage)
+    plain = gradients(stage)
+    stage.net.zero_grad(set_to_none=True)
+    stage.net.unet.cfg.gradient_checkpointing = True  # UNet and ControlNet share it
+    for name, grad in gradients(stage).items():
+        expected = plain[name]
+        assert (grad is None) == (expected is None), name
+        if grad is not None and expected is not None:
+            assert torch.allclose(grad, expected, rtol=1e-4, atol=1e-7), name
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "control"])
+def test_bf16_agrees_with_fp32(stage_of: Callable[[str], Stage], name: str) -> None:
+    """The same loss within bf16's three digits, and finite gradients."""
+    stage = stage_of(name)
+    perturb(stage)
+    batch = torch.utils.data.default_collate([stage.train_set[i] for i in range(4)])
+    exact = stage.loss_of(batch)["loss"]
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = stage.loss_of(batch)["loss"]
+    rough.backward()
+    assert rough.dtype == torch.float32
+    assert float(rough) == pytest.approx(float(exact), rel=0.02)
+    assert all(
+        torch.isfinite(p.grad).all() for p in stage.trained_parameters().values() if p.grad is not None
+    )

@@ -216,7 +216,7 @@ def test_existing_output_is_kept_unless_forced(base_file: Path, tmp_path: Path, 
     assert "the input itself" in refused(capsys, tmp_path, base_file, base_file, "force=true")
 
 
-def test_a_trained_control_network_is_never_replaced(base_file: Path, tmp_path: Path, capsys) -> None:
+def test_a_trained_control_network_is_replaced_only_when_asked(base_file: Path, tmp_path: Path, capsys) -> None:
     once = tmp_path / "once.safetensors"
     assert tool(base_file, once) == 0
     assert tool(once, tmp_path / "twice.safetensors") == 0  # still adds nothing: made anew, and said so
@@ -228,6 +228,9 @@ def test_a_trained_control_network_is_never_replaced(base_file: Path, tmp_path: 
     write_state_dict(tmp_path / "trained.ckpt", state, metadata)
     message = refused(capsys, tmp_path, tmp_path / "trained.ckpt", tmp_path / "out.ckpt")
     assert "has a trained control network" in message
+    assert tool(tmp_path / "trained.ckpt", tmp_path / "fresh.safetensors", "replace=true") == 0
+    fresh, _ = read_state_dict(tmp_path / "fresh.safetensors")
+    assert not fresh["control_model.zero_convs.0.0.bias"].any()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,10 +31,16 @@ from muti_control.config import DataConfig, ExperimentConfig, OptimConfig, Train
 from muti_control.draws import EndlessBatches, generator
 from muti_control.ema import Ema
 from muti_control.pictures import energy_distance, psnr, rank_one
-from muti_control.run import run
+from muti_control.run import prepare
 from muti_control.stage import learning_rate_factor
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(cfg: ExperimentConfig) -> Path:
+    exported = prepare(cfg).fit()
+    assert exported is not None
+    return exported
 
 
 def take(batches: EndlessBatches, num: int) -> list[list[int]]:
@@ -99,7 +106,7 @@ def test_picture_metrics() -> None:
 def test_a_config_error_names_the_key(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("stage: autoencoder\nname: x\nmodel: {}\n")
-    assert load_experiment(path, ["train.max_steps=7"]).train.max_steps == 7
+    assert load_experiment([str(path), "train.max_steps=7"]).train.max_steps == 7
     for override, words in [
         ("train.max_step=7", "max_step"),
         ("train.max_steps=many", "max_steps"),
@@ -110,9 +117,9 @@ def test_a_config_error_names_the_key(tmp_path: Path) -> None:
         ("model.unet.context_dim=5", "context_dim"),
     ]:
         with pytest.raises(ConfigError, match=words):
-            load_experiment(path, [override])
+            load_experiment([str(path), override])
     with pytest.raises(ConfigError, match="no such"):
-        load_experiment(tmp_path / "none.yaml")
+        load_experiment([str(tmp_path / "none.yaml")])
 
 
 @pytest.fixture
@@ -128,7 +135,7 @@ def experiment(tiny_config: ModelConfig, make_pairs: Callable[..., Path]) -> Cal
             data=DataConfig(root=str(root)),
             train=TrainConfig(
                 max_steps=max_steps, batch_size=2, accumulate=2, val_every=4, save_every=2, num_valid=2,
-                precision="32-true", accelerator="cpu",
+                precision="32-true", accelerator="cpu", export="last",
             ),
             optim=OptimConfig(lr=1e-2, warmup_steps=2),
             sampling=SamplingConfig(steps=2, control_scales=[1.0]),
@@ -137,15 +144,104 @@ def experiment(tiny_config: ModelConfig, make_pairs: Callable[..., Path]) -> Cal
     return make
 
 
-def test_a_continued_run_equals_an_unbroken_one(experiment: Callable[..., ExperimentConfig]) -> None:
+class Crash(RuntimeError):
+    """Stands in for a machine that goes down."""
+
+
+class At(pl.Callback):
+    """Calls ``action`` after one micro-batch of the start it is part of."""
+
+    def __init__(self, micro_batch: int, action: Callable[[], None]) -> None:
+        self.countdown, self.action = micro_batch, action
+
+    def on_train_batch_end(self, *args: object, **kwargs: object) -> None:
+        self.countdown -= 1
+        if self.countdown == 0:
+            self.action()
+
+
+def crash() -> None:
+    raise Crash
+
+
+@pytest.mark.parametrize(
+    "stops", [[("crash", 7)], [("ask", 3)], [("ask", 5), ("crash", 1)], [("crash", 6), ("crash", 4)]]
+)
+def test_a_continued_run_equals_an_unbroken_one(
+    experiment: Callable[..., ExperimentConfig], stops: list[tuple[str, int]]
+) -> None:
+    """Two micro-batches a step, a checkpoint every second step; stops fall between and within steps."""
     unbroken, _ = read_state_dict(run(experiment("unbroken", 6)))
-    first, _ = read_state_dict(run(experiment("broken", 3)))
-    second, metadata = read_state_dict(run(experiment("broken", 6)))
+    for how, micro_batch in stops:
+        training = prepare(experiment("broken", 6))
+        if how == "crash":
+            training.trainer.callbacks.append(At(micro_batch, crash))
+            with pytest.raises(Crash):
+                training.fit()
+        else:
+            save_last = training.save_last
+            training.trainer.callbacks.append(
+                At(micro_batch, lambda asked=save_last: setattr(asked, "asked", True))
+            )
+            assert training.fit() is None
+            checkpoint = torch.load(save_last.path, weights_only=True)
+            assert checkpoint["updates"] == (micro_batch + 1) // 2
+    exported = run(experiment("broken", 6))
+    continued, metadata = read_state_dict(exported)
     assert metadata["step"] == "6"
-    assert unbroken.keys() == second.keys()
     for name, value in unbroken.items():
-        assert torch.equal(value, second[name]), name
-    assert any(not torch.equal(first[name], second[name]) for name in first)
+        assert torch.equal(value, continued[name]), name
+    logged = {
+        row["step"] for start in exported.parent.glob("csv/version_*/metrics.csv") for row in rows_of(start)
+    }
+    assert {"0", "5"} <= logged  # of the first start and of the last: none overwrote another's
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_checkpoints_hold_the_weights_and_their_averages(experiment: Callable[..., ExperimentConfig]) -> None:
+    """best.ckpt is written while the averages stand in for the weights; both files must hold both."""
+    exported = run(experiment("kept", 4))
+    for name in ("best", "last"):
+        checkpoint = torch.load(exported.parent / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        own = {key.removeprefix("net."): value for key, value in checkpoint["state_dict"].items()}
+        average = checkpoint["ema"]["average"]
+        assert own.keys() == average.keys()
+        assert any(not torch.allclose(own[key], average[key]) for key in own), name
+        state, _ = read_state_dict(exported)
+        assert all(torch.equal(state[key], average[key]) for key in average)
+
+
+def test_a_run_is_continued_only_as_it_began(experiment: Callable[..., ExperimentConfig]) -> None:
+    run(experiment("begun", 2))
+    finished = prepare(experiment("begun", 2))
+    before = torch.load(finished.save_last.path, weights_only=True)["updates"]
+    finished.fit()  # says that it is finished
+    assert torch.load(finished.save_last.path, weights_only=True)["updates"] == before
+    for part, key, value in (("train", "seed", 5), ("train", "batch_size", 3), ("optim", "lr", 0.5)):
+        cfg = experiment("begun", 4)
+        setattr(getattr(cfg, part), key, value)
+        with pytest.raises(ConfigError, match=f"{part}.{key}: was"):
+            prepare(cfg)
+    cfg = experiment("begun", 4)
+    cfg.resume = False
+    with pytest.raises(ConfigError, match="name=NEW"):
+        prepare(cfg)
+
+
+def test_weights_that_are_not_finite_do_not_replace_the_last_checkpoint(
+    experiment: Callable[..., ExperimentConfig],
+) -> None:
+    training = prepare(experiment("diverged", 6))
+    weight = next(iter(training.stage.trained_parameters().values()))
+    training.trainer.callbacks.append(At(5, lambda: weight.data.fill_(float("nan"))))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        training.fit()
+    state = torch.load(training.save_last.path, weights_only=True)["state_dict"]
+    assert all(bool(torch.isfinite(value).all()) for value in state.values())
 
 
 def test_the_stages_hand_on_to_each_other(
@@ -204,14 +300,6 @@ model:
 """
 
 
-def last_logged_step(folder: Path) -> int:
-    """The highest step in the CSV log, -1 if there is none yet."""
-    if not (folder / "csv" / "metrics.csv").is_file():
-        return -1
-    with (folder / "csv" / "metrics.csv").open() as file:
-        return max((int(row["step"]) for row in csv.DictReader(file)), default=-1)
-
-
 def test_killed_and_interrupted_runs_continue(make_pairs: Callable[..., Path]) -> None:
     """kill -9, then Ctrl-C, then to the end: each start goes on from the last checkpoint."""
     root = make_pairs(train=4, valid=2)
@@ -239,16 +327,16 @@ def test_killed_and_interrupted_runs_continue(make_pairs: Callable[..., Path]) -
     assert code == -signal.SIGKILL
     killed_at = torch.load(last, weights_only=True)["updates"]
     code, output = start_and_stop(signal.SIGINT)
-    assert code == 0, output
+    assert code == 130, output
     assert "continuing" in output
     assert "the same command continues" in output
     interrupted_at = torch.load(last, weights_only=True)["updates"]
     assert interrupted_at > killed_at > 0
-    assert (folder / "model.safetensors").is_file()
+    assert not (folder / "model.safetensors").exists()  # it is no finished model
     config.write_text(CONFIG.format(root=root, steps=interrupted_at + 2))
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert f"finished at step {interrupted_at + 2}" in done.stdout
+    assert f"exported step {interrupted_at + 2}" in done.stdout
     values = read_state_dict(folder / "model.safetensors")[0].values()
     assert all(math.isfinite(float(v.float().sum())) for v in values)
 
