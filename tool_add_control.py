@@ -68,7 +68,9 @@ def parse(argv: Sequence[str]) -> Options:
         elif key == "seed" and value.isdecimal():
             options.seed = int(value)
         else:
-            raise ValueError(f"{argument!r} not understood; expected config=YAML, force=true, replace=true or seed=NUMBER")
+            raise ValueError(
+                f"{argument!r} not understood; expected config=YAML, force=true, replace=true or seed=NUMBER"
+            )
     return options
 
 

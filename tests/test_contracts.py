@@ -169,7 +169,8 @@ def test_every_dependency_is_imported_somewhere_and_none_is_forgotten():
     used = {name for path in product for name, _ in imported(path)}
     by_name_only = {"tensorboard"}  # Lightning's logger finds it
     assert runtime - by_name_only <= used, "listed but never imported"
-    known = runtime | extras | set(PACKAGES) | ABOVE
+    bundled = {"lightning_fabric"}  # a package of the pytorch-lightning distribution
+    known = runtime | extras | bundled | set(PACKAGES) | ABOVE
     third_party = {
         name for name in used if name not in known and importlib.util.find_spec(name) and not _standard(name)
     }

@@ -216,7 +216,9 @@ def test_existing_output_is_kept_unless_forced(base_file: Path, tmp_path: Path, 
     assert "the input itself" in refused(capsys, tmp_path, base_file, base_file, "force=true")
 
 
-def test_a_trained_control_network_is_replaced_only_when_asked(base_file: Path, tmp_path: Path, capsys) -> None:
+def test_a_trained_control_network_is_replaced_only_when_asked(
+    base_file: Path, tmp_path: Path, capsys
+) -> None:
     once = tmp_path / "once.safetensors"
     assert tool(base_file, once) == 0
     assert tool(once, tmp_path / "twice.safetensors") == 0  # still adds nothing: made anew, and said so
