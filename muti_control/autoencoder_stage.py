@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import replace
 from typing import Any
 
@@ -77,7 +78,8 @@ class AutoencoderStage(Stage):
     @torch.no_grad()
     def measure_scale_factor(self, num_pictures: int = 256) -> float:
         """1 / standard deviation of the latents of the first training pictures, from the weights as they stand."""
-        num = min(num_pictures, len(self.train_set))  # type: ignore[arg-type]
+        assert isinstance(self.train_set, Sized)
+        num = min(num_pictures, len(self.train_set))
         pictures = torch.stack([self.train_set[i]["face"] for i in range(num)])
         encode = self.net.first_stage_model.encode
         latents = torch.cat([encode(x.to(self.device)).mode() for x in pictures.split(16)])

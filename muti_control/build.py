@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -111,10 +111,10 @@ def _device(cfg: ExperimentConfig) -> torch.device:
     return torch.device("cpu")
 
 
-def pick_precision(cfg: ExperimentConfig) -> str:
-    """ "auto" is bf16-mixed where the hardware computes in bf16, else fp32."""
+def pick_precision(cfg: ExperimentConfig) -> Literal["bf16-mixed", "32-true"]:
+    """For ``auto``: bf16-mixed where the hardware computes in bf16, else fp32."""
     if cfg.train.precision != "auto":
-        return cfg.train.precision
+        return "bf16-mixed" if cfg.train.precision == "bf16-mixed" else "32-true"
     device = _device(cfg)
     if device.type == "cuda":
         return "bf16-mixed" if choose_precision("auto", device) == torch.bfloat16 else "32-true"
@@ -130,12 +130,13 @@ def build_trainer(cfg: ExperimentConfig, stage: Stage, save_last: SaveLast) -> p
         monitor=stage.monitor,
         mode=stage.monitor_mode,
         save_top_k=1,
+        save_weights_only=True,  # nothing is resumed from it
         enable_version_counter=False,
     )
     return pl.Trainer(
         accelerator=cfg.train.accelerator,
         devices=cfg.train.devices,
-        precision=pick_precision(cfg),  # type: ignore[arg-type]
+        precision=pick_precision(cfg),
         max_steps=cfg.train.max_steps,
         max_epochs=-1,
         val_check_interval=cfg.train.val_every * cfg.train.accumulate,

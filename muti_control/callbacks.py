@@ -87,7 +87,7 @@ class SaveLast(pl.Callback):
             return
         stop = trainer.strategy.reduce_boolean_decision(self.asked, all=False)  # all ranks or none
         if stop or stage.updates % self.every == 0:
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, False)  # False: with the optimizer
         if stop:
             self.stopped = True
             trainer.limit_val_batches = 0  # Lightning would validate before it stops

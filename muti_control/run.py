@@ -89,7 +89,7 @@ class Training:
                 f"stopped at step {self.stage.updates} of {cfg.train.max_steps}; the same command continues"
             )
             return None
-        trainer.save_checkpoint(last)
+        trainer.save_checkpoint(last, False)  # False: with the optimizer
         if trainer.is_global_zero:
             _export(cfg, self.stage)
         return exported_path(cfg)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -92,11 +95,11 @@ def test_control_window_and_scales(model: ControlledLatentDiffusion, skulls: Ten
     ],
 )
 def test_bad_settings_are_named(
-    model: ControlledLatentDiffusion, skulls: Tensor, changes: dict[str, object], message: str
+    model: ControlledLatentDiffusion, skulls: Tensor, changes: dict[str, Any], message: str
 ) -> None:
-    settings = {"steps": 2, "spacing": "leading", "control_scales": [1.0], **changes}
+    cfg = replace(SamplingConfig(2, "leading", control_scales=[1.0]), **changes)
     with pytest.raises(ValueError, match=message):
-        reconstruct(model, skulls, PROMPTS, [1, 2], SamplingConfig(**settings))  # type: ignore[arg-type]
+        reconstruct(model, skulls, PROMPTS, [1, 2], cfg)
 
 
 def test_lengths_must_agree(model: ControlledLatentDiffusion, skulls: Tensor) -> None:
