@@ -12,15 +12,25 @@ from ldm.latent_diffusion import ControlConfig
 from ldm.unet import UNetConfig, UNetEncoder
 
 
+SILU_GAIN = 1.677  # 1 / sqrt(E[silu(x)^2]) for standard normal x: what keeps the variance through the layers
+
+
 def hint_encoder(cfg: ControlConfig, out_channels: int) -> nn.Sequential:
-    """Condition picture (B, C, H, W) -> (B, out_channels, H/8, W/8); the last layer starts at zero."""
+    """Condition picture (B, C, H, W) -> (B, out_channels, H/8, W/8); the last layer starts at zero.
+
+    The seven convolutions before it start variance-preserving. With PyTorch's default, the difference between two
+    skulls fades on its way through them, and the zero layer has next to nothing to learn from.
+    """
     if len(cfg.hint_widths) != 7:
         raise ValueError(f"control: got {len(cfg.hint_widths)} hint_widths, expected 7")
     widths = [cfg.hint_channels, *cfg.hint_widths]
     strides = (1, 1, 2, 1, 2, 1, 2)
     layers: list[nn.Module] = []
     for a, b, stride in zip(widths[:-1], widths[1:], strides, strict=True):
-        layers += [nn.Conv2d(a, b, 3, padding=1, stride=stride), nn.SiLU()]
+        conv = nn.Conv2d(a, b, 3, padding=1, stride=stride)
+        nn.init.normal_(conv.weight, std=SILU_GAIN / (9 * a) ** 0.5)
+        nn.init.zeros_(conv.bias)
+        layers += [conv, nn.SiLU()]
     return nn.Sequential(*layers, zero_module(nn.Conv2d(widths[-1], out_channels, 3, padding=1)))
 
 

@@ -14,6 +14,7 @@ from ldm.latent_diffusion import ModelConfig
 
 STAGES = ("autoencoder", "base", "control")
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
+LOSS_WEIGHTINGS = ("eps", "x0")
 EXPORT_DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -101,9 +102,13 @@ class DiffusionStageConfig:
 
     prompt_dropout: chance that a prompt is replaced by the empty one (what guidance needs).
     train_text_encoder: let the base stage train the text encoder as well.
+    loss_weighting: "eps" weighs the noise error alike at every t; "x0" turns it into the error of the clean latent,
+    min(1 / SNR(t), max_loss_weight) times as much, and so towards the noisy steps, where the skull decides.
     """
 
     prompt_dropout: float = 0.1
+    loss_weighting: str = "eps"
+    max_loss_weight: float = 25.0
     train_text_encoder: bool = True
 
 
@@ -146,6 +151,7 @@ class ExperimentConfig:
             "train.save_every": train.save_every,
             "train.devices": train.devices,
             "optim.lr": optim.lr,
+            "diffusion.max_loss_weight": self.diffusion.max_loss_weight,
         }
         schedules = ("constant", "cosine")
         checks = [
@@ -161,6 +167,12 @@ class ExperimentConfig:
                 "train.export_dtype",
                 train.export_dtype,
                 f"one of {', '.join(EXPORT_DTYPES)}",
+            ),
+            (
+                self.diffusion.loss_weighting in LOSS_WEIGHTINGS,
+                "diffusion.loss_weighting",
+                self.diffusion.loss_weighting,
+                f"one of {', '.join(LOSS_WEIGHTINGS)}",
             ),
             (train.export in ("best", "last"), "train.export", train.export, "best or last"),
             *((value > 0, key, value, "a positive number") for key, value in positive.items()),

@@ -52,7 +52,10 @@ class DiffusionStage(Stage):
         raise TypeError(f"{type(self).__name__} defines no predict")
 
     def loss_of(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """L_noise = mean (eps_hat - eps)^2, t uniform. Source: arXiv 2006.11239 eq. 14."""
+        """L_noise = mean w(t) (eps_hat - eps)^2, t uniform; logged beside it, the unweighted error.
+
+        Source: arXiv 2006.11239 eq. 14 (w = 1); arXiv 2202.00512 section 4 (weights as errors of x_0).
+        """
         posterior = DiagonalGaussian(batch["moments"])
         z = self.net.cfg.scale_factor * posterior.sample(self.draw("posterior"))  # (B, z, h, w)
         t = torch.randint(0, self.net.cfg.schedule.num_timesteps, (len(z),), generator=self.draw("t")).to(
@@ -63,7 +66,16 @@ class DiffusionStage(Stage):
         prompts = ["" if drop else p for p, drop in zip(batch["prompt"], dropped.tolist(), strict=True)]
         x_t = q_sample(z, t, eps, self.net.alphas_cumprod).contiguous(memory_format=torch.channels_last)
         eps_hat = self.predict(x_t, t, self.context_of(prompts), batch).float()
-        return {"loss": F.mse_loss(eps_hat, eps)}
+        errors = F.mse_loss(eps_hat, eps, reduction="none").flatten(1).mean(1)  # (B,)
+        return {"loss": (self.loss_weights(t) * errors).mean(), "eps_mse": errors.detach().mean()}
+
+    def loss_weights(self, t: Tensor) -> Tensor:
+        """w(t), (B,) float32, as ``diffusion.loss_weighting`` says."""
+        cfg = self.cfg.diffusion
+        if cfg.loss_weighting == "eps":
+            return torch.ones(len(t), device=t.device)
+        abar = self.net.alphas_cumprod[t].float()
+        return ((1 - abar) / abar).clamp(max=cfg.max_loss_weight)  # 1 / SNR
 
     def draw_faces(self, batch: dict[str, Any], with_skull: bool) -> Tensor:
         """Faces (B, 3, H, W) in [0, 1] for a validation batch, each pair with its own fixed seed."""
