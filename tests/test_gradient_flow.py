@@ -10,8 +10,10 @@ import torch
 
 from cldm.sampling import SamplingConfig
 from ldm.latent_diffusion import ModelConfig
+from ldm.schedule import predict_x0, q_sample
 from muti_control.build import build_stage
 from muti_control.config import DataConfig, ExperimentConfig, TrainConfig
+from muti_control.diffusion_stages import DiffusionStage
 from muti_control.stage import Stage
 
 ZERO_LAYERS = ("control_model.zero_convs.", "control_model.middle_block_out.")
@@ -128,3 +130,18 @@ def test_bf16_agrees_with_fp32(stage_of: Callable[[str], Stage], name: str) -> N
     assert all(
         torch.isfinite(p.grad).all() for p in stage.trained_parameters().values() if p.grad is not None
     )
+
+
+def test_x0_weighting_is_the_error_of_the_clean_latent(stage_of: Callable[[str], Stage]) -> None:
+    """w(t) (eps_hat - eps)^2 = (x0_hat - x0)^2 wherever the weight is below its limit."""
+    stage = stage_of("base")
+    assert isinstance(stage, DiffusionStage)
+    assert torch.equal(stage.loss_weights(torch.tensor([0, 999])), torch.ones(2))
+    stage.cfg.diffusion.loss_weighting = "x0"
+    abar, t = stage.net.alphas_cumprod, torch.tensor([3, 200, 600, 999])
+    x_0, eps, eps_hat = (torch.randn(4, 4, 2, 2) for _ in range(3))
+    x_0_hat = predict_x0(q_sample(x_0, t, eps, abar), t, eps_hat, abar)
+    weighted = stage.loss_weights(t) * (eps_hat - eps).square().flatten(1).mean(1)
+    expected = (x_0_hat - x_0).square().flatten(1).mean(1)
+    assert torch.allclose(weighted[:3], expected[:3], rtol=1e-3)
+    assert float(stage.loss_weights(t)[3]) == stage.cfg.diffusion.max_loss_weight
