@@ -10,6 +10,7 @@ record.json holds what is needed to repeat them. What comes out is an approximat
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -20,16 +21,16 @@ from typing import Any
 import torch
 
 from cldm.controlled import load_model
-from cldm.record import claim_folder, environment, unused_folder
+from cldm.ddim import spaced_timesteps
+from cldm.record import check_overwriting, claim_folder, environment, unused_folder
 from cldm.sampling import SamplingConfig
-from data.cases import Known, check_pictures, find_cases
+from data.cases import MANIFEST_SUFFIXES, Known, check_pictures, find_cases
 from data.sheet import NOTICE
 from ldm.checkpoint import sha256
 from ldm.config import parse_command_line, to_yaml
 from ldm.device import choose_device, choose_precision
 from muti_control.reconstruction import (
     Job,
-    ReconstructionError,
     RunFolder,
     recommended_sampling,
     reconstruct_cases,
@@ -89,7 +90,7 @@ def prepare(arguments: Sequence[str]) -> Job:
     Raises:
         ValueError: whatever was given cannot be used; the message says what to do.
     """
-    cfg = parse_command_line(SampleConfig, arguments)
+    cfg = parse_command_line(SampleConfig, arguments, file_key="skull")
     cfg.validate()
     device = choose_device(cfg.device)
     dtype = choose_precision(cfg.precision, device)
@@ -97,7 +98,8 @@ def prepare(arguments: Sequence[str]) -> Job:
     skull = _shipped(DEMO_SKULLS) if cfg.skull is None else Path(cfg.skull)
     limit = DEMO_LIMIT if cfg.skull is None and cfg.limit is None else cfg.limit
     cases = find_cases(skull, known, cfg.images_dir, limit)
-    name = skull.stem if cfg.skull is not None else "demo"
+    is_manifest = skull.is_file() and skull.suffix.lower() in MANIFEST_SUFFIXES
+    name = _name(skull) if cfg.skull is not None else "demo"
     folder = Path(cfg.out) if cfg.out is not None else unused_folder(Path("results") / name)
     outdated = claim_folder(folder, cfg.overwrite)
     weights = _shipped(cfg.weights)
@@ -106,8 +108,12 @@ def prepare(arguments: Sequence[str]) -> Job:
     cfg = parse_command_line(SampleConfig, arguments, base=base, base_name="settings in the weights")
     cfg.validate()
     cfg.sampling.scales_for(model.cfg.unet.num_control_outputs)
+    try:
+        spaced_timesteps(cfg.sampling.steps, cfg.sampling.spacing, model.cfg.schedule.num_timesteps)
+    except ValueError as error:
+        raise ValueError(f"sampling.{error}") from error
     notes = check_pictures(cases, model.cfg.image_size)
-    return Job(
+    job = Job(
         model=model,
         cases=cases,
         notes=notes,
@@ -118,7 +124,19 @@ def prepare(arguments: Sequence[str]) -> Job:
         weights={"file": weights.name, "sha256": sha256(weights), "step": metadata.get("step", "unknown")},
         environment=environment(device, dtype),
         config=to_yaml(cfg),
+        manifest={"path": str(skull), "sha256": sha256(skull)} if is_manifest else None,
     )
+    inputs = [skull, weights, *(Path(argument) for argument in arguments if "=" not in argument)]
+    inputs += [Path(cfg.model)] if cfg.model is not None else []
+    inputs += [path for case in cases for path in (case.skull_path, case.face_path) if path is not None]
+    check_overwriting(outdated, [folder / file for file in job.files], inputs)
+    return job
+
+
+def _name(skull: Path) -> str:
+    """What the results are called, for ``.`` and ``..`` too."""
+    whole = Path(os.path.abspath(skull))  # not resolved: a link keeps the name the user knows
+    return (whole.name if whole.is_dir() else whole.stem) or "skulls"
 
 
 def _shipped(name: str) -> Path:
@@ -134,14 +152,18 @@ def main(arguments: Sequence[str]) -> int:
     started = time.monotonic()
     try:
         job = prepare(arguments)
+    except torch.OutOfMemoryError:
+        return _told("out of GPU memory while loading the weights; try precision=bf16 or device=cpu", 2)
     except (ValueError, OSError) as error:
         return _told(str(error), 2)
+    except KeyboardInterrupt:
+        return _told("interrupted; nothing was written", 130)
     print("\n".join(job.introduction()), flush=True)
     try:
         reconstruct_cases(job)
     except torch.OutOfMemoryError:
         return _told(f"out of GPU memory; try batch_size={max(1, job.batch_size // 2)}", 2)
-    except (ReconstructionError, OSError) as error:
+    except (ValueError, OSError) as error:
         return _told(str(error), 2)
     except KeyboardInterrupt:
         return _told(f"interrupted; the faces so far are in {job.folder.path}", 130)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
-import tempfile
+import secrets
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -60,14 +60,13 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
     except TypeError as error:
         raise ValueError(f"{path}: {error}") from error
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+        with temporary.open("x", encoding="utf-8", newline="\n") as file:  # opened like any file: umask holds
             file.write(text)
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -114,6 +113,39 @@ def claim_folder(folder: Path, overwrite: bool) -> list[Path]:
         what = f"holds no {RECORD} of an earlier run, so nothing in it is overwritten"
         raise OutputError(f"out: {folder} {what}; give another out=FOLDER")
     return [folder / name for name in files if Path(name).name == name and (folder / name).is_file()]
+
+
+def check_overwriting(outdated: Iterable[Path], written: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Check that a run which replaces an earlier one destroys neither what it reads nor what is the user's.
+
+    Args:
+        outdated: files of the earlier run, to be removed: of ``claim_folder``.
+        written: files this run will write.
+        inputs: files this run reads.
+
+    Raises:
+        OutputError: an outdated file is an input, or a file to be written exists and is not outdated.
+    """
+    read = {_identity(path.resolve()) for path in inputs if path.exists()}
+    owned = set()
+    for path in outdated:
+        if _identity(path.resolve()) in read:
+            raise OutputError(
+                f"out: {path} is an input of this run, and overwrite=true would remove it; give another out=FOLDER"
+            )
+        owned.add(_identity(path))
+    for path in written:
+        if (path.exists() or path.is_symlink()) and _identity(path) not in owned:
+            raise OutputError(
+                f"out: {path} exists and is not of the earlier run, so it is not overwritten; "
+                "move it away, or give another out=FOLDER"
+            )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """The same for every spelling of a file's name; of a link, not of what it leads to."""
+    found = path.lstat()
+    return found.st_dev, found.st_ino
 
 
 def _installed(name: str) -> str:

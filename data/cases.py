@@ -13,6 +13,7 @@ from data.biometrics import Biometrics, BiometricsError, prompt
 from data.images import IMAGE_SUFFIXES, ImageError, read_image
 from data.manifest import SKULL_FOLDERS, Record, read_manifest
 
+MANIFEST_SUFFIXES = (".json", ".jsonl")
 _T = TypeVar("_T")
 _SHOWN = 20
 _HOW = {"sex": "sex=male (or female)", "age": "age=YEARS", "body_mass": "body_mass=1..5 (4 is normal)"}
@@ -96,7 +97,7 @@ def find_cases(
         raise CaseError(f"limit: got {limit}, expected at least 1, or null for all")
     if not path.exists():
         raise CaseError(f"skull: {path} does not exist; give a picture, a folder of pictures or a manifest")
-    if path.suffix.lower() in (".json", ".jsonl") and path.is_file():
+    if path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file():
         overrides = {("gender" if name == "sex" else name): value for name, value in known.given.items()}
         records = read_manifest(path, images_dir, need_target=False, overrides=overrides)
         found = [(Path(record.source).stem, record) for record in _spread(records, limit)]

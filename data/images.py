@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
 import struct
-import tempfile
 import warnings
 import zlib
 from collections.abc import Mapping
@@ -102,14 +102,13 @@ def write_png(path: str | os.PathLike[str], array: np.ndarray, text: Mapping[str
     for key, value in (text or {}).items():
         info.add_text(key, value)  # Latin-1 as tEXt, anything else as iTXt
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:  # opened like any file: the user's umask says who may read a face
             Image.fromarray(array).save(file, format="PNG", pnginfo=info)
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

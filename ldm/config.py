@@ -27,6 +27,7 @@ def parse_command_line(
     *,
     base: Mapping[str, Any] | None = None,
     base_name: str = "base",
+    file_key: str | None = None,
 ) -> T:
     """Settings from, in rising order of precedence: the schema's defaults, ``base``, the YAML file, ``key=value``.
 
@@ -36,11 +37,12 @@ def parse_command_line(
             but taken as it stands where the field is text; a single number is a list of one where a list belongs.
         base: defaults that belong to something else, such as the settings a checkpoint recommends.
         base_name: what ``base`` is, for messages.
+        file_key: the key a lone file name was probably meant for, for messages.
 
     Raises:
         ConfigError: an unknown key (with the nearest known one), a wrong type, a file that is missing or no YAML.
     """
-    file, assignments = _split(arguments)
+    file, assignments = _split(arguments, file_key)
     config = OmegaConf.structured(schema)
     for origin, layer in (
         (f"{base_name}: ", base),
@@ -83,7 +85,7 @@ def to_yaml(config: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def _split(arguments: Sequence[str]) -> tuple[Path | None, list[tuple[str, str]]]:
+def _split(arguments: Sequence[str], file_key: str | None) -> tuple[Path | None, list[tuple[str, str]]]:
     file: Path | None = None
     assignments: list[tuple[str, str]] = []
     for argument in arguments:
@@ -98,8 +100,11 @@ def _split(arguments: Sequence[str]) -> tuple[Path | None, list[tuple[str, str]]
         elif Path(argument).suffix.lower() in (".yaml", ".yml") and file is None:
             file = Path(argument)
         else:
-            kind = "a second config file" if file is not None and argument.endswith("ml") else "no setting"
-            raise ConfigError(f"{argument}: {kind}; expected [CONFIG.yaml] [key=value ...]")
+            kind = (
+                "a second config file" if file is not None and argument.endswith("ml") else "not understood"
+            )
+            hint = f", as in {file_key}={argument}" if file_key and Path(argument).exists() else ""
+            raise ConfigError(f"{argument}: {kind}; expected [CONFIG.yaml] [key=value ...]{hint}")
     return file, assignments
 
 

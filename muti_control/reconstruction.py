@@ -52,6 +52,7 @@ class Job:
 
     seeds: one face per case and seed. notes: what was done to a skull picture, by its path.
     weights: file name, sha256 and step. environment: of ``cldm.record``. config: the resolved settings as YAML.
+    manifest: its path and sha256, where the skulls come from one.
     """
 
     model: ControlledLatentDiffusion
@@ -64,6 +65,7 @@ class Job:
     weights: Mapping[str, str]
     environment: Mapping[str, Any]
     config: str
+    manifest: Mapping[str, str] | None = None
 
     @property
     def draws(self) -> list[tuple[Case, int, int]]:
@@ -75,6 +77,11 @@ class Job:
         """File names of the contact sheets: one for each twelve cases."""
         pages = -(-len(self.cases) // ROWS_PER_SHEET)
         return ["contact_sheet.png"] + [f"contact_sheet-{page}.png" for page in range(2, pages + 1)]
+
+    @property
+    def files(self) -> list[str]:
+        """Names of all files the run writes."""
+        return [*self.sheet_names, *(face_name(case, k) for case, k, _ in self.draws), RECORD]
 
     def introduction(self) -> list[str]:
         """What the user should know before the run starts, a line each."""
@@ -210,11 +217,13 @@ def _record(job: Job) -> dict[str, Any]:
         "finished": False,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "weights": dict(job.weights),
+        "architecture": asdict(job.model.cfg),
+        "manifest": None if job.manifest is None else dict(job.manifest),
         "sampling": asdict(job.sampling),
         "config": yaml.safe_load(job.config),
         "environment": dict(job.environment),
         "cases": cases,
-        "files": [*job.sheet_names, *(face_name(case, k) for case, k, _ in job.draws), RECORD],
+        "files": job.files,
     }
 
 

@@ -72,7 +72,7 @@ def test_values_have_the_fields_types() -> None:
         ("count=[1", r"count: '\[1' cannot be read as a value"),
         ("--count=2", "--count=2: settings are written without dashes, as in count=2"),
         ("--count", "--count: settings are written without dashes, as in count=VALUE"),
-        ("skull.png", "skull.png: no setting; expected "),
+        ("skull.png", "skull.png: not understood; expected "),
         ("none.yaml", "none.yaml: no such config file"),
     ],
 )
@@ -110,6 +110,15 @@ def test_an_empty_file_changes_nothing_and_two_files_are_refused(tmp_path: Path)
     assert parse_command_line(Outer, [str(file)]) == Outer()
     with pytest.raises(ConfigError, match="a second config file"):
         parse_command_line(Outer, [str(file), str(file)])
+
+
+def test_a_lone_file_is_told_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"^s\.png: not understood; .*value \.\.\.\]$"):
+        parse_command_line(Outer, ["s.png"], file_key="skull")
+    Path("s.png").touch()
+    with pytest.raises(ConfigError, match=r"^s\.png: not understood; .*, as in skull=s\.png$"):
+        parse_command_line(Outer, ["s.png"], file_key="skull")
 
 
 def test_what_it_prints_it_reads(tmp_path: Path) -> None:

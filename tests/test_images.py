@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -170,6 +171,16 @@ def test_written_png_holds_the_pixels_and_the_text(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(image), rgb)
         assert (image.info["prompt"], image.info["name"]) == ("x", "颅骨")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are of POSIX")
+def test_the_umask_says_who_may_read_a_picture(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        write_png(tmp_path / "a.png", RAMP)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.png").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

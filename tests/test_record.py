@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import platform
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from cldm.record import (
     FORMAT,
     OutputError,
+    check_overwriting,
     claim_folder,
     environment,
     package_version,
@@ -45,6 +47,16 @@ def test_json_is_whole_or_not_there(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="permissions are of POSIX")
+def test_the_umask_says_who_may_read_a_record(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        write_json(tmp_path / "a.json", {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o600
+
+
 def test_default_folders_are_numbered(tmp_path: Path) -> None:
     assert unused_folder(tmp_path / "a") == tmp_path / "a"
     (tmp_path / "a").mkdir()
@@ -72,6 +84,18 @@ def test_a_folder_is_overwritten_only_where_its_record_says_what_is_ours(tmp_pat
         claim_folder(folder, overwrite=True)
     with pytest.raises(OutputError, match="is a file"):
         claim_folder(tmp_path / "precious", overwrite=True)
+
+
+def test_neither_inputs_nor_files_of_the_user_are_overwritten(tmp_path: Path) -> None:
+    ours, users, new = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png"
+    ours.touch()
+    users.touch()
+    check_overwriting([ours], [ours, new], [users, tmp_path / "none"])
+    with pytest.raises(OutputError, match=r"b\.png exists and is not of the earlier run"):
+        check_overwriting([ours], [ours, users], [])
+    for spelling in (ours, tmp_path / ".." / tmp_path.name / "a.png"):
+        with pytest.raises(OutputError, match=r"a\.png is an input of this run"):
+            check_overwriting([ours], [new], [spelling])
 
 
 def test_devices_and_precisions() -> None:

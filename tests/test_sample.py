@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import sample
 from cldm.controlled import ControlledLatentDiffusion, load_model, model_metadata
 from cldm.sampling import SamplingConfig
 from data.cases import Known, find_cases
+from data.images import ImageError
 from data.sheet import NOTICE
 from ldm.checkpoint import sha256, write_state_dict
 from muti_control.reconstruction import draw_faces, recommended_sampling
@@ -82,6 +83,9 @@ def test_a_manifest_becomes_faces_sheet_and_record(
     assert record["notice"] == NOTICE
     assert sorted(record["files"]) == names
     assert record["weights"] == {"file": "tiny.safetensors", "sha256": sha256(weights), "step": "7"}
+    assert record["architecture"] == asdict(tiny_model_config())
+    manifest = root / "split_data/test.json"
+    assert record["manifest"] == {"path": str(manifest), "sha256": sha256(manifest)}
     assert record["sampling"]["steps"] == record["config"]["sampling"]["steps"] == 3
     assert record["environment"]["torch"] == torch.__version__
     case = record["cases"][1]
@@ -176,6 +180,7 @@ def test_an_assumed_ethnicity_is_said(run: Callable[..., int], capsys: pytest.Ca
         (["skull=a.png", "model=none.yaml"], "none.yaml"),
         (["skull=empty.png"], "empty.png: the file is empty"),
         (["skull=broken.png"], "broken.png: cannot be read as a picture"),
+        (["a.png"], "a.png: not understood; expected [CONFIG.yaml] [key=value ...], as in skull=a.png"),
         (["none.yaml"], "none.yaml: no such config file"),
         (["skull=bad.json"], "bad.json: 1 problem\n  line 1: is not valid JSON"),
     ],
@@ -207,6 +212,35 @@ def test_an_existing_folder_is_kept_unless_overwrite(
     assert run("skull=a.png", "out=o", "overwrite=true") == 0
     names = sorted(path.name for path in Path("o").iterdir())
     assert names == ["a_0.png", "contact_sheet.png", "mine.txt", "record.json"]
+
+
+def test_overwrite_destroys_neither_its_input_nor_a_file_of_the_user(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("L", (64, 64)).save("a.png")
+    assert run("skull=a.png", "sampling.steps=1", "out=o") == 0
+    assert run("skull=o/a_0.png", "out=o", "overwrite=true") == 2
+    assert f"{Path('o/a_0.png')} is an input of this run" in capsys.readouterr().err
+    Image.new("L", (64, 64)).save("b.png")
+    Path("o/b_0.png").write_bytes(b"mine")
+    assert run("skull=b.png", "out=o", "overwrite=true") == 2
+    shown = capsys.readouterr().err
+    assert f"{Path('o/b_0.png')} exists and is not of the earlier run" in shown
+    assert len(shown.splitlines()) == 1
+    assert Path("o/b_0.png").read_bytes() == b"mine"
+    assert Path("o/a_0.png").is_file()
+    assert json.loads(Path("o/record.json").read_text(encoding="utf-8"))["finished"] is True
+
+
+def test_results_are_named_after_the_skull_however_it_is_spelled(
+    run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("case.7").mkdir()
+    Image.new("L", (64, 64)).save("case.7/a.v2.png")
+    monkeypatch.chdir("case.7")
+    for skull, name in ((".", "case.7"), ("../case.7", "case.7-2"), ("a.v2.png", "a.v2")):
+        assert run(f"skull={skull}", "sampling.steps=1") == 0
+        assert Path("results", name, "a.v2_0.png").is_file()
 
 
 def test_a_config_file_and_precedence(run: Callable[..., int]) -> None:
@@ -274,6 +308,66 @@ def test_out_of_gpu_memory_says_what_to_do(
     monkeypatch.setattr(reconstruction, "reconstruct", full)
     assert run("skull=a.png") == 2
     assert "batch_size=4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted; nothing was written"),
+        (torch.OutOfMemoryError("CUDA out of memory\n..."), 2, "out of GPU memory while loading"),
+        (OSError("disk gone"), 2, "disk gone"),
+    ],
+)
+def test_what_goes_wrong_while_loading_is_told_in_one_line(
+    run: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    message: str,
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    Image.new("L", (64, 64)).save("a.png")
+    monkeypatch.setattr(sample, "load_model", fail)
+    assert run("skull=a.png") == code
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert len(shown.splitlines()) == 1
+    assert not Path("results").exists()
+
+
+@pytest.mark.parametrize("kind", [ImageError, ValueError, OSError])
+def test_what_goes_wrong_while_drawing_is_told_in_one_line(
+    run: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: type[Exception],
+) -> None:
+    def fail(*_: Any) -> None:
+        raise kind("a.png: gone")
+
+    Image.new("L", (64, 64)).save("a.png")
+    monkeypatch.setattr(reconstruction, "draw_faces", fail)
+    assert run("skull=a.png") == 2
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("sample.py")] == [
+        "sample.py: a.png: gone"
+    ]
+
+
+def test_steps_that_the_schedule_has_not_are_found_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = tiny_model_config()
+    cfg.schedule.num_timesteps = 20
+    short = tmp_path / "short.safetensors"
+    write_state_dict(short, ControlledLatentDiffusion(cfg).state_dict(), model_metadata(cfg))
+    Image.new("L", (64, 64)).save(tmp_path / "a.png")
+    out = tmp_path / "o"
+    assert sample.main([f"skull={tmp_path / 'a.png'}", f"weights={short}", f"out={out}"]) == 2
+    assert "sampling.steps: got 50, expected 1..19" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_what_weights_recommend() -> None:
