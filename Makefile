@@ -8,13 +8,15 @@ SHELL := /bin/sh
 
 VENV := .venv
 PY := $(VENV)/bin/python
-OUT ?= results/demo
-COHORT ?= cohort
-WEIGHTS ?= models/demo/iccr_demo.safetensors
+# Set on the command line (make demo OUT=FOLDER); a variable of that name in the environment changes nothing.
+OUT = results/demo
+COHORT = cohort
+WEIGHTS = models/demo/iccr_demo.safetensors
 
 # The first Python >= 3.11 that can make a virtual environment; PYTHON=/path/to/python chooses another.
+# The newest comes late: PyTorch may not have a build for it yet.
 USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
-PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3 python; do \
 	if "$$p" -c '$(USABLE)' >/dev/null 2>&1; then command -v "$$p"; break; fi; done)
 
 .PHONY: help demo test debug oldest lint format type bench cohort clean distclean
@@ -61,8 +63,8 @@ bench: $(VENV)/.dev  ## rank-1 of the model beside its controls, on the test spl
 cohort: $(VENV)/.dev  ## make the synthetic cohort that the demo model and the figures come from (COHORT=FOLDER)
 	@$(PY) -m data.cohort "$(COHORT)" num_subjects=2800 seed=1 valid_subjects=100 test_subjects=200
 
-clean:  ## remove caches and what the demo wrote; keeps .venv, runs/ and weights
-	@rm -rf results .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+clean:  ## remove caches and results/demo; keeps .venv, runs/, weights and all other results
+	@rm -rf results/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	@find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean  ## clean, and remove the virtual environments too
@@ -71,7 +73,7 @@ distclean: clean  ## clean, and remove the virtual environments too
 # A virtual environment that works is kept, whichever Python made it.
 $(PY):
 	@if [ -z '$(PYTHON)' ]; then \
-		echo "No Python >= 3.11 with the venv module was found (tried python3, python3.14 ... python3.11, python)." >&2; \
+		echo "No Python >= 3.11 with the venv module was found (tried python3.11 to python3.14, python3, python)." >&2; \
 		echo "Install one (Debian, Ubuntu: apt install python3 python3-venv), or run: make PYTHON=/path/to/python3" >&2; \
 		exit 2; fi
 	@'$(PYTHON)' -c '$(USABLE)' || { \

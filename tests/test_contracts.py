@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import re
 import shlex
+import shutil
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -210,6 +213,26 @@ def test_make_help_lists_every_target():
     described = set(re.findall(r"^([a-z]+):.*## ", text, flags=re.M))
     phony = set(re.search(r"^\.PHONY: (.*)$", text, flags=re.M).group(1).split())
     assert described == phony == make_targets()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_make_cleans_only_what_it_made_and_asks_no_environment():
+    def make(*arguments: str) -> str:
+        surroundings = {
+            key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))
+        }
+        surroundings |= {"OUT": "elsewhere", "COHORT": "elsewhere", "WEIGHTS": "elsewhere"}
+        command = ["make", "--no-print-directory", *arguments]
+        ended = subprocess.run(
+            command, cwd=ROOT, env=surroundings, capture_output=True, text=True, check=False
+        )
+        return ended.stdout
+
+    removed = make("-n", "clean").splitlines()[0].split()
+    assert "results/demo" in removed and not {"results", "results/", "runs", "models"} & set(removed)
+    database = make("-pn", "help")
+    assert "\nOUT = results/demo\n" in database and "\nCOHORT = cohort\n" in database
+    assert "\nOUT = here\n" in make("-pn", "help", "OUT=here")
 
 
 def test_wrong_commands_are_noticed():
