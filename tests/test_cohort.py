@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import data.cohort.pair as pair_module
 from data.cohort.__main__ import main
 from data.cohort.anatomy import build_head
 from data.cohort.config import CohortConfig, parse_config
+from data.cohort.excerpt import main as excerpt_main
 from data.cohort.generate import split_of_subjects
 from data.cohort.pair import (
     BORDER_PX,
@@ -204,6 +207,7 @@ def test_a_cohort_on_disk_is_complete_restartable_and_the_same_for_any_worker_co
         ("num_subjects=0", "num_subjects=0"),
         ("half_field=120", "half_field=120"),
         ("test_subjects=500", "hold out"),
+        ("num_subjects=4", "nobody to train on"),
         ("seed", "key=value"),
     ],
 )
@@ -224,3 +228,31 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path, capsys):
 def test_held_out_counts_follow_the_cohort():
     config = parse_config(["num_subjects=200"])
     assert (config.valid_subjects, config.test_subjects) == (10, 20)
+    config = parse_config(["num_subjects=15"])
+    assert (config.valid_subjects, config.test_subjects) == (2, 2)
+
+
+@pytest.mark.parametrize("command", [main, lambda argv: excerpt_main(["data", *argv])])
+def test_a_folder_that_cannot_be_written_is_one_line(command, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert command([str(tmp_path / "file" / "cohort")]) == 2
+    error = capsys.readouterr().err
+    assert "Not a directory" in error and error.count("\n") == 1
+
+
+def test_without_the_packages_of_the_extra_it_says_how_to_get_them(tmp_path):
+    out = tmp_path / "cohort"
+    lines = ["import sys", "sys.modules |= {'embreex': None, 'scipy': None}  # as if not installed"]
+    lines += ["import importlib.util as u", "find = u.find_spec"]
+    lines += ["u.find_spec = lambda name: None if name in ('embreex', 'scipy') else find(name)"]
+    lines += ["from data.cohort.__main__ import main", f"sys.exit(main([{str(out)!r}]))"]
+    ended = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1
+    assert "embreex and scipy" in ended.stderr and "make cohort" in ended.stderr
+    assert not out.exists()

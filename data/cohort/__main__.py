@@ -7,9 +7,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from data.cohort.config import CohortConfig, parse_config
-from data.cohort.generate import generate
-from data.cohort.pair import FramingError
+from data.cohort.config import CohortConfig, check_packages, parse_config
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,8 +21,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, see below")
     args = parser.parse_args(argv)
     try:
-        generate(args.out, parse_config(args.overrides))
-    except (ValueError, FileNotFoundError, FramingError) as error:
+        config = parse_config(args.overrides)
+        check_packages()
+    except ValueError as error:
+        print(f"data.cohort: {error}", file=sys.stderr)
+        return 2
+
+    from data.cohort.generate import generate  # after check_packages: these import what it looks for
+    from data.cohort.pair import FramingError
+
+    try:
+        generate(args.out, config)
+    except (ValueError, OSError, FramingError) as error:
         print(f"data.cohort: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

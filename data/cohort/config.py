@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 FORMAT_VERSION = 1  # raise when the same seed no longer gives the same pictures
+SKULL_DIR, FACE_DIR, LANDMARK_DIR = "pairedCS/skull", "pairedCS/craniofacial", "pairedCS/landmarks"
+SUBJECT_DIR, SPLIT_DIR = "subjects", "split_data"
+PACKAGES = ("embreex", "scipy")  # the `cohort` extra of pyproject.toml: only the making of heads needs them
 
 
 @dataclass
@@ -19,7 +23,7 @@ class CohortConfig:
         num_subjects: how many people; one skull and face pair each.
         seed: of the whole cohort.
         size: side of the pictures in px.
-        valid_subjects, test_subjects: held-out people; -1 takes 5 % and 10 % of all.
+        valid_subjects, test_subjects: held-out people; -1 takes 5 % and 10 % of all, and at least 2.
         half_field: half of the side of the camera's field in mm, at least 135.
         center_y: height (mm above the middle of the eyes) seen in the middle of the picture.
         yaw, pitch: pose in degrees, the same for everyone.
@@ -39,9 +43,9 @@ class CohortConfig:
 
     def __post_init__(self) -> None:
         if self.valid_subjects < 0:
-            self.valid_subjects = self.num_subjects // 20
+            self.valid_subjects = max(2, self.num_subjects // 20)
         if self.test_subjects < 0:
-            self.test_subjects = self.num_subjects // 10
+            self.test_subjects = max(2, self.num_subjects // 10)
 
     def check(self) -> None:
         """Raises: ValueError naming the key, its value and what is allowed."""
@@ -60,10 +64,11 @@ class CohortConfig:
             if not low <= value <= high:
                 raise ValueError(f"{key}={value}: expected {low} <= {key} <= {high}")
         held_out = self.valid_subjects + self.test_subjects
-        if held_out > self.num_subjects:
+        if held_out >= self.num_subjects:
             raise ValueError(
                 f"valid_subjects={self.valid_subjects} and test_subjects={self.test_subjects} hold out "
-                f"{held_out} people, but num_subjects={self.num_subjects}: lower them"
+                f"{held_out} people, but num_subjects={self.num_subjects}, which leaves nobody to train on: lower "
+                "them or raise num_subjects"
             )
 
     def identity(self) -> dict[str, Any]:
@@ -71,6 +76,16 @@ class CohortConfig:
         settings = asdict(self)
         del settings["num_workers"]
         return {"format": FORMAT_VERSION, **settings}
+
+
+def check_packages() -> None:
+    """Raises: ValueError naming the packages that are not installed, and how to get them."""
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"not installed: {' and '.join(missing)}; run 'make cohort', which installs what is needed, or "
+            f"python -m pip install {' '.join(PACKAGES)}"
+        )
 
 
 def parse_config(overrides: list[str]) -> CohortConfig:

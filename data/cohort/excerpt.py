@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data.cohort.generate import FACE_DIR, LANDMARK_DIR, SKULL_DIR, SPLIT_DIR
+from data.cohort.config import FACE_DIR, LANDMARK_DIR, SKULL_DIR, SPLIT_DIR
 
 AGE_BANDS = (30, 45, 60)  # years where a new band begins
 Line = dict[str, Any]
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         print(excerpt(args.cohort, args.out))
-    except FileNotFoundError as error:
+    except OSError as error:  # no finished cohort, a full disk, a folder that cannot be written
         print(f"data.cohort.excerpt: {error}", file=sys.stderr)
         return 2
     return 0

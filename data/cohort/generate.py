@@ -19,14 +19,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data.cohort.config import CohortConfig
+from data.cohort.config import FACE_DIR, LANDMARK_DIR, SKULL_DIR, SPLIT_DIR, SUBJECT_DIR, CohortConfig
 from data.cohort.pair import Pair, make_pair
 from data.cohort.subject import subject_name
 from data.cohort.template import HeadTemplate
 from data.images import write_png
 
-SKULL_DIR, FACE_DIR, LANDMARK_DIR = "pairedCS/skull", "pairedCS/craniofacial", "pairedCS/landmarks"
-SUBJECT_DIR, SPLIT_DIR = "subjects", "split_data"
 # How a sum is divided over threads changes its last bits: one thread gives the same bytes for any number of workers,
 # and leaves the cores to the processes.
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
