@@ -124,6 +124,31 @@ def read_manifest(
     return records
 
 
+def check_disjoint(lists: Mapping[str, Sequence[Record]]) -> None:
+    """Check that no subject is in two of the lists, such as ``{"train": records, "valid": records}``.
+
+    Raises:
+        ManifestError: naming the first subject that is in a list and an earlier one as well.
+    """
+    where: dict[str, tuple[str, int]] = {}
+    for name, records in lists.items():
+        shared = [record for record in records if where.get(record.subject, (name, 0))[0] != name]
+        if shared:
+            first = shared[0]
+            other, line = where[first.subject]
+            more = len({record.subject for record in shared}) - 1
+            got = f"{first.subject!r} is in {other} as well (line {line})" + (
+                f", and {more} more" if more else ""
+            )
+            remedy = (
+                "keep all pictures of a person in one list; where these are different people, give each "
+                "line its own 'subject'"
+            )
+            raise ManifestError(f"the {name} list", [Problem(first.line, "subject", got, remedy)])
+        for record in records:
+            where.setdefault(record.subject, (name, record.line))
+
+
 def relocate(
     records: Sequence[Record],
     images_dir: str | os.PathLike[str],

@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch.utils.data import Dataset
 
 from cldm.controlled import ControlledLatentDiffusion, model_config_from_metadata, restore_buffers
-from data.manifest import read_manifest
+from data.manifest import check_disjoint, read_manifest
 from data.paired import PairedDataset
 from ldm.checkpoint import SD_OPTIONAL, load_strict, read_state_dict
 from ldm.config import ConfigError
@@ -88,8 +88,16 @@ def build_stage(cfg: ExperimentConfig) -> Stage:
     model = build_model(cfg)
     size = model.cfg.image_size
     sets = {}
-    for part, name in (("train", cfg.data.train), ("valid", cfg.data.valid)):
-        records = read_manifest(Path(cfg.data.root) / "split_data" / name)
+    lists = {
+        part: read_manifest(
+            Path(cfg.data.root) / "split_data" / name,
+            skull_folder=cfg.data.skull_folder,
+            face_folder=cfg.data.face_folder,
+        )
+        for part, name in (("train", cfg.data.train), ("valid", cfg.data.valid))
+    }
+    check_disjoint(lists)
+    for part, records in lists.items():
         sets[part] = PairedDataset(records[: cfg.train.num_valid] if part == "valid" else records, size=size)
     if len(sets["valid"]) < 2:
         raise ConfigError(f"data.valid: {cfg.data.valid} lists one pair, expected at least two to compare")

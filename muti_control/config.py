@@ -24,6 +24,7 @@ class DataConfig:
 
     root: folder with ``pairedCS/`` (pictures) and ``split_data/`` (manifests).
     train, valid: names of the manifests in ``split_data``.
+    skull_folder, face_folder: names of the two folders in ``pairedCS``; null takes the usual names.
     num_workers: loader processes; 0 reads in the main process.
     how_to_get: what to tell a user whose ``root`` is missing.
     """
@@ -31,6 +32,8 @@ class DataConfig:
     root: str = "data"
     train: str = "train.json"
     valid: str = "valid.json"
+    skull_folder: str | None = None
+    face_folder: str | None = None
     num_workers: int = 0
     how_to_get: str = "python -m data.cohort OUT makes a synthetic cohort; then pass data.root=OUT"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.images import write_png
-from data.manifest import ManifestError, Problem, Record, read_manifest, relocate
+from data.manifest import ManifestError, Problem, Record, check_disjoint, read_manifest, relocate
 
 
 def row(i: int = 0, **changes: Any) -> dict[str, Any]:
@@ -224,6 +225,16 @@ def test_folder_names_can_be_given_and_records_moved(tmp_path: Path) -> None:
     assert moved.skull_path == tmp_path / "b/bones/0_0.png"
     with pytest.raises(ManifestError, match="line 1: source: no file"):
         relocate(records, tmp_path / "split_data")
+
+
+def test_a_subject_in_two_lists_is_named(root: Path) -> None:
+    train = read(root, row(subject="a"), row(1, subject="b"))
+    valid = [replace(train[0], subject="c"), replace(train[0], subject="b", line=2)]
+    check_disjoint({"train": train, "valid": valid[:1]})
+    check_disjoint({"train": [*train, *train]})  # several pictures of a person in one list are fine
+    with pytest.raises(ManifestError, match="line 2: subject: 'b' is in train as well") as caught:
+        check_disjoint({"train": train, "valid": valid})
+    assert "the valid list" in str(caught.value)
 
 
 def write_pair(root: Path, skulls: str, faces: str) -> None:

@@ -24,6 +24,7 @@ import tool_add_control
 import train
 from cldm.controlled import load_model
 from cldm.sampling import SamplingConfig
+from data.manifest import ManifestError
 from ldm.checkpoint import read_state_dict
 from ldm.config import ConfigError
 from ldm.latent_diffusion import ModelConfig
@@ -351,3 +352,17 @@ def test_missing_files_are_named_with_their_remedy(
     assert "python -m data.cohort" in message
     assert ("python t" in message) == (stage != "autoencoder")  # where the weights come from
     assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_are_config_and_no_subject_is_in_both_lists(
+    experiment: Callable[..., ExperimentConfig],
+) -> None:
+    cfg = experiment("folders", 1)
+    root = Path(cfg.data.root)
+    (root / "pairedCS/skull").rename(root / "pairedCS/bones")
+    cfg.data.skull_folder, cfg.data.face_folder = "bones", "craniofacial"
+    assert prepare(cfg).steps_done == 0
+    lists = root / "split_data"
+    (lists / "valid.json").write_bytes((lists / "train.json").read_bytes())
+    with pytest.raises(ManifestError, match="'train0' is in train as well"):
+        prepare(cfg)
