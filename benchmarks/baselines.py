@@ -61,17 +61,19 @@ def shuffle_within_groups(
 ) -> Ints:
     """For each probe, a random pool index of the same group but another subject; -1 where the pool has none.
 
+    Drawn without replacement within a group while it lasts: its pool is put into a random circle, in which a probe
+    that is part of the pool takes the one after itself, and any other probe the next in turn.
     A skull-blind model does as well with this skull as with the right one.
     """
     chosen = np.full(len(groups), -1)
-    for i, (group, subject) in enumerate(zip(groups, subjects, strict=True)):
-        pool = [
-            j
-            for j, (other, donor) in enumerate(zip(pool_groups, pool_subjects, strict=True))
-            if other == group and donor != subject
-        ]
-        if pool:
-            chosen[i] = rng.choice(pool)
+    for group in dict.fromkeys(groups):
+        circle = rng.permutation(np.flatnonzero([other == group for other in pool_groups]))
+        places = {pool_subjects[j]: place for place, j in enumerate(circle)}
+        members = [i for i, other in enumerate(groups) if other == group]
+        for turn, i in enumerate(members):
+            start = places[subjects[i]] + 1 if subjects[i] in places else turn
+            others = (circle[(start + k) % len(circle)] for k in range(len(circle)))
+            chosen[i] = next((j for j in others if pool_subjects[j] != subjects[i]), -1)
     return chosen
 
 

@@ -86,12 +86,13 @@ def _unit(rows: Floats) -> Floats:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
-def ranks_of_truth(distances: Floats, truth: Ints) -> Ints:
+def ranks_of_truth(distances: Floats, truth: Ints, excluded: Ints | None = None) -> Ints:
     """The rank of each probe's true gallery face; ties count against it.
 
     Args:
         distances: (P, G), smaller is nearer.
         truth: (P,) index of each probe's own face in the gallery.
+        excluded: (P,) index of one gallery face that does not count for this probe, -1 for none.
 
     Returns:
         (P,) int, 1 .. G.
@@ -103,6 +104,10 @@ def ranks_of_truth(distances: Floats, truth: Ints) -> Ints:
         raise ValueError(f"distances {distances.shape} and truth {truth.shape}: expected (P, G) and (P,)")
     if not np.isfinite(distances).all():
         raise ValueError("distances hold values that are not finite: a reconstruction is broken")
+    if excluded is not None:
+        rows = np.flatnonzero(excluded >= 0)
+        distances = distances.copy()
+        distances[rows, excluded[rows]] = np.inf
     own = distances[np.arange(len(truth)), truth]
     return (distances <= own[:, None]).sum(axis=1)
 
@@ -151,19 +156,31 @@ def bootstrap_interval(values: Floats, rng: np.random.Generator, num: int = 4000
 
 
 def identify(
-    predictions: Floats, gallery: Floats, truth: Ints, mean: Floats, distance: str, seed: int = 0
+    predictions: Floats,
+    gallery: Floats,
+    truth: Ints,
+    mean: Floats,
+    distance: str,
+    seed: int = 0,
+    excluded: Ints | None = None,
 ) -> tuple[Identification, Ints]:
     """Figures of one method's predicted faces (P, D) against the gallery (G, D), and the rank of every probe (P,).
+
+    `excluded` is as for `ranks_of_truth`; a probe it names a face for has a gallery of one face less.
 
     Raises:
         ValueError: for a distance that does not exist.
     """
     if distance not in DISTANCES:
         raise ValueError(f"distance {distance!r}: expected one of {', '.join(DISTANCES)}")
-    ranks = ranks_of_truth(DISTANCES[distance](predictions, gallery, mean), truth)
+    ranks = ranks_of_truth(DISTANCES[distance](predictions, gallery, mean), truth, excluded)
     hits = ranks == 1
     size = len(gallery)
-    of_50 = float(rank1_in_smaller_gallery(ranks, size, 50).mean()) if size >= 50 else None
+    sizes = np.full(len(ranks), size) if excluded is None else size - (excluded >= 0)
+    of_50 = None
+    if sizes.min() >= 50:
+        parts = [rank1_in_smaller_gallery(ranks[sizes == g], int(g), 50) for g in np.unique(sizes)]
+        of_50 = float(np.concatenate(parts).mean())
     figures = Identification(
         num_probes=len(ranks),
         gallery_size=size,

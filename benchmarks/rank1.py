@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
@@ -31,23 +33,32 @@ from benchmarks.baselines import (
     nearest_skull,
     shuffle_within_groups,
 )
-from benchmarks.identification import DISTANCES, FEATURE_SIZE, identify, markdown_table, picture_features
+from benchmarks.identification import (
+    DISTANCES,
+    FEATURE_SIZE,
+    Identification,
+    identify,
+    markdown_table,
+    picture_features,
+)
 from benchmarks.model_faces import ModelFaces, read_pictures
 from cldm.controlled import ControlledLatentDiffusion, load_model
+from cldm.record import environment, write_json
 from cldm.sampling import SamplingConfig
 from data.biometrics import age_level
 from data.images import write_png
-from data.manifest import Record, read_manifest
+from data.manifest import Record, check_disjoint, read_manifest
 from data.paired import PairedDataset
-from ldm.checkpoint import git_revision, sha256
+from ldm.checkpoint import sha256
 from ldm.config import parse_command_line
 from ldm.device import choose_device
 from muti_control.reconstruction import recommended_sampling
 
 BASELINES = ("ridge", "nearest skull", "nearest skull of the group", "group mean", "mean face")
+SHUFFLED = "model, shuffled skull"
 OF_THE_MODEL = (
     "model",  # the right skull, the right prompt
-    "model, shuffled skull",  # the skull of another subject of the same group
+    SHUFFLED,  # the skull of another subject of the same group
     "model, skull off",  # control scales 0: the same base model, attributes only
     "model, blank skull",  # a black picture in place of the skull
     "true face through the autoencoder",  # what the model could reach at best
@@ -149,15 +160,37 @@ def baseline_faces(
     return faces, chosen
 
 
-def shuffled_donors(probes: Split, gallery: Split, train: Split, seed: int) -> tuple[list[Record], int]:
+@dataclass(frozen=True)
+class Donors:
+    """Whose skull each probe is given instead of its own.
+
+    columns: (P,) where the donor's own face stands in the gallery, -1 if it does not. That face is what a model that
+    follows the skull draws, so it would push the control below chance: `identify` leaves it out for this probe.
+    origins: "held_out", "train" or "outside" (the probe's group) for each probe.
+    """
+
+    records: list[Record]
+    columns: NDArray[np.integer]
+    origins: list[str]
+
+    def as_dict(self, probes: Sequence[str]) -> dict[str, Any]:
+        """For the record: how many of each origin, and who was given to whom."""
+        counts = {origin: self.origins.count(origin) for origin in ("held_out", "train", "outside")}
+        return counts | {"of": {probe: d.subject for probe, d in zip(probes, self.records, strict=True)}}
+
+
+def shuffled_donors(probes: Split, gallery: Split, train: Split, seed: int) -> Donors:
     """For each probe another subject's record of the same sex, age level, body mass and ethnicity.
 
-    Donors are held-out subjects where the group has one, else training subjects, else (counted in the second value)
-    the training subject of the nearest group: same sex and age level.
+    Donors are held-out subjects where the group has one, else training subjects, else (outside the group) training
+    subjects of the same sex and age level.
+
+    Raises:
+        ValueError: a probe for whom there is none of these.
     """
     rng = np.random.default_rng(seed)
     donors: list[Record] = []
-    outside = 0
+    origins: list[str] = []
     held_out = shuffle_within_groups(probes.groups, gallery.groups, probes.subjects, gallery.subjects, rng)
     trained = shuffle_within_groups(probes.groups, train.groups, probes.subjects, train.subjects, rng)
     short = shuffle_within_groups(
@@ -166,16 +199,18 @@ def shuffled_donors(probes: Split, gallery: Split, train: Split, seed: int) -> t
     for i in range(len(probes.records)):
         if held_out[i] >= 0:
             donors.append(gallery.records[held_out[i]])
+            origins.append("held_out")
         elif trained[i] >= 0:
             donors.append(train.records[trained[i]])
+            origins.append("train")
         elif short[i] >= 0:
             donors.append(train.records[short[i]])
-            outside += 1
+            origins.append("outside")
         else:
             raise ValueError(
                 f"no other subject of sex and age level {probes.groups[i][:2]} to take a skull from"
             )
-    return donors, outside
+    return Donors(donors, held_out, origins)
 
 
 def probe_rows(num_subjects: int, num: int, seed: int) -> NDArray[np.int64]:
@@ -214,28 +249,30 @@ def prepare(arguments: Sequence[str]) -> tuple[Rank1Config, ControlledLatentDiff
 def measure(
     cfg: Rank1Config, model: ControlledLatentDiffusion | None
 ) -> tuple[str, dict[str, Any], NDArray[np.uint8]]:
-    """Run every method on the same probes.
+    """Run every method on the same probes. Everything is checked, and the folder of `out` made, before that begins.
 
     Returns:
         The Markdown table, the figures with what made them (for JSON), and the picture.
 
     Raises:
         ValueError: a setting that does not fit; ManifestError, ImageError, CheckpointError as their readers do.
+        OSError: the folder of `out` cannot be made or written to.
     """
     methods = chosen_methods(cfg)
     root = Path(cfg.data.root)
     train = load_split(root, "train", one_per_subject=False)
     valid = load_split(root, "valid", one_per_subject=False)
     gallery = load_split(root, cfg.split, one_per_subject=True)
-    shared = set(gallery.subjects) & set(train.subjects)
-    if shared:
-        raise ValueError(
-            f"{len(shared)} subjects of {cfg.split} are in train as well ({sorted(shared)[0]}, ...)"
-        )
+    lists = {"train": train.records, "valid": valid.records, cfg.split: gallery.records}
+    check_disjoint(lists)
+    cohort = cohort_identity(root, list(lists))
     truth = probe_rows(len(gallery.records), cfg.num, cfg.seed)
     probes = gallery.take(truth)
+    donors = shuffled_donors(probes, gallery, train, cfg.seed)
+    Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=Path(cfg.out).parent):
+        pass  # complain now that nothing can be written there, not when hours are over
     faces, ridge = baseline_faces(train, valid, probes)
-    donors, outside = shuffled_donors(probes, gallery, train, cfg.seed)
     shown: dict[str, NDArray[np.floating]] = {}
     seconds: dict[str, float] = {}
     if model is not None:
@@ -244,36 +281,55 @@ def measure(
         )
         for method in methods:
             if method in OF_THE_MODEL:
-                faces[method] = of_model.predict(method, donors)
+                faces[method] = of_model.predict(method, donors.records)
         shown, seconds = of_model.shown, of_model.seconds
 
     mean = train.faces.mean(axis=0)
+
+    def figures(method: str, distance: str) -> tuple[Identification, NDArray[np.integer]]:
+        excluded = donors.columns if method == SHUFFLED else None
+        return identify(faces[method], gallery.faces, truth, mean, distance, cfg.seed, excluded)
+
     rows, ranks = {}, {}
     for method in methods:
-        rows[method], ranks[method] = identify(
-            faces[method], gallery.faces, truth, mean, cfg.distance, cfg.seed
-        )
+        rows[method], ranks[method] = figures(method, cfg.distance)
     table = markdown_table(rows, ranks, "model" if "model" in rows else None)
     record = {
         "config": OmegaConf.to_container(OmegaConf.structured(cfg)),
         "weights_sha256": sha256(cfg.weights) if cfg.weights is not None else None,
-        "git": git_revision(),
+        "environment": run_environment(model),
+        "cohort": cohort,
         "num_train": len(train.records),
-        "donors_outside_group": outside,
+        "donors": donors.as_dict(probes.subjects),
         "ridge": ridge,
         "seconds": seconds,
         "figures": {method: row.as_dict() for method, row in rows.items()},
         "rank1_by_distance": {
-            distance: {
-                method: identify(faces[method], gallery.faces, truth, mean, distance, cfg.seed)[0].rank1
-                for method in methods
-            }
+            distance: {method: figures(method, distance)[0].rank1 for method in methods}
             for distance in DISTANCES
         },
         "ranks": {method: values.tolist() for method, values in ranks.items()},
     }
-    picture = contact_sheet(probes, donors, {m: faces[m] for m in methods if m not in OF_THE_MODEL}, shown)
+    picture = contact_sheet(
+        probes, donors.records, {m: faces[m] for m in methods if m not in OF_THE_MODEL}, shown
+    )
     return table, record, picture
+
+
+def cohort_identity(root: Path, splits: Sequence[str]) -> dict[str, Any]:
+    """Which pairs were measured: the content of `cohort.json` where there is one, and sha256 of the split files."""
+    made = root / "cohort.json"
+    return {
+        "made_with": json.loads(made.read_text(encoding="utf-8")) if made.is_file() else None,
+        "sha256": {name: sha256(root / "split_data" / f"{name}.json") for name in splits},
+    }
+
+
+def run_environment(model: ControlledLatentDiffusion | None) -> dict[str, Any]:
+    """What the figures may depend on beside the settings; the baselines alone run on the CPU."""
+    if model is None:
+        return environment(torch.device("cpu"), torch.float32)
+    return environment(model.device, model.dtype)
 
 
 def chosen_methods(cfg: Rank1Config) -> list[str]:
@@ -322,22 +378,22 @@ def contact_sheet(
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command. Returns the exit code: 0, or 2 with one message on stderr."""
+    """The command. Returns the exit code: 0, or 2 (130: interrupted) with one message on stderr."""
     started = time.perf_counter()
     try:
         cfg, model = prepare(arguments)
         table, record, picture = measure(cfg, model)
-    except ValueError as error:
+        record["seconds"]["all"] = time.perf_counter() - started
+        out = Path(cfg.out)
+        figures = out.with_name(out.name + ".json")
+        write_json(figures, record)
+        write_png(out.with_name(out.name + ".png"), picture)
+    except (ValueError, OSError) as error:
         print(f"rank1: {error}", file=sys.stderr)
         return 2
-    record["seconds"]["all"] = time.perf_counter() - started
-    out = Path(cfg.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figures = out.with_name(out.name + ".json")
-    temporary = figures.with_name(figures.name + ".tmp")
-    temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    temporary.replace(figures)
-    write_png(out.with_name(out.name + ".png"), picture)
+    except KeyboardInterrupt:
+        print("\nrank1: interrupted; no figures were written", file=sys.stderr)
+        return 130
     print(f"{record['num_train']} training pairs, distance {cfg.distance}, split {cfg.split}\n\n{table}\n")
     print(f"figures: {figures}\npicture: {out.with_name(out.name + '.png')}")
     return 0

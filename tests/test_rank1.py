@@ -27,9 +27,9 @@ from benchmarks.identification import (
     rank1_in_smaller_gallery,
     ranks_of_truth,
 )
-from benchmarks.rank1 import BASELINES, OF_THE_MODEL, main, probe_rows
+from benchmarks.rank1 import BASELINES, OF_THE_MODEL, load_split, main, probe_rows, shuffled_donors
 from cldm.controlled import ControlledLatentDiffusion, model_metadata
-from ldm.checkpoint import write_state_dict
+from ldm.checkpoint import sha256, write_state_dict
 
 NUM = 40
 
@@ -79,6 +79,31 @@ def test_distances_agree_with_their_definition(gallery, distance):
 
 def test_ties_count_against_the_truth():
     assert ranks_of_truth(np.zeros((2, 7)), np.array([0, 6])).tolist() == [7, 7]
+
+
+def test_the_donors_own_face_does_not_count(gallery):
+    donors = np.roll(np.arange(NUM), 1)
+    donors[0] = -1  # a donor from outside the gallery
+    shuffled = gallery[donors]  # a model that draws the skull it was given, perfectly
+    truth = np.arange(NUM)
+    every, excluded = (
+        ranks_of_truth(DISTANCES["rms"](shuffled, gallery, gallery[0]), truth, columns)
+        for columns in (None, donors)
+    )
+    assert every[1:].min() > 1  # the donor is always nearer: below chance by construction
+    assert (every[1:] - excluded[1:] == 1).all() and every[0] == excluded[0]
+    figures, ranks = identify(shuffled, gallery, truth, gallery[0], "rms", excluded=donors)
+    assert figures.mean_rank == excluded.mean() and (ranks == excluded).all()
+
+
+def test_smaller_galleries_allow_for_the_donors_face():
+    faces = np.random.default_rng(6).uniform(size=(60, 16))
+    donors = np.where(np.arange(60) < 30, (np.arange(60) + 1) % 60, -1)
+    figures, ranks = identify(
+        np.roll(faces, 7, axis=0), faces, np.arange(60), faces[0], "rms", excluded=donors
+    )
+    parts = [rank1_in_smaller_gallery(ranks[:30], 59, 50), rank1_in_smaller_gallery(ranks[30:], 60, 50)]
+    assert figures.rank1_of_50 == pytest.approx(np.concatenate(parts).mean())
 
 
 def test_a_broken_reconstruction_is_refused():
@@ -148,6 +173,33 @@ def test_shuffling_keeps_the_group_and_changes_the_subject():
     assert chosen.tolist() == [1, 0, -1]
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**16), st.integers(2, 12), st.integers(1, 12))
+def test_donors_are_drawn_without_replacement(seed, size, asked):
+    subjects = [f"s{i}" for i in range(size)]
+    probes = [f"s{i}" for i in range(asked)]  # some of them in the pool, and some not
+    rng = np.random.default_rng(seed)
+    inside = probes[:size]
+    chosen = shuffle_within_groups(["g"] * len(inside), ["g"] * size, inside, subjects, rng)
+    assert len(set(chosen.tolist())) == len(inside)
+    assert all(j != i for i, j in enumerate(chosen))
+    strangers = [f"t{i}" for i in range(asked)]
+    chosen = shuffle_within_groups(["g"] * asked, ["g"] * size, strangers, subjects, rng)
+    assert len(set(chosen.tolist())) == min(asked, size)
+
+
+def test_donors_come_from_where_the_record_says(make_pairs):
+    root = make_pairs(train=8, valid=2, test=5)  # groups of the test split: 2, 1, 1, 1
+    train, gallery = (load_split(root, name, one_per_subject=True) for name in ("train", "test"))
+    donors = shuffled_donors(gallery, gallery, train, seed=0)
+    found = donors.as_dict(gallery.subjects)
+    assert (found["held_out"], found["train"], found["outside"]) == (2, 3, 0)
+    assert found["of"]["test0"] == "test4" and found["of"]["test4"] == "test0"
+    assert donors.columns.tolist() == [4, -1, -1, -1, 0]
+    for record, group in zip(donors.records, gallery.groups, strict=True):
+        assert record.biometrics.sex == group[0]
+
+
 def test_components_rebuild_their_rows():
     rows = np.random.default_rng(4).normal(size=(12, 30))
     components = Components.fit(rows, 100)
@@ -193,6 +245,7 @@ def test_command_runs_every_method(make_pairs, tiny_config, tmp_path, capsys):
     weights = tmp_path / "tiny.safetensors"
     model = ControlledLatentDiffusion(tiny_config)
     write_state_dict(weights, model.state_dict(), model_metadata(tiny_config))
+    (root / "cohort.json").write_text('{"seed": 3}')
     out = tmp_path / "out" / "rank1"
     quick = ["sampling.steps=2", "sampling.control_scales=[1.0]", "batch=4", "samples=2", "num=5"]
     assert main([f"weights={weights}", f"data.root={root}", f"out={out}", *quick]) == 0
@@ -201,6 +254,10 @@ def test_command_runs_every_method(make_pairs, tiny_config, tmp_path, capsys):
     assert {row["num_probes"] for row in record["figures"].values()} == {5}
     assert {row["gallery_size"] for row in record["figures"].values()} == {6}
     assert (tmp_path / "out" / "rank1.png").is_file()
+    assert record["cohort"]["made_with"] == {"seed": 3}
+    assert record["cohort"]["sha256"]["test"] == sha256(root / "split_data/test.json")
+    assert record["environment"]["torch"] == torch.__version__
+    assert sum(record["donors"][origin] for origin in ("held_out", "train", "outside")) == 5
     assert "| model, shuffled skull |" in capsys.readouterr().out
 
 
@@ -227,3 +284,25 @@ def test_a_subject_in_train_and_test_is_refused(make_pairs, tmp_path, capsys):
     (split / "test.json").write_bytes((split / "train.json").read_bytes())
     assert main([f"data.root={root}", f"out={tmp_path / 'rank1'}"]) == 2
     assert "in train as well" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (OSError(28, "disk full"), 2)])
+def test_what_stops_a_measurement_is_one_line(make_pairs, tmp_path, capsys, monkeypatch, error, code):
+    def stop(*arguments: object) -> None:
+        raise error
+
+    root = make_pairs(train=5, valid=2, test=3)
+    monkeypatch.setattr("benchmarks.rank1.baseline_faces", stop)
+    assert main([f"data.root={root}", f"out={tmp_path / 'out' / 'rank1'}"]) == code
+    assert capsys.readouterr().err.strip().count("\n") == 0
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_measurement(
+    make_pairs, tmp_path, capsys, monkeypatch
+):
+    root = make_pairs(train=5, valid=2, test=3)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("benchmarks.rank1.baseline_faces", None)  # not reached
+    assert main([f"data.root={root}", f"out={tmp_path / 'file' / 'rank1'}"]) == 2
+    assert "file" in capsys.readouterr().err
