@@ -29,6 +29,7 @@ def hint_encoder(cfg: ControlConfig, out_channels: int) -> nn.Sequential:
     for a, b, stride in zip(widths[:-1], widths[1:], strides, strict=True):
         conv = nn.Conv2d(a, b, 3, padding=1, stride=stride)
         nn.init.normal_(conv.weight, std=SILU_GAIN / (9 * a) ** 0.5)
+        assert conv.bias is not None
         nn.init.zeros_(conv.bias)
         layers += [conv, nn.SiLU()]
     return nn.Sequential(*layers, zero_module(nn.Conv2d(widths[-1], out_channels, 3, padding=1)))
