@@ -25,7 +25,7 @@ help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.runtime  ## faces from shipped test skulls, by the shipped demo model
-	@$(PY) sample.py out="$(OUT)" overwrite=true
+	@$(PY) sample.py num_samples=3 out="$(OUT)" overwrite=true
 
 test: $(VENV)/.dev  ## the test suite
 	@$(PY) -m pytest
