@@ -11,7 +11,6 @@ from ldm.attention import zero_module
 from ldm.latent_diffusion import ControlConfig
 from ldm.unet import UNetConfig, UNetEncoder
 
-
 SILU_GAIN = 1.677  # 1 / sqrt(E[silu(x)^2]) for standard normal x: what keeps the variance through the layers
 
 
