@@ -64,15 +64,9 @@ def test_scale_one_is_the_conditional_branch(model: ControlledLatentDiffusion, s
 
 
 def test_control_window_and_scales(model: ControlledLatentDiffusion, skulls: Tensor) -> None:
-    def draw(**changes: object) -> Tensor:
-        settings = {
-            "steps": 4,
-            "spacing": "trailing",
-            "eta": 0.0,
-            "guidance_scale": 1.0,
-            "control_scales": [1.0],
-        }
-        return reconstruct(model, skulls, PROMPTS, [1, 2], SamplingConfig(**{**settings, **changes}))  # type: ignore[arg-type]
+    def draw(**changes: Any) -> Tensor:
+        cfg = replace(SamplingConfig(4, "trailing", 0.0, 1.0, [1.0]), **changes)
+        return reconstruct(model, skulls, PROMPTS, [1, 2], cfg)
 
     without = reconstruct(model, None, PROMPTS, [1, 2], SamplingConfig(4, "trailing", 0.0, 1.0, [1.0]))
     assert torch.equal(draw(control_end=0.0), without)
