@@ -5,7 +5,9 @@ Without arguments it trains the demo's control stage. The same command continues
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 from pathlib import Path
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "demo" / "control.yaml"
@@ -24,6 +26,10 @@ def main(argv: list[str]) -> int:
     from muti_control.config import load_experiment
     from muti_control.run import prepare
 
+    logging.getLogger("pytorch_lightning").setLevel(
+        logging.WARNING
+    )  # no advertisements between the user's lines
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own business with torch
     try:
         training = prepare(load_experiment(argv if has_config else [str(DEFAULT_CONFIG), *argv]))
     except (ValueError, MisconfigurationException) as error:  # each says what is wrong and how to mend it

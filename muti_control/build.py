@@ -152,6 +152,7 @@ def build_trainer(cfg: ExperimentConfig, stage: Stage, save_last: SaveLast) -> p
         accumulate_grad_batches=cfg.train.accumulate,
         gradient_clip_val=cfg.optim.clip_norm or None,
         num_sanity_val_steps=0,
+        enable_model_summary=False,  # the run says in one line what it trains
         log_every_n_steps=max(1, min(10, cfg.train.val_every // 10)),
         use_distributed_sampler=False,
         inference_mode=False,  # what validation computes (text embeddings) is used again in training

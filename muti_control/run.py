@@ -76,6 +76,13 @@ class Training:
             )
             return exported_path(cfg)
         _write_config(cfg)
+        trained = sum(p.numel() for p in self.stage.trained_parameters().values()) / 1e6
+        total = sum(p.numel() for p in self.stage.net.parameters()) / 1e6
+        print(
+            f"{cfg.stage} stage: {trained:.1f} of {total:.1f} M parameters trained, on "
+            f"{trainer.strategy.root_device}, {trainer.precision}; everything goes to {cfg.run_dir}",
+            flush=True,
+        )
         if self.steps_done:
             print(f"continuing {cfg.run_dir} from step {self.steps_done}", flush=True)
         try:
