@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,15 @@ from data.cohort.pair import (
     make_pair,
     picture_of,
 )
-from data.cohort.subject import BMI_LIMITS, body_mass_level, draw_subject, with_bmi
+from data.cohort.subject import (
+    BMI_LIMITS,
+    age_level,
+    body_mass_level,
+    draw_subject,
+    expected_soft,
+    with_age,
+    with_bmi,
+)
 from data.cohort.template import HeadTemplate, reshape_vault
 from data.manifest import read_manifest
 from data.render import BONE, SKIN, Camera, Scene
@@ -78,6 +87,36 @@ def test_body_mass_changes_the_face_and_not_one_byte_of_the_skull(template, came
     assert first.skull.tobytes() == second.skull.tobytes()
     drawn = [(pair.face > 0).sum() for pair in (first, second)]
     assert drawn[1] > 1.02 * drawn[0]  # a heavier face is wider
+
+
+def test_age_changes_the_face_and_not_one_vertex_of_the_skull(template):
+    subject = draw_subject(seed=5, index=4)
+    young, old = (build_head(template, with_age(subject, age)) for age in (20, 80))
+    assert np.array_equal(young.skull, old.skull) and np.array_equal(
+        young.skull_triangles, old.skull_triangles
+    )
+    assert np.abs(young.face - old.face).max() > 3
+
+
+def test_the_expected_face_knows_only_bone_and_prompt(template):
+    subject = draw_subject(seed=5, index=4)
+    twin = replace(subject, soft=draw_subject(5, 9).soft, scatter=(2.0, 1.0, -1.0, 2.0))
+    twin = with_bmi(with_age(twin, subject.age + 1), subject.bmi + 0.2)
+    assert (age_level(twin.age), twin.body_mass) == (age_level(subject.age), subject.body_mass)
+    own, expected, of_twin = (
+        build_head(template, s) for s in (subject, expected_soft(subject), expected_soft(twin))
+    )
+    assert np.array_equal(own.skull, expected.skull) and np.array_equal(expected.face, of_twin.face)
+    assert not np.allclose(own.face, expected.face, atol=1)
+
+
+def test_the_expected_soft_shape_is_the_mean_of_the_drawn_ones():
+    people = [draw_subject(6, k).soft for k in range(1000)]
+    expected = expected_soft(draw_subject(6, 0)).soft
+    assert set().union(*people) == set(expected)
+    for name, value in expected.items():
+        drawn = np.array([person.get(name, 0.0) for person in people])
+        assert abs(drawn.mean() - value) < 5 * drawn.std() / len(people) ** 0.5
 
 
 def test_a_subject_depends_on_seed_and_index_alone():
@@ -141,7 +180,7 @@ def test_pairs_keep_their_distance_and_bone_stays_under_the_skin(template, camer
         )
         assert pair.visible.sum() > 80 and pair.visible[[51, 52, 53, 54]].all()  # the ridge of the nose
         skin = Scene(head.face, template.face_triangles, camera).render(SKIN).depth
-        bone = Scene(head.skull, template.skull_triangles, camera).render(BONE).depth
+        bone = Scene(head.skull, head.skull_triangles, camera).render(BONE).depth
         drawn = np.isfinite(bone)
         assert np.isfinite(skin[drawn]).all()
         tissue = skin[drawn] - bone[drawn]

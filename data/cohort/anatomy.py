@@ -23,11 +23,17 @@ MIDLINE_GAIN_MM = 1.5  # extra tissue over the whole front of the face per unit 
 
 @dataclass(frozen=True)
 class Head:
-    """``face`` (W, 3) and ``skull`` (S, 3) vertices in mm; ``landmarks`` (106, 3) on the face."""
+    """``face`` (W, 3) and ``skull`` (S, 3) vertices in mm; ``landmarks`` (106, 3) on the face.
+
+    ``skull_triangles`` (T, 3) differ between subjects (kind of skull, lost teeth); the face's are the template's.
+    ``chin_y``: height (mm) of the lowest point of the mandible; the skull may go on below it (vertebrae).
+    """
 
     face: np.ndarray
     skull: np.ndarray
+    skull_triangles: np.ndarray
     landmarks: np.ndarray
+    chin_y: float
 
 
 def life_stage(years: float) -> float:
@@ -46,16 +52,23 @@ def build_head(template: HeadTemplate, subject: Subject) -> Head:
     base = reshape_vault(_soft_base(template, subject, bony))
     outward = base / np.linalg.norm(base, axis=1, keepdims=True)
     front = _sigmoid((base[:, 2] - 10) / 8) * _sigmoid((45 - base[:, 1]) / 10)
-    thickness = _waves(skin_noise, base, TISSUE_NOISE_MM, length_mm=28) + MIDLINE_GAIN_MM * subject.fatness
+    noise = subject.tissue_noise * _waves(skin_noise, base, TISSUE_NOISE_MM, length_mm=28)
+    thickness = noise + MIDLINE_GAIN_MM * subject.fatness
     face = template.refine(base + outward * (front * thickness)[:, None])
     grain = skin_noise.normal(0, SKIN_GRAIN_MM, len(face))
     face = face + face / np.linalg.norm(face, axis=1, keepdims=True) * grain[:, None]
-    return Head(face=face, skull=skull, landmarks=face[template.landmark_ids])
+    return Head(
+        face=face,
+        skull=skull,
+        skull_triangles=template.skull_triangles,
+        landmarks=face[template.landmark_ids],
+        chin_y=float(skull[:, 1].min()),
+    )
 
 
 def _bony_base(template: HeadTemplate, subject: Subject) -> np.ndarray:
     """Base vertices of the bony face: the lean head without soft parameters, aligned on its control vertices."""
-    stage = life_stage(subject.age)
+    stage = life_stage(subject.bone_age)
     bone_stage = min(stage, YOUNG_ADULT) + BONE_AGEING * max(0.0, stage - YOUNG_ADULT)
     weights = template.weights(subject.femininity, bone_stage, subject.race, subject.bony)
     base = template.shape(weights)
@@ -67,9 +80,11 @@ def _bony_base(template: HeadTemplate, subject: Subject) -> np.ndarray:
 def _soft_base(template: HeadTemplate, subject: Subject, bony: np.ndarray) -> np.ndarray:
     """Base vertices of the whole face, aligned to the bony face on the vault, which carries no soft change."""
     local = dict(subject.bony)
-    for name, value in subject.soft.items():
+    for name, value in subject.soft_weights().items():
         local[name] = local.get(name, 0.0) + value
-    base = template.shape(template.weights(subject.femininity, life_stage(subject.age), subject.race, local))
+    # How far the face has grown is the bone's affair; how far it has aged since is the face's own.
+    stage = min(life_stage(subject.bone_age), YOUNG_ADULT) + max(0.0, life_stage(subject.age) - YOUNG_ADULT)
+    base = template.shape(template.weights(subject.femininity, stage, subject.race, local))
     vault = template.vault_ids
     return base + (bony[vault] - base[vault]).mean(0)
 

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-FORMAT_VERSION = 1  # raise when the same seed no longer gives the same pictures
+FORMAT_VERSION = 2  # raise when the same seed no longer gives the same pictures
 SKULL_DIR, FACE_DIR, LANDMARK_DIR = "pairedCS/skull", "pairedCS/craniofacial", "pairedCS/landmarks"
 SUBJECT_DIR, SPLIT_DIR = "subjects", "split_data"
 PACKAGES = ("embreex", "scipy")  # the `cohort` extra of pyproject.toml: only the making of heads needs them

@@ -76,9 +76,9 @@ def border_distance(picture: np.ndarray) -> int:
 
 def picture_of(template: HeadTemplate, subject: Subject, head: Head, camera: Camera) -> Pair:
     """Draw both surfaces of a head and find where its landmarks are seen."""
-    floor = float(head.skull[:, 1].min()) - FACE_BELOW_SKULL_MM
+    floor = head.chin_y - FACE_BELOW_SKULL_MM
     face = Scene(head.face, template.face_triangles, camera, floor=floor)
-    skull = Scene(head.skull, template.skull_triangles, camera)
+    skull = Scene(head.skull, head.skull_triangles, camera)
     unhidden = face.depth_at(head.landmarks) < VISIBLE_WITHIN_MM
     return Pair(
         subject=subject,

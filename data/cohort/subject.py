@@ -1,12 +1,14 @@
 """Who a subject is: attributes and shape weights, drawn from (seed, index) alone.
 
-Independent random streams feed the attributes, the bony shape, the soft shape and the residuals, so that changing one
-of them (another body mass for the same skull, say) leaves the others as they were.
+Independent random streams feed the attributes, the bony shape, the soft shape and the residuals. ``with_bmi`` and
+``with_age`` change the face of a subject and never the skull: bone keeps the age of the record (``bone_age``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
@@ -17,9 +19,18 @@ from data.cohort import parameters as p
 BMI_LIMITS = (17.0, 18.5, 21.0, 25.0)
 BMI_LOWEST, BMI_HIGHEST = 15.0, 34.0
 LEVEL_SHARES = (0.12, 0.16, 0.22, 0.28, 0.22)  # levelled out: every level is common enough to learn from
+HEAVY_THINNING = 1.7  # within the heaviest level, people thin out towards its upper end
 NEUTRAL_BMI = 22.5
 BMI_SPAN = 11.0  # kg/m2 per unit of fatness
 YOUNGEST, OLDEST = 16.0, 88.0
+AGE_SHAPE, AGE_SCALE = 6.0, 7.5  # of the gamma distribution that ages are drawn from
+AGE_LIMITS = (14.0, 30.0, 50.0, 65.0)  # years where age levels 2, 3, 4 and 5 of the prompt begin
+SEX_OVERLAP = 0.13  # how far a head may lie from its own sex towards the other one (SD of a half normal)
+# The prompt's word and the (african, asian, caucasian) shares around which a subject's own are drawn.
+ETHNICITIES = {"Asian": (0.02, 0.95, 0.03), "African": (0.95, 0.02, 0.03), "Caucasian": (0.02, 0.03, 0.95)}
+ETHNICITY_SHARES = (0.5, 0.25, 0.25)
+RACE_SCATTER = 0.2
+SIDE_SD_BONY, SIDE_SD_SOFT = 0.06, 0.08
 _STREAMS = ("attributes", "bony", "soft", "residual")
 
 
@@ -29,13 +40,14 @@ class Subject:
 
     Attributes:
         name: ``s00012``.
-        sex: "M" or "F".  age: years.  bmi: kg/m2.
-        ethnicity: only "Asian" for now.
+        sex: "M" or "F".  age: years, of the face.  bmi: kg/m2.  ethnicity: a key of ETHNICITIES.
         femininity: 0 .. 1, where in the range between the male and the female head.
         race: (3,) shares of the african, asian and caucasian heads.
-        bony: target weights that skull and face share.  soft: target weights of the face alone.
-        fatness: body mass in units of the fat targets, 0 at NEUTRAL_BMI.
+        bone_age: years, of the skull; ``age`` unless the face was changed by ``with_age``.
+        bony: target weights that skull and face share.  soft: target weights of the face alone, without age and fat.
+        scatter: standard normal deviations of how this person's fat (whole, left, right) and ageing show.
         residual_seed: seeds the noise fields of skull and face.
+        tissue_noise: scale of the face's own noise; 1, or 0 for an expected face.
     """
 
     name: str
@@ -45,19 +57,43 @@ class Subject:
     ethnicity: str
     femininity: float
     race: np.ndarray
-    bony: dict[str, float]
-    soft: dict[str, float]
-    fatness: float
+    bone_age: float
+    bony: Mapping[str, float]
+    soft: Mapping[str, float]
+    scatter: tuple[float, float, float, float]
     residual_seed: int
+    tissue_noise: float = 1.0
 
     @property
     def body_mass(self) -> int:
         return body_mass_level(self.bmi)
 
+    @property
+    def fatness(self) -> float:
+        """Body mass in units of the fat targets, about 0 at NEUTRAL_BMI."""
+        return (self.bmi - NEUTRAL_BMI) / BMI_SPAN + 0.06 * self.scatter[0]
+
+    def soft_weights(self) -> dict[str, float]:
+        """All target weights of the face alone: own shape, fat and ageing."""
+        weights = dict(self.soft)
+        fatness = self.fatness
+        _put(weights, p.FAT, "", float(np.clip(fatness * (0.55 if fatness > 0 else 0.75), -0.75, 0.8)))
+        for side, deviation in (("l-", self.scatter[1]), ("r-", self.scatter[2])):
+            _put(weights, p.CHEEK_VOLUME, side, float(np.clip(0.55 * fatness + 0.05 * deviation, -0.8, 0.8)))
+        weights[p.DOUBLE_CHIN] = float(np.clip(0.9 * fatness, 0, 0.9))
+        years = max(0.0, (self.age - 30) / 50)
+        _put(weights, p.AGEING, "", float(np.clip(0.7 * years + 0.1 * self.scatter[3] - 0.1, -0.4, 1.1)))
+        return weights
+
 
 def body_mass_level(bmi: float) -> int:
     """BMI in kg/m2 -> level 1 (very thin) .. 5 (slightly fat); a level begins at its limit."""
     return 1 + int(np.searchsorted(BMI_LIMITS, bmi, side="right"))
+
+
+def age_level(years: float) -> int:
+    """Age in years -> level 1 .. 5 of the prompt; a level begins at its limit."""
+    return 1 + int(np.searchsorted(AGE_LIMITS, years, side="right"))
 
 
 def subject_name(index: int) -> str:
@@ -74,69 +110,94 @@ def draw_subject(seed: int, index: int, attempt: int = 0) -> Subject:
     }
     who = rng["attributes"]
     sex = "MF"[int(who.random() < 0.5)]
-    age = round(float(np.clip(who.gamma(6.0, 7.5), YOUNGEST, OLDEST)))
+    age = _draw_age(who)
     bmi = _draw_bmi(who)
+    ethnicity = str(who.choice(list(ETHNICITIES), p=ETHNICITY_SHARES))
 
     bone = rng["bony"]
-    overlap = abs(bone.normal(0, 0.13))
-    race = np.array([0.02, 0.90, 0.08]) + 0.25 * bone.dirichlet([0.3, 1.0, 0.5])
-    bony = _draw_sliders(bone, (*p.BONY, *p.BONY_ASYMMETRIES), side_sd=0.06)
+    overlap = abs(bone.normal(0, SEX_OVERLAP))
+    race = np.array(ETHNICITIES[ethnicity]) + RACE_SCATTER * bone.dirichlet([0.5, 0.5, 0.5])
+    bony = _draw_sliders(bone, (*p.BONY, *p.BONY_ASYMMETRIES), SIDE_SD_BONY)
     for name in p.HEAD_SHAPES:
         bony[name] = max(0.0, float(bone.normal(p.HEAD_SHAPE_MEAN, p.HEAD_SHAPE_SD)))
 
     flesh = rng["soft"]
-    soft = _draw_sliders(flesh, p.SOFT, side_sd=0.08)
-    scatter = flesh.normal(size=4)  # how fat and age show differs from one person to the next
-    subject = Subject(
+    soft = _draw_sliders(flesh, p.SOFT, SIDE_SD_SOFT)
+    whole, left, right, ageing = (float(value) for value in flesh.normal(size=4))
+    return Subject(
         name=subject_name(index),
         sex=sex,
         age=age,
         bmi=bmi,
-        ethnicity="Asian",
+        ethnicity=ethnicity,
         femininity=overlap if sex == "M" else 1 - overlap,
         race=race / race.sum(),
+        bone_age=age,
         bony=bony,
-        soft=soft | _ageing(age, scatter[3]),
-        fatness=0.0,
+        soft=soft,
+        scatter=(whole, left, right, ageing),
         residual_seed=int(rng["residual"].integers(1 << 31)),
     )
-    return with_bmi(subject, bmi, scatter)
 
 
-def with_bmi(subject: Subject, bmi: float, scatter: np.ndarray | None = None) -> Subject:
-    """The same person at another body mass: same bones, same soft shape, other fat.
-
-    ``scatter``: standard normal (>= 3,) individual deviations; None for the expected fat distribution.
-    """
-    whole, left, right = (0.0, 0.0, 0.0) if scatter is None else scatter[:3]
-    fatness = (bmi - NEUTRAL_BMI) / BMI_SPAN + 0.06 * whole
-    soft = {name: value for name, value in subject.soft.items() if name not in _FAT_TARGETS}
-    _put(soft, p.FAT.plus, p.FAT.minus, float(np.clip(fatness * (0.55 if fatness > 0 else 0.75), -0.75, 0.8)))
-    for side, deviation in (("l-", left), ("r-", right)):
-        volume = float(np.clip(0.55 * fatness + 0.05 * deviation, -0.8, 0.8))
-        _put(soft, side + p.CHEEK_VOLUME.plus, side + p.CHEEK_VOLUME.minus, volume)
-    soft[p.DOUBLE_CHIN] = float(np.clip(0.9 * fatness, 0, 0.9))
-    return replace(subject, bmi=bmi, soft=soft, fatness=float(fatness))
+def with_bmi(subject: Subject, bmi: float) -> Subject:
+    """The same person at another body mass: the same skull, byte for byte, and the same soft shape, other fat."""
+    return replace(subject, bmi=float(bmi))
 
 
-_FAT_TARGETS = {*p.FAT.targets(), *p.CHEEK_VOLUME.targets(), p.DOUBLE_CHIN}
+def with_age(subject: Subject, age: float) -> Subject:
+    """The same person with a face of another age (years) on the same skull, byte for byte."""
+    return replace(subject, age=float(age))
+
+
+def expected_soft(subject: Subject) -> Subject:
+    """The subject's own bone under the soft tissue to be expected from what the prompt says: sex, age level,
+    ethnicity and body mass level. Its face is the best that a reconstruction from skull and prompt can do."""
+    return replace(
+        subject,
+        age=_mean_age(subject.age),
+        bmi=_mean_bmi(subject.bmi),
+        soft=_expected_sliders(p.SOFT, SIDE_SD_SOFT),
+        scatter=(0.0, 0.0, 0.0, 0.0),
+        tissue_noise=0.0,
+    )
+
+
+def _draw_age(rng: np.random.Generator) -> float:
+    return round(float(np.clip(rng.gamma(AGE_SHAPE, AGE_SCALE), YOUNGEST, OLDEST)))
 
 
 def _draw_bmi(rng: np.random.Generator) -> float:
     level = int(rng.choice(5, p=LEVEL_SHARES))
-    edges = (BMI_LOWEST, *BMI_LIMITS, BMI_HIGHEST)
-    low, high = edges[level], edges[level + 1]
+    low, high = _bmi_edges(level)
     share = rng.random()
     if level == 4:
-        share = share**1.7  # thins out towards the heaviest
+        share = share**HEAVY_THINNING
     return float(min(np.round(low + (high - low) * share, 1), high - 0.1))
 
 
-def _ageing(age: float, deviation: float) -> dict[str, float]:
-    soft: dict[str, float] = {}
-    years = max(0.0, (age - 30) / 50)
-    _put(soft, p.AGEING.plus, p.AGEING.minus, float(np.clip(0.7 * years + 0.1 * deviation - 0.1, -0.4, 1.1)))
-    return soft
+def _bmi_edges(level_index: int) -> tuple[float, float]:
+    edges = (BMI_LOWEST, *BMI_LIMITS, BMI_HIGHEST)
+    return edges[level_index], edges[level_index + 1]
+
+
+def _mean_bmi(bmi: float) -> float:
+    index = body_mass_level(bmi) - 1
+    low, high = _bmi_edges(index)
+    return low + (high - low) * (1 / (1 + HEAVY_THINNING) if index == 4 else 0.5)
+
+
+def _mean_age(age: float) -> float:
+    return _mean_ages()[age_level(age)]
+
+
+@cache
+def _mean_ages() -> dict[int, float]:
+    """Age level -> mean age of the people of this level."""
+    rng = np.random.default_rng(0)
+    ages = np.array([_draw_age(rng) for _ in range(20_000)])
+    levels = np.array([age_level(age) for age in ages])
+    return {level: float(ages[levels == level].mean()) for level in np.unique(levels).tolist()}
 
 
 def _draw_sliders(
@@ -146,14 +207,27 @@ def _draw_sliders(
     for slider in sliders:
         value = slider.sd * float(np.clip(rng.normal(), -p.LARGEST_SDS, p.LARGEST_SDS))
         if not slider.bilateral:
-            _put(weights, slider.plus, slider.minus, value)
+            _put(weights, slider, "", value)
             continue
         for side in ("l-", "r-"):
             one_side = float(np.clip(value + rng.normal(0, side_sd), -1, 1))
-            _put(weights, side + slider.plus, side + slider.minus, one_side)
+            _put(weights, slider, side, one_side)
     return weights
 
 
-def _put(weights: dict[str, float], plus: str, minus: str, value: float) -> None:
-    name = plus if value >= 0 else minus
+def _expected_sliders(sliders: tuple[p.Slider, ...], side_sd: float) -> dict[str, float]:
+    """Mean weights of ``_draw_sliders``. A slider's two targets are not exact opposites, so each keeps its mean."""
+    half_normal = 1 / np.sqrt(2 * np.pi)
+    weights: dict[str, float] = {}
+    for slider in sliders:
+        sides = ("l-", "r-") if slider.bilateral else ("",)
+        sd = float(np.hypot(slider.sd, side_sd)) if slider.bilateral else slider.sd
+        for side in sides:
+            weights[side + slider.plus] = weights.get(side + slider.plus, 0.0) + half_normal * sd
+            weights[side + slider.minus] = weights.get(side + slider.minus, 0.0) + half_normal * sd
+    return weights
+
+
+def _put(weights: dict[str, float], slider: p.Slider, side: str, value: float) -> None:
+    name = side + (slider.plus if value >= 0 else slider.minus)
     weights[name] = weights.get(name, 0.0) + abs(value)
