@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from cldm.controlled import load_model
-from cldm.ddim import spaced_timesteps
 from cldm.record import check_overwriting, claim_folder, environment, unused_folder
 from cldm.sampling import SamplingConfig
+from cldm.spacing import spaced_timesteps
 from data.cases import MANIFEST_SUFFIXES, Known, check_pictures, find_cases
 from data.sheet import NOTICE
 from ldm.checkpoint import sha256
@@ -109,7 +109,9 @@ def prepare(arguments: Sequence[str]) -> Job:
     cfg.validate()
     cfg.sampling.scales_for(model.cfg.unet.num_control_outputs)
     try:
-        spaced_timesteps(cfg.sampling.steps, cfg.sampling.spacing, model.cfg.schedule.num_timesteps)
+        spaced_timesteps(
+            cfg.sampling.steps, cfg.sampling.spacing, model.cfg.schedule.num_timesteps, model.alphas_cumprod
+        )
     except ValueError as error:
         raise ValueError(f"sampling.{error}") from error
     notes = check_pictures(cases, model.cfg.image_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,12 +12,21 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from cldm.controlnet import ControlNet
+from ldm.attention import Context, KeysValues
 from ldm.checkpoint import SD_OPTIONAL, CheckpointError, load_strict, read_state_dict
 from ldm.config import parse_command_line
 from ldm.latent_diffusion import LatentDiffusion, ModelConfig
 from ldm.schedule import schedule_buffers
 
 SD15_CONFIG = Path(__file__).resolve().parent.parent / "models" / "cldm_v15.yaml"
+
+
+@dataclass(frozen=True)
+class ProjectedText:
+    """What the cross-attentions of the UNet and of the ControlNet make of a text: it does not depend on t."""
+
+    unet: Sequence[KeysValues]
+    control: Sequence[KeysValues]
 
 
 class ControlledLatentDiffusion(LatentDiffusion):
@@ -32,26 +42,33 @@ class ControlledLatentDiffusion(LatentDiffusion):
         """Skull pictures (B, 3, H, W) in [0, 1] -> hint (B, model_channels, H/8, W/8)."""
         return self.control_model.encode_hint(skull.to(self.dtype))
 
+    def project_text(self, context: Tensor) -> ProjectedText:
+        """Text embeddings (B, 77, context_dim) -> what :meth:`eps` takes in their place, once per sampling."""
+        return ProjectedText(self.unet.keys_values(context), self.control_model.keys_values(context))
+
     def eps(
         self,
         x_t: Tensor,
         t: Tensor,
-        context: Tensor,
+        context: Tensor | ProjectedText,
         hint: Tensor | None,
         control_scales: Sequence[float] | None = None,
     ) -> Tensor:
         """Predicted noise (B, 4, h, w); without a hint, the base model's.
 
-        x_t: (B, 4, h, w); t: (B,) steps; context: (B, 77, context_dim); hint: of :meth:`encode_hint`;
+        x_t: (B, 4, h, w); t: (B,) steps; context: (B, 77, context_dim) or :meth:`project_text` of it;
+        hint: of :meth:`encode_hint`;
         control_scales: one factor per residual (``cfg.unet.num_control_outputs`` of them), all 1 if None.
         """
         x = x_t.to(self.dtype)
+        for_unet: Context = context.unet if isinstance(context, ProjectedText) else context
         if hint is None:
-            return self.unet(x, t, context)
-        control = self.control_model(x, t, context, hint)
+            return self.unet(x, t, for_unet)
+        for_control: Context = context.control if isinstance(context, ProjectedText) else context
+        control = self.control_model(x, t, for_control, hint)
         if control_scales is not None:
             control = [c * scale for c, scale in zip(control, control_scales, strict=True)]
-        return self.unet(x, t, context, control)
+        return self.unet(x, t, for_unet, control)
 
 
 def load_model_config(path: str | Path) -> ModelConfig:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ldm.attention import zero_module
+from ldm.attention import Context, zero_module
 from ldm.latent_diffusion import ControlConfig
 from ldm.unet import UNetConfig, UNetEncoder
 
@@ -53,10 +53,10 @@ class ControlNet(UNetEncoder):
         """Skull picture (B, 3, H, W) in [0, 1] -> hint (B, model_channels, H/8, W/8). It does not depend on t."""
         return self.input_hint_block(skull)
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor, hint: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, t: Tensor, context: Context, hint: Tensor) -> list[Tensor]:
         """The ``num_control_outputs`` residuals, in the UNet's encoder order, middle last.
 
-        x: (B, 4, h, w) noised latent; t: (B,) steps; context: (B, M, context_dim);
+        x: (B, 4, h, w) noised latent; t: (B,) steps; context: (B, M, context_dim) or :meth:`keys_values` of it;
         hint: (B, model_channels, h, w) from :meth:`encode_hint`.
         """
         skips, middle = self.encode(x, self.embed_time(t, x.dtype), context, hint)

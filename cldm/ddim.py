@@ -11,48 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SPACINGS = ("leading", "trailing", "midmany")
-
 EpsFn = Callable[[Tensor, Tensor, int], Tensor]
 """(x_t (B, ...), t (B,), step index i) -> predicted noise (B, ...)."""
 
 BeforeStep = Callable[[Tensor, Tensor, int], Tensor]
 """(x_t, t, i) -> x_t, called before the denoiser; whatever it needs of autograd, it switches on itself."""
-
-
-def spaced_timesteps(num_steps: int, spacing: str, num_timesteps: int = 1000) -> np.ndarray:
-    """The steps t to visit, descending, int64 (num_steps,), all different.
-
-    leading: multiples of T // n, plus one (SD1.x). trailing: from T - 1 down in even strides.
-    midmany: ICCR-Diff's, dense around the middle of the process; where its formula would visit a step twice,
-    the later visit moves to the next free step.
-
-    Raises:
-        ValueError: unknown spacing, or not 1 <= num_steps < num_timesteps.
-    """
-    if not 1 <= num_steps < num_timesteps:
-        raise ValueError(f"steps: got {num_steps}, expected 1..{num_timesteps - 1}")
-    if spacing == "leading":
-        t = np.arange(num_steps) * (num_timesteps // num_steps) + 1
-    elif spacing == "trailing":
-        t = np.round(num_timesteps - np.arange(num_steps) * (num_timesteps / num_steps))[::-1] - 1
-    elif spacing == "midmany":
-        t = _midmany(num_steps, num_timesteps)
-    else:
-        raise ValueError(f"spacing: got {spacing!r}, expected one of {', '.join(SPACINGS)}")
-    return t.astype(np.int64)[::-1].copy()
-
-
-def _midmany(num_steps: int, num_timesteps: int) -> np.ndarray:
-    if num_steps == 1:
-        return np.array([num_timesteps - 1])
-    gaps = np.abs(np.arange(num_steps) / (num_steps - 1) - 0.5) ** 0.7
-    t = ((num_timesteps - 2) * np.cumsum(gaps / gaps.sum())).astype(np.int64) + 1
-    for i in range(1, num_steps):  # push repeats up ...
-        t[i] = max(t[i], t[i - 1] + 1)
-    for i in range(num_steps - 1, -1, -1):  # ... and what ran off the end back down
-        t[i] = min(t[i], num_timesteps - num_steps + i)
-    return t
 
 
 def ddim_step(

@@ -4,13 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cldm.controlled import ControlledLatentDiffusion
-from cldm.ddim import SPACINGS, BeforeStep, sample_ddim, spaced_timesteps
+from cldm.ddim import BeforeStep, EpsFn, sample_ddim
 from cldm.guidance import classifier_free
+from cldm.multistep import sample_multistep
+from cldm.spacing import SPACINGS, spaced_timesteps
+
+DECODED_AT_ONCE = (
+    8 * 512 * 512
+)  # pixels: what one pass of the decoder takes, so that its memory does not grow with B
+
+
+class Sampler(Protocol):
+    """What :func:`cldm.ddim.sample_ddim` and its like are called with; returns the final sample, shape of x_T."""
+
+    def __call__(
+        self,
+        eps_fn: EpsFn,
+        x_T: Tensor,
+        timesteps: Sequence[int] | np.ndarray,
+        alphas_cumprod: Tensor,
+        *,
+        eta: float,
+        randn: Callable[[], Tensor] | None,
+        before_step: BeforeStep | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> Tensor: ...
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "ddim": sample_ddim,
+    "dpmpp_2m": sample_multistep,
+    "unipc": partial(sample_multistep, corrector=True),
+}
 
 
 def sd15_control_scales() -> list[float]:
@@ -22,7 +55,9 @@ def sd15_control_scales() -> list[float]:
 class SamplingConfig:
     """How a face is drawn. The defaults are ICCR-Diff's for SD1.5.
 
-    steps: denoising steps. spacing: which of the training steps they visit (leading, trailing, midmany).
+    sampler: ddim (with eta 1 the same as Euler ancestral), dpmpp_2m (second order; with eta 1 its stochastic form) or
+    unipc (second order, deterministic). steps: denoising steps.
+    spacing: which of the training steps they visit (leading, trailing, midmany, karras).
     eta: 0 deterministic given the seed's first noise, 1 as noisy as DDPM.
     guidance_scale: classifier-free guidance towards the text; 1 switches it off.
     control_scales: one factor per control residual, or a single one for all.
@@ -36,9 +71,14 @@ class SamplingConfig:
     control_scales: list[float] = field(default_factory=sd15_control_scales)
     control_start: float = 0.0
     control_end: float = 1.0
+    sampler: str = "ddim"
 
     def validate(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"sampling.sampler: got {self.sampler!r}, expected one of {', '.join(SAMPLERS)}")
+        if self.sampler == "unipc" and self.eta != 0:
+            raise ValueError(f"sampling.eta: got {self.eta:g}, but unipc draws no noise; set sampling.eta=0")
         if self.spacing not in SPACINGS:
             raise ValueError(f"sampling.spacing: got {self.spacing!r}, expected one of {', '.join(SPACINGS)}")
         if not 1 <= self.steps <= 999:
@@ -112,33 +152,39 @@ def reconstruct(
             f"reconstruct: got {0 if skulls is None else len(skulls)} skulls, {len(prompts)} prompts and "
             f"{len(seeds)} seeds; expected as many of each"
         )
-    device = model.device
+    num, device = len(seeds), model.device
     scales = cfg.scales_for(model.cfg.unet.num_control_outputs)
-    hint = None if skulls is None else model.encode_hint(skulls.to(device))  # once: it does not depend on t
+    timesteps = spaced_timesteps(
+        cfg.steps, cfg.spacing, model.cfg.schedule.num_timesteps, model.alphas_cumprod
+    )
+    # What does not depend on t is done once: the hint, the texts, and what the attentions make of the texts.
+    hint = None if skulls is None else model.encode_hint(skulls.to(device))
+    context = model.encode_text(list(prompts))
+    guided = cfg.guidance_scale != 1.0
+    if guided:
+        uncond = model.encode_text([negative_prompt]).expand(num, -1, -1)
+        context = torch.cat([uncond, context])  # (2B, 77, C)
+        # The hint stands in both branches: guidance sharpens what the text says, not the skull.
+        hint = None if hint is None else torch.cat([hint, hint])
+    text = model.project_text(context)
     height, width = (model.cfg.image_size,) * 2 if skulls is None else skulls.shape[-2:]
     f = model.cfg.first_stage.downscale
     noise = SampleNoise(seeds, (model.cfg.first_stage.z_channels, height // f, width // f), device)
 
-    def cond_eps(x_t: Tensor, t: Tensor, context: Tensor, hint: Tensor | None, i: int) -> Tensor:
+    def eps_fn(x_t: Tensor, t: Tensor, i: int) -> Tensor:
         active = cfg.control_start * cfg.steps <= i < cfg.control_end * cfg.steps
-        return model.eps(x_t, t, context, hint if active else None, scales)
+        return model.eps(x_t, t, text, hint if active else None, scales)
 
-    eps_fn = classifier_free(
-        cond_eps,
-        model.encode_text(list(prompts)),
-        model.encode_text([negative_prompt]).expand(len(seeds), -1, -1),
-        hint,
-        cfg.guidance_scale,
-    )
-    latents = sample_ddim(
-        eps_fn,
+    latents = SAMPLERS[cfg.sampler](
+        classifier_free(eps_fn, cfg.guidance_scale) if guided else eps_fn,
         noise(),
-        spaced_timesteps(cfg.steps, cfg.spacing, model.cfg.schedule.num_timesteps),
+        timesteps,
         model.alphas_cumprod,
         eta=cfg.eta,
         randn=noise,
         before_step=before_step,
         progress=progress,
     )
-    faces = model.decode(latents.to(model.dtype)).float()
-    return ((faces + 1) / 2).clamp(0, 1).cpu()
+    at_once = max(1, DECODED_AT_ONCE // (height * width))
+    faces = [model.decode(part.to(model.dtype)).float().cpu() for part in latents.split(at_once)]
+    return ((torch.cat(faces) + 1) / 2).clamp(0, 1)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+KeysValues = tuple[Tensor, Tensor]
+"""Keys and values of one cross-attention, each (B, heads, M, D / heads)."""
+
+Context = Tensor | Sequence[KeysValues]
+"""What a network attends to: embeddings (B, M, C), or the keys and values its layers made of them before."""
 
 
 def zero_module(module: nn.Module) -> nn.Module:
@@ -28,14 +36,17 @@ class CrossAttention(nn.Module):
         self.to_v = nn.Linear(context_dim, query_dim, bias=False)
         self.to_out = nn.Sequential(nn.Linear(query_dim, query_dim))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        context = x if context is None else context
-        q, k, v = (
-            rearrange(y, "b n (h d) -> b h n d", h=self.num_heads)
-            for y in (self.to_q(x), self.to_k(context), self.to_v(context))
-        )
-        out = F.scaled_dot_product_attention(q, k, v)  # (B, h, N, d)
+    def keys_values(self, context: Tensor) -> KeysValues:
+        """What this layer makes of embeddings (B, M, C): while these stay the same, so does it."""
+        return self._heads(self.to_k(context)), self._heads(self.to_v(context))
+
+    def forward(self, x: Tensor, context: Tensor | KeysValues | None = None) -> Tensor:
+        k, v = context if isinstance(context, tuple) else self.keys_values(x if context is None else context)
+        out = F.scaled_dot_product_attention(self._heads(self.to_q(x)), k, v)  # (B, h, N, d)
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))  # (B, N, D)
+
+    def _heads(self, y: Tensor) -> Tensor:
+        return rearrange(y, "b n (h d) -> b h n d", h=self.num_heads)
 
 
 class GEGLU(nn.Module):
@@ -74,17 +85,21 @@ class BasicTransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.norm3 = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | KeysValues) -> Tensor:
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer over the positions of a feature map (B, C, H, W), conditioned on text (B, M, context_dim)."""
+    """Transformer over the positions of a feature map (B, C, H, W), conditioned on text.
+
+    first_text: which of the network's keys and values are those of this transformer's first block.
+    """
 
     def __init__(self, channels: int, context_dim: int, num_heads: int, depth: int, norm_groups: int) -> None:
         super().__init__()
+        self.first_text = 0
         self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
         self.proj_in = nn.Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList(
@@ -92,12 +107,13 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = zero_module(nn.Conv2d(channels, channels, 1))
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """x: (B, C, H, W); context: embeddings (B, M, context_dim), or keys and values of the whole network."""
         height = x.shape[2]
         y = self.proj_in(self.norm(x))  # (B, C, H, W)
         y = rearrange(y, "b c h w -> b (h w) c")
-        for block in self.transformer_blocks:
-            y = block(y, context)  # (B, H*W, C)
+        for i, block in enumerate(self.transformer_blocks, self.first_text):
+            y = block(y, context if isinstance(context, Tensor) else context[i])  # (B, H*W, C)
         y = rearrange(y, "b (h w) c -> b c h w", h=height)
         if x.is_contiguous(memory_format=torch.channels_last):
             y = y.contiguous(memory_format=torch.channels_last)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ldm.attention import SpatialTransformer, zero_module
+from ldm.attention import BasicTransformerBlock, Context, KeysValues, SpatialTransformer, zero_module
 
 
 @dataclass
@@ -124,7 +124,7 @@ class Upsample(nn.Module):
 class TimestepBlock(nn.ModuleList):
     """A numbered run of layers that hands the time embedding and the text to those that want them."""
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Context) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb)
@@ -165,6 +165,23 @@ class UNetEncoder(nn.Module):
                 ResBlock(ch, ch, emb_dim, cfg.norm_groups),
             ]
         )
+        self._number_texts()
+
+    def _number_texts(self) -> None:
+        """Tell every transformer where its keys and values stand among the network's."""
+        first = 0
+        for module in self.modules():
+            if isinstance(module, SpatialTransformer):
+                module.first_text = first
+                first += len(module.transformer_blocks)
+
+    def keys_values(self, context: Tensor) -> list[KeysValues]:
+        """Keys and values of text embeddings (B, M, context_dim) for every cross-attention, in the order of use.
+
+        Given to ``forward`` in the embeddings' place, they save their projection at every step of a sampling.
+        """
+        blocks = [m for m in self.modules() if isinstance(m, BasicTransformerBlock)]
+        return [block.attn2.keys_values(context) for block in blocks]
 
     def _transformer(self, channels: int) -> SpatialTransformer:
         cfg = self.cfg
@@ -172,7 +189,7 @@ class UNetEncoder(nn.Module):
             channels, cfg.context_dim, cfg.num_heads, cfg.transformer_depth, cfg.norm_groups
         )
 
-    def _run(self, block: nn.Module, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+    def _run(self, block: nn.Module, x: Tensor, emb: Tensor, context: Context) -> Tensor:
         if self.cfg.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, x, emb, context, use_reentrant=False)
         return block(x, emb, context)
@@ -182,11 +199,11 @@ class UNetEncoder(nn.Module):
         return self.time_embed(timestep_embedding(t, self.cfg.model_channels).to(dtype))
 
     def encode(
-        self, x: Tensor, emb: Tensor, context: Tensor, hint: Tensor | None = None
+        self, x: Tensor, emb: Tensor, context: Context, hint: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
         """Outputs of every encoder block and of the middle block.
 
-        x: (B, in_channels, H, W) latent; emb: (B, 4 ch); context: (B, M, context_dim);
+        x: (B, in_channels, H, W) latent; emb: (B, 4 ch); context: (B, M, context_dim) or :meth:`keys_values` of it;
         hint: (B, ch, H, W) added after the first block (a ControlNet's condition), or None.
         """
         skips = []
@@ -222,14 +239,16 @@ class UNetModel(UNetEncoder):
             nn.SiLU(),
             zero_module(nn.Conv2d(ch, cfg.out_channels, 3, padding=1)),
         )
+        self._number_texts()
 
     def forward(
-        self, x: Tensor, t: Tensor, context: Tensor, control: Sequence[Tensor] | None = None
+        self, x: Tensor, t: Tensor, context: Context, control: Sequence[Tensor] | None = None
     ) -> Tensor:
         """Predicted noise, (B, out_channels, H, W).
 
         x: (B, in_channels, H, W) noised latent, H and W multiples of 2**(levels - 1); t: (B,) steps;
-        context: (B, M, context_dim); control: ``num_control_outputs`` residuals, encoder order, middle last.
+        context: (B, M, context_dim), or :meth:`keys_values` of it;
+        control: ``num_control_outputs`` residuals, encoder order, middle last.
 
         Raises:
             ValueError: the number of residuals does not fit, or H, W do not divide.

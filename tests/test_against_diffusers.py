@@ -16,7 +16,8 @@ from diffusers.loaders.single_file_utils import (
 from torch import Tensor, nn
 
 from cldm.controlled import ControlledLatentDiffusion
-from cldm.ddim import sample_ddim, spaced_timesteps
+from cldm.ddim import sample_ddim
+from cldm.spacing import spaced_timesteps
 from ldm.autoencoder import AutoencoderConfig
 from ldm.latent_diffusion import ControlConfig, ModelConfig
 from ldm.text import TextConfig

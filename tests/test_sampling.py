@@ -81,6 +81,8 @@ def test_control_window_and_scales(model: ControlledLatentDiffusion, skulls: Ten
     ("changes", "message"),
     [
         ({"spacing": "even"}, "sampling.spacing"),
+        ({"sampler": "euler"}, "sampling.sampler: got 'euler', expected one of ddim, dpmpp_2m, unipc"),
+        ({"sampler": "unipc", "eta": 1.0}, "set sampling.eta=0"),
         ({"steps": 0}, "sampling.steps"),
         ({"eta": 2.0}, "sampling.eta"),
         ({"control_start": 0.9, "control_end": 0.1}, "control_start"),
@@ -94,6 +96,39 @@ def test_bad_settings_are_named(
     cfg = replace(SamplingConfig(2, "leading", control_scales=[1.0]), **changes)
     with pytest.raises(ValueError, match=message):
         reconstruct(model, skulls, PROMPTS, [1, 2], cfg)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "unipc"])
+def test_every_sampler_draws_a_face(model: ControlledLatentDiffusion, skulls: Tensor, sampler: str) -> None:
+    cfg = replace(CFG, sampler=sampler, eta=0.0, spacing="karras")
+    both = reconstruct(model, skulls, PROMPTS, [5, 6], cfg)
+    assert both.shape == (2, 3, 64, 64)
+    assert torch.allclose(both[1:], reconstruct(model, skulls[1:], PROMPTS[1:], [6], cfg), atol=1e-5)
+    assert float((both - reconstruct(model, skulls.flip(0), PROMPTS, [5, 6], cfg)).abs().max()) > 1e-3
+
+
+@torch.no_grad()
+def test_keys_and_values_are_as_good_as_the_text(model: ControlledLatentDiffusion, skulls: Tensor) -> None:
+    context = model.encode_text(PROMPTS)
+    hint = model.encode_hint(skulls)
+    x, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([300, 900])
+    text = model.project_text(context)
+    for h in (hint, None):
+        assert torch.equal(model.eps(x, t, context, h), model.eps(x, t, text, h))
+    swapped = model.project_text(context.flip(0))
+    assert float((model.eps(x, t, swapped, hint) - model.eps(x, t, text, hint)).abs().max()) > 1e-3
+
+
+def test_decoding_in_parts_changes_nothing(
+    model: ControlledLatentDiffusion, skulls: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = reconstruct(model, skulls, PROMPTS, [5, 6], CFG)
+    sizes: list[int] = []
+    decode = model.decode
+    monkeypatch.setattr(model, "decode", lambda z: (sizes.append(len(z)), decode(z))[1])
+    monkeypatch.setattr("cldm.sampling.DECODED_AT_ONCE", 64 * 64)
+    assert torch.allclose(reconstruct(model, skulls, PROMPTS, [5, 6], CFG), whole, atol=1e-5)
+    assert sizes == [1, 1]
 
 
 def test_lengths_must_agree(model: ControlledLatentDiffusion, skulls: Tensor) -> None:
