@@ -29,12 +29,8 @@ from data.sheet import NOTICE
 from ldm.checkpoint import sha256
 from ldm.config import parse_command_line, to_yaml
 from ldm.device import choose_device, choose_precision
-from muti_control.reconstruction import (
-    Job,
-    RunFolder,
-    recommended_sampling,
-    reconstruct_cases,
-)
+from muti_control.job import Job, RunFolder
+from muti_control.reconstruction import recommended_sampling, reconstruct_cases
 
 ROOT = Path(__file__).resolve().parent
 DEMO_SKULLS, DEMO_LIMIT = "data/split_data/test.json", 4
@@ -52,6 +48,7 @@ class SampleConfig:
     weights: checkpoint. model: YAML of its architecture, where the file does not carry it.
     device: auto, cpu, cuda, cuda:1, mps. precision: auto (bf16 on a GPU, fp32 on the CPU), fp32, bf16, fp16.
     batch_size: faces drawn together; each depends on its own skull, prompt and seed alone.
+    max_sheets: contact sheets at most, of twelve skulls each.
     out: folder to write. Default: results/NAME, numbered if it exists. overwrite: replace an earlier run there.
     sampling: the sampler's settings. Default: what the weights recommend.
     """
@@ -70,15 +67,16 @@ class SampleConfig:
     device: str = "auto"
     precision: str = "auto"
     batch_size: int = 8
+    max_sheets: int = 20
     out: str | None = None
     overwrite: bool = False
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def validate(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
-        for name, value in (("num_samples", self.num_samples), ("batch_size", self.batch_size)):
-            if value < 1:
-                raise ValueError(f"{name}: got {value}, expected at least 1")
+        for name in ("num_samples", "batch_size", "max_sheets"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
         if not 0 <= self.seed < 2**63 - self.num_samples:
             raise ValueError(f"seed: got {self.seed}, expected 0 or a positive number below 2^63")
         self.sampling.validate()
@@ -122,6 +120,7 @@ def prepare(arguments: Sequence[str]) -> Job:
         seeds=range(cfg.seed, cfg.seed + cfg.num_samples),
         sampling=cfg.sampling,
         batch_size=cfg.batch_size,
+        max_sheets=cfg.max_sheets,
         folder=RunFolder(folder, outdated),
         weights={"file": weights.name, "sha256": sha256(weights), "step": metadata.get("step", "unknown")},
         environment=environment(device, dtype),

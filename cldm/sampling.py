@@ -137,11 +137,13 @@ def reconstruct(
     negative_prompt: str = "",
     before_step: BeforeStep | None = None,
     progress: Callable[[int, int], None] | None = None,
+    on_device: bool = False,
 ) -> Tensor:
     """Faces (B, 3, H, W) in [0, 1], float32 on the CPU, from skulls (B, 3, H, W) in [0, 1] and prompts.
 
     Picture i depends on its own skull, prompt and seed alone. Without skulls (None) the base model draws from
-    the text. progress: called as (steps done, steps in all).
+    the text. progress: called as (steps done, steps in all). on_device: leave the faces on the model's device, so
+    that nothing waits for them here.
 
     Raises:
         ValueError: bad settings, or lengths that disagree.
@@ -186,5 +188,6 @@ def reconstruct(
         progress=progress,
     )
     at_once = max(1, DECODED_AT_ONCE // (height * width))
-    faces = [model.decode(part.to(model.dtype)).float().cpu() for part in latents.split(at_once)]
+    to = device if on_device else torch.device("cpu")
+    faces = [model.decode(part.to(model.dtype)).float().to(to) for part in latents.split(at_once)]
     return ((torch.cat(faces) + 1) / 2).clamp(0, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Mapping
@@ -22,6 +23,35 @@ _BROKEN = (
     *(OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError),
     *(struct.error, zlib.error),
 )
+
+
+class _QuietPillow:
+    """While any thread is inside, Pillow does not warn: a lower size limit is ours, and odd metadata is no matter.
+
+    ``warnings.catch_warnings`` alone puts the wrong filters back when threads leave in another order than they came.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._caught = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._caught = warnings.catch_warnings()
+                self._caught.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._caught.__exit__(None, None, None)
+
+
+_QUIET = _QuietPillow()
 
 
 class ImageError(ValueError):
@@ -52,15 +82,13 @@ def read_image(path: str | os.PathLike[str], size: int = 256) -> tuple[np.ndarra
     if path.stat().st_size == 0:
         raise ImageError(f"{path}: the file is empty (0 bytes); copy or export it again")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a lower size limit is ours; odd metadata is no matter
-            with Image.open(path) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise ImageError(_too_large(path, f"{width} x {height} px"))
-                frames = int(getattr(image, "n_frames", 1))
-                image.load()
-                upright = ImageOps.exif_transpose(image)
+        with _QUIET, Image.open(path) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ImageError(_too_large(path, f"{width} x {height} px"))
+            frames = int(getattr(image, "n_frames", 1))
+            image.load()
+            upright = ImageOps.exif_transpose(image)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:

@@ -25,26 +25,11 @@ from data.cases import Known, find_cases
 from data.images import ImageError
 from data.sheet import NOTICE
 from ldm.checkpoint import sha256, write_state_dict
-from muti_control.reconstruction import draw_faces, recommended_sampling
+from muti_control import job, run_record
+from muti_control.job import Draw
+from muti_control.reconstruction import draw_faces, read_skulls, recommended_sampling
 
 QUICK = SamplingConfig(steps=3, guidance_scale=2.0, control_scales=[1.0])
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model without zero layers, in which skull and prompt matter much; it recommends three steps."""
-    torch.manual_seed(0)
-    cfg = tiny_model_config()
-    model = ControlledLatentDiffusion(cfg)
-    for name, parameter in model.named_parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.2)
-        elif "attn2" in name:
-            parameter.data.mul_(10)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    recommended = {"sampling": json.dumps({"steps": 3, "guidance_scale": 2.0, "control_scales": [1.0]})}
-    write_state_dict(path, model.state_dict(), model_metadata(cfg) | recommended | {"step": "7"})
-    return path
 
 
 @pytest.fixture
@@ -128,9 +113,13 @@ def test_a_face_does_not_depend_on_its_batch(weights: Path, make_pairs: Callable
     model, _ = load_model(weights)
     cases = find_cases(make_pairs(test=4) / "split_data/test.json", Known())
     draws = [(case, 0, seed) for case in cases for seed in (3, 4)]
-    together = draw_faces(model, draws, QUICK)
-    alone = [draw_faces(model, [draw], QUICK)[0] for draw in draws]
-    backwards = draw_faces(model, draws[::-1], QUICK)[::-1]
+
+    def draw(*chosen: Draw) -> np.ndarray:
+        return draw_faces(model, chosen, read_skulls(chosen, 64), QUICK).wait()
+
+    together = draw(*draws)
+    alone = [draw(one)[0] for one in draws]
+    backwards = draw(*draws[::-1])[::-1]
     for a, b, c in zip(together, alone, backwards, strict=True):
         assert np.abs(a.astype(int) - b).max() <= 1  # rounding: sums are ordered by the batch's shape
         assert np.abs(a.astype(int) - c).max() <= 1
@@ -171,6 +160,7 @@ def test_an_assumed_ethnicity_is_said(run: Callable[..., int], capsys: pytest.Ca
         (["skull=a.png", "sampling.steps=0"], "sampling.steps: got 0"),
         (["skull=a.png", "sampling.control_scales=[1, 2]"], "sampling.control_scales: got 2 numbers"),
         (["skull=a.png", "num_samples=0"], "num_samples: got 0"),
+        (["skull=a.png", "max_sheets=0"], "max_sheets: got 0"),
         (["skull=a.png", "seed=-1"], "seed: got -1"),
         (["skull=a.png", "weights=none.safetensors"], "none.safetensors"),
         (["skull=a.png", "weights=a.png"], "a.png"),
@@ -256,16 +246,22 @@ def test_a_config_file_and_precedence(run: Callable[..., int]) -> None:
 
 
 def test_many_cases_go_on_several_sheets(
-    run: Callable[..., int], make_pairs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., int],
+    make_pairs: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(reconstruction, "ROWS_PER_SHEET", 2)
+    for module in (job, run_record):
+        monkeypatch.setattr(module, "ROWS_PER_SHEET", 2)
     root = make_pairs(test=5)
-    assert run(f"skull={root}/split_data/test.json", "sampling.steps=1", "out=o") == 0
-    assert sorted(path.name for path in Path("o").glob("contact*")) == [
-        "contact_sheet-2.png",
-        "contact_sheet-3.png",
-        "contact_sheet.png",
-    ]
+    command = (f"skull={root}/split_data/test.json", "sampling.steps=1", "out=o")
+    sheets = ["contact_sheet-2.png", "contact_sheet-3.png", "contact_sheet.png"]
+    assert run(*command) == 0
+    assert sorted(path.name for path in Path("o").glob("contact*")) == sheets
+    assert "max_sheets" not in capsys.readouterr().out
+    assert run(*command, "max_sheets=2", "overwrite=true") == 0
+    assert sorted(path.name for path in Path("o").glob("contact*")) == [sheets[0], sheets[2]]
+    assert "sheets for the first 4 of 5 skulls; max_sheets=3 makes all" in capsys.readouterr().out
 
 
 def test_an_interrupted_run_says_so_and_can_be_repeated(
@@ -274,7 +270,7 @@ def test_an_interrupted_run_says_so_and_can_be_repeated(
     manifest = make_pairs(test=2) / "split_data/test.json"
     real, calls = reconstruction.draw_faces, iter(range(9))
 
-    def interrupted(*arguments: Any) -> list[np.ndarray]:
+    def interrupted(*arguments: Any) -> Any:
         if next(calls) == 1:
             raise KeyboardInterrupt
         return real(*arguments)

@@ -1,0 +1,261 @@
+"""Reading ahead and writing behind: order, bounds, errors; and the pictures that come of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import muti_control.reconstruction as reconstruction
+import sample
+from cldm.sampling import reconstruct
+from data.images import read_image, to_uint8
+from muti_control.pipeline import WriteBehind, read_ahead
+from muti_control.run_record import run_record
+
+
+def test_items_come_in_order_and_only_so_many_are_read_ahead() -> None:
+    read: list[int] = []
+    taken: list[int] = []
+
+    def square(item: int) -> int:
+        assert item - len(taken) <= 3, "read too far ahead"
+        read.append(item)
+        return item * item
+
+    for item, result in read_ahead(square, range(20), ahead=2):
+        assert result == item * item
+        taken.append(item)
+    assert taken == read == list(range(20))
+    assert list(read_ahead(square, [])) == []
+
+
+def test_the_next_item_is_read_while_one_is_worked_on() -> None:
+    second = threading.Event()
+    items = read_ahead(lambda item: second.set() if item == 1 else None, [0, 1])
+    with closing(items):
+        assert next(items)[0] == 0
+        assert second.wait(10)
+
+
+def test_an_error_of_reading_comes_at_its_place_and_ends_the_thread() -> None:
+    def read(item: int) -> int:
+        if item == 2:
+            raise OSError("disk gone")
+        return item
+
+    items = read_ahead(read, range(9), ahead=3)
+    assert [next(items)[0], next(items)[0]] == [0, 1]
+    with pytest.raises(OSError, match="disk gone"):
+        next(items)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
+
+
+def test_leaving_early_reads_no_further() -> None:
+    read: list[int] = []
+    with closing(read_ahead(read.append, range(1000), ahead=2)) as items:
+        next(items)
+    num = len(read)
+    assert num <= 3
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
+
+
+def test_writing_is_bounded_and_done_at_the_end() -> None:
+    lock, inside, most, done = threading.Lock(), [0], [0], []
+    started = [0]
+
+    def write(item: int) -> None:
+        with lock:
+            inside[0] += 1
+            most[0] = max(most[0], started[0] - len(done))
+        time.sleep(0.002)
+        with lock:
+            inside[0] -= 1
+            done.append(item)
+
+    with WriteBehind(threads=2, limit=5) as writers:
+        for item in range(40):
+            writers.put(write, item)
+            with lock:
+                started[0] += 1
+    assert sorted(done) == list(range(40))
+    assert most[0] <= 6  # the limit, and the one whose put has not returned
+
+
+@pytest.mark.parametrize("num_after", [0, 30])
+def test_an_error_of_writing_is_raised_soon_or_at_the_end(num_after: int) -> None:
+    done: list[int] = []
+
+    def fail() -> None:
+        raise OSError("no space left on device")
+
+    def write_all() -> None:
+        with WriteBehind(threads=1, limit=2) as writers:
+            writers.put(fail)
+            for item in range(num_after):
+                writers.put(done.append, item)
+
+    with pytest.raises(OSError, match="no space"):
+        write_all()
+    assert len(done) <= 2
+
+
+def test_what_was_put_before_an_interruption_is_written_and_the_interruption_wins() -> None:
+    done: list[int] = []
+
+    def slow(item: int) -> None:
+        time.sleep(0.01)
+        done.append(item)
+        raise ValueError("of less weight")
+
+    def write_all() -> None:
+        with WriteBehind(threads=1, limit=9) as writers:
+            for item in range(3):
+                writers.put(slow, item)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_all()
+    assert done == [0, 1, 2]
+
+
+def test_pictures_read_by_many_threads_leave_the_warnings_as_they_were(tmp_path: Path) -> None:
+    Image.new("L", (64, 64)).save(tmp_path / "a.png")
+    before = list(warnings.filters)
+    barrier = threading.Barrier(8)
+
+    def read() -> None:
+        barrier.wait()
+        for _ in range(20):
+            read_image(tmp_path / "a.png", 64)
+
+    threads = [threading.Thread(target=read) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert warnings.filters == before
+
+
+# ---------------------------------------------------------------- the run as a whole
+@pytest.fixture
+def prepared(weights: Path, make_pairs: Callable[..., Path], tmp_path: Path) -> Callable[..., sample.Job]:
+    """A job of seven skulls, of two faces each, in batches of four."""
+    root = make_pairs(test=7)
+
+    def prepare(*arguments: str) -> sample.Job:
+        common = (f"weights={weights}", f"skull={root}/split_data/test.json", "num_samples=2", "device=cpu")
+        return sample.prepare([*common, "batch_size=4", f"out={tmp_path / 'o'}", *arguments])
+
+    return prepare
+
+
+def test_the_files_hold_what_drawing_one_batch_after_the_other_gives(
+    prepared: Callable[..., sample.Job], tmp_path: Path
+) -> None:
+    job = prepared("seed=3")
+    reconstruction.reconstruct_cases(job)
+    for batch in job.batches:  # as simply as it can be said
+        skulls = np.stack([read_image(case.skull_path, 64)[0].transpose(2, 0, 1) for case, _, _ in batch])
+        prompts, seeds = [case.prompt for case, _, _ in batch], [seed for _, _, seed in batch]
+        faces = reconstruct(job.model, torch.from_numpy(skulls), prompts, seeds, job.sampling)
+        for (case, k, seed), face in zip(batch, faces, strict=True):
+            with Image.open(tmp_path / "o" / f"{case.name}_{k}.png") as image:
+                np.testing.assert_array_equal(np.asarray(image), to_uint8(face.permute(1, 2, 0).numpy()))
+                told = json.loads(image.info["iccr-diff"])
+            assert (told["seed"], told["prompt"]) == (seed, case.prompt)
+            assert told["skull"]["file"] == case.skull_path.name
+
+
+def test_a_skull_that_vanishes_during_the_run_is_told_and_the_faces_before_it_stay(
+    prepared: Callable[..., sample.Job],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    job = prepared()
+
+    def record_and_lose(job: sample.Job) -> object:
+        record = run_record(job)
+        job.cases[5].skull_path.rename(tmp_path / "moved.png")
+        return record
+
+    monkeypatch.setattr(sample, "prepare", lambda _: job)
+    monkeypatch.setattr(reconstruction, "run_record", record_and_lose)
+    assert sample.main([]) == 2
+    assert f"{job.cases[5].skull_path}: does not exist" in capsys.readouterr().err
+    assert len(list((tmp_path / "o").glob("test_*.png"))) == 8
+    assert not list((tmp_path / "o").glob("contact*"))
+
+
+def test_a_full_disk_is_told_in_one_line(
+    prepared: Callable[..., sample.Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = prepared()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sample, "prepare", lambda _: job)
+    monkeypatch.setattr(reconstruction, "write_png", full)
+    assert sample.main([]) == 2
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sample.py")]
+    assert told == ["sample.py: [Errno 28] No space left on device"]
+
+
+def test_the_pictures_in_memory_do_not_grow_with_the_run(
+    prepared: Callable[..., sample.Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive, most = weakref.WeakSet(), [0]  # batches of faces
+    draw = reconstruction.draw_faces
+
+    def counted(*arguments: Any) -> reconstruction.DrawnFaces:
+        faces = draw(*arguments)
+        alive.add(faces)
+        most[0] = max(most[0], len(alive))
+        return faces
+
+    monkeypatch.setattr(reconstruction, "draw_faces", counted)
+    monkeypatch.setattr(reconstruction, "write_png", lambda *_: time.sleep(0.05))
+    monkeypatch.setattr(reconstruction, "write_sheet", lambda *_: None)
+    monkeypatch.setattr(reconstruction, "add_hashes", lambda *_: None)
+    reconstruction.reconstruct_cases(prepared("num_samples=4", "batch_size=2", "sampling.steps=1"))
+    assert 2 <= most[0] <= 4  # two waiting to be written, one just drawn, one in the hands of a thread
+
+
+def test_ctrl_c_leaves_whole_faces_and_a_record_that_says_unfinished(
+    weights: Path, make_pairs: Callable[..., Path], tmp_path: Path
+) -> None:
+    manifest, out = make_pairs(test=30) / "split_data/test.json", tmp_path / "o"
+    command = [sys.executable, sample.__file__, f"weights={weights}", f"skull={manifest}", f"out={out}"]
+    command += ["num_samples=40", "batch_size=2", "sampling.steps=30", "device=cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as program:
+        while len(list(out.glob("test_*.png"))) < 3 and program.poll() is None:
+            time.sleep(0.02)
+        program.send_signal(signal.SIGINT)
+        _, told = program.communicate(timeout=60)
+    assert (program.returncode, told) == (130, f"sample.py: interrupted; the faces so far are in {out}\n")
+    assert json.loads((out / "record.json").read_text())["finished"] is False
+    assert not list(out.glob(".*")) and not list(out.glob("contact*"))
+    faces = sorted(out.glob("test_*.png"))
+    assert 3 <= len(faces) < 1200
+    for face in faces:
+        with Image.open(face) as image:
+            image.load()
+            assert image.size == (64, 64)
