@@ -148,7 +148,8 @@ def test_conda_environment_has_the_ranges_of_pyproject():
     environment = yaml.safe_load((ROOT / "environment.yaml").read_text(encoding="utf-8"))
     conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
     pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
-    assert sorted(pip) == sorted(project["dependencies"] + project["optional-dependencies"]["cohort"])
+    wanted = [line for extra in ("cohort", "eval") for line in project["optional-dependencies"][extra]]
+    assert sorted(pip) == sorted(project["dependencies"] + wanted)
     assert f"python{project['requires-python']}" in conda
 
 
@@ -159,6 +160,7 @@ def test_every_dependency_is_imported_somewhere_and_none_is_forgotten():
         "pyyaml": "yaml",
         "pillow": "PIL",
         "scikit-image": "skimage",
+        "dlib-bin": "dlib",
     }
     project = _project()
 

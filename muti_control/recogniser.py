@@ -1,0 +1,241 @@
+"""Who is it? An independent judge: dlib's face recogniser and dlib's own 68 facial points.
+
+Both networks were trained by others on photographs; nothing here trains them, and they are in no loss and in no
+guidance, so that what they say of a reconstruction is evidence. A face becomes a descriptor of 128 numbers whose
+Euclidean distance is small between pictures of one person, and 68 points whose shape is compared after Procrustes
+alignment (position, size and turn in the picture taken away).
+
+Needs the ``eval`` extra: dlib-bin, and face-recognition-models for the weights (its points were trained on iBUG
+300-W, whose terms exclude commercial use). The package itself is never imported, only its files are found.
+
+Source: D. King, "High quality face recognition with deep metric learning", dlib blog, 2017; V. Kazemi and
+J. Sullivan, "One millisecond face alignment with an ensemble of regression trees", CVPR 2014.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pictures = NDArray[np.uint8]
+
+NUM_POINTS, DESCRIPTOR_SIZE = 68, 128
+_WEIGHTS = {
+    "points": "shape_predictor_68_face_landmarks.dat",
+    "descriptor": "dlib_face_recognition_resnet_model_v1.dat",
+}
+_REMEDY = (
+    "python -m pip install dlib-bin face-recognition-models  (the `eval` extra; make test installs it too)"
+)
+
+
+class RecogniserError(ValueError):
+    """The recogniser cannot be used, or found no face; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class RecogniserConfig:
+    """How a face is found and cut out.
+
+    Attributes:
+        rectangle: left, top, right and bottom of the face in fractions of the picture's side. The default fits the
+            cohort's camera (280 mm field, frontal): it is where dlib's detector sees those faces on average.
+            None lets the detector look for each face.
+        chip: side in px of the face that the network sees; it was trained at 150.
+        padding: how much is shown around the face, in fractions of its size; the network was trained with 0.25.
+        jitters: descriptors are averaged over that many slightly moved copies; 0 takes the face as it is.
+    """
+
+    rectangle: tuple[float, float, float, float] | None = (0.264, 0.365, 0.735, 0.835)
+    chip: int = 150
+    padding: float = 0.25
+    jitters: int = 0
+
+
+class Recogniser:
+    """Descriptors and points of grey face pictures, one at a time, on the CPU.
+
+    Raises:
+        RecogniserError: dlib or its weights are not installed.
+    """
+
+    def __init__(self, config: RecogniserConfig | None = None) -> None:
+        self.config = config or RecogniserConfig()
+        self._dlib = _load_dlib()
+        self._weights = {name: _weight_file(file) for name, file in _WEIGHTS.items()}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the figures depend on, for records."""
+        files = {name: path.stat().st_size for name, path in self._weights.items()}
+        return {"dlib": self._dlib.__version__, "weight_bytes": files, **asdict(self.config)}
+
+    @cached_property
+    def _predictor(self) -> Any:
+        return self._dlib.shape_predictor(str(self._weights["points"]))
+
+    @cached_property
+    def _network(self) -> Any:
+        return self._dlib.face_recognition_model_v1(str(self._weights["descriptor"]))
+
+    @cached_property
+    def _detector(self) -> Any:
+        return self._dlib.get_frontal_face_detector()
+
+    def look(self, picture: Pictures) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """One picture.
+
+        Args:
+            picture: (H, W) or (H, W, 3) uint8, the face upright.
+
+        Returns:
+            descriptor (128,) and points (68, 2) in px, x right and y down.
+
+        Raises:
+            RecogniserError: not such a picture, or the detector found no face in it.
+        """
+        picture = np.asarray(picture)
+        if (
+            picture.dtype != np.uint8
+            or picture.ndim not in (2, 3)
+            or (picture.ndim == 3 and picture.shape[2] != 3)
+        ):
+            raise RecogniserError(
+                f"picture of shape {picture.shape} and type {picture.dtype}: expected (H, W) or (H, W, 3) uint8"
+            )
+        colour = np.ascontiguousarray(
+            picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
+        )
+        shape = self._predictor(colour, self._rectangle(colour))
+        points = np.array([(point.x, point.y) for point in shape.parts()], np.float32)
+        chip = self._dlib.get_face_chip(colour, shape, self.config.chip, self.config.padding)
+        if self.config.jitters:
+            chips = self._dlib.jitter_image(chip, num_jitters=self.config.jitters)
+            found = np.mean([np.array(self._network.compute_face_descriptor(c)) for c in chips], axis=0)
+        else:
+            found = np.array(self._network.compute_face_descriptor(chip))
+        return found.astype(np.float32), points
+
+    def look_at_all(
+        self,
+        pictures: Iterable[Pictures],
+        cache: Path | None = None,
+        progress: Callable[[Sequence[Pictures]], Iterable[Pictures]] = iter,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Descriptors (N, 128) and points (N, 68, 2) of many pictures.
+
+        Args:
+            cache: an .npz file of what was seen before, by the content of the picture and the settings; it is read,
+                used and written again. None looks at every picture.
+            progress: wraps the list of pictures, e.g. ``tqdm``.
+        """
+        settings = repr(sorted(self.identity.items())).encode()
+        known = _read_cache(cache)
+        before = len(known)
+        rows = []
+        for picture in progress(list(pictures)):
+            key = hashlib.sha256(settings + str(picture.shape).encode() + picture.tobytes()).hexdigest()
+            if key not in known:
+                descriptor, points = self.look(picture)
+                known[key] = np.concatenate([descriptor, points.ravel()])
+            rows.append(known[key])
+        if cache is not None and len(known) > before:
+            _write_cache(cache, known)
+        seen = np.stack(rows) if rows else np.zeros((0, DESCRIPTOR_SIZE + 2 * NUM_POINTS), np.float32)
+        return seen[:, :DESCRIPTOR_SIZE], seen[:, DESCRIPTOR_SIZE:].reshape(-1, NUM_POINTS, 2)
+
+    def _rectangle(self, colour: Pictures) -> Any:
+        height, width = colour.shape[:2]
+        if self.config.rectangle is not None:
+            left, top, right, bottom = self.config.rectangle
+            return self._dlib.rectangle(
+                round(left * width), round(top * height), round(right * width), round(bottom * height)
+            )
+        found = self._detector(colour, 0) or self._detector(colour, 1)
+        if not found:
+            raise RecogniserError(
+                "no face was found in a picture: turn the head to the front, or give the face's rectangle"
+            )
+        return max(found, key=lambda box: box.area())
+
+
+def descriptor_distances(probes: NDArray[np.floating], gallery: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Euclidean distances (P, G) between descriptors (P, 128) and (G, 128); dlib calls one person below 0.6."""
+    p, g = np.asarray(probes, np.float64), np.asarray(gallery, np.float64)
+    squared = (p**2).sum(1)[:, None] - 2 * p @ g.T + (g**2).sum(1)
+    return np.sqrt(np.maximum(squared, 0))
+
+
+def procrustes_distances(probes: NDArray[np.floating], gallery: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Partial Procrustes distances (P, G) between planar shapes (P, K, 2) and (G, K, 2), in [0, sqrt(2)].
+
+    Shapes are centred and scaled to unit centroid size; the best rotation (no reflection) is the phase of their
+    complex inner product, so the distance is sqrt(2 - 2 |<p, g>|).
+    Source: Dryden and Mardia, Statistical Shape Analysis, 2nd edition 2016, section 4.2.
+
+    Raises:
+        ValueError: a shape whose points all coincide, or shapes of another size.
+    """
+    if probes.ndim != 3 or probes.shape[2] != 2 or probes.shape[1:] != gallery.shape[1:]:
+        raise ValueError(f"shapes {probes.shape} and {gallery.shape}: expected (P, K, 2) and (G, K, 2)")
+    p, g = _preshape(probes), _preshape(gallery)
+    return np.sqrt(np.maximum(2 - 2 * np.abs(p.conj() @ g.T), 0))
+
+
+def _preshape(shapes: NDArray[np.floating]) -> NDArray[np.complex128]:
+    planar = shapes[..., 0].astype(np.float64) + 1j * shapes[..., 1]
+    planar -= planar.mean(axis=1, keepdims=True)
+    size = np.linalg.norm(planar, axis=1, keepdims=True)
+    if (size < 1e-9).any():
+        raise ValueError("a shape whose points all coincide has no form to compare")
+    return planar / size
+
+
+def _load_dlib() -> Any:
+    if find_spec("dlib") is None:
+        raise RecogniserError(f"dlib is not installed: {_REMEDY}")
+    import dlib
+
+    return dlib
+
+
+def _weight_file(name: str) -> Path:
+    spec = find_spec("face_recognition_models")
+    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+        path = Path(folder) / "models" / name
+        if path.is_file():
+            return path
+    raise RecogniserError(f"the weights {name} are not installed: {_REMEDY}")
+
+
+def _read_cache(path: Path | None) -> dict[str, NDArray[np.float32]]:
+    if path is None or not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return dict(zip(stored["keys"].tolist(), stored["rows"], strict=True))
+    except (OSError, ValueError, KeyError) as error:
+        raise RecogniserError(
+            f"{path}: not a cache of descriptors ({error}): delete it, or name another"
+        ) from error
+
+
+def _write_cache(path: Path, known: dict[str, NDArray[np.float32]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, keys=np.array(list(known)), rows=np.stack(list(known.values())))
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)

@@ -1,0 +1,142 @@
+"""The independent judge of identity: distances against other implementations, dlib on faces that the cohort draws."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.linalg import orthogonal_procrustes
+
+from muti_control.recogniser import (
+    Recogniser,
+    RecogniserConfig,
+    RecogniserError,
+    descriptor_distances,
+    procrustes_distances,
+)
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+DLIB_OF_OURS = {
+    8: 16,
+    27: 51,
+    30: 54,
+    33: 57,
+    48: 84,
+    54: 90,
+}  # chin, nose, mouth corners: dlib's 68 -> the 106
+
+
+@pytest.fixture(scope="module")
+def faces() -> dict[str, np.ndarray]:
+    paths = sorted((DATA / "pairedCS" / "craniofacial").glob("*.png"))[:4]
+    return {path.stem: np.asarray(Image.open(path).convert("L")) for path in paths}
+
+
+@pytest.fixture(scope="module")
+def recogniser() -> Recogniser:
+    return Recogniser()
+
+
+def turned(shape: np.ndarray, degrees: float, scale: float, shift: tuple[float, float]) -> np.ndarray:
+    a = np.radians(degrees)
+    return scale * shape @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]]) + np.array(shift)
+
+
+def test_procrustes_is_what_rotating_and_subtracting_gives():
+    rng = np.random.default_rng(0)
+    shapes = rng.normal(size=(5, 68, 2))
+    found = procrustes_distances(shapes[:3], shapes)
+    for i in range(3):
+        for j in range(5):
+            a, b = (s - s.mean(0) for s in (shapes[i], shapes[j]))
+            a, b = a / np.linalg.norm(a), b / np.linalg.norm(b)
+            rotation, _ = orthogonal_procrustes(a, b)
+            if np.linalg.det(rotation) < 0:  # a reflection: not allowed here
+                u, _, vt = np.linalg.svd(a.T @ b)
+                rotation = u @ np.diag([1, -1]) @ vt
+            assert found[i, j] == pytest.approx(np.linalg.norm(a @ rotation - b), abs=1e-7)
+
+
+def test_procrustes_ignores_place_size_and_turn_and_nothing_else():
+    shape = np.random.default_rng(1).normal(size=(1, 30, 2))
+    same = turned(shape[0], 37, 2.5, (100, -3))[None]
+    assert procrustes_distances(shape, same)[0, 0] < 1e-7
+    assert procrustes_distances(shape, shape * [-1, 1])[0, 0] > 0.3  # the mirror image is another shape
+    with pytest.raises(ValueError, match="coincide"):
+        procrustes_distances(np.zeros((1, 30, 2)), shape)
+    with pytest.raises(ValueError, match="expected"):
+        procrustes_distances(shape[0], shape)
+
+
+def test_descriptor_distance_is_euclidean():
+    rng = np.random.default_rng(2)
+    p, g = rng.normal(size=(3, 128)), rng.normal(size=(4, 128))
+    wanted = np.sqrt(((p[:, None] - g[None]) ** 2).sum(-1))
+    np.testing.assert_allclose(descriptor_distances(p, g), wanted, atol=1e-9)
+    assert descriptor_distances(p, p).diagonal().max() < 1e-6
+
+
+def test_points_lie_on_the_face(recogniser, faces):
+    for name, face in faces.items():
+        _, points = recogniser.look(face)
+        record = json.loads((DATA / "pairedCS" / "landmarks" / f"{name}.json").read_text(encoding="utf-8"))
+        truth = np.array(record["points"])
+        error = [np.linalg.norm(points[k] - truth[ours]) for k, ours in DLIB_OF_OURS.items()]
+        assert np.mean(error) < 5, name  # px; the face is about 120 px wide
+
+
+def test_a_person_is_nearer_to_a_blurred_self_than_to_others(recogniser, faces):
+    pictures = list(faces.values())
+    shrunk = [Image.fromarray(face).resize((160, 160), Image.Resampling.BICUBIC) for face in pictures]
+    again = [np.asarray(small.resize((256, 256), Image.Resampling.BICUBIC)) for small in shrunk]
+    gallery, shapes = recogniser.look_at_all(pictures)
+    probes, probe_shapes = recogniser.look_at_all(again)
+    assert (descriptor_distances(probes, gallery).argmin(1) == np.arange(len(pictures))).all()
+    assert (procrustes_distances(probe_shapes, shapes).argmin(1) == np.arange(len(pictures))).all()
+
+
+def test_the_detector_agrees_with_the_fixed_rectangle(recogniser, faces):
+    face = next(iter(faces.values()))
+    _, fixed = recogniser.look(face)
+    _, found = Recogniser(RecogniserConfig(rectangle=None)).look(face)
+    assert np.linalg.norm(fixed - found, axis=1).mean() < 6
+
+
+def test_the_cache_is_used_and_knows_other_settings(recogniser, faces, tmp_path, monkeypatch):
+    cache = tmp_path / "seen" / "cache.npz"
+    pictures = list(faces.values())[:2]
+    first, points = recogniser.look_at_all(pictures, cache)
+    with monkeypatch.context() as patch:
+        patch.setattr(Recogniser, "look", lambda *_: pytest.fail("looked again at a picture it had seen"))
+        again, points_again = recogniser.look_at_all(pictures[::-1], cache)
+    np.testing.assert_array_equal(again[::-1], first)
+    np.testing.assert_array_equal(points_again[::-1], points)
+    wider = Recogniser(RecogniserConfig(padding=0.5))
+    assert np.abs(wider.look_at_all(pictures[:1], cache)[0] - first[:1]).max() > 1e-3
+    cache.write_text("nothing of the kind", encoding="utf-8")
+    with pytest.raises(RecogniserError, match="delete it"):
+        recogniser.look_at_all(pictures, cache)
+
+
+def test_what_is_no_face_is_told(recogniser):
+    black = np.zeros((256, 256), np.uint8)
+    with pytest.raises(RecogniserError, match="no face"):
+        Recogniser(RecogniserConfig(rectangle=None)).look(black)
+    with pytest.raises(RecogniserError, match="expected"):
+        recogniser.look(black.astype(float))
+
+
+def test_without_dlib_the_message_says_how_to_get_it():
+    code = (
+        "import importlib.util as u; real = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'dlib' else real(name, *a)\n"
+        "from muti_control.recogniser import Recogniser, RecogniserError\n"
+        "try:\n    Recogniser()\nexcept RecogniserError as error:\n    print(error)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install dlib-bin" in ended.stdout
