@@ -57,6 +57,14 @@ def _bpe() -> Any:
     return SimpleTokenizer()
 
 
+def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """CLIP's tokens with their ids, under their published names, and the byte pairs in the order they are merged."""
+    bpe = _bpe()
+    special = {BOS_TOKEN: "<|startoftext|>", EOS_TOKEN: "<|endoftext|>"}  # open_clip calls them otherwise
+    tokens = {special.get(number, token): number for token, number in bpe.encoder.items()}
+    return tokens, sorted(bpe.bpe_ranks, key=bpe.bpe_ranks.__getitem__)
+
+
 def tokenize(prompts: Sequence[str], max_length: int = 77) -> Tensor:
     """Token ids as Stable Diffusion 1.5 expects them.
 
