@@ -14,14 +14,14 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cldm.controlled import load_model
-from cldm.record import check_overwriting, claim_folder, environment, unused_folder
+from cldm.record import check_overwriting, claim_folder, environment, latest_folder, unused_folder
 from cldm.sampling import SamplingConfig
 from cldm.spacing import spaced_timesteps
 from data.cases import MANIFEST_SUFFIXES, Known, check_pictures, find_cases
@@ -31,6 +31,7 @@ from ldm.config import parse_command_line, to_yaml
 from ldm.device import choose_device, choose_precision
 from muti_control.job import Job, RunFolder
 from muti_control.reconstruction import recommended_sampling, reconstruct_cases
+from muti_control.resume import resumed
 
 ROOT = Path(__file__).resolve().parent
 DEMO_SKULLS, DEMO_LIMIT = "data/split_data/test.json", 4
@@ -50,6 +51,7 @@ class SampleConfig:
     batch_size: faces drawn together; each depends on its own skull, prompt and seed alone.
     max_sheets: contact sheets at most, of twelve skulls each.
     out: folder to write. Default: results/NAME, numbered if it exists. overwrite: replace an earlier run there.
+    resume: continue an earlier run there (without out: the latest results/NAME), drawing the faces it lacks.
     sampling: the sampler's settings. Default: what the weights recommend.
     """
 
@@ -70,6 +72,7 @@ class SampleConfig:
     max_sheets: int = 20
     out: str | None = None
     overwrite: bool = False
+    resume: bool = False
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def validate(self) -> None:
@@ -79,6 +82,10 @@ class SampleConfig:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
         if not 0 <= self.seed < 2**63 - self.num_samples:
             raise ValueError(f"seed: got {self.seed}, expected 0 or a positive number below 2^63")
+        if self.overwrite and self.resume:
+            raise ValueError(
+                "overwrite=true replaces an earlier run and resume=true continues it; give one of them"
+            )
         self.sampling.validate()
 
 
@@ -98,8 +105,9 @@ def prepare(arguments: Sequence[str]) -> Job:
     cases = find_cases(skull, known, cfg.images_dir, limit)
     is_manifest = skull.is_file() and skull.suffix.lower() in MANIFEST_SUFFIXES
     name = _name(skull) if cfg.skull is not None else "demo"
-    folder = Path(cfg.out) if cfg.out is not None else unused_folder(Path("results") / name)
-    outdated = claim_folder(folder, cfg.overwrite)
+    free = latest_folder if cfg.resume else unused_folder
+    folder = Path(cfg.out) if cfg.out is not None else free(Path("results") / name)
+    earlier = claim_folder(folder, cfg.overwrite, cfg.resume)
     weights = _shipped(cfg.weights)
     model, metadata = load_model(weights, cfg.model, device, dtype)
     base = {"sampling": recommended_sampling(metadata, model.cfg.unet.num_control_outputs)}
@@ -113,24 +121,28 @@ def prepare(arguments: Sequence[str]) -> Job:
     except ValueError as error:
         raise ValueError(f"sampling.{error}") from error
     notes = check_pictures(cases, model.cfg.image_size)
+    pictures = {path for case in cases for path in (case.skull_path, case.face_path) if path is not None}
     job = Job(
         model=model,
         cases=cases,
         notes=notes,
+        hashes={path: sha256(path) for path in pictures},
         seeds=range(cfg.seed, cfg.seed + cfg.num_samples),
         sampling=cfg.sampling,
         batch_size=cfg.batch_size,
         max_sheets=cfg.max_sheets,
-        folder=RunFolder(folder, outdated),
+        folder=RunFolder(folder),
         weights={"file": weights.name, "sha256": sha256(weights), "step": metadata.get("step", "unknown")},
         environment=environment(device, dtype),
         config=to_yaml(cfg),
         manifest={"path": str(skull), "sha256": sha256(skull)} if is_manifest else None,
     )
-    inputs = [skull, weights, *(Path(argument) for argument in arguments if "=" not in argument)]
+    if earlier is not None:
+        job = replace(job, folder=resumed(job, earlier) if cfg.resume else RunFolder(folder, earlier.files))
+    inputs = [skull, weights, *(Path(argument) for argument in arguments if "=" not in argument), *pictures]
     inputs += [Path(cfg.model)] if cfg.model is not None else []
-    inputs += [path for case in cases for path in (case.skull_path, case.face_path) if path is not None]
-    check_overwriting(outdated, [folder / file for file in job.files], inputs)
+    written = [folder / file for file in job.files if file not in job.folder.done]
+    check_overwriting(job.folder.outdated, written, inputs)
     return job
 
 
@@ -167,7 +179,7 @@ def main(arguments: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         return _told(str(error), 2)
     except KeyboardInterrupt:
-        return _told(f"interrupted; the faces so far are in {job.folder.path}", 130)
+        return _told(f"interrupted; the faces so far are in {job.folder.path}; resume=true continues", 130)
     faces = f"{len(job.draws)} face{'s' * (len(job.draws) != 1)}"
     print(f"{faces} in {time.monotonic() - started:.1f} s: {job.folder.path}")
     print(f"Contact sheet: {job.folder.path / 'contact_sheet.png'}\n{NOTICE}")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
+import re
 import secrets
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -80,46 +83,74 @@ FORMAT = "iccr-diff sample record 1"
 
 def unused_folder(wanted: Path) -> Path:
     """``wanted``, or the first of ``wanted-2``, ``wanted-3`` ... that does not exist."""
-    number, folder = 1, wanted
-    while folder.exists():
-        number += 1
-        folder = wanted.with_name(f"{wanted.name}-{number}")
-    return folder
+    return next(folder for folder in _numbered(wanted) if not folder.exists())
 
 
-def claim_folder(folder: Path, overwrite: bool) -> list[Path]:
+def latest_folder(wanted: Path) -> Path:
+    """The last of ``wanted``, ``wanted-2``, ``wanted-3`` ... that exists; ``wanted`` where none does."""
+    existing = itertools.takewhile(Path.exists, _numbered(wanted))
+    return max(enumerate(existing), default=(0, wanted))[1]
+
+
+def _numbered(wanted: Path) -> Iterator[Path]:
+    yield wanted
+    for number in itertools.count(2):
+        yield wanted.with_name(f"{wanted.name}-{number}")
+
+
+@dataclass(frozen=True)
+class EarlierRun:
+    """A run whose record lies in the folder that another one is to write to.
+
+    record: its content. files: those it made that are there, and what a broken-off write of one of them left.
+    """
+
+    record: Mapping[str, Any]
+    files: Sequence[Path]
+
+
+def claim_folder(folder: Path, overwrite: bool = False, resume: bool = False) -> EarlierRun | None:
     """Check that a run may write into ``folder``; nothing is touched yet.
 
     Returns:
-        The files of an earlier run there, which its record lists, to be removed when this run starts.
+        The earlier run there, to be replaced (overwrite) or continued (resume); None if the folder is free.
 
     Raises:
-        OutputError: the folder holds something, and ``overwrite`` is off or what it holds is not an earlier run.
+        OutputError: the folder holds something, and neither is asked for, or what it holds is no earlier run.
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"out: {folder} is a file; give a folder")
     if not folder.is_dir() or not any(folder.iterdir()):
-        return []
-    if not overwrite:
-        raise OutputError(
-            f"out: {folder} exists and is not empty; give another out=FOLDER, or overwrite=true"
-        )
+        return None
     try:
-        earlier = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        files = [str(name) for name in earlier["files"]] if earlier["format"] == FORMAT else None
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        names = {str(name) for name in record["files"]} if record["format"] == FORMAT else None
+        unfinished = record.get("finished") is False
     except (OSError, ValueError, KeyError, TypeError):
-        files = None
-    if files is None:
-        what = f"holds no {RECORD} of an earlier run, so nothing in it is overwritten"
+        names, unfinished = None, False
+    if not overwrite and not resume:
+        remedy = (
+            "resume=true to continue the run in it, or overwrite=true" if unfinished else "or overwrite=true"
+        )
+        raise OutputError(f"out: {folder} exists and is not empty; give another out=FOLDER, {remedy}")
+    if names is None:
+        what = f"holds no {RECORD} of an earlier run, so nothing in it is {'continued' if resume else 'overwritten'}"
         raise OutputError(f"out: {folder} {what}; give another out=FOLDER")
-    return [folder / name for name in files if Path(name).name == name and (folder / name).is_file()]
+    present = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    return EarlierRun(record, [path for path in present if _final_name(path.name) in names])
+
+
+def _final_name(name: str) -> str:
+    """The name a file has or was going to get: a write that was killed leaves ``.NAME.12345678.tmp``."""
+    temporary = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.tmp", name)
+    return temporary[1] if temporary else name
 
 
 def check_overwriting(outdated: Iterable[Path], written: Iterable[Path], inputs: Iterable[Path]) -> None:
     """Check that a run which replaces an earlier one destroys neither what it reads nor what is the user's.
 
     Args:
-        outdated: files of the earlier run, to be removed: of ``claim_folder``.
+        outdated: files of the earlier run, to be removed.
         written: files this run will write.
         inputs: files this run reads.
 

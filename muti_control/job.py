@@ -21,16 +21,23 @@ Draw = tuple[Case, int, int]
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run writes, and the files of an earlier run there that it replaces."""
+    """Where a run writes.
+
+    outdated: files of an earlier run there that it replaces. done: names of the faces it keeps, as it would draw the
+    same. earlier_runs: date and environment of the runs that drew those.
+    """
 
     path: Path
     outdated: Sequence[Path] = ()
+    done: frozenset[str] = frozenset()
+    earlier_runs: Sequence[Mapping[str, Any]] = ()
 
     def start(self) -> None:
-        """Make the folder and remove the earlier run."""
+        """Make the folder and remove the earlier run, but for its record, which the new one replaces in one move."""
         self.path.mkdir(parents=True, exist_ok=True)
         for file in self.outdated:
-            file.unlink(missing_ok=True)
+            if file.name != RECORD:
+                file.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,7 @@ class Job:
 
     seeds: one face per case and seed. notes: what was done to a skull picture, by its path.
     max_sheets: contact sheets at most, of twelve cases each.
+    hashes: sha256 of every skull and true face, by its path.
     weights: file name, sha256 and step. environment: of ``cldm.record``. config: the resolved settings as YAML.
     manifest: its path and sha256, where the skulls come from one.
     """
@@ -46,6 +54,7 @@ class Job:
     model: ControlledLatentDiffusion
     cases: Sequence[Case]
     notes: Mapping[Path, str]
+    hashes: Mapping[Path, str]
     seeds: Sequence[int]
     sampling: SamplingConfig
     batch_size: int
@@ -68,6 +77,19 @@ class Job:
         return [draws[i : i + self.batch_size] for i in range(0, len(draws), self.batch_size)]
 
     @property
+    def missing(self) -> list[tuple[int, list[Draw]]]:
+        """The batches of which a face is still to be drawn, with the number of faces before each.
+
+        They are those of a run from the beginning: in another company a face may differ in its last bits.
+        """
+        firsts = range(0, len(self.cases) * len(self.seeds), self.batch_size)
+        return [
+            (first, batch)
+            for first, batch in zip(firsts, self.batches, strict=True)
+            if any(face_name(case, k) not in self.folder.done for case, k, _ in batch)
+        ]
+
+    @property
     def sheet_names(self) -> list[str]:
         """File names of the contact sheets: one for each twelve cases, up to ``max_sheets``."""
         pages = min(self.max_sheets, -(-len(self.cases) // ROWS_PER_SHEET))
@@ -85,6 +107,8 @@ class Job:
             f"{skulls} skull{'s' * (skulls != 1)}, {faces} face{'s' * (faces != 1)} each: {self.sampling.steps} steps "
             f"on {self.environment['device']} ({self.environment['precision']}), weights {self.weights['file']}"
         ]
+        if self.folder.done:
+            lines.append(f"continuing {self.folder.path}: {len(self.folder.done)} faces are there already")
         lines += [f"note: {path}: {note}" for path, note in list(self.notes.items())[:_SHOWN]]
         if len(self.notes) > _SHOWN:
             lines.append(f"note: ... and on {len(self.notes) - _SHOWN} more pictures; all are in {RECORD}")

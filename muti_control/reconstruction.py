@@ -140,7 +140,7 @@ def reconstruct_cases(job: Job) -> None:
     job.folder.start()
     record = run_record(job)
     write_json(folder / RECORD, record)
-    _draw_all(job, record)
+    _draw_missing(job)
     with WriteBehind(WRITERS, limit=WRITERS) as writers:
         for page in range(len(job.sheet_names)):
             writers.put(write_sheet, job, page)
@@ -148,29 +148,27 @@ def reconstruct_cases(job: Job) -> None:
     write_json(folder / RECORD, record | {"finished": True})
 
 
-def _draw_all(job: Job, record: Mapping[str, Any]) -> None:
-    batches, size, pin = job.batches, job.model.cfg.image_size, job.model.device.type == "cuda"
-    total = len(batches) * job.sampling.steps
-    texts = {case.name: case_record for case, case_record in zip(job.cases, record["cases"], strict=True)}
-    first = 1
+def _draw_missing(job: Job) -> None:
+    missing, size, pin = job.missing, job.model.cfg.image_size, job.model.device.type == "cuda"
+    num, done = len(job.draws), job.folder.done
 
     def step(done: int, total: int) -> None:
         bar.update(1)
 
     with (
         WriteBehind(WRITERS, limit=2 * job.batch_size) as writers,
-        closing(read_ahead(lambda batch: read_skulls(batch, size, pin), batches)) as ready,
-        tqdm(total=total, unit=" steps", disable=None, dynamic_ncols=True) as bar,
+        closing(read_ahead(lambda batch: read_skulls(batch[1], size, pin), missing)) as ready,
+        tqdm(total=len(missing) * job.sampling.steps, unit=" steps", disable=None, dynamic_ncols=True) as bar,
     ):
-        for batch, skulls in ready:
-            bar.set_description(f"face {first} to {first + len(batch) - 1} of {len(job.draws)}")
+        for (first, batch), skulls in ready:
+            bar.set_description(f"face {first + 1} to {first + len(batch)} of {num}")
             faces = draw_faces(job.model, batch, skulls, job.sampling, step)
-            for i, (case, _, seed) in enumerate(batch):
-                writers.put(_write_face, job, batch[i], faces, i, face_text(job, texts[case.name], seed))
-            first += len(batch)
+            for i, draw in enumerate(batch):
+                if face_name(*draw[:2]) not in done:
+                    writers.put(_write_face, job, draw, faces, i)
 
 
-def _write_face(job: Job, draw: Draw, faces: DrawnFaces, i: int, text: Mapping[str, Any]) -> None:
-    case, k, _ = draw
-    chunks = {TEXT_KEY: json.dumps(text, ensure_ascii=False), "Comment": NOTICE}
-    write_png(job.folder.path / face_name(case, k), faces.wait()[i], chunks)
+def _write_face(job: Job, draw: Draw, faces: DrawnFaces, i: int) -> None:
+    case, k, seed = draw
+    text = json.dumps(face_text(job, case, seed), ensure_ascii=False)
+    write_png(job.folder.path / face_name(case, k), faces.wait()[i], {TEXT_KEY: text, "Comment": NOTICE})

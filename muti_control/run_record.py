@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,11 +27,11 @@ def run_record(job: Job) -> dict[str, Any]:
     cases = [
         {
             "name": case.name,
-            "skull": {"path": str(case.skull_path), "sha256": sha256(case.skull_path)},
+            "skull": {"path": str(case.skull_path), "sha256": job.hashes[case.skull_path]},
             "note": job.notes.get(case.skull_path),
             "true_face": None
             if case.face_path is None
-            else {"path": str(case.face_path), "sha256": sha256(case.face_path)},
+            else {"path": str(case.face_path), "sha256": job.hashes[case.face_path]},
             "biometrics": None if case.biometrics is None else asdict(case.biometrics),
             "prompt": case.prompt,
             "faces": [{"file": face_name(case, k), "seed": seed} for k, seed in enumerate(job.seeds)],
@@ -50,18 +49,18 @@ def run_record(job: Job) -> dict[str, Any]:
         "sampling": asdict(job.sampling),
         "config": yaml.safe_load(job.config),
         "environment": dict(job.environment),
+        "earlier_runs": [dict(run) for run in job.folder.earlier_runs],
         "cases": cases,
         "files": job.files,
     }
 
 
-def face_text(job: Job, case_record: Mapping[str, Any], seed: int) -> dict[str, Any]:
+def face_text(job: Job, case: Case, seed: int) -> dict[str, Any]:
     """The settings of one picture, for its text chunk: no folder names and no date, so that repeats are identical."""
-    skull = case_record["skull"]
     return {
         "notice": NOTICE,
-        "skull": {"file": Path(skull["path"]).name, "sha256": skull["sha256"]},
-        "prompt": case_record["prompt"],
+        "skull": {"file": case.skull_path.name, "sha256": job.hashes[case.skull_path]},
+        "prompt": case.prompt,
         "seed": seed,
         "sampling": asdict(job.sampling),
         "weights": dict(job.weights),

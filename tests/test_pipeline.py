@@ -250,7 +250,10 @@ def test_ctrl_c_leaves_whole_faces_and_a_record_that_says_unfinished(
             time.sleep(0.02)
         program.send_signal(signal.SIGINT)
         _, told = program.communicate(timeout=60)
-    assert (program.returncode, told) == (130, f"sample.py: interrupted; the faces so far are in {out}\n")
+    assert (program.returncode, told) == (
+        130,
+        f"sample.py: interrupted; the faces so far are in {out}; resume=true continues\n",
+    )
     assert json.loads((out / "record.json").read_text())["finished"] is False
     assert not list(out.glob(".*")) and not list(out.glob("contact*"))
     faces = sorted(out.glob("test_*.png"))

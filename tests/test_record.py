@@ -17,6 +17,7 @@ from cldm.record import (
     check_overwriting,
     claim_folder,
     environment,
+    latest_folder,
     package_version,
     unused_folder,
     write_json,
@@ -58,27 +59,39 @@ def test_the_umask_says_who_may_read_a_record(tmp_path: Path) -> None:
 
 
 def test_default_folders_are_numbered(tmp_path: Path) -> None:
-    assert unused_folder(tmp_path / "a") == tmp_path / "a"
+    assert unused_folder(tmp_path / "a") == latest_folder(tmp_path / "a") == tmp_path / "a"
     (tmp_path / "a").mkdir()
     (tmp_path / "a-2").mkdir()
     assert unused_folder(tmp_path / "a") == tmp_path / "a-3"
+    assert latest_folder(tmp_path / "a") == tmp_path / "a-2"
 
 
 def test_a_folder_is_overwritten_only_where_its_record_says_what_is_ours(tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    assert claim_folder(folder, overwrite=False) == []
+    assert claim_folder(folder) is None
     folder.mkdir()
-    assert claim_folder(folder, overwrite=False) == []
+    assert claim_folder(folder) is None
     for name in ("face_0.png", "holiday.jpg"):
         (folder / name).write_bytes(b"x")
     with pytest.raises(OutputError, match="overwrite=true"):
-        claim_folder(folder, overwrite=False)
+        claim_folder(folder)
     with pytest.raises(OutputError, match=r"holds no record\.json of an earlier run"):
         claim_folder(folder, overwrite=True)
     (tmp_path / "precious").write_bytes(b"x")
     files = ["face_0.png", "gone.png", "../precious", "record.json"]
-    write_json(folder / "record.json", {"format": FORMAT, "files": files})
-    assert sorted(path.name for path in claim_folder(folder, overwrite=True)) == ["face_0.png", "record.json"]
+    left = [".face_0.png.0123abcd.tmp", ".gone.png.00000000.tmp"]  # of a killed write
+    for name in (*left, ".holiday.jpg.01234567.tmp", "face_0.png.tmp"):
+        (folder / name).touch()
+    for finished in (True, False):
+        write_json(folder / "record.json", {"format": FORMAT, "files": files, "finished": finished})
+        for asked in ({"overwrite": True}, {"resume": True}):
+            earlier = claim_folder(folder, **asked)
+            assert earlier is not None
+            assert [path.name for path in earlier.files] == [*left, "face_0.png", "record.json"]
+            assert earlier.record["finished"] is finished
+        with pytest.raises(OutputError) as told:
+            claim_folder(folder)
+        assert ("resume=true to continue" in str(told.value)) == (not finished)
     write_json(folder / "record.json", {"format": "another program's", "files": files})
     with pytest.raises(OutputError, match="holds no record"):
         claim_folder(folder, overwrite=True)

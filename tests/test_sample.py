@@ -161,6 +161,7 @@ def test_an_assumed_ethnicity_is_said(run: Callable[..., int], capsys: pytest.Ca
         (["skull=a.png", "sampling.control_scales=[1, 2]"], "sampling.control_scales: got 2 numbers"),
         (["skull=a.png", "num_samples=0"], "num_samples: got 0"),
         (["skull=a.png", "max_sheets=0"], "max_sheets: got 0"),
+        (["skull=a.png", "overwrite=true", "resume=true"], "give one of them"),
         (["skull=a.png", "seed=-1"], "seed: got -1"),
         (["skull=a.png", "weights=none.safetensors"], "none.safetensors"),
         (["skull=a.png", "weights=a.png"], "a.png"),

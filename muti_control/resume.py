@@ -1,0 +1,77 @@
+"""Going on with a run that broke off: which of its faces are there, and would be drawn the same again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from cldm.record import RECORD, EarlierRun, OutputError
+from muti_control.job import Job, RunFolder, face_name
+from muti_control.run_record import TEXT_KEY, face_text
+
+_ELSEWHERE = ("environment.iccr_diff", "environment.git", "environment.torch", "environment.device")
+"""What may differ between the beginning of a run and its end; the record keeps it for each."""
+
+
+def resumed(job: Job, earlier: EarlierRun) -> RunFolder:
+    """The folder of ``job`` with what ``earlier`` has done of it.
+
+    Every face carries what it was drawn with; one that differs in anything but the versions and the machine
+    belongs to another run.
+
+    Raises:
+        OutputError: the earlier run is another one, or one of its faces cannot be read.
+    """
+    path = job.folder.path
+    try:
+        names = {face["file"] for case in earlier.record["cases"] for face in case["faces"]}
+        before = {key: earlier.record[key] for key in ("date", "environment")}
+        runs = list(earlier.record.get("earlier_runs", []))
+    except (KeyError, TypeError) as error:
+        raise OutputError(
+            f"out: {path / RECORD} lacks what is needed to continue ({error}); overwrite=true begins again"
+        ) from error
+    draws = {face_name(case, k): (case, seed) for case, k, seed in job.draws}
+    if not names <= set(draws):
+        raise OutputError(
+            f"out: the run in {path} has faces that this one has not ({min(names - set(draws))}); resume=true "
+            "continues a run with its own skulls and number of samples: give those, or another out=FOLDER"
+        )
+    done = []
+    for file in earlier.files:
+        if file.name in draws:
+            case, seed = draws[file.name]
+            _check_same(file, face_text(job, case, seed))
+            done.append(file.name)
+    outdated = [file for file in earlier.files if file.name not in done]
+    return RunFolder(path, outdated, frozenset(done), [*runs, before | {"faces_kept": len(done)}])
+
+
+def _check_same(path: Path, wanted: Mapping[str, Any]) -> None:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            found = dict(_flat(json.loads(image.info[TEXT_KEY])))
+    except (OSError, ValueError, KeyError, SyntaxError, AttributeError) as error:
+        raise OutputError(
+            f"out: {path} is no whole face of an earlier run ({type(error).__name__}: {error}); "
+            "remove it, and it is drawn again"
+        ) from error
+    for key, value in _flat(wanted):
+        if key not in _ELSEWHERE and found.get(key) != value:
+            raise OutputError(
+                f"out: {path} was drawn with {key} {found.get(key)}, now it is {value}; resume=true continues a "
+                "run with its own settings: undo that, or give another out=FOLDER"
+            )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -1,0 +1,168 @@
+"""A run that broke off is continued to the same faces; another run, or a damaged one, is not mistaken for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import muti_control.reconstruction as reconstruction
+import sample
+from data.images import write_png
+
+COMMON = ("num_samples=2", "batch_size=3", "device=cpu", "seed=4")
+
+
+@pytest.fixture
+def run(
+    weights: Path, make_pairs: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., int]:
+    """Calls sample.main for five skulls of two faces each, in batches of three, in an empty folder."""
+    manifest = make_pairs(test=5) / "split_data/test.json"
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return lambda *more: sample.main([f"weights={weights}", f"skull={manifest}", *COMMON, *more])
+
+
+@pytest.fixture
+def broken_off(run: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Breaks a run into results/test off before its third batch; the names of the faces it has by then."""
+    draw, calls = reconstruction.draw_faces, iter(range(9))
+
+    def interrupted(*arguments: Any) -> Any:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return draw(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reconstruction, "draw_faces", interrupted)
+        assert run() == 130
+    faces = sorted(path.name for path in Path("results/test").glob("test_*.png"))
+    assert len(faces) == 6
+    return faces
+
+
+def same_files(a: Path, b: Path) -> None:
+    assert sorted(path.name for path in a.iterdir()) == sorted(path.name for path in b.iterdir())
+    for path in a.glob("*.png"):
+        assert path.read_bytes() == (b / path.name).read_bytes(), path.name
+
+
+def test_a_continued_run_gives_the_files_of_one_that_never_stopped(
+    run: Callable[..., int], broken_off: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = Path("results/test")
+    Path(there / broken_off[1]).unlink()  # of a batch of which the rest is there
+    (there / f".{broken_off[1]}.0123abcd.tmp").write_bytes(b"half a pictu")
+    kept = {name: (there / name).stat().st_mtime_ns for name in broken_off if (there / name).exists()}
+    before = json.loads((there / "record.json").read_text())
+    assert run("resume=true") == 0
+    assert "continuing results/test: 5 faces are there already" in capsys.readouterr().out
+    assert {name: (there / name).stat().st_mtime_ns for name in kept} == kept
+    record = json.loads((there / "record.json").read_text())
+    assert record["finished"] is True
+    assert record["earlier_runs"] == [
+        {"date": before["date"], "environment": before["environment"], "faces_kept": 5}
+    ]
+    assert run("out=whole") == 0
+    same_files(there, Path("whole"))
+
+
+def test_resume_begins_where_there_is_nothing_and_changes_no_face_of_a_finished_run(
+    run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("resume=true", "out=o") == 0
+    assert "continuing" not in capsys.readouterr().out
+    first = {path.name: path.read_bytes() for path in Path("o").glob("*.png")}
+    monkeypatch.setattr(reconstruction, "draw_faces", None)  # nothing is left to draw
+    assert run("resume=true", "out=o") == 0
+    assert {path.name: path.read_bytes() for path in Path("o").glob("*.png")} == first
+    assert json.loads(Path("o/record.json").read_text())["finished"] is True
+
+
+def test_without_out_the_latest_folder_is_continued(run: Callable[..., int], broken_off: list[str]) -> None:
+    assert run("sampling.steps=1") == 0  # results/test-2
+    (Path("results/test-2") / broken_off[0]).unlink()
+    assert run("resume=true", "sampling.steps=1") == 0
+    assert sorted(path.name for path in Path("results").iterdir()) == ["test", "test-2"]
+    assert (Path("results/test-2") / broken_off[0]).is_file()
+
+
+def test_more_samples_of_the_same_skulls_can_be_added(run: Callable[..., int]) -> None:
+    assert run("num_samples=1", "out=o") == 0
+    assert run("resume=true", "out=o") == 0
+    assert len(list(Path("o").glob("test_*.png"))) == 10
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("seed=5", "was drawn with seed 4, now it is 5"),
+        ("sampling.steps=2", "was drawn with sampling.steps 3, now it is 2"),
+        ("sampling.eta=0.5", "was drawn with sampling.eta 1.0, now it is 0.5"),
+        ("age=80", "was drawn with prompt 3D face scan,"),
+        ("precision=bf16", "was drawn with environment.precision float32, now it is bfloat16"),
+        ("num_samples=1", "has faces that this one has not (test_0_1.png)"),
+        ("limit=2", "has faces that this one has not (test_1_0.png)"),
+    ],
+)
+def test_another_run_is_not_continued(
+    run: Callable[..., int],
+    broken_off: list[str],
+    capsys: pytest.CaptureFixture[str],
+    change: str,
+    message: str,
+) -> None:
+    before = {path: path.read_bytes() for path in Path("results/test").iterdir()}
+    assert run("resume=true", change) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert len(told.splitlines()) == 1
+    assert {path: path.read_bytes() for path in Path("results/test").iterdir()} == before
+
+
+def test_another_skull_under_the_same_name_is_noticed(
+    run: Callable[..., int], broken_off: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("L", (64, 64), 80).save(tmp_path / "pairedCS/skull/test_0.png")
+    assert run("resume=true") == 2
+    assert "test_0_0.png was drawn with skull.sha256" in capsys.readouterr().err
+
+
+def test_damage_is_told(
+    run: Callable[..., int], broken_off: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    face = Path("results/test") / broken_off[0]
+    whole = face.read_bytes()
+    with Image.open(face) as image:
+        pixels = image.copy()
+    pixels.save(face)  # without the text that says what it was drawn with
+    assert run("resume=true") == 2
+    assert f"{face} is no whole face of an earlier run (KeyError: 'iccr-diff')" in capsys.readouterr().err
+    face.write_bytes(whole[:-200])
+    assert run("resume=true") == 2
+    assert f"{face} is no whole face of an earlier run" in capsys.readouterr().err
+    face.unlink()
+    record = Path("results/test/record.json")
+    content = json.loads(record.read_text())
+    del content["cases"]
+    record.write_text(json.dumps(content))
+    assert run("resume=true") == 2
+    assert f"{record} lacks what is needed to continue ('cases')" in capsys.readouterr().err
+    record.write_text("{")
+    assert run("resume=true") == 2
+    assert "holds no record.json of an earlier run, so nothing in it is continued" in capsys.readouterr().err
+
+
+def test_a_file_of_the_user_by_the_name_of_a_missing_face_is_kept(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("num_samples=1", "out=o") == 0
+    write_png("o/test_0_1.png", np.zeros((8, 8), "uint8"))
+    assert run("resume=true", "out=o") == 2
+    assert "o/test_0_1.png exists and is not of the earlier run" in capsys.readouterr().err
