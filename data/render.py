@@ -6,13 +6,14 @@ Picture coordinates in px: x right, y down, pixel centres at integers.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
 from embreex import rtcore_scene
 from embreex.mesh_construction import TriangleMesh
 
-RAY_START_MM = 1000.0  # rays start this far in front of the origin, well outside any head
+RAY_START_MM = 500.0  # rays start this far in front of the origin, well outside any head
 
 
 @dataclass(frozen=True)
@@ -88,20 +89,73 @@ class Picture:
 
 def vertex_normals(vertices: np.ndarray, triangles: np.ndarray) -> np.ndarray:
     """(V, 3) unit normals, averaged over the triangles around each vertex and weighted with their areas."""
-    a, b, c = (vertices[triangles[:, i]] for i in range(3))
-    facet = np.cross(b - a, c - a)
+    a = vertices[triangles[:, 0]]
+    ab, ac = vertices[triangles[:, 1]] - a, vertices[triangles[:, 2]] - a
+    x = ab[:, 1] * ac[:, 2] - ab[:, 2] * ac[:, 1]
+    y = ab[:, 2] * ac[:, 0] - ab[:, 0] * ac[:, 2]
+    z = ab[:, 0] * ac[:, 1] - ab[:, 1] * ac[:, 0]
     corners = triangles.ravel()
-    spread = np.repeat(facet, 3, axis=0)
-    total = np.stack([np.bincount(corners, spread[:, k], minlength=len(vertices)) for k in range(3)], 1)
-    return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
+    columns = [np.bincount(corners, np.repeat(part, 3), minlength=len(vertices)) for part in (x, y, z)]
+    total = np.stack(columns, 1)
+    return (total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)).astype(vertices.dtype)
+
+
+@dataclass(frozen=True)
+class Surface:
+    """What a camera sees of a mesh: a row for each of the M rays that met it.
+
+    Attributes:
+        camera: that looked.
+        pixel: (M,) which picture element a ray belongs to, row * size + column.
+        point: (M, 3) float32 where it met the mesh, mm in subject coordinates.
+        normal: (M, 3) float32 unit normal there, in subject coordinates.
+        depth: (M,) float32 height towards the camera, mm.
+    """
+
+    camera: Camera
+    pixel: np.ndarray
+    point: np.ndarray
+    normal: np.ndarray
+    depth: np.ndarray
+
+    def light(self, material: Material, normal: np.ndarray | None = None) -> np.ndarray:
+        """(M,) Phong brightness under a headlight, in [0, 1]; ``normal`` (M, 3), of any length, replaces the mesh's."""
+        normal = self.normal if normal is None else normal
+        towards = self.camera.rotation()[2].astype(np.float32)
+        length = np.sqrt(np.einsum("ij,ij->i", normal, normal))
+        facing = np.abs(normal @ towards) / np.maximum(length, np.float32(1e-12))
+        mirrored = np.clip(2 * facing**2 - 1, 0, 1)  # cosine between the reflected headlight and the view
+        light = material.ambient + material.diffuse * facing + material.specular * mirrored**material.power
+        return np.clip(light, 0, 1)
+
+    def per_pixel(self, values: np.ndarray) -> np.ndarray:
+        """(M,) or (M, C) -> (size, size) or (size, size, C) float64 mean over each pixel's rays that met the mesh."""
+        n = self.camera.size
+        rays = np.maximum(np.bincount(self.pixel, minlength=n * n), 1)
+        if values.ndim == 1:
+            return (np.bincount(self.pixel, values, n * n) / rays).reshape(n, n)
+        columns = [np.bincount(self.pixel, column, n * n) / rays for column in values.T]
+        return np.stack(columns, -1).reshape(n, n, -1)
+
+    def coverage(self) -> np.ndarray:
+        """(size, size) share of each pixel's rays that met the mesh, in [0, 1]."""
+        n = self.camera.size
+        return np.bincount(self.pixel, minlength=n * n).reshape(n, n) / self.camera.supersampling**2
+
+    def nearest(self) -> np.ndarray:
+        """(size, size) float32 depth of the nearest point in each pixel, ``-inf`` where nothing is."""
+        n = self.camera.size
+        far = np.full(n * n, -np.inf, np.float32)
+        np.maximum.at(far, self.pixel, self.depth)
+        return far.reshape(n, n)
 
 
 class Scene:
-    """A mesh as one camera sees it: build once, then take its picture or ask for its depth at chosen points.
+    """A mesh and a camera: take its picture, or ask for its depth at chosen points.
 
     Args:
         vertices: (V, 3) mm, subject coordinates.
-        triangles: (T, 3) vertex indices.
+        triangles: (T, 3) vertex indices, counter-clockwise seen from outside.
         camera: where to look from.
         floor: surface below this height (mm, subject coordinates) is not drawn; None draws all.
     """
@@ -111,67 +165,66 @@ class Scene:
     ) -> None:
         self.camera = camera
         self.floor = floor
-        self._rotation = camera.rotation()
-        self._vertices = np.ascontiguousarray(vertices @ self._rotation.T, np.float32)
+        self._vertices = np.ascontiguousarray(vertices, np.float32)
         self._triangles = np.ascontiguousarray(triangles, np.int32)
         self._normals = vertex_normals(self._vertices, self._triangles)
         self._scene = rtcore_scene.EmbreeScene()
         self._mesh = TriangleMesh(self._scene, self._vertices, self._triangles)
 
-    def _cast(self, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Rays along -z through (N, 2) mm -> indices of rays that hit, (M, 3) corners, (M, 3) weights, (M,) depth."""
-        origins = np.empty((len(xy), 3), np.float32)
-        origins[:, :2] = xy
-        origins[:, 2] = RAY_START_MM
-        directions = np.zeros_like(origins)
-        directions[:, 2] = -1
+    def seen_by(self, camera: Camera) -> Scene:
+        """The same mesh before another camera; the work of building it is not done again."""
+        other = copy.copy(self)
+        other.camera = camera
+        return other
+
+    def _cast(
+        self, xy: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Rays through (N, 2) mm of the camera's plane -> indices of rays that hit, (M, 3) corners, (M, 3) weights,
+        (M, 3) points in subject coordinates, (M,) depth towards the camera."""
+        right, up, towards = self.camera.rotation().astype(np.float32)
+        flat = np.asarray(xy, np.float32)
+        origins = flat[:, :1] * right + flat[:, 1:] * up + np.float32(RAY_START_MM) * towards
+        directions = np.broadcast_to(-towards, origins.shape).copy()
         hits = self._scene.run(origins, directions, output=True)
         index = np.flatnonzero(hits["primID"] >= 0)
-        u, v = hits["u"][index], hits["v"][index]
-        depth = RAY_START_MM - hits["tfar"][index]
+        along = hits["tfar"][index]
+        points = origins[index] - along[:, None] * towards
         if self.floor is not None:
-            points = np.stack([origins[index, 0], origins[index, 1], depth], 1)
-            above = points @ self._rotation[:, 1] >= self.floor  # y of R^T p
-            index, u, v, depth = index[above], u[above], v[above], depth[above]
+            above = points[:, 1] >= self.floor
+            index, along, points = index[above], along[above], points[above]
+        u, v = hits["u"][index], hits["v"][index]
         corners = self._triangles[hits["primID"][index]]
-        return index, corners, np.stack([1 - u - v, u, v], 1), depth
+        return index, corners, np.stack([1 - u - v, u, v], 1), points, np.float32(RAY_START_MM) - along
 
     def depth_at(self, points: np.ndarray) -> np.ndarray:
         """(N, 3) mm in subject coordinates -> (N,) how far (mm) the nearest surface stands in front of each point;
         about 0 for a visible surface point, positive for a hidden one, ``-inf`` where the ray meets nothing."""
-        turned = np.asarray(points, float) @ self._rotation.T
+        turned = np.asarray(points, float) @ self.camera.rotation().T
         result = np.full(len(turned), -np.inf)
-        index, _, _, depth = self._cast(turned[:, :2])
+        index, *_, depth = self._cast(turned[:, :2])
         result[index] = depth - turned[index, 2]
         return result
 
-    def render(self, material: Material) -> Picture:
-        """Smooth-shaded picture under a headlight."""
+    def trace(self) -> Surface:
+        """Cast the rays of a whole picture."""
         camera = self.camera
         n, k = camera.size, camera.supersampling
-        step = camera.mm_per_px / k
-        along = (np.arange(n * k) - (n * k - 1) / 2) * step
+        along = (np.arange(n * k) - (n * k - 1) / 2) * (camera.mm_per_px / k)
         columns, rows = camera.center_x + along, camera.center_y - along
-        low, high = self._vertices.min(0), self._vertices.max(0)
+        flat = self._vertices @ camera.rotation()[:2].T.astype(np.float32)
+        low, high = flat.min(0), flat.max(0)
         in_x = np.flatnonzero((columns >= low[0]) & (columns <= high[0]))
         in_y = np.flatnonzero((rows >= low[1]) & (rows <= high[1]))
-        grid_x, grid_y = np.meshgrid(in_x, in_y)
-        pixel = (grid_y * n * k + grid_x).ravel()
-        index, corners, weights, depth = self._cast(
-            np.stack([columns[grid_x].ravel(), rows[grid_y].ravel()], 1)
-        )
+        grid_x, grid_y = (grid.ravel() for grid in np.meshgrid(in_x, in_y))
+        index, corners, weights, points, depth = self._cast(np.stack([columns[grid_x], rows[grid_y]], 1))
+        normal = np.einsum("ijk,ij->ik", self._normals[corners], weights)
+        normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
+        pixel = (grid_y[index] // k) * n + grid_x[index] // k
+        return Surface(camera, pixel, points, normal, depth)
 
-        normal = (self._normals[corners] * weights[..., None]).sum(1)
-        facing = np.abs(normal[:, 2]) / np.maximum(np.linalg.norm(normal, axis=1), 1e-12)
-        mirrored = np.clip(
-            2 * facing**2 - 1, 0, 1
-        )  # cosine between the reflected headlight and the view direction
-        light = material.ambient + material.diffuse * facing + material.specular * mirrored**material.power
-
-        canvas = np.zeros(n * n * k * k)
-        canvas[pixel[index]] = np.clip(light, 0, 1)
-        far = np.full(n * n * k * k, -np.inf, np.float32)
-        far[pixel[index]] = depth
-        grey = canvas.reshape(n, k, n, k).mean((1, 3))
-        nearest = far.reshape(n, k, n, k).max((1, 3))
-        return Picture(grey=np.rint(grey * 255).astype(np.uint8), depth=nearest)
+    def render(self, material: Material) -> Picture:
+        """Smooth-shaded picture under a headlight."""
+        surface = self.trace()
+        grey = surface.per_pixel(surface.light(material)) * surface.coverage()
+        return Picture(grey=np.rint(grey * 255).astype(np.uint8), depth=surface.nearest())
