@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import struct
@@ -10,10 +11,13 @@ import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
+
+from data.shards import ShardError, inside_pack, read_bytes
 
 MAX_PIXELS = 64_000_000
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -65,7 +69,7 @@ def read_image(path: str | os.PathLike[str], size: int = 256) -> tuple[np.ndarra
     orientation is applied. A picture that is not square is scaled to fit and centred on black.
 
     Args:
-        path: the file. The format is told from its contents, not from its name.
+        path: the file, also one in a pack (data.shards). The format is told from its contents, not from its name.
         size: side of the result in px.
 
     Returns:
@@ -76,13 +80,9 @@ def read_image(path: str | os.PathLike[str], size: int = 256) -> tuple[np.ndarra
         ImageError: missing, empty, broken or gigantic (above 64 million px: told before decoding).
     """
     path = Path(path)
-    if not path.is_file():
-        kind = "is a folder, not a picture" if path.is_dir() else "does not exist"
-        raise ImageError(f"{path}: {kind}")
-    if path.stat().st_size == 0:
-        raise ImageError(f"{path}: the file is empty (0 bytes); copy or export it again")
+    file = _opened(path)
     try:
-        with _QUIET, Image.open(path) as image:
+        with _QUIET, Image.open(file) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ImageError(_too_large(path, f"{width} x {height} px"))
@@ -138,6 +138,24 @@ def write_png(path: str | os.PathLike[str], array: np.ndarray, text: Mapping[str
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _opened(path: Path) -> Path | io.BytesIO:
+    """The file itself, or its contents where it is packed."""
+    if inside_pack(path) is not None:
+        try:
+            contents = read_bytes(path)
+        except ShardError as error:
+            raise ImageError(str(error)) from error
+        return io.BytesIO(contents) if contents else _empty(path)
+    if not path.is_file():
+        kind = "is a folder, not a picture" if path.is_dir() else "does not exist"
+        raise ImageError(f"{path}: {kind}")
+    return path if path.stat().st_size else _empty(path)
+
+
+def _empty(path: Path) -> NoReturn:
+    raise ImageError(f"{path}: the file is empty (0 bytes); copy or export it again")
 
 
 def _too_large(path: Path, found: str) -> str:

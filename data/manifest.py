@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data.biometrics import Biometrics, BiometricsError
+from data.shards import INDEX_SUFFIX, ShardError, file_names, folder_names, is_folder
 
 SKULL_FOLDERS = ("skull", "skulls", "Skull", "Skulls")
 FACE_FOLDERS = ("craniofacial", "Craniofacial", "face", "faces")
@@ -25,6 +26,8 @@ FIELDS = (
     "subject",
     "landmarks",
     "texture",
+    "style",
+    "changed",
     "extra",
 )
 _SYNONYMS = {  # names people use for ours, where spelling alone would not lead there
@@ -39,7 +42,8 @@ class Record:
     """One line of a manifest: a skull picture, its person, and what else is known.
 
     ``source``, ``target``, ``landmarks`` and ``texture`` are the names as written, with ``/``. The ``*_path``
-    fields are the files they were found at. ``extra`` is the user's own, carried along and never looked at.
+    fields are the files they were found at. ``style`` is the name of the surface style, ``changed`` what differs from
+    the subject's own face. ``extra`` is the user's own, carried along and never looked at.
     """
 
     source: str
@@ -54,6 +58,8 @@ class Record:
     landmarks_path: Path | None = None
     texture_path: Path | None = None
     ethnicity_given: bool = True
+    style: str | None = None
+    changed: tuple[str, ...] = ()
     extra: Mapping[str, Any] | None = None
 
 
@@ -98,9 +104,10 @@ def read_manifest(
     Args:
         path: the file, UTF-8 (a byte-order mark, Windows line ends, blank lines are fine), one object a line:
             ``{"source": "1_0.png", "target": "1_1.png", "body_mass": "1", "gender": "M", "age": 82}`` and
-            optionally ``ethnicity``, ``subject``, ``landmarks``, ``texture``, ``extra`` (the user's own).
-        images_dir: the folder that holds the skulls' and the faces' folder. Default: ``pairedCS`` beside the
-            manifest's folder, else in it, else the manifest's folder itself.
+            optionally ``ethnicity``, ``subject``, ``landmarks``, ``texture``, ``style`` (name of the surface style),
+            ``changed`` (list of what differs from the subject's own face) and ``extra`` (the user's own).
+        images_dir: the folder that holds the skulls' and the faces' folder. Default: ``pairedCS`` or a pack of it
+            (``pairedCS.shards.json``) beside the manifest's folder, else in it, else the manifest's folder itself.
         skull_folder: name of the skulls' folder there. Default: the first of ``SKULL_FOLDERS`` that exists.
         face_folder: name of the faces' folder there. Default: the first of ``FACE_FOLDERS`` that exists.
         need_target: whether a line without a face picture is an error (training) or not (sampling).
@@ -114,7 +121,10 @@ def read_manifest(
     """
     path = Path(path)
     lines = _object_lines(path, _text(path))
-    finder = _Finder(_images_dir(path, images_dir), skull_folder, face_folder)
+    try:
+        finder = _Finder(find_images_dir(path, images_dir), skull_folder, face_folder)
+    except ShardError as error:
+        raise ManifestError(path, [Problem(0, "images_dir", *str(error).rsplit("; ", 1))]) from error
     reader = _Reader(
         finder, need_target, {key: value for key, value in (overrides or {}).items() if value is not None}
     )
@@ -162,7 +172,7 @@ def relocate(
         ManifestError: with every file that is not there.
     """
     root = Path(images_dir)
-    finder = _Finder(_images_dir(root, root), skull_folder, face_folder)
+    finder = _Finder(find_images_dir(root, root), skull_folder, face_folder)
     reader = _Reader(finder, need_target=False, overrides={})
     moved = [
         replace(
@@ -217,22 +227,28 @@ def _object_lines(path: Path, text: str) -> list[tuple[int, str]]:
     return lines
 
 
-def _images_dir(manifest: Path, given: str | os.PathLike[str] | None) -> Path:
+def find_images_dir(manifest: Path, given: str | os.PathLike[str] | None = None) -> Path:
+    """The folder (or index of a pack) that holds the skulls' and the faces' folder of a manifest.
+
+    Raises:
+        ManifestError: ``given`` is neither.
+    """
     if given is not None:
-        if not Path(given).is_dir():
+        if not is_folder(Path(given)):
             raise ManifestError(
                 manifest, [Problem(0, "images_dir", f"{given} is no folder", "give the pictures' folder")]
             )
         return Path(given)
     home = manifest.parent
-    for folder in (home.parent / PICTURE_ROOT, home / PICTURE_ROOT):
-        if folder.is_dir():
-            return folder
+    for folder in (home.parent, home):
+        for found in (folder / PICTURE_ROOT, folder / (PICTURE_ROOT + INDEX_SUFFIX)):
+            if is_folder(found):
+                return found
     return home
 
 
 def _first_folder(root: Path, names: tuple[str, ...], given: str | None) -> Path:
-    present = {entry.name for entry in root.iterdir() if entry.is_dir()}  # exact case, on any file system
+    present = folder_names(root)  # exact case, on any file system
     wanted = (given,) if given is not None else names
     return root / next((name for name in wanted if name in present), wanted[0])
 
@@ -251,9 +267,8 @@ class _Finder:
         for folder in folders:
             path = folder / name
             if path.parent not in self._seen:
-                there = path.parent.is_dir()
-                self._seen[path.parent] = frozenset(os.listdir(path.parent)) if there else frozenset()
-            if path.name in self._seen[path.parent] and path.is_file():
+                self._seen[path.parent] = file_names(path.parent)
+            if path.name in self._seen[path.parent]:
                 return path
         return None
 
@@ -298,6 +313,8 @@ class _Reader:
         subject = fields.get("subject")
         if isinstance(subject, bool) or not isinstance(subject, (str, int, type(None))):
             self._problem(line, "subject", f"got {subject!r}", "give a text such as 's00012'")
+        style = self._style(line, fields)
+        changed = self._changed(line, fields)
         extra = fields.get("extra")
         if not isinstance(extra, (dict, type(None))):
             self._problem(line, "extra", f"got {extra!r}", 'give an object such as {"site": "A"}')
@@ -317,6 +334,8 @@ class _Reader:
             landmarks_path=landmarks_path,
             texture_path=texture_path,
             ethnicity_given=fields.get("ethnicity") is not None,
+            style=style,
+            changed=changed,
             extra=extra,
         )
 
@@ -367,6 +386,22 @@ class _Reader:
             self._problem(line, field, f"got {value!r}", "give a name within the pictures' folder")
             return None
         return name
+
+    def _style(self, line: int, fields: Mapping[str, Any]) -> str | None:
+        value = fields.get("style")
+        if isinstance(value, (str, type(None))):
+            return value or None
+        self._problem(
+            line, "style", f"got {value!r}", "give the name of a surface style as text, such as 'p07'"
+        )
+        return None
+
+    def _changed(self, line: int, fields: Mapping[str, Any]) -> tuple[str, ...]:
+        value = fields.get("changed") or []
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        self._problem(line, "changed", f"got {value!r}", 'give a list of texts such as ["age"]')
+        return ()
 
     def _biometrics(self, line: int, fields: Mapping[str, Any]) -> Biometrics | None:
         missing = [name for name in ("gender", "age", "body_mass") if fields.get(name) in (None, "")]

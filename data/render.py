@@ -177,9 +177,7 @@ class Scene:
         other.camera = camera
         return other
 
-    def _cast(
-        self, xy: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def _cast(self, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Rays through (N, 2) mm of the camera's plane -> indices of rays that hit, (M, 3) corners, (M, 3) weights,
         (M, 3) points in subject coordinates, (M,) depth towards the camera."""
         right, up, towards = self.camera.rotation().astype(np.float32)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from data.paired import PairedDataset
+from data.shards import read_bytes
 from ldm.checkpoint import read_state_dict, write_state_dict
 from ldm.latent_diffusion import LatentDiffusion
 
@@ -45,7 +46,7 @@ def _content_hash(model: LatentDiffusion, pairs: PairedDataset) -> str:
         digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
     for record in pairs.records:
         assert record.face_path is not None
-        digest.update(record.face_path.read_bytes())
+        digest.update(read_bytes(record.face_path))
     digest.update(str(pairs.size).encode())
     return digest.hexdigest()
 

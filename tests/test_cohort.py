@@ -18,7 +18,7 @@ from data.cohort.__main__ import main
 from data.cohort.anatomy import build_head
 from data.cohort.config import CohortConfig, parse_config
 from data.cohort.excerpt import main as excerpt_main
-from data.cohort.generate import split_of_subjects
+from data.cohort.lists import split_of_subjects
 from data.cohort.pair import (
     BORDER_PX,
     FACE_BELOW_SKULL_MM,

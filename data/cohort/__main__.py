@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import fields
 from pathlib import Path
+
+from omegaconf import OmegaConf
 
 from data.cohort.config import CohortConfig, check_packages, parse_config
 
 
 def main(argv: list[str] | None = None) -> int:
-    defaults = " ".join(f"{field.name}={field.default}" for field in fields(CohortConfig))
+    defaults = " ".join(
+        f"{key}={str(value).replace(' ', '')}" for key, value in OmegaConf.structured(CohortConfig).items()
+    )
     parser = argparse.ArgumentParser(
         prog="python -m data.cohort", description=__doc__, epilog=f"Keys: {defaults}"
     )

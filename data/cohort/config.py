@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,12 +12,16 @@ from omegaconf.errors import OmegaConfBaseException
 FORMAT_VERSION = 2  # raise when the same seed no longer gives the same pictures
 SKULL_DIR, FACE_DIR, LANDMARK_DIR = "pairedCS/skull", "pairedCS/craniofacial", "pairedCS/landmarks"
 SUBJECT_DIR, SPLIT_DIR = "subjects", "split_data"
+NUM_PROTOCOLS = 16  # scanner protocols, and so surface styles, in a cohort
+EXTRAS = (
+    "views", "variants", "variant_ages", "variant_masses", "variant_styles", "ceiling", "shards", "num_workers",
+)  # fmt: skip
 PACKAGES = ("embreex", "scipy")  # the `cohort` extra of pyproject.toml: only the making of heads needs them
 
 
 @dataclass
 class CohortConfig:
-    """A cohort is a function of everything here except ``num_workers``.
+    """Of the pairs of a cohort, ``EXTRAS`` change nothing: they say what is made beside them, now or by a later run.
 
     Attributes:
         num_subjects: how many people; one skull and face pair each.
@@ -27,6 +31,13 @@ class CohortConfig:
         half_field: half of the side of the camera's field in mm, at least 135.
         center_y: height (mm above the middle of the eyes) seen in the middle of the picture.
         yaw, pitch: pose in degrees, the same for everyone.
+        views: further pairs of every subject, turned by up to 12 degrees sideways and 8 up or down.
+        variants: how many subjects get faces at other ages, body masses and styles over their one skull picture; those
+            of the test split first, then of valid, then of train.
+        variant_ages, variant_masses: years and levels of these faces; a subject's own level is left out.
+        variant_styles: how many other scanner protocols.
+        ceiling: also draw, for the test subjects, the face to be expected from skull and prompt.
+        shards: also pack everything into a few large files, in the folder ``packed``.
         num_workers: processes; the pictures do not depend on it.
     """
 
@@ -39,6 +50,13 @@ class CohortConfig:
     center_y: float = -11.0
     yaw: float = 0.0
     pitch: float = 0.0
+    views: int = 0
+    variants: int = 0
+    variant_ages: list[int] = field(default_factory=lambda: [22, 40, 57, 72])
+    variant_masses: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5])
+    variant_styles: int = 2
+    ceiling: bool = False
+    shards: bool = False
     num_workers: int = 1
 
     def __post_init__(self) -> None:
@@ -57,12 +75,19 @@ class CohortConfig:
             "center_y": (-60, 60),
             "yaw": (-14, 14),
             "pitch": (-12, 12),
+            "views": (0, 20),
+            "variants": (0, self.num_subjects),
+            "variant_styles": (0, NUM_PROTOCOLS - 1),
             "num_workers": (1, 256),
         }
         for key, (low, high) in limits.items():
             value = getattr(self, key)
             if not low <= value <= high:
                 raise ValueError(f"{key}={value}: expected {low} <= {key} <= {high}")
+        for key, (low, high) in {"variant_ages": (14, 99), "variant_masses": (1, 5)}.items():
+            values = getattr(self, key)
+            if not all(low <= value <= high for value in values) or len(set(values)) < len(values):
+                raise ValueError(f"{key}={values}: expected different numbers from {low} to {high}")
         held_out = self.valid_subjects + self.test_subjects
         if held_out >= self.num_subjects:
             raise ValueError(
@@ -72,9 +97,8 @@ class CohortConfig:
             )
 
     def identity(self) -> dict[str, Any]:
-        """Everything the pictures depend on; two runs with the same identity may share a folder."""
-        settings = asdict(self)
-        del settings["num_workers"]
+        """Everything the pairs and splits depend on; runs with the same identity may share a folder."""
+        settings = {key: value for key, value in asdict(self).items() if key not in EXTRAS}
         return {"format": FORMAT_VERSION, **settings}
 
 

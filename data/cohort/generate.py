@@ -1,33 +1,40 @@
-"""Writes a cohort: pictures and landmarks by several processes, then the split files.
+"""Writes a cohort: pictures and landmarks by several processes, then the manifests.
 
-Layout under OUT: ``pairedCS/{skull,craniofacial}/<name>.png``, ``pairedCS/landmarks/<name>.json``,
-``subjects/<name>.json`` (manifest line and BMI; written last, it marks a finished subject),
-``split_data/{train,valid,test}.json`` (JSON lines) and ``cohort.json`` (how it was made).
+Layout under OUT: ``pairedCS/{skull,craniofacial}/<name>.png``, ``pairedCS/landmarks/<name>.json`` (further pictures in
+the folders ``views``, ``variants`` and ``ceiling`` of these), ``subjects/<name>.json`` (everything known of a picture;
+written last, it marks a finished one), ``split_data/*.json`` (JSON lines) and ``cohort.json`` (how it was made).
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from data.cohort.config import FACE_DIR, LANDMARK_DIR, SKULL_DIR, SPLIT_DIR, SUBJECT_DIR, CohortConfig
-from data.cohort.pair import Pair, make_pair
-from data.cohort.subject import subject_name
+from data.cohort.lists import wanted_names, write_lists
+from data.cohort.pair import Pair
 from data.cohort.template import HeadTemplate
+from data.cohort.variants import make_pictures
 from data.images import write_png
+from data.pack import PackConfig, pack
 
 # How a sum is divided over threads changes its last bits: one thread gives the same bytes for any number of workers,
 # and leaves the cores to the processes.
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+FURTHER = ("", "views", "variants", "ceiling")
+Job = tuple[int, frozenset[str]]  # a subject's index and the names of the pictures to make of it
 
 
 def generate(out: Path, config: CohortConfig, progress: bool = True) -> None:
@@ -37,24 +44,25 @@ def generate(out: Path, config: CohortConfig, progress: bool = True) -> None:
         ValueError: ``out`` holds another cohort, or files that are no cohort.
         FileNotFoundError: the head template is missing.
         FramingError: the camera cannot hold the heads.
+        ChildProcessError: a worker was killed.
     """
     HeadTemplate.load()  # fails here, not in a worker
     _claim(out, config)
-    for folder in (SKULL_DIR, FACE_DIR, LANDMARK_DIR, SUBJECT_DIR, SPLIT_DIR):
-        (out / folder).mkdir(parents=True, exist_ok=True)
-    missing = [i for i in range(config.num_subjects) if not (out / _subject_path(subject_name(i))).is_file()]
-    done = config.num_subjects - len(missing)
-    with tqdm(total=config.num_subjects, initial=done, unit="pair", disable=not progress) as bar:
-        for _ in _run_workers(out, config, missing):
-            bar.update()
-    _write_splits(out, config)
-
-
-def split_of_subjects(config: CohortConfig) -> dict[str, list[int]]:
-    """Subject indices of train, valid and test: disjoint, sorted, and a function of the seed and the counts."""
-    order = np.random.default_rng(np.random.SeedSequence(config.seed)).permutation(config.num_subjects)
-    test, valid, train = np.split(order, [config.test_subjects, config.test_subjects + config.valid_subjects])
-    return {"train": sorted(train.tolist()), "valid": sorted(valid.tolist()), "test": sorted(test.tolist())}
+    with _alone(out):
+        _make_folders(out, config)
+        finished = {entry.name for entry in os.scandir(out / SUBJECT_DIR)}
+        wanted = wanted_names(config)
+        missing = {
+            k: frozenset(n for n in names if f"{n}.json" not in finished) for k, names in wanted.items()
+        }
+        jobs = [(index, names) for index, names in missing.items() if names]
+        total = config.num_subjects
+        with tqdm(total=total, initial=total - len(jobs), unit="subject", disable=not progress) as bar:
+            for _ in _run_workers(out, config, jobs):
+                bar.update()
+        write_lists(out, config, _write_text)
+        if config.shards:
+            pack(out, out / "packed", PackConfig(overwrite=True), progress)
 
 
 def _claim(out: Path, config: CohortConfig) -> None:
@@ -70,10 +78,36 @@ def _claim(out: Path, config: CohortConfig) -> None:
             )
             raise ValueError(f"{out} holds another cohort ({changes}): choose another folder or delete it")
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    begun = record.with_name(f".{record.name}.part")  # of a run that was killed at once
+    if out.exists() and (not out.is_dir() or any(path != begun for path in out.iterdir())):
         raise ValueError(f"{out} is not empty and has no cohort.json: choose a new folder")
     out.mkdir(parents=True, exist_ok=True)
     _write_text(record, json.dumps(config.identity(), indent=2) + "\n")
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Nobody else writes here meanwhile, so that what a killed run left half-written may be cleared away."""
+    with (out / "cohort.json").open("rb") as file:
+        if sys.platform != "win32":  # which has no such locks
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(f"{out}: another run is at work there; wait for it, or stop it") from error
+        yield
+
+
+def _make_folders(out: Path, config: CohortConfig) -> None:
+    asked = ("", *(name for name in FURTHER[1:] if getattr(config, name)))
+    further = [f"{folder}/{name}" for folder in (SKULL_DIR, FACE_DIR, LANDMARK_DIR) for name in asked]
+    skulls = [f"{SKULL_DIR}/{name}" for name in FURTHER[2:]]  # variants and expected faces share the skull
+    for folder in (*further, SUBJECT_DIR, SPLIT_DIR):
+        if folder not in skulls:
+            (out / folder).mkdir(parents=True, exist_ok=True)
+            for left_over in (*(out / folder).glob(".*.tmp"), *(out / folder).glob(".*.part")):
+                left_over.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -90,16 +124,24 @@ def _one_thread() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _run_workers(out: Path, config: CohortConfig, indices: list[int]) -> Iterator[int]:
-    """Yields each index once its files are there."""
-    if not indices:
+def _run_workers(out: Path, config: CohortConfig, jobs: list[Job]) -> Iterator[int]:
+    """Yields the index of each subject once its files are there."""
+    if not jobs:
         return
     context = multiprocessing.get_context("spawn")  # a fresh process reads ONE_THREAD before it imports numpy
-    with (
-        _one_thread(),
-        context.Pool(min(config.num_workers, len(indices)), _start_worker, (out, config)) as pool,
-    ):
-        yield from pool.imap_unordered(_work, indices)
+    workers = min(config.num_workers, len(jobs))
+    with _one_thread(), ProcessPoolExecutor(workers, context, _start_worker, (out, config)) as pool:
+        futures = [pool.submit(_work, job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                f"a worker process was killed (out of memory?): use fewer than num_workers={config.num_workers}; "
+                "the same command goes on"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 _job: tuple[HeadTemplate, Path, CohortConfig]  # of this worker process
@@ -108,38 +150,34 @@ _job: tuple[HeadTemplate, Path, CohortConfig]  # of this worker process
 def _start_worker(out: Path, config: CohortConfig) -> None:
     global _job
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer: it ends the workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _job = HeadTemplate.load(), out, config
 
 
-def _work(index: int) -> int:
+def _end_with_parent() -> None:
+    """A killed parent cannot end its workers, and one that waits for work would never notice."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _work(job: Job) -> int:
     template, out, config = _job
-    write_pair(out, make_pair(template, config, index))
+    index, names = job
+    for pair in make_pictures(template, config, index, names):
+        write_pair(out, pair)
     return index
 
 
 def write_pair(out: Path, pair: Pair) -> None:
-    """All files of one subject, each whole or not at all; ``subjects/<name>.json`` comes last."""
-    write_png(out / SKULL_DIR / pair.file_name, pair.skull)
-    write_png(out / FACE_DIR / pair.file_name, pair.face)
-    line = pair.manifest_line()
-    _write_text(out / "pairedCS" / line["landmarks"], json.dumps(pair.landmark_record()) + "\n")
-    _write_text(out / _subject_path(pair.subject.name), json.dumps({**line, "bmi": pair.subject.bmi}) + "\n")
-
-
-def _subject_path(name: str) -> str:
-    return f"{SUBJECT_DIR}/{name}.json"
-
-
-def _write_splits(out: Path, config: CohortConfig) -> None:
-    for split, indices in split_of_subjects(config).items():
-        lines = [_manifest_line(out, subject_name(i)) for i in indices]
-        _write_text(out / SPLIT_DIR / f"{split}.json", "".join(json.dumps(line) + "\n" for line in lines))
-
-
-def _manifest_line(out: Path, name: str) -> dict[str, Any]:
-    line: dict[str, Any] = json.loads((out / _subject_path(name)).read_text(encoding="utf-8"))
-    del line["bmi"]  # what the model is told is the level
-    return line
+    """All files of one picture, each whole or not at all; ``subjects/<name>.json`` comes last."""
+    if pair.skull is not None:
+        write_png(out / SKULL_DIR / pair.source, pair.skull)
+    record = pair.record()
+    write_png(out / FACE_DIR / record["target"], pair.face)
+    _write_text(out / "pairedCS" / record["landmarks"], json.dumps(pair.landmark_record()) + "\n")
+    _write_text(out / SUBJECT_DIR / f"{pair.name}.json", json.dumps(record) + "\n")
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -1,0 +1,90 @@
+"""The scanner protocols of a cohort, and which of them a subject's surfaces were made with.
+
+The style of a face is drawn from its own random stream: it follows from nothing else of the subject, bone, prompt and
+number included. The skull has a style of its own, from the same protocols and another stream, as bone and soft tissue
+are usually reconstructed apart, with a kernel for each; so the skull does not tell the style of the face, which only
+an exemplar (the texture condition) can.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from data.cohort.config import NUM_PROTOCOLS
+from data.style import SurfaceStyle
+
+SLICE_MM = (2.4, 5.0)
+JITTER = 0.04  # standard deviation of one scan about its protocol, in each setting's own 0 .. 1 range
+_STREAM = 1000  # apart from the streams that draw the subject
+
+
+@dataclass(frozen=True)
+class ScanStyle:
+    """A protocol (1 .. NUM_PROTOCOLS), the style that one scan with it has, and the seed of its grain and noise."""
+
+    protocol: int
+    surface: SurfaceStyle
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return protocol_name(self.protocol)
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        values = {key: round(value, 4) for key, value in asdict(self.surface).items()}
+        return {"protocol": self.name, **values}
+
+
+def protocol_name(number: int) -> str:
+    return f"p{number:02d}"
+
+
+def protocol(number: int) -> SurfaceStyle:
+    """Settings of protocol ``number``; over all protocols each is spread evenly over its range, and no two go together.
+
+    Source: the settings are the R-sequence, an additive recurrence that fills the cube evenly: M. Roberts, "The
+    Unreasonable Effectiveness of Quasirandom Sequences" (2018).
+    """
+    if not 1 <= number <= NUM_PROTOCOLS:
+        raise ValueError(f"protocol {number}: expected 1 to {NUM_PROTOCOLS}")
+    return _style(_place(number))
+
+
+def draw_face_style(seed: int, index: int) -> ScanStyle:
+    """Of the face of subject ``index`` of cohort ``seed``."""
+    return _draw(seed, index, 0)
+
+
+def draw_skull_style(seed: int, index: int) -> ScanStyle:
+    """Of the skull of subject ``index`` of cohort ``seed``, whatever becomes of its face."""
+    return _draw(seed, index, 1)
+
+
+def with_protocol(style: ScanStyle, number: int) -> ScanStyle:
+    """The same surface scanned by another protocol, to its letter."""
+    return replace(style, protocol=number, surface=protocol(number))
+
+
+def _draw(seed: int, index: int, surface: int) -> ScanStyle:
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index, _STREAM + surface)))
+    number = 1 + int(rng.integers(NUM_PROTOCOLS))
+    place = np.clip(_place(number) + JITTER * rng.standard_normal(6), 0, 1)
+    return ScanStyle(number, _style(place), int(rng.integers(1 << 31)))
+
+
+def _place(number: int) -> np.ndarray:
+    """(6,) in [0, 1): where a protocol lies in the range of each setting."""
+    root = 1.0
+    for _ in range(40):  # of x^7 = x + 1
+        root = (1 + root) ** (1 / 7)
+    return (0.5 + number * root ** -np.arange(1.0, 7.0)) % 1
+
+
+def _style(place: np.ndarray) -> SurfaceStyle:
+    kernel, grain, gloss, noise, steps, thickness = (float(value) for value in place)
+    slice_mm = SLICE_MM[0] + thickness * (SLICE_MM[1] - SLICE_MM[0])
+    return SurfaceStyle(2 * kernel - 1, grain, gloss, noise, steps, slice_mm)
