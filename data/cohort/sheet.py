@@ -1,0 +1,116 @@
+"""``python -m data.cohort.sheet COHORT OUT.png [key=value ...]``: look at a cohort: skull, face, face with landmarks.
+
+Keys: num=24 (subjects, spread evenly over the list), list=train.json (a file of split_data; variants.json shows what
+variants share and where they differ), across=4 (subjects side by side). Landmarks are dots, grey where hidden.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from PIL import Image, ImageDraw, ImageFont
+
+from data.cohort.config import SPLIT_DIR
+from data.images import ImageError, read_image, to_uint8, write_png
+from data.manifest import ManifestError, Record, read_manifest
+from data.shards import read_bytes
+
+_LABEL, _GAP = 18, 6  # px
+_SEEN, _HIDDEN = (255, 70, 50), (120, 120, 140)
+
+
+@dataclass
+class SheetConfig:
+    """See the head of this file."""
+
+    num: int = 24
+    list: str = "train.json"
+    across: int = 4
+
+
+def cohort_sheet(records: list[Record], across: int = 4, size: int = 256) -> np.ndarray:
+    """(H, W, 3) uint8: for each record a skull, a face and the face with its landmarks, under a label."""
+    across = min(across, len(records))
+    rows = -(-len(records) // across)
+    width, height = 3 * size + _GAP, size + _LABEL
+    sheet = Image.new("RGB", (across * width, rows * height), (24, 24, 24))
+    pen = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(12)
+    for k, record in enumerate(records):
+        x, y = k % across * width, k // across * height
+        pen.text((x + 4, y + 2), _label(record), font=font, fill=(235, 235, 235))
+        face = _tile(record.face_path, size)
+        for number, tile in enumerate((_tile(record.skull_path, size), face, _marked(record, face))):
+            sheet.paste(tile, (x + number * size, y + _LABEL))
+    return np.asarray(sheet)
+
+
+def _label(record: Record) -> str:
+    who = record.biometrics
+    shown = f"{record.subject}  {who.sex} {who.age:g} y  body mass {who.body_mass}  {who.ethnicity}"
+    return (
+        shown + f"  {record.style}" * (record.style is not None) + "".join(f"  {c}" for c in record.changed)
+    )
+
+
+def _tile(path: Path | None, size: int) -> Image.Image:
+    if path is None:
+        return Image.new("RGB", (size, size))
+    return Image.fromarray(to_uint8(read_image(path, size)[0]))
+
+
+def _marked(record: Record, face: Image.Image) -> Image.Image:
+    """Landmarks are px of the picture they belong to; drawn at twice the size, so that dots stay small."""
+    size = face.size[0]
+    if record.landmarks_path is None or record.face_path is None:
+        return face
+    marks = json.loads(read_bytes(record.landmarks_path))
+    scale = 2 * size / _side(record.face_path)
+    canvas = face.resize((2 * size, 2 * size), Image.Resampling.BICUBIC)
+    pen = ImageDraw.Draw(canvas)
+    for (x, y), visible in zip(marks["points"], marks["visible"], strict=True):
+        place = ((x + 0.5) * scale, (y + 0.5) * scale)
+        pen.circle(place, 2.2, fill=_SEEN if visible else _HIDDEN)
+    return canvas.resize((size, size), Image.Resampling.BOX)
+
+
+def _side(path: Path) -> int:
+    """Of a square picture, in px."""
+    with Image.open(io.BytesIO(read_bytes(path))) as picture:
+        return int(picture.size[0])
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m data.cohort.sheet", description=__doc__)
+    parser.add_argument("cohort", type=Path, help="folder made by python -m data.cohort, or a pack of it")
+    parser.add_argument("out", type=Path, help="PNG file to write")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    args = parser.parse_args(argv)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(SheetConfig), OmegaConf.from_dotlist(args.overrides))
+        config = OmegaConf.to_object(merged)
+        assert isinstance(config, SheetConfig)
+        if config.num < 1 or config.across < 1:
+            raise ValueError(f"num={config.num}, across={config.across}: expected at least 1")
+        records = read_manifest(args.cohort / SPLIT_DIR / config.list)
+        chosen = np.unique(
+            np.linspace(0, len(records) - 1, min(config.num, len(records))).round().astype(int)
+        )
+        write_png(args.out, cohort_sheet([records[k] for k in chosen], config.across))
+    except (ManifestError, ImageError, OmegaConfBaseException, ValueError, OSError) as error:
+        print(f"data.cohort.sheet: {str(error).strip()}", file=sys.stderr)
+        return 2
+    print(args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
