@@ -1,6 +1,6 @@
 """Add a control network to a latent-diffusion checkpoint, ready for training.
 
-    python tool_add_control.py IN OUT [config=YAML] [force=true] [replace=true] [seed=0]
+    python tool_add_control.py IN OUT [control=FILE] [config=YAML] [force=true] [replace=true] [seed=0]
 
 IN and OUT end in .safetensors, .ckpt, .pth or .pt, in any combination. Every `control_model.X` is a copy of
 `model.diffusion_model.X`; layers the base does not have (hint encoder, zero convolutions) are fresh, drawn
@@ -9,19 +9,23 @@ is trained. All of the base model's weights are passed through untouched.
 
 The architecture is the one recorded in IN; for files of other makers it is models/cldm_v15.yaml
 (Stable Diffusion 1.5), or what config=YAML says. An existing OUT is kept unless force=true.
-A trained control network in IN is refused unless replace=true, which begins with a fresh one on the same base.
+A trained control network in IN is refused unless replace=true, which leaves it out.
+
+control=FILE takes a ready-made control network instead of a copy: a public ControlNet file for Stable Diffusion
+1.5 (with or without `control_model.` in front of its keys), or the one inside another whole model.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from cldm.add_control import add_control
+from cldm.add_control import add_control, control_network
 from cldm.controlled import SD15_CONFIG, load_model_config, model_config_from_metadata, model_metadata
 from ldm.checkpoint import (
     CheckpointError,
@@ -34,6 +38,7 @@ from ldm.checkpoint import (
 )
 
 USAGE = (__doc__ or "").strip()
+_KEYS = ("control", "config", "force", "replace", "seed")
 
 
 @dataclass
@@ -42,6 +47,7 @@ class Options:
 
     source: Path
     target: Path
+    control: Path | None = None
     config: Path | None = None
     force: bool = False
     replace: bool = False
@@ -57,19 +63,25 @@ def parse(argv: Sequence[str]) -> Options:
     if len(argv) < 2:
         raise ValueError(f"expected IN and OUT, got {len(argv)} argument(s)\n\n{USAGE}")
     options = Options(Path(argv[0]), Path(argv[1]))
+    for path in argv[:2]:
+        if not path or (path.split("=")[0] in _KEYS and "=" in path):
+            raise ValueError(f"{path!r} where a file name belongs; IN and OUT come first")
     for argument in argv[2:]:
         key, _, value = argument.partition("=")
         if key == "config" and value:
             options.config = Path(value)
+        elif key == "control" and value:
+            options.control = Path(value)
         elif key == "force" and value.lower() in ("true", "false"):
             options.force = value.lower() == "true"
         elif key == "replace" and value.lower() in ("true", "false"):
             options.replace = value.lower() == "true"
-        elif key == "seed" and value.isdecimal():
+        elif key == "seed" and value.isdecimal() and int(value) < 2**63:
             options.seed = int(value)
         else:
             raise ValueError(
-                f"{argument!r} not understood; expected config=YAML, force=true, replace=true or seed=NUMBER"
+                f"{argument!r} not understood; expected control=FILE, config=YAML, force=true, replace=true or "
+                "seed=NUMBER"
             )
     return options
 
@@ -83,23 +95,41 @@ def run(options: Options) -> None:
     source, target = options.source, options.target
     check_writable(target)
     if target.exists():
-        if source.exists() and target.samefile(source):
-            raise ValueError(f"{target} is the input itself; choose another name for the output")
+        for path in (source, options.control):
+            if path is not None and path.exists() and target.samefile(path):
+                raise ValueError(f"{target} is the input itself; choose another name for the output")
         if not options.force:
             raise ValueError(f"{target} exists already; choose another name, or add force=true to replace it")
     base, metadata = read_state_dict(source)
-    cfg = None if options.config else model_config_from_metadata(metadata)
+    with _named(source):
+        cfg = None if options.config else model_config_from_metadata(metadata)
     cfg = cfg or load_model_config(options.config or SD15_CONFIG)
-    try:
-        added = add_control(base, cfg, options.seed, options.replace)
-    except CheckpointError as error:
-        raise CheckpointError(f"{source}: {error}.") from error
+    control = None
+    if options.control is not None:
+        given, _ = read_state_dict(options.control)
+        with _named(options.control):
+            control = control_network(given, cfg)
+    with _named(source):
+        added = add_control(base, cfg, options.seed, options.replace, control)
     notes = {"step": "0", "git": git_revision(), "base": source.name, "base_sha256": sha256(source)}
     if "step" in metadata:
         notes["base_step"] = metadata["step"]
-    write_state_dict(target, added.state, {**model_metadata(cfg), **notes, "seed": str(options.seed)})
+    if options.control is not None:
+        notes |= {"control": options.control.name, "control_sha256": sha256(options.control)}
+    else:
+        notes["seed"] = str(options.seed)
+    write_state_dict(target, added.state, {**model_metadata(cfg), **notes})
     print(key_table(added.kinds))
     print(f"wrote {target}: {len(added.state)} tensors, {target.stat().st_size / 2**20:.1f} MiB")
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Puts the file in front of what is wrong with its content."""
+    try:
+        yield
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}.") from error
 
 
 def main(argv: Sequence[str]) -> int:

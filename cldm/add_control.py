@@ -1,4 +1,4 @@
-"""Make the state of a controlled model out of a base model's: what training a ControlNet starts from."""
+"""Make the state of a controlled model out of a base model's, with a fresh control network or a ready-made one."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from torch import Tensor
 from cldm.controlled import ControlledLatentDiffusion
 from cldm.controlnet import ControlNet
 from ldm.checkpoint import SD_OPTIONAL, CheckpointError
+from ldm.foreign import CONTROL, MODEL_PARTS, UNET, recognise
 from ldm.latent_diffusion import ModelConfig
 from ldm.schedule import schedule_buffers
-
-UNET, CONTROL = "model.diffusion_model.", "control_model."
-MODEL_PARTS = (UNET, "first_stage_model.", "cond_stage_model.")
 
 
 @dataclass
 class AddedControl:
-    """The new state and, for each kind of key, its names: copied, new, ignored, mismatched."""
+    """The new state and, for each kind of key, its names: passed through, copied, given, new, ignored."""
 
     state: dict[str, Tensor]
     kinds: dict[str, list[str]]
 
 
 def add_control(
-    base: Mapping[str, Tensor], cfg: ModelConfig, seed: int = 0, replace: bool = False
+    base: Mapping[str, Tensor],
+    cfg: ModelConfig,
+    seed: int = 0,
+    replace: bool = False,
+    control: Mapping[str, Tensor] | None = None,
 ) -> AddedControl:
     """Build the state of a `ControlledLatentDiffusion` from that of its base model.
 
@@ -40,7 +42,8 @@ def add_control(
         base: tensors by checkpoint key.
         cfg: the architecture.
         seed: draws the hint encoder.
-        replace: leave out a trained control network of `base` and make a fresh one.
+        replace: leave out a trained control network of `base`.
+        control: of :func:`control_network`: taken as it is, in place of the copy.
 
     Raises:
         CheckpointError: `base` is not a model of this architecture, or has a trained control network
@@ -48,44 +51,69 @@ def add_control(
     """
     left_out = _control_to_leave_out(base, replace)
     base = {key: value for key, value in base.items() if not key.startswith(CONTROL)}
-    with torch.device("meta"):
-        target = {key: value.shape for key, value in ControlledLatentDiffusion(cfg).state_dict().items()}
+    target = _shapes(cfg)
     optional = re.compile("|".join(SD_OPTIONAL))
-    wanted = [key for key in target if not key.startswith(CONTROL)]
-    missing = [key for key in wanted if key not in base and not optional.search(key)]
-    mismatched = [key for key in wanted if key in base and base[key].shape != target[key]]
     extra = [key for key in base if key not in target]
     foreign = [key for key in extra if key.startswith(MODEL_PARTS) and not optional.search(key)]
-    _check_base(base, target, missing, mismatched, foreign)
+    wanted = {key: shape for key, shape in target.items() if not key.startswith(CONTROL)}
+    needed = {key: shape for key, shape in wanted.items() if key in base or not optional.search(key)}
+    _check(base, needed, foreign, "name the right model with config=YAML")
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        fresh = {
-            CONTROL + key: value for key, value in ControlNet(cfg.unet, cfg.control).state_dict().items()
-        }
-    dtype = base[UNET + "input_blocks.0.0.weight"].dtype
-    fresh = {key: value.to(dtype) for key, value in fresh.items() if _source(key) not in base}
+    fresh = _fresh_control(base, cfg, seed) if control is None else {}
     fresh |= schedule_buffers(cfg.schedule) | {"logvar": torch.zeros(cfg.schedule.num_timesteps)}
-
-    passed = [key for key in extra if key.endswith("position_ids")]
+    passed = [key for key in extra if optional.search(key) and key.startswith(MODEL_PARTS)]
+    kinds: dict[str, list[str]] = {"passed through": passed, "copied": [], "given": [], "new": []}
     state: dict[str, Tensor] = {key: base[key] for key in passed}
-    kinds: dict[str, list[str]] = {
-        "passed through": passed,
-        "copied": [],
-        "new": [],
-        "ignored": [],
-        "mismatched": [],
-    }
+    given = control or {}
     for key in target:
         source = _source(key)
-        if source in base:
-            state[key] = base[source]
-            kinds["passed through" if source == key else "copied"].append(key)
+        if key in given:
+            state[key], kind = given[key], "given"
+        elif source in base:
+            state[key], kind = base[source], "passed through" if source == key else "copied"
         else:
-            state[key] = fresh[key]
-            kinds["new"].append(key)
+            state[key], kind = fresh[key], "new"
+        kinds[kind].append(key)
     kinds["ignored"] = [key for key in extra if key not in passed] + left_out
     return AddedControl(state, kinds)
+
+
+def control_network(state: Mapping[str, Tensor], cfg: ModelConfig) -> dict[str, Tensor]:
+    """The control network in a public ControlNet file, or in a whole model's; hint encoder included.
+
+    Args:
+        state: tensors by checkpoint key.
+        cfg: the architecture of the base model it is to work with.
+
+    Raises:
+        CheckpointError: there is none, or it is one for another base model.
+    """
+    control = {key: value for key, value in state.items() if key.startswith(CONTROL)}
+    found = recognise(state)
+    if not control or "difference" in state:
+        raise CheckpointError(
+            f"it has no control network{f': it is {found}' if found else ''}; expected {CONTROL}* keys, as the "
+            "public ControlNet files for Stable Diffusion 1.5 have them"
+        )
+    target = {key: shape for key, shape in _shapes(cfg).items() if key.startswith(CONTROL)}
+    unknown = [key for key in control if key not in target]
+    _check(control, target, unknown, "give a control network for this base model")
+    return control
+
+
+def _shapes(cfg: ModelConfig) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        return {key: value.shape for key, value in ControlledLatentDiffusion(cfg).state_dict().items()}
+
+
+def _fresh_control(base: Mapping[str, Tensor], cfg: ModelConfig, seed: int) -> dict[str, Tensor]:
+    """The control network's layers that the base model has not."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        drawn = ControlNet(cfg.unet, cfg.control).state_dict()
+    dtype = base[UNET + "input_blocks.0.0.weight"].dtype
+    names = {CONTROL + key: value for key, value in drawn.items()}
+    return {key: value.to(dtype) for key, value in names.items() if _source(key) not in base}
 
 
 def _source(key: str) -> str:
@@ -100,36 +128,46 @@ def _control_to_leave_out(base: Mapping[str, Tensor], replace: bool) -> list[str
         key for key in controls if key.removeprefix(CONTROL).startswith(("zero_convs.", "middle_block_out."))
     ]
     trained = bool(controls) and (not outputs or any(bool(base[key].any()) for key in outputs))
+    if controls and not any(key.startswith(MODEL_PARTS) for key in base):
+        raise CheckpointError(
+            "it is a control network alone: give its base model as IN, and this file as control=FILE"
+        )
     if trained and not replace:
         raise CheckpointError(
             f"it has a trained control network ({len(controls)} {CONTROL}* keys): use it as it is, "
-            "or add replace=true to begin with a fresh one on the same base model"
+            "or add replace=true to leave that one out"
         )
     return controls
 
 
-def _check_base(
-    base: Mapping[str, Tensor],
-    target: Mapping[str, torch.Size],
-    missing: list[str],
-    mismatched: list[str],
-    foreign: list[str],
+def _check(
+    state: Mapping[str, Tensor], target: Mapping[str, torch.Size], unknown: list[str], remedy: str
 ) -> None:
-    """Raise CheckpointError, in one line, unless `base` is exactly the base model of `target`."""
-    problems = []
-    if mismatched:
-        key = mismatched[0]
-        shapes = f"{key} is {list(base[key].shape)}, expected {list(target[key])}"
-        problems.append(f"{len(mismatched)} of another shape ({shapes})")
-    for kind, keys in (("missing", missing), ("unknown", foreign)):
-        if keys:
-            problems.append(f"{len(keys)} {kind} ({keys[0]}{', ...' if len(keys) > 1 else ''})")
+    """Raise CheckpointError, in one line, unless `state` has every key of `target` in its shape and as fractions."""
+    missing = [key for key in target if key not in state]
+    there = [key for key in target if key in state]
+    other = [
+        f"{key} is {list(state[key].shape)}, expected {list(target[key])}"
+        for key in there
+        if state[key].shape != target[key]
+    ]
+    integers = [f"{key} is {state[key].dtype}" for key in there if not state[key].is_floating_point()]
+    kinds = {
+        "of another shape": other,
+        "missing": missing,
+        "unknown": unknown,
+        "not floating-point": integers,
+    }
+    problems = [
+        f"{len(keys)} {kind} ({keys[0]}{', ...' if len(keys) > 1 else ''})"
+        for kind, keys in kinds.items()
+        if keys
+    ]
     if problems:
-        diffusers = any(key.startswith(("down_blocks.", "unet.down_blocks.")) for key in base)
-        hint = (
-            " (it looks like a diffusers export: convert it to the single-file layout)" if diffusers else ""
+        found = recognise(state)
+        what = (
+            f"it is {found}; expected Stable Diffusion 1.5"
+            if found
+            else "its weights do not have the expected architecture"
         )
-        raise CheckpointError(
-            f"its weights do not have the expected architecture{hint}: {'; '.join(problems)}; "
-            "name the right model with config=YAML"
-        )
+        raise CheckpointError(f"{what}: {'; '.join(problems)}; {remedy}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +13,13 @@ from torch import Tensor
 
 from cldm.controlnet import ControlNet
 from ldm.attention import Context, KeysValues
-from ldm.checkpoint import SD_OPTIONAL, CheckpointError, load_strict, read_state_dict
+from ldm.checkpoint import SD_OPTIONAL, CheckpointError, load_strict, match_keys, read_state_dict
 from ldm.config import parse_command_line
+from ldm.foreign import CONTROL, MODEL_PARTS, recognise
 from ldm.latent_diffusion import LatentDiffusion, ModelConfig
 from ldm.schedule import schedule_buffers
 
+_NAME_CONFIG = "name the model's YAML instead"
 SD15_CONFIG = Path(__file__).resolve().parent.parent / "models" / "cldm_v15.yaml"
 
 
@@ -83,12 +85,20 @@ def load_model_config(path: str | Path) -> ModelConfig:
 
 
 def model_config_from_metadata(metadata: dict[str, str]) -> ModelConfig | None:
-    """The ModelConfig a checkpoint of ours carries, or None for a foreign file."""
+    """The ModelConfig a checkpoint of ours carries, or None for a foreign file.
+
+    Raises:
+        ValueError: the entry is there but is no architecture.
+    """
     if "config" not in metadata:
         return None
-    cfg = parse_command_line(
-        ModelConfig, [], base=json.loads(metadata["config"]), base_name="checkpoint metadata"
-    )
+    try:
+        base = json.loads(metadata["config"])
+    except ValueError as error:
+        raise ValueError(f"checkpoint metadata: 'config' is no JSON ({error}); {_NAME_CONFIG}") from error
+    if not isinstance(base, dict):
+        raise ValueError(f"checkpoint metadata: 'config' is {base!r:.60}, no settings; {_NAME_CONFIG}")
+    cfg = parse_command_line(ModelConfig, [], base=base, base_name="checkpoint metadata")
     cfg.validate()
     return cfg
 
@@ -114,21 +124,48 @@ def load_model(
         ValueError: bad config.
     """
     state, metadata = read_state_dict(path)
-    cfg = load_model_config(config) if config is not None else model_config_from_metadata(metadata)
+    try:
+        cfg = load_model_config(config) if config is not None else model_config_from_metadata(metadata)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if cfg is None:
         cfg = load_model_config(SD15_CONFIG)
-    if not any(key.startswith("control_model.") for key in state):
-        raise CheckpointError(
-            f"{path} holds no control_model.* weights, so it cannot read a skull; "
-            f"add a control network first: python tool_add_control.py {path} OUT"
-        )
+    _check_complete(path, state)
     with torch.device("meta"):
         model = ControlledLatentDiffusion(cfg)
+    try:
+        match_keys(model, state, allow_missing=SD_OPTIONAL, allow_unexpected=SD_OPTIONAL)
+    except CheckpointError as error:
+        found = recognise(state)
+        raise CheckpointError(f"{path}: " + (f"this is {found}; " if found else "") + str(error)) from error
     model = model.to_empty(device="cpu")
     load_strict(model, state, allow_missing=SD_OPTIONAL, allow_unexpected=SD_OPTIONAL)
     model = model.to(device, dtype).to(memory_format=torch.channels_last)
     restore_buffers(model)
     return model.eval().requires_grad_(False), metadata
+
+
+def _check_complete(path: str | Path, state: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError where a base model or a control network is all there is, saying how to join them."""
+    has_control = any(key.startswith(CONTROL) for key in state)
+    has_base = any(key.startswith(MODEL_PARTS) for key in state)
+    found = recognise(state)
+    if found and not (has_base and has_control):
+        raise CheckpointError(
+            f"{path}: this is {found}; expected a Stable Diffusion 1.5 model with a control network"
+        )
+    if not has_control:
+        raise CheckpointError(
+            f"{path} holds no control_model.* weights, so it cannot read a skull; "
+            f"add a control network first: python tool_add_control.py {path} OUT"
+        )
+    if not has_base:
+        raise CheckpointError(
+            f"{path} holds a control network alone; join it with its base model first: "
+            f"python tool_add_control.py BASE OUT control={path}"
+        )
 
 
 def restore_buffers(model: LatentDiffusion) -> None:

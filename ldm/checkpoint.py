@@ -12,7 +12,9 @@ import pickle
 import re
 import shutil
 import subprocess
+import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,8 +23,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from ldm.safetensors_writer import write_safetensors
 
 SAFETENSORS_SUFFIXES = (".safetensors",)
 PICKLE_SUFFIXES = (".ckpt", ".pth", ".pt")
@@ -47,6 +50,7 @@ SD_OPTIONAL = (
     r"(^|\.)position_ids$",
     r"^model_ema\.",
     r"^logvar$",
+    r"^cond_stage_model\.(transformer\.)?(text_model\.)?(logit_scale|text_projection)(\.weight)?$",
     r"^(" + "|".join(SCHEDULE_BUFFERS) + r")$",
 )
 
@@ -92,7 +96,7 @@ def read_state_dict(path: str | Path, mmap: bool = True) -> tuple[dict[str, Tens
 
     Nothing in the file is ever executed: pickles go through PyTorch's restricted unpickler, where the few
     harmless names of Lightning's checkpoints stand for objects that do nothing. Text encoder keys
-    without the `text_model.` level get it back.
+    without the `text_model.` level get it back, and those of a control network its `control_model.`.
 
     Args:
         path: safetensors, or a PyTorch pickle (a bare state dict or one under "state_dict").
@@ -111,7 +115,7 @@ def read_state_dict(path: str | Path, mmap: bool = True) -> tuple[dict[str, Tens
     )
     if not state:
         raise CheckpointError(f"{path} holds no tensors; expected a state dict of weights.")
-    return {_canonical_key(key): value for key, value in state.items()}, metadata
+    return _canonical(state), metadata
 
 
 def _container(path: Path) -> str:
@@ -158,6 +162,8 @@ def _read_safetensors(path: Path, mmap: bool) -> tuple[dict[str, Tensor], dict[s
 
 
 def _read_pickle(path: Path, kind: str, mmap: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if kind == "zip":
+        _check_archive(path)
     try:
         with torch.serialization.safe_globals(list(_INERT_GLOBALS)), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch muses about pickle protocols
@@ -190,6 +196,27 @@ def _read_pickle(path: Path, kind: str, mmap: bool) -> tuple[dict[str, Tensor], 
     return state, metadata
 
 
+def _check_archive(path: Path) -> None:
+    """Raise CheckpointError for a zip archive that is not one of PyTorch's, which maps its entries as they lie."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+        raise CheckpointError(
+            f"{path} is not a readable PyTorch checkpoint ({error}); it is damaged or cut short: copy it again."
+        ) from error
+    if sum(entry.filename.split("/")[1:] == ["data.pkl"] for entry in entries) != 1:
+        names = ", ".join(entry.filename for entry in entries[:4]) or "nothing"
+        raise CheckpointError(
+            f"{path} is a zip archive but no PyTorch checkpoint (it holds {names}); "
+            "if the weights are in it, unpack it."
+        )
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise CheckpointError(
+            f"{path} is a compressed archive, which PyTorch does not write; use the file as it was downloaded."
+        )
+
+
 def _refusal(path: Path, error: Exception, from_unpickler: bool) -> str:
     """One sentence for what torch's restricted unpickler said at length."""
     text = str(error)
@@ -205,13 +232,18 @@ def _refusal(path: Path, error: Exception, from_unpickler: bool) -> str:
     )
 
 
-def _canonical_key(key: str) -> str:
-    """Put back the `text_model.` level that recent transformers versions drop."""
-    return re.sub(
-        r"^(cond_stage_model\.transformer\.)(?=embeddings\.|encoder\.|final_layer_norm\.)",
-        r"\1text_model.",
-        key,
+def _canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under the names they have in the files of 2023.
+
+    Recent transformers versions drop the text encoder's `text_model.` level, and some public ControlNet files
+    have no `control_model.` in front.
+    """
+    bare = "zero_convs.0.0.weight" in state and "input_hint_block.0.weight" in state
+    front = "control_model." if bare else ""
+    level = re.compile(
+        r"^(cond_stage_model\.transformer\.)(?=embeddings\.|encoder\.|final_layer_norm\.|text_projection\.)"
     )
+    return {front + level.sub(r"\1text_model.", key): value for key, value in state.items()}
 
 
 # --- writing ---------------------------------------------------------------------------------------------
@@ -236,12 +268,8 @@ def write_state_dict(path: str | Path, state: Mapping[str, Tensor], metadata: Ma
     text = {str(key): str(value) for key, value in metadata.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.touch()
-        mode = (
-            temporary.stat().st_mode & 0o777
-        )  # what the user's umask gives; safetensors makes files private
         if path.suffix.lower() in SAFETENSORS_SUFFIXES:
-            save_file(_without_aliases(state), temporary, metadata=text)
+            write_safetensors(temporary, state, text, _own_storage)
         else:
             content = {
                 "state_dict": {key: _own_storage(value) for key, value in state.items()},
@@ -249,10 +277,13 @@ def write_state_dict(path: str | Path, state: Mapping[str, Tensor], metadata: Ma
             }
             torch.save(content, temporary)
         _flush(temporary)
-        temporary.chmod(mode)
         os.replace(temporary, path)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{path} could not be written: {error}.") from error
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path} could not be written ({reason}); nothing was left there: is the disk full, or the folder "
+            "not yours?"
+        ) from error
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
@@ -266,7 +297,8 @@ def check_writable(path: str | Path, num_bytes: int = 0) -> None:
         num_bytes: how much the tensors will take there.
 
     Raises:
-        CheckpointError: unknown suffix, a folder in its place, no such parent folder, or a disk too full.
+        CheckpointError: unknown suffix, a folder in its place, no such parent folder, one that cannot be written
+            to, or a disk too full.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
@@ -277,7 +309,15 @@ def check_writable(path: str | Path, num_bytes: int = 0) -> None:
         raise CheckpointError(
             f"{path.parent} is not an existing folder; create it first (mkdir -p {path.parent})."
         )
-    free = shutil.disk_usage(path.parent).free
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        free = shutil.disk_usage(path.parent).free
+    except OSError as error:
+        raise CheckpointError(
+            f"{path.parent}: no file can be made there ({error.strerror or error}); "
+            "write elsewhere, or mend the folder's permissions."
+        ) from error
     if num_bytes and num_bytes + _DISK_MARGIN > free:
         raise CheckpointError(
             f"{path} needs {num_bytes / 2**20:.0f} MiB, but {path.parent} has {free / 2**20:.0f} MiB free; "
@@ -296,19 +336,6 @@ def _own_storage(value: Tensor) -> Tensor:
     return torch.from_numpy(flat.view(torch.uint8).numpy()).view(value.dtype).reshape(value.shape)
 
 
-def _without_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous CPU tensors, no two in the same memory (safetensors refuses those)."""
-    out: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for key, value in state.items():
-        own = _own_storage(value)
-        if own.numel() and own.data_ptr() in seen:
-            own = own.clone()
-        seen.add(own.data_ptr())
-        out[key] = own
-    return out
-
-
 def _flush(path: Path) -> None:
     """Force the file to disk, so that the rename cannot come before its content."""
     with path.open("rb") as file:
@@ -320,12 +347,11 @@ def _flush(path: Path) -> None:
 
 @dataclass
 class LoadReport:
-    """Which keys were copied, stayed as they were (`missing`), were `ignored`, or had another shape."""
+    """Which keys were copied, stayed as they were (`missing`), or were `ignored`."""
 
     copied: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
-    mismatched: list[str] = field(default_factory=list)
 
     def table(self) -> str:
         """Aligned text, a line per kind: its name, how many keys, the first few of them."""
@@ -337,9 +363,61 @@ def key_table(kinds: Mapping[str, list[str]], num_shown: int = 3) -> str:
     width = max(map(len, kinds), default=0)
     lines = []
     for kind, keys in kinds.items():
-        names = ", ".join(keys[:num_shown]) + (", ..." if len(keys) > num_shown else "")
-        lines.append(f"{kind:<{width}}  {len(keys):>5}  {names}".rstrip())
+        lines.append(f"{kind:<{width}}  {len(keys):>5}  {_first(keys, num_shown)}".rstrip())
     return "\n".join(lines)
+
+
+def match_keys(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    prefix: str = "",
+    allow_missing: Iterable[str] = (),
+    allow_unexpected: Iterable[str] = (),
+) -> LoadReport:
+    """What `load_strict` would do, without doing it: `module` may be on the meta device.
+
+    Raises:
+        CheckpointError: as `load_strict` does.
+    """
+    own = module.state_dict()
+    given = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    may_lack = [re.compile(pattern) for pattern in allow_missing]
+    may_add = [re.compile(pattern) for pattern in allow_unexpected]
+
+    report = LoadReport()
+    problems: dict[str, list[str]] = {
+        "missing": [],
+        "unexpected": [],
+        "another shape": [],
+        "another type": [],
+    }
+    for key, value in own.items():
+        if key not in given:
+            allowed = any(pattern.search(prefix + key) for pattern in may_lack)
+            (report.missing if allowed else problems["missing"]).append(prefix + key)
+        elif given[key].shape != value.shape:
+            shapes = f"{list(given[key].shape)} in the file, {list(value.shape)} in the model"
+            problems["another shape"].append(f"{prefix + key} ({shapes})")
+        elif given[key].is_floating_point() != value.is_floating_point():  # quantised weights, say
+            problems["another type"].append(f"{prefix + key} ({given[key].dtype} in the file)")
+        else:
+            report.copied.append(prefix + key)
+    for key in given:
+        if key not in own:
+            allowed = any(pattern.search(prefix + key) for pattern in may_add)
+            (report.ignored if allowed else problems["unexpected"]).append(prefix + key)
+    found = [f"{len(keys)} {kind} ({_first(keys, 5)})" for kind, keys in problems.items() if keys]
+    if found:
+        raise CheckpointError(
+            f"the weights do not fit {type(module).__name__}: {'; '.join(found)}. "
+            "Use the config this checkpoint was made with, or the checkpoint this config was made for."
+        )
+    return report
+
+
+def _first(keys: list[str], num: int) -> str:
+    return ", ".join(keys[:num]) + (", ..." if len(keys) > num else "")
 
 
 def load_strict(
@@ -365,38 +443,14 @@ def load_strict(
         What happened to each key.
 
     Raises:
-        CheckpointError: keys missing, unexpected or of another shape; the first of each are listed.
+        CheckpointError: keys missing, unexpected, of another shape, or integers where fractions belong (or the
+            other way round); the first of each are listed.
     """
-    own = module.state_dict()
+    report = match_keys(
+        module, state, prefix=prefix, allow_missing=allow_missing, allow_unexpected=allow_unexpected
+    )
     given = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-    may_lack = [re.compile(pattern) for pattern in allow_missing]
-    may_add = [re.compile(pattern) for pattern in allow_unexpected]
-
-    report = LoadReport()
-    missing: list[str] = []
-    unexpected: list[str] = []
-    for key, value in own.items():
-        if key not in given:
-            allowed = any(pattern.search(prefix + key) for pattern in may_lack)
-            (report.missing if allowed else missing).append(prefix + key)
-        elif given[key].shape != value.shape:
-            shapes = f"{list(given[key].shape)} in the file, {list(value.shape)} in the model"
-            report.mismatched.append(f"{prefix + key} ({shapes})")
-        else:
-            report.copied.append(prefix + key)
-    for key in given:
-        if key not in own:
-            allowed = any(pattern.search(prefix + key) for pattern in may_add)
-            (report.ignored if allowed else unexpected).append(prefix + key)
-
-    if missing or unexpected or report.mismatched:
-        problems = {"missing": missing, "unexpected": unexpected, "other shape": report.mismatched}
-        raise CheckpointError(
-            f"the weights do not fit {type(module).__name__}:\n"
-            f"{key_table({kind: keys for kind, keys in problems.items() if keys}, num_shown=5)}\n"
-            "Use the config this checkpoint was made with, or the checkpoint this config was made for."
-        )
-    merged = {key: given.get(key, value) for key, value in own.items()}
+    merged = {key: given.get(key, value) for key, value in module.state_dict().items()}
     module.load_state_dict(merged, strict=True, assign=assign)
     return report
 

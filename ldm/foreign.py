@@ -1,0 +1,71 @@
+"""Says what a checkpoint is that does not fit: the files users have that look like Stable Diffusion 1.5 and are not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+UNET, CONTROL = "model.diffusion_model.", "control_model."
+MODEL_PARTS = (UNET, "first_stage_model.", "cond_stage_model.")
+_SD15_CONTEXT, _SD2_CONTEXT = 768, 1024
+_VARIANTS = {  # channels that enter the first convolution -> what such a model is for
+    5: "depth-to-image",
+    8: "InstructPix2Pix",
+    9: "inpainting",
+}
+
+
+def recognise(state: Mapping[str, Tensor]) -> str | None:
+    """What a model is by its keys and shapes, as "Stable Diffusion XL (conditioner.* keys)"; None if unknown.
+
+    Of a Stable Diffusion 1.5 model or of a control network for one, it says None as well.
+
+    Source: the key names of the public files; only names and shapes are looked at.
+    """
+    return _by_names(state) or _by_shapes(state)
+
+
+def _by_names(state: Mapping[str, Tensor]) -> str | None:
+    def has(*starts: str) -> bool:
+        return any(key.startswith(starts) for key in state)
+
+    if has("net.model.", "net.first_stage_model.", "net.control_model."):
+        return (
+            "a training checkpoint of this program, which holds the trained part only (net.* keys): use the "
+            "model.safetensors that the finished run exports"
+        )
+    if "difference" in state:
+        return (
+            "the difference between a control network and its base ('difference' key), not the network itself"
+        )
+    if has("conditioner.", UNET + "label_emb."):
+        return f"Stable Diffusion XL ({'conditioner.*' if has('conditioner.') else 'label_emb.*'} keys)"
+    if has(UNET + "joint_blocks.", UNET + "double_blocks.", "double_blocks."):
+        return "Stable Diffusion 3 or Flux (a transformer, not a UNet)"
+    if has("controlnet_cond_embedding.", "controlnet_down_blocks."):
+        return "a control network as a diffusers export (controlnet_* keys)"
+    if has("down_blocks.", "unet.down_blocks."):
+        return "a diffusers export (down_blocks.* keys)"
+    if any("lora_" in key for key in state):
+        return "a LoRA (lora_* keys), which only changes another model"
+    if not has(UNET, CONTROL):
+        return _part(has("encoder.conv_in.", "first_stage_model."), has("text_model.", "cond_stage_model."))
+    return None
+
+
+def _part(autoencoder: bool, text_encoder: bool) -> str | None:
+    found = ["an autoencoder"] * autoencoder + ["a text encoder"] * text_encoder
+    return " and ".join(found) + " without a UNet" if found else None
+
+
+def _by_shapes(state: Mapping[str, Tensor]) -> str | None:
+    context = {v.shape[1] for k, v in state.items() if k.endswith("attn2.to_k.weight") and v.ndim == 2}
+    is_sd2 = any(key.startswith("cond_stage_model.model.") for key in state) or context == {_SD2_CONTEXT}
+    name = f"Stable Diffusion 2 (text width {_SD2_CONTEXT} where 1.5 has {_SD15_CONTEXT})" if is_sd2 else None
+    for prefix in (UNET, CONTROL):
+        first = state.get(prefix + "input_blocks.0.0.weight")
+        if first is not None and first.ndim == 4 and first.shape[1] in _VARIANTS:
+            kind = f"{_VARIANTS[first.shape[1]]} model ({first.shape[1]} input channels where the plain one has 4)"
+            return f"the {kind} of {name}" if name else f"an {kind}".replace("an d", "a d")
+    return name

@@ -1,0 +1,335 @@
+"""Files as the public has them, through the tool and into the model: bases, and ready-made control networks."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_model_config
+from public_files import NUMPY_CORES, TEXT, lightning_content, public_weights, write_lightning, write_public
+
+import tool_add_control
+from cldm.controlled import ControlledLatentDiffusion, load_model, model_metadata
+from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
+from ldm.config import to_yaml
+from ldm.foreign import recognise
+
+CFG = tiny_model_config()
+CONTROL = "control_model."
+
+
+@pytest.fixture(scope="module")
+def whole() -> ControlledLatentDiffusion:
+    """A model none of whose layers is zero: base and trained control network."""
+    torch.manual_seed(0)
+    model = ControlledLatentDiffusion(CFG).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    """The setting that names the tiny architecture, which a foreign file does not carry."""
+    (tmp_path / "tiny.yaml").write_text(to_yaml(CFG))
+    return f"config={tmp_path / 'tiny.yaml'}"
+
+
+def tool(*arguments: object) -> int:
+    return tool_add_control.main([str(argument) for argument in arguments])
+
+
+def base_state(whole: ControlledLatentDiffusion) -> dict[str, torch.Tensor]:
+    return {k: v for k, v in whole.state_dict().items() if not k.startswith(CONTROL) and k != "logvar"}
+
+
+def control_state(whole: ControlledLatentDiffusion) -> dict[str, torch.Tensor]:
+    return {k: v for k, v in whole.state_dict().items() if k.startswith(CONTROL)}
+
+
+# --- base models -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("numpy_core", NUMPY_CORES)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_everything_lightning_adds_is_passed_over_and_nothing_runs(
+    tmp_path: Path, numpy_core: str, legacy: bool
+) -> None:
+    path = tmp_path / "sd.ckpt"
+    weights = {"model.a": torch.randn(3), "model.b": torch.arange(4)}
+    write_lightning(path, lightning_content(weights), numpy_core, legacy)
+    raw = path.read_bytes() if legacy else zipfile.ZipFile(path).read("sd/data.pkl")
+    for name in (numpy_core.encode() + b"\nscalar", b"ModelCheckpoint\n", b"_codecs\nencode"):
+        assert name in raw
+    with pytest.raises(pickle.UnpicklingError):  # what torch alone makes of it
+        torch.load(path, weights_only=True)
+    allowed = set(torch.serialization.get_safe_globals())
+    read, metadata = read_state_dict(path)
+    assert set(read) == set(weights)
+    assert all(torch.equal(read[key], weights[key]) for key in weights)
+    assert metadata == {"step": "470000"}
+    assert set(torch.serialization.get_safe_globals()) == allowed  # nothing more stays allowed
+
+
+@pytest.mark.parametrize(
+    ("container", "dtype", "text_model", "position_ids", "ema", "buffers"),
+    [
+        ("lightning", torch.float32, True, True, True, True),  # v1-5-pruned.ckpt
+        ("lightning", torch.float32, True, True, False, True),  # v1-5-pruned-emaonly.ckpt
+        ("lightning", torch.float16, False, False, True, False),
+        ("legacy", torch.float32, False, True, True, False),
+        ("legacy", torch.float16, True, False, False, True),
+        ("safetensors", torch.float32, False, False, False, True),
+        ("safetensors", torch.float16, True, True, True, False),
+        ("bare", torch.float16, False, True, False, False),
+    ],
+)
+def test_a_public_base_becomes_a_controlled_model(
+    whole: ControlledLatentDiffusion,
+    tmp_path: Path,
+    config: str,
+    container: str,
+    dtype: torch.dtype,
+    text_model: bool,
+    position_ids: bool,
+    ema: bool,
+    buffers: bool,
+) -> None:
+    expected = base_state(whole)
+    weights = public_weights(
+        expected, dtype, text_model=text_model, position_ids=position_ids, ema=ema, buffers=buffers
+    )
+    source = tmp_path / "v1-5.file"  # the content says what it is, not the name
+    write_public(source, weights, container)
+    assert tool(source, tmp_path / "out.safetensors", config) == 0
+    model, metadata = load_model(tmp_path / "out.safetensors")
+    for key, value in model.state_dict().items():
+        if key in expected and "." in key:
+            assert torch.equal(value, expected[key].to(dtype).float()), key
+    assert torch.equal(model.alphas_cumprod, whole.alphas_cumprod)  # in full precision, whatever the file has
+    assert metadata.get("base_step") == ("470000" if container in ("lightning", "legacy") else None)
+    assert not any(key.startswith("model_ema.") for key in read_state_dict(tmp_path / "out.safetensors")[0])
+
+
+@pytest.mark.parametrize(
+    "extra", ["cond_stage_model.logit_scale", "cond_stage_model.transformer.text_projection.weight"]
+)
+def test_what_converters_leave_beside_the_text_encoder_is_no_obstacle(
+    whole: ControlledLatentDiffusion, tmp_path: Path, config: str, extra: str
+) -> None:
+    write_state_dict(tmp_path / "base.ckpt", base_state(whole) | {extra: torch.ones(2, 2)}, {})
+    assert tool(tmp_path / "base.ckpt", tmp_path / "out.ckpt", config) == 0
+    load_model(tmp_path / "out.ckpt")
+
+
+# --- ready-made control networks -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("container", "prefix", "dtype"),
+    [
+        ("bare", CONTROL, torch.float32),
+        ("bare", "", torch.float16),
+        ("safetensors", CONTROL, torch.float16),
+        ("safetensors", "", torch.float32),
+        ("legacy", "", torch.float32),
+        ("whole model", CONTROL, torch.float32),
+    ],
+)
+def test_a_public_control_network_is_joined_with_its_base(
+    whole: ControlledLatentDiffusion,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    container: str,
+    prefix: str,
+    dtype: torch.dtype,
+) -> None:
+    state = {key: value.to(dtype) for key, value in control_state(whole).items()}
+    state = {prefix + key.removeprefix(CONTROL): value for key, value in state.items()}
+    if container == "whole model":
+        state |= {key: torch.zeros_like(value) for key, value in base_state(whole).items()}
+    given = tmp_path / "control_v11p_sd15.pth"
+    write_public(given, state, "bare" if container == "whole model" else container)
+    base = tmp_path / "base.safetensors"
+    write_state_dict(base, base_state(whole), model_metadata(CFG))
+    assert tool(base, tmp_path / "out.safetensors", f"control={given}") == 0
+    assert f"given           {len(control_state(whole)):>5}  control_model." in capsys.readouterr().out
+    model, metadata = load_model(tmp_path / "out.safetensors")
+    assert metadata["control"] == given.name
+    assert len(metadata["control_sha256"]) == 64
+    assert "seed" not in metadata
+    for key, value in whole.state_dict().items():
+        cast = value.to(dtype).float() if key.startswith(CONTROL) else value
+        assert torch.equal(model.state_dict()[key], cast), key
+    x = torch.randn(1, 4, 8, 8)
+    with torch.no_grad():
+        context = model.encode_text(["a"])
+        skull = model.encode_hint(torch.rand(1, 3, 64, 64))
+        t = torch.tensor([500])
+        assert not torch.equal(model.eps(x, t, context, skull), model.eps(x, t, context, None))
+
+
+@pytest.mark.parametrize("prefix", [CONTROL, ""])
+def test_a_control_network_alone_is_told_how_to_be_joined(
+    whole: ControlledLatentDiffusion, tmp_path: Path, capsys: pytest.CaptureFixture[str], prefix: str
+) -> None:
+    path = tmp_path / "control.safetensors"
+    state = {prefix + key.removeprefix(CONTROL): v for key, v in control_state(whole).items()}
+    write_public(path, state, "safetensors")
+    with pytest.raises(CheckpointError, match=rf"control network alone.*BASE OUT control={path}"):
+        load_model(path)
+    assert tool(path, tmp_path / "out.ckpt") == 2
+    assert "give its base model as IN, and this file as control=FILE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("base", "has no control network; expected control_model.* keys"),
+        (
+            "hint",
+            "1 of another shape (control_model.input_hint_block.0.weight is [4, 1, 3, 3], expected [4, 3, 3, 3])",
+        ),
+        ("missing", "1 missing (control_model.input_hint_block.14.bias)"),
+        ("unknown", "1 unknown (control_model.extra)"),
+        ("integers", "1 not floating-point (control_model.zero_convs.0.0.weight is torch.int8)"),
+        ("sd2", "it is Stable Diffusion 2 (text width 1024"),
+        ("diffusers", "it is a control network as a diffusers export"),
+        ("difference", "it is the difference between a control network and its base"),
+        ("lora", "it is a LoRA"),
+    ],
+)
+def test_a_control_file_that_does_not_fit(
+    whole: ControlledLatentDiffusion,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: str,
+    message: str,
+) -> None:
+    state = control_state(whole)
+    if change == "base":
+        state = {"other.weight": torch.ones(2)}
+    elif change == "hint":
+        state[CONTROL + "input_hint_block.0.weight"] = torch.ones(4, 1, 3, 3)
+    elif change == "missing":
+        del state[CONTROL + "input_hint_block.14.bias"]
+    elif change == "unknown":
+        state[CONTROL + "extra"] = torch.ones(1)
+    elif change == "integers":
+        state[CONTROL + "zero_convs.0.0.weight"] = state[CONTROL + "zero_convs.0.0.weight"].to(torch.int8)
+    elif change == "sd2":
+        wide = {k: torch.ones(len(v), 1024) for k, v in state.items() if k.endswith("attn2.to_k.weight")}
+        assert wide
+        state |= wide
+    elif change == "diffusers":
+        state = {"controlnet_cond_embedding.conv_in.weight": torch.ones(1), "down_blocks.0.x": torch.ones(1)}
+    elif change == "difference":
+        state |= {"difference": torch.ones(1)}
+        del state[CONTROL + "zero_convs.0.0.weight"]
+    else:
+        state = {"lora_unet_down_blocks_0.lora_down.weight": torch.ones(1)}
+    base, given = tmp_path / "base.safetensors", tmp_path / "given.pth"
+    write_state_dict(base, base_state(whole), model_metadata(CFG))
+    torch.save(state, given)
+    assert tool(base, tmp_path / "out.ckpt", f"control={given}") == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith(f"tool_add_control.py: {given}: ")
+    assert message in shown.err
+    assert shown.err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == [base.name, given.name]
+
+
+def test_a_file_of_differences_is_never_taken_for_weights(
+    whole: ControlledLatentDiffusion, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, given = tmp_path / "base.safetensors", tmp_path / "given.pth"
+    write_state_dict(base, base_state(whole), model_metadata(CFG))
+    torch.save(
+        control_state(whole) | {"difference": torch.ones(1)}, given
+    )  # all keys there, all shapes right
+    assert tool(base, tmp_path / "out.ckpt", f"control={given}") == 2
+    assert "it is the difference" in capsys.readouterr().err
+
+
+# --- what else is about ----------------------------------------------------------------------------------
+
+UNET = "model.diffusion_model."
+
+
+@pytest.mark.parametrize(
+    ("shapes", "name"),
+    [
+        ({UNET + "input_blocks.0.0.weight": (8, 9, 3, 3)}, "an inpainting model (9 input channels"),
+        ({UNET + "input_blocks.0.0.weight": (8, 8, 3, 3)}, "an InstructPix2Pix model"),
+        (
+            {UNET + "input_blocks.0.0.weight": (8, 4, 3, 3), "cond_stage_model.model.x": (1,)},
+            "Stable Diffusion 2 (text",
+        ),
+        (
+            {UNET + "input_blocks.0.0.weight": (8, 9, 3, 3), UNET + "a.attn2.to_k.weight": (8, 1024)},
+            "the inpainting model (9 input channels where the plain one has 4) of Stable Diffusion 2",
+        ),
+        (
+            {UNET + "input_blocks.0.0.weight": (8, 5, 3, 3), UNET + "a.attn2.to_k.weight": (8, 1024)},
+            "the depth-to-image model",
+        ),
+        (
+            {"conditioner.embedders.0.x": (1,), UNET + "input_blocks.0.0.weight": (8, 4, 3, 3)},
+            "Stable Diffusion XL",
+        ),
+        ({UNET + "label_emb.0.0.weight": (1,)}, "Stable Diffusion XL (label_emb.* keys)"),
+        ({UNET + "double_blocks.0.x": (1,)}, "Stable Diffusion 3 or Flux"),
+        ({"unet.down_blocks.0.x": (1,)}, "a diffusers export"),
+        ({"net.control_model.x": (1,)}, "a training checkpoint of this program"),
+        ({"first_stage_model.encoder.x": (1,)}, "an autoencoder without a UNet"),
+        ({"text_model.x": (1,)}, "a text encoder without a UNet"),
+        ({"lora_te_x": (1,)}, "a LoRA"),
+    ],
+)
+def test_models_of_another_make_are_known_by_name(shapes: dict[str, tuple[int, ...]], name: str) -> None:
+    found = recognise({key: torch.empty(shape, device="meta") for key, shape in shapes.items()})
+    assert found is not None
+    assert found.startswith(name)
+
+
+def test_what_fits_is_not_called_foreign(whole: ControlledLatentDiffusion) -> None:
+    assert recognise(whole.state_dict()) is None
+    assert recognise(base_state(whole)) is None
+    assert recognise(control_state(whole)) is None
+    assert recognise({"a": torch.ones(1)}) is None
+    full = {
+        TEXT + "x": (1,),
+        UNET + "input_blocks.0.0.weight": (320, 4, 3, 3),
+        UNET + "a.attn2.to_k.weight": (8, 768),
+    }
+    assert recognise({key: torch.empty(shape, device="meta") for key, shape in full.items()}) is None
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"conditioner.embedders.0.x": torch.ones(1)}, "Stable Diffusion XL"),
+        ({UNET + "input_blocks.0.0.weight": torch.ones(8, 9, 3, 3)}, "an inpainting model (9 input channels"),
+    ],
+)
+def test_the_tool_and_the_model_say_what_a_wrong_base_is(
+    whole: ControlledLatentDiffusion,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    extra: dict[str, torch.Tensor],
+    message: str,
+) -> None:
+    wrong = {k: v for k, v in base_state(whole).items() if not k.startswith("cond_stage_model.")} | extra
+    write_state_dict(tmp_path / "wrong.safetensors", wrong, model_metadata(CFG))
+    assert tool(tmp_path / "wrong.safetensors", tmp_path / "out.ckpt") == 2
+    told = capsys.readouterr().err
+    assert f"wrong.safetensors: it is {message}" in told
+    assert told.count("\n") == 1
+    with pytest.raises(CheckpointError, match=r"wrong\.safetensors: this is"):
+        load_model(tmp_path / "wrong.safetensors")
+    write_state_dict(tmp_path / "wrong.ckpt", wrong | control_state(whole), model_metadata(CFG))
+    with pytest.raises(CheckpointError, match=r"wrong\.ckpt: this is .*do not fit"):
+        load_model(tmp_path / "wrong.ckpt")
