@@ -47,7 +47,8 @@ class SampleConfig:
     sex, age (years), ethnicity, body_mass (1 very thin ... 5 slightly fat): of the person; over a manifest's.
     num_samples: faces for each skull, with seeds seed, seed + 1, ...
     weights: checkpoint. model: YAML of its architecture, where the file does not carry it.
-    device: auto, cpu, cuda, cuda:1, mps. precision: auto (bf16 on a GPU, fp32 on the CPU), fp32, bf16, fp16.
+    device: auto, cpu, cuda, cuda:1, mps. precision: auto (bf16 where the device
+        computes in it, else fp32), fp32, bf16, fp16.
     batch_size: faces drawn together; each depends on its own skull, prompt and seed alone.
     max_sheets: contact sheets at most, of twelve skulls each.
     out: folder to write. Default: results/NAME, numbered if it exists. overwrite: replace an earlier run there.

@@ -29,18 +29,32 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for bf16; without them it is slower there than in fp32, or cannot do it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    if hasattr(torch.cpu, "get_capabilities"):
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    native = getattr(
+        torch.cpu, "_is_avx512_bf16_supported", None
+    )  # older releases have no public question for it
+    return native is not None and bool(native())
+
+
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """``auto``: bf16 on a CUDA device that computes in it, else fp32. Otherwise the precision named.
+    """``auto``: bf16 where the device computes in it, else fp32. Otherwise the precision named.
 
     Raises:
         ValueError: an unknown name, or one this device does not compute in.
     """
-    bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
     if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" and bf16 else torch.float32
+        return torch.bfloat16 if computes_in_bf16(device) else torch.float32
     if name not in PRECISIONS:
         raise ValueError(f"precision: got {name!r}, expected auto, {', '.join(PRECISIONS)}")
-    if name == "bf16" and not bf16:
+    if name == "bf16" and device.type == "cuda" and not computes_in_bf16(device):
         raise ValueError(
             "precision: got 'bf16', which this GPU does not compute in; use precision=fp16 or fp32"
         )

@@ -18,7 +18,7 @@ from data.manifest import check_disjoint, read_manifest
 from data.paired import PairedDataset
 from ldm.checkpoint import SD_OPTIONAL, load_strict, read_state_dict
 from ldm.config import ConfigError
-from ldm.device import choose_precision
+from ldm.device import computes_in_bf16
 from muti_control.autoencoder_stage import AutoencoderStage
 from muti_control.callbacks import SaveLast, TrainingProgress, WholeFiles
 from muti_control.config import ExperimentConfig
@@ -123,11 +123,7 @@ def pick_precision(cfg: ExperimentConfig) -> Literal["bf16-mixed", "32-true"]:
     """For ``auto``: bf16-mixed where the hardware computes in bf16, else fp32."""
     if cfg.train.precision != "auto":
         return "bf16-mixed" if cfg.train.precision == "bf16-mixed" else "32-true"
-    device = _device(cfg)
-    if device.type == "cuda":
-        return "bf16-mixed" if choose_precision("auto", device) == torch.bfloat16 else "32-true"
-    native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # torch has no public question for it
-    return "bf16-mixed" if native is not None and native() else "32-true"
+    return "bf16-mixed" if computes_in_bf16(_device(cfg)) else "32-true"
 
 
 def build_trainer(cfg: ExperimentConfig, stage: Stage, save_last: SaveLast) -> pl.Trainer:

@@ -22,7 +22,7 @@ from cldm.record import (
     unused_folder,
     write_json,
 )
-from ldm.device import choose_device, choose_precision
+from ldm.device import choose_device, choose_precision, computes_in_bf16
 
 CPU = torch.device("cpu")
 
@@ -111,10 +111,20 @@ def test_neither_inputs_nor_files_of_the_user_are_overwritten(tmp_path: Path) ->
             check_overwriting([ours], [new], [spelling])
 
 
+@pytest.mark.parametrize("capability", ["avx512_bf16", "amx_bf16", None])
+def test_bf16_is_the_default_where_the_processor_has_it(
+    capability: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True}, raising=False)
+    assert choose_precision("auto", CPU) == (torch.float32 if capability is None else torch.bfloat16)
+    assert choose_precision("auto", torch.device("mps")) == torch.float32
+
+
 def test_devices_and_precisions() -> None:
     assert choose_device("cpu") == CPU
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert choose_precision("auto", CPU) == torch.float32
+    assert choose_precision("auto", CPU) == (torch.bfloat16 if computes_in_bf16(CPU) else torch.float32)
+    assert choose_precision("fp32", CPU) == torch.float32
     assert choose_precision("bf16", CPU) == torch.bfloat16
     for name in ("gpu", "cuda:99", "meta", ""):
         with pytest.raises(ValueError, match=r"^device: got"):
