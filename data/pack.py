@@ -28,6 +28,7 @@ from data.shards import INDEX_SUFFIX, Entry, Shard, ShardError, index_text, open
 MANIFEST_DIR = "split_data"
 INDEX = PICTURE_ROOT + INDEX_SUFFIX
 _BLOCK = 512  # of the tar format
+_MB = 1_000_000  # bytes
 
 
 @dataclass
@@ -69,7 +70,7 @@ def pack(folder: Path, out: Path, config: PackConfig | None = None, progress: bo
         _copy(manifest, out / MANIFEST_DIR / manifest.name)
     if (folder / "cohort.json").is_file():
         _copy(folder / "cohort.json", out / "cohort.json")
-    writer = _Writer(out, config.shard_mb * 1_000_000)
+    writer = _Writer(out, config.shard_mb * _MB)
     for name, path in tqdm(sources.items(), unit="file", desc="packing", disable=not progress):
         writer.add(name, read_bytes(path))
     writer.close()

@@ -59,7 +59,7 @@ class Pack:
     def __init__(self, index: Path) -> None:
         self.index = index
         self.shards, self.files = _read_index(index)
-        self._check_sizes()
+        self.check_sizes()
         names: defaultdict[str, set[str]] = defaultdict(set)
         for name in self.files:
             folder, _, last = name.rpartition("/")
@@ -91,7 +91,8 @@ class Pack:
         for name in self.files:
             self.read(name)
 
-    def _check_sizes(self) -> None:
+    def check_sizes(self) -> None:
+        """Raises: ShardError naming the shards that are missing or not as long as they were."""
         wrong = []
         for shard in self.shards:
             path = self.index.parent / shard.file
@@ -139,14 +140,17 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether pictures may be below it: a folder, a folder in a pack, or the index of a pack."""
+    """Whether pictures may be below it: a folder, a folder in a pack, or the index of a pack. Raises: ShardError."""
     packed = inside_pack(path)
     if packed is None:
         return path.is_dir()
-    name = packed[1]
-    return name == "" or any(
-        folder == name or folder.startswith(f"{name}/") for folder in open_pack(packed[0]).folders
-    )
+    found, name = open_pack(packed[0]), packed[1]
+    if (
+        name == ""
+    ):  # somebody is about to use the pack: tell now what is missing, not in the middle of a training
+        found.check_sizes()
+        return True
+    return any(folder == name or folder.startswith(f"{name}/") for folder in found.folders)
 
 
 def folder_names(path: Path) -> frozenset[str]:
