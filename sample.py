@@ -25,6 +25,7 @@ from cldm.record import check_overwriting, claim_folder, environment, latest_fol
 from cldm.sampling import SamplingConfig
 from cldm.spacing import spaced_timesteps
 from data.cases import MANIFEST_SUFFIXES, Known, check_pictures, find_cases
+from data.shards import picture_sha256
 from data.sheet import NOTICE
 from ldm.checkpoint import sha256
 from ldm.config import parse_command_line, to_yaml
@@ -127,7 +128,7 @@ def prepare(arguments: Sequence[str]) -> Job:
         model=model,
         cases=cases,
         notes=notes,
-        hashes={path: sha256(path) for path in pictures},
+        hashes={path: picture_sha256(path) for path in pictures},
         seeds=range(cfg.seed, cfg.seed + cfg.num_samples),
         sampling=cfg.sampling,
         batch_size=cfg.batch_size,

@@ -139,6 +139,11 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     return Path(path).read_bytes() if packed is None else open_pack(packed[0]).read(packed[1])
 
 
+def picture_sha256(path: Path) -> str:
+    """Of the contents of a file, packed or not; the same for both. Raises: OSError, ShardError."""
+    return sha256_of(path) if inside_pack(path) is None else hashlib.sha256(read_bytes(path)).hexdigest()
+
+
 def is_folder(path: Path) -> bool:
     """Whether pictures may be below it: a folder, a folder in a pack, or the index of a pack. Raises: ShardError."""
     packed = inside_pack(path)

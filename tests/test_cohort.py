@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections import Counter
@@ -11,14 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import data.cohort.pair as pair_module
 from data.cohort.__main__ import main
 from data.cohort.anatomy import build_head
 from data.cohort.config import CohortConfig, parse_config
 from data.cohort.excerpt import main as excerpt_main
-from data.cohort.lists import split_of_subjects
 from data.cohort.pair import (
     BORDER_PX,
     FACE_BELOW_SKULL_MM,
@@ -39,7 +36,6 @@ from data.cohort.subject import (
     with_bmi,
 )
 from data.cohort.template import HeadTemplate, reshape_vault
-from data.manifest import read_manifest
 from data.render import BONE, SKIN, Camera, Scene
 
 
@@ -193,49 +189,6 @@ def test_border_distance_of_simple_pictures():
     assert border_distance(picture) == 20
     picture[3:12, 6:15] = 9
     assert border_distance(picture) == 3
-
-
-def test_splits_share_no_subject_and_leave_none_out():
-    splits = split_of_subjects(CohortConfig(num_subjects=60, valid_subjects=7, test_subjects=11))
-    assert [len(splits[name]) for name in ("train", "valid", "test")] == [42, 7, 11]
-    assert sorted(index for part in splits.values() for index in part) == list(range(60))
-
-
-KEYS = ["num_subjects=3", "seed=6", "valid_subjects=1", "test_subjects=1"]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def test_a_cohort_on_disk_is_complete_restartable_and_the_same_for_any_worker_count(tmp_path, capfd):
-    out = tmp_path / "cohort"
-    assert main([str(out), *KEYS, "num_workers=2"]) == 0
-    first = contents(out)
-    assert len(first) == 3 * 4 + 3 + 1 and not [name for name in first if name.endswith(".part")]
-    with Image.open(out / "pairedCS/skull/s00000.png") as picture:
-        assert picture.mode == "L" and picture.size == (256, 256)
-
-    records = {name: read_manifest(out / f"split_data/{name}.json") for name in ("train", "valid", "test")}
-    assert sorted(r.subject for rs in records.values() for r in rs) == ["s00000", "s00001", "s00002"]
-    marks = json.loads((out / "pairedCS/landmarks/s00001.json").read_text())
-    assert np.array(marks["points"]).shape == (106, 2) and len(marks["visible"]) == 106
-
-    for lost in ("pairedCS/skull/s00001.png", "subjects/s00001.json", "split_data/test.json"):
-        (out / lost).unlink()
-    kept = (out / "pairedCS/skull/s00000.png").stat().st_mtime_ns
-    assert main([str(out), *KEYS, "num_workers=1"]) == 0
-    assert contents(out) == first
-    assert (out / "pairedCS/skull/s00000.png").stat().st_mtime_ns == kept
-
-    capfd.readouterr()
-    assert main([str(out), *KEYS[:1], "seed=7", *KEYS[2:]]) == 2
-    assert "seed is 6 there, asked for 7" in capfd.readouterr().err
-    assert contents(out) == first
 
 
 @pytest.mark.parametrize(

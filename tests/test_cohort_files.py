@@ -1,0 +1,254 @@
+"""A cohort on disk: what is in it, what belongs together, and that nothing stops it from becoming what it should be."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.cohort.__main__ import main
+from data.cohort.config import CohortConfig, parse_config
+from data.cohort.excerpt import excerpt
+from data.cohort.lists import Exemplars, split_of_subjects, varied_subjects, wanted_names
+from data.cohort.protocols import draw_face_style
+from data.cohort.sheet import main as sheet_main
+from data.cohort.subject import age_level, body_mass_level, draw_subject, subject_name
+from data.cohort.variants import BMI_OF_LEVEL, variants_of
+from data.manifest import Record, read_manifest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAIRS = ["num_subjects=4", "seed=6", "valid_subjects=1", "test_subjects=1"]
+EXTRAS = [
+    "views=1",
+    "variants=1",
+    "variant_ages=[22,72]",
+    "variant_masses=[2,5]",
+    "variant_styles=1",
+    "ceiling=true",
+]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made in one go by two processes."""
+    out = tmp_path_factory.mktemp("cohorts") / "whole"
+    assert main([str(out), *PAIRS, *EXTRAS, "shards=true", "num_workers=2"]) == 0
+    return out
+
+
+def listed(cohort: Path, name: str) -> list[Record]:
+    return read_manifest(cohort / f"split_data/{name}.json")
+
+
+def marks(record: Record) -> np.ndarray:
+    assert record.landmarks_path is not None
+    return np.array(json.loads(record.landmarks_path.read_text())["points"])
+
+
+def grey(path: Path | None) -> np.ndarray:
+    assert path is not None
+    with Image.open(path) as picture:
+        assert picture.mode == "L"
+        return np.asarray(picture)
+
+
+def test_every_split_lists_its_frontal_pairs_and_beside_them_the_views(cohort: Path) -> None:
+    records = {name: listed(cohort, name) for name in ("train", "valid", "test")}
+    assert sorted(r.subject for rs in records.values() for r in rs) == [subject_name(k) for k in range(4)]
+    for name, frontal in records.items():
+        assert all(r.source == r.target == f"{r.subject}.png" and r.extra is None for r in frontal)
+        assert all(grey(r.skull_path).shape == grey(r.face_path).shape == (256, 256) for r in frontal)
+        both = listed(cohort, f"{name}_views")
+        assert both[::2] == [r_ for r_ in both if r_.extra is None] and len(both) == 2 * len(frontal)
+        for still, turned in zip(both[::2], both[1::2], strict=True):
+            assert still.subject == turned.subject and still.style == turned.style
+            assert (
+                turned.extra is not None
+                and abs(turned.extra["yaw"]) <= 12
+                and abs(turned.extra["pitch"]) <= 8
+            )
+            assert not np.array_equal(grey(still.skull_path), grey(turned.skull_path))
+            shift = (marks(turned) - marks(still)).mean(0)  # the front goes where it turns
+            assert np.sign(shift[0]) == np.sign(turned.extra["yaw"])
+
+
+def test_variants_stand_on_the_one_skull_of_their_subject(cohort: Path) -> None:
+    own, *others = listed(cohort, "variants")
+    assert own.changed == () and own.subject == listed(cohort, "test")[0].subject
+    assert {r.source for r in others} == {own.source} and len({r.target for r in others}) == len(others) >= 3
+    assert {r.changed for r in others} == {("age",), ("body_mass",), ("style",)}
+    for record in others:
+        what = record.changed[0]
+        a, b = own.biometrics, record.biometrics
+        assert (a.age != b.age, a.body_mass != b.body_mass, own.style != record.style) == (
+            what == "age", what == "body_mass", what == "style",
+        )  # fmt: skip
+        assert (a.sex, a.ethnicity) == (b.sex, b.ethnicity)
+        moved = np.abs(marks(record) - marks(own)).max()
+        assert moved == 0 if what == "style" else moved > 0.5
+        assert not np.array_equal(grey(record.face_path), grey(own.face_path))
+        if what == "style":
+            assert np.array_equal(grey(record.face_path) > 0, grey(own.face_path) > 0)
+
+
+def test_expected_faces_are_those_of_the_test_split(cohort: Path) -> None:
+    expected, test = listed(cohort, "ceiling"), listed(cohort, "test")
+    assert [(r.source, Path(r.target or "").name) for r in expected] == [(r.source, r.target) for r in test]
+    for one, true in zip(expected, test, strict=True):
+        assert one.changed == ("soft",) and one.style == true.style
+        assert age_level(one.biometrics.age) == age_level(true.biometrics.age)
+        assert one.biometrics.body_mass == true.biometrics.body_mass
+        assert 0.2 < np.abs(marks(one) - marks(true)).mean() < 8
+
+
+def test_a_texture_exemplar_is_another_subject_in_the_same_style(cohort: Path) -> None:
+    config = parse_config(["num_subjects=600", "seed=3"])
+    exemplars, splits = Exemplars(config), split_of_subjects(config)
+    used: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    own_split = 0
+    for split, indices in splits.items():
+        for index in indices:
+            style = draw_face_style(config.seed, index)
+            name = exemplars.of(subject_name(index), style.name)
+            assert name is not None and name != f"{subject_name(index)}.png"
+            other = int(name[1:6])
+            assert draw_face_style(config.seed, other).protocol == style.protocol
+            used[split][name] += 1
+            own_split += other in indices
+            assert other in indices or other in splits["train"]
+    assert max(used["train"].values()) == 1  # all serve alike
+    assert own_split > 590
+    lonely = Exemplars(parse_config(["num_subjects=8", "seed=3"]))
+    assert any(lonely.of(subject_name(k), draw_face_style(3, k).name) is None for k in range(8))
+    records = [r for name in ("train", "valid", "test", "variants") for r in listed(cohort, name)]
+    assert all(r.texture is None or r.texture != f"{r.subject}.png" for r in records)
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes_with_any_number_of_workers(
+    cohort: Path, tmp_path: Path
+) -> None:
+    """First the pairs alone, killed in the middle; then all that was asked of the other cohort, by one process."""
+    out = tmp_path / "cohort"
+    command = [sys.executable, "-m", "data.cohort", str(out), *PAIRS, "num_workers=2"]
+    run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+    done: list[Path] = []
+    while run.poll() is None and not done:
+        time.sleep(0.01)
+        done = list((out / "subjects").glob("*.json")) if (out / "subjects").is_dir() else []
+    run.send_signal(signal.SIGKILL)
+    assert run.stderr is not None
+    run.stderr.read()  # ends when the workers have ended, too
+    assert run.wait() == -signal.SIGKILL
+    whole = contents(cohort)
+    for name, found in contents(out).items():
+        half_written = Path(name).name.startswith(".")
+        assert half_written or found == whole[name]
+    assert not (out / "split_data/test.json").exists() and len(done) < 4
+    (out / "pairedCS/skull/.s00001.png.0a0b.tmp").write_bytes(b"half")
+    kept = {path: path.stat().st_mtime_ns for path in (out / "subjects").glob("*.json")}
+
+    assert main([str(out), *PAIRS, *EXTRAS, "shards=true", "num_workers=1"]) == 0
+    assert contents(out) == whole
+    assert all(path.stat().st_mtime_ns == at for path, at in kept.items())
+    assert not [name for name in whole if Path(name).name.startswith(".")]
+
+
+def test_a_finished_cohort_is_left_as_it_is_and_another_is_refused(
+    cohort: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = contents(cohort)
+    assert main([str(cohort), *PAIRS]) == 0  # nothing to do: no worker is started
+    assert main([str(cohort), "num_subjects=4", "seed=7", *PAIRS[2:]]) == 2
+    assert "seed is 6 there, asked for 7" in capfd.readouterr().err
+    assert contents(cohort) == whole
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file locks there")
+def test_two_runs_do_not_work_in_one_folder(cohort: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    import fcntl
+
+    with (cohort / "cohort.json").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert main([str(cohort), *PAIRS]) == 2
+    assert "another run" in capfd.readouterr().err
+
+
+def test_a_killed_worker_is_told_and_the_run_ends(tmp_path: Path) -> None:
+    out = tmp_path / "cohort"
+    command = [sys.executable, "-m", "data.cohort", str(out), *PAIRS]
+    run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+    if not children.exists():
+        run.kill()
+        pytest.skip("no /proc to find the worker in")
+    workers: list[int] = []
+    while run.poll() is None and not workers:
+        time.sleep(0.02)
+        names = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children.read_text().split()}
+        workers = [pid for pid, line in names.items() if b"spawn_main" in line]
+    os.kill(workers[0], signal.SIGKILL)
+    _, error = run.communicate(timeout=60)
+    last = error.strip().splitlines()[-1]
+    assert run.returncode == 2 and "worker process was killed" in last and "Traceback" not in error
+
+
+def test_what_is_packed_is_what_was_made(cohort: Path) -> None:
+    for name in ("train_views", "variants", "ceiling"):
+        loose, dense = listed(cohort, name), read_manifest(cohort / f"packed/split_data/{name}.json")
+        assert [r.target for r in loose] == [r.target for r in dense]
+    assert not (cohort / "packed/pairedCS").exists()
+
+
+def test_an_excerpt_and_a_sheet_are_made_of_it(cohort: Path, tmp_path: Path) -> None:
+    counts = excerpt(cohort, tmp_path / "few")
+    assert counts == {"train": 2, "valid": 1, "test": 1}
+    for split, num in counts.items():
+        assert len(read_manifest(tmp_path / f"few/split_data/{split}.json")) == num
+    for source, name in ((cohort, "variants"), (cohort / "packed", "train")):
+        out = tmp_path / f"{name}.png"
+        assert sheet_main([str(source), str(out), "num=2", "across=2", f"list={name}.json"]) == 0
+        with Image.open(out) as sheet:
+            assert sheet.size[0] > 6 * 256 and np.asarray(sheet)[100].std() > 20
+    assert sheet_main([str(tmp_path), str(tmp_path / "x.png")]) == 2
+    assert (
+        sheet_main([str(cohort), str(tmp_path / "x.png"), "num=0"]) == 2 and not (tmp_path / "x.png").exists()
+    )
+
+
+def test_splits_share_no_subject_and_leave_none_out() -> None:
+    splits = split_of_subjects(CohortConfig(num_subjects=60, valid_subjects=7, test_subjects=11))
+    assert [len(splits[name]) for name in ("train", "valid", "test")] == [42, 7, 11]
+    assert sorted(index for part in splits.values() for index in part) == list(range(60))
+
+
+def test_variants_are_of_the_test_split_first_and_to_other_levels_only() -> None:
+    config = parse_config(["num_subjects=60", "variants=9", "views=2", "ceiling=true", "seed=4"])
+    splits = split_of_subjects(config)
+    assert varied_subjects(config) == [*splits["test"], *splits["valid"]]
+    names = wanted_names(config)
+    for index in range(60):
+        subject, style = draw_subject(4, index), draw_face_style(4, index)
+        variants = variants_of(config, subject, style, index)
+        assert (
+            sum(v.changed == "age" for v in variants) == 3
+            and sum(v.changed == "body_mass" for v in variants) == 4
+        )
+        for variant in variants:
+            assert (variant.subject.body_mass != subject.body_mass) == (variant.changed == "body_mass")
+            assert (variant.style.protocol != style.protocol) == (variant.changed == "style")
+        extra = 9 * (index in varied_subjects(config)) + (index in splits["test"])
+        assert len(names[index]) == len(set(names[index])) == 3 + extra
+    assert all(body_mass_level(bmi) == level for level, bmi in BMI_OF_LEVEL.items())
