@@ -131,8 +131,8 @@ def _run_workers(out: Path, config: CohortConfig, jobs: list[Job]) -> Iterator[i
     context = multiprocessing.get_context("spawn")  # a fresh process reads ONE_THREAD before it imports numpy
     workers = min(config.num_workers, len(jobs))
     with _one_thread(), ProcessPoolExecutor(workers, context, _start_worker, (out, config)) as pool:
-        futures = [pool.submit(_work, job) for job in jobs]
         try:
+            futures = [pool.submit(_work, job) for job in jobs]
             for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool as error:
