@@ -16,7 +16,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.anatomy import AnatomyConfig
+from benchmarks.ceiling import CeilingConfig
+from benchmarks.framing import FramingConfig
 from benchmarks.rank1 import Rank1Config
+from benchmarks.signal import SignalConfig
 from cldm.controlled import load_model_config
 from data.cohort.config import CohortConfig
 from ldm.config import known_keys
@@ -35,6 +39,10 @@ KEYS_OF = {
     "train.py": ExperimentConfig,
     "sample.py": SampleConfig,
     "benchmarks.rank1": Rank1Config,
+    "benchmarks.anatomy": AnatomyConfig,
+    "benchmarks.framing": FramingConfig,
+    "benchmarks.signal": SignalConfig,
+    "benchmarks.ceiling": CeilingConfig,
     "data.cohort": CohortConfig,
 }
 ABOVE = {"train", "sample", "tool_add_control", "benchmarks", "tests"}  # what no package may import

@@ -1,0 +1,310 @@
+"""What measures the cohort: on bodies of known size, on planted signals and against other implementations."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+from scipy.stats import mannwhitneyu
+
+from benchmarks import anatomy, ceiling, framing, signal
+from benchmarks.anatomy import Measured
+from benchmarks.cohort_pictures import read_cohort
+from benchmarks.craniometry import (
+    Anchors,
+    SkullSites,
+    Surface,
+    depth,
+    depth_from_inside,
+    farthest_behind,
+    head_distances,
+    root_of_nose,
+    skull_distances,
+    widest,
+)
+from benchmarks.norms import DEPTHS, HEAD, SEX_FROM_SKULL, SKULL, SOURCES
+from benchmarks.tissue_depth import tissue_depths
+from data.cohort.anatomy import build_head
+from data.cohort.subject import draw_subject, with_bmi
+from data.cohort.template import HeadTemplate
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+
+
+def ellipsoid(radii: tuple[float, float, float], steps: int = 240) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices and triangles of a closed ellipsoid about the origin."""
+    polar, around = np.meshgrid(
+        np.linspace(0, np.pi, steps), np.linspace(0, 2 * np.pi, 2 * steps), indexing="ij"
+    )
+    unit = np.stack([np.sin(polar) * np.sin(around), np.cos(polar), np.sin(polar) * np.cos(around)], -1)
+    index = np.arange(polar.size).reshape(polar.shape)
+    a, b, c, d = (index[:-1, :-1], index[1:, :-1], index[1:, 1:], index[:-1, 1:])
+    quads = np.stack([a, b, c, d], -1).reshape(-1, 4)
+    triangles = np.vstack([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])
+    return unit.reshape(-1, 3) * np.array(radii), triangles
+
+
+def test_distances_and_depths_of_ellipsoids():
+    inner = Surface(*ellipsoid((70, 110, 90)))
+    outer = Surface(*ellipsoid((77, 118, 96)))
+    assert float(inner.front(0.0, 0.0)) == pytest.approx(90, abs=0.05)
+    assert float(inner.side(0.0, 0.0, -1.0)) == pytest.approx(70, abs=0.05)
+    assert np.isnan(inner.front(200.0, 0.0))
+    left, right = widest(inner.points, (-20, 20), (-20, 20))
+    assert right[0] - left[0] == pytest.approx(140, abs=0.1)
+    behind = farthest_behind(inner.points, np.array([0.0, 0.0, 90.0]))
+    assert behind[2] == pytest.approx(-90, abs=0.5)
+    forward, down = np.array([0.0, 0.0, 1.0]), np.array([0.0, -1.0, 0.0])
+    assert depth(outer, np.array([0.0, 0.0, 90.0]), forward) == pytest.approx(6, abs=0.05)
+    assert depth_from_inside(outer, np.array([2.0, -110.0, 2.0]), down) == pytest.approx(7.9, abs=0.1)
+    assert depth(inner, np.array([0.0, 0.0, 96.0]), forward) == pytest.approx(-6, abs=0.05)  # stands out
+    assert np.isnan(depth(outer, np.full(3, np.nan), forward))
+    slanted = inner.front_normal(30.0, 40.0)
+    x, y = 30.0, 40.0
+    z = 90 * np.sqrt(1 - (x / 70) ** 2 - (y / 110) ** 2)
+    truth = np.array([x / 70**2, y / 110**2, z / 90**2])
+    assert slanted @ truth / np.linalg.norm(truth) > 0.999
+
+
+def test_the_root_of_a_nose_is_found_where_it_was_put():
+    x, y = np.meshgrid(np.linspace(-30, 30, 121), np.linspace(-40, 40, 321), indexing="ij")
+    z = 80 - 5 * np.exp(-(((y - 3) / 5) ** 2)) - 0.002 * x**2  # a notch 5 mm deep at y = 3
+    index = np.arange(x.size).reshape(x.shape)
+    a, b, c, d = (q.ravel() for q in (index[:-1, :-1], index[1:, :-1], index[1:, 1:], index[:-1, 1:]))
+    triangles = np.vstack([np.stack([a, b, c], 1), np.stack([a, c, d], 1)])
+    surface = Surface(np.stack([x.ravel(), y.ravel(), z.ravel()], 1), triangles)
+    root = root_of_nose(surface, near=0.0)
+    np.testing.assert_allclose(root, [0, 3, 75], atol=0.3)
+    assert np.isnan(root_of_nose(surface, near=100.0)).all()
+
+
+@pytest.fixture(scope="module")
+def template() -> HeadTemplate:
+    return HeadTemplate.load()
+
+
+def test_a_head_is_measured_as_its_size_says_and_fat_thickens_only_the_skin(template):
+    subject = with_bmi(draw_subject(1, 6), 17.0)
+    lean, heavy = (anatomy.measure(template, s) for s in (subject, with_bmi(subject, 32.0)))
+    assert lean.skull == pytest.approx(
+        heavy.skull, abs=0.3
+    )  # skin landmarks only say where to look on the bone
+    for site in ("zygion", "gonion", "mid-masseter", "sub-M2"):
+        assert heavy.depths[site] > lean.depths[site] + 1, site
+    assert set(lean.depths) == set(DEPTHS), "a site without a norm, or a norm without a site"
+    assert {name for name, _ in SKULL} <= set(lean.skull)
+    assert {name for name, _ in HEAD} <= set(lean.head)
+
+    head = build_head(template, subject)
+    grown = []
+    for scale in (1.0, 1.1):
+        skull = Surface(scale * head.skull, head.skull_triangles)
+        skin = Surface(scale * head.face, template.face_triangles)
+        at = Anchors.of(scale * head.landmarks)
+        sites = SkullSites.of(skull, at)
+        distances = skull_distances(sites) | head_distances(skin, scale * head.face, sites, at)
+        grown.append((distances, tissue_depths(skull, skin, sites, at)))
+    for name, value in grown[0][0].items():
+        assert grown[1][0][name] == pytest.approx(1.1 * value, rel=0.03), name
+    assert grown[0][1]["glabella"] == pytest.approx(lean.depths["glabella"])
+
+
+def test_summaries_and_slopes_have_their_closed_forms():
+    rng = np.random.default_rng(0)
+    values = np.arange(101.0)
+    found = anatomy.summary(np.append(values, np.nan), rng)
+    assert (found["num"], found["mean"], found["p5"], found["p95"]) == (101, 50, 5, 95)
+    assert found["sd"] == pytest.approx(np.sqrt(101 * 102 / 12))
+    low, high = found["mean_interval"]
+    error = found["sd"] / np.sqrt(101)
+    assert low == pytest.approx(50 - 1.96 * error, abs=0.6) and high == pytest.approx(
+        50 + 1.96 * error, abs=0.6
+    )
+    assert anatomy.summary(np.full(5, np.nan), rng) == {"num": 0}
+    bmi = rng.uniform(15, 34, 200)
+    line = anatomy.slope(bmi, 3 + 0.4 * bmi, rng)
+    assert line["slope"] == pytest.approx(0.4) and line["interval"] == pytest.approx((0.4, 0.4))
+
+
+def test_figures_group_people_by_sex_and_body_mass():
+    def person(sex: str, bmi: float) -> Measured:
+        size = 180.0 if sex == "M" else 170.0
+        return Measured(
+            sex, 30, bmi, {"cranial length g-op": size}, {"head length g-op": size + 10}, {"gonion": bmi / 2}
+        )
+
+    heads = [person(sex, bmi) for sex in "MF" for bmi in (16, 17, 18, 20, 22, 24, 26, 28, 30)]
+    found = anatomy.figures(heads)
+    assert found["skull"]["cranial length g-op"]["M"]["mean"] == 180
+    assert found["head"]["head length g-op"]["F"]["mean"] == 180
+    gonion = found["depths"]["gonion"]
+    assert [gonion[g]["mean"] for g in anatomy.BMI_GROUPS] == [8.5, 11, 14]
+    assert gonion["per_bmi"]["slope"] == pytest.approx(0.5)
+    shown = anatomy.tables(found)
+    assert "181.3 ± 5.7 [174, 190] Howells" in shown and "10.5 Rhine" in shown
+
+
+def test_every_norm_names_its_source():
+    quoted = {norm.source for table in (SKULL, HEAD, DEPTHS) for norm in table.values()} | set(SEX_FROM_SKULL)
+    assert quoted <= set(SOURCES)
+
+
+def test_bone_outside_and_border():
+    skull, face = np.zeros((256, 256), np.uint8), np.zeros((256, 256), np.uint8)
+    face[10:200, 20:230] = 90
+    skull[50:150, 50:150] = 200
+    assert framing.share_outside(skull, face) == 0
+    skull[150:160, 225:235] = 1  # a hundred px, half of them beside the face
+    assert framing.share_outside(skull, face) == pytest.approx(50 / 10_100)
+    assert framing.border_px(face) == 10 and framing.border_px(skull) == 256 - 235
+    with pytest.raises(ValueError, match="nothing is drawn"):
+        framing.border_px(np.zeros((8, 8), np.uint8))
+
+
+def test_the_shipped_pairs_are_framed(tmp_path, capsys):
+    out = tmp_path / "framing"
+    assert framing.main([f"cohort={DATA}", f"out={out}"]) == 0
+    found = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))["frontal"]
+    assert found["num"] == 40 and found["outside"]["too_large"] == 0
+    assert (
+        found["skull_px"]["too_close"]
+        == found["face_px"]["too_close"]
+        == found["landmark_px"]["too_close"]
+        == 0
+    )
+    assert "published real pair" in capsys.readouterr().out
+    assert framing.main([f"cohort={tmp_path}", f"out={out}"]) == 2
+    assert capsys.readouterr().err.startswith("framing: ")
+
+
+def test_ridge_is_least_squares_where_there_is_no_noise_and_auc_is_mann_whitney():
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(6, 3))
+    x, z = rng.normal(size=(200, 6)), rng.normal(size=(20, 6))
+    np.testing.assert_allclose(signal.ridge(x, x @ weights + 2, z), z @ weights + 2, atol=0.01)
+    labels = rng.integers(0, 2, 60).astype(float)
+    scores = np.round(rng.normal(size=60) + labels, 1)  # with ties
+    wanted = mannwhitneyu(scores[labels == 1], scores[labels == 0]).statistic / (
+        labels.sum() * (1 - labels).sum()
+    )
+    assert signal.area_under_curve(scores, labels) == pytest.approx(wanted)
+    truth = rng.normal(size=(30, 4))
+    assert signal.r_squared(truth, truth, truth.mean(0)) == 1
+    assert signal.r_squared(np.tile(truth.mean(0), (30, 1)), truth, truth.mean(0)) == pytest.approx(0)
+
+
+def test_signal_finds_what_was_planted_and_nothing_else():
+    rng = np.random.default_rng(3)
+    people, bone = 160, 8
+    shape = rng.normal(size=(people, bone))
+    sex = (shape[:, 0] > 0).astype(float)
+    age, mass = rng.normal(size=people), rng.normal(size=people)
+    attributes = np.stack([sex, age, mass], 1)
+    soft = np.stack([age, mass], 1) @ rng.normal(size=(2, 40))
+    face = shape @ rng.normal(size=(bone, 40)) + 2 * soft + 0.1 * rng.normal(size=(people, 40))
+    skulls = shape @ rng.normal(size=(bone, 64)) + 0.1 * rng.normal(size=(people, 64))
+    planted = signal.People(
+        skulls, (attributes - attributes.mean(0)) / attributes.std(0), {"landmarks": face},
+        {"sex": sex, "age": age, "body mass": mass},
+    )  # fmt: skip
+    config = signal.SignalConfig(train=110, gallery=50, repetitions=4, components=12)
+    found = {name: value["mean"] for name, value in signal.measure(config, planted, progress=False).items()}
+    assert found["landmarks: skull + attributes: rank1"] > 0.95
+    assert 0.02 < found["landmarks: skull only: rank1"] < 0.9
+    assert found["landmarks: permuted: rank1"] < 0.1
+    assert found["skull -> sex: right"] > 0.8
+    assert found["skull -> age: R2"] < 0.1 and found["skull -> body mass: R2"] < 0.1
+    assert "permuted" in signal.tables(signal.measure(config, planted, progress=False))
+    with pytest.raises(ValueError, match="need 300 subjects"):
+        signal.measure(signal.SignalConfig(train=200, gallery=100), planted, progress=False)
+
+
+def test_rank_figures_by_hand():
+    distances = np.array([[0.1, 0.5, 0.9], [0.2, 0.3, 0.9], [0.5, 0.4, 0.3]])
+    found = ceiling.rank_figures(distances, np.arange(3), None, 0)
+    assert found["rank1"] == pytest.approx(2 / 3) and found["rank5"] == 1
+    assert found["mean_rank"] == pytest.approx(4 / 3)
+    assert found["distance_own"] == pytest.approx(0.3) and found["distance_others"] == pytest.approx(0.5)
+    assert ceiling.rank_figures(distances, np.arange(3), np.array([-1, 0, -1]), 0)["rank1"] == 1
+
+
+@pytest.fixture(scope="module")
+def small_cohort(tmp_path_factory) -> Path:
+    """The shipped pairs with "expected" faces (their own, blurred) and "turned" ones (their own, shifted)."""
+    root = tmp_path_factory.mktemp("cohort")
+    shutil.copytree(DATA / "pairedCS", root / "pairedCS")
+    shutil.copytree(DATA / "split_data", root / "split_data")
+    faces, marks = root / "pairedCS" / "craniofacial", root / "pairedCS" / "landmarks"
+    lines = [json.loads(line) for line in (root / "split_data" / "test.json").read_text().splitlines()]
+    lists: dict[str, list[dict]] = {"ceiling": [], "test_views": []}
+    for folder in ("ceiling", "views"):
+        (faces / folder).mkdir()
+        (marks / folder).mkdir()
+    for line in lines:
+        face = Image.open(faces / line["target"])
+        face.filter(ImageFilter.GaussianBlur(1)).save(faces / "ceiling" / line["target"])
+        Image.fromarray(np.roll(np.asarray(face), 3, axis=1)).save(faces / "views" / line["target"])
+        for name, folder in (("ceiling", "ceiling"), ("test_views", "views")):
+            points = f"landmarks/{folder}/{Path(line['landmarks']).name}"
+            shutil.copy(root / "pairedCS" / line["landmarks"], root / "pairedCS" / points)
+            extra = {"extra": {"yaw": 3.0, "pitch": 0.0}} if folder == "views" else {}
+            lists[name].append({**line, "target": f"{folder}/{line['target']}", "landmarks": points, **extra})
+    for name, own in lists.items():
+        text = "".join(json.dumps(line) + "\n" for line in own)
+        (root / "split_data" / f"{name}.json").write_text(text, encoding="utf-8")
+    return root
+
+
+def test_ceiling_from_end_to_end(small_cohort, tmp_path, capsys):
+    out, cache = tmp_path / "ceiling", tmp_path / "cache.npz"
+    assert ceiling.main([f"cohort={small_cohort}", "gallery=6", f"out={out}", f"cache={cache}"]) == 0
+    record = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+    assert record["gallery"] == 6 and record["recogniser"]["chip"] == 150
+    own = record["figures"]["ceiling"]["descriptor"]
+    assert own["num"] == 6 and own["rank1"] == 1 and own["distance_own"] < own["distance_others"]
+    assert record["figures"]["true face, turned"]["descriptor"]["rank1"] == 1
+    assert record["figures"]["attributes only"]["descriptor"]["num"] == 6
+    assert "| chance |" in capsys.readouterr().out
+    assert ceiling.main([f"cohort={small_cohort}", "gallery=99", f"out={out}", f"cache={cache}"]) == 2
+    assert "test_subjects=99" in capsys.readouterr().err
+
+
+def test_donors_are_of_the_same_group_and_their_own_face_does_not_count(small_cohort):
+    gallery = read_cohort(small_cohort, "test", progress=False)
+    probes = ceiling.probes_of(small_cohort, gallery, seed=0)["ceiling of another"]
+    assert probes.excluded is not None
+    for truth, donor in zip(probes.truth, probes.excluded, strict=True):
+        assert truth != donor and gallery[truth].group == gallery[donor].group
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "message"),
+    [
+        (anatomy, ["num_subject=5"], "num_subjects"),
+        (anatomy, ["num_subjects=3"], "at least 10"),
+        (anatomy, ["num_subjects=10", "ethnicity=Martian"], "nobody of them"),
+        (signal, ["cohort=nowhere"], "nowhere"),
+        (signal, ["train=0"], "at least 2"),
+        (ceiling, ["cohort=nowhere"], "nowhere"),
+    ],
+)
+def test_bad_settings_get_one_line(program, arguments, message, tmp_path, capsys):
+    assert program.main([*arguments, f"out={tmp_path / 'figures'}"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_anatomy_writes_what_it_prints(tmp_path, capsys):
+    out = tmp_path / "anatomy"
+    assert anatomy.main(["num_subjects=10", "ethnicity=all", f"out={out}"]) == 0
+    record = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+    assert record["num"] == 10 and record["config"] == asdict(
+        anatomy.AnatomyConfig(num_subjects=10, ethnicity="all", out=str(out))
+    )
+    assert "| skull: bizygomatic zy-zy |" in capsys.readouterr().out
