@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
         return 0
     has_config = any("=" not in arg and Path(arg).suffix in (".yaml", ".yml") for arg in argv)
 
-    from lightning_fabric.utilities.exceptions import MisconfigurationException
+    import torch
 
     from data.images import ImageError
     from muti_control.config import load_experiment
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own business with torch
     try:
         training = prepare(load_experiment(argv if has_config else [str(DEFAULT_CONFIG), *argv]))
-    except (ValueError, MisconfigurationException) as error:  # each says what is wrong and how to mend it
+    except (ValueError, OSError) as error:  # each says what is wrong and how to mend it
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -40,11 +40,15 @@ def main(argv: list[str]) -> int:
         return 130
     try:
         return 0 if training.fit() is not None else 130
-    except (
-        ImageError,
-        FloatingPointError,
-    ) as error:  # a picture that cannot be read; weights that are not finite
+    except (ImageError, FloatingPointError, OSError) as error:
+        # A picture that cannot be read, weights that are not finite, a full disk.
         print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError:
+        print(
+            "train.py: out of GPU memory; try a smaller train.batch_size with train.accumulate",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("train.py: interrupted; the same command continues from the last checkpoint", file=sys.stderr)

@@ -124,22 +124,11 @@ def load_model(
         ValueError: bad config.
     """
     state, metadata = read_state_dict(path)
-    try:
-        cfg = load_model_config(config) if config is not None else model_config_from_metadata(metadata)
-    except CheckpointError:
-        raise
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    cfg = load_model_config(config) if config is not None else model_config_of(path, metadata)
     if cfg is None:
         cfg = load_model_config(SD15_CONFIG)
-    _check_complete(path, state)
-    with torch.device("meta"):
-        model = ControlledLatentDiffusion(cfg)
-    try:
-        match_keys(model, state, allow_missing=SD_OPTIONAL, allow_unexpected=SD_OPTIONAL)
-    except CheckpointError as error:
-        found = recognise(state)
-        raise CheckpointError(f"{path}: " + (f"this is {found}; " if found else "") + str(error)) from error
+    check_complete(path, state)
+    model = check_fit(path, state, cfg)
     model = model.to_empty(device="cpu")
     load_strict(model, state, allow_missing=SD_OPTIONAL, allow_unexpected=SD_OPTIONAL)
     model = model.to(device, dtype).to(memory_format=torch.channels_last)
@@ -147,7 +136,36 @@ def load_model(
     return model.eval().requires_grad_(False), metadata
 
 
-def _check_complete(path: str | Path, state: Mapping[str, Tensor]) -> None:
+def model_config_of(path: str | Path, metadata: dict[str, str]) -> ModelConfig | None:
+    """:func:`model_config_from_metadata`, with the file's name in front of what is wrong."""
+    try:
+        return model_config_from_metadata(metadata)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def check_fit(
+    path: str | Path,
+    state: Mapping[str, Tensor],
+    cfg: ModelConfig,
+    allow_missing: Sequence[str] = SD_OPTIONAL,
+) -> ControlledLatentDiffusion:
+    """The model of ``cfg`` on the meta device, if ``state`` is one for it: known before any memory is taken.
+
+    Raises:
+        CheckpointError: it is not; the message says what it is instead, where that can be told.
+    """
+    with torch.device("meta"):
+        model = ControlledLatentDiffusion(cfg)
+    try:
+        match_keys(model, state, allow_missing=allow_missing, allow_unexpected=SD_OPTIONAL)
+    except CheckpointError as error:
+        found = recognise(state)
+        raise CheckpointError(f"{path}: " + (f"this is {found}; " if found else "") + str(error)) from error
+    return model
+
+
+def check_complete(path: str | Path, state: Mapping[str, Tensor]) -> None:
     """Raise CheckpointError where a base model or a control network is all there is, saying how to join them."""
     has_control = any(key.startswith(CONTROL) for key in state)
     has_base = any(key.startswith(MODEL_PARTS) for key in state)

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import secrets
+import tempfile
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,28 @@ class OutputError(ValueError):
     """A folder that must not be written to; the message says why and what to do."""
 
 
+def check_creatable(folder: Path, key: str = "out") -> None:
+    """Complain now about a folder in which nothing could be written; no trace is left of the attempt.
+
+    Args:
+        folder: made later, parents included.
+        key: the setting that names it, for messages.
+
+    Raises:
+        OutputError: it or one of its parents is a file, or the nearest one that exists cannot be written to.
+    """
+    try:
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not nearest.is_dir():
+            raise OutputError(f"{key}: {nearest} is a file; give a folder")
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"{key}: nothing can be written to {folder} ({error.strerror or error}); give another folder"
+        ) from error
+
+
 RECORD = "record.json"
 FORMAT = "iccr-diff sample record 1"
 
@@ -118,8 +141,7 @@ def claim_folder(folder: Path, overwrite: bool = False, resume: bool = False) ->
     Raises:
         OutputError: the folder holds something, and neither is asked for, or what it holds is no earlier run.
     """
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"out: {folder} is a file; give a folder")
+    check_creatable(folder)
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
     try:

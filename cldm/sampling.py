@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -89,6 +90,12 @@ class SamplingConfig:
             raise ValueError(
                 f"sampling.control_start/end: got {self.control_start}/{self.control_end}, "
                 "expected 0 <= start <= end <= 1"
+            )
+        if not math.isfinite(self.guidance_scale):
+            raise ValueError(f"sampling.guidance_scale: got {self.guidance_scale}, expected a finite number")
+        if not all(math.isfinite(scale) for scale in self.control_scales):
+            raise ValueError(
+                f"sampling.control_scales: got {list(self.control_scales)}, expected finite numbers"
             )
         if not self.control_scales:
             raise ValueError(

@@ -150,6 +150,7 @@ def _opened(path: Path) -> Path | io.BytesIO:
         return io.BytesIO(contents) if contents else _empty(path)
     if not path.is_file():
         kind = "is a folder, not a picture" if path.is_dir() else "does not exist"
+        kind = kind if path.is_dir() or not path.exists() else "is no regular file"
         raise ImageError(f"{path}: {kind}")
     return path if path.stat().st_size else _empty(path)
 

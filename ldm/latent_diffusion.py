@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, is_dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,9 @@ from ldm.autoencoder import AutoencoderConfig, AutoencoderKL
 from ldm.schedule import ScheduleConfig, schedule_buffers
 from ldm.text import FrozenCLIPEmbedder, TextConfig
 from ldm.unet import UNetConfig, UNetModel
+
+MAX_SIZE = 2**20  # of a width or count; SD1.5's largest is its 49,408 words
+MAX_DEPTH = 128  # blocks or levels
 
 
 @dataclass
@@ -42,7 +47,13 @@ class ModelConfig:
     control: ControlConfig = field(default_factory=ControlConfig)
 
     def validate(self) -> None:
-        """Raises ValueError when the parts do not fit together."""
+        """Raises ValueError for a size no network can have, or when the parts do not fit together."""
+        for name, part in vars(self).items():
+            if is_dataclass(part):
+                check_sizes(name, vars(part))
+        check_sizes("model", {"image_size": self.image_size})
+        if not 0 < self.scale_factor < math.inf:
+            raise ValueError(f"model: scale_factor={self.scale_factor}, expected a positive number")
         if self.unet.context_dim != self.cond_stage.width:
             raise ValueError(
                 f"model: unet.context_dim={self.unet.context_dim} but cond_stage.width={self.cond_stage.width}; "
@@ -67,6 +78,24 @@ class ModelConfig:
         """Shape (z, h, w) of one latent."""
         side = self.image_size // self.first_stage.downscale
         return self.first_stage.z_channels, side, side
+
+
+def check_sizes(part: str, sizes: Mapping[str, object]) -> None:
+    """Raise ValueError for counts and widths that are not positive, or that no machine could hold.
+
+    A checkpoint carries its architecture, so these numbers may come from anybody's file.
+    """
+    for name, value in sizes.items():
+        limit = MAX_DEPTH if name in ("num_res_blocks", "transformer_depth", "layers") else MAX_SIZE
+        values = value if isinstance(value, list) else [value]
+        low = 0 if name == "attention_levels" else 1
+        if not values and name != "attention_levels":
+            raise ValueError(f"{part}: {name} is an empty list, expected one number for each level")
+        if len(values) > MAX_DEPTH:
+            raise ValueError(f"{part}: {name} has {len(values)} numbers, expected at most {MAX_DEPTH}")
+        for number in values:
+            if isinstance(number, int) and not isinstance(number, bool) and not low <= number <= limit:
+                raise ValueError(f"{part}: {name}={number}, expected {low} to {limit}")
 
 
 class DiffusionWrapper(nn.Module):

@@ -9,11 +9,18 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch.utils.data import Dataset
 
-from cldm.controlled import ControlledLatentDiffusion, model_config_from_metadata, restore_buffers
+from cldm.controlled import (
+    ControlledLatentDiffusion,
+    check_complete,
+    check_fit,
+    model_config_of,
+    restore_buffers,
+)
 from data.manifest import check_disjoint, read_manifest
 from data.paired import PairedDataset
 from ldm.checkpoint import SD_OPTIONAL, load_strict, read_state_dict
@@ -58,26 +65,25 @@ def build_model(cfg: ExperimentConfig) -> ControlledLatentDiffusion:
     model_cfg = cfg.model
     if cfg.init is not None:
         state, metadata = read_state_dict(cfg.init)
-        model_cfg = cfg.model or model_config_from_metadata(metadata)
+        model_cfg = cfg.model or model_config_of(cfg.init, metadata)
         if model_cfg is None:
             raise ConfigError(
                 f"init: {cfg.init} does not say its architecture; give it as model: (models/cldm_v15.yaml is SD1.5's)"
             )
         if model_cfg is cfg.model and "config" in metadata:
             # The measured scale of the latents belongs to the weights, not to the architecture.
-            saved = model_config_from_metadata(metadata)
+            saved = model_config_of(cfg.init, metadata)
             assert saved is not None
             model_cfg.scale_factor = saved.scale_factor
-        if cfg.stage == "control" and not any(k.startswith("control_model.") for k in state):
-            raise ConfigError(
-                f"init: {cfg.init} has no control network; add one: python tool_add_control.py {cfg.init} OUT"
-            )
+        if cfg.stage == "control":
+            check_complete(cfg.init, state)
+        optional = (*SD_OPTIONAL, *(() if cfg.stage == "control" else (r"^control_model\.",)))
+        check_fit(cfg.init, state, model_cfg, optional)
     assert model_cfg is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.train.seed)
         model = ControlledLatentDiffusion(model_cfg)
     if state is not None:
-        optional = (*SD_OPTIONAL, *(() if cfg.stage == "control" else (r"^control_model\.",)))
         load_strict(model, state, allow_missing=optional, allow_unexpected=SD_OPTIONAL)
         restore_buffers(model)  # a half-precision file would spoil them
     return model
@@ -124,6 +130,25 @@ def pick_precision(cfg: ExperimentConfig) -> Literal["bf16-mixed", "32-true"]:
     if cfg.train.precision != "auto":
         return "bf16-mixed" if cfg.train.precision == "bf16-mixed" else "32-true"
     return "bf16-mixed" if computes_in_bf16(_device(cfg)) else "32-true"
+
+
+def check_machine(cfg: ExperimentConfig) -> None:
+    """Raises ConfigError if this machine has not what ``train.accelerator`` and ``train.devices`` ask for."""
+    try:
+        pl.Trainer(
+            accelerator=cfg.train.accelerator,
+            devices=cfg.train.devices,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (ValueError, MisconfigurationException) as error:
+        got = f"train.accelerator={cfg.train.accelerator}, train.devices={cfg.train.devices}"
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"{got}: {reason.rstrip('.')}; use train.accelerator=auto train.devices=1"
+        ) from error
 
 
 def build_trainer(cfg: ExperimentConfig, stage: Stage, save_last: SaveLast) -> pl.Trainer:

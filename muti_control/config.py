@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,6 +180,11 @@ class ExperimentConfig:
             ),
             (train.export in ("best", "last"), "train.export", train.export, "best or last"),
             *((value > 0, key, value, "a positive number") for key, value in positive.items()),
+            (bool(self.name.strip()), "name", self.name, "a name for the run's folder"),
+            (math.isfinite(optim.lr), "optim.lr", optim.lr, "a finite number"),
+            (optim.clip_norm >= 0, "optim.clip_norm", optim.clip_norm, "0 (no limit) or more"),
+            (0 <= train.seed < 2**31, "train.seed", train.seed, "0 or a positive number below 2^31"),
+            (self.data.num_workers >= 0, "data.num_workers", self.data.num_workers, "0 or more"),
             (optim.warmup_steps >= 0, "optim.warmup_steps", optim.warmup_steps, "0 or more"),
             (train.num_valid > 1, "train.num_valid", train.num_valid, "at least 2"),
             (optim.schedule in schedules, "optim.schedule", optim.schedule, " or ".join(schedules)),

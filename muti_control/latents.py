@@ -62,7 +62,7 @@ def face_moments(
     first_stage = model.first_stage_model.to(device)
     loader = DataLoader(pairs, batch_size=16)
     parts = []
-    for batch in tqdm(loader, desc="encoding faces", file=sys.stderr):
+    for batch in tqdm(loader, desc="encoding faces", file=sys.stderr, disable=None):
         posterior = first_stage.encode(batch["face"].to(device).contiguous(memory_format=torch.channels_last))
         parts.append(torch.cat([posterior.mean, posterior.logvar], dim=1).float().cpu())
     moments = torch.cat(parts)

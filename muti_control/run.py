@@ -6,14 +6,17 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 
-from ldm.checkpoint import sha256
+from cldm.record import check_creatable
+from ldm.checkpoint import CheckpointError, sha256
 from ldm.config import ConfigError
-from muti_control.build import build_stage, build_trainer, check_files
+from ldm.containers import load_pickle
+from muti_control.build import build_stage, build_trainer, check_files, check_machine
 from muti_control.callbacks import SaveLast
 from muti_control.config import ExperimentConfig
 from muti_control.stage import Stage
@@ -35,10 +38,8 @@ def fingerprint(cfg: ExperimentConfig, stage: Stage) -> dict[str, str]:
 
 def check_resumable(last: Path, stage: Stage) -> int:
     """How many steps ``last`` has done; ConfigError if it is of another run, or no checkpoint of ours."""
-    content = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
-    saved = content.get("fingerprint")
-    if not isinstance(saved, dict):
-        raise ConfigError(f"{last} is no checkpoint of this program; name=NEW starts another run")
+    content = _read_last(last)
+    saved = content["fingerprint"]
     for key, value in stage.fingerprint.items():
         if saved.get(key) != value:
             short = len(value) < 40 and len(str(saved.get(key))) < 40
@@ -47,6 +48,17 @@ def check_resumable(last: Path, stage: Stage) -> int:
                 f"{key}: {change}; undo that to continue {last.parent.parent}, or pass name=NEW"
             )
     return int(content["updates"])
+
+
+def _read_last(last: Path) -> dict[str, Any]:
+    try:
+        content = load_pickle(last)
+    except CheckpointError as error:
+        raise ConfigError(f"{error} Without it the run cannot go on; name=NEW starts another.") from error
+    known = {"fingerprint": dict, "updates": int}
+    if not isinstance(content, dict) or not all(isinstance(content.get(k), t) for k, t in known.items()):
+        raise ConfigError(f"{last} is no checkpoint of this program; name=NEW starts another run")
+    return content
 
 
 @dataclass
@@ -107,14 +119,17 @@ def prepare(cfg: ExperimentConfig) -> Training:
 
     Raises:
         ValueError: what was given cannot be trained on (ConfigError, ManifestError, CheckpointError, ImageError).
-        MisconfigurationException: this machine has no such accelerator.
     """
     check_files(cfg)
+    check_creatable(cfg.run_dir)
     last = cfg.run_dir / "checkpoints" / "last.ckpt"
     if last.is_file() and not cfg.resume:
         raise ConfigError(
             f"{cfg.run_dir} holds a run already; resume=true continues it, name=NEW starts another"
         )
+    check_machine(cfg)
+    if last.is_file():
+        _read_last(last)  # complain now if it is none of ours, before the faces are encoded
     if cfg.train.num_threads:
         torch.set_num_threads(cfg.train.num_threads)
     stage = build_stage(cfg)

@@ -93,25 +93,26 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def write_pairs(root: Path, size: int = 64, **splits: int) -> Path:
+    """A data folder of random pictures: write_pairs(root, train=6, valid=2, test=3) -> root."""
+    rng = np.random.default_rng(0)
+    for folder in ("pairedCS/skull", "pairedCS/craniofacial", "split_data"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for split, num in splits.items():
+        lines = []
+        for i in range(num):
+            name = f"{split}_{i}.png"
+            for folder in ("skull", "craniofacial"):
+                picture = np.kron(rng.integers(0, 256, (size // 8, size // 8)), np.ones((8, 8)))
+                Image.fromarray(picture.astype(np.uint8)).save(root / "pairedCS" / folder / name)
+            fields = {"source": name, "target": name, "subject": f"{split}{i}", "ethnicity": "Asian"}
+            fields |= {"gender": "MF"[i % 2], "age": 20 + 30 * (i // 2 % 2), "body_mass": "4"}
+            lines.append(json.dumps(fields))
+        (root / "split_data" / f"{split}.json").write_text("\n".join(lines), encoding="utf-8")
+    return root
+
+
 @pytest.fixture
 def make_pairs(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a data folder of random pictures: make_pairs(train=6, valid=2, test=3, size=64) -> its root."""
-
-    def make(size: int = 64, **splits: int) -> Path:
-        rng = np.random.default_rng(0)
-        for folder in ("pairedCS/skull", "pairedCS/craniofacial", "split_data"):
-            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
-        for split, num in splits.items():
-            lines = []
-            for i in range(num):
-                name = f"{split}_{i}.png"
-                for folder in ("skull", "craniofacial"):
-                    picture = np.kron(rng.integers(0, 256, (size // 8, size // 8)), np.ones((8, 8)))
-                    Image.fromarray(picture.astype(np.uint8)).save(tmp_path / "pairedCS" / folder / name)
-                fields = {"source": name, "target": name, "subject": f"{split}{i}", "ethnicity": "Asian"}
-                fields |= {"gender": "MF"[i % 2], "age": 20 + 30 * (i // 2 % 2), "body_mass": "4"}
-                lines.append(json.dumps(fields))
-            (tmp_path / "split_data" / f"{split}.json").write_text("\n".join(lines), encoding="utf-8")
-        return tmp_path
-
-    return make
+    """``write_pairs`` into the test's own folder: make_pairs(train=6, valid=2, test=3, size=64) -> its root."""
+    return lambda size=64, **splits: write_pairs(tmp_path, size, **splits)

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from data.cohort.config import CohortConfig, check_packages, parse_config
+from data.cohort.config import ArgumentParser, CohortConfig, check_packages, parse_config
 
 
 def main(argv: list[str] | None = None) -> int:
     defaults = " ".join(
         f"{key}={str(value).replace(' ', '')}" for key, value in OmegaConf.structured(CohortConfig).items()
     )
-    parser = argparse.ArgumentParser(
-        prog="python -m data.cohort", description=__doc__, epilog=f"Keys: {defaults}"
-    )
+    parser = ArgumentParser(prog="python -m data.cohort", description=__doc__, epilog=f"Keys: {defaults}")
     parser.add_argument(
         "out", type=Path, help="folder to make, or one that an earlier run with the same keys began"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, see below")
-    args = parser.parse_args(argv)
     try:
+        args = parser.parse_args(argv)
         config = parse_config(args.overrides)
         check_packages()
     except ValueError as error:

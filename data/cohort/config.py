@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NoReturn
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -100,6 +101,13 @@ class CohortConfig:
         """Everything the pairs and splits depend on; runs with the same identity may share a folder."""
         settings = {key: value for key, value in asdict(self).items() if key not in EXTRAS}
         return {"format": FORMAT_VERSION, **settings}
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Answers a wrong command line in one line, as the other programs do."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help tells more")
 
 
 def check_packages() -> None:

@@ -6,7 +6,6 @@ copied: 16 train, 8 valid and 16 test pairs, in the layout of the whole cohort.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -14,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data.cohort.config import FACE_DIR, LANDMARK_DIR, SKULL_DIR, SPLIT_DIR
+from data.cohort.config import FACE_DIR, LANDMARK_DIR, SKULL_DIR, SPLIT_DIR, ArgumentParser
 
 AGE_BANDS = (30, 45, 60)  # years where a new band begins
 Line = dict[str, Any]
@@ -53,39 +52,71 @@ def excerpt(cohort: Path, out: Path) -> dict[str, int]:
 
     Raises:
         FileNotFoundError: ``cohort`` is not a finished cohort.
+        ValueError: a line of its lists is none of a cohort's, or ``out`` is the cohort itself.
     """
     if not (cohort / SPLIT_DIR / "test.json").is_file():
         raise FileNotFoundError(
             f"{cohort}: no {SPLIT_DIR}/test.json in it; finish it with python -m data.cohort"
         )
+    if cohort.resolve() == out.resolve():
+        raise ValueError(f"{out} is the cohort itself: choose another folder")
+    chosen = {
+        split: choose(_lines(cohort / SPLIT_DIR / f"{split}.json"), cell) for split, cell in CELLS.items()
+    }
+    files = [file for lines in chosen.values() for line in lines for file in _files(line)]
+    lost = [file for file in [*files, "cohort.json"] if not (cohort / file).is_file()]
+    if lost:
+        raise FileNotFoundError(
+            f"{cohort}: {lost[0]} is not there{f', and {len(lost) - 1} more' if lost[1:] else ''}; "
+            "finish it with python -m data.cohort"
+        )
     for folder in (SKULL_DIR, FACE_DIR, LANDMARK_DIR, SPLIT_DIR):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    counts = {}
-    for split, cell in CELLS.items():
-        text = (cohort / SPLIT_DIR / f"{split}.json").read_text(encoding="utf-8")
-        chosen = choose([json.loads(line) for line in text.splitlines()], cell)
-        for line in chosen:
-            for file in (
-                f"{SKULL_DIR}/{line['source']}",
-                f"{FACE_DIR}/{line['target']}",
-                f"pairedCS/{line['landmarks']}",
-            ):
-                shutil.copyfile(cohort / file, out / file)
-        lines = "".join(json.dumps(line) + "\n" for line in chosen)
-        (out / SPLIT_DIR / f"{split}.json").write_text(lines, encoding="utf-8")
-        counts[split] = len(chosen)
+    for file in files:
+        shutil.copyfile(cohort / file, out / file)
+    for split, lines in chosen.items():
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (out / SPLIT_DIR / f"{split}.json").write_text(text, encoding="utf-8")
     shutil.copyfile(cohort / "cohort.json", out / "cohort.json")
-    return counts
+    return {split: len(lines) for split, lines in chosen.items()}
+
+
+def _lines(path: Path) -> list[Line]:
+    """Raises ValueError naming the line that is none of a cohort's."""
+    lines: list[Line] = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            line = json.loads(text)
+            sex_age_and_mass(line)
+            strays = [file for file in _files(line) if ".." in Path(file).parts or Path(file).is_absolute()]
+            if strays:
+                raise ValueError(f"{strays[0]} is outside the cohort")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            what = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(
+                f"{path}: line {number} is none of a cohort's ({what}); make it again with python -m data.cohort"
+            ) from error
+        lines.append(line)
+    return lines
+
+
+def _files(line: Line) -> list[str]:
+    """The pictures and landmarks of a line, from the cohort's folder."""
+    return [
+        f"{SKULL_DIR}/{line['source']}",
+        f"{FACE_DIR}/{line['target']}",
+        f"pairedCS/{line['landmarks']}",
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data.cohort.excerpt", description=__doc__)
+    parser = ArgumentParser(prog="python -m data.cohort.excerpt", description=__doc__)
     parser.add_argument("cohort", type=Path, help="folder made by python -m data.cohort")
     parser.add_argument("out", type=Path, help="folder to copy into, for instance data")
-    args = parser.parse_args(argv)
     try:
+        args = parser.parse_args(argv)
         print(excerpt(args.cohort, args.out))
-    except OSError as error:  # no finished cohort, a full disk, a folder that cannot be written
+    except (ValueError, OSError) as error:  # no finished cohort, a full disk, a folder that cannot be written
         print(f"data.cohort.excerpt: {error}", file=sys.stderr)
         return 2
     return 0

@@ -69,7 +69,12 @@ def _claim(out: Path, config: CohortConfig) -> None:
     """Write ``cohort.json``, or check that the one which is there describes the same cohort."""
     record = out / "cohort.json"
     if record.is_file():
-        found = json.loads(record.read_text(encoding="utf-8"))
+        try:
+            found = json.loads(record.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{record} is no JSON ({error}): choose another folder or delete it") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"{record} describes no cohort: choose another folder or delete it")
         wanted = config.identity()
         different = [key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key)]
         if different:

@@ -1,0 +1,195 @@
+"""The containers of checkpoint files, told by their first bytes and read without executing anything in them.
+
+safetensors, PyTorch's zip archive of a pickle and raw storages, and the older bare pickle.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+SAFETENSORS_SUFFIXES = (".safetensors",)
+PICKLE_SUFFIXES = (".ckpt", ".pth", ".pt")
+SUFFIXES = SAFETENSORS_SUFFIXES + PICKLE_SUFFIXES
+
+
+class CheckpointError(ValueError):
+    """A checkpoint file that cannot be read, written or loaded; the message says what to do about it."""
+
+
+class _Inert:
+    """Stands in for a class or function named in a pickle: takes any arguments, does nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        del args, kwargs
+
+    def __setstate__(self, state: Any) -> None:
+        del state
+
+
+# What Lightning stored beside the tensors of the public Stable Diffusion files. None of it is needed.
+_INERT_GLOBALS = tuple(
+    (_Inert, name)
+    for name in (
+        "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+        "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
+        "numpy.core.multiarray.scalar",
+        "numpy._core.multiarray.scalar",
+        "numpy.dtype",
+        "numpy.dtypes.Float32DType",
+        "numpy.dtypes.Float64DType",
+        "numpy.dtypes.Int64DType",
+        "_codecs.encode",
+    )
+)
+
+
+def container(path: Path) -> str:
+    """One of "safetensors", "zip" and "legacy" (pickles), from the first bytes."""
+    try:
+        if path.is_dir():
+            raise CheckpointError(f"{path} is a folder; expected a checkpoint file ({', '.join(SUFFIXES)}).")
+        if path.exists() and not path.is_file():
+            raise CheckpointError(
+                f"{path} is no regular file; expected a checkpoint ({', '.join(SUFFIXES)})."
+            )
+        with path.open("rb") as file:
+            head = file.read(64)
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path}: no such file; check the path (a relative one starts at {Path.cwd()})."
+        ) from None
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be opened ({error.strerror or error}); check the path."
+        ) from error
+    if head[8:9] == b"{":  # before the pickles: the header's length, which stands first, may start like one
+        return "safetensors"
+    if head.startswith(b"PK\x03\x04"):
+        return "zip"
+    if head[:1] == b"\x80":
+        return "legacy"
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` or download it."
+        )
+    found = "an empty file" if not head else f"a file starting with {head[:12]!r}"
+    raise CheckpointError(
+        f"{path} is {found}; expected safetensors or a PyTorch checkpoint. Download it again?"
+    )
+
+
+def read_safetensors(path: Path, mmap: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = dict(file.metadata() or {})
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a readable safetensors file ({error}); it is damaged or cut short: copy it again."
+        ) from error
+    if not mmap:
+        state = {key: value.clone() for key, value in state.items()}
+    return state, metadata
+
+
+def load_pickle(path: str | Path, mmap: bool = True) -> Any:
+    """The whole content of a PyTorch pickle, read without executing anything in it.
+
+    Raises:
+        CheckpointError: as `read_state_dict` does.
+    """
+    path = Path(path)
+    kind = container(path)
+    if kind == "safetensors":
+        raise CheckpointError(f"{path} is a safetensors file; expected a PyTorch checkpoint.")
+    return _load_pickle(path, kind, mmap)
+
+
+def _load_pickle(path: Path, kind: str, mmap: bool) -> Any:
+    if kind == "zip":
+        _check_archive(path)
+    try:
+        with torch.serialization.safe_globals(list(_INERT_GLOBALS)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch muses about pickle protocols
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and kind == "zip")
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged or hostile pickle can fail in any way
+        raise CheckpointError(_refusal(path, error, isinstance(error, pickle.UnpicklingError))) from error
+
+
+def read_pickle(path: Path, kind: str, mmap: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    content = _load_pickle(path, kind, mmap)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a dictionary of tensors.")
+    weights = content.get("state_dict", content)
+    if not isinstance(weights, Mapping):
+        raise CheckpointError(
+            f"{path}: its state_dict is a {type(weights).__name__}; expected a dictionary of tensors."
+        )
+    state = {
+        key: value.detach()
+        for key, value in weights.items()
+        if isinstance(key, str) and torch.is_tensor(value)
+    }
+    if not state:
+        keys = ", ".join(str(key) for key in list(weights)[:8]) or "none"
+        raise CheckpointError(
+            f"{path} holds no tensors at its top level or under state_dict; its keys are: {keys}."
+        )
+    odd = [key for key, value in state.items() if value.layout != torch.strided or value.is_quantized]
+    if odd:
+        raise CheckpointError(
+            f"{path}: {odd[0]} is sparse or quantised; save the weights as plain tensors (to_dense, dequantize)."
+        )
+    given = content.get("metadata")
+    metadata = {str(k): str(v) for k, v in given.items()} if isinstance(given, Mapping) else {}
+    if isinstance(content.get("global_step"), int):
+        metadata.setdefault("step", str(content["global_step"]))
+    return state, metadata
+
+
+def _check_archive(path: Path) -> None:
+    """Raise CheckpointError for a zip archive that is not one of PyTorch's, which maps its entries as they lie."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+        raise CheckpointError(
+            f"{path} is not a readable PyTorch checkpoint ({error}); it is damaged or cut short: copy it again."
+        ) from error
+    if sum(entry.filename.split("/")[1:] == ["data.pkl"] for entry in entries) != 1:
+        names = ", ".join(entry.filename for entry in entries[:4]) or "nothing"
+        raise CheckpointError(
+            f"{path} is a zip archive but no PyTorch checkpoint (it holds {names}); "
+            "if the weights are in it, unpack it."
+        )
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise CheckpointError(
+            f"{path} is a compressed archive, which PyTorch does not write; use the file as it was downloaded."
+        )
+
+
+def _refusal(path: Path, error: Exception, from_unpickler: bool) -> str:
+    """One sentence for what torch's restricted unpickler said at length."""
+    text = str(error)
+    wanted = re.search(r"GLOBAL (\S+)", text)
+    if from_unpickler and wanted:
+        return (
+            f"{path} wants to run {wanted[1]} while loading, which weights never need; nothing was executed. "
+            "Use a .safetensors file of the same weights, or ask whoever made this one."
+        )
+    first = text.strip().splitlines()[0][:200] if text.strip() else type(error).__name__
+    return (
+        f"{path} is not a readable PyTorch checkpoint ({first}); it is damaged or cut short: copy it again."
+    )
