@@ -23,10 +23,12 @@ from torch import Tensor, nn
 from ldm.containers import (
     SAFETENSORS_SUFFIXES,
     SUFFIXES,
-    CheckpointError,
     container,
     read_pickle,
     read_safetensors,
+)
+from ldm.containers import (
+    CheckpointError as CheckpointError,
 )
 from ldm.safetensors_writer import write_safetensors
 
