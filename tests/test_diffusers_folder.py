@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from diffusers_folders import (
@@ -21,6 +23,7 @@ from diffusers_folders import (
     refused,
     same,
 )
+from PIL import Image
 from transformers import CLIPTokenizer
 
 from cldm.controlled import ControlledLatentDiffusion, load_model, model_config_from_metadata, model_metadata
@@ -93,31 +96,82 @@ def test_the_pipeline_draws_our_picture(
     assert float((ours[1:] - theirs).abs().max()) > 1e-2  # another skull gives another picture
 
 
-def test_the_folder_says_how_the_checkpoint_wants_to_be_sampled(exported: Path, capsys) -> None:
-    card = (exported / "README.md").read_text()
-    for setting in ("num_inference_steps=4", "eta=1.0", "controlnet_conditioning_scale=0.9"):
-        assert setting in card
-    assert (
-        json.loads((exported / "scheduler/scheduler_config.json").read_text())["timestep_spacing"]
-        == "trailing"
-    )
-    script = card.split("```python\n")[1].split("```")[0]
-    compile(script, "README.md", "exec")
+def exported_with(model: ControlledLatentDiffusion, sampling: SamplingConfig, parent: Path) -> Path:
+    metadata = {**model_metadata(CFG), "sampling": json.dumps(asdict(sampling))}
+    write_state_dict(parent / "m.safetensors", model.state_dict(), metadata)
+    assert main(["export", str(parent / "m.safetensors"), str(parent / "out")]) == 0
+    return parent / "out"
 
 
-def test_scales_and_spacing_that_diffusers_has_not_are_said(model, tmp_path: Path, capsys) -> None:
-    sampling = {**SAMPLING, "spacing": "midmany", "control_scales": [1.5, 1.5, 1, 1, 1, 1, 0.7]}
-    write_state_dict(
-        tmp_path / "m.safetensors",
-        model.state_dict(),
-        {**model_metadata(CFG), "sampling": json.dumps(sampling)},
-    )
-    assert main(["export", str(tmp_path / "m.safetensors"), str(tmp_path / "out")]) == 0
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sampler": "ddim", "spacing": "trailing", "eta": 1.0, "guidance_scale": 1.0},
+        {"sampler": "dpmpp_2m", "spacing": "karras", "eta": 0.0, "guidance_scale": 2.0},
+        {"sampler": "dpmpp_2m", "spacing": "midmany", "eta": 1.0, "guidance_scale": 1.0},
+    ],
+    ids=lambda settings: " ".join(map(str, settings.values())),
+)
+def test_the_script_in_the_folder_draws_what_sample_py_draws(
+    model: ControlledLatentDiffusion, tmp_path: Path, monkeypatch, settings: dict, capsys
+) -> None:
+    """The README.md's own script, run as it stands: the recommended settings, seed 0, a picture of 8 bits."""
+    sampling = SamplingConfig(steps=6, control_scales=[0.9], **settings)
+    folder = exported_with(model, sampling, tmp_path)
+    assert "the same seed gives the face" in capsys.readouterr().out
+    skull = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(skull).save(tmp_path / "skull.png")
+    script = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(script.replace('"FOLDER"', '"out"'), "README.md", "exec"), {})
+    theirs = np.asarray(Image.open(tmp_path / "face.png")).astype(float)
+    skulls = torch.from_numpy(skull).permute(2, 0, 1)[None] / 255
+    ours = reconstruct(model, skulls, [PROMPT], [0], sampling)[0].permute(1, 2, 0).numpy() * 255
+    assert theirs.std() > 5
+    assert np.abs(ours - theirs).max() < 2  # half a level by rounding to 8 bits, the rest by float32
+    assert np.abs(ours - theirs).mean() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message", "argument"),
+    [
+        (
+            {"control_scales": [1.5, 1.5, 1, 1, 1, 1, 0.7]},
+            "each residual is recommended (1.5, 1.5, 1, 1, 1, 1, 0.7)",
+            "controlnet_conditioning_scale=1.1,",
+        ),
+        ({"spacing": "midmany"}, "DDIM with 'midmany' spacing", "num_inference_steps=4,"),
+        ({"sampler": "unipc", "eta": 0.0}, "UniPC with 'trailing' spacing", "num_inference_steps=4,"),
+        ({"sampler": "dpmpp_2m", "eta": 0.3}, "eta is 0 there", "timesteps=[999, 749, 499, 249],"),
+        ({"control_end": 0.5}, "one step more or less", "control_guidance_end=0.5,"),
+        ({"guidance_scale": 0.5}, "below 1 it is off", "guidance_scale=0.5,"),
+    ],
+)
+def test_settings_that_diffusers_has_not_are_said(model, tmp_path: Path, capsys, settings, message, argument):
+    sampling = SamplingConfig(**{**SAMPLING, **settings})
+    card = (exported_with(model, sampling, tmp_path) / "README.md").read_text()
     said = capsys.readouterr().out
-    assert "control scale for each residual (1.5, 1.5, 1, 1, 1, 1, 0.7)" in said
-    assert "'midmany'" in said
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert "controlnet_conditioning_scale=1.1," in card and "'midmany'" in card
+    for text in (message, "differ from sample.py's"):
+        assert text in said and text in card
+    assert f"    {argument}\n" in card
+    scheduler = json.loads((tmp_path / "out/scheduler/scheduler_config.json").read_text())
+    built = getattr(diffusers, scheduler["_class_name"]).from_config(scheduler)
+    assert {
+        k: v for k, v in built.config.items() if k in scheduler and k[0] != "_"
+    }.items() <= scheduler.items()
+
+
+def test_a_file_that_recommends_nothing_or_nonsense(model, tmp_path: Path, capsys) -> None:
+    write_state_dict(tmp_path / "m.safetensors", model.state_dict(), model_metadata(CFG))
+    assert main(["export", str(tmp_path / "m.safetensors"), str(tmp_path / "out")]) == 0
+    assert "recommends none" in capsys.readouterr().out
+    for wrong in ("[1]", "{", '{"stepps": 3}', '{"control_scales": "many"}'):
+        write_state_dict(
+            tmp_path / "m.safetensors", model.state_dict(), {**model_metadata(CFG), "sampling": wrong}
+        )
+        error = refused(capsys, "export", tmp_path / "m.safetensors", tmp_path / "no")
+        assert "'sampling' cannot be used" in error
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_base_model_becomes_a_plain_pipeline(model, tmp_path: Path) -> None:
@@ -142,7 +196,7 @@ def test_tokenizer_gives_our_ids(exported: Path) -> None:
 def test_full_size_names_and_shapes_are_those_of_the_libraries() -> None:
     """Stable Diffusion 1.5 on the meta device: every parameter of theirs has one of ours, of the same shape."""
     cfg = ModelConfig(image_size=512)
-    configs = {part: content for part, (_, content) in part_configs(cfg, "leading").items()}
+    configs = part_configs(cfg)
     with torch.device("meta"):
         ours = {key: value.shape for key, value in ControlledLatentDiffusion(cfg).state_dict().items()}
         theirs = {

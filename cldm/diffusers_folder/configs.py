@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 from ldm.latent_diffusion import ModelConfig
-from ldm.schedule import ScheduleConfig
 from ldm.text import TextConfig
 from ldm.unet import UNetConfig
 
@@ -45,19 +44,13 @@ def check_expressible(cfg: ModelConfig, with_control: bool = True) -> None:
         raise FolderError(f"diffusers has no setting for {'; '.join(problems)}")
 
 
-def part_configs(cfg: ModelConfig, spacing: str) -> dict[str, tuple[str, dict[str, Any]]]:
-    """For each part of the folder, the name of its JSON file and what stands in it.
-
-    Args:
-        cfg: the model.
-        spacing: which steps the scheduler visits, "leading" (as SD1.5 does) or "trailing".
-    """
+def part_configs(cfg: ModelConfig) -> dict[str, dict[str, Any]]:
+    """What stands in the config.json of each part of the folder."""
     return {
-        "unet": ("config.json", _unet(cfg)),
-        "vae": ("config.json", _vae(cfg)),
-        "text_encoder": ("config.json", _text_encoder(cfg.cond_stage)),
-        "controlnet": ("config.json", _controlnet(cfg)),
-        "scheduler": ("scheduler_config.json", _scheduler(cfg.schedule, spacing)),
+        "unet": _unet(cfg),
+        "vae": _vae(cfg),
+        "text_encoder": _text_encoder(cfg.cond_stage),
+        "controlnet": _controlnet(cfg),
     }
 
 
@@ -145,21 +138,4 @@ def _text_encoder(cfg: TextConfig) -> dict[str, Any]:
         "bos_token_id": cfg.vocab_size - 2,
         "eos_token_id": cfg.vocab_size - 1,
         "pad_token_id": cfg.vocab_size - 1,
-    }
-
-
-def _scheduler(cfg: ScheduleConfig, spacing: str) -> dict[str, Any]:
-    return {
-        "_class_name": "DDIMScheduler",
-        "_diffusers_version": VERSION,
-        "num_train_timesteps": cfg.num_timesteps,
-        "beta_start": cfg.linear_start,
-        "beta_end": cfg.linear_end,
-        "beta_schedule": "scaled_linear",
-        "trained_betas": None,
-        "clip_sample": False,
-        "set_alpha_to_one": False,
-        "steps_offset": 1,  # of the leading spacing only
-        "prediction_type": "epsilon",
-        "timestep_spacing": spacing,
     }

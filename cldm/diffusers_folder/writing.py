@@ -17,6 +17,7 @@ from cldm.diffusers_folder.card import model_card
 from cldm.diffusers_folder.configs import VERSION, FolderError, check_expressible, part_configs
 from cldm.diffusers_folder.keys import PREFIXES, their_keys, to_theirs
 from cldm.diffusers_folder.reading import INDEX, METADATA, NOTES, REST
+from cldm.diffusers_folder.schedulers import scheduler_config
 from cldm.sampling import SamplingConfig
 from ldm.checkpoint import SD_OPTIONAL, write_state_dict
 from ldm.config import parse_command_line
@@ -64,7 +65,6 @@ def export_folder(
         del names["controlnet"]
     rest, left_out = _beside_the_parts(state, names)
     sampling = recommended(metadata)
-    spacing = "trailing" if sampling is not None and sampling.spacing == "trailing" else "leading"
     tensors = {
         part: {theirs: to_theirs(part, theirs, state[ours]) for ours, theirs in keys.items()}
         for part, keys in names.items()
@@ -75,14 +75,16 @@ def export_folder(
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir()
-        for part, (name, content) in part_configs(cfg, spacing).items():
-            if part in tensors or part == "scheduler":
-                (temporary / part).mkdir()
-                _write_json(temporary / part / name, content)
+        scheduler = scheduler_config(cfg.schedule, sampling)
+        (temporary / "scheduler").mkdir()
+        _write_json(temporary / "scheduler" / "scheduler_config.json", scheduler)
+        configs = part_configs(cfg)
         for part, values in tensors.items():
+            (temporary / part).mkdir()
+            _write_json(temporary / part / "config.json", configs[part])
             write_state_dict(temporary / part / _FILES.get(part, _FILE), values, {"format": "pt"})
         _write_tokenizer(temporary / "tokenizer", cfg.cond_stage.max_length)
-        _write_json(temporary / INDEX, model_index(with_control))
+        _write_json(temporary / INDEX, model_index(with_control, scheduler["_class_name"]))
         (temporary / NOTES).mkdir()
         _write_json(temporary / NOTES / METADATA, {"format": FORMAT, "metadata": dict(metadata)})
         if rest:
@@ -111,7 +113,7 @@ def check_unused(folder: Path) -> None:
         )
 
 
-def model_index(with_control: bool) -> dict[str, Any]:
+def model_index(with_control: bool, scheduler: str) -> dict[str, Any]:
     """Which class each part is of. The safety checker is left out: it is no part of these models."""
     index: dict[str, Any] = {
         "_class_name": "StableDiffusionControlNetPipeline" if with_control else "StableDiffusionPipeline",
@@ -121,7 +123,7 @@ def model_index(with_control: bool) -> dict[str, Any]:
         "vae": ["diffusers", "AutoencoderKL"],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
-        "scheduler": ["diffusers", "DDIMScheduler"],
+        "scheduler": ["diffusers", scheduler],
         "safety_checker": [None, None],
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
