@@ -19,6 +19,7 @@ import yaml
 from benchmarks.anatomy import AnatomyConfig
 from benchmarks.ceiling import CeilingConfig
 from benchmarks.framing import FramingConfig
+from benchmarks.parity import ParityConfig
 from benchmarks.rank1 import Rank1Config
 from benchmarks.signal import SignalConfig
 from cldm.controlled import load_model_config
@@ -38,6 +39,7 @@ ALLOWED = {  # which of the packages each may import
 KEYS_OF = {
     "train.py": ExperimentConfig,
     "sample.py": SampleConfig,
+    "benchmarks.parity": ParityConfig,
     "benchmarks.rank1": Rank1Config,
     "benchmarks.anatomy": AnatomyConfig,
     "benchmarks.framing": FramingConfig,
