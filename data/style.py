@@ -16,7 +16,10 @@ from data.render import Material, Surface
 
 GRAIN_SLOPE = 0.08  # root mean square slope of the coarsest surface grain
 GRAIN_MM = (2.4, 1.0)  # size of its grains under the smoothest and the sharpest kernel
-SPECULAR, SHINE = (0.05, 0.30), (7.0, 22.0)  # highlight of the mattest and the glossiest surface
+SPECULAR, SHINE = (
+    (0.25, 1.75),
+    (7.0, 22.0),
+)  # highlight of the mattest and the glossiest surface; the first is a factor
 NOISE = 0.018  # standard deviation of the strongest pixel noise; the brightest white is 1
 STEP_SLOPE = 0.35  # share of the slope along the slice axis that steps take away and give back
 SMOOTH_PX, SHARP_PX, SHARP_GAIN = 0.85, 1.0, 0.9  # of the kernel, at 256 px
@@ -38,7 +41,7 @@ class SurfaceStyle:
 
     kernel: float = 0.0
     grain: float = 0.0
-    gloss: float = 0.6
+    gloss: float = 0.5
     noise: float = 0.0
     steps: float = 0.0
     slice_mm: float = 3.0
@@ -53,8 +56,8 @@ class SurfaceStyle:
 
     def material(self, base: Material) -> Material:
         """``base`` with the highlight of this gloss."""
-        specular, power = (low + self.gloss * (high - low) for low, high in (SPECULAR, SHINE))
-        return replace(base, specular=specular, power=power)
+        factor, power = (low + self.gloss * (high - low) for low, high in (SPECULAR, SHINE))
+        return replace(base, specular=factor * base.specular, power=power)
 
 
 def draw_styled(surface: Surface, material: Material, style: SurfaceStyle, seed: int) -> np.ndarray:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from data.cohort.config import NUM_PROTOCOLS
-from data.cohort.protocols import draw_face_style, draw_skull_style, protocol, with_protocol
-from data.render import SKIN, Camera, Scene, Surface
+from data.cohort.protocols import draw_face_style, draw_skull_style, protocol, scanned_again, with_protocol
+from data.render import SKIN, Camera, Material, Scene, Surface
 from data.style import SurfaceStyle, draw_styled
 from tests.test_render import sphere
 
@@ -68,10 +68,12 @@ def test_more_grain_more_noise_and_a_sharper_kernel_are_rougher(setting, surface
 
 
 def test_gloss_brightens_the_highlight_alone(surface):
-    matt, glossy = (drawn(surface, SurfaceStyle(gloss=gloss)) for gloss in (0, 1))
-    assert glossy[64, 64] > matt[64, 64] + 20
-    rim = (surface.coverage() == 1) & (np.hypot(*(np.indices((128, 128)) - 63.5)) > 50)
-    assert np.abs(glossy - matt)[rim].max() < 10
+    dim = Material(ambient=0.2, diffuse=0.4, specular=0.2)  # nothing is blown out
+    glossy, matt = (draw_styled(surface, dim, SurfaceStyle(gloss=gloss), 1).astype(float) for gloss in (1, 0))
+    from_middle = np.hypot(*(np.indices((128, 128)) - 63.5))
+    gain = glossy - matt
+    assert gain[from_middle < 18].mean() > 8
+    assert np.abs(gain)[(surface.coverage() == 1) & (from_middle > 45)].max() < 3
 
 
 def test_steps_repeat_with_the_slices_along_y(surface):
@@ -123,6 +125,11 @@ def test_a_scan_lies_about_its_protocol_and_a_variant_on_it():
         assert (np.abs(apart) < np.array([2, 1, 1, 1, 1, 2.6]) * 0.04 * 5).all() and np.abs(apart).max() > 0
         other = with_protocol(scan, 7)
         assert (other.surface, other.seed) == (protocol(7), scan.seed)
+        again = scanned_again(scan)
+        assert (again.protocol, again.surface) == (
+            scan.protocol,
+            protocol(scan.protocol),
+        ) and again.seed != scan.seed
 
 
 def test_the_style_of_a_face_follows_from_nothing_else():

@@ -65,8 +65,13 @@ def draw_skull_style(seed: int, index: int) -> ScanStyle:
 
 
 def with_protocol(style: ScanStyle, number: int) -> ScanStyle:
-    """The same surface scanned by another protocol, to its letter."""
+    """The same surface scanned by another protocol, to its letter; the grain falls where it fell."""
     return replace(style, protocol=number, surface=protocol(number))
+
+
+def scanned_again(style: ScanStyle) -> ScanStyle:
+    """The protocol of a scan, to its letter, with grain and noise of its own: all that an exemplar can tell."""
+    return replace(with_protocol(style, style.protocol), seed=style.seed + 1)
 
 
 def _draw(seed: int, index: int, surface: int) -> ScanStyle:

@@ -10,7 +10,7 @@ import numpy as np
 from data.cohort.anatomy import build_head
 from data.cohort.config import NUM_PROTOCOLS, CohortConfig
 from data.cohort.pair import MAX_ATTEMPTS, FramingError, Pair, Sitter, camera_of, fits, seat
-from data.cohort.protocols import ScanStyle, draw_face_style, protocol_name, with_protocol
+from data.cohort.protocols import ScanStyle, draw_face_style, protocol_name, scanned_again, with_protocol
 from data.cohort.subject import (
     Subject,
     age_level,
@@ -74,7 +74,8 @@ def make_pictures(
             pair = _other_face(template, sitter, own, variant)
             yield replace(pair, folder="variants", label=variant.label, changed=(variant.changed,))
     if f"{own.subject.name}_ceiling" in wanted:
-        expected = Variant("_ceiling", "soft", expected_soft(own.subject), own.face_style)
+        again = scanned_again(own.face_style)
+        expected = Variant("_ceiling", "soft", expected_soft(own.subject), again)
         pair = _other_face(template, sitter, own, expected)
         yield replace(pair, folder="ceiling", label="_ceiling", changed=("soft",))
 
