@@ -228,6 +228,34 @@ def test_an_excerpt_and_a_sheet_are_made_of_it(cohort: Path, tmp_path: Path) -> 
     )
 
 
+def test_an_excerpt_keeps_its_exemplars_among_its_own_faces(tmp_path: Path) -> None:
+    for folder in ("skull", "craniofacial", "landmarks"):
+        (tmp_path / f"whole/pairedCS/{folder}").mkdir(parents=True)
+    (tmp_path / "whole/split_data").mkdir()
+    (tmp_path / "whole/cohort.json").write_text("{}")
+    number = 0
+    for split in ("train", "valid", "test"):
+        lines = []
+        for k in range(64):
+            name, style = f"s{number:05d}", f"p{k % 3}"
+            number += 1
+            for file in (f"skull/{name}.png", f"craniofacial/{name}.png", f"landmarks/{name}.json"):
+                (tmp_path / "whole/pairedCS" / file).write_bytes(b"x")
+            line = {"source": f"{name}.png", "target": f"{name}.png", "subject": name, "style": style}
+            line |= {
+                "gender": "MF"[k % 2],
+                "age": 20 + 15 * (k // 2 % 4),
+                "body_mass": str(1 + 4 * (k // 8 % 2)),
+            }
+            lines.append(json.dumps({**line, "landmarks": f"landmarks/{name}.json", "texture": "s00001.png"}))
+        (tmp_path / f"whole/split_data/{split}.json").write_text("\n".join(lines))
+    assert excerpt(tmp_path / "whole", tmp_path / "few") == {"train": 16, "valid": 8, "test": 16}
+    for split in ("train", "valid", "test"):
+        records = read_manifest(tmp_path / f"few/split_data/{split}.json")
+        style_of = {f"s{k:05d}.png": f"p{k % 64 % 3}" for k in range(number)}
+        assert all(r.texture != r.target and style_of[r.texture or ""] == r.style for r in records)
+
+
 def test_splits_share_no_subject_and_leave_none_out() -> None:
     splits = split_of_subjects(CohortConfig(num_subjects=60, valid_subjects=7, test_subjects=11))
     assert [len(splits[name]) for name in ("train", "valid", "test")] == [42, 7, 11]

@@ -24,6 +24,8 @@ from benchmarks.rank1 import Rank1Config
 from benchmarks.signal import SignalConfig
 from cldm.controlled import load_model_config
 from data.cohort.config import CohortConfig
+from data.cohort.sheet import SheetConfig
+from data.pack import PackConfig
 from ldm.config import known_keys
 from muti_control.config import ExperimentConfig, load_experiment
 from sample import SampleConfig
@@ -46,6 +48,8 @@ KEYS_OF = {
     "benchmarks.signal": SignalConfig,
     "benchmarks.ceiling": CeilingConfig,
     "data.cohort": CohortConfig,
+    "data.cohort.sheet": SheetConfig,
+    "data.pack": PackConfig,
 }
 ABOVE = {"train", "sample", "tool_add_control", "benchmarks", "tests"}  # what no package may import
 FOLDERS = (*PACKAGES, "benchmarks", "tests", "configs", "models", ".ci")

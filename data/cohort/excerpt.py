@@ -1,7 +1,8 @@
 """``python -m data.cohort.excerpt COHORT OUT``: the few pairs that ship with the repository, chosen by rule.
 
 Of each split, the lowest-numbered subject in every cell of sex x age band (x body mass, for train and test) is
-copied: 16 train, 8 valid and 16 test pairs, in the layout of the whole cohort.
+copied: 16 train, 8 valid and 16 test pairs, in the layout of the whole cohort. A texture exemplar is one of the copied
+faces, or none.
 """
 
 from __future__ import annotations
@@ -75,10 +76,21 @@ def excerpt(cohort: Path, out: Path) -> dict[str, int]:
     for file in files:
         shutil.copyfile(cohort / file, out / file)
     for split, lines in chosen.items():
-        text = "".join(json.dumps(line) + "\n" for line in lines)
+        kept = [_with_texture(line, [*lines, *chosen["train"]]) for line in lines]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
         (out / SPLIT_DIR / f"{split}.json").write_text(text, encoding="utf-8")
     shutil.copyfile(cohort / "cohort.json", out / "cohort.json")
     return {split: len(lines) for split, lines in chosen.items()}
+
+
+def _with_texture(line: Line, copied: list[Line]) -> Line:
+    """The line with an exemplar among the copied faces: its own where that was copied, else one of the same style."""
+    same = [one for one in copied if one.get("style") == line.get("style")]
+    names = [str(one["target"]) for one in same if one["subject"] != line["subject"]]
+    kept = {key: value for key, value in line.items() if key != "texture"}
+    if "texture" not in line or not names:
+        return kept
+    return kept | {"texture": line["texture"] if line["texture"] in names else names[0]}
 
 
 def _lines(path: Path) -> list[Line]:
