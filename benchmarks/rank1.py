@@ -52,7 +52,7 @@ from data.paired import PairedDataset
 from ldm.checkpoint import sha256
 from ldm.config import parse_command_line
 from ldm.device import choose_device
-from muti_control.reconstruction import recommended_sampling
+from muti_control.preparation import recommended_sampling
 
 BASELINES = ("ridge", "nearest skull", "nearest skull of the group", "group mean", "mean face")
 SHUFFLED = "model, shuffled skull"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from cldm.controlled import ControlledLatentDiffusion
 from cldm.record import RECORD
 from cldm.sampling import SamplingConfig
 from data.cases import Case
+from muti_control.processes import Team
 
 ROWS_PER_SHEET = 12
 _SHOWN = 20
@@ -48,7 +49,8 @@ class Job:
     max_sheets: contact sheets at most, of twelve cases each.
     hashes: sha256 of every skull and true face, by its path.
     weights: file name, sha256 and step. environment: of ``cldm.record``. config: the resolved settings as YAML.
-    manifest: its path and sha256, where the skulls come from one.
+    manifest: its path and sha256, where the skulls come from one. team: the processes that share the work;
+    notes, hashes, weights and folder are known to the first of them, until ``reconstruct_cases`` tells the others.
     """
 
     model: ControlledLatentDiffusion
@@ -64,6 +66,7 @@ class Job:
     environment: Mapping[str, Any]
     config: str
     manifest: Mapping[str, str] | None = None
+    team: Team = field(default_factory=Team)
 
     @property
     def draws(self) -> list[Draw]:
@@ -103,12 +106,21 @@ class Job:
     def introduction(self) -> list[str]:
         """What the user should know before the run starts, a line each."""
         skulls, faces = len(self.cases), len(self.seeds)
+        where = (
+            f"{self.team.size} x {self.model.device.type}" if self.team.size > 1 else str(self.model.device)
+        )
         lines = [
             f"{skulls} skull{'s' * (skulls != 1)}, {faces} face{'s' * (faces != 1)} each: {self.sampling.steps} steps "
-            f"on {self.environment['device']} ({self.environment['precision']}), weights {self.weights['file']}"
+            f"on {where} ({self.environment['precision']}), weights {self.weights['file']}"
         ]
         if self.folder.done:
             lines.append(f"continuing {self.folder.path}: {len(self.folder.done)} faces are there already")
+        if 0 < len(self.missing) < self.team.size:
+            smaller = max(1, -(-sum(len(batch) for _, batch in self.missing) // self.team.size))
+            lines.append(
+                f"note: {len(self.missing)} batch{'es' * (len(self.missing) != 1)} for {self.team.size} processes: "
+                f"some will be idle; batch_size={smaller} employs all"
+            )
         lines += [f"note: {path}: {note}" for path, note in list(self.notes.items())[:_SHOWN]]
         if len(self.notes) > _SHOWN:
             lines.append(f"note: ... and on {len(self.notes) - _SHOWN} more pictures; all are in {RECORD}")

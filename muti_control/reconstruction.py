@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,26 +31,6 @@ WRITERS = max(1, min(4, os.cpu_count() or 1))  # threads that encode and write p
 
 class ReconstructionError(ValueError):
     """The model gave something that is no picture."""
-
-
-def recommended_sampling(metadata: Mapping[str, str], num_control_outputs: int) -> dict[str, Any]:
-    """The sampler settings a checkpoint recommends (JSON under ``sampling`` in its metadata).
-
-    Without any: SD1.5's, but with all control scales 1 if the network does not have SD1.5's thirteen residuals.
-
-    Raises:
-        ValueError: the entry is no JSON object.
-    """
-    if "sampling" not in metadata:
-        standard = len(SamplingConfig().control_scales) == num_control_outputs
-        return {} if standard else {"control_scales": [1.0]}
-    try:
-        settings = json.loads(metadata["sampling"])
-    except ValueError as error:
-        raise ValueError(f"weights: their metadata entry 'sampling' is no JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"weights: their metadata entry 'sampling' is {settings!r}, expected a JSON object")
-    return settings
 
 
 @dataclass(frozen=True)
@@ -128,40 +108,62 @@ def draw_faces(
 
 
 def reconstruct_cases(job: Job) -> None:
-    """Draw and write every face, the contact sheets and the record.
+    """Draw and write every face, the contact sheets and the record; each process of ``job.team`` draws its share.
 
     The record stands there from the beginning with ``"finished": false``, so that a run that broke off is known as one;
     every picture that is there is a whole one.
 
     Raises:
         ReconstructionError: the model gave something that is no picture.
+        ProcessError: another process is gone.
     """
-    folder = job.folder.path
+    with job.team as team:
+        record = _begin(job) if team.is_first else {}
+        folder, hashes, weights = team.broadcast((job.folder, job.hashes, job.weights))
+        _draw_share(replace(job, folder=folder, hashes=hashes, weights=weights))
+        team.wait_for_all()
+    if team.is_first:
+        _finish(job, record)
+
+
+def _begin(job: Job) -> dict[str, Any]:
+    """Make the folder and the record of an unfinished run; returns the record."""
     job.folder.start()
     record = run_record(job)
-    write_json(folder / RECORD, record)
-    _draw_missing(job)
+    write_json(job.folder.path / RECORD, record)
+    return record
+
+
+def _finish(job: Job, record: dict[str, Any]) -> None:
     with WriteBehind(WRITERS, limit=WRITERS) as writers:
         for page in range(len(job.sheet_names)):
             writers.put(write_sheet, job, page)
-    add_hashes(record, folder)
-    write_json(folder / RECORD, record | {"finished": True})
+    add_hashes(record, job.folder.path)
+    write_json(job.folder.path / RECORD, record | {"finished": True})
 
 
-def _draw_missing(job: Job) -> None:
-    missing, size, pin = job.missing, job.model.cfg.image_size, job.model.device.type == "cuda"
-    num, done = len(job.draws), job.folder.done
+def _draw_share(job: Job) -> None:
+    missing, size, pin = (
+        job.team.share(job.missing),
+        job.model.cfg.image_size,
+        job.model.device.type == "cuda",
+    )
+    num, done, of = len(job.draws), job.folder.done, f", {job.team.name}" if job.team.size > 1 else ""
+    steps = len(missing) * job.sampling.steps
 
-    def step(done: int, total: int) -> None:
+    def step(_done: int, _total: int) -> None:
+        job.team.check()
         bar.update(1)
 
     with (
         WriteBehind(WRITERS, limit=2 * job.batch_size) as writers,
         closing(read_ahead(lambda batch: read_skulls(batch[1], size, pin), missing)) as ready,
-        tqdm(total=len(missing) * job.sampling.steps, unit=" steps", disable=None, dynamic_ncols=True) as bar,
+        tqdm(
+            total=steps, unit=" steps", disable=None if job.team.is_first else True, dynamic_ncols=True
+        ) as bar,
     ):
         for (first, batch), skulls in ready:
-            bar.set_description(f"face {first + 1} to {first + len(batch)} of {num}")
+            bar.set_description(f"face {first + 1} to {first + len(batch)} of {num}{of}")
             faces = draw_faces(job.model, batch, skulls, job.sampling, step)
             for i, draw in enumerate(batch):
                 if face_name(*draw[:2]) not in done:

@@ -56,7 +56,8 @@ def run_record(job: Job) -> dict[str, Any]:
 
 
 def face_text(job: Job, case: Case, seed: int) -> dict[str, Any]:
-    """The settings of one picture, for its text chunk: no folder names and no date, so that repeats are identical."""
+    """The settings of one picture, for its text chunk: no folder names, date or number of a GPU, so that repeats are
+    identical."""
     return {
         "notice": NOTICE,
         "skull": {"file": case.skull_path.name, "sha256": job.hashes[case.skull_path]},
@@ -64,9 +65,8 @@ def face_text(job: Job, case: Case, seed: int) -> dict[str, Any]:
         "seed": seed,
         "sampling": asdict(job.sampling),
         "weights": dict(job.weights),
-        "environment": {
-            key: job.environment.get(key) for key in ("iccr_diff", "git", "torch", "device", "precision")
-        },
+        "environment": {key: job.environment.get(key) for key in ("iccr_diff", "git", "torch")}
+        | {"device": job.model.device.type, "precision": job.environment["precision"]},
     }
 
 

@@ -25,6 +25,7 @@ import muti_control.reconstruction as reconstruction
 import sample
 from cldm.sampling import reconstruct
 from data.images import read_image, to_uint8
+from muti_control.job import Job
 from muti_control.pipeline import WriteBehind, read_ahead
 from muti_control.run_record import run_record
 
@@ -154,11 +155,11 @@ def test_pictures_read_by_many_threads_leave_the_warnings_as_they_were(tmp_path:
 
 # ---------------------------------------------------------------- the run as a whole
 @pytest.fixture
-def prepared(weights: Path, make_pairs: Callable[..., Path], tmp_path: Path) -> Callable[..., sample.Job]:
+def prepared(weights: Path, make_pairs: Callable[..., Path], tmp_path: Path) -> Callable[..., Job]:
     """A job of seven skulls, of two faces each, in batches of four."""
     root = make_pairs(test=7)
 
-    def prepare(*arguments: str) -> sample.Job:
+    def prepare(*arguments: str) -> Job:
         common = (f"weights={weights}", f"skull={root}/split_data/test.json", "num_samples=2", "device=cpu")
         return sample.prepare([*common, "batch_size=4", f"out={tmp_path / 'o'}", *arguments])
 
@@ -166,7 +167,7 @@ def prepared(weights: Path, make_pairs: Callable[..., Path], tmp_path: Path) -> 
 
 
 def test_the_files_hold_what_drawing_one_batch_after_the_other_gives(
-    prepared: Callable[..., sample.Job], tmp_path: Path
+    prepared: Callable[..., Job], tmp_path: Path
 ) -> None:
     job = prepared("seed=3")
     reconstruction.reconstruct_cases(job)
@@ -183,19 +184,19 @@ def test_the_files_hold_what_drawing_one_batch_after_the_other_gives(
 
 
 def test_a_skull_that_vanishes_during_the_run_is_told_and_the_faces_before_it_stay(
-    prepared: Callable[..., sample.Job],
+    prepared: Callable[..., Job],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     job = prepared()
 
-    def record_and_lose(job: sample.Job) -> object:
+    def record_and_lose(job: Job) -> object:
         record = run_record(job)
         job.cases[5].skull_path.rename(tmp_path / "moved.png")
         return record
 
-    monkeypatch.setattr(sample, "prepare", lambda _: job)
+    monkeypatch.setattr(sample, "prepare", lambda *_: job)
     monkeypatch.setattr(reconstruction, "run_record", record_and_lose)
     assert sample.main([]) == 2
     assert f"{job.cases[5].skull_path}: does not exist" in capsys.readouterr().err
@@ -204,14 +205,14 @@ def test_a_skull_that_vanishes_during_the_run_is_told_and_the_faces_before_it_st
 
 
 def test_a_full_disk_is_told_in_one_line(
-    prepared: Callable[..., sample.Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    prepared: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = prepared()
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sample, "prepare", lambda _: job)
+    monkeypatch.setattr(sample, "prepare", lambda *_: job)
     monkeypatch.setattr(reconstruction, "write_png", full)
     assert sample.main([]) == 2
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sample.py")]
@@ -219,7 +220,7 @@ def test_a_full_disk_is_told_in_one_line(
 
 
 def test_the_pictures_in_memory_do_not_grow_with_the_run(
-    prepared: Callable[..., sample.Job], monkeypatch: pytest.MonkeyPatch
+    prepared: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive, most = weakref.WeakSet(), [0]  # batches of faces
     draw = reconstruction.draw_faces
@@ -249,7 +250,7 @@ def test_ctrl_c_leaves_whole_faces_and_a_record_that_says_unfinished(
         while len(list(out.glob("test_*.png"))) < 3 and program.poll() is None:
             time.sleep(0.02)
         program.send_signal(signal.SIGINT)
-        _, told = program.communicate(timeout=60)
+        _, told = program.communicate(timeout=120)
     assert (program.returncode, told) == (
         130,
         f"sample.py: interrupted; the faces so far are in {out}; resume=true continues\n",

@@ -15,7 +15,7 @@ import muti_control.reconstruction as reconstruction
 import sample
 from data.images import write_png
 
-COMMON = ("num_samples=2", "batch_size=3", "device=cpu", "seed=4")
+COMMON = ("num_samples=2", "batch_size=3", "device=cpu", "precision=fp32", "seed=4")
 
 
 @pytest.fixture

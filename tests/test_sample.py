@@ -25,9 +25,10 @@ from data.cases import Known, find_cases
 from data.images import ImageError
 from data.sheet import NOTICE
 from ldm.checkpoint import sha256, write_state_dict
-from muti_control import job, run_record
+from muti_control import job, preparation, run_record
 from muti_control.job import Draw
-from muti_control.reconstruction import draw_faces, read_skulls, recommended_sampling
+from muti_control.preparation import recommended_sampling
+from muti_control.reconstruction import draw_faces, read_skulls
 
 QUICK = SamplingConfig(steps=3, guidance_scale=2.0, control_scales=[1.0])
 
@@ -327,7 +328,7 @@ def test_what_goes_wrong_while_loading_is_told_in_one_line(
         raise error
 
     Image.new("L", (64, 64)).save("a.png")
-    monkeypatch.setattr(sample, "load_model", fail)
+    monkeypatch.setattr(preparation, "load_model", fail)
     assert run("skull=a.png") == code
     shown = capsys.readouterr().err
     assert message in shown

@@ -1,0 +1,191 @@
+"""Settings of a sampling run, and their check: everything that can be wrong is found before anything is written."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cldm.controlled import ControlledLatentDiffusion, load_model
+from cldm.record import check_overwriting, claim_folder, environment, latest_folder, unused_folder
+from cldm.sampling import SamplingConfig
+from cldm.spacing import spaced_timesteps
+from data.cases import MANIFEST_SUFFIXES, Known, check_pictures, find_cases
+from data.shards import picture_sha256
+from ldm.checkpoint import sha256
+from ldm.config import parse_command_line, to_yaml
+from ldm.device import choose_device, choose_precision
+from muti_control.job import Job, RunFolder
+from muti_control.processes import find_team
+from muti_control.resume import resumed
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO_SKULLS, DEMO_LIMIT = "data/split_data/test.json", 4
+DEMO_WEIGHTS = "models/demo/iccr_demo.safetensors"
+
+
+@dataclass
+class SampleConfig:
+    """What to reconstruct, and how.
+
+    skull: picture, folder or manifest. images_dir: where a manifest's pictures are, if not where it expects them.
+    limit: at most that many skulls, spread evenly over the list.
+    sex, age (years), ethnicity, body_mass (1 very thin ... 5 slightly fat): of the person; over a manifest's.
+    num_samples: faces for each skull, with seeds seed, seed + 1, ...
+    weights: checkpoint. model: YAML of its architecture, where the file does not carry it.
+    device: auto, cpu, cuda, cuda:1, mps. precision: auto (bf16 where the device
+        computes in it, else fp32), fp32, bf16, fp16.
+    devices: how many GPUs to use side by side (on the CPU: processes); auto: all. torchrun and srun work too.
+    batch_size: faces drawn together; each depends on its own skull, prompt and seed alone.
+    max_sheets: contact sheets at most, of twelve skulls each.
+    out: folder to write. Default: results/NAME, numbered if it exists. overwrite: replace an earlier run there.
+    resume: continue an earlier run there (without out: the latest results/NAME), drawing the faces it lacks.
+    sampling: the sampler's settings. Default: what the weights recommend.
+    """
+
+    skull: str | None = None
+    images_dir: str | None = None
+    limit: int | None = None
+    sex: str | None = None
+    age: float | None = None
+    ethnicity: str | None = None
+    body_mass: Any = None
+    num_samples: int = 1
+    seed: int = 0
+    weights: str = DEMO_WEIGHTS
+    model: str | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    devices: str = "1"
+    batch_size: int = 8
+    max_sheets: int = 20
+    out: str | None = None
+    overwrite: bool = False
+    resume: bool = False
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def validate(self) -> None:
+        """Raises ValueError naming the field, its value and what is allowed."""
+        for name in ("num_samples", "batch_size", "max_sheets"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        if not 0 <= self.seed < 2**63 - self.num_samples:
+            raise ValueError(f"seed: got {self.seed}, expected 0 or a positive number below 2^63")
+        if self.overwrite and self.resume:
+            raise ValueError(
+                "overwrite=true replaces an earlier run and resume=true continues it; give one of them"
+            )
+        self.sampling.validate()
+
+
+def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
+    """The run that a command line asks for.
+
+    Args:
+        arguments: of ``sample.py``. program: what starts it as another process, without the arguments.
+
+    Raises:
+        ValueError: whatever was given cannot be used; the message says what to do.
+    """
+    cfg = parse_command_line(SampleConfig, arguments, file_key="skull")
+    cfg.validate()
+    device = choose_device(cfg.device)
+    team = find_team(cfg.devices, device, [*program, *arguments])
+    device = team.device(device)
+    dtype = choose_precision(cfg.precision, device)
+    known = Known(cfg.sex, cfg.age, cfg.ethnicity, cfg.body_mass)
+    skull = _shipped(DEMO_SKULLS) if cfg.skull is None else Path(cfg.skull)
+    limit = DEMO_LIMIT if cfg.skull is None and cfg.limit is None else cfg.limit
+    cases = find_cases(skull, known, cfg.images_dir, limit)
+    pictures = {path for case in cases for path in (case.skull_path, case.face_path) if path is not None}
+    folder = _folder(cfg, skull)
+    earlier = claim_folder(folder, cfg.overwrite, cfg.resume) if team.is_first else None
+    weights = _shipped(cfg.weights)
+    model, metadata = load_model(weights, cfg.model, device, dtype)
+    cfg = _with_recommended(arguments, model, metadata)
+    job = Job(
+        model=model,
+        cases=cases,
+        notes=check_pictures(cases, model.cfg.image_size) if team.is_first else {},
+        hashes={path: picture_sha256(path) for path in pictures} if team.is_first else {},
+        seeds=range(cfg.seed, cfg.seed + cfg.num_samples),
+        sampling=cfg.sampling,
+        batch_size=cfg.batch_size,
+        max_sheets=cfg.max_sheets,
+        folder=RunFolder(folder),
+        weights={"file": weights.name, "sha256": sha256(weights), "step": metadata.get("step", "unknown")}
+        if team.is_first
+        else {},
+        environment=environment(device, dtype) | {"processes": team.size},
+        config=to_yaml(cfg),
+        manifest=_manifest(skull),
+        team=team,
+    )
+    if not team.is_first:
+        return job
+    if earlier is not None:
+        job = replace(job, folder=resumed(job, earlier) if cfg.resume else RunFolder(folder, earlier.files))
+    inputs = [skull, weights, *(Path(argument) for argument in arguments if "=" not in argument), *pictures]
+    inputs += [Path(cfg.model)] if cfg.model is not None else []
+    written = [folder / file for file in job.files if file not in job.folder.done]
+    check_overwriting(job.folder.outdated, written, inputs)
+    return job
+
+
+def _folder(cfg: SampleConfig, skull: Path) -> Path:
+    """Where to write. By default the results are called after the skull, for ``.`` and ``..`` too."""
+    if cfg.out is not None:
+        return Path(cfg.out)
+    whole = Path(os.path.abspath(skull))  # not resolved: a link keeps the name the user knows
+    name = ((whole.name if whole.is_dir() else whole.stem) or "skulls") if cfg.skull is not None else "demo"
+    return (latest_folder if cfg.resume else unused_folder)(Path("results") / name)
+
+
+def _with_recommended(
+    arguments: Sequence[str], model: ControlledLatentDiffusion, metadata: Mapping[str, str]
+) -> SampleConfig:
+    """The settings, where the sampler's are what the weights recommend if the user says nothing else."""
+    base = {"sampling": recommended_sampling(metadata, model.cfg.unet.num_control_outputs)}
+    cfg = parse_command_line(SampleConfig, arguments, base=base, base_name="settings in the weights")
+    cfg.validate()
+    cfg.sampling.scales_for(model.cfg.unet.num_control_outputs)
+    try:
+        spaced_timesteps(
+            cfg.sampling.steps, cfg.sampling.spacing, model.cfg.schedule.num_timesteps, model.alphas_cumprod
+        )
+    except ValueError as error:
+        raise ValueError(f"sampling.{error}") from error
+    return cfg
+
+
+def _manifest(skull: Path) -> dict[str, str] | None:
+    is_manifest = skull.is_file() and skull.suffix.lower() in MANIFEST_SUFFIXES
+    return {"path": str(skull), "sha256": sha256(skull)} if is_manifest else None
+
+
+def recommended_sampling(metadata: Mapping[str, str], num_control_outputs: int) -> dict[str, Any]:
+    """The sampler settings a checkpoint recommends (JSON under ``sampling`` in its metadata).
+
+    Without any: SD1.5's, but with all control scales 1 if the network does not have SD1.5's thirteen residuals.
+
+    Raises:
+        ValueError: the entry is no JSON object.
+    """
+    if "sampling" not in metadata:
+        standard = len(SamplingConfig().control_scales) == num_control_outputs
+        return {} if standard else {"control_scales": [1.0]}
+    try:
+        settings = json.loads(metadata["sampling"])
+    except ValueError as error:
+        raise ValueError(f"weights: their metadata entry 'sampling' is no JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"weights: their metadata entry 'sampling' is {settings!r}, expected a JSON object")
+    return settings
+
+
+def _shipped(name: str) -> Path:
+    """A file of the user's, or one that comes with this program, from any working folder."""
+    return Path(name) if Path(name).exists() or not (ROOT / name).exists() else ROOT / name
