@@ -26,6 +26,8 @@ from data.cohort.pair import (
     make_pair,
     picture_of,
 )
+from data.cohort.proportions import reshape_vault
+from data.cohort.skulls import CRANIUM, MANDIBLE, SKULL_FILES, SPINE, SkullTemplate, stored_arrays
 from data.cohort.subject import (
     BMI_LIMITS,
     age_level,
@@ -35,7 +37,7 @@ from data.cohort.subject import (
     with_age,
     with_bmi,
 )
-from data.cohort.template import HeadTemplate, reshape_vault
+from data.cohort.template import HeadTemplate
 from data.render import BONE, SKIN, Camera, Scene
 
 
@@ -49,20 +51,38 @@ def camera() -> Camera:
     return camera_of(CohortConfig())
 
 
-def test_the_template_is_small_and_symmetric(template):
+@pytest.mark.parametrize("kind", SKULL_FILES)
+def test_a_skull_template_is_whole_and_about_symmetric(template, kind):
     assert len(template.landmark_ids) == 106
-    mirrored = template.skull_vertices * [-1, 1, 1]
-    low, high = template.skull_vertices.min(0), template.skull_vertices.max(0)
-    assert np.abs(mirrored.min(0) - low).max() < 1 and np.abs(mirrored.max(0) - high).max() < 1
+    skull = template.skull(kind)
+    low, high = skull.vertices.min(0), skull.vertices.max(0)
+    assert abs(low[0] + high[0]) < 4 and high[1] - low[1] > 150
+    assert skull.triangles.min() == 0 and skull.triangles.max() == len(skull.vertices) - 1
+    assert set(skull.part.tolist()) == {CRANIUM, MANDIBLE, SPINE}
+    assert set(skull.dental_jaw.tolist()) == {1, 2} and np.isfinite(skull.dental_beyond).all()
+    again = SkullTemplate.from_arrays(stored_arrays(skull))
+    assert np.abs(again.vertices - skull.vertices).max() < 0.02 and (again.triangles == skull.triangles).all()
 
 
 def test_the_carrier_gives_back_the_template_skull_and_follows_affine_maps(template):
     controls = reshape_vault(template.reference[template.control_ids])
-    skull = reshape_vault(template.skull_vertices)
-    assert np.abs(template.carrier @ controls - skull).max() < 0.05
+    skull = template.skull("model").vertices
+    carrier = template.carrier("model")
+    assert np.abs(carrier @ controls - skull).max() < 0.05
     turn = np.array([[1.1, 0.1, 0], [0, 0.9, 0.05], [0.02, 0, 1]])
     shift = [3, -2, 5]
-    assert np.abs(template.carrier @ (controls @ turn + shift) - (skull @ turn + shift)).max() < 0.05
+    assert np.abs(carrier @ (controls @ turn + shift) - (skull @ turn + shift)).max() < 0.05
+
+
+def test_a_mirrored_skull_is_carried_by_the_mirrored_face(template):
+    plain = draw_subject(5, 3)
+    plain = replace(plain, bony={}, skull=replace(plain.skull, mirrored=False))
+    turned = replace(plain, skull=replace(plain.skull, mirrored=True))
+    one, other = (build_head(template, subject) for subject in (plain, turned))
+    assert (
+        np.abs(one.skull * [-1, 1, 1] - other.skull).mean() < 0.8
+    )  # a symmetric face: noise apart, the mirror image
+    assert np.array_equal(one.face, other.face) and one.skull_triangles.shape[1] == 3
 
 
 def test_reshaping_the_vault_folds_nothing_and_leaves_the_face_alone():

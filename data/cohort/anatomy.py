@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data.cohort.subject import Subject
-from data.cohort.template import HeadTemplate, reshape_vault
+from data.cohort import tissue
+from data.cohort.detail import kept_triangles, reference_detail
+from data.cohort.proportions import reshape_vault
+from data.cohort.skulls import MANDIBLE
+from data.cohort.subject import EXPECTED_SLIDERS, Subject
+from data.cohort.surface import Surface
+from data.cohort.template import HeadTemplate
 
 # Years -> life-stage parameter of the head targets (1/3 child, 2/3 young adult, 1 old).
 AGE_YEARS = (11.0, 16.0, 20.0, 25.0, 90.0)
@@ -15,15 +20,16 @@ AGE_STAGE = (1 / 3, 0.58, 0.64, 2 / 3, 1.0)
 YOUNG_ADULT = 2 / 3
 BONE_AGEING = 0.12  # adult bone follows this share of the face's ageing
 
-TISSUE_NOISE_MM = 0.55  # low-frequency individual tissue thickness
+TISSUE_NOISE_MM = 0.35  # individual tissue thickness between the sites
 SKULL_NOISE_MM = 0.35  # skull detail that the face does not show
 SKIN_GRAIN_MM, BONE_GRAIN_MM = 0.045, 0.03
-MIDLINE_GAIN_MM = 1.5  # extra tissue over the whole front of the face per unit of fatness
 
 
 @dataclass(frozen=True)
 class Head:
     """``face`` (W, 3) and ``skull`` (S, 3) vertices in mm; ``landmarks`` (106, 3) on the face.
+
+    ``sites`` (K, 3): the places on the bone of ``data.cohort.tissue.both_sides``.
 
     ``skull_triangles`` (T, 3) differ between subjects (kind of skull, lost teeth); the face's are the template's.
     ``chin_y``: height (mm) of the lowest point of the mandible; the skull may go on below it (vertebrae).
@@ -34,6 +40,7 @@ class Head:
     skull_triangles: np.ndarray
     landmarks: np.ndarray
     chin_y: float
+    sites: np.ndarray
 
 
 def life_stage(years: float) -> float:
@@ -41,29 +48,79 @@ def life_stage(years: float) -> float:
 
 
 def build_head(template: HeadTemplate, subject: Subject) -> Head:
-    """Skull and face of a subject. The skull depends on bony parameters, sex and age only, never on body mass."""
+    """Skull and face of a subject. The skull depends on bony parameters, sex and bone's age only, never on body mass
+    or on the face's age."""
     residual = np.random.default_rng(subject.residual_seed)
     skull_noise, skin_noise = residual.spawn(2)
     bony = _bony_base(template, subject)
-    skull = (template.carrier @ reshape_vault(bony[template.control_ids]).astype(np.float32)).astype(float)
-    skull += _wave_vectors(skull_noise, skull, SKULL_NOISE_MM, length_mm=26)
-    skull += skull_noise.normal(0, BONE_GRAIN_MM, skull.shape)
+    proportions = template.proportions(subject.femininity, subject.race)
+    skull, triangles, chin_y, site_places = _skull(
+        template, subject, proportions.apply(reshape_vault(bony)), skull_noise
+    )
 
-    base = reshape_vault(_soft_base(template, subject, bony))
+    own, expected = (
+        proportions.apply(reshape_vault(_soft_base(template, who, bony)))
+        for who in (subject, replace(subject, soft=EXPECTED_SLIDERS))
+    )
+    sites = template.sites(subject.skull.kind)
+    wanted = tissue.table(subject.sex, subject.age, subject.effective_bmi)
+    wanted = wanted + subject.tissue_noise * tissue.deviations(skin_noise)
+    base = sites.corrected(own, wanted - sites.depths(site_places, expected))
+
     outward = base / np.linalg.norm(base, axis=1, keepdims=True)
     front = _sigmoid((base[:, 2] - 10) / 8) * _sigmoid((45 - base[:, 1]) / 10)
     noise = subject.tissue_noise * _waves(skin_noise, base, TISSUE_NOISE_MM, length_mm=28)
-    thickness = noise + MIDLINE_GAIN_MM * subject.fatness
-    face = template.refine(base + outward * (front * thickness)[:, None])
+    face = template.refine(base + outward * (front * noise)[:, None])
     grain = skin_noise.normal(0, SKIN_GRAIN_MM, len(face))
     face = face + face / np.linalg.norm(face, axis=1, keepdims=True) * grain[:, None]
     return Head(
         face=face,
         skull=skull,
-        skull_triangles=template.skull_triangles,
+        skull_triangles=triangles,
         landmarks=face[template.landmark_ids],
-        chin_y=float(skull[:, 1].min()),
+        chin_y=chin_y,
+        sites=site_places,
     )
+
+
+def tissue_depths(template: HeadTemplate, head: Head) -> dict[str, float]:
+    """Site of ``tissue.SITES`` -> depth in mm, from the bone to where the skin is met in the site's direction; the mean
+    of both sides; NaN where it is not met."""
+    ways = tissue.ways()
+    met = Surface(head.face, template.skin_triangles).last_hits(head.sites, ways)
+    found = ((met - head.sites) * ways).sum(1)
+    depths: dict[str, list[float]] = {}
+    for (site, _), depth in zip(tissue.both_sides(), found, strict=True):
+        depths.setdefault(site.name, []).append(float(depth))
+    return {name: float(np.mean(values)) for name, values in depths.items()}
+
+
+def _skull(
+    template: HeadTemplate, subject: Subject, bony: np.ndarray, noise: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
+    """(S, 3) vertices, (T, 3) triangles, the height of the chin's lowest point and the (K, 3) places of the tissue
+    sites, for a bony face (V, 3)."""
+    traits = subject.skull
+    skull = template.skull(traits.kind)
+    if (
+        traits.mirrored
+    ):  # the carrier belongs to the template as it is: mirror the face, and then the skull back
+        controls = bony[template.mirrored_control_ids] * [-1, 1, 1]
+    else:
+        controls = bony[template.control_ids]
+    grooves, metopic = template.grooves(traits.kind)
+    lines = [*grooves, metopic] if traits.metopic else grooves
+    own = reference_detail(skull, traits, lines, template.local_shapes(traits.kind))
+    carried = (template.carrier(traits.kind) @ controls.astype(np.float32)).astype(float)
+    vertices = carried + (own - skull.vertices)
+    places = carried[template.sites(traits.kind).skull_ids]  # without the detail that the face does not show
+    if traits.mirrored:
+        vertices, places = vertices * [-1, 1, 1], (places * [-1, 1, 1])[tissue.opposite()]
+    vertices += _wave_vectors(noise, vertices, SKULL_NOISE_MM, length_mm=26)
+    vertices += noise.normal(0, BONE_GRAIN_MM, vertices.shape)
+    chin_y = float(vertices[skull.part == MANDIBLE, 1].min())
+    triangles = kept_triangles(skull, traits, vertices, chin_y)
+    return vertices, triangles[:, ::-1] if traits.mirrored else triangles, chin_y, places
 
 
 def _bony_base(template: HeadTemplate, subject: Subject) -> np.ndarray:
@@ -71,10 +128,7 @@ def _bony_base(template: HeadTemplate, subject: Subject) -> np.ndarray:
     stage = life_stage(subject.bone_age)
     bone_stage = min(stage, YOUNG_ADULT) + BONE_AGEING * max(0.0, stage - YOUNG_ADULT)
     weights = template.weights(subject.femininity, bone_stage, subject.race, subject.bony)
-    base = template.shape(weights)
-    # Age and sex targets also move the whole head, by up to 140 mm: take that out.
-    controls = template.control_ids
-    return base + (template.reference[controls].mean(0) - base[controls].mean(0))
+    return template.aligned(template.shape(weights))
 
 
 def _soft_base(template: HeadTemplate, subject: Subject, bony: np.ndarray) -> np.ndarray:
@@ -100,7 +154,8 @@ def _waves(
     waves = rng.normal(0, 1 / length_mm, (count, 3))
     phase = rng.uniform(0, 2 * np.pi, count)
     amplitude = rng.normal(0, 1, count)
-    return np.cos(points @ waves.T + phase) @ amplitude * (rms_mm / np.sqrt(count / 2))
+    angles = points.astype(np.float32) @ waves.T.astype(np.float32) + phase.astype(np.float32)
+    return np.cos(angles).astype(float) @ amplitude * (rms_mm / np.sqrt(count / 2))
 
 
 def _wave_vectors(

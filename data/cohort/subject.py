@@ -13,6 +13,7 @@ from functools import cache
 import numpy as np
 
 from data.cohort import parameters as p
+from data.cohort.traits import SkullTraits, draw_traits
 
 # BMI (kg/m2) where body-mass levels 2, 3, 4 and 5 begin. 18.5 is WHO's underweight limit; 17 its moderate-thinness
 # limit; 21 and 25 split the WHO-normal range into a lean and an average half and let "slightly fat" begin at 25.
@@ -47,6 +48,7 @@ class Subject:
         bony: target weights that skull and face share.  soft: target weights of the face alone, without age and fat.
         scatter: standard normal deviations of how this person's fat (whole, left, right) and ageing show.
         residual_seed: seeds the noise fields of skull and face.
+        skull: what sets the skull apart beyond the face above it.
         tissue_noise: scale of the face's own noise; 1, or 0 for an expected face.
     """
 
@@ -62,6 +64,7 @@ class Subject:
     soft: Mapping[str, float]
     scatter: tuple[float, float, float, float]
     residual_seed: int
+    skull: SkullTraits
     tissue_noise: float = 1.0
 
     @property
@@ -72,6 +75,11 @@ class Subject:
     def fatness(self) -> float:
         """Body mass in units of the fat targets, about 0 at NEUTRAL_BMI."""
         return (self.bmi - NEUTRAL_BMI) / BMI_SPAN + 0.06 * self.scatter[0]
+
+    @property
+    def effective_bmi(self) -> float:
+        """kg/m2 that the face looks like."""
+        return NEUTRAL_BMI + BMI_SPAN * self.fatness
 
     def soft_weights(self) -> dict[str, float]:
         """All target weights of the face alone: own shape, fat and ageing."""
@@ -137,6 +145,7 @@ def draw_subject(seed: int, index: int, attempt: int = 0) -> Subject:
         soft=soft,
         scatter=(whole, left, right, ageing),
         residual_seed=int(rng["residual"].integers(1 << 31)),
+        skull=draw_traits(bone, age),
     )
 
 
@@ -157,7 +166,7 @@ def expected_soft(subject: Subject) -> Subject:
         subject,
         age=_mean_age(subject.age),
         bmi=_mean_bmi(subject.bmi),
-        soft=_expected_sliders(p.SOFT, SIDE_SD_SOFT),
+        soft=EXPECTED_SLIDERS,
         scatter=(0.0, 0.0, 0.0, 0.0),
         tissue_noise=0.0,
     )
@@ -231,3 +240,6 @@ def _expected_sliders(sliders: tuple[p.Slider, ...], side_sd: float) -> dict[str
 def _put(weights: dict[str, float], slider: p.Slider, side: str, value: float) -> None:
     name = side + (slider.plus if value >= 0 else slider.minus)
     weights[name] = weights.get(name, 0.0) + abs(value)
+
+
+EXPECTED_SLIDERS: Mapping[str, float] = _expected_sliders(p.SOFT, SIDE_SD_SOFT)

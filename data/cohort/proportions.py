@@ -1,0 +1,69 @@
+"""Head proportions: the basic head's egg-shaped vault is reshaped, and heads are brought to published mean sizes.
+
+MakeHuman's heads, once widened, are up to 213 mm long, and the sexes differ by as much as 37 mm. Each of the six
+corner heads (sex x ancestry, young adult) gets factors that bring it to the means below; a subject's factors are
+mixed as its shape is, so that people scatter around the means and nothing but the means is imposed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+# Means of young adults over the skin in mm: head length (glabella - back of the head), head breadth, bizygomatic
+# breadth, nasion - menton. African and Caucasian: near ANSUR (Gordon et al. 1989) and ANSUR II (Paquette et al. 2009),
+# US soldiers, rounded and shortened by 2 mm for the shaven, recumbent head of a CT. Asian: near GB/T 10000-1988
+# (Chinese adults) and Du et al. 2008 (Chinese workers). Rounded by us: see the data card before quoting them.
+NORMS_MM = {
+    ("african", "male"): (196.0, 151.0, 139.0, 121.0),
+    ("african", "female"): (187.0, 145.0, 131.0, 112.0),
+    ("asian", "male"): (187.0, 156.0, 145.0, 119.0),
+    ("asian", "female"): (178.0, 149.0, 137.0, 110.0),
+    ("caucasian", "male"): (195.0, 152.0, 139.0, 120.0),
+    ("caucasian", "female"): (186.0, 145.0, 131.0, 111.0),
+}
+
+
+@dataclass(frozen=True)
+class Proportions:
+    """Factors along the head's axes: length (z), breadth of the vault and of the face (x), height (y)."""
+
+    length: float
+    vault_breadth: float
+    face_breadth: float
+    height: float
+
+    def apply(self, points: np.ndarray) -> np.ndarray:
+        """(N, 3) mm -> (N, 3) mm; smooth, about the origin (between the eyes)."""
+        x, y, z = points.T
+        upper = 1 / (1 + np.exp(-(y - 8) / 12))
+        breadth = self.face_breadth + (self.vault_breadth - self.face_breadth) * upper
+        return np.stack([x * breadth, y * self.height, z * self.length], 1)
+
+
+def reshape_vault(points: np.ndarray) -> np.ndarray:
+    """(N, 3) mm -> (N, 3) mm: the basic head's vault made lower, rounder and shorter, its forehead less upright.
+
+    The face below the brows is left as it is. Smooth, and applied to skin and bone alike.
+    """
+    x, y, z = np.asarray(points, float).T
+    above = np.maximum(y - 15.0, 0.0)
+    lowered = y - 0.13 * above**2 / (above + 25.0)
+    rounded = x * (1 - 0.11 * np.clip((above - 20.0) / 65.0, 0, 1.2) ** 2)
+    behind = np.maximum(35.0 - z, 0.0)
+    front = np.clip((z - 15.0) / 60.0, 0, 1)
+    sloped = (
+        z + 0.10 * behind**2 / (behind + 20.0) - 0.16 * above**2 / (above + 25.0) * front**2 * (3 - 2 * front)
+    )
+    return np.stack([rounded, lowered, sloped], 1)
+
+
+def skin_sizes(skin: np.ndarray, nasion: np.ndarray, menton: np.ndarray) -> np.ndarray:
+    """(4,) head length, head breadth, bizygomatic breadth and nasion - menton of (N, 3) skin points, as in NORMS_MM."""
+    x, y, z = skin.T
+    middle = skin[(np.abs(x) < 15) & (y > 8)]
+    vault = skin[(y > 28)]
+    cheek = skin[(np.abs(y + 24) < 5) & (z > 15)]
+    length, breadth, face = np.ptp(middle[:, 2]), np.ptp(vault[:, 0]), np.ptp(cheek[:, 0])
+    return np.array([length, breadth, face, np.linalg.norm(nasion - menton)])
