@@ -82,7 +82,7 @@ def test_a_mirrored_skull_is_carried_by_the_mirrored_face(template):
     assert (
         np.abs(one.skull * [-1, 1, 1] - other.skull).mean() < 0.8
     )  # a symmetric face: noise apart, the mirror image
-    assert np.array_equal(one.face, other.face) and one.skull_triangles.shape[1] == 3
+    assert np.abs(one.face - other.face).max() < 2 and one.chin_y == pytest.approx(other.chin_y, abs=2)
 
 
 def test_reshaping_the_vault_folds_nothing_and_leaves_the_face_alone():
@@ -163,9 +163,9 @@ def test_nothing_of_many_heads_comes_near_the_border(template, camera):
     fitting = 0
     for index in range(30):
         head = build_head(template, draw_subject(2, index))
-        floor = head.skull[:, 1].min() - FACE_BELOW_SKULL_MM
         face = head.face[shown]
-        parts = (face[face[:, 1] >= floor], head.skull, head.landmarks)
+        bone = head.skull[np.unique(head.skull_triangles)]
+        parts = (face[face[:, 1] >= head.chin_y - FACE_BELOW_SKULL_MM], bone, head.landmarks)
         low = min(camera.project(part).min() for part in parts)
         high = max(camera.project(part).max() for part in parts)
         fitting += low >= BORDER_PX and high <= 255 - BORDER_PX

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy.ndimage as ndimage
+import scipy.sparse as sparse
 from scipy.interpolate import RBFInterpolator
 from skimage import measure
 
@@ -18,6 +19,7 @@ from data.templates.scan import Scan, Volume, prepare, read_scan
 LOW_MM, HIGH_MM, STEP_MM = (-86.0, -112.0, -62.0), (86.0, 98.0, 96.0), 1.1
 COARSE_MM = 4.5  # the map between scan and head is smooth: evaluated on a coarse grid
 SMOOTH_ABOVE_MM = 13.0
+SMALLEST_PART = 1200
 JAW_BELOW_MM = -18.0  # top of the condyles
 LEAST_DEPTH_MM = 2.0
 RAMUS_ENDS_MM, ROOTS_END_MM = -60.0, -84.0
@@ -41,7 +43,9 @@ class HeadToScan:
     """The map from the reference head to the scan, tabulated."""
 
     def __init__(self, warp: RBFInterpolator) -> None:
-        grid = Grid(LOW_MM, tuple(h + COARSE_MM for h in HIGH_MM), COARSE_MM)
+        grid = Grid(
+            LOW_MM, (HIGH_MM[0] + COARSE_MM, HIGH_MM[1] + COARSE_MM, HIGH_MM[2] + COARSE_MM), COARSE_MM
+        )
         points = grid.points()
         flat = points.reshape(-1, 3)
         moved = np.vstack([warp(part) for part in np.array_split(flat, len(flat) // 5000 + 1)])
@@ -137,4 +141,14 @@ def surface(field: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     )  # the vault shows the scan's slices
     smoothed = fine * (1 - share) + coarse * share
     vertices, triangles, _, _ = measure.marching_cubes(smoothed, 0.0, gradient_direction="descent")
-    return vertices * grid.step + np.array(grid.low), triangles
+    return without_scraps(vertices * grid.step + np.array(grid.low), triangles)
+
+
+def without_scraps(vertices: np.ndarray, triangles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Loose parts of fewer than SMALLEST_PART vertices are dropped."""
+    edges = np.vstack([triangles[:, [0, 1]], triangles[:, [1, 2]]])
+    graph = sparse.coo_matrix((np.ones(len(edges), bool), edges.T), (len(vertices), len(vertices)))
+    _, label = sparse.csgraph.connected_components(graph, directed=False)
+    kept = np.bincount(label)[label] >= SMALLEST_PART
+    number = np.cumsum(kept) - 1
+    return vertices[kept], number[triangles[kept[triangles].all(1)]]

@@ -104,15 +104,18 @@ def landmarks(cranium: Surface, skin: Skin) -> tuple[np.ndarray, np.ndarray]:
     beside_nose = skin.front(20, 600, 9.0)[2]
     for s in SIDES:
         mirror = np.array([s, 1, 1])
-        for (x, y), (head_x, head_y), depth in FRONT_PAIRED:
+        for (x, front_y), (head_x, head_y), depth in FRONT_PAIRED:
             pairs.append(
-                (cranium.seen_from(np.array([s * x, y, 0.0]), FORWARD), skin.front(s * head_x, head_y, depth))
+                (
+                    cranium.seen_from(np.array([s * x, front_y, 0.0]), FORWARD),
+                    skin.front(s * head_x, head_y, depth),
+                )
             )
-        for (y, z), (head_y, head_z), depth in SIDE_PAIRED:
+        for (side_y, z), (head_y, head_z), depth in SIDE_PAIRED:
             way = np.array([-s, 0, 0.0])
             pairs.append(
                 (
-                    cranium.seen_from(np.array([0, y, z], float), way),
+                    cranium.seen_from(np.array([0, side_y, z], float), way),
                     skin.under(on_head(0, head_y, head_z), way, depth),
                 )
             )
