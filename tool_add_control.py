@@ -17,6 +17,7 @@ control=FILE takes a ready-made control network instead of a copy: a public Cont
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -150,4 +151,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # a job that is stopped leaves nothing behind either
     sys.exit(main(sys.argv[1:]))

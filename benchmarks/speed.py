@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from benchmarks.speed_variants import (
     with_diffusers,
 )
 from cldm.controlled import SD15_CONFIG, ControlledLatentDiffusion, load_model_config
-from cldm.record import write_json
+from cldm.record import check_creatable, write_json
 from ldm.config import parse_command_line
 from ldm.device import choose_device, computes_in_bf16
 
@@ -76,6 +76,8 @@ class SpeedConfig:
         for name in ("size", "reps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        if self.steps < 0 or self.warmup < 0:
+            raise ValueError(f"steps={self.steps}, warmup={self.warmup}: expected 0 or more")
         if not self.batches or min(self.batches) < 1:
             raise ValueError(f"batches: got {self.batches}, expected numbers of at least 1")
 
@@ -287,7 +289,8 @@ def main(arguments: Sequence[str]) -> int:
         cfg = parse_command_line(SpeedConfig, arguments)
         cfg.validate()
         device = choose_device(cfg.device)
-        load_model_config(cfg.model)
+        replace(load_model_config(cfg.model), image_size=cfg.size).validate()
+        check_creatable(Path(cfg.out).parent)  # not when the hours are over
     except (ValueError, OSError) as error:
         print(f"benchmarks.speed: {error}", file=sys.stderr)
         return 2

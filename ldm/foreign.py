@@ -9,6 +9,7 @@ from torch import Tensor
 UNET, CONTROL = "model.diffusion_model.", "control_model."
 MODEL_PARTS = (UNET, "first_stage_model.", "cond_stage_model.")
 _SD15_CONTEXT, _SD2_CONTEXT = 768, 1024
+_IMPORT = "python -m cldm.diffusers_folder import FOLDER OUT reads its folder"
 _VARIANTS = {  # channels that enter the first convolution -> what such a model is for
     5: "depth-to-image",
     8: "InstructPix2Pix",
@@ -44,9 +45,9 @@ def _by_names(state: Mapping[str, Tensor]) -> str | None:
     if has(UNET + "joint_blocks.", UNET + "double_blocks.", "double_blocks."):
         return "Stable Diffusion 3 or Flux (a transformer, not a UNet)"
     if has("controlnet_cond_embedding.", "controlnet_down_blocks."):
-        return "a control network as a diffusers export (controlnet_* keys)"
+        return f"a control network as a diffusers export, controlnet_* keys ({_IMPORT})"
     if has("down_blocks.", "unet.down_blocks."):
-        return "a diffusers export (down_blocks.* keys)"
+        return f"a diffusers export, down_blocks.* keys ({_IMPORT})"
     if any("lora_" in key for key in state):
         return "a LoRA (lora_* keys), which only changes another model"
     if not has(UNET, CONTROL):

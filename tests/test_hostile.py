@@ -17,6 +17,8 @@ import sample
 import tool_add_control
 import train
 from benchmarks import rank1
+from cldm.diffusers_folder import __main__ as diffusers_folder
+from data import pack
 from data.cohort import __main__ as cohort
 from data.cohort import excerpt
 
@@ -31,6 +33,8 @@ ENTRY: dict[str, tuple[Callable[[list[str]], int], str]] = {  # name -> main, wh
     "cohort": (cohort.main, "data.cohort: "),
     "excerpt": (excerpt.main, "data.cohort.excerpt: "),
     "rank1": (rank1.main, "rank1: "),
+    "folders": (diffusers_folder.main, "python -m cldm.diffusers_folder: "),
+    "pack": (pack.main, "data.pack: "),
 }
 
 # The arguments, then what the message must say: who offends, and what to do.
@@ -286,10 +290,36 @@ RANK1 = [
     ("none.yaml", "none.yaml: no such config file"),
 ]
 
+FOLDERS = [
+    ("", "expected export or import"),
+    ("exprot a b", "got 'exprot', expected export or import"),
+    ("export base.ckpt", "expected IN and OUT, got 1"),
+    ("export none.safetensors new", "none.safetensors: no such file"),
+    ("export evil.ckpt new", "evil.ckpt wants to run posix.system"),
+    ("export whole.safetensors pairs", "pairs exists and is not empty", "another name"),
+    ("export whole.safetensors a_file", "a_file is a file"),
+    ("export whole.safetensors new config=none.yaml", "none.yaml: no such config file"),
+    ("export whole.safetensors new colour=3", "'colour=3' not understood"),
+    ("import nowhere new.ckpt", "nowhere does not exist"),
+    ("import pairs new.ckpt", "pairs: it has no unet/config.json; expected a folder with"),
+    ("import pairs new.bin", "new.bin: a checkpoint's name must end in one of"),
+    ("import pairs base.ckpt", "base.ckpt exists already", "force=true"),
+    ("import pairs new.ckpt variant=../x", "'variant=../x' not understood"),
+]
+PACK = [
+    ("", "expected the folder of a data set and the folder for the pack"),
+    ("nowhere new", "nowhere: no split_data/*.json in it"),
+    ("pairs pairs", "pairs: is the folder to be packed; choose another"),
+    ("pairs new shard_mb=0", "shard_mb=0: expected 1 to 4096"),
+    ("pairs new colour=3", "'colour' not in", "keys: shard_mb"),
+    ("pairs new", "absolute.json: 1 problem", "within the pictures' folder"),
+]
+
 CASES = [
     pytest.param(name, case[0], case[1:], id=f"{name}: {case[0][:60]}")
     for name, cases in (
-        ("tool", TOOL), ("sample", SAMPLE), ("train", TRAIN), ("cohort", COHORT), ("excerpt", EXCERPT), ("rank1", RANK1)
+        ("tool", TOOL), ("sample", SAMPLE), ("train", TRAIN), ("cohort", COHORT), ("excerpt", EXCERPT),
+        ("rank1", RANK1), ("folders", FOLDERS), ("pack", PACK),
     )
     for case in cases
 ]  # fmt: skip
@@ -377,6 +407,25 @@ def test_a_disk_that_fills_up_while_writing(
     check_message(
         capsys.readouterr().err, "tool_add_control.py: ", (f"{target} could not be written", "disk full")
     )
+    assert listing(workshop) == before
+
+
+def test_a_job_that_is_stopped_while_writing_leaves_nothing(workshop: Path) -> None:
+    """SIGTERM, as schedulers send it, at the worst moment: the temporary file stands there, not yet renamed."""
+    before = listing(workshop)
+    stopped = "import os, runpy, signal, sys; from ldm import checkpoint; script = sys.argv.pop(0) and sys.argv[0]; "
+    stopped += "checkpoint._flush = lambda path: os.kill(os.getpid(), signal.SIGTERM); "
+    stopped += "runpy.run_path(script, run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", stopped, str(ROOT / "tool_add_control.py"), "base.ckpt", "out.ckpt"],
+        cwd=workshop,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == b"tool_add_control.py: interrupted, nothing written\n"
     assert listing(workshop) == before
 
 

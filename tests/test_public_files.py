@@ -197,7 +197,7 @@ def test_a_control_network_alone_is_told_how_to_be_joined(
         ("unknown", "1 unknown (control_model.extra)"),
         ("integers", "1 not floating-point (control_model.zero_convs.0.0.weight is torch.int8)"),
         ("sd2", "it is Stable Diffusion 2 (text width 1024"),
-        ("diffusers", "it is a control network as a diffusers export"),
+        ("diffusers", "it is a control network as a diffusers export, controlnet_* keys (python -m cldm"),
         ("difference", "it is the difference between a control network and its base"),
         ("lora", "it is a LoRA"),
     ],
