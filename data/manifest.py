@@ -189,6 +189,28 @@ def relocate(
     return moved
 
 
+def picture_folders(
+    manifest: str | os.PathLike[str],
+    images_dir: str | os.PathLike[str] | None = None,
+    skull_folder: str | None = None,
+    face_folder: str | None = None,
+) -> tuple[Path, Path, Path]:
+    """Where ``read_manifest`` looks: the pictures' folder, and the skulls' and the faces' folder in it.
+
+    Raises:
+        ManifestError: ``images_dir`` is no folder.
+    """
+    finder = _Finder(_images_dir(Path(manifest), images_dir), skull_folder, face_folder)
+    return finder.root, finder.skulls, finder.faces
+
+
+def name_within(value: str) -> str | None:
+    """A file name with ``/``, or None where it would lead out of its folder."""
+    name = value.replace("\\", "/")
+    absolute = name.startswith("/") or name[1:2] == ":"
+    return None if absolute or ".." in name.split("/") or "\0" in name else name
+
+
 def _text(path: Path) -> str:
     if not path.is_file():
         kind = "is a folder, not a file" if path.is_dir() else "does not exist"
@@ -380,11 +402,9 @@ class _Reader:
         if not isinstance(value, str):
             self._problem(line, field, f"got {value!r}", "give a file name as text, such as '1_0.png'")
             return None
-        name = value.replace("\\", "/")
-        absolute = name.startswith("/") or name[1:2] == ":"
-        if absolute or ".." in name.split("/") or "\0" in name:
+        name = name_within(value)
+        if name is None:
             self._problem(line, field, f"got {value!r}", "give a name within the pictures' folder")
-            return None
         return name
 
     def _style(self, line: int, fields: Mapping[str, Any]) -> str | None:

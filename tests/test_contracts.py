@@ -23,9 +23,11 @@ from benchmarks.parity import ParityConfig
 from benchmarks.rank1 import Rank1Config
 from benchmarks.signal import SignalConfig
 from cldm.controlled import load_model_config
+from data.check.config import CheckConfig
 from data.cohort.config import CohortConfig
 from data.cohort.sheet import SheetConfig
 from data.pack import PackConfig
+from data.split import SplitConfig
 from ldm.config import known_keys
 from muti_control.config import ExperimentConfig, load_experiment
 from sample import SampleConfig
@@ -50,6 +52,8 @@ KEYS_OF = {
     "data.cohort": CohortConfig,
     "data.cohort.sheet": SheetConfig,
     "data.pack": PackConfig,
+    "data.check": CheckConfig,
+    "data.split": SplitConfig,
 }
 ABOVE = {"train", "sample", "tool_add_control", "benchmarks", "tests"}  # what no package may import
 FOLDERS = (*PACKAGES, "benchmarks", "tests", "configs", "models", ".ci")

@@ -1,0 +1,1 @@
+"""A doctor for data sets: ``python -m data.check``."""

@@ -1,0 +1,172 @@
+"""Whether a face follows from its skull, as far as a linear model of the data set itself can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.check.cases import Case
+from data.check.facts import THUMB, PairFacts, PictureFacts
+from data.check.statistics import in_blocks, limit, principal_axes, where
+
+_SKULL_AXES, _FACE_AXES = 100, 60
+_FOLDS = 5
+_UNLIKELY = -25.0  # log-likelihood ratio below which a face speaks against its skull
+_GAIN = 12.0  # log-likelihood ratio by which another skull must fit the face better than its own
+_USUAL, _USUAL_MIRRORED = 3.0, 8.0  # median ratio below which nothing can be told
+Pair = tuple[Case, PictureFacts, PictureFacts, PairFacts]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Faces as a linear function of skulls and attributes, each predicted from people in other folds.
+
+    ``faces``, ``predicted`` and ``from_mirrored`` (from the mirrored skulls) are (N, D) principal scores;
+    ``precision`` is the inverse covariance of faces less predicted, ``prior`` that of the faces themselves;
+    ``constant`` is the difference of the log-determinants.
+    """
+
+    faces: np.ndarray
+    predicted: np.ndarray
+    from_mirrored: np.ndarray
+    precision: np.ndarray
+    prior: np.ndarray
+    constant: float
+
+    @classmethod
+    def of(cls, pairs: Sequence[Pair]) -> Fit:
+        cases = [case for case, *_ in pairs]
+        skulls = np.stack([skull.thumb for _, skull, _, _ in pairs])
+        faces = np.stack([face.thumb for _, _, face, _ in pairs])
+        outputs, _ = _scores(faces, faces, min(_FACE_AXES, len(pairs) // 8))
+        as_is, turned = _scores(skulls, skulls[:, :, ::-1], min(_SKULL_AXES, len(pairs) // 5))
+        scale, known = as_is.std(0), _attributes(cases)
+        inputs, others = np.hstack([as_is / scale, known]), np.hstack([turned / scale, known])
+        predicted, from_mirrored = _cross_fit(inputs, outputs, _folds(cases), 1e-3, others)
+        left, before = _covariance(outputs - predicted), _covariance(outputs)
+        constant = np.linalg.slogdet(before)[1] - np.linalg.slogdet(left)[1]
+        return cls(
+            outputs, predicted, from_mirrored, np.linalg.inv(left), np.linalg.inv(before), float(constant)
+        )
+
+    def evidence(self, predicted: np.ndarray) -> np.ndarray:
+        """(N,) log-likelihood ratio of the face given its skull to the face given none."""
+        misfit = _square(self.faces - predicted, self.precision)
+        return (_square(self.faces, self.prior) - misfit + self.constant) / 2
+
+    def best(self, k: int) -> tuple[int, float]:
+        """The skull that fits face ``k`` best, and its log-likelihood ratio to the face's own."""
+        misfit = _square(self.faces[k] - self.predicted, self.precision)
+        best = int(misfit.argmin())
+        return best, float(misfit[k] - misfit[best]) / 2
+
+    def mismatched(self, names: Sequence[str], tolerance: float) -> dict[int, tuple[str, str]]:
+        """Index -> check and what was seen; a pair that fits well once its skull is mirrored is mirrored."""
+        evidence, if_mirrored = self.evidence(self.predicted), self.evidence(self.from_mirrored)
+        usual, allowed = limit(evidence, 0, tolerance)
+        if usual < _USUAL:
+            return {}
+        bound = min(_UNLIKELY * tolerance, usual - allowed)
+        found = {}
+        for k in where(evidence < bound):
+            if if_mirrored[k] > bound:
+                gain = if_mirrored[k] - evidence[k]
+                found[k] = "mirrored", f"the mirrored skull fits far better (log-likelihood ratio {gain:.0f})"
+            else:
+                other, gain = self.best(k)
+                if gain > _GAIN:  # else it is an unusual head, and still its own skull fits it best
+                    seen = f"the skull of {names[other]} fits this face far better than its own does"
+                    found[k] = "mismatch", f"{seen} (log-likelihood ratio {gain:.0f})"
+        return found
+
+
+def mirrored(pairs: Sequence[Pair], tolerance: float) -> dict[int, tuple[str, str]]:
+    """Index -> check and what was seen, of pairs whose left-right differences follow better from the mirrored skull."""
+    inputs = _uneven(np.stack([skull.thumb for _, skull, _, _ in pairs]), min(_SKULL_AXES, len(pairs) // 5))
+    outputs = _uneven(np.stack([face.thumb for _, _, face, _ in pairs]), min(_FACE_AXES, len(pairs) // 8))
+    if not inputs.size or not outputs.size:
+        return {}  # perfectly even heads
+    inputs /= np.sqrt((inputs**2).mean(0))
+    predicted, _ = _cross_fit(inputs, outputs, _folds([case for case, *_ in pairs]), 1e-2, inputs)
+    precision = np.linalg.inv(_covariance(outputs - predicted))
+    evidence = (_square(outputs + predicted, precision) - _square(outputs - predicted, precision)) / 2
+    if np.median(evidence) < _USUAL_MIRRORED:
+        return {}
+    return {
+        k: ("mirrored", f"the mirrored skull fits far better (log-likelihood ratio {-2 * evidence[k]:.0f})")
+        for k in where(evidence < _UNLIKELY * tolerance)
+    }
+
+
+def _uneven(thumbs: np.ndarray, count: int) -> np.ndarray:
+    """(N, count) principal scores of the differences between left and right."""
+
+    def difference(part: np.ndarray) -> np.ndarray:
+        values = part.astype(np.float32) / 255
+        return (values - values[:, :, ::-1])[:, :, : THUMB // 2].reshape(len(part), -1) / 2
+
+    axes = principal_axes(thumbs, count, difference)
+    return in_blocks(lambda part: difference(part) @ axes, thumbs).astype(float)
+
+
+def _scores(pictures: np.ndarray, others: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Principal scores of some (N, H, W) uint8 pictures, and of others on the same axes."""
+    middle = pictures.mean(0).ravel().astype(np.float32)
+
+    def centred(part: np.ndarray) -> np.ndarray:
+        return (part.reshape(len(part), -1) - middle) / 255
+
+    axes = principal_axes(pictures, count, centred)
+    first, second = (in_blocks(lambda part: centred(part) @ axes, rows) for rows in (pictures, others))
+    return first.astype(float), second.astype(float)
+
+
+def _attributes(cases: Sequence[Case]) -> np.ndarray:
+    """(N, 4) sex, age, its square, body mass, standardised; 0 where unknown."""
+    nothing = (np.nan,) * 4
+    people = (case.person for case in cases)
+    rows = [nothing if p is None else (p.sex == "male", p.age, p.age**2, p.body_mass) for p in people]
+    table = np.array(rows, float)
+    if np.isnan(table).all():
+        return np.zeros_like(table)
+    table -= np.nanmean(table, 0)
+    return np.nan_to_num(table / np.maximum(np.nanstd(table, 0), 1e-9))
+
+
+def _folds(cases: Sequence[Case]) -> np.ndarray:
+    """(N,) fold of each; a person's pairs are in one."""
+    number = np.unique([case.subject for case in cases], return_inverse=True)[1]
+    return np.random.default_rng(0).permutation(number.max() + 1)[number] % _FOLDS
+
+
+def _cross_fit(
+    inputs: np.ndarray, outputs: np.ndarray, folds: np.ndarray, penalty: float, others: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ridge regression, each fold predicted from the others: from ``inputs``, and from ``others`` in their place."""
+    predicted, elsewise = np.zeros_like(outputs), np.zeros_like(outputs)
+    for fold in range(_FOLDS):
+        out = folds == fold
+        x = inputs[~out]
+        gram = x.T @ x
+        gram += penalty * np.trace(gram) / len(gram) * np.eye(len(gram))
+        weights = np.linalg.solve(gram, x.T @ outputs[~out])
+        predicted[out], elsewise[out] = inputs[out] @ weights, others[out] @ weights
+    return predicted, elsewise
+
+
+def _covariance(rows: np.ndarray) -> np.ndarray:
+    """Covariance without the 5 % that lie farthest out."""
+
+    def shrunk(part: np.ndarray) -> np.ndarray:
+        matrix = np.atleast_2d(np.cov(part.T))
+        return matrix + 1e-3 * np.trace(matrix) / len(matrix) * np.eye(len(matrix))
+
+    distance = _square(rows, np.linalg.inv(shrunk(rows)))
+    return shrunk(rows[distance <= np.quantile(distance, 0.95)])
+
+
+def _square(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """(N,) r^T M r."""
+    return np.einsum("ij,ij->i", rows @ matrix, rows)

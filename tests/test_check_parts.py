@@ -1,0 +1,200 @@
+"""Parts of the doctor for data sets: lists, what cannot be examined, and the arithmetic against SciPy and NumPy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.check.__main__ import main
+from data.check.cases import find_lists, read_lists, role
+from data.check.config import CheckConfig
+from data.check.examine import check_data
+from data.check.findings import CHECKS
+from data.check.lists import check_lists, conflict
+from data.check.silhouette import fill, grow, outline, pieces
+from data.check.statistics import limit, nearest, principal_axes
+
+SHIPPED = Path(__file__).resolve().parent.parent / "data"
+
+
+# ---------------------------------------------------------------- lists alone
+def lists_of(tmp_path: Path, **lists: list[dict[str, object]]) -> list[tuple[str, str]]:
+    """(check, what was seen) of lists whose pictures are there but not looked at."""
+    for folder in ("skull", "craniofacial"):
+        (tmp_path / "pairedCS" / folder).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "split_data").mkdir(exist_ok=True)
+    for name, lines in lists.items():
+        for line in lines:
+            (tmp_path / "pairedCS/skull" / str(line["source"])).touch()
+            (tmp_path / "pairedCS/craniofacial" / str(line["target"])).touch()
+        text = "\n".join(json.dumps(line) for line in lines)
+        (tmp_path / "split_data" / f"{name}.json").write_text(text, encoding="utf-8")
+    data = read_lists(find_lists([tmp_path]), CheckConfig())
+    return [(one.check, one.seen) for one in check_lists(data)]
+
+
+def line(k: int, **fields: object) -> dict[str, object]:
+    return {
+        "source": f"{k}_0.png",
+        "target": f"{k}_1.png",
+        "body_mass": 1 + k % 5,
+        "gender": "F",
+        "age": 20 + k,
+    } | fields
+
+
+def test_published_names_are_fine(tmp_path: Path) -> None:
+    assert lists_of(tmp_path, train=[line(k) for k in range(30)], test=[line(k) for k in range(30, 40)]) == []
+
+
+def test_one_age_for_almost_all_is_noticed(tmp_path: Path) -> None:
+    same = [line(k, age=30 if k < 25 else k) for k in range(30)]
+    (found,) = lists_of(tmp_path, train=same, test=[line(k) for k in range(30, 34)])
+    assert found == ("constant_value", "age is 30 for 25 of 34 people")
+
+
+def test_body_mass_as_bmi_is_one_finding(tmp_path: Path) -> None:
+    found = lists_of(tmp_path, train=[line(k, body_mass=18.5 + k / 4) for k in range(30)])
+    assert found == [("body_mass_is_bmi", "30 of 30 values are 18.5 to 25.75, as of BMI")]
+
+
+def test_a_year_of_birth_is_recognised(tmp_path: Path) -> None:
+    ((check, seen),) = lists_of(tmp_path, train=[line(1, age=1956)])
+    assert check == "biometrics" and "year of birth" in seen
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "how"),
+    [
+        ({"subject": "p7"}, {"subject": "p7"}, "p7 is in train as well"),
+        ({"subject": "P-007"}, {"subject": "p7"}, "spelled otherwise"),
+        ({"source": "12_0.png"}, {"source": "12_2.png"}, "by the file's number"),
+        ({"subject": 7}, {"subject": "07"}, "spelled otherwise"),
+    ],
+)
+def test_a_person_in_two_lists(
+    first: dict[str, object], second: dict[str, object], how: str, tmp_path: Path
+) -> None:
+    ((check, seen),) = lists_of(tmp_path, train=[line(1, **first)], test=[line(2, **second)])
+    assert check == "subject_in_two_lists" and how in seen
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"subject": "1-2"}, {"subject": "12"}),
+        ({"subject": "李一"}, {"subject": "王二"}),
+        ({"source": "scan_1.png", "subject": "a"}, {"source": "scan_2.png", "subject": "b"}),
+    ],
+)
+def test_two_people_are_two_people(
+    first: dict[str, object], second: dict[str, object], tmp_path: Path
+) -> None:
+    assert lists_of(tmp_path, train=[line(1, **first)], test=[line(2, **second)]) == []
+
+
+def test_which_lists_may_share_people() -> None:
+    names = ("train", "valid", "test", "variants", "train_views")
+    assert role("test_views") == "test" and role("val") == "valid" and role("variants") is None
+    assert conflict("train", "test", names) and conflict("valid", "test_views", names)
+    assert not conflict("train", "train_views", names) and not conflict("test", "variants", names)
+    assert conflict("a", "b", ("a", "b")) and not conflict("a", "a", ("a", "b"))
+
+
+# ---------------------------------------------------------------- what cannot be examined
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required"),
+        (["out=x"], "no data set given"),
+        (["nowhere.json"], "does not exist"),
+        (["empty.json"], "holds no records"),
+        (["array.json"], "is one JSON array"),
+        (["latin.json"], "not UTF-8"),
+        (["."], "holds no manifest"),
+        (["data.json", "tolerence=2"], "no such key"),
+        (["data.json", "tolerance=0"], "expected 0.1 <="),
+        (["data.json", "sheet_cases=many"], "sheet_cases"),
+        (["data.json", "ignore=teeth"], "no such check"),
+        (["data.json", "images_dir=nowhere"], "is no folder"),
+    ],
+)
+def test_what_cannot_be_examined_is_one_line_and_exit_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "files").mkdir()
+    for name, content in {"empty": b"", "array": b"[{}]", "latin": b'{"a": "\xe9"}', "data": b"{}"}.items():
+        (tmp_path / "files" / f"{name}.json").write_bytes(content)
+    arguments = [
+        f"files/{one}" if one.endswith(".json") and one != "nowhere.json" else one for one in arguments
+    ]
+    try:
+        code = main(arguments)
+    except SystemExit as error:  # argparse
+        code = error.code
+    error = capsys.readouterr().err
+    assert code == 2 and message in error and "Traceback" not in error
+    assert not (tmp_path / "results").exists()
+
+
+def test_hostile_lines_are_findings(tmp_path: Path) -> None:
+    (tmp_path / "skull").mkdir()
+    lines = ['{"source": 3}', "[]", "null", '{"source": "../x.png", "target": "\\u0000"}', '{"subject": {"a": []}}',
+             '{"age": 1e999, "gender": [], "body_mass": {}, "landmarks": 5, "texture": []}', '{"a":' * 99]  # fmt: skip
+    (tmp_path / "m.json").write_text("\n".join(['{"source": "a"}', *lines]), encoding="utf-8")
+    found = check_data([tmp_path / "m.json"], CheckConfig(out=""), progress=False)
+    assert {one.line for one in found} == set(range(1, 9))
+    assert {one.check for one in found} <= {"bad_line", "incomplete_pair", "missing_file", "biometrics"}
+
+
+# ---------------------------------------------------------------- parts, against independent implementations
+@pytest.mark.parametrize("seed", range(6))
+def test_silhouettes_against_scipy(seed: int) -> None:
+    ndimage = pytest.importorskip("scipy.ndimage")
+    noise = np.random.default_rng(seed).normal(size=(40, 53))
+    mask = ndimage.gaussian_filter(noise, 0.4 + seed / 3) > 0.02
+    labels, areas = pieces(mask)
+    theirs, count = ndimage.label(mask, np.ones((3, 3)))
+    assert len(areas) == count and areas.sum() == mask.sum()
+    assert len(np.unique(np.stack([labels[mask], theirs[mask]]), axis=1).T) == count  # a bijection
+    for px in (1, 4):
+        assert np.array_equal(grow(mask, px), ndimage.binary_dilation(mask, np.ones((2 * px + 1,) * 2)))
+    assert np.array_equal(outline(mask), mask & ~ndimage.binary_erosion(mask, border_value=1))
+    assert (fill(mask) >= ndimage.binary_fill_holes(mask)).all()
+
+
+def test_neighbours_and_axes_against_numpy() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(60, 9)).astype(np.float32)
+    people = np.repeat(np.arange(30), 2)
+    products, index = nearest(rows, 3, people)
+    full = rows @ rows.T
+    full[people[:, None] == people] = -np.inf
+    assert np.allclose(products, -np.sort(-full, axis=1)[:, :3]) and np.allclose(
+        np.take_along_axis(full, index, 1), products
+    )
+    for shape in ((60, 9), (9, 60)):
+        sample = rng.normal(size=shape) * np.linspace(3, 1, shape[1])
+        theirs = np.linalg.svd(sample, full_matrices=False)[2][:4]
+        assert np.allclose(np.abs(theirs @ principal_axes(sample, 4)), np.eye(4), atol=1e-4)
+
+
+def test_limits_are_not_moved_by_the_flaws() -> None:
+    values = np.random.default_rng(0).normal(10, 1, 200)
+    middle, allowed = limit(values, 0.0)
+    values[:40] = 1e6
+    assert abs(limit(values, 0.0)[0] - middle) < 0.5 and limit(values, 0.0)[1] < 2 * allowed
+    assert limit(np.ones(50), 0.3)[1] == 0.3 and limit(np.ones(50), 0.3, tolerance=2)[1] == 0.6
+
+
+def test_the_checks_are_told_in_the_documents() -> None:
+    text = (SHIPPED / "README.md").read_text(encoding="utf-8")
+    assert not [name for name in CHECKS if f"`{name}`" not in text]

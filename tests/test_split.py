@@ -1,0 +1,208 @@
+"""data.split: nobody in two lists, the same split every time, even strata, lines as they were."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.check.cases import CheckError
+from data.manifest import check_disjoint, read_manifest
+from data.split import SplitConfig, SplitError, main, split
+
+Line = dict[str, Any]
+
+
+def make(root: Path, lines: list[Line], contents: dict[str, bytes] | None = None) -> Path:
+    """A manifest whose pictures are there (``contents``: of skulls; by default each its own)."""
+    for folder, field in (("skull", "source"), ("craniofacial", "target")):
+        (root / "pairedCS" / folder).mkdir(parents=True, exist_ok=True)
+        for line in lines:
+            content = (contents or {}).get(line[field], line[field].encode()) if folder == "skull" else b""
+            (root / "pairedCS" / folder / line[field]).write_bytes(content)
+    path = root / "all.json"
+    path.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines), encoding="utf-8")
+    return path
+
+
+def person(k: int, **fields: Any) -> Line:
+    line = {"source": f"a{k}.png", "target": f"b{k}.png", "body_mass": 1 + k // 2 % 5, "gender": "MF"[k % 2]}
+    return line | {"age": 15 + 11 * k % 70, "subject": f"p{k}"} | fields
+
+
+def subjects(lists: dict[str, Any]) -> dict[str, set[str]]:
+    return {
+        name: {case.subject for group in groups for case in group.cases} for name, groups in lists.items()
+    }
+
+
+def test_nobody_is_in_two_lists_and_no_line_is_lost_or_changed(tmp_path: Path) -> None:
+    lines = [
+        person(k, source=f"a{k}_{n}.png", target=f"b{k}_{n}.png") for k in range(60) for n in range(1 + k % 3)
+    ]
+    lines[3]["extra"] = {"Größe": 1.70}
+    path = make(tmp_path, lines)
+    before = path.read_text(encoding="utf-8").splitlines()
+    before[5] = before[5].replace("{", '{ "mine" :  1.50, ')  # unknown fields and odd spaces are kept
+    path.write_text("\ufeff" + "\r\n".join(before) + "\r\n\r\n", encoding="utf-8")
+    assert main([str(path), str(tmp_path / "split_data"), "valid=0.1", "test=0.2"]) == 0
+    written = {
+        name: (tmp_path / f"split_data/{name}.json").read_text("utf-8").splitlines()
+        for name in ("train", "valid", "test")
+    }
+    assert sorted(line for lines in written.values() for line in lines) == sorted(before)
+    assert all(lines == sorted(lines, key=before.index) for lines in written.values())
+    for name, lines_of in written.items():  # a reader takes no unknown fields
+        known = "\n".join(lines_of).replace(' "mine" :  1.50,', "")
+        (tmp_path / f"split_data/{name}.json").write_text(known, encoding="utf-8")
+    records = {name: read_manifest(tmp_path / f"split_data/{name}.json") for name in written}
+    check_disjoint(records)
+    assert {name: len({r.subject for r in found}) for name, found in records.items()} == {
+        "train": 42,
+        "valid": 6,
+        "test": 12,
+    }
+
+
+def test_the_split_is_the_seed_s_not_the_order_s(tmp_path: Path) -> None:
+    lines = [person(k) for k in range(80)]
+    first, _ = split(make(tmp_path, lines), SplitConfig(seed=3))
+    random.Random(0).shuffle(lines)
+    again, _ = split(make(tmp_path, lines), SplitConfig(seed=3))
+    other, _ = split(make(tmp_path, lines), SplitConfig(seed=4))
+    assert subjects(first) == subjects(again) != subjects(other)
+
+
+def test_who_must_stay_together_does(tmp_path: Path) -> None:
+    lines = [person(k) for k in range(40)]
+    lines[1]["subject"], lines[2]["subject"] = "S-007", "s7"
+    contents = {"a3.png": b"one skull", "a4.png": b"one skull", "a5.png": b"another", "a6.png": b"another"}
+    lines[6]["subject"] = lines[7]["subject"]  # 5 with 6 by their skull, and so with 7
+    together = [{"S-007", "s7"}, {"p3", "p4"}, {"p5", "p7"}]
+    for seed in range(12):
+        lists, _ = split(make(tmp_path, lines, contents), SplitConfig(seed=seed, test=0.3, valid=0.3))
+        for group in together:
+            assert any(group <= names for names in subjects(lists).values())
+
+
+def test_files_of_one_number_stay_together_where_no_subject_is_given(tmp_path: Path) -> None:
+    lines = [
+        person(k, source=f"{k}_{n}.png", target=f"{k}_{n}f.png", subject=None)
+        for k in range(20)
+        for n in range(2)
+    ]
+    lists, _ = split(make(tmp_path, lines), SplitConfig(test=0.3, valid=0.2))
+    numbers = [{name.split("_")[0] for name in names} for names in subjects(lists).values()]
+    assert sum(map(len, numbers)) == 20 and len(set().union(*numbers)) == 20
+
+
+def test_sites_can_be_kept_apart(tmp_path: Path) -> None:
+    lines = [person(k, extra={"site": f"site {k % 10}"}) for k in range(60)]
+    lists, _ = split(make(tmp_path, lines), SplitConfig(by="extra.site", test=0.2, valid=0.1))
+    sites = [
+        {case.fields["extra"]["site"] for group in groups for case in group.cases}
+        for groups in lists.values()
+    ]
+    assert [len(found) for found in sites] == [7, 1, 2]
+    del lines[4]["extra"]
+    with pytest.raises(SplitError, match="line 5 has no such value"):
+        split(make(tmp_path, lines), SplitConfig(by="extra.site"))
+
+
+def test_strata_are_even(tmp_path: Path) -> None:
+    lines = [person(k, gender="M" if k % 4 == 0 else "F", age=70 if k % 10 < 2 else 40) for k in range(400)]
+    lists, _ = split(make(tmp_path, lines), SplitConfig(test=0.25, valid=0.1))
+    assert [len(groups) for groups in lists.values()] == [260, 40, 100]
+    sexes = Counter(group.cases[0].fields["gender"] for group in lists["test"])
+    old = sum(group.cases[0].fields["age"] == 70 for group in lists["test"])
+    assert abs(sexes["M"] - 25) <= 1 and abs(old - 20) <= 2
+    shares = [
+        sum(g.cases[0].fields["gender"] == "M" for g in groups) / len(groups) for groups in lists.values()
+    ]
+    assert max(shares) - min(shares) < 0.04
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(3, 40), st.floats(0, 0.45), st.floats(0, 0.45), st.integers(0, 9), st.data())
+def test_counts_and_disjointness_for_any_shares(
+    tmp_path_factory: pytest.TempPathFactory,
+    people: int,
+    valid: float,
+    test: float,
+    seed: int,
+    data: st.DataObject,
+) -> None:
+    owners = data.draw(st.lists(st.integers(0, people - 1), max_size=20))
+    lines = [person(k) for k in range(people)]
+    lines += [person(k) | {"target": f"more{n}.png"} for n, k in enumerate(owners)]
+    lists, _ = split(
+        make(tmp_path_factory.mktemp("any"), lines), SplitConfig(valid=valid, test=test, seed=seed)
+    )
+    names = subjects(lists)
+    assert sum(map(len, names.values())) == people and len(set().union(*names.values())) == people
+    for name, share in (("valid", valid), ("test", test)):
+        assert len(names[name]) == (max(1, round(share * people)) if share else 0)
+    assert sum(len(group.cases) for groups in lists.values() for group in groups) == len(lines)
+
+
+def test_nothing_is_overwritten_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = make(tmp_path, [person(k) for k in range(30)])
+    out = tmp_path / "split_data"
+    assert main([str(path), str(out)]) == 0
+    kept = {p.name: p.read_bytes() for p in out.iterdir()}
+    assert sorted(kept) == ["test.json", "train.json", "valid.json"]
+    assert "people" in capsys.readouterr().out
+    assert main([str(path), str(out), "seed=1"]) == 2
+    assert "overwrite=true" in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == kept
+    assert main([str(path), str(out), "seed=1", "valid=0", "overwrite=true"]) == 2
+    assert "remove it first" in capsys.readouterr().err
+    assert main([str(path), str(out), "seed=1", "overwrite=true"]) == 0
+    assert {p.name: p.read_bytes() for p in out.iterdir()} != kept
+    assert main([str(out / "train.json"), "overwrite=true"]) == 2  # into the list's own folder
+    assert "is the list to be split" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["all.json", "out", "test=1.5"], "test=1.5: expected a share"),
+        (["all.json", "out", "valid=-1"], "valid=-1.0: expected a share"),
+        (["all.json", "out", "valid=nan"], "expected a share"),
+        (["all.json", "out", "test=6"], "leaves nobody to train on"),
+        (["all.json", "out", "share=0.1"], "share"),
+        (["all.json", "out", "stratify=height"], "stratify=height"),
+        (["all.json", "out", "by=extra.site"], "has no such value"),
+        (["all.json", "one", "two"], "got 2 folders"),
+        (["nowhere.json", "out"], "does not exist"),
+        (["bad.json", "out"], "python -m data.check"),
+        (["all.json", "all.json"], "all.json"),
+    ],
+)
+def test_what_cannot_be_split_is_one_line_and_exit_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path, [person(k) for k in range(6)])
+    (tmp_path / "bad.json").write_text('{"source": "a1.png", "target": "b1.png", "age": 430}')
+    there = sorted(tmp_path.rglob("*"))
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error
+    assert sorted(tmp_path.rglob("*")) == there
+
+
+def test_an_unreadable_list_is_told(tmp_path: Path) -> None:
+    (tmp_path / "array.json").write_text("[]")
+    with pytest.raises(CheckError, match="JSON array"):
+        split(tmp_path / "array.json", SplitConfig())
