@@ -121,10 +121,7 @@ def read_manifest(
     """
     path = Path(path)
     lines = _object_lines(path, _text(path))
-    try:
-        finder = _Finder(find_images_dir(path, images_dir), skull_folder, face_folder)
-    except ShardError as error:
-        raise ManifestError(path, [Problem(0, "images_dir", *str(error).rsplit("; ", 1))]) from error
+    finder = Finder.of(path, images_dir, skull_folder, face_folder)
     reader = _Reader(
         finder, need_target, {key: value for key, value in (overrides or {}).items() if value is not None}
     )
@@ -172,7 +169,7 @@ def relocate(
         ManifestError: with every file that is not there.
     """
     root = Path(images_dir)
-    finder = _Finder(find_images_dir(root, root), skull_folder, face_folder)
+    finder = Finder(find_images_dir(root, root), skull_folder, face_folder)
     reader = _Reader(finder, need_target=False, overrides={})
     moved = [
         replace(
@@ -187,21 +184,6 @@ def relocate(
     if reader.problems:
         raise ManifestError(root, reader.problems)
     return moved
-
-
-def picture_folders(
-    manifest: str | os.PathLike[str],
-    images_dir: str | os.PathLike[str] | None = None,
-    skull_folder: str | None = None,
-    face_folder: str | None = None,
-) -> tuple[Path, Path, Path]:
-    """Where ``read_manifest`` looks: the pictures' folder, and the skulls' and the faces' folder in it.
-
-    Raises:
-        ManifestError: ``images_dir`` is no folder.
-    """
-    finder = _Finder(_images_dir(Path(manifest), images_dir), skull_folder, face_folder)
-    return finder.root, finder.skulls, finder.faces
 
 
 def name_within(value: str) -> str | None:
@@ -275,14 +257,28 @@ def _first_folder(root: Path, names: tuple[str, ...], given: str | None) -> Path
     return root / next((name for name in wanted if name in present), wanted[0])
 
 
-class _Finder:
-    """Where the pictures of one manifest are."""
+class Finder:
+    """Where the pictures of one manifest are: ``root``, and the folders ``skulls`` and ``faces`` in it."""
 
     def __init__(self, root: Path, skull_folder: str | None, face_folder: str | None) -> None:
         self.root = root
         self.skulls = _first_folder(root, SKULL_FOLDERS, skull_folder)
         self.faces = _first_folder(root, FACE_FOLDERS, face_folder)
         self._seen: dict[Path, frozenset[str]] = {}
+
+    @classmethod
+    def of(
+        cls,
+        manifest: Path,
+        images_dir: str | os.PathLike[str] | None = None,
+        skull_folder: str | None = None,
+        face_folder: str | None = None,
+    ) -> Finder:
+        """As ``read_manifest`` looks. Raises: ManifestError where ``images_dir`` is no folder, or a broken pack."""
+        try:
+            return cls(find_images_dir(manifest, images_dir), skull_folder, face_folder)
+        except ShardError as error:
+            raise ManifestError(manifest, [Problem(0, "images_dir", *str(error).rsplit("; ", 1))]) from error
 
     def find(self, name: str, *folders: Path) -> Path | None:
         """The first of ``folders`` that holds the file; one listing a folder, not one look-up a file."""
@@ -310,7 +306,7 @@ class _TwiceError(ValueError):
 class _Reader:
     """Reads lines into records and collects what is wrong with them."""
 
-    def __init__(self, finder: _Finder, need_target: bool, overrides: Mapping[str, Any]) -> None:
+    def __init__(self, finder: Finder, need_target: bool, overrides: Mapping[str, Any]) -> None:
         self.finder = finder
         self.need_target = need_target
         self.overrides = overrides

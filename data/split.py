@@ -24,6 +24,7 @@ from data.biometrics import age_level
 from data.check.cases import Case, read_lists
 from data.check.config import CheckConfig
 from data.check.lists import numbered, plain_name
+from data.shards import read_bytes
 
 STRATA = ("sex", "age", "body_mass", "ethnicity")
 _UNKNOWN = "is no field of a manifest"  # such a field is the user's own, and is copied
@@ -148,7 +149,7 @@ def group_people(cases: Sequence[Case], by: str = "subject") -> list[Group]:
             keys.append(("number", number_of[id(case)]))
         if case.skull is not None:
             if case.skull not in digests:
-                digests[case.skull] = hashlib.blake2b(case.skull.read_bytes(), digest_size=16).digest()
+                digests[case.skull] = hashlib.blake2b(read_bytes(case.skull), digest_size=16).digest()
             keys.append(("skull", digests[case.skull]))
         if by != "subject":
             keys.append((by, _value(case, by)))

@@ -14,7 +14,8 @@ from data.biometrics import Biometrics, BiometricsError
 from data.check.config import CheckConfig
 from data.check.facts import PairFacts, PictureFacts
 from data.check.findings import Finding
-from data.manifest import ManifestError, Problem, name_within, picture_folders, read_manifest
+from data.manifest import Finder, ManifestError, Problem, name_within, read_manifest
+from data.shards import INDEX_SUFFIX
 
 LIST_SUFFIXES = (".json", ".jsonl")
 ROLES = {"train": "train", "valid": "valid", "val": "valid", "dev": "valid", "test": "test"}
@@ -105,7 +106,7 @@ def find_lists(paths: Sequence[Path]) -> dict[str, Path]:
     for path in paths:
         if path.is_dir():
             folder = path / "split_data" if (path / "split_data").is_dir() else path
-            inside = sorted(p for p in folder.iterdir() if p.suffix in LIST_SUFFIXES and p.is_file())
+            inside = _lists_in(folder)
             if not inside:
                 raise CheckError(
                     f"{folder}: holds no manifest; give a JSON-lines file, or a folder with split_data/train.json"
@@ -117,6 +118,11 @@ def find_lists(paths: Sequence[Path]) -> dict[str, Path]:
     found = list({path.resolve(): path for path in found}.values())
     stems = Counter(path.stem for path in found)
     return {path.stem if stems[path.stem] == 1 else str(path): path for path in found}
+
+
+def _lists_in(folder: Path) -> list[Path]:
+    files = (path for path in folder.iterdir() if path.suffix in LIST_SUFFIXES and path.is_file())
+    return sorted(path for path in files if not path.name.endswith(INDEX_SUFFIX))
 
 
 def role(list_name: str) -> str | None:
@@ -148,29 +154,27 @@ def read_lists(lists: Mapping[str, Path], config: CheckConfig) -> DataSet:
                 if any(problem.line == 0 or "not UTF-8" in problem.got for problem in error.problems):
                     raise
                 problems[name] = error.problems
-            root, skulls, faces = picture_folders(path, images, skulls_in, faces_in)
+            finder = Finder.of(path, images, skulls_in, faces_in)
             text = path.read_text(encoding="utf-8-sig")
         except (ManifestError, OSError) as error:
             raise CheckError(" ".join(str(error).split())) from error
-        folders["skull"].add(skulls)
-        folders["face"].add(faces)
-        new = [_case(name, number, fields, root, skulls, faces) for number, fields in _objects(text)]
+        folders["skull"].add(finder.skulls)
+        folders["face"].add(finder.faces)
+        new = [_case(name, number, fields, finder) for number, fields in _objects(text)]
         cases += new
-        named |= _named(new, root, faces)
-        for neighbour in sorted(path.parent.glob("*.json*")):
-            if neighbour.resolve() not in examined and neighbour.suffix in LIST_SUFFIXES:
+        named |= _named(new, finder)
+        for neighbour in _lists_in(path.parent):
+            if neighbour.resolve() not in examined:
                 examined.add(neighbour.resolve())
                 rows = _objects(neighbour.read_text(encoding="utf-8-sig", errors="replace"))
-                named |= _named([_case("", n, row, root, skulls, faces) for n, row in rows], root, faces)
+                named |= _named([_case("", number, fields, finder) for number, fields in rows], finder)
     return DataSet(cases, problems, folders, named)
 
 
-def _named(cases: Iterable[Case], root: Path, faces: Path) -> set[Path]:
+def _named(cases: Iterable[Case], finder: Finder) -> set[Path]:
     found = {path for case in cases for path in (case.skull, case.face) if path is not None}
-    textures = (case.fields.get("texture") for case in cases)
-    return found | {
-        path for name in textures if (path := _find(name, faces) or _find(name, root)) is not None
-    }
+    textures = (_find(case.fields.get("texture"), finder, finder.faces, finder.root) for case in cases)
+    return found | {path for path in textures if path is not None}
 
 
 def _objects(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -184,7 +188,7 @@ def _objects(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield number, value
 
 
-def _case(list_name: str, number: int, fields: dict[str, Any], root: Path, skulls: Path, faces: Path) -> Case:
+def _case(list_name: str, number: int, fields: dict[str, Any], finder: Finder) -> Case:
     given = fields.get("subject")
     is_given = isinstance(given, (str, int)) and not isinstance(given, bool) and given != ""
     try:
@@ -198,16 +202,15 @@ def _case(list_name: str, number: int, fields: dict[str, Any], root: Path, skull
         list_name,
         number,
         fields,
-        skull=_find(fields.get("source"), skulls),
-        face=_find(fields.get("target"), faces),
-        landmarks=_find(fields.get("landmarks"), root),
+        skull=_find(fields.get("source"), finder, finder.skulls),
+        face=_find(fields.get("target"), finder, finder.faces),
+        landmarks=_find(fields.get("landmarks"), finder, finder.root),
         subject=str(given) if is_given else PurePosixPath(str(fields.get("source", ""))).stem,
         subject_given=is_given,
         person=person,
     )
 
 
-def _find(value: object, folder: Path) -> Path | None:
+def _find(value: object, finder: Finder, *folders: Path) -> Path | None:
     name = name_within(value) if isinstance(value, str) and value else None
-    path = folder / name if name else None
-    return path if path is not None and path.is_file() else None
+    return finder.find(name, *folders) if name else None

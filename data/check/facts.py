@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 from data.check.silhouette import Silhouette, grow, silhouette
 from data.images import ImageError, read_image, to_uint8
+from data.shards import ShardError, read_bytes
 
 SIZE = 256  # px at which everything is measured
 THUMB = 64  # px of the small picture that is kept
@@ -103,10 +105,10 @@ def examine_picture(path: Path) -> tuple[PictureFacts, Silhouette | None]:
         picture, note = read_image(path, SIZE)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(read_bytes(path))) as image:
                 kind, mode, (width, height) = image.format or "", image.mode, image.size
                 native = None if image.size == (SIZE, SIZE) else _middle(image)
-    except (ImageError, OSError) as error:
+    except (ImageError, ShardError, OSError) as error:
         return PictureFacts(path, problem=str(error)), None
     grey = picture @ np.full(3, 1 / 3, np.float32)
     shape = silhouette(grey)

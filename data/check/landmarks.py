@@ -13,6 +13,7 @@ from data.check.cases import Case, DataSet
 from data.check.facts import PictureFacts
 from data.check.findings import Finding
 from data.check.statistics import MIN_PICTURES
+from data.shards import read_bytes
 
 _MARGIN = 0.03  # of the picture's side; contour points lie on the rim
 _OFF = 0.1  # share of the points that must be off the face
@@ -57,9 +58,10 @@ def check_landmarks(data: DataSet) -> Iterator[Finding]:
 def read_points(path: Path) -> np.ndarray | str:
     """(N, 2) px, x right and y down; or what is wrong with the file."""
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            return f"{path.stat().st_size} bytes: too large for landmarks"
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        contents = read_bytes(path)
+        if len(contents) > _MAX_BYTES:
+            return f"{len(contents)} bytes: too large for landmarks"
+        value = json.loads(contents)
         points = np.array(value["points"] if isinstance(value, dict) else value, float)
     except KeyError:
         return 'no "points" in it; write {"points": [[x, y], ...]} in px'

@@ -14,6 +14,7 @@ from data.check.findings import Finding
 from data.check.statistics import MIN_PICTURES
 from data.images import IMAGE_SUFFIXES
 from data.manifest import Problem
+from data.shards import file_names, folder_names, is_folder
 
 _MOSTLY = 0.7  # share of all that have one value, from which it looks filled in
 _YEAR = range(1880, 2101)
@@ -79,14 +80,21 @@ def _numbers(data: DataSet, field: str) -> list[float]:
 def _unreferenced(data: DataSet) -> Iterator[Finding]:
     for kind, folders in data.folders.items():
         for folder in sorted(folders):
-            files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-            for path in files:
-                if path not in data.named:
+            for path in _files_below(folder):
+                if path.suffix.lower() in IMAGE_SUFFIXES and path not in data.named:
                     skull, face = (path, None) if kind == "skull" else (None, path)
                     yield Finding(
                         "unreferenced", f"in no list beside the examined ones either ({kind})",
                         file=f"{folder.name}/{path.relative_to(folder).as_posix()}", skull=skull, face=face,
                     )  # fmt: skip
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All files of a folder and those in it, packed or not, sorted."""
+    if is_folder(folder):
+        yield from (folder / name for name in sorted(file_names(folder)))
+        for name in sorted(folder_names(folder)):
+            yield from _files_below(folder / name)
 
 
 # ---------------------------------------------------------------- what is said of the person
