@@ -75,9 +75,9 @@ class Material:
 
 
 # Such that the grey levels within the head are those of a published real pair (5th, 50th, 95th percentile: face 95, 176
-# and 246, skull 93, 168 and 245), to within 6 levels over many heads in all surface styles.
-SKIN = Material(specular=0.32)
-BONE = Material(specular=0.27)
+# and 246, skull 93, 168 and 245), to within 10 levels over many heads in all surface styles.
+SKIN = Material(specular=0.48)
+BONE = Material(diffuse=0.65, specular=0.44)
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,9 @@ class Pair:
         return {
             **self.manifest_line(),
             "bmi": self.subject.bmi,
+            "bone_age": self.subject.bone_age,
+            "skull_kind": self.subject.skull.kind,
+            "teeth": int((~self.subject.skull.lost).sum()),
             "yaw": round(self.camera.yaw, 2),
             "pitch": round(self.camera.pitch, 2),
             "face_scan": self.face_style.record(),
