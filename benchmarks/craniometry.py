@@ -51,11 +51,12 @@ class Surface:
         )
         return np.where(hits["primID"] >= 0, hits["tfar"], np.nan)
 
-    def front(self, x: Floats | float, y: Floats | float) -> Floats:
-        """z of the surface seen from the front at (x, y); NaN beside it."""
+    def front(self, x: Floats | float, y: Floats | float, behind: bool = False) -> Floats:
+        """z of the surface seen from the front (or from behind) at (x, y); NaN beside it."""
         x, y = np.broadcast_arrays(np.asarray(x, float), np.asarray(y, float))
-        origins = np.stack([x.ravel(), y.ravel(), np.full(x.size, FAR_MM)], 1)
-        return (FAR_MM - self.reach(origins, np.array([0.0, 0.0, -1.0]))).reshape(x.shape)
+        sign = -1.0 if behind else 1.0
+        origins = np.stack([x.ravel(), y.ravel(), np.full(x.size, sign * FAR_MM)], 1)
+        return sign * (FAR_MM - self.reach(origins, np.array([0.0, 0.0, -sign]))).reshape(x.shape)
 
     def side(self, y: Floats | float, z: Floats | float, sign: float) -> Floats:
         """|x| of the surface seen from the side ``sign`` (1 the subject's left) at (y, z); NaN beside it."""
@@ -150,10 +151,19 @@ def glabella(surface: Surface, root: Floats) -> Floats:
     return _most_forward(*midline(surface, root[1] + 5, root[1] + 22))
 
 
-def farthest_behind(points: Floats, front: Floats) -> Floats:
+def farthest_behind(surface: Surface, front: Floats) -> Floats:
     """(3,) opisthocranion: the median point behind that is farthest from ``front``; NaN if the back is open."""
+    y = np.arange(front[1] - 65, front[1] + 25, 1.0)
+    behind = np.stack([np.zeros_like(y), y, surface.front(0.0, y, behind=True)], 1)
+    if not (behind[:, 2] < -40).mean() > 0.95:  # one looks into a vault that was cut away
+        return np.full(3, np.nan)
+    return behind[np.nanargmax(np.linalg.norm(behind - front, axis=1))]
+
+
+def farthest_of(points: Floats, front: Floats) -> Floats:
+    """The same among vertices, for a skin whose back is there but not drawn."""
     behind = points[(np.abs(points[:, 0]) < 8) & (points[:, 2] < -40) & (points[:, 1] > front[1] - 70)]
-    if len(behind) < 40:  # stray remains of a vault that was cut away
+    if len(behind) == 0:
         return np.full(3, np.nan)
     return behind[np.argmax(np.linalg.norm(behind - front, axis=1))]
 
@@ -206,7 +216,7 @@ class SkullSites:
             glabella=brow,
             nasion=nasion,
             rhinion=rhinion,
-            opisthocranion=farthest_behind(points, brow),
+            opisthocranion=farthest_behind(skull, brow),
             gnathion=gnathion,
             eurion=widest(points, (at.eye - 5, np.inf), (-90, 60)),
             zygion=widest(points, (at.eye - 45, at.eye - 8), (12, 85)),
@@ -242,7 +252,7 @@ def head_distances(skin: Surface, everywhere: Floats, sites: SkullSites, at: Anc
     ]
     jaw = [skin.side(go[1], go[2], sign) for sign, go in zip(SIDES, sites.gonion, strict=True)]
     return {
-        "head length g-op": distance(brow, farthest_behind(everywhere, brow)),
+        "head length g-op": distance(brow, farthest_of(everywhere, brow)),
         "head breadth eu-eu": float(vault[1][0] - vault[0][0]),
         "bizygomatic zy-zy": float(np.mean([np.nanmax(width) for width in widths])),
         "bigonial go-go": float(sum(jaw)),

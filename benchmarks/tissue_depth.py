@@ -69,7 +69,7 @@ def _paired(skull: Surface, sites: SkullSites, at: Anchors, sign: float) -> dict
     gonion = sites.gonion[int(sign > 0)]
     frontal = _seen(skull, x, at.eye + 40)
     malar = _seen(skull, 0.8 * x, lower[1] - 12)
-    if not malar[2] > lower[2] - 25:  # looks past the maxilla: nothing to measure on
+    if not malar[2] > lower[2] - 12:  # looks past the maxilla: nothing to measure on
         malar = NOWHERE
     cheekbone = _seen(skull, 0.95 * outer[0], lower[1])
     ramus = _beside(skull, at.stomion + 3, gonion[2] + 12, sign)
