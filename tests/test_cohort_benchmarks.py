@@ -94,9 +94,8 @@ def template() -> HeadTemplate:
 def test_a_head_is_measured_as_its_size_says_and_fat_thickens_only_the_skin(template):
     subject = with_bmi(draw_subject(1, 6), 17.0)
     lean, heavy = (anatomy.measure(template, s) for s in (subject, with_bmi(subject, 32.0)))
-    assert lean.skull == pytest.approx(
-        heavy.skull, abs=0.3
-    )  # skin landmarks only say where to look on the bone
+    # the skin's landmarks only say where to look on the bone
+    np.testing.assert_allclose(list(lean.skull.values()), list(heavy.skull.values()), atol=0.3)
     for site in ("zygion", "gonion", "mid-masseter", "sub-M2"):
         assert heavy.depths[site] > lean.depths[site] + 1, site
     assert set(lean.depths) == set(DEPTHS), "a site without a norm, or a norm without a site"
