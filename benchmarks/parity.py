@@ -321,7 +321,7 @@ def measure(cfg: ParityConfig, command: str) -> str:
     Raises:
         CheckpointError: `weights` cannot be read or are of another architecture.
     """
-    started = time.perf_counter()
+    started = time.process_time()
     model_cfg = load_model_config(SD15_CONFIG)
     with tempfile.TemporaryDirectory(dir=cfg.scratch) if cfg.weights is None else nullcontext() as folder:
         path = cfg.weights
@@ -343,7 +343,7 @@ def measure(cfg: ParityConfig, command: str) -> str:
     agree = [part for part, same in theirs.same_names.items() if same]
     what = f"`{Path(cfg.weights).name}`" if cfg.weights else f"one random checkpoint (seed {cfg.seed})"
     return (
-        f"`{command}`, {time.perf_counter() - started:.0f} s on {machine['threads']} threads "
+        f"`{command}`, {(time.process_time() - started) / 60:.1f} minutes of CPU time on {machine['threads']} threads "
         f"({machine['device_name']}); {what}, fp32, torch {machine['torch']}, diffusers {diffusers.__version__}, "
         f"transformers {transformers.__version__}:\n\n{table(rows)}\n\n"
         f"The names of `cldm.diffusers_folder` give the same tensors as diffusers' converters for {len(agree)} of "
