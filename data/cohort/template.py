@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sparse
-from scipy.spatial import cKDTree, distance_matrix
+from scipy.spatial import cKDTree
+from scipy.spatial.distance import cdist
 
 from data.cohort.depths import SitesOnSkull, find_sites
 from data.cohort.detail import Groove, find_grooves, local_shapes
@@ -230,11 +231,11 @@ def carrier_matrix(
     """
     count = len(controls)
     affine = np.hstack([np.ones((count, 1)), controls])
-    kernel = smoothing * np.eye(count) - distance_matrix(controls, controls)
+    kernel = smoothing * np.eye(count) - cdist(controls, controls)
     system = np.block([[kernel, affine], [affine.T, np.zeros((4, 4))]])
     solved = np.linalg.inv(system)[:, :count]
     rows = []
     for part in np.array_split(points, max(1, len(points) // 4096)):  # keeps the temporaries small
-        terms = np.hstack([-distance_matrix(part, controls), np.ones((len(part), 1)), part])
+        terms = np.hstack([-cdist(part, controls), np.ones((len(part), 1)), part])
         rows.append((terms @ solved).astype(np.float32))
     return np.vstack(rows)
