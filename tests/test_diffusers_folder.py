@@ -118,7 +118,7 @@ def test_the_script_in_the_folder_draws_what_sample_py_draws(
     """The README.md's own script, run as it stands: the recommended settings, seed 0, a picture of 8 bits."""
     sampling = SamplingConfig(steps=6, control_scales=[0.9], **settings)
     folder = exported_with(model, sampling, tmp_path)
-    assert "the same seed gives the face" in capsys.readouterr().out
+    assert "the same seed gives sample.py's face" in capsys.readouterr().out
     skull = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(skull).save(tmp_path / "skull.png")
     script = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]

@@ -19,7 +19,7 @@ from diffusers_folders import (
     rewrite,
     same,
 )
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig
 
 from cldm.controlled import ControlledLatentDiffusion, model_config_from_metadata
@@ -216,6 +216,16 @@ def test_other_models_are_refused(copy: Path, tmp_path: Path, capsys, part, chan
     assert message in error
     assert str(copy) in error
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_what_is_kept_beside_the_parts_cannot_replace_them(exported: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(exported, tmp_path / "folder")
+    rest = tmp_path / "folder/iccr_diff/rest.safetensors"
+    save_file({**load_file(rest), "model.diffusion_model.out.2.bias": torch.ones(4)}, rest)
+    error = refused(capsys, "import", tmp_path / "folder", tmp_path / "x.ckpt")
+    assert "holds model.diffusion_model.out.2.bias, which belongs to a part" in error
+    (tmp_path / "folder/iccr_diff/metadata.json").write_text("[" * 100_000)
+    assert "cannot be read as JSON" in refused(capsys, "import", tmp_path / "folder", tmp_path / "x.ckpt")
 
 
 def test_broken_folders_are_refused(copy: Path, tmp_path: Path, capsys) -> None:

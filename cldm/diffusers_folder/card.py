@@ -46,7 +46,7 @@ def sampling_notes(sampling: SamplingConfig | None, with_control: bool) -> list[
     ending = (
         "Its pictures differ from sample.py's for that."
         if differing
-        else "One picture at a time, the same seed gives the face that sample.py draws, but for rounding."
+        else "One picture at a time, the same seed gives sample.py's face of precision=fp32, but for rounding."
     )
     return [
         f"{caller} The script in the README.md gives those recommended by the checkpoint.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -159,6 +160,11 @@ def _notes(folder: Path, cfg: ModelConfig, log: list[str]) -> tuple[dict[str, st
     kept: dict[str, Tensor] = {}
     if (folder / NOTES / REST).is_file():
         kept = read_state_dict(folder / NOTES / REST)[0]
+        foreign = [key for key in kept if not re.search("|".join(SD_OPTIONAL), key)]
+        if foreign:  # it would take the place of the part's own
+            raise FolderError(
+                f"{folder / NOTES / REST} holds {foreign[0]}, which belongs to a part; remove {NOTES}/"
+            )
     stored = model_config_from_metadata(content)
     if stored is None:  # exported from a file of another maker
         return content | fresh, kept

@@ -41,7 +41,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FolderError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FolderError(f"{path} cannot be read as JSON: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise FolderError(f"{path} holds a {type(content).__name__}, expected settings")
