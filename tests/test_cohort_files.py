@@ -266,7 +266,7 @@ def test_variants_are_of_the_test_split_first_and_to_other_levels_only() -> None
     config = parse_config(["num_subjects=60", "variants=9", "views=2", "ceiling=true", "seed=4"])
     splits = split_of_subjects(config)
     assert varied_subjects(config) == [*splits["test"], *splits["valid"]]
-    names = wanted_names(config)
+    names = dict(wanted_names(config))
     for index in range(60):
         subject, style = draw_subject(4, index), draw_face_style(4, index)
         variants = variants_of(config, subject, style, index)

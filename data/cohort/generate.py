@@ -15,9 +15,10 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 from tqdm import tqdm
@@ -50,16 +51,12 @@ def generate(out: Path, config: CohortConfig, progress: bool = True) -> None:
     _claim(out, config)
     with _alone(out):
         _make_folders(out, config)
-        finished = {entry.name for entry in os.scandir(out / SUBJECT_DIR)}
-        wanted = wanted_names(config)
-        missing = {
-            k: frozenset(n for n in names if f"{n}.json" not in finished) for k, names in wanted.items()
-        }
-        jobs = [(index, names) for index, names in missing.items() if names]
+        unfinished = sum(1 for _ in _jobs(out, config))
         total = config.num_subjects
-        with tqdm(total=total, initial=total - len(jobs), unit="subject", disable=not progress) as bar:
-            for _ in _run_workers(out, config, jobs):
-                bar.update()
+        with tqdm(total=total, initial=total - unfinished, unit="subject", disable=not progress) as bar:
+            if unfinished:
+                for _ in _run_workers(out, config, min(config.num_workers, unfinished)):
+                    bar.update()
         write_lists(out, config, _write_text)
         if config.shards:
             pack(out, out / "packed", PackConfig(overwrite=True), progress)
@@ -129,17 +126,27 @@ def _one_thread() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _run_workers(out: Path, config: CohortConfig, jobs: list[Job]) -> Iterator[int]:
-    """Yields the index of each subject once its files are there."""
-    if not jobs:
-        return
+def _jobs(out: Path, config: CohortConfig) -> Iterator[Job]:
+    """What is still to be made."""
+    finished = {entry.name for entry in os.scandir(out / SUBJECT_DIR)}
+    for index, names in wanted_names(config):
+        missing = frozenset(name for name in names if f"{name}.json" not in finished)
+        if missing:
+            yield index, missing
+
+
+def _run_workers(out: Path, config: CohortConfig, workers: int) -> Iterator[int]:
+    """Yields the index of each subject once its files are there; only a few are under way at any time."""
     context = multiprocessing.get_context("spawn")  # a fresh process reads ONE_THREAD before it imports numpy
-    workers = min(config.num_workers, len(jobs))
     with _one_thread(), ProcessPoolExecutor(workers, context, _start_worker, (out, config)) as pool:
+        jobs = _jobs(out, config)
         try:
-            futures = [pool.submit(_work, job) for job in jobs]
-            for future in as_completed(futures):
-                yield future.result()
+            waiting = {pool.submit(_work, job) for job in islice(jobs, 4 * workers)}
+            while waiting:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                waiting |= {pool.submit(_work, job) for job in islice(jobs, len(done))}
+                for future in done:
+                    yield future.result()
         except BrokenProcessPool as error:
             raise ChildProcessError(
                 f"a worker process was killed (out of memory?): use fewer than num_workers={config.num_workers}; "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,12 @@ def varied_subjects(config: CohortConfig) -> list[int]:
     return [*splits["test"], *splits["valid"], *splits["train"]][: config.variants]
 
 
-def wanted_names(config: CohortConfig) -> dict[int, list[str]]:
-    """Subject index -> names of all pictures that the settings ask for."""
+def wanted_names(config: CohortConfig) -> Iterator[tuple[int, list[str]]]:
+    """Every subject's index with the names of all pictures that the settings ask for."""
     varied = frozenset(varied_subjects(config))
     expected = frozenset(split_of_subjects(config)["test"] if config.ceiling else ())
-    return {k: names_of(config, k, k in varied, k in expected) for k in range(config.num_subjects)}
+    for k in range(config.num_subjects):
+        yield k, names_of(config, k, k in varied, k in expected)
 
 
 class Exemplars:
