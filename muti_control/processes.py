@@ -92,17 +92,14 @@ class Team:
                     self._start()
                 self._join()
             except BaseException:
-                self._stop()
+                self._leave(stop=True)
                 raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
-            self._stop()
-        for child in self._children:
-            child.wait()
+        self._leave(stop=kind is not None)
         if self._fabric is not None and (kind is None or self._children):
             torch.distributed.destroy_process_group()
 
@@ -113,8 +110,8 @@ class Team:
             ProcessError: one is not.
         """
         for rank, child in enumerate(self._children, 1):
-            code = child.poll()
-            if code is not None:
+            code = child.poll()  # 0 only after the end that all wait for
+            if code:
                 how = (
                     f"was killed by {signal.Signals(-code).name}"
                     if code < 0
@@ -193,26 +190,29 @@ class Team:
         waiting = [child.stdout for child in self._children if child.stdout is not None]
         while waiting:
             for stream in select.select(waiting, [], [], 0.5)[0]:
-                if stream.readline() == _READY:
-                    waiting.remove(stream)
-            self.check()
+                if not stream.readline():  # its end: it did not come so far
+                    time.sleep(0.5)
+                    self.check()
+                    raise ProcessError("another process of the run is gone")
+                waiting.remove(stream)
         port = find_free_network_port()
         for child in self._children:
             print(port, file=child.stdin, flush=True)
         return port
 
-    def _stop(self) -> None:
-        """End the processes begun here: they get time to write the faces they have drawn."""
+    def _leave(self, stop: bool) -> None:
+        """See the processes begun here off; one that is stopped gets time to write the faces it has drawn."""
         deadline = time.monotonic() + _PATIENCE
         try:
             for child in self._children:
-                if child.poll() is None:
+                if stop and child.poll() is None:
                     child.send_signal(signal.SIGINT if self._fabric is not None else signal.SIGKILL)
             while any(child.poll() is None for child in self._children) and time.monotonic() < deadline:
                 time.sleep(0.05)
         finally:
             for child in self._children:
                 child.kill()
+                child.wait()
 
 
 def find_team(devices: str, device: torch.device, command: Sequence[str] = ()) -> Team:
