@@ -129,9 +129,9 @@ def load_model(
         cfg = load_model_config(SD15_CONFIG)
     check_complete(path, state)
     model = check_fit(path, state, cfg)
-    model = model.to_empty(device="cpu")
+    model = model.to(dtype).to_empty(device=device)  # only now memory is taken, and no more than is kept
     load_strict(model, state, allow_missing=SD_OPTIONAL, allow_unexpected=SD_OPTIONAL)
-    model = model.to(device, dtype).to(memory_format=torch.channels_last)
+    model = model.to(memory_format=torch.channels_last)
     restore_buffers(model)
     return model.eval().requires_grad_(False), metadata
 
