@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +18,16 @@ REPEATED = (ResBlock, BasicTransformerBlock, ResnetBlock)
 SHAPES_PER_BLOCK = (
     256  # widths x resolutions x batch sizes that may be compiled before torch gives up and runs eagerly
 )
+
+
+def check_compiler() -> None:
+    """Raises: ValueError if there is no C++ compiler, without which torch.compile fails in the middle of the run."""
+    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
+    if not any(shutil.which(name) for name in wanted):
+        raise ValueError(
+            f"compile: needs a C++ compiler, and {' and '.join(wanted)} cannot be found; install one "
+            "(Debian, Ubuntu: apt install g++), or leave compile out"
+        )
 
 
 def compile_blocks(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> int:

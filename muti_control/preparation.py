@@ -16,6 +16,7 @@ from cldm.spacing import spaced_timesteps
 from data.cases import MANIFEST_SUFFIXES, Known, check_pictures, find_cases
 from data.shards import picture_sha256
 from ldm.checkpoint import sha256
+from ldm.compiled import check_compiler, compile_blocks
 from ldm.config import parse_command_line, to_yaml
 from ldm.device import choose_device, choose_precision
 from muti_control.job import Job, RunFolder
@@ -38,6 +39,7 @@ class SampleConfig:
     weights: checkpoint. model: YAML of its architecture, where the file does not carry it.
     device: auto, cpu, cuda, cuda:1, mps. precision: auto (bf16 where the device
         computes in it, else fp32), fp32, bf16, fp16.
+    compile: compile the network's blocks first: minutes, repaid by many faces on a GPU.
     devices: how many GPUs to use side by side (on the CPU: processes); auto: all. torchrun and srun work too.
     batch_size: faces drawn together; each depends on its own skull, prompt and seed alone.
     max_sheets: contact sheets at most, of twelve skulls each.
@@ -59,6 +61,7 @@ class SampleConfig:
     model: str | None = None
     device: str = "auto"
     precision: str = "auto"
+    compile: bool = False
     devices: str = "1"
     batch_size: int = 8
     max_sheets: int = 20
@@ -96,6 +99,8 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
     team = find_team(cfg.devices, device, [*program, *arguments])
     device = team.device(device)
     dtype = choose_precision(cfg.precision, device)
+    if cfg.compile:
+        check_compiler()
     known = Known(cfg.sex, cfg.age, cfg.ethnicity, cfg.body_mass)
     skull = _shipped(DEMO_SKULLS) if cfg.skull is None else Path(cfg.skull)
     limit = DEMO_LIMIT if cfg.skull is None and cfg.limit is None else cfg.limit
@@ -105,6 +110,8 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
     earlier = claim_folder(folder, cfg.overwrite, cfg.resume) if team.is_first else None
     weights = _shipped(cfg.weights)
     model, metadata = load_model(weights, cfg.model, device, dtype)
+    if cfg.compile:
+        compile_blocks(model)
     cfg = _with_recommended(arguments, model, metadata)
     job = Job(
         model=model,

@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounter
 
 from cldm.controlled import ControlledLatentDiffusion
 from cldm.sampling import SamplingConfig, reconstruct
-from ldm.compiled import compile_blocks
+from ldm.compiled import check_compiler, compile_blocks
 from ldm.latent_diffusion import ModelConfig
 
 CFG = SamplingConfig(steps=2, spacing="trailing", eta=0.0, guidance_scale=2.0, control_scales=[1.0])
@@ -42,3 +42,10 @@ def test_a_batch_size_is_compiled_once(model: ControlledLatentDiffusion) -> None
         faces(model, num)
     assert counter.frame_count == compiled
     assert list(model.state_dict()) == keys
+
+
+def test_without_a_compiler_it_is_told_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_compiler()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match="no-such-compiler cannot be found; install one"):
+        check_compiler()
