@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import samplers
 from cldm.ddim import sample_ddim
 from cldm.multistep import sample_multistep
 from cldm.sampling import SAMPLERS
@@ -167,3 +169,21 @@ def test_with_the_true_noise_every_sampler_returns_to_the_start(name: str) -> No
     end = SAMPLERS[name](exact, x_T, steps, ABAR, eta=0.0, randn=None, before_step=None, progress=None)
     left = 0.15 if name == "ddim" else 1e-3  # DDIM ends at step 0, where SD1.x leaves 3 % of noise
     assert float((end - x_0).abs().max()) < left
+
+
+def test_the_benchmark_of_samplers(
+    capsys: pytest.CaptureFixture[str], make_pairs: Callable[..., Path], weights: Path
+) -> None:
+    manifest = make_pairs(test=2) / "split_data" / "test.json"
+    arguments = [f"weights={weights}", f"manifest={manifest}", "num=2", "device=cpu"]
+    assert samplers.main([*arguments, "steps=[3,12]", "reference_steps=24"]) == 0
+    rows = [
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith(("| ddim", "| dpmpp", "| unipc"))
+    ]
+    assert len(rows) == len(samplers.WAYS)
+    few, many = (float(cell) for cell in rows[-1].strip("| ").split(" | ")[2:])
+    assert many < few
+    assert samplers.main([*arguments, "steps=[]"]) == 2
+    assert "steps: got an empty list" in capsys.readouterr().err
