@@ -130,7 +130,12 @@ class SampleNoise:
 
     def __call__(self) -> Tensor:
         """Next draw, (B, *shape) float32."""
-        return torch.stack([torch.randn(self.shape, generator=g) for g in self.generators]).to(self.device)
+        drawn = torch.stack([torch.randn(self.shape, generator=g) for g in self.generators])
+        if (
+            self.device.type == "cuda"
+        ):  # from page-locked memory the copy does not wait until the device is idle
+            return drawn.pin_memory().to(self.device, non_blocking=True)
+        return drawn.to(self.device)
 
 
 @torch.no_grad()  # not inference_mode: a hook may switch gradients on

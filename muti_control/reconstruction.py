@@ -88,7 +88,7 @@ def draw_faces(
     """
     faces = reconstruct(
         model,
-        skulls.to(model.device, non_blocking=True),
+        skulls.to(model.device, non_blocking=skulls.is_pinned()),
         [case.prompt for case, _, _ in draws],
         [seed for _, _, seed in draws],
         sampling,
@@ -96,7 +96,7 @@ def draw_faces(
         on_device=True,
     )  # (B, 3, H, W) in [0, 1]
     finite = faces.isfinite().all()
-    pixels = (faces.nan_to_num() * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+    pixels = (faces.nan_to_num() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
     precision = str(model.dtype).removeprefix("torch.")
     if not faces.is_cuda:
         return DrawnFaces(pixels.cpu(), finite.cpu(), None, precision)
