@@ -21,7 +21,7 @@ SPECULAR, SHINE = (
     (7.0, 22.0),
 )  # highlight of the mattest and the glossiest surface; the first is a factor
 NOISE = 0.018  # standard deviation of the strongest pixel noise; the brightest white is 1
-STEP_SLOPE = 0.35  # share of the slope along the slice axis that steps take away and give back
+STEP_SLOPE = 0.27  # share of the slope along the slice axis that steps take away and give back
 SMOOTH_PX, SHARP_PX, SHARP_GAIN = 0.85, 1.0, 0.9  # of the kernel, at 256 px
 _LATTICE = 32
 

@@ -171,6 +171,7 @@ def test_a_finished_cohort_is_left_as_it_is_and_another_is_refused(
 ) -> None:
     whole = contents(cohort)
     assert main([str(cohort), *PAIRS]) == 0  # nothing to do: no worker is started
+    assert "100%" in (shown := capfd.readouterr().err) and "4/4" in shown
     assert main([str(cohort), "num_subjects=4", "seed=7", *PAIRS[2:]]) == 2
     assert "seed is 6 there, asked for 7" in capfd.readouterr().err
     assert contents(cohort) == whole
