@@ -52,7 +52,7 @@ class SpeedConfig:
     """What is timed.
 
     model: YAML of the architecture. device: auto, cpu, cuda. size: px. batches: pictures drawn together.
-    variants: names of VARIANTS; empty takes those that suit the device, without compilation on the CPU.
+    variants: names of VARIANTS (_last: channels-last, as bf16 always is); empty takes those that suit the device, without compilation on the CPU.
     steps: denoising steps of the whole sampling; 0 leaves it out. reps: timed repetitions, after `warmup` untimed.
     out: JSON file with every time. append: add the table to benchmarks/RESULTS.md.
     """
@@ -102,8 +102,9 @@ def _ours(compiled: str) -> Callable[[ControlledLatentDiffusion, str], Variant]:
 VARIANTS = {
     "original": Kind(torch.float32, False, as_the_original),
     "diffusers_default": Kind(torch.float32, False, _diffusers(False)),
-    "diffusers_fp32": Kind(torch.float32, True, _diffusers(False)),
-    "ours_fp32": Kind(torch.float32, True, _ours("no")),
+    "ours_fp32": Kind(torch.float32, False, _ours("no")),
+    "diffusers_fp32_last": Kind(torch.float32, True, _diffusers(False)),
+    "ours_fp32_last": Kind(torch.float32, True, _ours("no")),
     "diffusers_bf16": Kind(torch.bfloat16, True, _diffusers(False)),
     "ours_bf16": Kind(torch.bfloat16, True, _ours("no")),
     "diffusers_compiled": Kind(torch.bfloat16, True, _diffusers(True)),
@@ -128,7 +129,7 @@ def build(names: Sequence[str], cfg: SpeedConfig, device: torch.device) -> dict[
         kind = VARIANTS[name]
         key = (kind.dtype, kind.channels_last, name if name in COMPILED else "")
         if key not in twins:
-            twins[key] = in_layout(base, kind.dtype, kind.channels_last).to(device)
+            twins[key] = in_layout(base, kind.dtype, kind.channels_last, device)
         variants[name] = kind.make(twins[key], name)
     del base
     gc.collect()

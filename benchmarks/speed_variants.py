@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +15,7 @@ from diffusers.loaders.single_file_utils import (
 )
 from torch import Tensor
 
-from cldm.controlled import ControlledLatentDiffusion
+from cldm.controlled import ControlledLatentDiffusion, restore_buffers
 from cldm.ddim import EpsFn, sample_ddim
 from cldm.guidance import classifier_free
 from cldm.spacing import spaced_timesteps
@@ -235,9 +234,15 @@ def with_diffusers(parts: DiffusersParts, name: str, compiled: bool = False) -> 
 
 
 def in_layout(
-    model: ControlledLatentDiffusion, dtype: torch.dtype, channels_last: bool
+    model: ControlledLatentDiffusion, dtype: torch.dtype, channels_last: bool, device: torch.device
 ) -> ControlledLatentDiffusion:
-    """A copy of the model in a precision and memory layout, its schedule in float32."""
-    twin = copy.deepcopy(model).to(dtype)
-    twin.alphas_cumprod = model.alphas_cumprod
-    return twin.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    """The model in a precision and memory layout on a device, its schedule in float32; a copy where they differ."""
+    if (model.dtype, channels_last, model.device) == (dtype, False, device):
+        return model
+    with torch.device("meta"):
+        twin = ControlledLatentDiffusion(model.cfg)
+    twin = twin.to(dtype).to_empty(device=device)
+    twin.load_state_dict(model.state_dict())
+    restore_buffers(twin)
+    twin = twin.to(memory_format=torch.channels_last) if channels_last else twin
+    return twin.eval().requires_grad_(False)

@@ -15,6 +15,7 @@ from cldm.controlnet import ControlNet
 from ldm.attention import Context, KeysValues
 from ldm.checkpoint import SD_OPTIONAL, CheckpointError, load_strict, match_keys, read_state_dict
 from ldm.config import parse_command_line
+from ldm.device import preferred_layout
 from ldm.foreign import CONTROL, MODEL_PARTS, recognise
 from ldm.latent_diffusion import LatentDiffusion, ModelConfig
 from ldm.schedule import schedule_buffers
@@ -117,7 +118,7 @@ def load_model(
     """Build the model a checkpoint file describes and fill it.
 
     Without ``config`` the architecture is the one in the file's metadata, or SD1.5's for a foreign file.
-    The model comes in evaluation mode, channels-last, with gradients switched off on its parameters.
+    The model comes in evaluation mode, in the memory layout that suits the device, with gradients switched off on its parameters.
 
     Raises:
         CheckpointError: missing or unreadable file, or weights that do not fit the architecture.
@@ -131,7 +132,7 @@ def load_model(
     model = check_fit(path, state, cfg)
     model = model.to(dtype).to_empty(device=device)  # only now memory is taken, and no more than is kept
     load_strict(model, state, allow_missing=SD_OPTIONAL, allow_unexpected=SD_OPTIONAL)
-    model = model.to(memory_format=torch.channels_last)
+    model = model.to(memory_format=preferred_layout(torch.device(device), dtype))
     restore_buffers(model)
     return model.eval().requires_grad_(False), metadata
 

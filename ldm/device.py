@@ -61,3 +61,9 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "fp16" and device.type == "cpu":
         raise ValueError("precision: got 'fp16', which is for GPUs; use precision=fp32 on the CPU")
     return PRECISIONS[name]
+
+
+def preferred_layout(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
+    """How convolution weights lie fastest: channels-last, but for fp32 on a CPU (benchmarks/RESULTS.md)."""
+    on_cpu = device.type == "cpu" and dtype == torch.float32
+    return torch.contiguous_format if on_cpu else torch.channels_last

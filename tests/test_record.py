@@ -22,7 +22,7 @@ from cldm.record import (
     unused_folder,
     write_json,
 )
-from ldm.device import choose_device, choose_precision, computes_in_bf16
+from ldm.device import choose_device, choose_precision, computes_in_bf16, preferred_layout
 
 CPU = torch.device("cpu")
 
@@ -118,6 +118,12 @@ def test_bf16_is_the_default_where_the_processor_has_it(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True}, raising=False)
     assert choose_precision("auto", CPU) == (torch.float32 if capability is None else torch.bfloat16)
     assert choose_precision("auto", torch.device("mps")) == torch.float32
+
+
+def test_layout() -> None:
+    assert preferred_layout(CPU, torch.float32) == torch.contiguous_format
+    assert preferred_layout(CPU, torch.bfloat16) == torch.channels_last
+    assert preferred_layout(torch.device("cuda"), torch.float32) == torch.channels_last
 
 
 def test_devices_and_precisions() -> None:
