@@ -52,7 +52,8 @@ class SpeedConfig:
     """What is timed.
 
     model: YAML of the architecture. device: auto, cpu, cuda. size: px. batches: pictures drawn together.
-    variants: names of VARIANTS (_last: channels-last, as bf16 always is); empty takes those that suit the device, without compilation on the CPU.
+    variants: names of VARIANTS (_last: channels-last, as bf16 always is); empty takes those that suit the device,
+    without compilation on the CPU.
     steps: denoising steps of the whole sampling; 0 leaves it out. reps: timed repetitions, after `warmup` untimed.
     out: JSON file with every time. append: add the table to benchmarks/RESULTS.md.
     """

@@ -118,7 +118,8 @@ def load_model(
     """Build the model a checkpoint file describes and fill it.
 
     Without ``config`` the architecture is the one in the file's metadata, or SD1.5's for a foreign file.
-    The model comes in evaluation mode, in the memory layout that suits the device, with gradients switched off on its parameters.
+    The model comes in evaluation mode, in the memory layout that suits the device, with gradients switched off on its
+    parameters.
 
     Raises:
         CheckpointError: missing or unreadable file, or weights that do not fit the architecture.
