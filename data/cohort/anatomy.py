@@ -8,6 +8,7 @@ import numpy as np
 
 from data.cohort import tissue
 from data.cohort.detail import kept_triangles, reference_detail
+from data.cohort.outline import NUM_CONTOUR, outline_points
 from data.cohort.proportions import reshape_vault
 from data.cohort.skulls import MANDIBLE
 from data.cohort.subject import EXPECTED_SLIDERS, Subject
@@ -53,7 +54,7 @@ def build_head(template: HeadTemplate, subject: Subject) -> Head:
     residual = np.random.default_rng(subject.residual_seed)
     skull_noise, skin_noise = residual.spawn(2)
     bony = _bony_base(template, subject)
-    proportions = template.proportions(subject.femininity, subject.race)
+    proportions = template.proportions(subject.femininity, subject.race).times(subject.size)
     skull, triangles, chin_y, site_places = _skull(
         template, subject, proportions.apply(reshape_vault(bony)), skull_noise
     )
@@ -73,11 +74,13 @@ def build_head(template: HeadTemplate, subject: Subject) -> Head:
     face = template.refine(base + outward * (front * noise)[:, None])
     grain = skin_noise.normal(0, SKIN_GRAIN_MM, len(face))
     face = face + face / np.linalg.norm(face, axis=1, keepdims=True) * grain[:, None]
+    landmarks = face[template.landmark_ids]
+    landmarks[:NUM_CONTOUR] = outline_points(face, template.contour_chains)
     return Head(
         face=face,
         skull=skull,
         skull_triangles=triangles,
-        landmarks=face[template.landmark_ids],
+        landmarks=landmarks,
         chin_y=chin_y,
         sites=site_places,
     )

@@ -29,6 +29,7 @@ LOCAL = (
 )
 # Upper teeth's mean widths, from the midline backwards, and where the boundaries between teeth lie along the arch.
 WIDTHS = {1: (8.5, 6.6, 7.6, 7.0, 6.8, 10.2, 9.8, 8.6), 2: (5.4, 6.0, 6.9, 7.1, 7.2, 11.4, 10.7, 9.4)}
+THIN_BELOW_MM = 10.0  # walls of the orbits, front of the maxilla; the brow is thick
 HEALED_MM = 12.0  # the jaw above this depth takes part when a socket heals
 # Sutures as lines in the face's plane (x, y; left side), found on the bone as seen from the front; the coronal one in
 # space. Width of the groove and depth (mm), amplitude of its windings (mm), and whether it is mirrored.
@@ -75,14 +76,17 @@ def kept_triangles(
     """
     rng = np.random.default_rng([traits.seed, 1])
     waves, phase = rng.normal(0, 1 / 9.0, (8, 3)), rng.uniform(0, 2 * np.pi, 8)
-    candidates = np.flatnonzero(skull.strength < 90)
+    candidates = np.flatnonzero((skull.strength < 90) & (skull.vertices[:, 1] < THIN_BELOW_MM))
     lost = np.zeros(len(vertices), bool)
     noise = 8 * np.cos(skull.vertices[candidates] @ waves.T + phase).sum(1) / 2
     lost[candidates] = skull.strength[candidates] + noise < traits.thin_below
     spine = skull.part == SPINE
     lost |= spine if traits.spine_mm is None else spine & (vertices[:, 1] < lowest_y - traits.spine_mm)
     parts = skull.part[skull.triangles]
-    bridges = parts.min(1) != parts.max(1)  # where upper and lower teeth touch: these would stretch
+    dental = np.zeros(len(vertices), bool)
+    dental[skull.dental_ids] = True
+    # where upper and lower teeth touch: these would stretch
+    bridges = (parts.min(1) != parts.max(1)) & dental[skull.triangles].any(1)
     return skull.triangles[~(lost[skull.triangles].any(1) | bridges)]
 
 

@@ -19,6 +19,7 @@ BORDER_PX = 4  # nothing of a subject comes closer to the border, at 256 px
 FACE_BELOW_SKULL_MM = 22.0  # the face is cut this far below the lowest point of the mandible
 VISIBLE_WITHIN_MM = 1.5
 MAX_ATTEMPTS = 20
+MOST_OUTSIDE = 0.0005  # of the bone: about 0.1 % of its frontal pixels
 PLAIN = ScanStyle(0, SurfaceStyle(), 0)
 
 
@@ -179,9 +180,15 @@ def fits(pair: Pair, camera: Camera, margin_px: float = BORDER_PX) -> bool:
     return bool(inside and all(border_distance(picture) >= margin for picture in pictures))
 
 
+def share_outside(head: Head, face: Scene) -> float:
+    """Share of the skull's drawn points that stand before the skin, of every fifth of them."""
+    points = head.skull[np.unique(head.skull_triangles)[::5]]
+    return float((face.depth_at(points) < 0).mean())
+
+
 def seat(template: HeadTemplate, config: CohortConfig, index: int) -> tuple[Sitter, Pair]:
-    """Subject ``index`` of a cohort and its pair. A head that comes too close to the border is drawn anew, with the
-    next stream.
+    """Subject ``index`` of a cohort and its pair. A head that comes too close to the border, or whose bone shows
+    through the skin, is drawn anew, with the next stream.
 
     Raises:
         FramingError: MAX_ATTEMPTS heads in a row did not fit: the camera's field is too small or off centre.
@@ -192,7 +199,7 @@ def seat(template: HeadTemplate, config: CohortConfig, index: int) -> tuple[Sitt
         subject = draw_subject(config.seed, index, attempt)
         sitter = Sitter.of(template, subject, build_head(template, subject), camera)
         pair = sitter.pair(*looks, camera)
-        if fits(pair, camera):
+        if fits(pair, camera) and share_outside(sitter.head, sitter.face) < MOST_OUTSIDE:
             return sitter, pair
     raise FramingError(
         f"subject {index}: {MAX_ATTEMPTS} heads in a row came within {BORDER_PX} px of the border; use a larger "

@@ -137,6 +137,17 @@ FAT = _scale("head-fat", 0.0)
 CHEEK_VOLUME = _scale("cheek-volume", 0.0, bilateral=True)
 AGEING = _scale("head-age", 0.0)
 DOUBLE_CHIN = "neck-double-incr"
+# What an old face (80 years) has beyond AGEING: target -> weight, growing evenly from 30 years. Chosen by eye.
+AGED: dict[str, float] = {
+    "l-eye-bag-incr": 0.55, "r-eye-bag-incr": 0.55, "l-eye-bag-out": 0.25, "r-eye-bag-out": 0.25,
+    "l-eye-eyefold-angle-down": 0.35, "r-eye-eyefold-angle-down": 0.35,
+    "l-eye-corner2-down": 0.25, "r-eye-corner2-down": 0.25,
+    "mouth-laugh-lines-in": 0.55, "mouth-angles-down": 0.3,
+    "mouth-upperlip-volume-decr": 0.45, "mouth-lowerlip-volume-decr": 0.4, "mouth-upperlip-height-decr": 0.25,
+    "mouth-scale-horiz-incr": 0.25, "nose-point-down": 0.35, "nose-septumangle-decr": 0.2, "nose-volume-incr": 0.25,
+    "l-ear-scale-incr": 0.45, "r-ear-scale-incr": 0.45, "l-ear-lobe-incr": 0.5, "r-ear-lobe-incr": 0.5,
+    "l-cheek-inner-decr": 0.4, "r-cheek-inner-decr": 0.4, "neck-double-incr": 0.25,
+}  # fmt: skip
 # Eyes and lips closed, for everyone.
 EXPRESSION = {"eyeBlinkLeft": 1.0, "eyeBlinkRight": 1.0, "jawOpen": -0.055}
 

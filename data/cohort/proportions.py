@@ -16,13 +16,25 @@ import numpy as np
 # US soldiers, rounded and shortened by 2 mm for the shaven, recumbent head of a CT. Asian: near GB/T 10000-1988
 # (Chinese adults) and Du et al. 2008 (Chinese workers). Rounded by us: see the data card before quoting them.
 NORMS_MM = {
-    ("african", "male"): (196.0, 151.0, 139.0, 121.0),
-    ("african", "female"): (187.0, 145.0, 131.0, 112.0),
-    ("asian", "male"): (187.0, 156.0, 145.0, 119.0),
-    ("asian", "female"): (178.0, 149.0, 137.0, 110.0),
-    ("caucasian", "male"): (195.0, 152.0, 139.0, 120.0),
-    ("caucasian", "female"): (186.0, 145.0, 131.0, 111.0),
+    ("african", "male"): (196.0, 151.0, 139.0, 123.0),
+    ("african", "female"): (187.0, 145.0, 131.0, 113.5),
+    ("asian", "male"): (187.0, 156.0, 147.0, 121.5),
+    ("asian", "female"): (178.0, 149.0, 139.0, 112.0),
+    ("caucasian", "male"): (195.0, 152.0, 139.0, 122.0),
+    ("caucasian", "female"): (186.0, 145.0, 131.0, 112.5),
 }
+
+
+JAW_WIDENING = 0.085  # at the angles of the jaw, which the basic head has too narrow
+# The means belong to the average man and woman, whose bone stands this far from the corner heads (of 1).
+MEAN_FEMININITY = (0.23, 0.77)
+
+
+def corner_norms(race: str) -> np.ndarray:
+    """(2, 4) sizes in mm of the male and the female corner head, which lie beyond the average man and woman."""
+    men, women = (np.array(NORMS_MM[race, sex]) for sex in ("male", "female"))
+    slope = (women - men) / (MEAN_FEMININITY[1] - MEAN_FEMININITY[0])
+    return np.stack([men - MEAN_FEMININITY[0] * slope, women + (1 - MEAN_FEMININITY[1]) * slope])
 
 
 @dataclass(frozen=True)
@@ -34,11 +46,18 @@ class Proportions:
     face_breadth: float
     height: float
 
+    def times(self, factors: np.ndarray) -> Proportions:
+        """(4,) factors in the order of the fields."""
+        own = np.array([self.length, self.vault_breadth, self.face_breadth, self.height]) * factors
+        return Proportions(*own.tolist())
+
     def apply(self, points: np.ndarray) -> np.ndarray:
         """(N, 3) mm -> (N, 3) mm; smooth, about the origin (between the eyes)."""
         x, y, z = points.T
         upper = 1 / (1 + np.exp(-(y - 8) / 12))
         breadth = self.face_breadth + (self.vault_breadth - self.face_breadth) * upper
+        angles = 1 / (1 + np.exp((y + 58) / 7)) / (1 + np.exp((z - 48) / 8))
+        breadth = breadth * (1 + JAW_WIDENING * angles)
         return np.stack([x * breadth, y * self.height, z * self.length], 1)
 
 

@@ -20,8 +20,9 @@ from scipy.spatial.distance import cdist
 
 from data.cohort.depths import SitesOnSkull, find_sites
 from data.cohort.detail import Groove, find_grooves, local_shapes
+from data.cohort.outline import NUM_CONTOUR, contour_chains
 from data.cohort.parameters import EXPRESSION, LIFE_STAGES, RACES, SEXES, macro_targets
-from data.cohort.proportions import NORMS_MM, Proportions, reshape_vault, skin_sizes
+from data.cohort.proportions import Proportions, corner_norms, reshape_vault, skin_sizes
 from data.cohort.skulls import SkullTemplate
 from data.cohort.subdivision import catmull_clark
 
@@ -158,11 +159,11 @@ class HeadTemplate:
         factors = np.empty((len(RACES), len(SEXES), 4))
         nasion, menton = (self._refinement[0][[self.landmark_ids[k]]] for k in (NASION, MENTON))
         for i, race in enumerate(RACES):
-            for j, sex in enumerate(SEXES):
+            for j in range(len(SEXES)):
                 base = self.aligned(self.shape(self.weights(float(j), 2 / 3, np.eye(3)[i], {})))
                 base = reshape_vault(base)
                 skin = self.refine(base)[self.skin_ids]
-                factors[i, j] = NORMS_MM[race, sex] / skin_sizes(skin, nasion @ base, menton @ base)
+                factors[i, j] = corner_norms(race)[j] / skin_sizes(skin, nasion @ base, menton @ base)
         return factors
 
     @cached_property
@@ -209,6 +210,12 @@ class HeadTemplate:
         base = reshape_vault(self.reference)
         skin = self.refine(base)
         return find_sites(skull, base, skin, self.skin_ids, self.skin_triangles, self._refinement[0])
+
+    @cached_property
+    def contour_chains(self) -> np.ndarray:
+        """(33, N) refined vertices across the outline of the face."""
+        skin = self.refine(reshape_vault(self.reference))
+        return contour_chains(skin, self.skin_ids, self.skin_triangles, self.landmark_ids[:NUM_CONTOUR])
 
     @cached_property
     def mirrored_control_ids(self) -> np.ndarray:

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sparse
+from scipy.spatial import cKDTree
 
 from data.cohort.depths import calibrated
 from data.cohort.parameters import EXPRESSION, local_targets, macro_targets
 from data.cohort.proportions import reshape_vault
 from data.cohort.skulls import CRANIUM, MANDIBLE, SKULL_FILES, SPINE, SkullTemplate, stored_arrays
 from data.cohort.subdivision import catmull_clark
+from data.cohort.surface import Surface
 from data.cohort.template import QUANTUM_MM, TEMPLATE_PATH, HeadTemplate, triangulate
 from data.render import Camera, Scene
 from data.templates.ct_skull import build_ct_skull
@@ -31,6 +33,7 @@ from data.templates.skull import MODEL_EDGE_Y, build_skull, model_arches
 from data.templates.spine import build_spine
 
 NUM_CONTROLS = 400
+SIDE_DEPTH_MM = 6.0
 SMALLEST_DELTA_MM = 0.02  # smaller displacements are dropped
 VISIBLE_YAWS, VISIBLE_PITCHES = (-14, 0, 14), (-12, 0, 12)  # skull seen from none of these is dropped
 SHOWN_ABOVE_MM, SHOWN_BEFORE_MM = -165.0, -50.0  # shoulders and the back of the head are never seen
@@ -172,10 +175,22 @@ def with_table_depths(template: HeadTemplate, skull: SkullTemplate) -> SkullTemp
     base = reshape_vault(template.reference)
     for _ in range(2):
         sites = template.find_sites(skull)
-        skull = replace(
-            skull, vertices=calibrated(skull.vertices, sites, base, skull.vertices[sites.skull_ids])
-        )
-    return skull
+        moved = calibrated(skull.vertices, sites, base, skull.vertices[sites.skull_ids])
+        skull = replace(skull, vertices=moved)
+    return replace(skull, vertices=pressed_under_skin(template, skull.vertices))
+
+
+def pressed_under_skin(template: HeadTemplate, vertices: np.ndarray) -> np.ndarray:
+    """Bone at the sides of the face that comes nearer than SIDE_DEPTH_MM to the skin is moved in."""
+    ids = template.skin_ids
+    surface = Surface(template.refine(reshape_vault(template.reference)), template.skin_triangles)
+    nearest = ids[cKDTree(surface.vertices[ids]).query(vertices)[1]]
+    normal = surface.normals[nearest]
+    depth = ((surface.vertices[nearest] - vertices) * normal).sum(1)
+    x, y, z = vertices.T
+    at_side = (np.abs(x) > 38) & (np.abs(y + 5) < 32) & (z > 15) & (depth < 15)
+    excess = np.where(at_side, np.logaddexp(0, 1.5 * (SIDE_DEPTH_MM - np.where(at_side, depth, 99))) / 1.5, 0)
+    return vertices - normal * excess[:, None]
 
 
 def build_model_skull(template: HeadTemplate) -> SkullTemplate:

@@ -1,0 +1,61 @@
+"""The 33 contour landmarks on the outline that is seen, whatever the cheeks and the chin are like.
+
+A fixed vertex would vanish behind a full cheek or slide down a double chin. Each contour point therefore has a chain of
+vertices across the outline and takes the one that lies on it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from data.cohort.surface import Surface
+
+NUM_CONTOUR = 33
+CHIN = range(9, 24)  # contour points of the lower border; the others are at the sides
+STEP_MM, CHAIN_LENGTH = 1.5, 15
+MOUTH = np.array([0.0, -66.0])
+TURNED_AWAY = 0.42  # the chin ends where, coming down, the cosine between surface and viewer falls below this
+
+
+def contour_chains(
+    skin: np.ndarray, skin_ids: np.ndarray, triangles: np.ndarray, ids: np.ndarray
+) -> np.ndarray:
+    """(33, CHAIN_LENGTH) refined vertices, the first of each chain on the face, the last near the template's point.
+
+    Args:
+        skin: (W, 3) refined reference head.  skin_ids: vertices of its skin.  ids: (33,) the template's points.
+    """
+    surface = Surface(skin, triangles)
+    tree = cKDTree(skin[skin_ids])
+    chains = np.empty((NUM_CONTOUR, CHAIN_LENGTH), np.int64)
+    for k in range(NUM_CONTOUR):
+        point = skin[ids[k]]
+        steps = STEP_MM * np.arange(CHAIN_LENGTH - 1, 0, -1)[:, None]
+        if k in CHIN:
+            inward = MOUTH - point[:2]
+            inward /= np.linalg.norm(inward)
+            start = np.column_stack([point[:2] + steps * inward, np.full(len(steps), 400.0)])
+            met = surface.first_hits(start, np.array([0, 0, -1.0]))
+        else:
+            side = np.sign(point[0])
+            start = np.column_stack(
+                [np.full(len(steps), side * 400.0), np.full(len(steps), point[1]), point[2] + steps[:, 0] - 3]
+            )
+            met = surface.first_hits(start, np.array([-side, 0, 0.0]))
+        met = np.where(np.isnan(met), point, met)
+        chains[k] = [*skin_ids[tree.query(met)[1]], ids[k]]
+    return chains
+
+
+def outline_points(face: np.ndarray, chains: np.ndarray) -> np.ndarray:
+    """(33, 3) mm: the points of the chains that lie on the outline of a face (W, 3) seen from the front."""
+    chain = face[chains]  # (33, CHAIN_LENGTH, 3)
+    step = np.diff(chain, axis=1)
+    facing = np.linalg.norm(step[..., :2], axis=2) / np.maximum(np.linalg.norm(step, axis=2), 1e-9)
+    away = facing < TURNED_AWAY
+    away[:, : CHAIN_LENGTH // 3] = False
+    first = np.where(away.any(1), away.argmax(1), CHAIN_LENGTH - 1)
+    widest = np.abs(chain[..., 0]).argmax(1)
+    chosen = np.where(np.isin(np.arange(NUM_CONTOUR), CHIN), first, widest)
+    return chain[np.arange(NUM_CONTOUR), chosen]
