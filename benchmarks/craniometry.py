@@ -22,7 +22,7 @@ PROFILE_STEP_MM = 0.5
 SIDES = (-1.0, 1.0)
 
 # Landmarks of the 106-point scheme that say where to look.
-SELLION, NOSE_TIP, SUBNASALE, CHIN = 51, 54, 57, 16
+SELLION, NOSE_TIP, SUBNASALE, CHIN = 51, 54, 60, 16
 UPPER_LIP, LOWER_LIP, LIPS_MEET = 87, 93, (98, 102)
 PUPILS = (104, 105)
 
