@@ -34,6 +34,13 @@ from data.cohort.template import HeadTemplate
 from ldm.checkpoint import git_revision
 from ldm.config import parse_command_line
 
+# Sites whose published depths are of people with teeth -> the (quadrants, tooth) needed, as in `SkullTraits.lost`.
+NEEDED_TEETH = {
+    **dict.fromkeys(("mid-philtrum", "upper lip (prosthion)"), ((0, 1), 0)),
+    **dict.fromkeys(("lower lip (infradentale)", "supramentale"), ((2, 3), 0)),
+    "supra-M2": ((0, 1), 6),
+    "sub-M2": ((2, 3), 6),
+}
 BMI_GROUPS = {"below 18.5": (0.0, 18.5), "18.5 to 25": (18.5, 25.0), "25 and over": (25.0, 99.0)}
 
 
@@ -79,13 +86,17 @@ def measure(template: HeadTemplate, subject: Subject) -> Measured:
     skull, skin = Surface(head.skull, head.skull_triangles), Surface(head.face, template.face_triangles)
     at = Anchors.of(head.landmarks)
     sites = SkullSites.of(skull, at)
+    depths = tissue_depths(skull, skin, sites, at)
+    for name, (quadrants, tooth) in NEEDED_TEETH.items():
+        if subject.skull.lost[list(quadrants), tooth].any():
+            depths[name] = float("nan")
     return Measured(
         sex=subject.sex,
         age=subject.age,
         bmi=subject.bmi,
         skull=skull_distances(sites),
         head=head_distances(skin, head.face, sites, at),
-        depths=tissue_depths(skull, skin, sites, at),
+        depths=depths,
     )
 
 
