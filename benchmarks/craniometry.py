@@ -69,6 +69,8 @@ class Surface:
         grid = np.linspace(-reach_mm, reach_mm, 5)
         dx, dy = (a.ravel() for a in np.meshgrid(grid, grid))
         z = self.front(x + dx, y + dy)
+        if not np.isfinite(z).any():
+            return np.full(3, np.nan)
         seen = np.isfinite(z) & (np.abs(z - np.nanmedian(z)) < 2 * reach_mm)
         if seen.sum() < 6:
             return np.full(3, np.nan)
