@@ -28,7 +28,7 @@ DLIB_OF_OURS = {
     33: 57,
     48: 84,
     54: 90,
-}  # chin, nose, mouth corners: dlib's 68 -> the 106
+}  # chin, bridge and tip of the nose, mouth corners: dlib's 68 -> the 106
 
 
 @pytest.fixture(scope="module")
