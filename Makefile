@@ -55,12 +55,12 @@ format: $(VENV)/.dev  ## mend style and formatting
 type: $(VENV)/.dev  ## static types
 	@$(PY) -m mypy
 
-bench: $(VENV)/.dev  ## rank-1 of the model beside its controls, on the test split of the cohort
+bench: $(VENV)/.dev  ## rank-1 of a model beside its controls, on the test split of the cohort (COHORT=FOLDER WEIGHTS=FILE)
 	@test -f "$(COHORT)/split_data/test.json" || { \
 		echo "no cohort in '$(COHORT)': run 'make cohort' first, or pass COHORT=FOLDER" >&2; exit 2; }
 	@$(PY) -m benchmarks.rank1 weights="$(WEIGHTS)" data.root="$(COHORT)" split=test
 
-cohort: $(VENV)/.dev  ## make the synthetic cohort that the demo model and the figures come from (COHORT=FOLDER)
+cohort: $(VENV)/.dev  ## make the synthetic cohort (COHORT=FOLDER); the demo model's is format 1: see models/demo/README.md
 	@$(PY) -m data.cohort "$(COHORT)" num_subjects=2800 seed=1 valid_subjects=100 test_subjects=200
 
 clean:  ## remove caches and results/demo; keeps .venv, runs/, weights and all other results
