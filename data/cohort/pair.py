@@ -202,8 +202,9 @@ def seat(template: HeadTemplate, config: CohortConfig, index: int) -> tuple[Sitt
         if fits(pair, camera) and share_outside(sitter.head, sitter.face) < MOST_OUTSIDE:
             return sitter, pair
     raise FramingError(
-        f"subject {index}: {MAX_ATTEMPTS} heads in a row came within {BORDER_PX} px of the border; use a larger "
-        f"half_field than {config.half_field} mm or another center_y than {config.center_y} mm"
+        f"subject {index}: {MAX_ATTEMPTS} heads in a row came within {BORDER_PX} px of the border (or their bone "
+        f"through the skin); use a larger half_field than {config.half_field} mm or another center_y than "
+        f"{config.center_y} mm"
     )
 
 
