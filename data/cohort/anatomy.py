@@ -87,15 +87,15 @@ def build_head(template: HeadTemplate, subject: Subject) -> Head:
 
 
 def tissue_depths(template: HeadTemplate, head: Head) -> dict[str, float]:
-    """Site of ``tissue.SITES`` -> depth in mm, from the bone to where the skin is met in the site's direction; the mean
-    of both sides; NaN where it is not met."""
+    """Site of ``tissue.SITES`` -> depth in mm, from the bone to where the site's direction leaves the skin; mean of both
+    sides. Measured on the surfaces, so it scatters about what the table set."""
     ways = tissue.ways()
-    met = Surface(head.face, template.skin_triangles).last_hits(head.sites, ways)
+    met = Surface(head.face, template.skin_triangles).exits(head.sites, ways)
     found = ((met - head.sites) * ways).sum(1)
     depths: dict[str, list[float]] = {}
     for (site, _), depth in zip(tissue.both_sides(), found, strict=True):
         depths.setdefault(site.name, []).append(float(depth))
-    return {name: float(np.mean(values)) for name, values in depths.items()}
+    return {name: float(np.nanmean(values)) for name, values in depths.items()}
 
 
 def _skull(

@@ -33,6 +33,27 @@ class Surface:
         points[met] = origins[met] + hits["tfar"][met, None] * directions[met]
         return points
 
+    def exits(self, origins: np.ndarray, directions: np.ndarray, most: int = 4) -> np.ndarray:
+        """(N, 3) where rays from inside first come out, passing folds that they enter; NaN where they do not."""
+        origins = np.ascontiguousarray(origins, np.float32)
+        directions = np.ascontiguousarray(directions, np.float32)
+        points = np.full(origins.shape, np.nan)
+        start = origins.copy()
+        waiting = np.arange(len(origins))
+        for _ in range(most):
+            hits = self._scene.run(start[waiting], directions[waiting], output=True)
+            met = hits["primID"] >= 0
+            waiting, prim, far = waiting[met], hits["primID"][met], hits["tfar"][met]
+            place = start[waiting] + far[:, None] * directions[waiting]
+            a, b, c = (self.vertices[self.triangles[prim, k]] for k in range(3))
+            out = (np.cross(b - a, c - a) * directions[waiting]).sum(1) > 0
+            points[waiting[out]] = place[out]
+            start[waiting] = place + 0.05 * directions[waiting]
+            waiting = waiting[~out]
+            if len(waiting) == 0:
+                break
+        return points
+
     def last_hits(self, origins: np.ndarray, directions: np.ndarray) -> np.ndarray:
         """(N, 3) where rays from inside leave the surface for good: seen from REACH_MM away, backwards."""
         far = origins + REACH_MM * directions
