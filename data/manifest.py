@@ -149,7 +149,7 @@ def check_disjoint(lists: Mapping[str, Sequence[Record]]) -> None:
             )
             remedy = (
                 "keep all pictures of a person in one list; where these are different people, give each "
-                "line its own 'subject'"
+                "line its own 'subject' (python -m data.check shows all such people, data.split parts them)"
             )
             raise ManifestError(f"the {name} list", [Problem(first.line, "subject", got, remedy)])
         for record in records:

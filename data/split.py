@@ -232,8 +232,9 @@ def summary(lists: dict[str, list[Group]], strata: Sequence[str]) -> str:
 def parse_config(overrides: list[str]) -> SplitConfig:
     """``["test=0.2", ...]`` -> config. Raises: SplitError for an unknown key, a wrong type or value."""
     known = ", ".join(asdict(SplitConfig()))
+    given = [f"{one}''" if one.endswith("=") else one for one in overrides]  # `out=` means empty, not None
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(SplitConfig), OmegaConf.from_dotlist(overrides))
+        merged = OmegaConf.merge(OmegaConf.structured(SplitConfig), OmegaConf.from_dotlist(given))
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]

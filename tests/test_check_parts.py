@@ -10,7 +10,7 @@ import pytest
 
 from data.check.__main__ import main
 from data.check.cases import find_lists, read_lists, role
-from data.check.config import CheckConfig
+from data.check.config import CheckConfig, parse_config
 from data.check.examine import check_data
 from data.check.findings import CHECKS
 from data.check.lists import check_lists, conflict
@@ -143,6 +143,14 @@ def test_what_cannot_be_examined_is_one_line_and_exit_2(
     error = capsys.readouterr().err
     assert code == 2 and message in error and "Traceback" not in error
     assert not (tmp_path / "results").exists()
+
+
+def test_an_empty_key_is_empty_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parse_config(["out=", "ignore="]) == CheckConfig(out="")
+    (tmp_path / "m.json").write_text('{"source": "a"}')
+    assert main(["m.json", "out="]) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["m.json"]
 
 
 def test_hostile_lines_are_findings(tmp_path: Path) -> None:

@@ -57,8 +57,9 @@ class CheckConfig:
 def parse_config(overrides: list[str]) -> CheckConfig:
     """``["out=report", ...]`` -> config. Raises: ValueError for an unknown key, a wrong type or value."""
     known = ", ".join(asdict(CheckConfig()))
+    given = [f"{one}''" if one.endswith("=") else one for one in overrides]  # `out=` means empty, not None
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(CheckConfig), OmegaConf.from_dotlist(overrides))
+        merged = OmegaConf.merge(OmegaConf.structured(CheckConfig), OmegaConf.from_dotlist(given))
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]

@@ -78,7 +78,7 @@ class PairFacts:
     Attributes:
         outside: share of the bone that lies outside the face.
         shift: how far the middle of the face's vault is right of the skull's.
-        gap: how far the top of the face is above the skull's.
+        gap: how far the crown of the face is above the skull's.
         scale: width of the face's vault over the skull's.
     """
 
@@ -191,25 +191,30 @@ def _middle(image: Image.Image) -> np.ndarray:
 def compare(skull: Silhouette, face: Silhouette) -> PairFacts:
     """Measure how a skull lies in its face."""
     bone, skin = skull.filled, face.filled
-    top_bone, top_skin = int(np.flatnonzero(bone.any(1))[0]), int(np.flatnonzero(skin.any(1))[0])
-    bottom = int(np.flatnonzero(bone.any(1))[-1])
-    vault = slice(top_bone + (bottom - top_bone) // 8, top_bone + (bottom - top_bone) // 3)
-    middle_bone, wide_bone = _span(bone[vault])
-    middle_skin, wide_skin = _span(skin[vault])
+    rows = np.flatnonzero(bone.any(1))
+    vault = np.arange(rows[0] + len(rows) // 8, rows[0] + len(rows) // 3)
+    vault = vault[skin[vault].any(1)]
+    if not len(vault):
+        return PairFacts(_outside(bone, skin), float("nan"), float("nan"), float("nan"))
+    left, right = _ends(bone[vault])
+    skin_left, skin_right = _ends(skin[vault])
+    middle, half = int((left + right).mean() / 2), int((right - left).mean() / 4)
+    crown = np.arange(middle - half, middle + half + 1)  # columns of the middle half of the vault
+    crown = crown[bone[:, crown].any(0) & skin[:, crown].any(0)]
     return PairFacts(
-        outside=float((bone & ~grow(skin, 1)).sum() / bone.sum()),
-        shift=middle_skin - middle_bone,
-        gap=float(top_bone - top_skin),
-        scale=wide_skin / wide_bone,
+        outside=_outside(bone, skin),
+        shift=float((skin_left + skin_right - left - right).mean() / 2),
+        gap=float((bone[:, crown].argmax(0) - skin[:, crown].argmax(0)).mean())
+        if len(crown)
+        else float("nan"),
+        scale=float((skin_right - skin_left + 1).mean() / (right - left + 1).mean()),
     )
 
 
-def _span(rows: np.ndarray) -> tuple[float, float]:
-    """Median middle and width of the head in some rows."""
-    width = rows.shape[1]
-    there = rows.any(1)
-    if not there.any():
-        return float("nan"), float("nan")
-    left = rows[there].argmax(1)
-    right = width - 1 - rows[there][:, ::-1].argmax(1)
-    return float(np.median((left + right) / 2)), float(np.median(right - left + 1))
+def _outside(bone: np.ndarray, skin: np.ndarray) -> float:
+    return float((bone & ~grow(skin, 1)).sum() / bone.sum())
+
+
+def _ends(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First and last column of a mask in each row."""
+    return rows.argmax(1).astype(float), rows.shape[1] - 1 - rows[:, ::-1].argmax(1).astype(float)

@@ -14,8 +14,10 @@ from data.check.statistics import in_blocks, limit, principal_axes, where
 _SKULL_AXES, _FACE_AXES = 100, 60
 _FOLDS = 5
 _UNLIKELY = -25.0  # log-likelihood ratio below which a face speaks against its skull
-_GAIN = 12.0  # log-likelihood ratio by which another skull must fit the face better than its own
-_USUAL, _USUAL_MIRRORED = 3.0, 8.0  # median ratio below which nothing can be told
+_UNEVEN = -30.0  # the same of its left-right differences alone
+_TAILS = 5.5  # times the way from the median to the 5 % quantile that is still usual
+_GAIN = 20.0  # log-likelihood ratio by which another skull, or the mirrored one, must fit the face better than its own
+_USUAL, _USUAL_UNEVEN = 3.0, 6.0  # median ratio below which nothing can be told
 Pair = tuple[Case, PictureFacts, PictureFacts, PairFacts]
 
 
@@ -62,42 +64,42 @@ class Fit:
         best = int(misfit.argmin())
         return best, float(misfit[k] - misfit[best]) / 2
 
-    def mismatched(self, names: Sequence[str], tolerance: float) -> dict[int, tuple[str, str]]:
-        """Index -> check and what was seen; a pair that fits well once its skull is mirrored is mirrored."""
+    def doubtful(self, pairs: Sequence[Pair], tolerance: float) -> dict[int, tuple[str, str]]:
+        """Index -> check and what was seen: pairs that do not fit, and those that fit once the skull is mirrored."""
         evidence, if_mirrored = self.evidence(self.predicted), self.evidence(self.from_mirrored)
         usual, allowed = limit(evidence, 0, tolerance)
         if usual < _USUAL:
             return {}
-        bound = min(_UNLIKELY * tolerance, usual - allowed)
+        tail = usual - float(np.quantile(evidence, 0.05))  # wide where heads are turned, which is not linear
+        bound = min(_UNLIKELY * tolerance, usual - allowed, usual - _TAILS * tolerance * tail)
+        uneven = mirrored_evidence(pairs)
+        turned = (uneven > -_UNEVEN * tolerance) & (if_mirrored > evidence)
+        turned |= (evidence < bound) & (if_mirrored > np.maximum(bound, evidence + _GAIN))
         found = {}
-        for k in where(evidence < bound):
-            if if_mirrored[k] > bound:
-                gain = if_mirrored[k] - evidence[k]
-                found[k] = "mirrored", f"the mirrored skull fits far better (log-likelihood ratio {gain:.0f})"
-            else:
-                other, gain = self.best(k)
-                if gain > _GAIN:  # else it is an unusual head, and still its own skull fits it best
-                    seen = f"the skull of {names[other]} fits this face far better than its own does"
-                    found[k] = "mismatch", f"{seen} (log-likelihood ratio {gain:.0f})"
+        for k in where(turned):
+            gain = max(if_mirrored[k] - evidence[k], uneven[k])
+            found[k] = "mirrored", f"the mirrored skull fits far better (log-likelihood ratio {gain:.0f})"
+        for k in where((evidence < bound) & ~turned):
+            other, gain = self.best(k)
+            if gain > _GAIN:  # else it is an unusual head, and still its own skull fits it best
+                seen = f"the skull of {pairs[other][0].subject} fits this face far better than its own does"
+                found[k] = "mismatch", f"{seen} (log-likelihood ratio {gain:.0f})"
         return found
 
 
-def mirrored(pairs: Sequence[Pair], tolerance: float) -> dict[int, tuple[str, str]]:
-    """Index -> check and what was seen, of pairs whose left-right differences follow better from the mirrored skull."""
+def mirrored_evidence(pairs: Sequence[Pair]) -> np.ndarray:
+    """(N,) log-likelihood ratio of the face's left-right differences given the mirrored skull's to given the skull's;
+    -inf where the heads are too even, or too few, to tell."""
+    nothing = np.full(len(pairs), -np.inf)
     inputs = _uneven(np.stack([skull.thumb for _, skull, _, _ in pairs]), min(_SKULL_AXES, len(pairs) // 5))
     outputs = _uneven(np.stack([face.thumb for _, _, face, _ in pairs]), min(_FACE_AXES, len(pairs) // 8))
     if not inputs.size or not outputs.size:
-        return {}  # perfectly even heads
+        return nothing  # perfectly even heads
     inputs /= np.sqrt((inputs**2).mean(0))
     predicted, _ = _cross_fit(inputs, outputs, _folds([case for case, *_ in pairs]), 1e-2, inputs)
     precision = np.linalg.inv(_covariance(outputs - predicted))
-    evidence = (_square(outputs + predicted, precision) - _square(outputs - predicted, precision)) / 2
-    if np.median(evidence) < _USUAL_MIRRORED:
-        return {}
-    return {
-        k: ("mirrored", f"the mirrored skull fits far better (log-likelihood ratio {-2 * evidence[k]:.0f})")
-        for k in where(evidence < _UNLIKELY * tolerance)
-    }
+    evidence = (_square(outputs - predicted, precision) - _square(outputs + predicted, precision)) / 2
+    return evidence if np.median(evidence) < -_USUAL_UNEVEN else nothing
 
 
 def _uneven(thumbs: np.ndarray, count: int) -> np.ndarray:

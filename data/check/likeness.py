@@ -18,7 +18,7 @@ _HEAD = 32  # px of a head alone
 _AXES = 64  # numbers that stand for a head when neighbours are looked for
 _SAME_KIND = 0.2  # share of the neighbours; with fewer of its own kind a picture is of the other
 _ODD = 0.05  # distance (1 less the correlation) to the nearest neighbour that is never odd
-_GAIN = 0.02  # by which it must fall, at least, when a head is turned upright
+_GAIN = 0.05  # of the correlation with the usual head, at least, when a head is turned upright
 _TURNS = (
     "a quarter turn to the left",
     "upside down",
@@ -46,7 +46,7 @@ def check_likeness(data: DataSet, spoilt: set[Path], tolerance: float) -> Iterat
         return  # skulls and faces cannot be told apart by their looks
     told = set(where(alike < _SAME_KIND))
     yield from _wrong_kinds(data, [pictures[k] for k in sorted(told)])
-    upright = _turned(crowd, heads, far)
+    upright = _turned(heads, kinds)
     for k, how in upright.items():
         if k not in told:
             case, _, kind = pictures[k]
@@ -91,14 +91,25 @@ class Crowd:
         return (rows**2).sum(1) / 2 - product[:, 0], index
 
 
-def _turned(crowd: Crowd, heads: np.ndarray, as_is: np.ndarray) -> dict[int, str]:
-    """Which heads find a much nearer neighbour, and one as near as is usual, when they are turned."""
-    turns = [*(np.rot90(heads, k, axes=(1, 2)) for k in (3, 2, 1)), heads[:, ::-1]]
-    then = np.stack([crowd.nearest(turn)[0] for turn in turns])
-    best = then.argmin(0)
-    then = then.min(0)
-    better = (as_is - then > np.maximum(_GAIN, as_is / 2)) & (then < max(_ODD, 4 * float(np.median(as_is))))
-    return {k: _TURNS[best[k]] for k in where(better)}
+def _turned(heads: np.ndarray, kinds: np.ndarray) -> dict[int, str]:
+    """Which heads are much more like the usual head of their kind when they are turned."""
+    found = {}
+    for kind in ("skull", "face"):
+        of_kind = np.flatnonzero(kinds == kind)
+        usual = np.median(heads[of_kind], axis=0)
+        usual = (usual - usual.mean()).ravel()
+
+        def likeness(rows: np.ndarray, usual: np.ndarray = usual) -> np.ndarray:
+            flat = rows.reshape(len(rows), -1)
+            return unit(flat - flat.mean(1, keepdims=True)) @ (usual / np.linalg.norm(usual))
+
+        rows = heads[of_kind]
+        turns = [*(np.rot90(rows, k, axes=(1, 2)) for k in (3, 2, 1)), rows[:, ::-1]]
+        then = np.stack([likeness(turn) for turn in turns])
+        gain = then.max(0) - likeness(rows)
+        for k in where(gain > _GAIN):
+            found[int(of_kind[k])] = _TURNS[int(then[:, k].argmax())]
+    return found
 
 
 def _wrong_kinds(data: DataSet, wrong: Sequence[tuple[Case, PictureFacts, str]]) -> Iterator[Finding]:

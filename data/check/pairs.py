@@ -9,7 +9,7 @@ import numpy as np
 from data.check.cases import DataSet
 from data.check.facts import SIZE
 from data.check.findings import Finding
-from data.check.fit import Fit, Pair, mirrored
+from data.check.fit import Fit, Pair
 from data.check.statistics import MIN_PICTURES, limit, where
 
 MIN_PAIRS = 150  # fewer do not teach which face belongs to which skull
@@ -36,8 +36,7 @@ def check_pairs(data: DataSet, tolerance: float, spoilt: frozenset[tuple[str, in
         if (pair[0].list_name, pair[0].line) not in out and pair[1].digest != pair[2].digest
     ]
     if len(rest) >= MIN_PAIRS:
-        wrong = Fit.of(rest).mismatched([case.subject for case, *_ in rest], tolerance)
-        for k, (check, seen) in (mirrored(rest, tolerance) | wrong).items():
+        for k, (check, seen) in Fit.of(rest).doubtful(rest, tolerance).items():
             yield rest[k][0].finding(check, seen)
 
 
@@ -55,8 +54,8 @@ def _alignment(pairs: Sequence[Pair], tolerance: float) -> Iterator[Finding]:
         return
     measures = {
         "the face lies {:+.0f} px to the right of the skull": (np.array([p.shift for *_, p in pairs]), 3.0),
-        "its top is {:.0f} px above the skull's": (np.array([p.gap for *_, p in pairs]), 5.0),
-        "its vault is {:.2f} times as wide as the skull's": (np.array([p.scale for *_, p in pairs]), 0.1),
+        "its crown is {:.0f} px above the skull's": (np.array([p.gap for *_, p in pairs]), 4.0),
+        "its vault is {:.2f} times as wide as the skull's": (np.array([p.scale for *_, p in pairs]), 0.06),
     }
     seen_of: dict[int, list[str]] = {}
     for text, (values, floor) in measures.items():

@@ -9,7 +9,7 @@ import numpy as np
 MIN_CONTRAST = 0.06  # grey level (of 1) by which the head differs from the background, at least
 _PIECE = 0.02  # a piece smaller than this share of the largest is no part of the head
 _SPECK = 4  # px; smaller pieces are noise
-_REACH = 6  # px around the head's outline in which loose pieces (a tooth, an ear's rim) are its own
+_REACH = 16  # px around the outline in which loose pieces (teeth, slivers of a vertebra) are the head's own
 
 
 @dataclass(frozen=True)
