@@ -1,0 +1,177 @@
+"""Where the orbits, their lower rims and the chin are on a skull that looks at the camera: for scans and cohort alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.ndimage as ndimage
+
+from data.ct.surfaces import Mesh
+from data.render import Camera, Scene, Surface
+
+STEP_MM = 1.0
+HALF_FIELD_MM = 140.0
+ORBIT_WINDOW = ((14.0, 55.0), (-34.0, 34.0))  # mm: away from the midline; below and above the expected height
+ORBIT_WIDTH_MM = 46.0
+DEEP_MM = 10.0  # behind the rim
+SMALLEST_ORBIT_MM2, LARGEST_ORBIT_MM2 = 350.0, 2200.0
+MEATUS_WINDOW = ((-50.0, 8.0), (-45.0, 22.0))  # mm: below and above the orbits' middle; behind and before the origin
+MEATUS_WIDTH_MM = 17  # what bridges the ear canal's opening, and no more
+MEATUS_DEEP_MM = (5.0, 8.0, 12.0)  # all are tried: a shallow limit may join it to the gap before it
+RING_MM = 13.0
+MEATUS_MM2 = (5.0, 170.0)
+ALIKE_MM = 9.0  # left and right, in height and forward
+CHIN_WITHIN_MM = 14.0  # of the midline
+
+
+@dataclass(frozen=True)
+class Orbits:
+    """Of the subject's left (x > 0) and right eye socket, mm: ``left``, ``right`` (2,) middle of the opening (x, y);
+    ``left_rim``, ``right_rim`` (3,) orbitale, the lowest point of the rim."""
+
+    left: np.ndarray
+    right: np.ndarray
+    left_rim: np.ndarray
+    right_rim: np.ndarray
+
+    @property
+    def height(self) -> float:
+        return float((self.left[1] + self.right[1]) / 2)
+
+    def points(self) -> np.ndarray:
+        """(4, 3): middles (with the rims' z) and rims, left before right."""
+        left = np.array([*self.left, self.left_rim[2]])
+        right = np.array([*self.right, self.right_rim[2]])
+        return np.stack([left, right, self.left_rim, self.right_rim])
+
+
+class Looker:
+    """A mesh near the origin that can be looked at from any side; building it takes longer than looking."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
+        self._scene = Scene(mesh.vertices, mesh.triangles, Camera())
+
+    def look(self, yaw: float = 0.0, pitch: float = 0.0, step: float = STEP_MM) -> Surface:
+        """One ray every ``step`` mm."""
+        size = round(2 * HALF_FIELD_MM / step)
+        camera = Camera(size=size, half_field=HALF_FIELD_MM, yaw=yaw, pitch=pitch, supersampling=1)
+        return self._scene.seen_by(camera).trace()
+
+    def depth(self, yaw: float = 0.0, pitch: float = 0.0) -> np.ndarray:
+        """(280, 280) mm towards the camera, ``-inf`` where nothing is; row 0 is the top, STEP_MM a pixel."""
+        return self.look(yaw, pitch).nearest()
+
+    def outer_points(self, views: tuple[tuple[float, float], ...], step: float) -> tuple[np.ndarray, np.ndarray]:
+        """(N, 3) points and (N, 3) normals of what is seen from any of the (yaw, pitch) directions."""
+        points, normals = [], []
+        for yaw, pitch in views:
+            seen = self.look(yaw, pitch, step)
+            facing = seen.normal @ seen.camera.rotation()[2].astype(np.float32)
+            points.append(seen.point)
+            normals.append(seen.normal * np.where(facing < 0, -1, 1)[:, None])
+        return np.concatenate(points).astype(float), np.concatenate(normals).astype(float)
+
+
+def find_orbits(looker: Looker, expected_y: float = 0.0) -> Orbits | None:
+    """The two deep openings beside the midline; None where there are no two of the right size."""
+    far = looker.depth()
+    depth = np.maximum(far, far[np.isfinite(far)].max(initial=-100.0) - 90)
+    sides = [_orbit(depth, sign, expected_y) for sign in (1, -1)]
+    if sides[0] is None or sides[1] is None:
+        return None
+    (left, left_rim), (right, right_rim) = sides[0], sides[1]
+    return Orbits(left, right, left_rim, right_rim)
+
+
+def _orbit(depth: np.ndarray, sign: int, expected_y: float) -> tuple[np.ndarray, np.ndarray] | None:
+    middle = (depth.shape[0] - 1) / 2
+    (near, far), (below, above) = ORBIT_WINDOW
+    columns = np.arange(round(middle + near), round(middle + far) + 1)
+    if sign < 0:
+        columns = np.arange(round(middle - far), round(middle - near) + 1)
+    rows = np.arange(round(middle - expected_y - above), round(middle - expected_y - below) + 1)
+    if rows[0] < 0 or rows[-1] >= depth.shape[0]:
+        return None
+    part = depth[np.ix_(rows, columns)]
+    # The rim bridges the opening: what lies well behind the bridge belongs to it.
+    wide = round(ORBIT_WIDTH_MM / STEP_MM)
+    bridge = ndimage.grey_closing(np.pad(part, wide, mode="edge"), (wide, wide))[wide:-wide, wide:-wide]
+    deep = ndimage.binary_opening(bridge - part > DEEP_MM, iterations=2)
+    labels, count = ndimage.label(deep)
+    best, best_score = 0, 0.0
+    height, width = part.shape
+    for k in range(1, count + 1):
+        y, x = np.nonzero(labels == k)
+        area = len(y) * STEP_MM**2
+        if not SMALLEST_ORBIT_MM2 <= area <= LARGEST_ORBIT_MM2:
+            continue
+        off = np.hypot((y.mean() - height / 2) / height, (x.mean() - width / 2) / width)
+        score = area * (1 - off)
+        if score > best_score:
+            best, best_score = k, score
+    if not best:
+        return None
+    y, x = np.nonzero(ndimage.binary_fill_holes(labels == best))
+    center = np.array([columns[0] + x.mean() - middle, middle - rows[0] - y.mean()]) * STEP_MM
+    lowest = y >= np.percentile(y, 97)
+    rim_x, rim_y = float(x[lowest].mean()), int(y.max())
+    under = part[rim_y : rim_y + 6, max(0, round(rim_x) - 2) : round(rim_x) + 3]
+    rim = np.array([columns[0] + rim_x - middle, middle - rows[0] - rim_y - 1, float(under.max())])
+    return center, rim
+
+
+def find_porions(looker: Looker, orbits: Orbits) -> np.ndarray | None:
+    """(2, 3) left and right porion, the upper edge of the bony ear canal; None unless both sides show a like pit.
+
+    The ear canal is the small round pit in the side of the skull that has bone all around it.
+    """
+    left = _pits(looker.depth(-90.0), -1, orbits.height)
+    right = _pits(looker.depth(90.0), 1, orbits.height)
+    if not (len(left) and len(right)):
+        return None
+    unlike = np.abs(left[:, None, 1:] - right[None, :, 1:])
+    unlike = np.where((unlike > ALIKE_MM).any(-1), np.inf, unlike.sum(-1))
+    i, j = np.unravel_index(int(np.argmin(unlike)), unlike.shape)
+    return None if np.isinf(unlike[i, j]) else np.stack([left[i], right[j]])
+
+
+def _pits(far: np.ndarray, forward: int, height: float) -> np.ndarray:
+    """(P, 3) tops of the pits in a picture of the skull's side, in which columns run ``forward`` (1) or backward (-1)."""
+    middle = (far.shape[0] - 1) / 2
+    (below, above), (behind, before) = MEATUS_WINDOW
+    span = sorted((middle + forward * behind, middle + forward * before))
+    columns = np.arange(round(span[0]), round(span[1]) + 1)
+    rows = np.arange(round(middle - height - above), round(middle - height - below) + 1)
+    wide = MEATUS_WIDTH_MM
+    part = far[rows[0] - wide : rows[-1] + wide + 1, columns[0] - wide : columns[-1] + wide + 1]
+    part = np.where(np.isfinite(part), part, -HALF_FIELD_MM)
+    disc = np.hypot(*np.mgrid[-wide // 2 + 1 : wide // 2 + 1, -wide // 2 + 1 : wide // 2 + 1]) <= wide / 2
+    bridged = ndimage.grey_closing(part, footprint=disc) - part
+    found = []
+    for deep in MEATUS_DEEP_MM:
+        labels, count = ndimage.label(bridged > deep)
+        for k, box in enumerate(ndimage.find_objects(labels), 1):
+            extent = max(side.stop - side.start for side in box)
+            if extent > wide:
+                continue
+            y, x = np.nonzero(labels == k)
+            inside = wide <= y.mean() < part.shape[0] - wide and wide <= x.mean() < part.shape[1] - wide
+            if not (inside and MEATUS_MM2[0] <= len(y) <= MEATUS_MM2[1] and len(y) > 0.35 * extent**2):
+                continue
+            one = labels == k
+            ring = part[ndimage.binary_dilation(one, iterations=3) & ~ndimage.binary_dilation(one)]
+            low, high = np.percentile(ring, [10, 95])
+            if high - low > RING_MM:  # not bone all around
+                continue
+            along = forward * (columns[0] - wide + x.mean() - middle)
+            found.append([-forward * float(np.median(ring)), middle - (rows[0] - wide + y.min()) + 0.5, along])
+    return np.array(found).reshape(-1, 3)
+
+
+def lowest_chin(mesh: Mesh, rims_z: float) -> float:
+    """Height of the lowest bone near the midline that is not far behind the orbits' rims: of a mandible, the menton."""
+    points = mesh.vertices
+    front = (np.abs(points[:, 0]) < CHIN_WITHIN_MM) & (points[:, 2] > rims_z - 45)
+    return float(points[front, 1].min()) if front.any() else float("nan")

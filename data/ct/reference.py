@@ -1,0 +1,128 @@
+"""The cohort's mean position of orbits and chin, and its most ordinary skull: what a scan's pose is measured against.
+
+Made by ``python -m data.ct.reference`` from the head template, kept in ``reference.npz``; to be made again when the
+template changes (a test compares).
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from data.ct.anatomy import Looker, find_orbits
+from data.ct.surfaces import Mesh
+
+PATH = Path(__file__).resolve().parent / "reference.npz"
+SUBJECTS, SEED = 48, 0
+VIEWS = ((0.0, 0.0), (30.0, 0.0), (-30.0, 0.0), (0.0, 25.0))  # the template skull has no back
+VIEW_STEP_MM = 2.0
+NUM_POINTS = 3000
+FACE_BELOW_MM, FACE_BEFORE_MM = 20.0, 15.0
+QUANTUM_MM = 0.01
+
+
+@dataclass(frozen=True)
+class Reference:
+    """mm in the cohort's frame.
+
+    Attributes:
+        orbits: (4, 3) mean of ``Orbits.points()``.  chin_y: mean height of the menton.
+        mouth_y: mean height of the closed mouth's middle, on the face.
+        points, normals: (N, 3) on the outside of the most ordinary skull of the cohort.
+        spread: (2,) standard deviation over subjects of half the distance of the orbits, and of the menton's height.
+    """
+
+    orbits: np.ndarray
+    chin_y: float
+    mouth_y: float
+    points: np.ndarray
+    normals: np.ndarray
+    spread: np.ndarray
+
+    @property
+    def orbit_height(self) -> float:
+        return float(self.orbits[:2, 1].mean())
+
+    @property
+    def mandible(self) -> np.ndarray:
+        """(N,) bool: points of the mandible, clear of the teeth."""
+        return self.points[:, 1] < self.mouth_y - 12
+
+
+@lru_cache(maxsize=1)
+def reference() -> Reference:
+    """Raises: FileNotFoundError with the remedy."""
+    if not PATH.is_file():
+        raise FileNotFoundError(f"{PATH}: not found; make it with: python -m data.ct.reference")
+    with np.load(PATH, allow_pickle=False) as stored:
+        return Reference(
+            orbits=stored["orbits"],
+            chin_y=float(stored["chin_y"]),
+            mouth_y=float(stored["mouth_y"]),
+            points=stored["points"] * QUANTUM_MM,
+            normals=stored["normals"] / 127,
+            spread=stored["spread"],
+        )
+
+
+def measure(indices: range = range(SUBJECTS), seed: int = SEED) -> Reference:
+    """From the head template: the means over subjects of a cohort, and the skull of the one nearest to them."""
+    from data.cohort.anatomy import build_head
+    from data.cohort.subject import draw_subject
+    from data.cohort.template import HeadTemplate
+
+    template = HeadTemplate.load()
+    orbits, chins, mouths, meshes = [], [], [], []
+    for index in indices:
+        head = build_head(template, draw_subject(seed, index))
+        mesh = Mesh(head.skull.astype(np.float32), head.skull_triangles.astype(np.int32))
+        found = find_orbits(Looker(mesh))
+        if found is None:
+            raise ValueError(f"subject {index}: no orbits on its skull; find_orbits no longer fits the template")
+        orbits.append(found.points())
+        chins.append(head.chin_y)
+        mouths.append(float(head.landmarks[84:104, 1].mean()))
+        meshes.append(mesh)
+    measures = np.column_stack([np.reshape(orbits, (len(chins), -1)), chins])
+    ordinary = int(np.argmin(np.abs(measures - measures.mean(0)).sum(1)))
+    points, normals = Looker(meshes[ordinary]).outer_points(VIEWS, VIEW_STEP_MM)
+    # The smooth vault says little of the pose: every other point is one of the face.
+    face = (points[:, 1] < FACE_BELOW_MM) & (points[:, 2] > FACE_BEFORE_MM)
+    rng = np.random.default_rng(0)
+    parts = [rng.permutation(np.flatnonzero(chosen))[: NUM_POINTS // 2] for chosen in (face, ~face)]
+    chosen = np.stack(parts, 1).ravel()
+    mean = np.mean(orbits, 0)
+    widths = [(o[0, 0] - o[1, 0]) / 2 for o in orbits]
+    symmetric = (mean + mean[[1, 0, 3, 2]] * [-1, 1, 1]) / 2
+    return Reference(
+        orbits=symmetric,
+        chin_y=float(np.mean(chins)),
+        mouth_y=float(np.mean(mouths)),
+        points=points[chosen],
+        normals=normals[chosen],
+        spread=np.array([np.std(widths), np.std(chins)]),
+    )
+
+
+
+def main() -> int:
+    made = measure()
+    np.savez_compressed(
+        PATH,
+        orbits=made.orbits.round(3),
+        chin_y=round(made.chin_y, 3),
+        mouth_y=round(made.mouth_y, 3),
+        points=np.rint(made.points / QUANTUM_MM).astype(np.int16),
+        normals=np.rint(made.normals * 127).astype(np.int8),
+        spread=made.spread.round(3),
+    )
+    print(f"{PATH.name}: orbits {made.orbits.round(1).tolist()}, chin {made.chin_y:.1f}, mouth {made.mouth_y:.1f} mm")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
