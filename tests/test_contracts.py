@@ -26,6 +26,7 @@ from cldm.controlled import load_model_config
 from data.check.config import CheckConfig
 from data.cohort.config import CohortConfig
 from data.cohort.sheet import SheetConfig
+from data.ct.config import CtConfig
 from data.pack import PackConfig
 from data.split import SplitConfig
 from ldm.config import known_keys
@@ -50,6 +51,7 @@ KEYS_OF = {
     "benchmarks.signal": SignalConfig,
     "benchmarks.ceiling": CeilingConfig,
     "data.cohort": CohortConfig,
+    "data.ct": CtConfig,
     "data.cohort.sheet": SheetConfig,
     "data.pack": PackConfig,
     "data.check": CheckConfig,
@@ -166,7 +168,7 @@ def test_conda_environment_has_the_ranges_of_pyproject():
     environment = yaml.safe_load((ROOT / "environment.yaml").read_text(encoding="utf-8"))
     conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
     pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
-    wanted = [line for extra in ("cohort", "eval") for line in project["optional-dependencies"][extra]]
+    wanted = [line for extra in ("cohort", "ct", "eval") for line in project["optional-dependencies"][extra]]
     assert sorted(pip) == sorted(project["dependencies"] + wanted)
     assert f"python{project['requires-python']}" in conda
 
@@ -179,6 +181,7 @@ def test_every_dependency_is_imported_somewhere_and_none_is_forgotten():
         "pillow": "PIL",
         "scikit-image": "skimage",
         "dlib-bin": "dlib",
+        "vtk": "vtkmodules",
     }
     project = _project()
 

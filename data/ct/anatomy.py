@@ -1,4 +1,4 @@
-"""Where the orbits, their lower rims and the chin are on a skull that looks at the camera: for scans and cohort alike."""
+"""Where the orbits, their lower rims and the chin are on a skull that looks at the camera, of a scan or the cohort."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ HALF_FIELD_MM = 140.0
 ORBIT_WINDOW = ((14.0, 55.0), (-34.0, 34.0))  # mm: away from the midline; below and above the expected height
 ORBIT_WIDTH_MM = 46.0
 DEEP_MM = 10.0  # behind the rim
+RIM_COLUMNS = 5
 SMALLEST_ORBIT_MM2, LARGEST_ORBIT_MM2 = 350.0, 2200.0
-MEATUS_WINDOW = ((-50.0, 8.0), (-45.0, 22.0))  # mm: below and above the orbits' middle; behind and before the origin
+MEATUS_WINDOW = (
+    (-50.0, 8.0),
+    (-45.0, 22.0),
+)  # mm: below and above the orbits' middle; behind and before the origin
 MEATUS_WIDTH_MM = 17  # what bridges the ear canal's opening, and no more
-MEATUS_DEEP_MM = (5.0, 8.0, 12.0)  # all are tried: a shallow limit may join it to the gap before it
+MEATUS_DEEP_MM = (8.0, 12.0)  # all are tried: a shallow limit may join it to the gap before it
 RING_MM = 13.0
 MEATUS_MM2 = (5.0, 170.0)
 ALIKE_MM = 9.0  # left and right, in height and forward
@@ -28,7 +32,7 @@ CHIN_WITHIN_MM = 14.0  # of the midline
 @dataclass(frozen=True)
 class Orbits:
     """Of the subject's left (x > 0) and right eye socket, mm: ``left``, ``right`` (2,) middle of the opening (x, y);
-    ``left_rim``, ``right_rim`` (3,) orbitale, the lowest point of the rim."""
+    ``left_rim``, ``right_rim`` (3,) orbitale, the rim below them."""
 
     left: np.ndarray
     right: np.ndarray
@@ -63,7 +67,9 @@ class Looker:
         """(280, 280) mm towards the camera, ``-inf`` where nothing is; row 0 is the top, STEP_MM a pixel."""
         return self.look(yaw, pitch).nearest()
 
-    def outer_points(self, views: tuple[tuple[float, float], ...], step: float) -> tuple[np.ndarray, np.ndarray]:
+    def outer_points(
+        self, views: tuple[tuple[float, float], ...], step: float
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(N, 3) points and (N, 3) normals of what is seen from any of the (yaw, pitch) directions."""
         points, normals = [], []
         for yaw, pitch in views:
@@ -115,10 +121,13 @@ def _orbit(depth: np.ndarray, sign: int, expected_y: float) -> tuple[np.ndarray,
         return None
     y, x = np.nonzero(ndimage.binary_fill_holes(labels == best))
     center = np.array([columns[0] + x.mean() - middle, middle - rows[0] - y.mean()]) * STEP_MM
-    lowest = y >= np.percentile(y, 97)
-    rim_x, rim_y = float(x[lowest].mean()), int(y.max())
-    under = part[rim_y : rim_y + 6, max(0, round(rim_x) - 2) : round(rim_x) + 3]
-    rim = np.array([columns[0] + rim_x - middle, middle - rows[0] - rim_y - 1, float(under.max())])
+    # The rim below the middle of the opening; where thin bone is lost, the opening's lowest point lies elsewhere.
+    under = [round(float(x.mean())) + n for n in range(-RIM_COLUMNS, RIM_COLUMNS + 1)]
+    bottoms = [int(y[x == column].max()) for column in under if (x == column).any()]
+    bottom = int(np.median(bottoms))
+    ledge = part[bottom + 1 : bottom + 6, max(0, under[0]) : under[-1] + 1]
+    height = middle - rows[0] - bottom - 1
+    rim = np.array([center[0], height * STEP_MM, float(np.median(ledge.max(0)))])
     return center, rim
 
 
@@ -138,7 +147,7 @@ def find_porions(looker: Looker, orbits: Orbits) -> np.ndarray | None:
 
 
 def _pits(far: np.ndarray, forward: int, height: float) -> np.ndarray:
-    """(P, 3) tops of the pits in a picture of the skull's side, in which columns run ``forward`` (1) or backward (-1)."""
+    """(P, 3) tops of the pits in a picture of the skull's side, whose columns run ``forward`` (1) or backward (-1)."""
     middle = (far.shape[0] - 1) / 2
     (below, above), (behind, before) = MEATUS_WINDOW
     span = sorted((middle + forward * behind, middle + forward * before))
@@ -151,7 +160,7 @@ def _pits(far: np.ndarray, forward: int, height: float) -> np.ndarray:
     bridged = ndimage.grey_closing(part, footprint=disc) - part
     found = []
     for deep in MEATUS_DEEP_MM:
-        labels, count = ndimage.label(bridged > deep)
+        labels = ndimage.label(bridged > deep)[0]
         for k, box in enumerate(ndimage.find_objects(labels), 1):
             extent = max(side.stop - side.start for side in box)
             if extent > wide:
@@ -166,7 +175,9 @@ def _pits(far: np.ndarray, forward: int, height: float) -> np.ndarray:
             if high - low > RING_MM:  # not bone all around
                 continue
             along = forward * (columns[0] - wide + x.mean() - middle)
-            found.append([-forward * float(np.median(ring)), middle - (rows[0] - wide + y.min()) + 0.5, along])
+            found.append(
+                [-forward * float(np.median(ring)), middle - (rows[0] - wide + y.min()) + 0.5, along]
+            )
     return np.array(found).reshape(-1, 3)
 
 

@@ -83,7 +83,9 @@ def make_case(path: Path, config: CtConfig) -> Case:
     case = Case(None, None, None, None, findings, facts)
     if case.status == "refused":
         return case
-    floor = max((ref.chin_y if chin_y is None else chin_y) - FACE_BELOW_CHIN_MM, _field_floor(skin, head, pose))
+    floor = max(
+        (ref.chin_y if chin_y is None else chin_y) - FACE_BELOW_CHIN_MM, _field_floor(skin, head, pose)
+    )
     camera = Camera(size=config.size, half_field=config.half_field, center_y=config.center_y)
     pictures = [
         Scene(mesh.vertices, mesh.triangles, camera, floor=floor).render(material).grey
@@ -141,16 +143,27 @@ def _open_edge(skin: Mesh, back: Mesh, head: HeadVolume) -> np.ndarray:
     return _at_border(back, head) & (skin.vertices[:, 1] < 0)
 
 
-def write_case(case: Case, skull: Path, face: Path, bone: Path | None, skin: Path | None, record: Path, **more: Any) -> None:
-    """All files of a case, each whole or not at all; the record comes last: it marks a finished case."""
+@dataclass(frozen=True)
+class CaseFiles:
+    """Where the files of a case go; no meshes are written where ``bone`` and ``skin`` are None."""
+
+    skull: Path
+    face: Path
+    bone: Path | None
+    skin: Path | None
+    report: Path
+
+
+def write_case(case: Case, files: CaseFiles, **more: Any) -> None:
+    """All files of a case, each whole or not at all; the report comes last: it marks a finished case."""
     marks = {"status": case.status, "flags": ",".join(f.name for f in case.findings if f.severity == "flag")}
-    for path, picture in ((skull, case.skull), (face, case.face)):
+    for path, picture in ((files.skull, case.skull), (files.face, case.face)):
         if picture is not None:
             write_png(path, picture, marks)
-    for path, mesh in ((bone, case.bone), (skin, case.skin)):
-        if path is not None and mesh is not None:
-            write_ply(path, mesh)
-    write_text(record, json.dumps({**more, **case.record()}, indent=1) + "\n")
+    for target, mesh in ((files.bone, case.bone), (files.skin, case.skin)):
+        if target is not None and mesh is not None:
+            write_ply(target, mesh)
+    write_text(files.report, json.dumps({**more, **case.record()}, indent=1) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

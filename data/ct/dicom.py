@@ -22,7 +22,9 @@ from data.ct.stack import Slice, stack
 
 MAX_FILES = 20_000
 MAX_SIDE = 4096
-AXIAL_COSINE = 0.6  # of the slices' normal with the head-to-foot axis: sagittal and coronal series stay outside
+AXIAL_COSINE = (
+    0.6  # of the slices' normal with the head-to-foot axis: sagittal and coronal series stay outside
+)
 ENOUGH_MM = 100.0  # a series that covers this much counts as a head
 _TAGS = [
     "SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "ImageType", "ConvolutionKernel",
@@ -62,7 +64,7 @@ class Series:
 
     @property
     def usable(self) -> list[Header]:
-        return [h for h in self.headers if h.problem is None and not h.localizer]
+        return [h for h in self.headers if h.problem is None and not h.localizer and h.modality == "CT"]
 
     @property
     def coverage(self) -> float:
@@ -89,8 +91,8 @@ class Series:
         normal = np.cross(first[0], first[1])
         return np.unique(np.round([float(h.position @ normal) for h in group if h.position is not None], 2))
 
-    def modality_is_ct(self) -> bool:
-        return self.headers[0].modality == "CT"
+    def is_ct(self) -> bool:
+        return any(h.modality == "CT" for h in self.headers)
 
     def describe(self) -> str:
         """Without descriptions and UIDs, which may hold names."""
@@ -98,7 +100,9 @@ class Series:
         kind = "localizer" if one.localizer else one.modality[:4]
         text = f"series={one.number}: {kind}, {len(self.headers)} images of {one.shape[1]} x {one.shape[0]}"
         if self.usable and math.isfinite(self.step):
-            text += f", {self.step:.2f} mm apart over {self.coverage:.0f} mm" + ("" if self.axial else ", not axial")
+            text += f", {self.step:.2f} mm apart over {self.coverage:.0f} mm" + (
+                "" if self.axial else ", not axial"
+            )
             text += f", kernel {one.kernel}" if one.kernel else ""
         return text
 
@@ -128,7 +132,7 @@ def read_folder(folder: Path, wanted: str, max_bytes: int, offset: float) -> Sca
     scan.facts["series_found"] = [one.describe() for one in series]
     scan.facts["series_used"] = chosen.headers[0].number
     scan.facts["other_files"] = others
-    if len([one for one in series if one.usable and one.modality_is_ct()]) > 1:
+    if len([one for one in series if one.usable and one.is_ct()]) > 1:
         text = f"{len(series)} series in the folder; taken was {chosen.describe()}"
         scan.findings.append(Finding("several_series", "note", len(series), 1, "series", text))
     return scan
@@ -247,10 +251,12 @@ def _choose(series: list[Series], wanted: str) -> Series:
             hint = "" if not matching else " (give its SeriesInstanceUID instead)"
             raise ScanError(f"{what} the number asked for{hint}; there are: {listed}")
         series = matching
-    ct = [one for one in series if one.modality_is_ct()]
+    ct = [one for one in series if one.is_ct()]
     if not ct:
         found = sorted({one.headers[0].modality[:4] for one in series})
-        raise ScanError(f"modality {', '.join(found)}, expected CT: bone and skin are found by their Hounsfield units")
+        raise ScanError(
+            f"modality {', '.join(found)}, expected CT: bone and skin are found by their Hounsfield units"
+        )
     usable = [one for one in ct if one.usable]
     if not usable:
         problem = next((h.problem for one in ct for h in one.headers if h.problem), "only localizers")
@@ -260,7 +266,9 @@ def _choose(series: list[Series], wanted: str) -> Series:
         raise ScanError(f"no axial CT series; there are: {listed}")
     full = [one for one in axial if one.coverage >= ENOUGH_MM]
     if full:
-        return min(full, key=lambda one: (round(one.step, 2), -len(one.usable), one.headers[0].number, one.uid))
+        return min(
+            full, key=lambda one: (round(one.step, 2), -len(one.usable), one.headers[0].number, one.uid)
+        )
     return max(axial, key=lambda one: one.coverage)
 
 
@@ -275,7 +283,7 @@ def _decode(series: Series, max_bytes: int, offset: float) -> Scan:
     findings: list[Finding] = []
     unlike = len(series.headers) - len(headers)
     if unlike:
-        text = f"{unlike} of {len(series.headers)} images differ in size, spacing or direction, and were left out"
+        text = f"{unlike} of {len(series.headers)} images differ in kind, size, spacing or direction, and were left out"
         findings.append(Finding("mixed_series", "flag", unlike, 0, "images", text))
     first = headers[0]
     # Thin, wide series are halved in the plane as often as needed while they are read.
@@ -297,7 +305,9 @@ def _decode(series: Series, max_bytes: int, offset: float) -> Scan:
             values = _halve(values)
         if halvings:  # the middle of the voxels that were joined
             shift = (2**halvings - 1) / 2
-            position = position + shift * (header.axes[0] * first.spacing[1] + header.axes[1] * first.spacing[0])
+            position = position + shift * (
+                header.axes[0] * first.spacing[1] + header.axes[1] * first.spacing[0]
+            )
         slices.append(Slice(values, position, header.order))
     if broken:
         text = f"{broken} of {len(headers)} images could not be decoded (cut short, damaged, or an unknown coding)"
@@ -320,7 +330,9 @@ def _pixels(header: Header, offset: float) -> np.ndarray | None:
             data = pydicom.dcmread(header.path)
             pixels = data.pixel_array
             slope, intercept = float(data.get("RescaleSlope", 1)), float(data.get("RescaleIntercept", 0))
-    except Exception:  # decoders of damaged data raise anything; what is lost is counted and told by the caller
+    except (
+        Exception
+    ):  # decoders of damaged data raise anything; what is lost is counted and told by the caller
         return None
     if pixels.shape != header.shape or not (math.isfinite(slope) and math.isfinite(intercept)) or slope == 0:
         return None
@@ -335,7 +347,11 @@ def _halve(values: np.ndarray) -> np.ndarray:
 
 def _facts(series: Series, first: Header, headers: list[Header]) -> dict[str, Any]:
     facts: dict[str, Any] = {"format": "DICOM", "stored_size": [first.shape[1], first.shape[0], len(headers)]}
-    for name, value in (("slice_thickness_mm", first.thickness), ("kvp", first.kvp), ("kernel", first.kernel)):
+    for name, value in (
+        ("slice_thickness_mm", first.thickness),
+        ("kvp", first.kvp),
+        ("kernel", first.kernel),
+    ):
         if value:
             facts[name] = value
     return facts
@@ -351,7 +367,7 @@ def _compare_tilt(scan: Scan, first: Header) -> None:
     said = abs(first.tilt or 0.0)
     if abs(said - measured) > 2 and measured < 1:
         text = (
-            f"the header says {said:.1f} degrees of gantry tilt, the slices' positions show {measured:.1f}: the stack may "
-            "have been straightened without its positions, then the head looks sheared"
+            f"the header says {said:.1f} degrees of gantry tilt, the slices' positions show {measured:.1f}: the stack "
+            "may have been straightened without its positions, then the head looks sheared"
         )
         scan.findings.append(Finding("tilt_unclear", "flag", said, 2, "degrees", text))

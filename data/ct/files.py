@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from data.ct.headers import check_header
 from data.ct.scan import AIR_HU, DENSEST_HU, Finding, Scan, ScanError, check_size
 
 SUFFIXES = {
-    ".nii": "NIfTI", ".nii.gz": "NIfTI", ".hdr": "NIfTI", ".nrrd": "NRRD", ".nhdr": "NRRD",
+    ".nii": "NIfTI", ".nii.gz": "NIfTI", ".nrrd": "NRRD", ".nhdr": "NRRD",
     ".mha": "MetaImage", ".mhd": "MetaImage", ".inv3": "InVesalius",
 }  # fmt: skip
 _READERS = {"NIfTI": "NiftiImageIO", "NRRD": "NrrdImageIO", "MetaImage": "MetaImageIO"}
@@ -46,10 +47,13 @@ def tarfile_of(path: Path) -> tarfile.TarFile:
     try:
         return tarfile.open(path, "r:*")
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise ScanError("the .inv3 file is no InVesalius project (a tar archive), or a damaged one") from error
+        raise ScanError(
+            "the .inv3 file is no InVesalius project (a tar archive), or a damaged one"
+        ) from error
 
 
 def _read_itk(path: Path, kind: str, max_bytes: int, offset: float) -> Scan:
+    check_header(path, kind, max_bytes)
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # they name the file; what matters is checked below
     reader = sitk.ImageFileReader()
     reader.SetImageIO(_READERS[kind])
@@ -63,9 +67,9 @@ def _read_itk(path: Path, kind: str, max_bytes: int, offset: float) -> Scan:
         reader.SetExtractSize([*shape[:3], 0])
         shape, spacing = shape[:3], spacing[:3]
     if reader.GetNumberOfComponents() != 1 or reader.GetPixelID() not in _BYTES:
-        raise ScanError(f"its voxels are {reader.GetNumberOfComponents()} values each, expected one grey value")
-    if kind == "NIfTI":
-        _check_nifti_spacing(reader)
+        raise ScanError(
+            f"its voxels are {reader.GetNumberOfComponents()} values each, expected one grey value"
+        )
     check_size(shape, spacing, _BYTES[reader.GetPixelID()], max_bytes)
     try:
         image = reader.Execute()
@@ -77,22 +81,11 @@ def _read_itk(path: Path, kind: str, max_bytes: int, offset: float) -> Scan:
     return Scan(values, affine, {"format": kind, "stored_size": list(shape)})
 
 
-def _check_nifti_spacing(reader: sitk.ImageFileReader) -> None:
-    """ITK takes a spacing of zero for 1 mm, in silence; the header's own numbers are in its metadata."""
-    for axis in (1, 2, 3):
-        key = f"pixdim[{axis}]"
-        if reader.HasMetaDataKey(key):
-            try:
-                spacing = float(reader.GetMetaData(key))
-            except ValueError:
-                spacing = float("nan")
-            if not np.isfinite(spacing) or spacing <= 0:
-                raise ScanError(f"spacing {spacing:g} mm in the header, expected positive lengths")
-
-
 def to_hounsfield(values: np.ndarray, offset: float) -> np.ndarray:
     """Stored values -> int16 HU; padding, NaN and everything below air become air."""
-    whole = np.clip(np.nan_to_num(values, nan=AIR_HU, posinf=DENSEST_HU, neginf=AIR_HU) + offset, None, DENSEST_HU)
+    whole = np.clip(
+        np.nan_to_num(values, nan=AIR_HU, posinf=DENSEST_HU, neginf=AIR_HU) + offset, None, DENSEST_HU
+    )
     return np.maximum(whole, -4096).round().astype(np.int16)
 
 
@@ -158,6 +151,8 @@ def _read_invesalius(source: _TarSource | FolderSource, max_bytes: int, offset: 
     values = to_hounsfield(np.frombuffer(raw, dtype).reshape(shape), offset)
     # Rows run from the back of the head to the front, so that columns must run from its left to its right.
     affine = np.hstack([np.diag([-spacing[0], -spacing[1], spacing[2]]), np.zeros((3, 1))])
-    text = "an InVesalius project does not say which side is left: the first column is taken to be at its left"
+    text = (
+        "an InVesalius project does not say which side is left: the first column is taken to be at its left"
+    )
     side = Finding("side_not_stored", "note", 1, 0, "", text)
     return Scan(values, affine, {"format": "InVesalius", "stored_size": shape[::-1]}, [side])

@@ -20,7 +20,10 @@ from data.ct.scan import ScanError
 from data.ct.surfaces import Mesh
 from data.ct.volume import FROM_LPS
 
-AROUND = tuple((float(yaw), 0.0) for yaw in range(0, 360, 45)) + ((0, 50), (180, 50), (0, 89), (0, -50), (180, -50))
+AROUND = (
+    *((float(yaw), 0.0) for yaw in range(0, 360, 45)),
+    *((0.0, 50.0), (180.0, 50.0), (0.0, 89.0), (0.0, -50.0), (180.0, -50.0)),
+)
 OUTER_STEP_MM = 3.0
 NORMAL_MM = 18.0  # a turn of the normal by one radian counts like this distance
 KEPT_SHARE = 0.72  # of the reference's points: the mandible may be missing
@@ -29,7 +32,7 @@ SCALES = (0.8, 1.25)  # of the reference, along each axis, to fit a head; beyond
 WORST_FIT_MM = 5.0
 MIRRORED_SHARE = 0.75  # of the skull's points: a defect has no mirror image
 SCALE_PRIOR = 30.0  # mm2 a point: how strongly a scale is held at 1
-LARGEST_MEND_DEG = 12.0  # between the fit and the Frankfurt plane; beyond, the pits are no ear canals
+LARGEST_MEND_DEG = 5.0  # between the fit and the Frankfurt plane; beyond, the pits are no ear canals
 POINT_NAMES = ("orbitale_left", "orbitale_right", "porion_left", "porion_right")
 
 
@@ -128,7 +131,9 @@ def find_pose(bone: Mesh, wanted: str = "auto") -> Pose:
     moved = Orbits(
         orbits.left + move[:2], orbits.right + move[:2], orbits.left_rim + move, orbits.right_rim + move
     )
-    return Pose(rotation, shift - rotation @ middle + move, method, residual, scales, symmetry, tilt, moved, fitted)
+    return Pose(
+        rotation, shift - rotation @ middle + move, method, residual, scales, symmetry, tilt, moved, fitted
+    )
 
 
 def frankfurt_tilt(orbits: Orbits, porions: np.ndarray) -> float:
@@ -165,7 +170,9 @@ def manual_rotation(wanted: str) -> tuple[np.ndarray, str]:
         found = json.loads(path.read_text(encoding="utf-8"))
         points = np.array([[float(v) for v in found[name]] for name in POINT_NAMES])
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ScanError(f"pose: expected a JSON object with {', '.join(POINT_NAMES)}, each [x, y, z] LPS mm") from error
+        raise ScanError(
+            f"pose: expected a JSON object with {', '.join(POINT_NAMES)}, each [x, y, z] LPS mm"
+        ) from error
     if points.shape != (4, 3) or not np.isfinite(points).all():
         raise ScanError("pose: each landmark is [x, y, z] in LPS mm")
     return rotation_from_landmarks(points @ FROM_LPS.T), "points"
@@ -184,7 +191,9 @@ def rotation_from_landmarks(points: np.ndarray) -> np.ndarray:
     return np.stack([x, np.cross(z, x), z])
 
 
-def _fit(points: np.ndarray, normals: np.ndarray, ref: Reference) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+def _fit(
+    points: np.ndarray, normals: np.ndarray, ref: Reference
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """Trimmed iterative closest points of the reference on the scan, from many starts, coarse to fine.
 
     Returns rotation and shift from the scan to the cohort's frame, the reference's scales, and the fit's residual.

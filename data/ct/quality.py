@@ -16,7 +16,13 @@ from data.ct.volume import HeadVolume
 SPACING_FLAG_MM, SPACING_REFUSE_MM = 2.6, 5.5  # between slices, or between pixels
 TILT_NOTE_DEG, TILT_FLAG_DEG = 0.5, 32.0
 # of skin at the border of the field, cm2: flagged, refused. The neck is cut in every scan.
-CUT_LIMITS = {"top": (1.0, 60.0), "front": (1.0, 15.0), "left": (3.0, 40.0), "right": (3.0, 40.0), "back": (3.0, 1e9)}
+CUT_LIMITS = {
+    "top": (1.0, 60.0),
+    "front": (1.0, 15.0),
+    "left": (3.0, 40.0),
+    "right": (3.0, 40.0),
+    "back": (3.0, 1e9),
+}
 MANDIBLE_SHARE, VAULT_SHARE = 0.6, 0.7  # of the reference's points that have bone near
 NEAR_MM = {"mandible": 10.0, "vault": 12.0}
 VAULT_ABOVE_MM = 40.0  # above the orbits
@@ -91,7 +97,9 @@ def field_cut(head: HeadVolume, pose: Pose) -> list[Finding]:
             continue
         severity: Severity = "refuse" if area > CUT_LIMITS[side][1] else "flag"
         name = "vault_cut" if side == "top" else f"field_cut_{side}"
-        text = f"the head is cut off at the {side}: {area:.1f} cm2 of it lie at the border of the field of view"
+        text = (
+            f"the head is cut off at the {side}: {area:.1f} cm2 of it lie at the border of the field of view"
+        )
         findings.append(Finding(name, severity, area, CUT_LIMITS[side][0], "cm2", text))
     return findings
 
@@ -107,8 +115,8 @@ def missing_parts(bone: Mesh, pose: Pose, ref: Reference) -> list[Finding]:
     if share < MANDIBLE_SHARE:
         lowest = float(bone.vertices[bone.vertices[:, 2] > 0, 1].min())
         text = (
-            f"the mandible is missing or cut off: {share:.0%} of its surface found, the frontmost bone ends "
-            f"{ref.orbit_height - lowest:.0f} mm below the eyes (the cohort's chin: {ref.orbit_height - ref.chin_y:.0f} mm)"
+            f"the mandible is missing or cut off: {share:.0%} of its surface found, the bone in front ends "
+            f"{ref.orbit_height - lowest:.0f} mm below the eyes (cohort's chin: {ref.orbit_height - ref.chin_y:.0f} mm)"
         )
         findings.append(Finding("mandible_missing", "flag", share, MANDIBLE_SHARE, "share", text))
     share = _share(bone, pose.fitted[ref.points[:, 1] > ref.orbit_height + VAULT_ABOVE_MM], NEAR_MM["vault"])
@@ -188,14 +196,20 @@ def _pose_findings(pose: Pose, ref: Reference) -> list[Finding]:
         text = "the ear canals were not found: the head is levelled by the fit of the reference skull alone"
         findings.append(Finding("frankfurt_by_fit", "note", 0, 2, "ear canals", text))
     if pose.turned > TURN_FLAG_DEG:
-        text = f"the head lies {pose.turned:.0f} degrees off the axes in the header: is its orientation right?"
+        text = (
+            f"the head lies {pose.turned:.0f} degrees off the axes in the header: is its orientation right?"
+        )
         findings.append(Finding("orientation", "flag", pose.turned, TURN_FLAG_DEG, "degrees", text))
-    if np.isfinite(pose.residual) and not (SCALE_FLAG[0] <= pose.scales.min() and pose.scales.max() <= SCALE_FLAG[1]):
+    if np.isfinite(pose.residual) and not (
+        SCALE_FLAG[0] <= pose.scales.min() and pose.scales.max() <= SCALE_FLAG[1]
+    ):
         size = " x ".join(f"{s:.2f}" for s in pose.scales)
         text = f"{size} the size of the cohort's skull: a child, or a wrong spacing in the header"
         findings.append(Finding("size", "flag", float(np.abs(pose.scales - 1).max()), 0.15, "share", text))
     off = float(np.linalg.norm(pose.orbits.points()[:2, :2] - ref.orbits[:2, :2], axis=1).max())
     if off > FRAME_MM:
-        text = f"an orbit lies {off:.1f} mm from the cohort's mean: eyes closer together, farther apart or less level than most"
+        text = (
+            f"an orbit lies {off:.1f} mm from the cohort's mean: closer together or farther apart than most"
+        )
         findings.append(Finding("orbits_off_frame", "note", off, FRAME_MM, "mm", text))
     return findings

@@ -39,6 +39,8 @@ def read_scan(path: Path, series: str = "", max_bytes: int = 3 << 29, offset: fl
         raise ScanError("the file is empty (0 bytes)")
     else:
         known = ", ".join(SUFFIXES)
-        raise ScanError(f"unknown kind of file: expected a DICOM folder, or a file that ends in one of {known}")
+        raise ScanError(
+            f"unknown kind of file: expected a DICOM folder, or a file that ends in one of {known}"
+        )
     check_hounsfield(scan.values)
     return scan

@@ -82,7 +82,9 @@ def measure(indices: range = range(SUBJECTS), seed: int = SEED) -> Reference:
         mesh = Mesh(head.skull.astype(np.float32), head.skull_triangles.astype(np.int32))
         found = find_orbits(Looker(mesh))
         if found is None:
-            raise ValueError(f"subject {index}: no orbits on its skull; find_orbits no longer fits the template")
+            raise ValueError(
+                f"subject {index}: no orbits on its skull; find_orbits no longer fits the template"
+            )
         orbits.append(found.points())
         chins.append(head.chin_y)
         mouths.append(float(head.landmarks[84:104, 1].mean()))
@@ -108,7 +110,6 @@ def measure(indices: range = range(SUBJECTS), seed: int = SEED) -> Reference:
     )
 
 
-
 def main() -> int:
     made = measure()
     np.savez_compressed(
@@ -120,7 +121,9 @@ def main() -> int:
         normals=np.rint(made.normals * 127).astype(np.int8),
         spread=made.spread.round(3),
     )
-    print(f"{PATH.name}: orbits {made.orbits.round(1).tolist()}, chin {made.chin_y:.1f}, mouth {made.mouth_y:.1f} mm")
+    print(
+        f"{PATH.name}: orbits {made.orbits.round(1).tolist()}, chin {made.chin_y:.1f}, mouth {made.mouth_y:.1f} mm"
+    )
     return 0
 
 

@@ -75,7 +75,9 @@ class Scan:
             raise ScanError("the header says that voxels lie 0 mm apart; the true spacing is needed")
         share = abs(np.linalg.det(steps / np.linalg.norm(steps, axis=0)))
         if share < 0.5:  # 60 degrees of tilt
-            raise ScanError("the header's directions are (nearly) parallel to each other: its geometry is damaged")
+            raise ScanError(
+                "the header's directions are (nearly) parallel to each other: its geometry is damaged"
+            )
 
 
 def check_size(shape: tuple[int, ...], spacing: tuple[float, ...], bytes_each: int, max_bytes: int) -> None:
@@ -85,15 +87,21 @@ def check_size(shape: tuple[int, ...], spacing: tuple[float, ...], bytes_each: i
         ScanError: not a volume, no or impossible lengths, or larger than ``max_bytes``.
     """
     if len(shape) != 3 or min(shape) < 1:
-        raise ScanError(f"the header describes {' x '.join(map(str, shape)) or 'no'} voxels, expected a 3-D volume")
+        raise ScanError(
+            f"the header describes {' x '.join(map(str, shape)) or 'no'} voxels, expected a 3-D volume"
+        )
     if min(shape) < 16:
-        raise ScanError(f"only {' x '.join(map(str, shape))} voxels: a head needs at least 16 along each axis")
+        raise ScanError(
+            f"only {' x '.join(map(str, shape))} voxels: a head needs at least 16 along each axis"
+        )
     if not all(np.isfinite(s) and s > 0 for s in spacing):
         raise ScanError(f"spacing {spacing} mm in the header, expected positive lengths")
     extent = [n * s for n, s in zip(shape, spacing, strict=True)]
     if max(spacing) > 10 or max(extent) > 3000 or max(extent) < 60:
         lengths = " x ".join(f"{e:.4g}" for e in extent)
-        raise ScanError(f"the header's spacing gives a volume of {lengths} mm: no head scan (are the units mm?)")
+        raise ScanError(
+            f"the header's spacing gives a volume of {lengths} mm: no head scan (are the units mm?)"
+        )
     size = int(np.prod([int(n) for n in shape], dtype=object)) * bytes_each
     if size > max_bytes:
         raise ScanError(

@@ -68,7 +68,9 @@ def stack(
     line, *_ = np.linalg.lstsq(design, places, rcond=None)
     off = np.linalg.norm(places - design @ line, axis=1).max()
     if off > OFF_LINE_MM:
-        raise ScanError(f"its slices' positions stray {off:.1f} mm from a straight line, the limit is {OFF_LINE_MM:g} mm")
+        raise ScanError(
+            f"its slices' positions stray {off:.1f} mm from a straight line, the limit is {OFF_LINE_MM:g} mm"
+        )
     values, step = _even(np.stack([s.values for s in kept]), heights, step)
     origin = line[0] + heights[0] * line[1]
     affine = np.stack([along_i, along_j, step * line[1], origin], 1)
@@ -83,18 +85,18 @@ def _judge_steps(steps: np.ndarray, step: float) -> list[Finding]:
     if lost:
         if largest > max(LARGEST_GAP_MM, 1.6 * step) or lost > LARGEST_LOSS * (len(steps) + 1 + lost):
             raise ScanError(
-                f"{lost} slices are missing (the widest gap is {largest:.1f} mm where slices lie {step:.2f} mm apart; up to "
-                f"{LARGEST_GAP_MM:g} mm, and {LARGEST_LOSS:.0%} of all slices, can be bridged): copy the series again"
+                f"{lost} slices are missing (the widest gap is {largest:.1f} mm where slices lie {step:.2f} mm apart; "
+                f"up to {LARGEST_GAP_MM:g} mm, and {LARGEST_LOSS:.0%} of all, can be bridged): copy the series again"
             )
         text = f"{lost} slices are missing, the widest gap is {largest:.1f} mm; they were interpolated"
         findings.append(Finding("missing_slices", "flag", lost, 0, "slices", text))
     whole = steps / (missing + 1)
     spread = float(np.abs(whole - step).max())
     if spread > UNEVEN_SHARE * step:
-        text = f"slices lie {whole.min():.2f} to {whole.max():.2f} mm apart; resampled to an even {step:.2f} mm"
-        findings.append(
-            Finding("uneven_slices", "note", spread, round(UNEVEN_SHARE * step, 3), "mm", text)
+        text = (
+            f"slices lie {whole.min():.2f} to {whole.max():.2f} mm apart; resampled to an even {step:.2f} mm"
         )
+        findings.append(Finding("uneven_slices", "note", spread, round(UNEVEN_SHARE * step, 3), "mm", text))
     return findings
 
 

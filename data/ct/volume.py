@@ -17,8 +17,11 @@ SKIN_HU = -300.0
 PADDING_HU = -1500  # scanners fill what they did not measure with values below air
 COARSE = 2  # steps of the volume in a step of the masks
 LARGEST_HEAD_MM = 290.0  # from the vertex down: shoulders are left out
-CLOSED_MM = 4  # openings of the skin up to twice as wide are closed; the surface keeps this much of their depth
+CLOSED_MM = (
+    4  # openings of the skin up to twice as wide are closed; the surface keeps this much of their depth
+)
 EAR_MM = 24
+TABLE_MM = 4  # what is up to twice as thick, or touches the head no wider than that, is none of it
 
 
 @dataclass
@@ -33,7 +36,8 @@ class Volume:
 
 @dataclass
 class HeadVolume:
-    """A ``Volume`` and ``head``, (X, Y, Z) bool: skin and all within; ``skin``: HU outside of which is air, airways filled."""
+    """A ``Volume`` and ``head``, (X, Y, Z) bool: skin and all within; ``skin``: HU with air around it and
+    the airways filled."""
 
     volume: Volume
     head: np.ndarray
@@ -52,7 +56,12 @@ def resample(scan: Scan, step: float) -> Volume:
         lengths = " x ".join(f"{n * step:.0f}" for n in size)
         raise ScanError(f"the volume covers {lengths} mm: crop it to the head")
     values = scan.values
-    for axis, spacing in zip((2, 1, 0), scan.spacing, strict=True):
+    finer = int(np.ceil(scan.spacing[2] / step - 0.2))
+    if finer > 1:  # slices farther apart than the grid's: a spline between them leaves no terraces
+        values = _between_slices(values, finer)
+        affine = affine @ np.diag([1, 1, 1 / finer, 1])
+        shape[2] = len(values)
+    for axis, spacing in zip((2, 1, 0), np.linalg.norm(affine[:, :3], axis=0), strict=True):
         if spacing < 0.8 * step:
             sigma = 0.42 * float(np.sqrt((step / spacing) ** 2 - 1))
             values = ndimage.gaussian_filter1d(values, sigma, axis=axis, mode="nearest", truncate=3)
@@ -72,6 +81,20 @@ def resample(scan: Scan, step: float) -> Volume:
     return Volume(np.maximum(hu, OUTSIDE_HU), low, step, field)
 
 
+def _between_slices(values: np.ndarray, finer: int) -> np.ndarray:
+    """(K, ...) -> ((K - 1) finer + 1, ...): cubic interpolation between neighbours. Source: Catmull and Rom (1974)."""
+    result = np.empty(((len(values) - 1) * finer + 1, *values.shape[1:]), np.int16)
+    result[::finer] = values
+    for k in range(len(values) - 1):
+        four = [values[min(max(k + n, 0), len(values) - 1)].astype(np.float32) for n in (-1, 0, 1, 2)]
+        for n in range(1, finer):
+            t = n / finer
+            weights = (-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2)
+            parts = [np.float32(w / 2) * part for w, part in zip(weights, four, strict=True)]
+            result[k * finer + n] = np.rint(parts[0] + parts[1] + parts[2] + parts[3])
+    return result
+
+
 def find_head(volume: Volume) -> HeadVolume:
     """The largest body in the field, without what touches it lightly: table, headrest, pads, tubes, wires.
 
@@ -81,7 +104,9 @@ def find_head(volume: Volume) -> HeadVolume:
     part = volume.hu[::COARSE, ::COARSE, ::COARSE]
     body = part > SKIN_HU
     struct = ndimage.generate_binary_structure(3, 1)
-    sizes, labels = _components(ndimage.binary_opening(body, struct, iterations=2))
+    sizes, labels = _components(
+        ndimage.binary_opening(body, struct, iterations=max(1, round(TABLE_MM / (COARSE * volume.step))))
+    )
     litres = sizes.max(initial=0) * (COARSE * volume.step) ** 3 / 1e6
     if litres < 0.7:
         raise ScanError(f"the largest body in the field has {litres:.2f} litres, a head has about 4")
@@ -89,7 +114,9 @@ def find_head(volume: Volume) -> HeadVolume:
     core = _above_shoulders(core, volume)
     head = _with_ears(core, body, struct, COARSE * volume.step)
     solid = _closed(head, volume, struct)
-    deep = ndimage.binary_erosion(solid, struct, iterations=round(1.5 * CLOSED_MM / COARSE), border_value=1)
+    deep = ndimage.binary_erosion(
+        solid, struct, iterations=round(1.5 * CLOSED_MM / (COARSE * volume.step)), border_value=1
+    )
     near = _finer(ndimage.binary_dilation(head | solid, struct, iterations=2), volume.hu.shape)
     skin = np.where(near, volume.hu, OUTSIDE_HU).astype(np.int16)
     skin[_finer(deep, skin.shape) & (skin < 0)] = 0
@@ -103,7 +130,10 @@ def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _finer(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A coarse mask on the volume's grid: voxel n of it stands for voxels 2n - 1 to 2n + 1, nearest wins."""
-    index = [np.minimum((np.arange(n) + COARSE // 2) // COARSE, m - 1) for n, m in zip(shape, mask.shape, strict=True)]
+    index = [
+        np.minimum((np.arange(n) + COARSE // 2) // COARSE, m - 1)
+        for n, m in zip(shape, mask.shape, strict=True)
+    ]
     return mask[np.ix_(*index)]
 
 
@@ -136,15 +166,18 @@ def _closed(head: np.ndarray, volume: Volume, struct: np.ndarray) -> np.ndarray:
     pad = rounds + 1
     padded = np.pad(head, pad)
     measured = np.pad(volume.field[::COARSE, ::COARSE, ::COARSE], pad)
-    cut = ~measured  # what lies under the lowest slice counts as solid while holes are filled: the airway ends there
+    # What lies under the lowest slice counts as solid while holes are filled: the airway ends there.
+    cut = ~measured
     cut[:, cut.shape[1] // 2 :] = False
     grown = ndimage.binary_dilation(padded, struct, iterations=rounds)
     filled = ndimage.binary_fill_holes(grown | (cut & _below(padded)))
     solid = ndimage.binary_erosion(filled, struct, iterations=rounds)
     solid &= measured | padded
-    return (solid | padded)[pad:-pad, pad:-pad, pad:-pad]
+    inner = (slice(pad, -pad),) * 3
+    whole: np.ndarray = np.logical_or(solid, padded)
+    return whole[inner]
 
 
 def _below(head: np.ndarray) -> np.ndarray:
     """Voxels in the columns under the head."""
-    return np.broadcast_to(head.any(1)[:, None], head.shape)
+    return np.broadcast_to(np.any(head, axis=1, keepdims=True), head.shape)

@@ -1,0 +1,170 @@
+"""A synthetic head CT, made of the shipped head template, and the files it may come in."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import scipy.ndimage as ndimage
+import SimpleITK as sitk
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from data.cohort.anatomy import build_head
+from data.cohort.subject import draw_subject
+from data.cohort.template import HeadTemplate
+from data.render import vertex_normals
+
+STEP = 2.5
+LOW, HIGH = np.array([-105.0, -135.0, -130.0]), np.array([105.0, 125.0, 125.0])
+AIR, SOFT, BONE = -1000, 40, 1100
+TO_LPS = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # from x left, y up, z forward
+MEATUS, CANAL_RADIUS = (-26.0, -4.0), 4.5  # y, z: the porion, its top, is level with this head's orbitale
+SECRET = "Dr^Musterfrau^Erika"  # stands in headers and names wherever a patient's name could
+
+
+@lru_cache(maxsize=1)
+def head_volume() -> np.ndarray:
+    """(X, Y, Z) int16 HU in the cohort's frame, LOW the middle of the first voxel, STEP mm apart."""
+    template = HeadTemplate.load()
+    head = build_head(template, draw_subject(3, 1))
+    shape = tuple(np.ceil((HIGH - LOW) / STEP).astype(int))
+
+    def marked(points: np.ndarray) -> np.ndarray:
+        index = np.rint((points - LOW) / STEP).astype(int)
+        inside = ((index >= 0) & (index < shape)).all(1)
+        mask = np.zeros(shape, bool)
+        mask[tuple(index[inside].T)] = True
+        return mask
+
+    corners = head.face[template._refinement[1]]  # every quad, the back of the head's as well
+    shares = [(u, v) for u in np.linspace(0, 1, 5) for v in np.linspace(0, 1, 5)]
+    skin = np.zeros(shape, bool)
+    for u, v in shares:
+        weights = ((1 - u) * (1 - v), u * (1 - v), u * v, (1 - u) * v)
+        skin |= marked(sum(w * corners[:, n] for n, w in enumerate(weights)))
+    solid = np.pad(skin, ((0, 0), (1, 0), (0, 0)))
+    solid[:, 0] = ndimage.binary_fill_holes(solid[:, 1])  # the field's lower border closes the neck
+    skin = ndimage.binary_fill_holes(solid)[:, 1:]
+    skin = ndimage.binary_opening(skin, iterations=1)
+    normals = vertex_normals(head.skull, head.skull_triangles)
+    bone = np.zeros(shape, bool)
+    for inward in (0.5, 2.0, 3.5):
+        bone |= marked(head.skull - inward * normals)
+    depth = ndimage.distance_transform_edt(skin, sampling=STEP)
+    x, y, z = np.meshgrid(*[LOW[k] + STEP * np.arange(shape[k]) for k in range(3)], indexing="ij")
+    bone |= (depth > 7) & (depth < 14) & (z < -5) & (y > -25)  # the template skull has no back
+    for side in (-1, 1):  # nor has it temporal bones, where the ear canals are
+        bone |= (x - side * 44) ** 2 + (y - MEATUS[0]) ** 2 + (z - MEATUS[1]) ** 2 < 20**2
+    canal = (np.hypot(y - MEATUS[0], z - MEATUS[1]) < CANAL_RADIUS) & (np.abs(x) > 35)
+    bone &= ~canal
+    hu = np.where(bone & skin, BONE, np.where(skin, SOFT, AIR)).astype(np.float32)
+    smooth = ndimage.gaussian_filter(hu, 0.5)
+    return np.rint(smooth).astype(np.int16)
+
+
+def sample(
+    spacing: tuple[float, float, float],
+    axes: np.ndarray | None = None,
+    tilt: float = 0.0,
+    turned: np.ndarray | None = None,
+    keep: tuple[float, float] = (0.0, 1.0),
+) -> tuple[np.ndarray, np.ndarray]:
+    """The head as a scanner would have stored it.
+
+    Args:
+        spacing: along i, j, k.
+        axes: (3, 3) columns: directions of i, j, k in LPS; identity is the usual axial scan.
+        tilt: of the gantry in degrees: slices stand askew to the direction in which they are stacked.
+        turned: (3, 3) rotation of the head in the scanner.
+        keep: from which to which share of the height is scanned.
+
+    Returns (K, J, I) int16 and the (3, 4) affine from index to LPS mm.
+    """
+    hu = head_volume()
+    axes = np.eye(3) if axes is None else axes
+    if tilt:
+        angle = np.radians(tilt)
+        nod = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
+        axes = np.stack([nod @ axes[:, 0], nod @ axes[:, 1], axes[:, 2]], 1)
+    steps = axes * np.array(spacing)
+    middle = TO_LPS @ ((LOW + HIGH) / 2)
+    extent = np.abs(TO_LPS @ (HIGH - LOW))
+    reach = np.abs(np.linalg.inv(steps)) @ extent / 2
+    first, last = -np.ceil(reach), np.ceil(reach)
+    height = last[2] - first[2]
+    first[2], last[2] = np.ceil(first[2] + keep[0] * height), np.floor(first[2] + keep[1] * height)
+    size = (last - first).astype(int) + 1
+    origin = middle + steps @ first
+    to_head = TO_LPS.T if turned is None else turned.T @ TO_LPS.T
+    center = (LOW + HIGH) / 2
+    matrix = to_head @ steps / STEP
+    offset = (center - LOW + to_head @ (origin - middle)) / STEP
+    values = ndimage.affine_transform(
+        hu.astype(np.float32), matrix, offset, tuple(size), order=1, mode="constant", cval=AIR
+    )
+    return np.rint(values).astype(np.int16).transpose(2, 1, 0), np.hstack([steps, origin[:, None]])
+
+
+def write_image(path: Path, values: np.ndarray, affine: np.ndarray) -> Path:
+    """NIfTI, NRRD or MetaImage, by the file's ending."""
+    image = sitk.GetImageFromArray(np.ascontiguousarray(values))
+    spacing = np.linalg.norm(affine[:, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(affine[:, 3].tolist())
+    image.SetDirection((affine[:, :3] / spacing).ravel().tolist())
+    sitk.WriteImage(image, str(path), useCompression=True)
+    return path
+
+
+def slice_dataset(values: np.ndarray, affine: np.ndarray, k: int, series: str, **changes: Any) -> FileDataset:
+    """Slice k of a volume as a CT image object, a name in it; ``changes`` set or (None) delete elements."""
+    spacing = np.linalg.norm(affine[:, :3], axis=0)
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = CTImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    data.SOPClassUID, data.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
+    data.PatientName, data.PatientID, data.PatientBirthDate = SECRET, SECRET, "19400101"
+    data.Modality, data.SeriesInstanceUID, data.SeriesNumber = "CT", series, 3
+    data.SeriesDescription, data.ImageType = SECRET, ["ORIGINAL", "PRIMARY", "AXIAL"]
+    data.StudyInstanceUID = generate_uid(entropy_srcs=[series])
+    data.InstanceNumber = k + 1
+    data.ImagePositionPatient = [f"{v:.6f}" for v in affine[:, 3] + k * affine[:, 2]]
+    data.ImageOrientationPatient = [f"{v:.8f}" for v in (affine[:, :2] / spacing[:2]).T.ravel()]
+    data.PixelSpacing = [f"{spacing[1]:.6f}", f"{spacing[0]:.6f}"]
+    data.SliceThickness = f"{spacing[2]:.4f}"
+    data.Rows, data.Columns = values.shape[1:]
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
+    data.RescaleSlope, data.RescaleIntercept = "1", "-1024"
+    data.PixelData = (values[k].astype(np.int32) + 1024).clip(0, 65535).astype("<u2").tobytes()
+    for key, value in changes.items():
+        if value is None:
+            delattr(data, key)
+        else:
+            setattr(data, key, value)
+    return data
+
+
+def write_dicom(
+    folder: Path, values: np.ndarray, affine: np.ndarray, series: str = "", **changes: Any
+) -> Path:
+    """A series of single slices, in nested folders and in no order."""
+    series = series or generate_uid()
+    for k in range(len(values)):
+        place = folder / SECRET / f"part{k % 3}"
+        place.mkdir(parents=True, exist_ok=True)
+        save(
+            slice_dataset(values, affine, k, series, **changes),
+            place / f"{SECRET}{(k * 37) % len(values):04d}_{series[-4:]}",
+        )
+    return folder
+
+
+def save(data: Dataset, path: Path) -> None:
+    pydicom.dcmwrite(path, data, enforce_file_format=True)

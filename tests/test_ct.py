@@ -1,0 +1,360 @@
+"""From a CT to a pair: a head stored in many ways gives the same pictures, in the cohort's frame; bad scans are told"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import stat
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
+
+from data.ct.__main__ import main
+from data.ct.case import Case, make_case
+from data.ct.config import CtConfig, parse_config
+from data.ct.people import PeopleError, read_people, read_salt, study_code
+from data.ct.pose import POINT_NAMES, manual_rotation, turn
+from data.ct.read import read_scan
+from data.ct.reference import measure, reference
+from data.ct.scan import ScanError
+from data.ct.stack import Slice, stack
+from data.ct.volume import FROM_LPS, find_head, resample
+from data.manifest import read_manifest
+from data.paired import PairedDataset
+from tests.phantom import SECRET, TO_LPS, sample, save, slice_dataset, write_dicom, write_image
+
+QUICK = CtConfig(step=2.0, meshes=False)
+FINE = (2.5, 2.5, 2.5)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Case:
+    """The head as it is stored most simply."""
+    return make_case(write_image(tmp_path_factory.mktemp("plain") / "head.nrrd", *sample(FINE)), QUICK)
+
+
+def agreement(one: Case, other: Case) -> list[tuple[float, float]]:
+    """Of skull and face: intersection over union of what is drawn, and mean difference in grey levels within both."""
+    result = []
+    for a, b in ((one.skull, other.skull), (one.face, other.face)):
+        assert a is not None and b is not None
+        both = (a > 0) & (b > 0)
+        union = ((a > 0) | (b > 0)).sum()
+        result.append((both.sum() / union, float(np.abs(a.astype(int) - b)[both].mean())))
+    return result
+
+
+def flags(case: Case) -> set[str]:
+    return {f.name for f in case.findings if f.severity != "note"}
+
+
+def test_a_good_scan_lands_in_the_cohorts_frame_unflagged(plain):
+    assert plain.status == "ok", plain.findings
+    ref, frame = reference(), plain.facts["frame"]
+    assert np.abs(np.array(frame["orbits_mm"])[:, :2] - ref.orbits[:2, :2]).max() < 5
+    assert abs(frame["chin_y_mm"] - ref.chin_y) < 8  # this subject's own chin; the mean's is the reference's
+    assert plain.facts["pose"]["method"] == "frankfurt"
+    assert np.abs(plain.facts["pose"]["yaw_pitch_roll_deg"]).max() < 3  # it was made in the cohort's frame
+
+
+def test_other_spacings_axes_formats_and_tilts_give_the_same_pictures(plain, tmp_path):
+    sagittal = np.array([[0, 0, -1.0], [1, 0, 0], [0, -1, 0]])  # i to the back, j down, k to the right
+    tilted = sample((2.2, 2.2, 2.5), tilt=15.0)
+    ways = {
+        "spacing": write_image(tmp_path / "a.nii.gz", *sample((2.0, 2.4, 2.55))),
+        "axes": write_image(tmp_path / "b.mha", *sample(FINE, axes=sagittal)),
+        "tilt": write_dicom(tmp_path / "c", *tilted),
+    }
+    for name, path in ways.items():
+        case = make_case(path, QUICK)
+        for (overlap, grey), most in zip(agreement(plain, case), (12.0, 9.0), strict=True):
+            assert overlap > 0.975, name
+            assert grey < most, name
+        assert not flags(case), name
+        if name == "tilt":
+            assert case.facts["scan"]["gantry_tilt_deg"] == pytest.approx(15, abs=0.1)
+
+
+def test_a_turned_head_is_turned_back(plain, tmp_path):
+    path = write_image(tmp_path / "turned.nrrd", *sample(FINE, turned=turn(14, -9, 6)))
+    case = make_case(path, QUICK)
+    for overlap, grey in agreement(plain, case):
+        assert overlap > 0.96
+        assert grey < 14
+    back, forth = (turn(*c.facts["pose"]["yaw_pitch_roll_deg"]) for c in (case, plain))
+    left = back @ turn(14, -9, 6) @ forth.T  # turned by the scanner, turned back by the pose: nothing is left
+    assert np.degrees(np.arccos(np.clip((np.trace(left) - 1) / 2, -1, 1))) < 2.5
+
+
+def test_a_cut_off_mandible_and_a_hole_are_flagged(tmp_path):
+    values, affine = sample(FINE, keep=(0.32, 1.0))
+    index = np.stack(np.meshgrid(*[np.arange(n) for n in values.shape[::-1]], indexing="ij"), -1).reshape(
+        -1, 3
+    )
+    place = (index @ affine[:, :3].T + affine[:, 3]) @ FROM_LPS.T  # x left, y up, z forward
+    holed = values.copy()
+    x, y, z = place.T
+    hole = (np.hypot(x - 35, y - 50) < 17) & (z > 0)
+    inside = index[hole]
+    part = holed[inside[:, 2], inside[:, 1], inside[:, 0]]
+    holed[inside[:, 2], inside[:, 1], inside[:, 0]] = np.minimum(part, 40)
+    case = make_case(write_image(tmp_path / "holed.nrrd", holed, affine), QUICK)
+    assert flags(case) == {"mandible_missing", "bone_defect"}
+    told = next(f for f in case.findings if f.name == "bone_defect")
+    assert "left forehead" in told.text
+    assert 4 < told.value < 16
+    assert case.facts["frame"]["chin_y_mm"] is None
+    whole = make_case(write_image(tmp_path / "cut.nrrd", values, affine), QUICK)
+    assert flags(whole) == {"mandible_missing"}
+
+
+def test_a_cut_vault_metal_and_thick_slices_are_told(tmp_path):
+    values, affine = sample((2.5, 2.5, 3.4), keep=(0.0, 0.85))
+    values[len(values) // 4, 20:30, 30:40] = 3071
+    case = make_case(write_image(tmp_path / "bad.nrrd", values, affine), QUICK)
+    assert flags(case) >= {"vault_cut", "metal", "spacing"}
+    assert case.facts["cut_cm2"]["top"] > 1
+
+
+# ---------------------------------------------------------------- reading
+def test_every_format_and_coding_holds_the_same_volume(tmp_path):
+    values, affine = sample((5.0, 5.0, 5.0))
+    for ending in (".nii", ".nii.gz", ".nrrd", ".mha"):
+        scan = read_scan(write_image(tmp_path / f"head{ending}", values, affine))
+        assert np.array_equal(scan.values, values)
+        assert np.abs(scan.affine - affine).max() < 0.01
+    folder = write_dicom(tmp_path / "plain", values, affine)
+    scan = read_scan(folder)
+    assert np.array_equal(scan.values, values)
+    assert np.abs(scan.affine - affine).max() < 0.01
+    for coding in (RLELossless, JPEG2000Lossless, JPEGLSLossless):
+        packed = tmp_path / coding.name.replace(" ", "")[:12]
+        packed.mkdir()
+        series = generate_uid()
+        for k in range(len(values)):
+            data = slice_dataset(values, affine, k, series)
+            try:
+                data.compress(coding)
+            except (NotImplementedError, RuntimeError):
+                break  # no encoder for it here; decoding is what is promised
+            save(data, packed / f"{k}")
+        else:
+            assert np.array_equal(read_scan(packed).values, values), coding.name
+
+
+def test_of_several_series_the_finest_head_is_taken_or_the_one_asked_for(tmp_path):
+    coarse, fine = sample((5.0, 5.0, 5.0)), sample((5.0, 5.0, 3.0))
+    write_dicom(tmp_path, *coarse, SeriesNumber=2)
+    write_dicom(tmp_path, *fine, SeriesNumber=7)
+    write_dicom(tmp_path, fine[0][:20], fine[1], SeriesNumber=8)  # too short for a head
+    write_dicom(tmp_path, *coarse, SeriesNumber=9, ImageType=["DERIVED", "PRIMARY", "LOCALIZER"])
+    scan = read_scan(tmp_path)
+    assert scan.spacing[2] == pytest.approx(3.0)
+    assert scan.facts["series_used"] == "7"
+    assert len(scan.facts["series_found"]) == 4
+    assert read_scan(tmp_path, series="2").spacing[2] == pytest.approx(5.0)
+    with pytest.raises(ScanError, match="series=7"):
+        read_scan(tmp_path, series="11")
+
+
+def test_slices_are_sorted_evened_and_counted():
+    rng = np.random.default_rng(0)
+    volume = rng.integers(-1000, 1000, (30, 8, 8)).astype(np.int16)
+    heights = 2.0 * np.arange(30)
+    along = np.array([1.0, 0, 0]), np.array([0, 1.0, 0])
+
+    def slices(chosen, places):
+        return [Slice(volume[k], np.array([0, 0, places[k]]), (1, k)) for k in chosen]
+
+    order = rng.permutation(30).tolist()
+    values, affine, findings = stack(slices(order, heights), *along)
+    assert np.array_equal(values, volume)
+    assert not findings
+    assert affine[2, 2] == pytest.approx(2.0)
+    without = [k for k in range(30) if k != 11]
+    values, _, findings = stack(slices(without, heights), *along)
+    assert [f.name for f in findings] == ["missing_slices"]
+    middle = (volume[10].astype(int) + volume[12]) / 2
+    assert len(values) == 30
+    assert np.abs(values[11] - middle).max() <= 1
+    uneven = heights + 0.4 * (np.arange(30) % 2)
+    assert [f.name for f in stack(slices(range(30), uneven), *along)[2]] == ["uneven_slices"]
+    double = [*slices(range(30), heights), Slice(volume[3], np.array([0, 0, 4.0]), (2, 1))]
+    values, _, findings = stack(double, *along)
+    assert findings[0].name == "duplicated_slices"
+    assert np.array_equal(values, volume)
+    with pytest.raises(ScanError, match="missing"):
+        stack(slices([*range(12), *range(18, 30)], heights), *along)
+
+
+def test_a_table_a_tube_and_a_headrest_are_left_out(tmp_path):
+    values, affine = sample(FINE)
+    bare = find_head(resample(read_scan(write_image(tmp_path / "bare.nrrd", values, affine)), 2.0))
+    furnished = values.copy()
+    occupied = np.argwhere(values > -300)
+    back, left = occupied[:, 1].max(), occupied[:, 2].min()
+    furnished[:, back - 1 : back + 1, :] = 200  # a board that the head rests on
+    furnished[:, : back - 8, left - 6 : left - 5] = 300  # the shell of a headrest
+    found = find_head(resample(read_scan(write_image(tmp_path / "full.nrrd", furnished, affine)), 2.0))
+    added = (found.head & ~bare.head).sum() / bare.head.sum()
+    assert added < 0.03
+    assert (bare.head & ~found.head).sum() / bare.head.sum() < 0.01
+
+
+# ---------------------------------------------------------------- pose and reference
+def test_a_given_pose_is_obeyed(tmp_path):
+    assert np.allclose(manual_rotation("0,0,0")[0], np.eye(3))
+    assert np.allclose(manual_rotation("10,-5,3")[0], turn(10, -5, 3))
+    level = {"orbitale_left": [30, -22, 75], "orbitale_right": [-30, -22, 75], "porion_left": [60, -22, 0],
+             "porion_right": [-60, -22, 0]}  # fmt: skip
+    head = turn(20, 10, -5)
+    path = tmp_path / "points.json"
+    path.write_text(
+        json.dumps({name: (TO_LPS @ head.T @ np.array(level[name], float)).tolist() for name in POINT_NAMES})
+    )
+    assert np.allclose(manual_rotation(str(path))[0], head, atol=1e-6)
+    for wrong in ("1,2", "a,b,c", "nan,0,0", "nowhere.json"):
+        with pytest.raises(ScanError, match="pose"):
+            manual_rotation(wrong)
+    image = write_image(tmp_path / "head.nrrd", *sample(FINE))
+    case = make_case(image, replace(QUICK, pose="0,8,0"))
+    assert case.facts["pose"]["method"] == "angles"
+    assert case.facts["pose"]["yaw_pitch_roll_deg"] == pytest.approx([0, 8, 0], abs=1e-6)
+
+
+def test_the_reference_belongs_to_the_template_that_ships():
+    """After a change of the template: python -m data.ct.reference."""
+    stored, now = reference(), measure(range(4))
+    few = 3 * stored.spread / 2 + 1.0
+    assert np.abs(now.orbits[:2] - stored.orbits[:2]).max() < 4
+    assert abs(now.orbits[0, 0] - stored.orbits[0, 0]) < few[0]
+    assert abs(now.chin_y - stored.chin_y) < few[1]
+
+
+# ---------------------------------------------------------------- the command
+def test_one_scan_by_the_command(tmp_path, capsys):
+    path = write_image(tmp_path / "head.nrrd", *sample(FINE))
+    out = tmp_path / "out"
+    assert main([str(path), str(out), "step=2"]) == 0
+    assert {p.name for p in out.iterdir()} == {
+        "skull.png",
+        "face.png",
+        "skull.ply",
+        "face.ply",
+        "report.json",
+    }
+    assert np.asarray(Image.open(out / "face.png")).shape == (256, 256)
+    report = json.loads((out / "report.json").read_text())
+    assert report["status"] == "ok"
+    head, _, body = (out / "skull.ply").read_bytes().partition(b"end_header\n")
+    vertices = int(head.split(b"element vertex ")[1].split()[0])
+    points = np.frombuffer(body, "<f4", 3 * vertices).reshape(-1, 3)
+    assert 120 < np.ptp(points[:, 0]) < 180  # true millimetres
+    assert "ok" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong", ["stp=1", "step=0", "step=x", "step", "size=10", "bone_hu=nan"])
+def test_a_wrong_setting_is_one_line(wrong, tmp_path, capsys):
+    assert main([str(tmp_path), str(tmp_path / "out"), wrong]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("data.ct: ") and told.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_are_read_as_they_stand():
+    config = parse_config(["pose=1,2,3", "series=1.2.840", "num_workers=2"])
+    assert (config.pose, config.series, config.num_workers) == ("1,2,3", "1.2.840", 2)
+
+
+def test_no_window_system_is_loaded():
+    code = (
+        "import sys, data.ct.case, data.ct.batch\n"
+        "print([m for m in sys.modules if 'Rendering' in m or m in ('torch', 'vtk')])"
+    )
+    surroundings = {
+        key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")
+    }
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=surroundings, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.strip() == "[]"
+
+
+# ---------------------------------------------------------------- batches
+def test_people_and_their_codes(tmp_path):
+    salt = bytes(range(32))
+    table = tmp_path / "people.csv"
+    table.write_text("ID;Sex;Age;Height;Weight\np1;M;43;180;60\np2;female;95;160;80\n", encoding="utf-8-sig")
+    people = read_people(table, salt)
+    assert [p.manifest_fields()["body_mass"] for p in people] == ["3", "5"]
+    assert people[1].manifest_fields()["age"] == 90
+    assert people[0].code == study_code("p1", salt) != study_code("p1", bytes(32))
+    for text in ("id,sex,age\np1,M,4\n", "id,sex,age,bmi\np1,M,400,20\n", "id,sex,age,bmi\np1,M,40,20\np1,M,40,20\n",
+                 "id,sex,age,bmi\np1,M,40,\n", "id,sex,age,height,weight\np1,M,40,1.8,80\n", ""):  # fmt: skip
+        table.write_text(text)
+        with pytest.raises(PeopleError):
+            read_people(table, salt)
+
+
+def test_a_salt_is_for_its_owner_alone(tmp_path):
+    salt = read_salt(tmp_path / "private")
+    path = tmp_path / "private" / "salt"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert read_salt(tmp_path / "private") == salt
+    path.chmod(0o644)
+    with pytest.raises(PeopleError, match="600"):
+        read_salt(tmp_path / "private")
+
+
+def test_a_batch_is_anonymous_restartable_and_a_data_set(tmp_path, capfd):
+    patients, out = tmp_path / "patients", tmp_path / "out"
+    ids = [f"{SECRET}{n}" for n in range(3)]
+    values, affine = sample(FINE)
+    (patients / ids[0]).mkdir(parents=True)
+    write_image(patients / ids[0] / f"{SECRET}.nrrd", values, affine)
+    write_image(patients / f"{ids[1]}.nii.gz", *sample(FINE, keep=(0.32, 1.0)))
+    (patients / ids[2]).mkdir()
+    (patients / ids[2] / f"{SECRET}.dcm").write_bytes(b"no scan")
+    table = tmp_path / "patients.csv"
+    table.write_text(
+        "id,sex,age,ethnicity,bmi\n" + "".join(f"{i},F,{30 + n},Asian,{20 + n}\n" for n, i in enumerate(ids))
+    )
+    command = [str(patients), str(out), f"biometrics={table}", "step=2", "num_workers=2"]
+    assert main(command) == 3
+    told = "".join(capfd.readouterr())
+    assert "1 ok, 1 flagged, 1 refused" in told
+
+    records = read_manifest(out / "split_data" / "all.json")
+    assert len(PairedDataset(records)) == 2
+    assert {r.extra["ct"]["status"] for r in records} == {"ok", "flagged"}
+    with (out / "summary.csv").open() as file:
+        assert sorted(row["status"] for row in csv.DictReader(file)) == ["flagged", "ok", "refused"]
+    files = [path for path in out.rglob("*") if path.is_file()]
+    assert not [path for path in files if path.name.startswith(".")]
+    for text in [told, *(str(path.relative_to(out)) for path in files)]:
+        assert SECRET not in text
+    for path in files:
+        assert SECRET.encode() not in path.read_bytes(), path
+    codes = (tmp_path / "out.private" / "codes.csv").read_text()
+    assert all(identity in codes for identity in ids)
+    assert stat.S_IMODE((tmp_path / "out.private" / "codes.csv").stat().st_mode) == 0o600
+
+    first = records[0].skull_path
+    kept = {path: path.stat().st_mtime_ns for path in (out / "pairedCS").rglob("*.png")}
+    (out / "reports" / f"{records[0].subject}.json").unlink()
+    (first.parent / ".half.png.tmp").write_bytes(b"left by a run that was killed")
+    assert main(command) == 3
+    again = {path: path.stat().st_mtime_ns for path in (out / "pairedCS").rglob("*.png")}
+    assert {path.name for path in kept if kept[path] != again[path]} == {first.name}
+    assert not (first.parent / ".half.png.tmp").exists()
+    assert main([*command, "bone_hu=300"]) == 2
+    assert main([*command[:2], f"biometrics={table}", f"private={out / 'inside'}"]) == 2
+    table.write_text(table.read_text() + "nobody,M,40,Asian,22\n")
+    assert main(command) == 2
+    assert "nobody" in capfd.readouterr().err
