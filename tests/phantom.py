@@ -20,9 +20,9 @@ from data.render import vertex_normals
 
 STEP = 2.5
 LOW, HIGH = np.array([-105.0, -135.0, -130.0]), np.array([105.0, 125.0, 125.0])
-AIR, SOFT, BONE = -1000, 40, 1100
+AIR, SOFT, BONE = -1000, 40, 900
 TO_LPS = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # from x left, y up, z forward
-MEATUS, CANAL_RADIUS = (-26.0, -4.0), 4.5  # y, z: the porion, its top, is level with this head's orbitale
+MEATUS, CANAL_RADIUS = (-23.0, -4.0), 4.5  # y, z: the porion, its top, is level with this head's orbitale
 SECRET = "Dr^Musterfrau^Erika"  # stands in headers and names wherever a patient's name could
 
 
@@ -51,6 +51,7 @@ def head_volume() -> np.ndarray:
     skin = ndimage.binary_fill_holes(solid)[:, 1:]
     skin = ndimage.binary_opening(skin, iterations=1)
     normals = vertex_normals(head.skull, head.skull_triangles)
+    normals *= np.sign((normals * (head.skull - head.skull.mean(0))).sum())  # outwards, however it is wound
     bone = np.zeros(shape, bool)
     for inward in (0.5, 2.0, 3.5):
         bone |= marked(head.skull - inward * normals)

@@ -16,7 +16,7 @@ ORBIT_WINDOW = ((14.0, 55.0), (-34.0, 34.0))  # mm: away from the midline; below
 ORBIT_WIDTH_MM = 46.0
 DEEP_MM = 10.0  # behind the rim
 RIM_COLUMNS = 5
-SMALLEST_ORBIT_MM2, LARGEST_ORBIT_MM2 = 350.0, 2200.0
+SMALLEST_ORBIT_MM2, LARGEST_ORBIT_MM2 = 300.0, 2200.0
 MEATUS_WINDOW = (
     (-50.0, 8.0),
     (-45.0, 22.0),
