@@ -141,13 +141,17 @@ def test_counts_and_disjointness_for_any_shares(
     owners = data.draw(st.lists(st.integers(0, people - 1), max_size=20))
     lines = [person(k) for k in range(people)]
     lines += [person(k) | {"target": f"more{n}.png"} for n, k in enumerate(owners)]
-    lists, _ = split(
-        make(tmp_path_factory.mktemp("any"), lines), SplitConfig(valid=valid, test=test, seed=seed)
-    )
+    path, config = make(tmp_path_factory.mktemp("any"), lines), SplitConfig(valid=valid, test=test, seed=seed)
+    shares = {"valid": valid, "test": test}
+    wanted = {name: max(1, round(share * people)) if share else 0 for name, share in shares.items()}
+    if sum(wanted.values()) >= people:
+        with pytest.raises(SplitError, match="leaves nobody to train on"):
+            split(path, config)
+        return
+    lists, _ = split(path, config)
     names = subjects(lists)
     assert sum(map(len, names.values())) == people and len(set().union(*names.values())) == people
-    for name, share in (("valid", valid), ("test", test)):
-        assert len(names[name]) == (max(1, round(share * people)) if share else 0)
+    assert {name: len(names[name]) for name in wanted} == wanted
     assert sum(len(group.cases) for groups in lists.values() for group in groups) == len(lines)
 
 
