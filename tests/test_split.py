@@ -128,7 +128,7 @@ def test_strata_are_even(tmp_path: Path) -> None:
     assert max(shares) - min(shares) < 0.04
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(3, 40), st.floats(0, 0.45), st.floats(0, 0.45), st.integers(0, 9), st.data())
 def test_counts_and_disjointness_for_any_shares(
     tmp_path_factory: pytest.TempPathFactory,
