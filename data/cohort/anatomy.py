@@ -87,8 +87,9 @@ def build_head(template: HeadTemplate, subject: Subject) -> Head:
 
 
 def tissue_depths(template: HeadTemplate, head: Head) -> dict[str, float]:
-    """Site of ``tissue.SITES`` -> depth in mm, from the bone to where the site's direction leaves the skin; mean of both
-    sides. Measured on the surfaces, so it scatters about what the table set."""
+    """Site of ``tissue.SITES`` -> depth in mm, from the bone to where the site's direction leaves the skin.
+
+    The mean of both sides. Measured on the surfaces, so it scatters about what the table set."""
     ways = tissue.ways()
     met = Surface(head.face, template.skin_triangles).exits(head.sites, ways)
     found = ((met - head.sites) * ways).sum(1)

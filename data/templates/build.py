@@ -177,7 +177,7 @@ def with_table_depths(template: HeadTemplate, skull: SkullTemplate) -> SkullTemp
         sites = template.find_sites(skull)
         moved = calibrated(skull.vertices, sites, base, skull.vertices[sites.skull_ids])
         skull = replace(skull, vertices=moved)
-    return replace(skull, vertices=pressed_under_skin(template, skull.vertices))
+    return skull
 
 
 def pressed_under_skin(template: HeadTemplate, vertices: np.ndarray) -> np.ndarray:
@@ -203,7 +203,8 @@ def build_model_skull(template: HeadTemplate) -> SkullTemplate:
     is_lower, is_upper = (parts["part"] == k for k in (MANDIBLE, CRANIUM))
     edge = lambda z: np.full(len(z), MODEL_EDGE_Y)  # noqa: E731
     zone = dental_zone(parts["vertices"], is_upper, is_lower, upper, lower, edge)
-    return with_table_depths(template, SkullTemplate(**parts, **zone))
+    skull = with_table_depths(template, SkullTemplate(**parts, **zone))
+    return replace(skull, vertices=pressed_under_skin(template, skull.vertices))
 
 
 def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
