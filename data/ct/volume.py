@@ -21,6 +21,7 @@ CLOSED_MM = (
     4  # openings of the skin up to twice as wide are closed; the surface keeps this much of their depth
 )
 EAR_MM = 24
+SINUS_WALL_MM = 8
 TABLE_MM = 4  # what is up to twice as thick, or touches the head no wider than that, is none of it
 
 
@@ -150,10 +151,16 @@ def _with_ears(core: np.ndarray, body: np.ndarray, struct: np.ndarray, step: flo
     """What opening took off the head, given back: a little everywhere, ears' length at the sides, nothing behind."""
     occupied = [np.flatnonzero(core.any(axes)) for axes in ((1, 2), (0, 2), (0, 1))]
     (x0, x1), (y0, _), (z0, z1) = ((int(o[0]), int(o[-1])) for o in occupied)
-    near = ndimage.binary_dilation(core, struct, iterations=2, mask=body)
     side = np.zeros_like(core)
     width, depth = x1 - x0, z1 - z0
     behind = z0 + round(0.3 * depth)
+    # The wall of a frontal sinus is thin enough to be taken for a table; there is no table before the face.
+    near = ndimage.binary_dilation(core, struct, iterations=max(1, round(TABLE_MM / step)), mask=body)
+    front = np.zeros_like(core)
+    front[:, :, behind:] = True
+    near = ndimage.binary_dilation(
+        near, struct, iterations=round(SINUS_WALL_MM / step), mask=body & (front | near)
+    )
     side[: x0 + round(0.3 * width), y0:, behind:] = True
     side[x1 - round(0.3 * width) :, y0:, behind:] = True
     ears = ndimage.binary_dilation(near, struct, iterations=round(EAR_MM / step), mask=body & (side | near))
