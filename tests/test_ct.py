@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import os
+import plistlib
 import stat
 import subprocess
 import sys
+import tarfile
 from dataclasses import replace
 
 import numpy as np
@@ -205,6 +207,41 @@ def test_a_table_a_tube_and_a_headrest_are_left_out(tmp_path):
     added = (found.head & ~bare.head).sum() / bare.head.sum()
     assert added < 0.03
     assert (bare.head & ~found.head).sum() / bare.head.sum() < 0.01
+
+
+def test_the_thin_wall_of_a_sinus_belongs_to_the_head(tmp_path):
+    values, affine = sample(FINE)
+    bare = find_head(resample(read_scan(write_image(tmp_path / "bare.nrrd", values, affine)), 1.0))
+    k, i = round(0.66 * len(values)), values.shape[2] // 2  # the middle of the forehead
+    tall, wide = np.arange(k - 8, k + 8), np.arange(i - 10, i + 10)
+    for z in tall:
+        for x in wide:
+            front = int(np.argmax(values[z, :, x] > -300))
+            values[z, front + 3 : front + 8, x] = -1000  # a cavity behind a wall of 7.5 mm
+    found = find_head(resample(read_scan(write_image(tmp_path / "sinus.nrrd", values, affine)), 1.0))
+    assert (bare.head & ~found.head).sum() < 0.0005 * bare.head.sum()
+
+
+def test_an_invesalius_project_is_read(tmp_path):
+    values, _ = sample((5.0, 5.0, 5.0))
+    stored = values[:, ::-1, ::-1]  # rows from the back to the front, columns from left to right
+    plist = {
+        "matrix": {"filename": "matrix.dat", "shape": list(stored.shape), "dtype": "int16"},
+        "modality": "CT",
+    }
+    (tmp_path / "main.plist").write_bytes(plistlib.dumps(plist | {"spacing": [5.0, 5.0, 5.0]}))
+    (tmp_path / "matrix.dat").write_bytes(np.ascontiguousarray(stored).tobytes())
+    with tarfile.open(tmp_path / "head.inv3", "w:gz") as archive:
+        archive.add(tmp_path / "main.plist", "dir/main.plist")
+        archive.add(tmp_path / "matrix.dat", "dir/matrix.dat")
+    (tmp_path / "unpacked").mkdir()
+    for name in ("main.plist", "matrix.dat"):
+        (tmp_path / name).rename(tmp_path / "unpacked" / name)
+    packed, unpacked = read_scan(tmp_path / "head.inv3"), read_scan(tmp_path / "unpacked")
+    assert np.array_equal(packed.values, stored)
+    assert np.array_equal(packed.values, unpacked.values)
+    assert np.allclose(np.diag(packed.affine[:, :3]), [-5, -5, 5])
+    assert [f.severity for f in packed.findings] == ["note"]
 
 
 # ---------------------------------------------------------------- pose and reference

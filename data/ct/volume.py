@@ -21,7 +21,8 @@ CLOSED_MM = (
     4  # openings of the skin up to twice as wide are closed; the surface keeps this much of their depth
 )
 EAR_MM = 24
-SINUS_WALL_MM = 8
+THIN_MM = 8  # of the nose's wings, say
+LARGEST_SINUS_MM2 = 3000.0
 TABLE_MM = 4  # what is up to twice as thick, or touches the head no wider than that, is none of it
 
 
@@ -103,7 +104,7 @@ def find_head(volume: Volume) -> HeadVolume:
         ScanError: nothing in it has the size of a head.
     """
     part = volume.hu[::COARSE, ::COARSE, ::COARSE]
-    body = part > SKIN_HU
+    body = _with_sinuses(part > SKIN_HU, COARSE * volume.step)
     struct = ndimage.generate_binary_structure(3, 1)
     sizes, labels = _components(
         ndimage.binary_opening(body, struct, iterations=max(1, round(TABLE_MM / (COARSE * volume.step))))
@@ -122,6 +123,26 @@ def find_head(volume: Volume) -> HeadVolume:
     skin = np.where(near, volume.hu, OUTSIDE_HU).astype(np.int16)
     skin[_finer(deep, skin.shape) & (skin < 0)] = 0
     return HeadVolume(volume, near & (skin > SKIN_HU), skin)
+
+
+def _with_sinuses(body: np.ndarray, step: float) -> np.ndarray:
+    """With the air that a level slice of it encloses in front: the wall of a sinus is as thin as a table."""
+    forward = np.flatnonzero(body.any((0, 1)))
+    if not len(forward):
+        return body
+    limit = forward[0] + 0.35 * (forward[-1] - forward[0])
+    filled = body.copy()
+    for y in np.flatnonzero(body.any((0, 2))):
+        holes, count = ndimage.label(ndimage.binary_fill_holes(body[:, y]) & ~body[:, y])
+        if count:
+            area = np.bincount(holes.ravel())
+            depth = np.bincount(
+                holes.ravel(), np.broadcast_to(np.arange(holes.shape[1]), holes.shape).ravel()
+            )
+            sinus = (area * step**2 < LARGEST_SINUS_MM2) & (depth > limit * area)
+            sinus[0] = False
+            filled[:, y] |= sinus[holes]
+    return filled
 
 
 def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -154,13 +175,11 @@ def _with_ears(core: np.ndarray, body: np.ndarray, struct: np.ndarray, step: flo
     side = np.zeros_like(core)
     width, depth = x1 - x0, z1 - z0
     behind = z0 + round(0.3 * depth)
-    # The wall of a frontal sinus is thin enough to be taken for a table; there is no table before the face.
+    # Before the face there is no table: what is thin there is its own.
     near = ndimage.binary_dilation(core, struct, iterations=max(1, round(TABLE_MM / step)), mask=body)
     front = np.zeros_like(core)
     front[:, :, behind:] = True
-    near = ndimage.binary_dilation(
-        near, struct, iterations=round(SINUS_WALL_MM / step), mask=body & (front | near)
-    )
+    near = ndimage.binary_dilation(near, struct, iterations=round(THIN_MM / step), mask=body & (front | near))
     side[: x0 + round(0.3 * width), y0:, behind:] = True
     side[x1 - round(0.3 * width) :, y0:, behind:] = True
     ears = ndimage.binary_dilation(near, struct, iterations=round(EAR_MM / step), mask=body & (side | near))
