@@ -126,6 +126,8 @@ def _orbit(depth: np.ndarray, sign: int, expected_y: float) -> tuple[np.ndarray,
     bottoms = [int(y[x == column].max()) for column in under if (x == column).any()]
     bottom = int(np.median(bottoms))
     ledge = part[bottom + 1 : bottom + 6, max(0, under[0]) : under[-1] + 1]
+    if not ledge.size:  # the opening goes on below the window: no orbit
+        return None
     height = middle - rows[0] - bottom - 1
     rim = np.array([center[0], height * STEP_MM, float(np.median(ledge.max(0)))])
     return center, rim
