@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,10 @@ from ldm.text import TextConfig
 from ldm.unet import UNetConfig
 
 LOOPBACK = ("127.", "localhost", "::1")
+
+
+# A suite started in the background inherits an ignored Ctrl-C, and so would the programs whose Ctrl-C is tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

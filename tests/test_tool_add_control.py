@@ -42,7 +42,7 @@ NEW = ("input_hint_block.", "zero_convs.", "middle_block_out.")
 def perturbed(cfg: ModelConfig = CFG) -> LatentDiffusion:
     """A base model none of whose layers is left at zero or one, in the memory format `load_model` chooses."""
     torch.manual_seed(0)
-    model = LatentDiffusion(cfg).eval().to(memory_format=torch.channels_last)
+    model = LatentDiffusion(cfg).eval()
     for parameter in model.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     return model
