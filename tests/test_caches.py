@@ -1,0 +1,284 @@
+"""Latents, text embeddings and hashes on disk: computed once, and anew when what they depend on changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import data.hashes
+import muti_control.latents
+from cldm.controlled import ControlledLatentDiffusion
+from data.hashes import FileHashes
+from data.manifest import read_manifest
+from data.pack import pack
+from data.paired import PairedDataset
+from ldm.checkpoint import CheckpointError
+from ldm.config import ConfigError
+from ldm.latent_diffusion import ModelConfig
+from muti_control.first import is_first, wait_for
+from muti_control.latents import LatentPairs, face_moments
+from muti_control.rows import Rows, RowStore
+from muti_control.texts import TextTable, tabulate_texts, text_embeddings
+
+CPU = torch.device("cpu")
+
+
+def pairs_of(root: Path) -> PairedDataset:
+    return PairedDataset(read_manifest(root / "split_data/train.json"), size=64)
+
+
+def all_rows(rows: Rows) -> Tensor:
+    return torch.stack([rows[k] for k in range(len(rows))])
+
+
+@pytest.fixture
+def model(tiny_config: ModelConfig) -> ControlledLatentDiffusion:
+    return ControlledLatentDiffusion(tiny_config).eval()
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Path]]:
+    """Paths of the files that were read for their hash, and of the pictures that were encoded."""
+    seen: dict[str, list[Path]] = {"hashed": [], "encoded": []}
+    read_bytes, read_image = data.hashes.read_bytes, muti_control.latents.read_image
+
+    def hashing(path: Path) -> bytes:
+        seen["hashed"].append(path)
+        return read_bytes(path)
+
+    def encoding(path: Path, size: int) -> object:
+        seen["encoded"].append(path)
+        return read_image(path, size)
+
+    monkeypatch.setattr(data.hashes, "read_bytes", hashing)
+    monkeypatch.setattr(muti_control.latents, "read_image", encoding)
+    return seen
+
+
+def test_latents_are_those_of_the_encoder(
+    model: ControlledLatentDiffusion, make_pairs: Callable[..., Path], tmp_path: Path
+) -> None:
+    pairs = pairs_of(make_pairs(train=5))
+    rows = all_rows(face_moments(model, pairs, tmp_path / "cache", CPU))
+    with torch.no_grad():
+        for k in range(5):
+            posterior = model.first_stage_model.encode(pairs[k]["face"][None])
+            assert torch.allclose(rows[k], torch.cat([posterior.mean, posterior.logvar], dim=1)[0], atol=1e-5)
+    item = LatentPairs(pairs, face_moments(model, pairs, tmp_path / "cache", CPU), with_skull=True)[3]
+    assert torch.equal(item["moments"], rows[3]) and torch.equal(item["skull"], pairs[3]["skull"])
+
+
+def test_nothing_changed_and_not_one_picture_is_read(
+    model: ControlledLatentDiffusion,
+    make_pairs: Callable[..., Path],
+    tmp_path: Path,
+    counted: dict[str, list[Path]],
+) -> None:
+    root = make_pairs(train=6)
+    before = all_rows(face_moments(model, pairs_of(root), tmp_path / "cache", CPU))
+    assert len(counted["hashed"]) == len(counted["encoded"]) == 6
+    with torch.no_grad():  # latents do not depend on these
+        next(model.first_stage_model.decoder.parameters()).add_(1)
+        next(model.control_model.parameters()).add_(1)
+    after = all_rows(face_moments(model, pairs_of(root), tmp_path / "cache", CPU))
+    assert torch.equal(before, after)
+    assert len(counted["hashed"]) == len(counted["encoded"]) == 6
+
+
+def test_a_changed_picture_alone_is_computed_anew(
+    model: ControlledLatentDiffusion,
+    make_pairs: Callable[..., Path],
+    tmp_path: Path,
+    counted: dict[str, list[Path]],
+) -> None:
+    root = make_pairs(train=6)
+    before = all_rows(face_moments(model, pairs_of(root), tmp_path / "cache", CPU))
+    path = pairs_of(root).records[2].face_path
+    other = pairs_of(root).records[4].face_path
+    assert path is not None and other is not None
+    status = path.stat()
+    contents = bytearray(path.read_bytes())
+    contents[:] = other.read_bytes()[: len(contents)].ljust(len(contents), b"\0")
+    path.write_bytes(contents)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # same size, same time: only its entry tells
+    counted["hashed"].clear()
+    counted["encoded"].clear()
+    after = all_rows(face_moments(model, pairs_of(root), tmp_path / "cache", CPU))
+    assert counted["hashed"] == [path]
+    assert [bool(torch.equal(a, b)) for a, b in zip(before, after, strict=True)] == [
+        True, True, False, True, True, True,
+    ]  # fmt: skip
+
+
+def test_one_bit_of_a_picture_is_another_hash(make_pairs: Callable[..., Path], tmp_path: Path) -> None:
+    paths = [Path(r.skull_path) for r in read_manifest(make_pairs(train=3) / "split_data/train.json")]
+    before = FileHashes(tmp_path / "index.json").of(paths)
+    contents = bytearray(paths[1].read_bytes())
+    contents[-1] ^= 1
+    paths[1].write_bytes(contents)
+    after = FileHashes(tmp_path / "index.json").of(paths)
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True]
+
+
+def test_one_changed_weight_computes_all_anew(
+    model: ControlledLatentDiffusion,
+    make_pairs: Callable[..., Path],
+    tmp_path: Path,
+    counted: dict[str, list[Path]],
+) -> None:
+    pairs = pairs_of(make_pairs(train=4))
+    before = all_rows(face_moments(model, pairs, tmp_path / "cache", CPU))
+    with torch.no_grad():
+        model.first_stage_model.quant_conv.bias[0] += 0.5
+    after = all_rows(face_moments(model, pairs, tmp_path / "cache", CPU))
+    assert len(counted["hashed"]) == 4 and len(counted["encoded"]) == 8
+    assert torch.allclose(after[:, 0], before[:, 0] + 0.5, atol=1e-5)
+    before_text = all_rows(text_embeddings(model, ["a", ""], tmp_path / "cache", CPU))
+    with torch.no_grad():
+        model.cond_stage_model.transformer.text_model.final_layer_norm.bias[0] += 0.5
+    after_text = all_rows(text_embeddings(model, ["a", ""], tmp_path / "cache", CPU))
+    assert torch.allclose(after_text[..., 0], before_text[..., 0] + 0.5, atol=1e-5)
+
+
+def test_a_broken_off_computation_goes_on(
+    model: ControlledLatentDiffusion,
+    make_pairs: Callable[..., Path],
+    tmp_path: Path,
+    counted: dict[str, list[Path]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pairs = pairs_of(make_pairs(train=10))
+    whole = all_rows(face_moments(model, pairs, tmp_path / "whole", CPU))
+    monkeypatch.setattr(muti_control.latents, "ROWS_PER_PART", 4)
+    monkeypatch.setattr(muti_control.latents, "_BATCH", 2)
+    write = RowStore.write
+
+    def breaks(store: RowStore, keys: list[str], rows: Tensor) -> None:
+        if len(list(store.folder.glob("part-*"))) == 2:
+            raise KeyboardInterrupt
+        write(store, keys, rows)
+
+    monkeypatch.setattr(RowStore, "write", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        face_moments(model, pairs, tmp_path / "cache", CPU)
+    monkeypatch.setattr(RowStore, "write", write)
+    for kept in counted.values():
+        kept.clear()
+    assert torch.allclose(all_rows(face_moments(model, pairs, tmp_path / "cache", CPU)), whole, atol=1e-6)
+    assert len(counted["encoded"]) == 2 and not counted["hashed"]
+
+
+def test_a_pack_needs_no_reading_either(
+    model: ControlledLatentDiffusion,
+    make_pairs: Callable[..., Path],
+    tmp_path: Path,
+    counted: dict[str, list[Path]],
+) -> None:
+    root = make_pairs(train=4)
+    pack(root, tmp_path / "packed", progress=False)
+    folder = all_rows(face_moments(model, pairs_of(root), tmp_path / "cache", CPU))
+    packed = all_rows(face_moments(model, pairs_of(tmp_path / "packed"), tmp_path / "cache", CPU))
+    assert torch.equal(folder, packed)
+    assert len(counted["encoded"]) == 4  # the same contents, wherever they lie
+    counted["hashed"].clear()
+    face_moments(model, pairs_of(tmp_path / "packed"), tmp_path / "cache", CPU)
+    assert not counted["hashed"]
+
+
+def test_rows_are_read_where_they_lie(tmp_path: Path) -> None:
+    store = RowStore(tmp_path / "rows")
+    values = torch.randn(6, 3)
+    store.write(["a", "b", "c"], values[:3])
+    store.write(["d", "e", "f"], values[3:])
+    store.write(["a", "b", "c"], values[:3])  # once more, as a second process would
+    assert len(list(store.folder.iterdir())) == 2
+    assert RowStore(store.folder).missing(["x", "a", "x"]) == ["x"]
+    rows = RowStore(store.folder).rows(["e", "a", "e"])
+    assert torch.equal(all_rows(rows), values[[4, 0, 4]])
+    assert len(pickle.dumps(rows)) < 2000  # a loader's process maps the files itself
+    assert torch.equal(all_rows(pickle.loads(pickle.dumps(rows))), values[[4, 0, 4]])
+    part = next(store.folder.iterdir())
+    part.write_bytes(part.read_bytes()[:-4])
+    with pytest.raises(CheckpointError, match="remove it"):
+        RowStore(store.folder)
+
+
+def test_a_damaged_index_is_made_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_bytes(b"contents")
+    index = tmp_path / "index.json"
+    right = FileHashes(index).of([tmp_path / "file"])
+    for damage in ("{", '{"format": 1, "files": 3}', "[]"):
+        index.write_text(damage)
+        assert FileHashes(index).of([tmp_path / "file"]) == right
+        assert "damaged" in capsys.readouterr().err
+    assert json.loads(index.read_text())["files"]
+
+
+def test_texts_come_from_the_table_and_the_file_still_has_the_encoder(
+    model: ControlledLatentDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [f"prompt {k}" for k in range(5)]
+    with torch.no_grad():
+        expected = {p: model.encode_text([p])[0] for p in [*prompts, "", "unforeseen"]}
+    whole = {name: value.clone() for name, value in model.state_dict().items()}
+    tabulate_texts(model, prompts, tmp_path, CPU)
+    assert isinstance(model.cond_stage_model, TextTable)
+    given = model.encode_text(["prompt 3", "", "unforeseen", "prompt 3"])
+    for row, prompt in zip(given, ["prompt 3", "", "unforeseen", "prompt 3"], strict=True):
+        assert torch.allclose(row, expected[prompt], atol=1e-5)
+    state = model.state_dict()
+    assert state.keys() == whole.keys() and all(torch.equal(state[name], whole[name]) for name in whole)
+    assert not any("cond_stage" in name for name, _ in model.named_parameters())
+    changed = {name: value + (1 if "cond_stage" in name else 0) for name, value in whole.items()}
+    model.load_state_dict(changed)
+    assert all(torch.equal(model.state_dict()[name], changed[name]) for name in whole)
+    model.load_state_dict(whole)
+
+    again = ControlledLatentDiffusion(model.cfg).eval()
+    again.load_state_dict(whole)
+    monkeypatch.setattr(type(again.cond_stage_model), "encode", lambda *a: pytest.fail("encoded again"))
+    tabulate_texts(again, reversed(prompts), tmp_path, CPU)
+    assert torch.equal(again.encode_text(["prompt 3"])[0], given[0])
+
+
+def test_who_is_first() -> None:
+    assert is_first({})
+    assert is_first({"RANK": "0", "LOCAL_RANK": "0"})
+    assert not is_first({"RANK": "8", "LOCAL_RANK": "0"})  # of the second machine
+    assert not is_first({"LOCAL_RANK": "1", "SLURM_PROCID": "0"})  # begun by Lightning within one SLURM task
+    assert not is_first({"SLURM_PROCID": "3"})
+
+
+def test_the_others_wait_and_give_up_when_nothing_comes(
+    model: ControlledLatentDiffusion,
+    make_pairs: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(ConfigError, match="all of them see"):
+        wait_for(lambda: None, tmp_path, "nothing", patience=0.1)
+    root = make_pairs(train=3)
+    whole = all_rows(face_moments(model, pairs_of(root), tmp_path / "cache", CPU))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(muti_control.latents, "_encode", lambda *a: pytest.fail("the second process encoded"))
+    assert torch.equal(all_rows(face_moments(model, pairs_of(root), tmp_path / "cache", CPU)), whole)
+    store, began = RowStore(tmp_path / "later"), time.monotonic()
+    later = threading.Timer(0.3, lambda: RowStore(store.folder).write(["a"], torch.ones(1, 2)))
+    later.start()
+
+    def look() -> Rows | None:
+        store.look_again()
+        return None if store.missing(["a"]) else store.rows(["a"])
+
+    found = wait_for(look, store.folder, "rows", patience=60)
+    assert torch.equal(found[0], torch.ones(2)) and time.monotonic() - began > 0.3
+    later.join()
