@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.craniometry import Anchors, SkullSites, Surface, head_distances, skull_distances
-from benchmarks.identification import bootstrap_interval
 from benchmarks.norms import DEPTHS, HEAD, SKULL, SOURCES, Norm
 from benchmarks.tissue_depth import tissue_depths
 from cldm.record import write_json
@@ -33,6 +32,7 @@ from data.cohort.subject import Subject, draw_subject
 from data.cohort.template import HeadTemplate
 from ldm.checkpoint import git_revision
 from ldm.config import parse_command_line
+from muti_control.evaluation.statistics import bootstrap_interval
 
 # Sites whose published depths are of people with teeth -> the (quadrants, tooth) needed, as in `SkullTraits.lost`.
 NEEDED_TEETH = {

@@ -33,10 +33,10 @@ from tqdm import tqdm
 
 from benchmarks.baselines import group_mean, shuffle_within_groups
 from benchmarks.cohort_pictures import Shown, has_manifest, read_cohort
-from benchmarks.identification import bootstrap_interval, ranks_of_truth
 from cldm.record import write_json
 from ldm.checkpoint import git_revision
 from ldm.config import parse_command_line
+from muti_control.evaluation.statistics import bootstrap_interval, ranks_of_truth
 from muti_control.recogniser import (
     Recogniser,
     RecogniserConfig,

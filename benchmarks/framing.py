@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.cohort_pictures import SPLITS, Shown, has_manifest, read_cohort
-from benchmarks.identification import bootstrap_interval
 from cldm.record import write_json
 from ldm.checkpoint import git_revision
 from ldm.config import parse_command_line
+from muti_control.evaluation.statistics import bootstrap_interval
 
 BORDER_PX = 4.0  # nothing may come closer to the border, in pictures of 256 px
 LARGEST_SHARE_OUTSIDE = 0.001  # of a skull's drawn pixels

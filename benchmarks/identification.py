@@ -6,10 +6,16 @@ Pure functions of arrays. A *feature* is a face picture as grey in [0, 1], avera
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from math import lgamma
 
 import numpy as np
 from numpy.typing import NDArray
+
+from muti_control.evaluation.statistics import (
+    bootstrap_interval,
+    rank1_gain,
+    rank1_in_smaller_gallery,
+    ranks_of_truth,
+)
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.integer]
@@ -86,51 +92,6 @@ def _unit(rows: Floats) -> Floats:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
-def ranks_of_truth(distances: Floats, truth: Ints, excluded: Ints | None = None) -> Ints:
-    """The rank of each probe's true gallery face; ties count against it.
-
-    Args:
-        distances: (P, G), smaller is nearer.
-        truth: (P,) index of each probe's own face in the gallery.
-        excluded: (P,) index of one gallery face that does not count for this probe, -1 for none.
-
-    Returns:
-        (P,) int, 1 .. G.
-
-    Raises:
-        ValueError: where a distance is not finite or the shapes disagree.
-    """
-    if distances.ndim != 2 or truth.shape != distances.shape[:1]:
-        raise ValueError(f"distances {distances.shape} and truth {truth.shape}: expected (P, G) and (P,)")
-    if not np.isfinite(distances).all():
-        raise ValueError("distances hold values that are not finite: a reconstruction is broken")
-    if excluded is not None:
-        rows = np.flatnonzero(excluded >= 0)
-        distances = distances.copy()
-        distances[rows, excluded[rows]] = np.inf
-    own = distances[np.arange(len(truth)), truth]
-    return (distances <= own[:, None]).sum(axis=1)
-
-
-def rank1_in_smaller_gallery(ranks: Ints, gallery_size: int, smaller: int) -> Floats:
-    """Chance, per probe, of rank 1 had the gallery been `smaller` faces drawn from the full one (own face included).
-
-    With c = rank - 1 closer faces among the G - 1 others it is C(G - 1 - c, smaller - 1) / C(G - 1, smaller - 1):
-    exact, so galleries of different size can be compared without drawing any.
-
-    Returns:
-        (P,) in [0, 1].
-    """
-    if not 1 <= smaller <= gallery_size:
-        raise ValueError(f"smaller gallery of {smaller}: expected 1 .. {gallery_size}")
-    others, draw = gallery_size - 1, smaller - 1
-
-    def log_choose(n: int) -> float:
-        return lgamma(n + 1) - lgamma(draw + 1) - lgamma(n - draw + 1) if n >= draw else -np.inf
-
-    return np.exp([log_choose(others - (int(rank) - 1)) - log_choose(others) for rank in ranks])
-
-
 @dataclass(frozen=True)
 class Identification:
     """Figures of one method. Fractions in [0, 1]; intervals are (2.5 %, 97.5 %) over probes, the gallery fixed."""
@@ -146,13 +107,6 @@ class Identification:
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
-
-
-def bootstrap_interval(values: Floats, rng: np.random.Generator, num: int = 4000) -> tuple[float, float]:
-    """95 % percentile interval of the mean of `values` (P,), probes drawn with replacement."""
-    draws = rng.integers(0, len(values), size=(num, len(values)))
-    low, high = np.percentile(np.asarray(values, dtype=np.float64)[draws].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
 
 
 def identify(
@@ -192,13 +146,6 @@ def identify(
         rms=float(np.sqrt(((predictions - gallery[truth]) ** 2).mean(axis=1)).mean()),
     )
     return figures, ranks
-
-
-def rank1_gain(ranks: Ints, control: Ints, seed: int = 0) -> tuple[float, float, float]:
-    """Rank-1 of one method minus a control's on the same probes: the gain and its 95 % interval (paired bootstrap)."""
-    difference = (ranks == 1).astype(np.float64) - (control == 1)
-    low, high = bootstrap_interval(difference, np.random.default_rng(seed))
-    return float(difference.mean()), low, high
 
 
 def markdown_table(

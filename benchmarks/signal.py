@@ -23,11 +23,11 @@ from tqdm import tqdm
 
 from benchmarks.baselines import Components
 from benchmarks.cohort_pictures import SPLITS, Shown, blocks, read_cohort
-from benchmarks.identification import ranks_of_truth
 from benchmarks.norms import AGE_FROM_SKULL, SEX_FROM_SKULL
 from cldm.record import write_json
 from ldm.checkpoint import git_revision
 from ldm.config import parse_command_line
+from muti_control.evaluation.statistics import ranks_of_truth
 
 Floats = NDArray[np.floating]
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the ridge penalty, per training subject

@@ -17,19 +17,16 @@ from benchmarks.baselines import (
     nearest_skull,
     shuffle_within_groups,
 )
-from benchmarks.identification import (
-    DISTANCES,
+from benchmarks.identification import DISTANCES, identify, markdown_table, picture_features
+from benchmarks.rank1 import BASELINES, OF_THE_MODEL, load_split, main, probe_rows, shuffled_donors
+from cldm.controlled import ControlledLatentDiffusion, model_metadata
+from ldm.checkpoint import sha256, write_state_dict
+from muti_control.evaluation.statistics import (
     bootstrap_interval,
-    identify,
-    markdown_table,
-    picture_features,
     rank1_gain,
     rank1_in_smaller_gallery,
     ranks_of_truth,
 )
-from benchmarks.rank1 import BASELINES, OF_THE_MODEL, load_split, main, probe_rows, shuffled_donors
-from cldm.controlled import ControlledLatentDiffusion, model_metadata
-from ldm.checkpoint import sha256, write_state_dict
 
 NUM = 40
 

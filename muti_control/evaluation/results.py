@@ -7,7 +7,8 @@ classes are; ``results_file.py`` writes and reads it. Rules that hold everywhere
 - **Per probe.** ``ranks``, ``values`` and the like have one entry per entry of ``Evaluation.probes``, in that order,
   null where that probe was not measured. That is what lets two runs be compared probe by probe.
 - **Fractions, not per cent.** Rank-k, mAP, MRR, coverage and shares lie in [0, 1].
-- **Intervals** are percentile intervals at ``Protocol.confidence`` over probes drawn with replacement, gallery fixed.
+- **Intervals** are percentile intervals at ``Protocol.confidence`` over probes drawn with replacement, gallery fixed; a
+  share of 0 or 1 has the exact (Clopper-Pearson) one instead, since probes that agree say nothing by being redrawn.
 - **Pictures** are named by paths relative to the folder of ``metrics.json``, with ``/``.
 - A file of another ``version`` is refused. The version rises with every change that an old reader would misread.
 """
@@ -186,6 +187,7 @@ class Identification:
         ranks: place of the true face among the gallery, 1 the nearest, per probe; ties count against it.
         distances: distance to the true face, per probe.
         excluded: probes from whose gallery one face was taken out (the donor of a swapped skull).
+        missed: probes in whose face the recogniser found none; each counts with the last rank.
         rank1, rank5, rank10, mean_average_precision, mean_reciprocal_rank, mean_rank: over probes.
         distance: mean distance to the true face.
         other_distance: mean distance to the rest of the gallery; None where it was not measured.
@@ -196,6 +198,7 @@ class Identification:
     ranks: tuple[int | None, ...]
     distances: tuple[float | None, ...] | None
     excluded: int
+    missed: int
     rank1: Figure
     rank5: Figure
     rank10: Figure
@@ -299,11 +302,13 @@ class Edit:
         method: its name; name: e.g. ``body_mass+2``; label: e.g. ``body mass two levels up``.
         space: what the change is measured in, e.g. ``dlib's 68 points, similarity-aligned, px``.
         projection: component of the predicted change along the true change, in units of the true change; 1 is right.
-        angle: between the two changes, degrees; 90 is unrelated.
+            Pairs are weighted by the square of their true change, so that a person who truly hardly changed does not
+            count like one who did.
+        angle: between the two changes, degrees; 90 is unrelated; None where no face changed at all.
         true_size, predicted_size: length of the changes, in the unit of ``space``.
         kept: share of edited faces nearer to their own person's true face than to any other of the gallery; None
             without a recogniser.  kept_before: the same before the edit, on the same probes.
-        probes: indices into ``Evaluation.probes``; projections: one per entry of them.
+        probes: indices into ``Evaluation.probes``; projections, true_sizes: one per entry of them.
         pictures: some examples.
     """
 
@@ -312,13 +317,14 @@ class Edit:
     label: str
     space: str
     projection: Figure
-    angle: Figure
+    angle: Figure | None
     true_size: Figure
     predicted_size: Figure
     kept: Figure | None
     kept_before: Figure | None
     probes: tuple[int, ...]
     projections: tuple[float | None, ...]
+    true_sizes: tuple[float, ...]
     pictures: tuple[EditPicture, ...] = ()
 
 

@@ -155,6 +155,7 @@ def check(evaluation: Evaluation) -> None:
         known([edit.method], methods, "edits")
         within(edit.probes, "edits")
         aligned(edit.projections, f"edit {edit.name}: projections", len(edit.probes))
+        aligned(edit.true_sizes, f"edit {edit.name}: true_sizes", len(edit.probes))
     for case in evaluation.cases:
         known([case.kind], set(CASE_KINDS), "cases")
         known([case.method], methods, "cases")

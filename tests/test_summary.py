@@ -1,0 +1,111 @@
+"""From values per probe to figures: what was not measured is left out, and nothing else."""
+
+import numpy as np
+import pytest
+
+from data.biometrics import Biometrics
+from muti_control.evaluation.results_file import to_json
+from muti_control.evaluation.summary import Resampling, coverage, edit, groups_of, identification, measured
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+GROUPS = [
+    groups_of(Biometrics("female" if i % 2 else "male", 10 + 2 * i, body_mass=1 + i % 5)) for i in range(40)
+]
+
+
+def test_figures_are_those_of_the_measured_probes():
+    ranks = rng(1).integers(1, 30, 40).tolist()
+    ranks[3] = ranks[7] = None
+    own = rng(2).uniform(size=40)
+    own[[3, 5, 7]] = np.nan  # 5 was measured, but the recogniser found no face
+    found = identification(ranks, 30, GROUPS, own, own + 1, missed=1, excluded=4)
+    known = np.array([rank for rank in ranks if rank])
+    assert found.rank1.n == found.mean_rank.n == 38 and found.distance.n == 37
+    assert found.rank5.value == pytest.approx((known <= 5).mean())
+    assert found.mean_average_precision.value == found.mean_reciprocal_rank.value == (1 / known).mean()
+    assert found.cmc.value[:10][0] == found.rank1.value and found.cmc.value[9] == found.rank10.value
+    assert found.cmc.low[0] == found.rank1.low and found.cmc.value[-1] == 1
+    assert found.ranks[3] is None and found.distances[5] is None and found.ranks[0] == ranks[0]
+    assert found.other_distance.value == pytest.approx(found.distance.value + 1)
+    assert found.rank1.low <= found.rank1.value <= found.rank1.high
+    to_json(found)  # nothing in it that JSON has no form for
+    with pytest.raises(ValueError, match=r"within 1 \.\. 20"):
+        identification(ranks, 20, GROUPS)
+    with pytest.raises(ValueError, match="0 measured"):
+        identification([None] * 40, 20, GROUPS)
+
+
+def test_several_views_bring_their_own_average_precision():
+    found = identification([1, 2], 5, GROUPS[:2], average_precisions=[0.9, 0.3])
+    assert found.mean_average_precision.value == pytest.approx(0.6)
+    assert found.mean_reciprocal_rank.value == pytest.approx(0.75)
+
+
+def test_groups_add_up_and_stand_in_their_order():
+    found = identification(rng(3).integers(1, 9, 40), 8, GROUPS)
+    by_attribute = {}
+    for group in found.groups:
+        by_attribute.setdefault(group.attribute, []).append(group)
+    assert list(by_attribute) == ["sex", "age", "body mass"]
+    assert [g.group for g in by_attribute["age"]][:2] == ["under 14", "14 to 29"]
+    assert by_attribute["body mass"][0].group == "very thin"
+    for groups in by_attribute.values():
+        assert sum(g.rank1.n for g in groups) == 40
+        hits = sum(g.rank1.value * g.rank1.n for g in groups)
+        assert hits == pytest.approx(40 * found.rank1.value)
+
+
+def test_one_probe_has_no_interval_of_a_mean():
+    figure = Resampling().mean([3.0])
+    assert (figure.value, figure.low, figure.high, figure.n) == (3, None, None, 1)
+    with pytest.raises(ValueError, match="0 values"):
+        Resampling().mean([])
+
+
+def test_measured_keeps_the_places_of_the_probes():
+    found = measured([1.0, np.nan, 3.0])
+    assert found.values == (1, None, 3) and found.figure.value == 2 and found.figure.n == 2
+    with pytest.raises(ValueError, match="without a single value"):
+        measured([np.nan])
+
+
+def test_coverage_begins_at_rank_one_of_a_draw_and_rises():
+    ranks = {"model": rng(4).integers(1, 20, (15, 8)), "shuffled": rng(5).integers(10, 40, (15, 8))}
+    found = coverage("dlib", ranks, 5, list(range(0, 30, 2)))
+    model, shuffled = found.curves["model"], found.curves["shuffled"]
+    assert found.draws == 8 and model.x == tuple(range(1, 9))
+    assert model.value[0] == pytest.approx((ranks["model"] <= 5).mean())
+    assert model.value[-1] == pytest.approx((ranks["model"] <= 5).any(axis=1).mean())
+    assert (np.diff(model.value) >= 0).all() and set(shuffled.value) == {0}
+    with pytest.raises(ValueError, match="expected one shape"):
+        coverage("dlib", ranks | {"shuffled": ranks["shuffled"][:, :4]}, 5, list(range(15)))
+
+
+def test_an_edit_that_makes_half_the_change_projects_to_a_half():
+    before = rng(6).uniform(50, 200, (6, 68, 2))
+    change = rng(7).normal(0, 3, before.shape)
+    found = edit(
+        "model", "body_mass+2", "two up", "px", (before, before + 0.5 * change), (before, before + change),
+        range(6), kept=[1, 1, 1, 0, 1, 1], kept_before=[1] * 6,
+    )  # fmt: skip
+    assert found.projection.value == pytest.approx(0.5, abs=0.02) and found.angle.value < 5
+    assert found.predicted_size.value == pytest.approx(found.true_size.value / 2, rel=0.02)
+    assert 2.5 < found.true_size.value < 4.5  # px a point: 3 px each way, less what alignment takes
+    assert found.kept.value == pytest.approx(5 / 6)
+    turned = before @ np.array([[0.9, -0.2], [0.2, 0.9]]).T + 7
+    nothing = edit("model", "e", "e", "px", (before, turned), (before, before + change), range(6))
+    assert nothing.projection.value == pytest.approx(0, abs=1e-9)  # turning and moving the head is no edit
+    with pytest.raises(ValueError, match="no true face changed"):
+        edit("model", "e", "e", "px", (before, before + change), (before, before), range(6))
+
+
+def test_a_person_who_hardly_changed_hardly_counts():
+    before = rng(8).uniform(50, 200, (2, 68, 2))
+    true = rng(9).normal(0, 3, before.shape) * np.array([1, 1e-3])[:, None, None]
+    predicted = np.stack([true[0], rng(10).normal(0, 3, (68, 2))])
+    found = edit("m", "e", "e", "px", (before, before + predicted), (before, before + true), range(2))
+    assert abs(found.projections[1]) > 5 and found.projection.value == pytest.approx(1, abs=0.02)
