@@ -14,7 +14,8 @@ DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "demo" / "control
 
 
 def main(argv: list[str]) -> int:
-    """Exit status: 0 finished, 2 for input that cannot be used, 130 stopped before the end."""
+    """Exit status: 0 finished; 2 for input that cannot be used; 130 (Ctrl-C), 143 (SIGTERM) and 138 (SIGUSR1) when a
+    signal stopped it before the end: saved, and the same command continues."""
     if any(arg in ("-h", "--help") for arg in argv):
         print(__doc__)
         return 0
@@ -22,7 +23,6 @@ def main(argv: list[str]) -> int:
 
     import torch
 
-    from data.images import ImageError
     from muti_control.config import load_experiment
     from muti_control.run import prepare
 
@@ -30,6 +30,7 @@ def main(argv: list[str]) -> int:
         logging.WARNING
     )  # no advertisements between the user's lines
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own business with torch
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # we measure whether they do
     try:
         training = prepare(load_experiment(argv if has_config else [str(DEFAULT_CONFIG), *argv]))
     except (ValueError, OSError) as error:  # each says what is wrong and how to mend it
@@ -39,8 +40,8 @@ def main(argv: list[str]) -> int:
         print("train.py: interrupted before the training began", file=sys.stderr)
         return 130
     try:
-        return 0 if training.fit() is not None else 130
-    except (ImageError, FloatingPointError, OSError) as error:
+        return 0 if training.fit() is not None else 128 + training.save_last.signal
+    except (ValueError, FloatingPointError, OSError) as error:
         # A picture that cannot be read, weights that are not finite, a full disk.
         print(f"train.py: {error}", file=sys.stderr)
         return 2

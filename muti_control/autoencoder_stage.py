@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 
 from ldm.latent_diffusion import LatentDiffusion, ModelConfig
 from muti_control.config import ExperimentConfig
+from muti_control.latent_stage import LatentStage
 from muti_control.pictures import psnr
-from muti_control.stage import Stage
 
 
 def edge_loss(x: Tensor, y: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def random_crops(pictures: Tensor, size: int, generator: torch.Generator) -> Ten
     return torch.stack(windows)
 
 
-class AutoencoderStage(Stage):
+class AutoencoderStage(LatentStage):
     """Trains encoder and decoder; the best checkpoint has the highest PSNR on validation pictures."""
 
     monitor = "valid/psnr"
@@ -42,6 +42,7 @@ class AutoencoderStage(Stage):
         self, cfg: ExperimentConfig, net: LatentDiffusion, train_set: Dataset[Any], valid_set: Dataset[Any]
     ) -> None:
         super().__init__(cfg, net, train_set, valid_set, trained=("first_stage_model.",))
+        self._psnrs: list[tuple[int, float]] = []
         self._shown: list[Tensor] = []
 
     def _pictures(self, batch: dict[str, Any]) -> Tensor:
@@ -56,24 +57,31 @@ class AutoencoderStage(Stage):
         if 0 < cfg.crop_size < x.shape[-1]:
             x = random_crops(x, cfg.crop_size, self.draw("crop"))
         x = x.contiguous(memory_format=torch.channels_last)
-        posterior = self.net.first_stage_model.encode(x)
-        x_hat = self.net.first_stage_model.decode(posterior.sample(self.draw("posterior"))).float()
+        posterior = self.model.first_stage_model.encode(x)
+        x_hat = self.model.first_stage_model.decode(posterior.sample(self.draw("posterior"))).float()
         reconstruction = (x_hat - x).abs().mean()
         edges = edge_loss(x_hat, x)
         kl = posterior.kl().mean() / (x.shape[2] * x.shape[3])  # nats per pixel
         loss = reconstruction + cfg.edge_weight * edges + cfg.kl_weight * kl
         return {"loss": loss, "l1": reconstruction.detach(), "edges": edges.detach(), "kl": kl.detach()}
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validate_batch(self, batch: dict[str, Any], batch_idx: int) -> None:
         x = self._pictures(batch)
-        x_hat = self.net.first_stage_model.decode(self.net.first_stage_model.encode(x).mode())
+        x_hat = self.model.first_stage_model.decode(self.model.first_stage_model.encode(x).mode())
         x, x_hat = ((y.float() + 1) / 2 for y in (x, x_hat.clamp(-1, 1)))
-        self.log("valid/psnr", psnr(x_hat, x).mean(), prog_bar=True, on_epoch=True, batch_size=len(x))
+        indices = batch["index"].repeat(len(x) // len(batch["index"])).tolist()  # faces, then skulls
+        self._psnrs += zip(indices, psnr(x_hat, x).tolist(), strict=True)
         if batch_idx == 0:
             self._shown = [x[:8], x_hat[:8]]
 
-    def on_validation_epoch_end(self) -> None:
-        self.show("reconstructions", self._shown)
+    def validation_scores(self) -> dict[str, float]:
+        values, shown = self.gather(self._psnrs), self._shown
+        self.forget_validation()
+        self.show("reconstructions", shown)
+        return {"valid/psnr": sum(values) / len(values)}
+
+    def forget_validation(self) -> None:
+        self._psnrs, self._shown = [], []
 
     @torch.no_grad()
     def measure_scale_factor(self, num_pictures: int = 256) -> float:
@@ -81,10 +89,10 @@ class AutoencoderStage(Stage):
         assert isinstance(self.train_set, Sized)
         num = min(num_pictures, len(self.train_set))
         pictures = torch.stack([self.train_set[i]["face"] for i in range(num)])
-        encode = self.net.first_stage_model.encode
+        encode = self.model.first_stage_model.encode
         latents = torch.cat([encode(x.to(self.device)).mode() for x in pictures.split(16)])
         return 1.0 / float(latents.float().std())
 
     def exported_config(self) -> ModelConfig:
         """With the measured scale factor, so that the stages that follow see latents of unit size."""
-        return replace(self.net.cfg, scale_factor=round(self.measure_scale_factor(), 5))
+        return replace(self.model.cfg, scale_factor=round(self.measure_scale_factor(), 5))

@@ -14,7 +14,7 @@ from ldm.config import ConfigError, parse_command_line
 from ldm.latent_diffusion import ModelConfig
 
 STAGES = ("autoencoder", "base", "control")
-PRECISIONS = ("auto", "32-true", "bf16-mixed")
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 LOSS_WEIGHTINGS = ("eps", "x0")
 EXPORT_DTYPES = ("float32", "float16", "bfloat16")
 
@@ -65,8 +65,11 @@ class TrainConfig:
 
     max_steps: optimizer steps. batch_size: pictures per device and micro-batch. accumulate: micro-batches per
     step. val_every, save_every: optimizer steps between validations (with pictures) and between checkpoints.
-    num_valid: validation pairs looked at. precision: auto is bf16-mixed where the hardware has it.
-    accelerator: as Lightning names them. devices: how many. num_threads: of torch on the CPU, 0 for its own choice.
+    save_minutes: a checkpoint at least so often, 0 for save_every alone. keep_best: how many of the best validations
+    keep their weights. log_every: steps between lines of the logs, 0 for a tenth of val_every, at most 10.
+    num_valid: validation pairs looked at. precision: auto is bf16-mixed where the hardware has it, else 32-true;
+    16-mixed is for GPUs older than that. accelerator: as Lightning names them. devices: how many on this machine (under
+    torchrun and srun as many as they start). num_threads: of torch on the CPU, 0 for its own choice.
     export: which averaged weights the exported file holds, those of the best validation or the last ones.
     export_dtype: precision of the weights in the exported file (float32, float16 or bfloat16).
     """
@@ -76,6 +79,9 @@ class TrainConfig:
     accumulate: int = 1
     val_every: int = 500
     save_every: int = 250
+    save_minutes: float = 30.0
+    keep_best: int = 3
+    log_every: int = 0
     num_valid: int = 16
     seed: int = 0
     precision: str = "auto"
@@ -84,6 +90,21 @@ class TrainConfig:
     num_threads: int = 0
     export: str = "best"
     export_dtype: str = "float32"
+
+
+@dataclass
+class WatchConfig:
+    """When a run warns, and when it gives up.
+
+    max_skipped: so many steps in a row may have a gradient that is not finite (they are skipped); one more stops
+    the run. flat_effect, flat_after: from that step on it warns if another skull changes the predicted noise by less
+    than that share. waiting_share: of the time, spent on waiting for pictures, above which it warns of the loader.
+    """
+
+    max_skipped: int = 10
+    flat_effect: float = 0.01
+    flat_after: int = 1000
+    waiting_share: float = 0.2
 
 
 @dataclass
@@ -135,6 +156,7 @@ class ExperimentConfig:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
     autoencoder: AutoencoderStageConfig = field(default_factory=AutoencoderStageConfig)
     diffusion: DiffusionStageConfig = field(default_factory=DiffusionStageConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -153,6 +175,7 @@ class ExperimentConfig:
             "train.accumulate": train.accumulate,
             "train.val_every": train.val_every,
             "train.save_every": train.save_every,
+            "train.keep_best": train.keep_best,
             "train.devices": train.devices,
             "optim.lr": optim.lr,
             "diffusion.max_loss_weight": self.diffusion.max_loss_weight,
@@ -184,6 +207,9 @@ class ExperimentConfig:
             (math.isfinite(optim.lr), "optim.lr", optim.lr, "a finite number"),
             (optim.clip_norm >= 0, "optim.clip_norm", optim.clip_norm, "0 (no limit) or more"),
             (0 <= train.seed < 2**31, "train.seed", train.seed, "0 or a positive number below 2^31"),
+            (train.save_minutes >= 0, "train.save_minutes", train.save_minutes, "0 (none) or minutes"),
+            (train.log_every >= 0, "train.log_every", train.log_every, "0 or more"),
+            (self.watch.max_skipped >= 0, "watch.max_skipped", self.watch.max_skipped, "0 or more"),
             (self.data.num_workers >= 0, "data.num_workers", self.data.num_workers, "0 or more"),
             (optim.warmup_steps >= 0, "optim.warmup_steps", optim.warmup_steps, "0 or more"),
             (train.num_valid > 1, "train.num_valid", train.num_valid, "at least 2"),

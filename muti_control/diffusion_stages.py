@@ -16,11 +16,13 @@ from cldm.sampling import reconstruct
 from ldm.autoencoder import DiagonalGaussian
 from ldm.schedule import q_sample
 from muti_control.config import ExperimentConfig
+from muti_control.latent_stage import LatentStage
 from muti_control.pictures import energy_distance, rank_one, small_grey
-from muti_control.stage import Stage
+
+Pictures = tuple[Tensor, Tensor, Tensor]  # drawn face, true face, skull, each (3, H, W) in [0, 1]
 
 
-class DiffusionStage(Stage):
+class DiffusionStage(LatentStage):
     """Noise prediction on latents; subclasses say what conditions the network."""
 
     def __init__(
@@ -32,19 +34,22 @@ class DiffusionStage(Stage):
         trained: tuple[str, ...],
     ) -> None:
         super().__init__(cfg, net, train_set, valid_set, trained)
-        self.controlled = net
-        self._faces: list[Tensor] = []
-        self._truths: list[Tensor] = []
-        self._skulls: list[Tensor] = []
+        self._seen: list[tuple[int, Pictures]] = []
         self._text_cache: dict[str, Tensor] = {}
+
+    @property
+    def controlled(self) -> ControlledLatentDiffusion:
+        """The network, under its own type."""
+        assert isinstance(self.net, ControlledLatentDiffusion)
+        return self.net
 
     def context_of(self, prompts: list[str]) -> Tensor:
         """Text embeddings (B, 77, C); remembered per prompt while the text encoder is frozen."""
         if any(name.startswith("cond_stage_model.") for name in self.trained_parameters()):
-            return self.net.encode_text(prompts)
+            return self.model.encode_text(prompts)
         for prompt in set(prompts) - set(self._text_cache):
             with torch.no_grad():
-                self._text_cache[prompt] = self.net.encode_text([prompt])[0]
+                self._text_cache[prompt] = self.model.encode_text([prompt])[0]
         return torch.stack([self._text_cache[prompt] for prompt in prompts])
 
     def predict(self, x_t: Tensor, t: Tensor, context: Tensor, batch: dict[str, Any]) -> Tensor:
@@ -57,14 +62,14 @@ class DiffusionStage(Stage):
         Source: arXiv 2006.11239 eq. 14 (w = 1); arXiv 2202.00512 section 4 (weights as errors of x_0).
         """
         posterior = DiagonalGaussian(batch["moments"])
-        z = self.net.cfg.scale_factor * posterior.sample(self.draw("posterior"))  # (B, z, h, w)
-        t = torch.randint(0, self.net.cfg.schedule.num_timesteps, (len(z),), generator=self.draw("t")).to(
+        z = self.model.cfg.scale_factor * posterior.sample(self.draw("posterior"))  # (B, z, h, w)
+        t = torch.randint(0, self.model.cfg.schedule.num_timesteps, (len(z),), generator=self.draw("t")).to(
             z.device
         )
         eps = torch.randn(z.shape, generator=self.draw("eps")).to(z)
         dropped = torch.rand(len(z), generator=self.draw("dropout")) < self.cfg.diffusion.prompt_dropout
         prompts = ["" if drop else p for p, drop in zip(batch["prompt"], dropped.tolist(), strict=True)]
-        x_t = q_sample(z, t, eps, self.net.alphas_cumprod).contiguous(memory_format=torch.channels_last)
+        x_t = q_sample(z, t, eps, self.model.alphas_cumprod).contiguous(memory_format=torch.channels_last)
         eps_hat = self.predict(x_t, t, self.context_of(prompts), batch).float()
         errors = F.mse_loss(eps_hat, eps, reduction="none").flatten(1).mean(1)  # (B,)
         return {"loss": (self.loss_weights(t) * errors).mean(), "eps_mse": errors.detach().mean()}
@@ -74,7 +79,7 @@ class DiffusionStage(Stage):
         cfg = self.cfg.diffusion
         if cfg.loss_weighting == "eps":
             return torch.ones(len(t), device=t.device)
-        abar = self.net.alphas_cumprod[t].float()
+        abar = self.model.alphas_cumprod[t].float()
         return ((1 - abar) / abar).clamp(max=cfg.max_loss_weight)  # 1 / SNR
 
     def draw_faces(self, batch: dict[str, Any], with_skull: bool) -> Tensor:
@@ -83,21 +88,26 @@ class DiffusionStage(Stage):
         skulls = batch["skull"] if with_skull else None
         return reconstruct(self.controlled, skulls, batch["prompt"], seeds, self.cfg.sampling)
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self._faces.append(self.draw_faces(batch, with_skull=self.cfg.stage == "control"))
-        self._truths.append((batch["face"].float().cpu() + 1) / 2)
-        self._skulls.append(batch["skull"].float().cpu())
+    def validate_batch(self, batch: dict[str, Any], batch_idx: int) -> None:
+        faces = self.draw_faces(batch, with_skull=self.cfg.stage == "control")
+        pictures = zip(
+            faces.cpu(), (batch["face"].float().cpu() + 1) / 2, batch["skull"].float().cpu(), strict=True
+        )
+        self._seen += zip(batch["index"].tolist(), pictures, strict=True)
 
-    def on_validation_epoch_end(self) -> None:
-        faces, truths, skulls = (torch.cat(x) for x in (self._faces, self._truths, self._skulls))
-        self._faces, self._truths, self._skulls = [], [], []
-        self.score(faces, truths)
+    def validation_scores(self) -> dict[str, float]:
+        faces, truths, skulls = (torch.stack(x) for x in zip(*self.gather(self._seen), strict=True))
+        self.forget_validation()
         rows = [faces, truths] if self.cfg.stage == "base" else [skulls, faces, truths]
         self.show("faces", [row[:8] for row in rows])
+        return self.scores(faces, truths)
 
-    def score(self, faces: Tensor, truths: Tensor) -> None:
-        """Log the validation metrics of drawn faces beside the true ones, both (N, 3, H, W) in [0, 1]."""
-        raise TypeError(f"{type(self).__name__} defines no score")
+    def forget_validation(self) -> None:
+        self._seen = []
+
+    def scores(self, faces: Tensor, truths: Tensor) -> dict[str, float]:
+        """Validation scores of drawn faces beside the true ones, both (N, 3, H, W) in [0, 1]."""
+        raise TypeError(f"{type(self).__name__} defines no scores")
 
 
 class BaseStage(DiffusionStage):
@@ -117,11 +127,10 @@ class BaseStage(DiffusionStage):
         super().__init__(cfg, net, train_set, valid_set, ("model.diffusion_model.", *text))
 
     def predict(self, x_t: Tensor, t: Tensor, context: Tensor, batch: dict[str, Any]) -> Tensor:
-        return self.net.unet(x_t, t, context)
+        return self.model.unet(x_t, t, context)
 
-    def score(self, faces: Tensor, truths: Tensor) -> None:
-        distance = energy_distance(small_grey(faces), small_grey(truths))
-        self.log("valid/energy_distance", distance, prog_bar=True)
+    def scores(self, faces: Tensor, truths: Tensor) -> dict[str, float]:
+        return {"valid/energy_distance": float(energy_distance(small_grey(faces), small_grey(truths)))}
 
 
 class ControlStage(DiffusionStage):
@@ -143,24 +152,32 @@ class ControlStage(DiffusionStage):
         valid_set: Dataset[Any],
     ) -> None:
         super().__init__(cfg, net, train_set, valid_set, ("control_model.",))
+        self._effects: list[tuple[int, float]] = []
 
     def predict(self, x_t: Tensor, t: Tensor, context: Tensor, batch: dict[str, Any]) -> Tensor:
         hint = self.controlled.encode_hint(batch["skull"].contiguous(memory_format=torch.channels_last))
         return self.controlled.eps(x_t, t, context, hint)
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        super().validation_step(batch, batch_idx)
+    def validate_batch(self, batch: dict[str, Any], batch_idx: int) -> None:
+        super().validate_batch(batch, batch_idx)
         if batch_idx == 0 and len(batch["skull"]) > 1:
-            self.log(
-                "valid/skull_effect", self.skull_effect(batch), prog_bar=True, batch_size=len(batch["skull"])
-            )
+            self._effects.append((self.global_rank, float(self.skull_effect(batch))))
+
+    def validation_scores(self) -> dict[str, float]:
+        effects = self.gather(self._effects)
+        scores = super().validation_scores()
+        return scores | ({"valid/skull_effect": sum(effects) / len(effects)} if effects else {})
+
+    def forget_validation(self) -> None:
+        super().forget_validation()
+        self._effects = []
 
     def skull_effect(self, batch: dict[str, Any]) -> Tensor:
         """mean |eps(own skull) - eps(another's skull)| / mean |eps|, at mid-process, fixed noise."""
         skull = batch["skull"]
-        z, h, w = self.net.cfg.latent_shape
+        z, h, w = self.model.cfg.latent_shape
         x_t = torch.randn((len(skull), z, h, w), generator=torch.Generator().manual_seed(0)).to(skull.device)
-        t = torch.full((len(skull),), self.net.cfg.schedule.num_timesteps // 2, device=skull.device)
+        t = torch.full((len(skull),), self.model.cfg.schedule.num_timesteps // 2, device=skull.device)
         context = self.context_of(list(batch["prompt"]))
         own, other = (
             self.controlled.eps(x_t, t, context, self.controlled.encode_hint(s)).float()
@@ -172,6 +189,8 @@ class ControlStage(DiffusionStage):
         """As of every stage, and the sampler settings it was validated with, which sample.py then takes up."""
         return {**super().export_metadata(), "sampling": json.dumps(asdict(self.cfg.sampling))}
 
-    def score(self, faces: Tensor, truths: Tensor) -> None:
-        self.log("valid/l1", (faces - truths).abs().mean(), prog_bar=True)
-        self.log("valid/rank_1", rank_one(small_grey(faces, 64), small_grey(truths, 64)))
+    def scores(self, faces: Tensor, truths: Tensor) -> dict[str, float]:
+        return {
+            "valid/l1": float((faces - truths).abs().mean()),
+            "valid/rank_1": float(rank_one(small_grey(faces, 64), small_grey(truths, 64))),
+        }

@@ -7,55 +7,71 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Ema:
-    """float32 averages of ``parameters``, by name.
+    """float32 averages of ``tensors``, by name.
 
     Update number n uses the decay min(decay, (1 + n) / (10 + n)), so that early averages follow quickly.
+
+    Args:
+        tensors: parameters (and running statistics) to follow. decay: its limit, in [0, 1).
+        device: where the averages live; None: beside the tensors.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
-        self.decay = decay
+    def __init__(
+        self, tensors: Mapping[str, Tensor], decay: float, device: torch.device | None = None
+    ) -> None:
+        self.decay, self.device = decay, device
         self.num_updates = 0
-        self.average = {name: p.detach().float().clone() for name, p in parameters.items()}
-        self.swapped_out: dict[str, Tensor] = {}  # the parameters' own values while the averages stand in
+        self.average = {name: self._own(x.detach().float(), x).clone() for name, x in tensors.items()}
+        self.swapped_out: dict[str, Tensor] = {}  # the tensors' own values while the averages stand in
+
+    def _own(self, value: Tensor, beside: Tensor) -> Tensor:
+        return value.to(self.device or beside.device)
+
+    def follow(self, tensors: Mapping[str, Tensor]) -> None:
+        """Move the averages to where the tensors have gone, unless they have a device of their own."""
+        self.average = {name: self._own(value, tensors[name]) for name, value in self.average.items()}
 
     @torch.no_grad()
-    def update(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Move every average towards its parameter."""
+    def update(self, tensors: Mapping[str, Tensor]) -> None:
+        """Move every average towards its tensor."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        for name, average in self.average.items():
-            average.lerp_(parameters[name].detach().to(average), 1 - decay)
+        averages = list(self.average.values())
+        values = [
+            tensors[name].detach().to(average.device, torch.float32) for name, average in self.average.items()
+        ]
+        torch._foreach_lerp_(averages, values, 1 - decay)
 
-    def swap_in(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Put the averages into the parameters and keep what they held."""
+    def swap_in(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put the averages into the tensors and keep what they held."""
         if self.swapped_out:
             raise RuntimeError("the averages are in the parameters already")
-        self.swapped_out = {name: p.detach().clone() for name, p in parameters.items()}
-        self._copy(self.average, parameters)
+        self.swapped_out = {name: x.detach().clone() for name, x in tensors.items()}
+        self._copy(self.average, tensors)
 
-    def swap_out(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Give the parameters their own values back."""
-        self._copy(self.swapped_out, parameters)
+    def swap_out(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give the tensors their own values back."""
+        self._copy(self.swapped_out, tensors)
         self.swapped_out = {}
 
     @contextmanager
-    def applied(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-        """Within the block the parameters hold their averages; afterwards their own values again."""
-        self.swap_in(parameters)
+    def applied(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """Within the block the tensors hold their averages; afterwards their own values again."""
+        self.swap_in(tensors)
         try:
             yield
         finally:
-            self.swap_out(parameters)
+            self.swap_out(tensors)
 
     @staticmethod
     @torch.no_grad()
-    def _copy(values: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
-        for name, p in parameters.items():
-            p.copy_(values[name])
+    def _copy(values: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+        for name, x in tensors.items():
+            x.copy_(values[name])
 
     def state_dict(self) -> dict[str, Any]:
         """Averages and count, as plain tensors and numbers."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +16,18 @@ import torch
 from omegaconf import OmegaConf
 
 from cldm.record import check_creatable
-from ldm.checkpoint import CheckpointError, sha256
+from ldm.checkpoint import sha256
 from ldm.config import ConfigError
-from ldm.containers import load_pickle
-from muti_control.build import build_stage, build_trainer, check_files, check_machine
-from muti_control.callbacks import SaveLast
+from muti_control.build import build_stage, check_files
+from muti_control.callbacks import SIGNALS, SaveLast, tell
+from muti_control.checkpoints import LAST, BestCheckpoints, read_run
 from muti_control.config import ExperimentConfig
 from muti_control.stage import Stage
+from muti_control.trainer import build_trainer, check_machine
+from muti_control.turns import odd_settings
+
+# Parts of the config that must not change when a run goes on.
+FINGERPRINTED = ("optim", "autoencoder", "diffusion")
 
 
 def fingerprint(cfg: ExperimentConfig, stage: Stage) -> dict[str, str]:
@@ -27,116 +35,149 @@ def fingerprint(cfg: ExperimentConfig, stage: Stage) -> dict[str, str]:
     facts = {
         "stage": cfg.stage,
         "init": "" if cfg.init is None else sha256(cfg.init),
-        "model": json.dumps(asdict(stage.net.cfg), sort_keys=True),
+        "model": json.dumps(stage.architecture(), sort_keys=True),
         "data.train": sha256(Path(cfg.data.root) / "split_data" / cfg.data.train),
     }
     facts |= {f"train.{key}": str(getattr(cfg.train, key)) for key in ("batch_size", "accumulate", "seed")}
-    for part in ("optim", "autoencoder", "diffusion"):
+    for part in FINGERPRINTED:
         facts |= {f"{part}.{key}": str(value) for key, value in asdict(getattr(cfg, part)).items()}
     return facts
 
 
-def check_resumable(last: Path, stage: Stage) -> int:
-    """How many steps ``last`` has done; ConfigError if it is of another run, or no checkpoint of ours."""
-    content = _read_last(last)
-    saved = content["fingerprint"]
-    for key, value in stage.fingerprint.items():
-        if saved.get(key) != value:
-            short = len(value) < 40 and len(str(saved.get(key))) < 40
-            change = f"was {saved.get(key)}, now {value}" if short else "is not what the run began with"
-            raise ConfigError(
-                f"{key}: {change}; undo that to continue {last.parent.parent}, or pass name=NEW"
+def check_same_run(saved: dict[str, str], stage: Stage) -> None:
+    """Raises ConfigError if a checkpoint's fingerprint ``saved`` is of another run than this one."""
+    for key, now in stage.fingerprint.items():
+        if (was := saved.get(key)) == now:
+            continue
+        if key == "init":
+            change = (
+                f"{stage.cfg.init} is not the file the run began with (sha256 {now[:12]}, then {str(was)[:12]}): its "
+                "frozen part would not fit what was trained on the other"
             )
-    return int(content["updates"])
-
-
-def _read_last(last: Path) -> dict[str, Any]:
-    try:
-        content = load_pickle(last)
-    except CheckpointError as error:
-        raise ConfigError(f"{error} Without it the run cannot go on; name=NEW starts another.") from error
-    known = {"fingerprint": dict, "updates": int}
-    if not isinstance(content, dict) or not all(isinstance(content.get(k), t) for k, t in known.items()):
-        raise ConfigError(f"{last} is no checkpoint of this program; name=NEW starts another run")
-    return content
+        else:
+            short = len(now) < 40 and len(str(was)) < 40
+            change = f"was {was}, now {now}" if short else "is not what the run began with"
+        raise ConfigError(f"{key}: {change}; undo that to continue {stage.cfg.run_dir}, or pass name=NEW")
 
 
 @dataclass
 class Training:
-    """A run that was checked and can start. steps_done: of the checkpoint it goes on from, 0 if it begins."""
+    """A run that was checked and can start. resumed: the checkpoint it goes on from. steps_done: by it."""
 
     cfg: ExperimentConfig
     stage: Stage
     trainer: pl.Trainer
     save_last: SaveLast
-    steps_done: int
+    resumed: Path | None = None
+    steps_done: int = 0
 
     def fit(self) -> Path | None:
         """Train to ``max_steps`` and export; returns the exported file.
 
-        None: the run was asked to stop (Ctrl-C, SIGTERM) before its end and goes on from ``last.ckpt``.
+        None: a signal (``save_last.signal``) stopped the run before its end; it goes on from ``last.ckpt``.
 
         Raises:
             KeyboardInterrupt: a second Ctrl-C; the last checkpoint written stays.
         """
-        cfg, trainer, last = self.cfg, self.trainer, self.save_last.path
+        cfg, trainer = self.cfg, self.trainer
         if self.steps_done >= cfg.train.max_steps and exported_path(cfg).is_file():
-            print(
+            self._say(
                 f"{cfg.run_dir} is finished at step {self.steps_done} ({exported_path(cfg)}); "
-                "a larger train.max_steps continues it, name=NEW starts another run",
-                flush=True,
+                "a larger train.max_steps continues it, name=NEW starts another run"
             )
             return exported_path(cfg)
-        _write_config(cfg)
-        trained = sum(p.numel() for p in self.stage.trained_parameters().values()) / 1e6
-        total = sum(p.numel() for p in self.stage.net.parameters()) / 1e6
-        print(
-            f"{cfg.stage} stage: {trained:.1f} of {total:.1f} M parameters trained, on "
-            f"{trainer.strategy.root_device}, {trainer.precision}; everything goes to {cfg.run_dir}",
-            flush=True,
-        )
-        if self.steps_done:
-            print(f"continuing {cfg.run_dir} from step {self.steps_done}", flush=True)
-        try:
-            trainer.fit(self.stage, ckpt_path=str(last) if self.steps_done else None, weights_only=True)
-        except (
-            SystemExit
-        ) as error:  # Lightning's answer to a second Ctrl-C; mid-step weights are not worth saving
-            raise KeyboardInterrupt from error
-        if self.save_last.stopped:
-            print(
-                f"stopped at step {self.stage.updates} of {cfg.train.max_steps}; the same command continues"
-            )
-            return None
-        trainer.save_checkpoint(last, False)  # False: with the optimizer
+        if trainer.is_global_zero:
+            _write_config(cfg)
+            if self.resumed not in (None, self.save_last.path) and self.save_last.path.is_file():
+                os.replace(self.save_last.path, self.save_last.path.with_name("damaged.ckpt"))
+        self._introduce()
+        with handlers_restored():
+            try:
+                ckpt_path = None if self.resumed is None else str(self.resumed)
+                trainer.fit(self.stage, ckpt_path=ckpt_path, weights_only=True)
+            except (
+                SystemExit
+            ) as error:  # Lightning's answer to a Ctrl-C; mid-step weights are not worth saving
+                raise KeyboardInterrupt from error
+            if self.save_last.stopped:
+                self._say(
+                    f"stopped at step {self.stage.updates} of {cfg.train.max_steps}; the same command continues"
+                )
+                return None
+            self.save_last.save(trainer, self.stage)  # with the last validation
         if trainer.is_global_zero:
             _export(cfg, self.stage)
         return exported_path(cfg)
 
+    def _introduce(self) -> None:
+        cfg, trainer = self.cfg, self.trainer
+        trained = sum(p.numel() for p in self.stage.trained_parameters().values()) / 1e6
+        total = sum(p.numel() for p in self.stage.net.parameters()) / 1e6
+        where = f"{trainer.strategy.root_device}, {trainer.precision}"
+        where += f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
+        self._say(
+            f"{cfg.stage} stage: {trained:.1f} of {total:.1f} M parameters trained, on {where}; "
+            f"everything goes to {cfg.run_dir}"
+        )
+        if self.resumed is not None:
+            self._say(f"continuing {cfg.run_dir} from step {self.steps_done}")
+        for turn in self.stage.turns():
+            for sentence in odd_settings(turn.optim, cfg.train.max_steps):
+                tell(trainer, f"warning: {sentence}")
+
+    def _say(self, message: str) -> None:
+        if self.trainer.is_global_zero:
+            print(message, flush=True)
+
+
+@contextmanager
+def handlers_restored() -> Iterator[None]:
+    """Whatever handles signals within the block, afterwards it is what it was before."""
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
 
 def prepare(cfg: ExperimentConfig) -> Training:
-    """Check everything and build the run; a run begun before is found by its ``last.ckpt``.
+    """Check everything and build the run; a run begun before is found by its checkpoints.
 
     Raises:
         ValueError: what was given cannot be trained on (ConfigError, ManifestError, CheckpointError, ImageError).
     """
     check_files(cfg)
     check_creatable(cfg.run_dir)
-    last = cfg.run_dir / "checkpoints" / "last.ckpt"
-    if last.is_file() and not cfg.resume:
+    folder = cfg.run_dir / "checkpoints"
+    if (folder / LAST).is_file() and not cfg.resume:
         raise ConfigError(
             f"{cfg.run_dir} holds a run already; resume=true continues it, name=NEW starts another"
         )
     check_machine(cfg)
-    if last.is_file():
-        _read_last(last)  # complain now if it is none of ours, before the faces are encoded
+    found = read_run(folder)  # complain now if it is none of ours, before the faces are encoded
     if cfg.train.num_threads:
         torch.set_num_threads(cfg.train.num_threads)
     stage = build_stage(cfg)
     stage.fingerprint = fingerprint(cfg, stage)
-    steps_done = check_resumable(last, stage) if last.is_file() else 0
-    save_last = SaveLast(last, cfg.train.save_every)
-    return Training(cfg, stage, build_trainer(cfg, stage, save_last), save_last, steps_done)
+    if found is not None:
+        check_same_run(found[1]["fingerprint"], stage)
+    trainer, save_last = build_trainer(cfg, stage)
+    if found is None:
+        return Training(cfg, stage, trainer, save_last)
+    _tell_of_other_world(trainer, found[1])
+    return Training(cfg, stage, trainer, save_last, found[0], int(found[1]["updates"]))
+
+
+def _tell_of_other_world(trainer: pl.Trainer, content: dict[str, Any]) -> None:
+    was = int(content["world_size"])
+    if was != trainer.world_size:
+        tell(
+            trainer,
+            f"warning: the run was on {was} processes and goes on with {trainer.world_size}: a step sees "
+            f"{trainer.world_size}/{was} of the pictures it saw (train.accumulate, under a new name=, can make up for "
+            "it), and the losses are not those of an unbroken run",
+        )
 
 
 def exported_path(cfg: ExperimentConfig) -> Path:
@@ -145,14 +186,16 @@ def exported_path(cfg: ExperimentConfig) -> Path:
 
 
 def _export(cfg: ExperimentConfig, stage: Stage) -> None:
-    """Write the averaged weights of the best validation (or the last ones, if none was made) for sampling."""
-    best = cfg.run_dir / "checkpoints" / "best.ckpt"
+    """Write the averaged weights of the best validation (or the last ones, if none was made) for use after training."""
+    kept = BestCheckpoints(
+        cfg.run_dir / "checkpoints", stage.monitor, stage.monitor_mode, cfg.train.keep_best
+    )
+    best = kept.read_best() if cfg.train.export == "best" else None
     origin = "the last step"
-    if cfg.train.export == "best" and best.is_file():
-        content = torch.load(best, map_location="cpu", weights_only=True)
-        stage.ema.load_state_dict(content["ema"])
-        stage.updates = int(content["updates"])
-        origin = f"the best validation ({stage.monitor})"
+    if best is not None:
+        stage.ema.load_state_dict(best["ema"])
+        stage.updates = int(best["updates"])
+        origin = f"the best validation ({stage.monitor} {best['scores'][stage.monitor]:.4g})"
     stage.export(exported_path(cfg))
     print(f"finished; exported step {stage.updates}, {origin}: {exported_path(cfg)}", flush=True)
 

@@ -33,7 +33,7 @@ from muti_control.draws import EndlessBatches, generator
 from muti_control.ema import Ema
 from muti_control.pictures import energy_distance, psnr, rank_one
 from muti_control.run import prepare
-from muti_control.stage import learning_rate_factor
+from muti_control.turns import learning_rate_factor
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -176,13 +176,13 @@ def test_a_continued_run_equals_an_unbroken_one(
     for how, micro_batch in stops:
         training = prepare(experiment("broken", 6))
         if how == "crash":
-            training.trainer.callbacks.append(At(micro_batch, crash))
+            training.trainer.callbacks.insert(0, At(micro_batch, crash))
             with pytest.raises(Crash):
                 training.fit()
         else:
             save_last = training.save_last
-            training.trainer.callbacks.append(
-                At(micro_batch, lambda asked=save_last: setattr(asked, "asked", True))
+            training.trainer.callbacks.insert(
+                0, At(micro_batch, lambda asked=save_last: setattr(asked, "signal", signal.SIGTERM))
             )
             assert training.fit() is None
             checkpoint = torch.load(save_last.path, weights_only=True)
@@ -204,16 +204,17 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def test_checkpoints_hold_the_weights_and_their_averages(experiment: Callable[..., ExperimentConfig]) -> None:
-    """best.ckpt is written while the averages stand in for the weights; both files must hold both."""
+    """The file to go on from holds both, that of a validation the averages alone: they are what is exported."""
     exported = run(experiment("kept", 4))
-    for name in ("best", "last"):
-        checkpoint = torch.load(exported.parent / "checkpoints" / f"{name}.ckpt", weights_only=True)
-        own = {key.removeprefix("net."): value for key, value in checkpoint["state_dict"].items()}
-        average = checkpoint["ema"]["average"]
-        assert own.keys() == average.keys()
-        assert any(not torch.allclose(own[key], average[key]) for key in own), name
-        state, _ = read_state_dict(exported)
-        assert all(torch.equal(state[key], average[key]) for key in average)
+    folder = exported.parent / "checkpoints"
+    last, best = (torch.load(folder / name, weights_only=True) for name in ("last.ckpt", "best-0000004.ckpt"))
+    own = {key.removeprefix("net."): value for key, value in last["state_dict"].items()}
+    average = last["ema"]["average"]
+    assert own.keys() == average.keys() == best["ema"]["average"].keys()
+    assert any(not torch.allclose(own[key], average[key]) for key in own)
+    state, _ = read_state_dict(exported)
+    assert all(torch.equal(state[key], average[key]) for key in average)
+    assert all(torch.equal(best["ema"]["average"][key], average[key]) for key in average)
 
 
 def test_a_run_is_continued_only_as_it_began(experiment: Callable[..., ExperimentConfig]) -> None:
