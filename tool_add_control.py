@@ -1,6 +1,6 @@
 """Add a control network to a latent-diffusion checkpoint, ready for training.
 
-    python tool_add_control.py IN OUT [control=FILE] [config=YAML] [force=true] [replace=true] [seed=0]
+    python tool_add_control.py IN OUT [control=FILE] [landmarks=N] [config=YAML] [force=true] [replace=true] [seed=0]
 
 IN and OUT end in .safetensors, .ckpt, .pth or .pt, in any combination. Every `control_model.X` is a copy of
 `model.diffusion_model.X`; layers the base does not have (hint encoder, zero convolutions) are fresh, drawn
@@ -13,6 +13,9 @@ A trained control network in IN is refused unless replace=true, which leaves it 
 
 control=FILE takes a ready-made control network instead of a copy: a public ControlNet file for Stable Diffusion
 1.5 (with or without `control_model.` in front of its keys), or the one inside another whole model.
+
+landmarks=N adds a branch for N landmarks of the face (the cohort has 106), which changes nothing until it is trained.
+A trained control network in IN is then kept.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from pathlib import Path
 
 import yaml
 
-from cldm.add_control import add_control, control_network
+from cldm.add_control import add_control, control_network, has_trained_control
 from cldm.controlled import SD15_CONFIG, load_model_config, model_config_from_metadata, model_metadata
 from ldm.checkpoint import (
     CheckpointError,
@@ -37,9 +40,11 @@ from ldm.checkpoint import (
     sha256,
     write_state_dict,
 )
+from ldm.latent_diffusion import LandmarkConfig
 
 USAGE = (__doc__ or "").strip()
-_KEYS = ("control", "config", "force", "replace", "seed")
+MAX_LANDMARKS = 1000
+_KEYS = ("control", "config", "force", "landmarks", "replace", "seed")
 
 
 @dataclass
@@ -49,6 +54,7 @@ class Options:
     source: Path
     target: Path
     control: Path | None = None
+    landmarks: int = 0
     config: Path | None = None
     force: bool = False
     replace: bool = False
@@ -73,6 +79,8 @@ def parse(argv: Sequence[str]) -> Options:
             options.config = Path(value)
         elif key == "control" and value:
             options.control = Path(value)
+        elif key == "landmarks" and value.isdecimal() and 0 < int(value) <= MAX_LANDMARKS:
+            options.landmarks = int(value)
         elif key == "force" and value.lower() in ("true", "false"):
             options.force = value.lower() == "true"
         elif key == "replace" and value.lower() in ("true", "false"):
@@ -81,8 +89,8 @@ def parse(argv: Sequence[str]) -> Options:
             options.seed = int(value)
         else:
             raise ValueError(
-                f"{argument!r} not understood; expected control=FILE, config=YAML, force=true, replace=true or "
-                "seed=NUMBER"
+                f"{argument!r} not understood; expected control=FILE, landmarks=1..{MAX_LANDMARKS}, config=YAML, "
+                "force=true, replace=true or seed=NUMBER"
             )
     return options
 
@@ -105,11 +113,20 @@ def run(options: Options) -> None:
     with _named(source):
         cfg = None if options.config else model_config_from_metadata(metadata)
     cfg = cfg or load_model_config(options.config or SD15_CONFIG)
+    if options.landmarks:
+        known = cfg.control.landmarks
+        if known is not None:
+            raise ValueError(f"{source} has a branch for {known.num_points} landmarks already")
+        cfg.control.landmarks = LandmarkConfig(num_points=options.landmarks)
     control = None
     if options.control is not None:
         given, _ = read_state_dict(options.control)
         with _named(options.control):
             control = control_network(given, cfg)
+    elif options.landmarks and has_trained_control(base) and not options.replace:
+        with _named(source):
+            control = control_network(base, cfg)
+        base = {key: value for key, value in base.items() if key not in control}
     with _named(source):
         added = add_control(base, cfg, options.seed, options.replace, control)
     notes = {"step": "0", "git": git_revision(), "base": source.name, "base_sha256": sha256(source)}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cldm.branches import fresh_branches
 from cldm.controlled import ControlledLatentDiffusion
 from cldm.controlnet import ControlNet
 from ldm.checkpoint import SD_OPTIONAL, CheckpointError
@@ -59,7 +60,7 @@ def add_control(
     needed = {key: shape for key, shape in wanted.items() if key in base or not optional.search(key)}
     _check(base, needed, foreign, "name the right model with config=YAML")
 
-    fresh = _fresh_control(base, cfg, seed) if control is None else {}
+    fresh = _fresh_control(base, cfg, seed) if control is None else fresh_branches(control, cfg, seed)
     fresh |= schedule_buffers(cfg.schedule) | {"logvar": torch.zeros(cfg.schedule.num_timesteps)}
     passed = [key for key in extra if optional.search(key) and key.startswith(MODEL_PARTS)]
     kinds: dict[str, list[str]] = {"passed through": passed, "copied": [], "given": [], "new": []}
@@ -81,6 +82,8 @@ def add_control(
 def control_network(state: Mapping[str, Tensor], cfg: ModelConfig) -> dict[str, Tensor]:
     """The control network in a public ControlNet file, or in a whole model's; hint encoder included.
 
+    Branches of ``cfg`` that it has not are not in the result: :func:`add_control` makes them afresh.
+
     Args:
         state: tensors by checkpoint key.
         cfg: the architecture of the base model it is to work with.
@@ -95,7 +98,8 @@ def control_network(state: Mapping[str, Tensor], cfg: ModelConfig) -> dict[str, 
             f"it has no control network{f': it is {found}' if found else ''}; expected {CONTROL}* keys, as the "
             "public ControlNet files for Stable Diffusion 1.5 have them"
         )
-    target = {key: shape for key, shape in _shapes(cfg).items() if key.startswith(CONTROL)}
+    new = fresh_branches(control, cfg)
+    target = {key: shape for key, shape in _shapes(cfg).items() if key.startswith(CONTROL) and key not in new}
     unknown = [key for key in control if key not in target]
     _check(control, target, unknown, "give a control network for this base model")
     return control
@@ -121,18 +125,23 @@ def _source(key: str) -> str:
     return UNET + key.removeprefix(CONTROL) if key.startswith(CONTROL) else key
 
 
+def has_trained_control(base: Mapping[str, Tensor]) -> bool:
+    """Whether there is a control network that adds anything."""
+    controls = [key for key in base if key.startswith(CONTROL)]
+    ends = [
+        key for key in controls if key.removeprefix(CONTROL).startswith(("zero_convs.", "middle_block_out."))
+    ]
+    return bool(controls) and (not ends or any(bool(base[key].any()) for key in ends))
+
+
 def _control_to_leave_out(base: Mapping[str, Tensor], replace: bool) -> list[str]:
     """Keys of the control network in `base`; CheckpointError if it was trained and is not to be replaced."""
     controls = [key for key in base if key.startswith(CONTROL)]
-    outputs = [
-        key for key in controls if key.removeprefix(CONTROL).startswith(("zero_convs.", "middle_block_out."))
-    ]
-    trained = bool(controls) and (not outputs or any(bool(base[key].any()) for key in outputs))
     if controls and not any(key.startswith(MODEL_PARTS) for key in base):
         raise CheckpointError(
             "it is a control network alone: give its base model as IN, and this file as control=FILE"
         )
-    if trained and not replace:
+    if has_trained_control(base) and not replace:
         raise CheckpointError(
             f"it has a trained control network ({len(controls)} {CONTROL}* keys): use it as it is, "
             "or add replace=true to leave that one out"

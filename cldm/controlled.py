@@ -11,6 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from cldm.branches import Landmarks, fresh_branches
 from cldm.controlnet import ControlNet
 from ldm.attention import Context, KeysValues
 from ldm.checkpoint import SD_OPTIONAL, CheckpointError, load_strict, match_keys, read_state_dict
@@ -44,6 +45,15 @@ class ControlledLatentDiffusion(LatentDiffusion):
     def encode_hint(self, skull: Tensor) -> Tensor:
         """Skull pictures (B, 3, H, W) in [0, 1] -> hint (B, model_channels, H/8, W/8)."""
         return self.control_model.encode_hint(skull.to(self.dtype))
+
+    def encode_landmarks(self, landmarks: Landmarks, height: int, width: int) -> Tensor:
+        """What landmarks add to the hint of pictures of height x width px: (B, model_channels, H/8, W/8).
+
+        Raises:
+            ValueError: the model has no landmark branch, or one for another number of points.
+        """
+        f = self.cfg.first_stage.downscale
+        return self.control_model.encode_landmarks(landmarks, height // f, width // f)
 
     def project_text(self, context: Tensor) -> ProjectedText:
         """Text embeddings (B, 77, context_dim) -> what :meth:`eps` takes in their place, once per sampling."""
@@ -130,6 +140,7 @@ def load_model(
     if cfg is None:
         cfg = load_model_config(SD15_CONFIG)
     check_complete(path, state)
+    state |= fresh_branches(state, cfg)
     model = check_fit(path, state, cfg)
     model = model.to(dtype).to_empty(device=device)  # only now memory is taken, and no more than is kept
     load_strict(model, state, allow_missing=SD_OPTIONAL, allow_unexpected=SD_OPTIONAL)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from cldm.branches import Landmarks, make_branches
+from cldm.convolutions import variance_preserving
 from ldm.attention import Context, zero_module
 from ldm.latent_diffusion import ControlConfig
 from ldm.unet import UNetConfig, UNetEncoder
-
-SILU_GAIN = 1.677  # 1 / sqrt(E[silu(x)^2]) for standard normal x: what keeps the variance through the layers
 
 
 def hint_encoder(cfg: ControlConfig, out_channels: int) -> nn.Sequential:
@@ -26,11 +26,7 @@ def hint_encoder(cfg: ControlConfig, out_channels: int) -> nn.Sequential:
     strides = (1, 1, 2, 1, 2, 1, 2)
     layers: list[nn.Module] = []
     for a, b, stride in zip(widths[:-1], widths[1:], strides, strict=True):
-        conv = nn.Conv2d(a, b, 3, padding=1, stride=stride)
-        nn.init.normal_(conv.weight, std=SILU_GAIN / (9 * a) ** 0.5)
-        assert conv.bias is not None
-        nn.init.zeros_(conv.bias)
-        layers += [conv, nn.SiLU()]
+        layers += [variance_preserving(a, b, stride), nn.SiLU()]
     return nn.Sequential(*layers, zero_module(nn.Conv2d(widths[-1], out_channels, 3, padding=1)))
 
 
@@ -48,16 +44,29 @@ class ControlNet(UNetEncoder):
         )
         ch = self.skip_channels[-1]
         self.middle_block_out = nn.Sequential(zero_module(nn.Conv2d(ch, ch, 1)))
+        self.branches = make_branches(control, unet.model_channels)
 
     def encode_hint(self, skull: Tensor) -> Tensor:
         """Skull picture (B, 3, H, W) in [0, 1] -> hint (B, model_channels, H/8, W/8). It does not depend on t."""
         return self.input_hint_block(skull)
 
+    def encode_landmarks(self, landmarks: Landmarks, height: int, width: int) -> Tensor:
+        """Landmarks -> what is added to the skull's hint, (B, model_channels, height, width) of the latent.
+
+        Raises:
+            ValueError: this network has no landmark branch, or one for another number of points.
+        """
+        if "landmarks" not in self.branches:
+            raise ValueError(
+                "this model has no landmark branch; add one: python tool_add_control.py IN OUT landmarks=106"
+            )
+        return self.branches["landmarks"](landmarks, height, width)
+
     def forward(self, x: Tensor, t: Tensor, context: Context, hint: Tensor) -> list[Tensor]:
         """The ``num_control_outputs`` residuals, in the UNet's encoder order, middle last.
 
         x: (B, 4, h, w) noised latent; t: (B,) steps; context: (B, M, context_dim) or :meth:`keys_values` of it;
-        hint: (B, model_channels, h, w) from :meth:`encode_hint`.
+        hint: (B, model_channels, h, w): :meth:`encode_hint` with what the branches add.
         """
         skips, middle = self.encode(x, self.embed_time(t, x.dtype), context, hint)
         residuals = [conv(h) for conv, h in zip(self.zero_convs, skips, strict=True)]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cldm.branches import Landmarks
 from cldm.controlled import ControlledLatentDiffusion
 from cldm.ddim import BeforeStep, EpsFn, sample_ddim
 from cldm.guidance import classifier_free
@@ -62,7 +63,9 @@ class SamplingConfig:
     eta: 0 deterministic given the seed's first noise, 1 as noisy as DDPM.
     guidance_scale: classifier-free guidance towards the text; 1 switches it off.
     control_scales: one factor per control residual, or a single one for all.
-    control_start, control_end: fractions of the steps between which the skull acts.
+    control_start, control_end: fractions of the steps between which the skull acts, and with it all branches.
+    landmark_scale: factor on what the landmarks add to the skull's hint; 0 switches them off.
+    landmark_start, landmark_end: fractions of the steps between which they act.
     """
 
     steps: int = 50
@@ -73,6 +76,9 @@ class SamplingConfig:
     control_start: float = 0.0
     control_end: float = 1.0
     sampler: str = "ddim"
+    landmark_scale: float = 1.0
+    landmark_start: float = 0.0
+    landmark_end: float = 1.0
 
     def validate(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
@@ -86,11 +92,16 @@ class SamplingConfig:
             raise ValueError(f"sampling.steps: got {self.steps}, expected 1..999")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"sampling.eta: got {self.eta}, expected 0..1")
-        if not 0 <= self.control_start <= self.control_end <= 1:
-            raise ValueError(
-                f"sampling.control_start/end: got {self.control_start}/{self.control_end}, "
-                "expected 0 <= start <= end <= 1"
-            )
+        for what, start, end in (
+            ("control", self.control_start, self.control_end),
+            ("landmark", self.landmark_start, self.landmark_end),
+        ):
+            if not 0 <= start <= end <= 1:
+                raise ValueError(
+                    f"sampling.{what}_start/end: got {start}/{end}, expected 0 <= start <= end <= 1"
+                )
+        if not math.isfinite(self.landmark_scale):
+            raise ValueError(f"sampling.landmark_scale: got {self.landmark_scale}, expected a finite number")
         if not math.isfinite(self.guidance_scale):
             raise ValueError(f"sampling.guidance_scale: got {self.guidance_scale}, expected a finite number")
         if not all(math.isfinite(scale) for scale in self.control_scales):
@@ -138,6 +149,46 @@ class SampleNoise:
         return drawn.to(self.device)
 
 
+@dataclass(frozen=True)
+class Hints:
+    """What the conditions add after the control copy's first block, (B, model_channels, h, w) each, or None."""
+
+    skull: Tensor | None
+    with_landmarks: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        model: ControlledLatentDiffusion,
+        skulls: Tensor | None,
+        landmarks: Landmarks | None,
+        cfg: SamplingConfig,
+    ) -> Hints:
+        """The hints of a batch; with ``landmark_scale`` 0 the landmarks add exactly nothing."""
+        if skulls is None:
+            return cls(None, None)
+        skull = model.encode_hint(skulls.to(model.device))
+        if landmarks is None or cfg.landmark_scale == 0:
+            return cls(skull, None)
+        added = model.encode_landmarks(landmarks.to(model.device), *skulls.shape[-2:])
+        return cls(skull, skull + cfg.landmark_scale * added)
+
+    def doubled(self) -> Hints:
+        """For both halves of a classifier-free guided batch."""
+        return Hints(*(None if h is None else torch.cat([h, h]) for h in (self.skull, self.with_landmarks)))
+
+    def at(self, i: int, cfg: SamplingConfig) -> Tensor | None:
+        """The hint of step ``i``; None: the base model alone."""
+        if not cfg.control_start * cfg.steps <= i < cfg.control_end * cfg.steps:
+            return None
+        if (
+            self.with_landmarks is not None
+            and cfg.landmark_start * cfg.steps <= i < cfg.landmark_end * cfg.steps
+        ):
+            return self.with_landmarks
+        return self.skull
+
+
 @torch.no_grad()  # not inference_mode: a hook may switch gradients on
 def reconstruct(
     model: ControlledLatentDiffusion,
@@ -146,6 +197,7 @@ def reconstruct(
     seeds: Sequence[int],
     cfg: SamplingConfig,
     *,
+    landmarks: Landmarks | None = None,
     negative_prompt: str = "",
     before_step: BeforeStep | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -153,8 +205,9 @@ def reconstruct(
 ) -> Tensor:
     """Faces (B, 3, H, W) in [0, 1], float32 on the CPU, from skulls (B, 3, H, W) in [0, 1] and prompts.
 
-    Picture i depends on its own skull, prompt and seed alone. Without skulls (None) the base model draws from
-    the text. progress: called as (steps done, steps in all). on_device: leave the faces on the model's device, so
+    Picture i depends on its own skull, prompt, landmarks and seed alone. Without skulls (None) the base model draws
+    from the text. landmarks: of the faces to draw; None for a model that has no branch for them, or to leave it out.
+    progress: called as (steps done, steps in all). on_device: leave the faces on the model's device, so
     that nothing waits for them here.
 
     Raises:
@@ -166,28 +219,31 @@ def reconstruct(
             f"reconstruct: got {0 if skulls is None else len(skulls)} skulls, {len(prompts)} prompts and "
             f"{len(seeds)} seeds; expected as many of each"
         )
+    if landmarks is not None and (skulls is None or len(landmarks.present) != len(seeds)):
+        raise ValueError(
+            f"reconstruct: got landmarks of {len(landmarks.present)} faces; expected one for each skull"
+        )
     num, device = len(seeds), model.device
     scales = cfg.scales_for(model.cfg.unet.num_control_outputs)
     timesteps = spaced_timesteps(
         cfg.steps, cfg.spacing, model.cfg.schedule.num_timesteps, model.alphas_cumprod
     )
-    # What does not depend on t is done once: the hint, the texts, and what the attentions make of the texts.
-    hint = None if skulls is None else model.encode_hint(skulls.to(device))
+    # What does not depend on t is done once: the hints, the texts, and what the attentions make of the texts.
+    hints = Hints.of(model, skulls, landmarks, cfg)
     context = model.encode_text(list(prompts))
     guided = cfg.guidance_scale != 1.0
     if guided:
         uncond = model.encode_text([negative_prompt]).expand(num, -1, -1)
         context = torch.cat([uncond, context])  # (2B, 77, C)
         # The hint stands in both branches: guidance sharpens what the text says, not the skull.
-        hint = None if hint is None else torch.cat([hint, hint])
+        hints = hints.doubled()
     text = model.project_text(context)
     height, width = (model.cfg.image_size,) * 2 if skulls is None else skulls.shape[-2:]
     f = model.cfg.first_stage.downscale
     noise = SampleNoise(seeds, (model.cfg.first_stage.z_channels, height // f, width // f), device)
 
     def eps_fn(x_t: Tensor, t: Tensor, i: int) -> Tensor:
-        active = cfg.control_start * cfg.steps <= i < cfg.control_end * cfg.steps
-        return model.eps(x_t, t, text, hint if active else None, scales)
+        return model.eps(x_t, t, text, hints.at(i, cfg), scales)
 
     latents = SAMPLERS[cfg.sampler](
         classifier_free(eps_fn, cfg.guidance_scale) if guided else eps_fn,

@@ -19,15 +19,30 @@ MAX_DEPTH = 128  # blocks or levels
 
 
 @dataclass
+class LandmarkConfig:
+    """Shape of the landmark branch.
+
+    num_points: of a face, in the data's own order (a heatmap each). sigma: of their Gaussians, in latent cells (8 px).
+    widths: of the branch's convolutions before the last.
+    """
+
+    num_points: int = 106
+    sigma: float = 1.0
+    widths: list[int] = field(default_factory=lambda: [64, 96])
+
+
+@dataclass
 class ControlConfig:
     """Shape of the ControlNet beside the UNet.
 
     hint_channels: in how many channels the condition picture comes;
-    hint_widths: widths of the hint encoder's seven convolutions (the public ControlNet's by default).
+    hint_widths: widths of the hint encoder's seven convolutions (the public ControlNet's by default);
+    landmarks: the landmark branch, none by default.
     """
 
     hint_channels: int = 3
     hint_widths: list[int] = field(default_factory=lambda: [16, 16, 32, 32, 96, 96, 256])
+    landmarks: LandmarkConfig | None = None
 
 
 @dataclass
@@ -52,6 +67,12 @@ class ModelConfig:
             if is_dataclass(part):
                 check_sizes(name, vars(part))
         check_sizes("model", {"image_size": self.image_size})
+        if self.control.landmarks is not None:
+            check_sizes("control.landmarks", vars(self.control.landmarks))
+            if not 0 < self.control.landmarks.sigma < math.inf:
+                raise ValueError(
+                    f"control.landmarks: sigma={self.control.landmarks.sigma}, expected a positive number of cells"
+                )
         if not 0 < self.scale_factor < math.inf:
             raise ValueError(f"model: scale_factor={self.scale_factor}, expected a positive number")
         if self.unet.context_dim != self.cond_stage.width:

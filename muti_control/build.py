@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from cldm.branches import fresh_branches
 from cldm.controlled import (
     ControlledLatentDiffusion,
     check_complete,
@@ -71,6 +72,7 @@ def build_model(cfg: ExperimentConfig) -> ControlledLatentDiffusion:
             model_cfg.scale_factor = saved.scale_factor
         if cfg.stage == "control":
             check_complete(cfg.init, state)
+            state |= fresh_branches(state, model_cfg, cfg.train.seed)
         optional = (*SD_OPTIONAL, *(() if cfg.stage == "control" else (r"^control_model\.",)))
         check_fit(cfg.init, state, model_cfg, optional)
     assert model_cfg is not None

@@ -1,0 +1,113 @@
+"""Conditions beside the skull picture: each a small network whose last layer starts at zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from cldm.convolutions import variance_preserving
+from ldm.attention import zero_module
+from ldm.latent_diffusion import ControlConfig, LandmarkConfig, ModelConfig
+
+BRANCHES = "control_model.branches."
+SPARSE_GAIN = (
+    6.0  # heatmaps are zero nearly everywhere: what makes the first layer's output of order 1 on the face
+)
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """Landmarks of a batch of faces.
+
+    points: (B, N, 2) float32, x and y as fractions of the picture's width and height (its corners are 0, 0 and 1, 1).
+    confidence: (B, N) in [0, 1]; 1 for points that are known.
+    present: (B,) bool; a sample without landmarks is False, and its other values are not looked at.
+    """
+
+    points: Tensor
+    confidence: Tensor
+    present: Tensor
+
+    def __post_init__(self) -> None:
+        b, n = self.confidence.shape[:2] if self.confidence.ndim == 2 else (-1, -1)
+        if self.points.shape != (b, n, 2) or self.present.shape != (b,):
+            raise ValueError(
+                f"landmarks: got points {tuple(self.points.shape)}, confidence {tuple(self.confidence.shape)}, "
+                f"present {tuple(self.present.shape)}; expected (B, N, 2), (B, N), (B,)"
+            )
+
+    def to(self, device: torch.device) -> Landmarks:
+        """The same, on ``device``."""
+        return Landmarks(self.points.to(device), self.confidence.to(device), self.present.to(device))
+
+    def rolled(self) -> Landmarks:
+        """Every sample gets its neighbour's landmarks: a control in which they belong to somebody else."""
+        return Landmarks(*(value.roll(1, dims=0) for value in (self.points, self.confidence, self.present)))
+
+
+def heatmaps(landmarks: Landmarks, height: int, width: int, sigma: float) -> Tensor:
+    """One Gaussian per point, its peak the point's confidence: (B, N, height, width) float32.
+
+    sigma: standard deviation in cells of the map. A point off the picture leaves what of its Gaussian lies inside.
+    """
+    points, device = landmarks.points.float(), landmarks.points.device
+    # Cell i covers [i, i + 1) / width: its centre is (i + 0.5) / width.
+    x = torch.arange(width, device=device) + 0.5 - points[..., :1] * width  # (B, N, W)
+    y = torch.arange(height, device=device) + 0.5 - points[..., 1:] * height  # (B, N, H)
+    gx, gy = ((-v.square() / (2 * sigma**2)).exp() for v in (x, y))
+    return landmarks.confidence.float()[..., None, None] * gy[..., :, None] * gx[..., None, :]
+
+
+class LandmarkBranch(nn.Module):
+    """Landmark heatmaps at latent resolution -> what is added to the skull's hint; nothing where absent."""
+
+    def __init__(self, cfg: LandmarkConfig, out_channels: int) -> None:
+        super().__init__()
+        self.num_points, self.sigma = cfg.num_points, cfg.sigma
+        widths = [cfg.num_points, *cfg.widths]
+        layers: list[nn.Module] = []
+        for k, (a, b) in enumerate(pairwise(widths)):
+            layers += [variance_preserving(a, b, gain=SPARSE_GAIN if k == 0 else 1.0), nn.SiLU()]
+        self.encoder = nn.Sequential(*layers, zero_module(nn.Conv2d(widths[-1], out_channels, 3, padding=1)))
+
+    def forward(self, landmarks: Landmarks, height: int, width: int) -> Tensor:
+        """(B, out_channels, height, width), height and width those of the latent.
+
+        Raises:
+            ValueError: another number of points than the branch was made for.
+        """
+        if landmarks.points.shape[1] != self.num_points:
+            raise ValueError(
+                f"landmarks: got {landmarks.points.shape[1]} points, but this model was made for {self.num_points}"
+            )
+        maps = heatmaps(landmarks, height, width, self.sigma)
+        hint = self.encoder(maps.to(next(self.encoder.parameters()).dtype))
+        return torch.where(landmarks.present[:, None, None, None], hint, torch.zeros_like(hint))
+
+
+def make_branches(control: ControlConfig, out_channels: int) -> nn.ModuleDict:
+    """The branches an architecture has, under their names."""
+    branches = nn.ModuleDict()
+    if control.landmarks is not None:
+        branches["landmarks"] = LandmarkBranch(control.landmarks, out_channels)
+    return branches
+
+
+def fresh_branches(state: Mapping[str, Tensor], cfg: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
+    """Weights, by checkpoint key, of the branches in ``cfg`` of which ``state`` has nothing: they add zero yet.
+
+    A checkpoint from before a branch existed loads with these.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        branches = make_branches(cfg.control, cfg.unet.model_channels)
+    return {
+        f"{BRANCHES}{name}.{key}": value
+        for name, branch in branches.items()
+        if not any(key.startswith(f"{BRANCHES}{name}.") for key in state)
+        for key, value in branch.state_dict().items()
+    }
