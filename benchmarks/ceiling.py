@@ -31,11 +31,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from benchmarks.baselines import group_mean, shuffle_within_groups
 from benchmarks.cohort_pictures import Shown, has_manifest, read_cohort
 from cldm.record import write_json
 from ldm.checkpoint import git_revision
 from ldm.config import parse_command_line
+from muti_control.evaluation.baselines import group_mean, shuffle_within_groups
 from muti_control.evaluation.statistics import bootstrap_interval, ranks_of_truth
 from muti_control.recogniser import (
     Recogniser,

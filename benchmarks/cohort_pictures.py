@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from benchmarks.baselines import Group
 from data.biometrics import age_level
 from data.manifest import Record, read_manifest
+from muti_control.evaluation.baselines import Group
 
 SPLITS = ("train", "valid", "test")
 

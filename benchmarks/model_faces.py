@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.identification import picture_features
 from cldm.controlled import ControlledLatentDiffusion
 from cldm.sampling import SamplingConfig, reconstruct
 from data.biometrics import prompt
 from data.images import read_image
 from data.manifest import Record
+from muti_control.evaluation.features import picture_features
 
 
 def read_pictures(records: Sequence[Record], which: str, size: int) -> Tensor:

@@ -25,22 +25,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 
-from benchmarks.baselines import (
-    Group,
-    Vocabulary,
-    choose_ridge,
-    group_mean,
-    nearest_skull,
-    shuffle_within_groups,
-)
-from benchmarks.identification import (
-    DISTANCES,
-    FEATURE_SIZE,
-    Identification,
-    identify,
-    markdown_table,
-    picture_features,
-)
+from benchmarks.identification import Identification, identify, markdown_table
 from benchmarks.model_faces import ModelFaces, read_pictures
 from cldm.controlled import ControlledLatentDiffusion, load_model
 from cldm.record import environment, write_json
@@ -52,6 +37,15 @@ from data.paired import PairedDataset
 from ldm.checkpoint import sha256
 from ldm.config import parse_command_line
 from ldm.device import choose_device
+from muti_control.evaluation.baselines import (
+    Group,
+    Vocabulary,
+    choose_ridge,
+    group_mean,
+    nearest_skull,
+    shuffle_within_groups,
+)
+from muti_control.evaluation.features import DISTANCES, FEATURE_SIZE, picture_features
 from muti_control.preparation import recommended_sampling
 
 BASELINES = ("ridge", "nearest skull", "nearest skull of the group", "group mean", "mean face")
@@ -80,7 +74,7 @@ class Rank1Config:
     weights: the model's checkpoint, or null for the baselines alone. split: test, or valid to make choices on.
     num: number of probes, drawn with `seed`; 0 takes all subjects. The gallery is always the whole split.
     samples: reconstructions per probe; their mean picture is compared. sampling: as for sample.py.
-    distance: one of benchmarks.identification.DISTANCES.
+    distance: one of muti_control.evaluation.features.DISTANCES.
     methods: some of BASELINES and OF_THE_MODEL; empty means all that can run.
     out: where the figures (OUT.json) and the picture (OUT.png) are written.
     """

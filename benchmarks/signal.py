@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from benchmarks.baselines import Components
 from benchmarks.cohort_pictures import SPLITS, Shown, blocks, read_cohort
 from benchmarks.norms import AGE_FROM_SKULL, SEX_FROM_SKULL
 from cldm.record import write_json
 from ldm.checkpoint import git_revision
 from ldm.config import parse_command_line
+from muti_control.evaluation.baselines import Components
 from muti_control.evaluation.statistics import ranks_of_truth
 
 Floats = NDArray[np.floating]

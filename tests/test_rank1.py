@@ -8,7 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.baselines import (
+from benchmarks.identification import identify, markdown_table
+from benchmarks.rank1 import BASELINES, OF_THE_MODEL, load_split, main, probe_rows, shuffled_donors
+from cldm.controlled import ControlledLatentDiffusion, model_metadata
+from ldm.checkpoint import sha256, write_state_dict
+from muti_control.evaluation.baselines import (
     Components,
     Ridge,
     Vocabulary,
@@ -17,10 +21,7 @@ from benchmarks.baselines import (
     nearest_skull,
     shuffle_within_groups,
 )
-from benchmarks.identification import DISTANCES, identify, markdown_table, picture_features
-from benchmarks.rank1 import BASELINES, OF_THE_MODEL, load_split, main, probe_rows, shuffled_donors
-from cldm.controlled import ControlledLatentDiffusion, model_metadata
-from ldm.checkpoint import sha256, write_state_dict
+from muti_control.evaluation.features import DISTANCES, picture_features
 from muti_control.evaluation.statistics import (
     bootstrap_interval,
     rank1_gain,

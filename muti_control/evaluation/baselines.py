@@ -1,7 +1,7 @@
 """Faces predicted without the model: means, the nearest training skull's face, and PCA + ridge.
 
 All are told what the prompt tells the model and no more: sex, age level, body mass level and ethnicity.
-Arrays are features as in `benchmarks.identification`: (N, D) float32 in [0, 1].
+Arrays are features as in `muti_control.evaluation.features`: (N, D) float32 in [0, 1].
 """
 
 from collections.abc import Hashable, Sequence

@@ -1,0 +1,85 @@
+"""A face picture as a vector of grey levels, and how far two of them lie apart: the judge that needs no network.
+
+A *feature* is a face picture as grey in [0, 1], averaged over square blocks to ``FEATURE_SIZE`` px and flattened:
+(N, D) float32, D = FEATURE_SIZE**2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+
+FEATURE_SIZE = 64
+BACKGROUND = 0.02  # grey below which a gallery face's pixel is background (the pictures' background is black)
+
+
+def picture_features(pictures: Floats, size: int = FEATURE_SIZE) -> NDArray[np.float32]:
+    """Block averages of grey pictures.
+
+    Args:
+        pictures: (N, H, W) or (N, H, W, C) in [0, 1]; channels are averaged. H and W must be multiples of `size`.
+
+    Returns:
+        (N, size * size) float32 in [0, 1].
+
+    Raises:
+        ValueError: where the shape does not divide into size x size blocks.
+    """
+    pictures = np.asarray(pictures, dtype=np.float32)
+    if pictures.ndim == 4:
+        pictures = pictures.mean(axis=-1)
+    if pictures.ndim != 3 or pictures.shape[1] % size or pictures.shape[2] % size:
+        raise ValueError(
+            f"pictures of shape {pictures.shape}: expected (N, H, W), H and W multiples of {size}"
+        )
+    num, height, width = pictures.shape
+    blocks = pictures.reshape(num, size, height // size, size, width // size)
+    return blocks.mean(axis=(2, 4)).reshape(num, size * size)
+
+
+def rms_distance(probes: Floats, gallery: Floats, mean: Floats) -> Floats:
+    """Root mean square difference over the whole picture, (P, G), in grey levels of [0, 1]. `mean` is not used."""
+    return np.sqrt(_mean_square(probes, gallery, np.ones_like(gallery)))
+
+
+def face_rms_distance(probes: Floats, gallery: Floats, mean: Floats) -> Floats:
+    """Root mean square difference inside each gallery face's own outline, (P, G). `mean` is not used."""
+    return np.sqrt(_mean_square(probes, gallery, (gallery > BACKGROUND).astype(gallery.dtype)))
+
+
+def mean_absolute_distance(probes: Floats, gallery: Floats, mean: Floats) -> Floats:
+    """Mean absolute difference over the whole picture, (P, G), in grey levels of [0, 1]. `mean` is not used."""
+    return np.stack([np.abs(gallery - probe).mean(axis=1) for probe in probes])
+
+
+def deviation_distance(probes: Floats, gallery: Floats, mean: Floats) -> Floats:
+    """1 - cosine between the two pictures' deviations from the mean training face `mean` (D,): (P, G) in [0, 2].
+
+    It asks in which direction a face differs from the average, not by how much: a reconstruction that is drawn
+    towards the average (as every estimate under uncertainty is) is not punished for it.
+    """
+    return 1 - _unit(probes - mean) @ _unit(gallery - mean).T
+
+
+DISTANCES: dict[str, Callable[[Floats, Floats, Floats], Floats]] = {
+    "rms": rms_distance,
+    "face_rms": face_rms_distance,
+    "mean_absolute": mean_absolute_distance,
+    "deviation": deviation_distance,
+}
+
+
+def _mean_square(probes: Floats, gallery: Floats, weights: Floats) -> Floats:
+    """Weighted mean square difference with one weight per gallery picture and pixel (G, D): (P, G)."""
+    p, g, w = (np.asarray(a, dtype=np.float64) for a in (probes, gallery, weights))
+    total = (p**2) @ w.T - 2 * p @ (w * g).T + (w * g**2).sum(axis=1)
+    return np.maximum(total, 0) / np.maximum(w.sum(axis=1), 1)
+
+
+def _unit(rows: Floats) -> Floats:
+    rows = np.asarray(rows, dtype=np.float64)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

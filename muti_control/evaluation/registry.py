@@ -1,0 +1,62 @@
+"""The ways of getting a face that the protocol knows, each named once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """name: its key everywhere. label: for tables. kind: one of ``results.METHOD_KINDS``. note: what its face is."""
+
+    name: str
+    label: str
+    kind: str
+    note: str
+
+
+_ALL = (
+    MethodInfo("model", "model", "model", "The model, told the skull, sex, age level, body mass and ethnicity."),
+    MethodInfo("folder", "faces from elsewhere", "folder", "Pictures made by another program."),
+    MethodInfo(
+        "shuffled",
+        "model, another's skull",
+        "control",
+        "The model, given the skull of another person of the same sex, age level, body mass and ethnicity, whose own "
+        "face does not count. A model that ignores the skull does as well here as with the right one.",
+    ),
+    MethodInfo("attributes", "model, no skull", "control", "The model with its skull control switched off."),
+    MethodInfo(
+        "permuted",
+        "permuted labels",
+        "control",
+        "The faces of the method above all others, each held against another person's name: chance.",
+    ),
+    MethodInfo("ridge", "PCA + ridge", "baseline", "Linear regression from skull picture and attributes to the face."),
+    MethodInfo(
+        "nearest", "nearest skull's face", "baseline", "The face of the training subject with the most similar skull."
+    ),
+    MethodInfo(
+        "group_mean", "mean face of the group", "baseline", "The mean training face of the same sex, age, body mass."
+    ),
+    MethodInfo("mean_face", "mean face", "baseline", "The mean of all training faces: knows nothing of the person."),
+    MethodInfo(
+        "ceiling",
+        "ceiling: expected face",
+        "ceiling",
+        "The true bone under the soft tissue to be expected from the attributes: no method can know more.",
+    ),
+    MethodInfo(
+        "ceiling_shuffled",
+        "ceiling, another's skull",
+        "control",
+        "The ceiling face of another person of the same group, whose own face does not count.",
+    ),
+    MethodInfo(
+        "autoencoder", "true face through the autoencoder", "limit", "The true face encoded and decoded by the model."
+    ),
+    MethodInfo("turned", "true face, turned", "limit", "Another view of the true face: the recogniser's own limit."),
+)
+METHODS = {info.name: info for info in _ALL}
+OF_THE_MODEL = ("model", "shuffled", "attributes", "autoencoder")
+OF_TRAINING = ("ridge", "nearest", "group_mean", "mean_face")
