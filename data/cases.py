@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -60,13 +61,17 @@ class Known:
 
 @dataclass(frozen=True)
 class Case:
-    """One skull to reconstruct. ``name`` is unique among the cases of a run and safe as a file name."""
+    """One skull to reconstruct. ``name`` is unique among the cases of a run and safe as a file name.
+
+    seed_offset: added to the seeds of the run, where cases shall not share their noise.
+    """
 
     name: str
     skull_path: Path
     biometrics: Biometrics | None
     face_path: Path | None = None
     ethnicity_given: bool = True
+    seed_offset: int = 0
 
     @property
     def prompt(self) -> str:
@@ -100,9 +105,7 @@ def find_cases(
     if path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file():
         overrides = {("gender" if name == "sex" else name): value for name, value in known.given.items()}
         records = read_manifest(path, images_dir, need_target=False, overrides=overrides)
-        found = [(Path(record.source).stem, record) for record in _spread(records, limit)]
-        names = _distinct([name for name, _ in found])
-        return [_of_record(name, record) for name, (_, record) in zip(names, found, strict=True)]
+        return cases_of(_spread(records, limit))
     if images_dir is not None:
         raise CaseError(f"images_dir: goes with a manifest, but skull={path} is none")
     biometrics = known.biometrics()
@@ -110,6 +113,15 @@ def find_cases(
     paths = _spread(_pictures(path) if path.is_dir() else [path], limit)
     names = _distinct([picture.stem for picture in paths])
     return [Case(name, p, biometrics, ethnicity_given=given) for name, p in zip(names, paths, strict=True)]
+
+
+def cases_of(records: Sequence[Record]) -> list[Case]:
+    """One case for each line of a manifest, named after its skull picture."""
+    names = _distinct([Path(record.source).stem for record in records])
+    return [
+        Case(name, record.skull_path, record.biometrics, record.face_path, record.ethnicity_given)
+        for name, record in zip(names, records, strict=True)
+    ]
 
 
 def check_pictures(cases: list[Case], size: int) -> dict[Path, str]:
@@ -141,10 +153,6 @@ def check_pictures(cases: list[Case], size: int) -> dict[Path, str]:
         more = [f"... and {len(refused) - _SHOWN} more"] if len(refused) > _SHOWN else []
         raise CaseError("\n".join([*refused[:_SHOWN], *more]))
     return notes
-
-
-def _of_record(name: str, record: Record) -> Case:
-    return Case(name, record.skull_path, record.biometrics, record.face_path, record.ethnicity_given)
 
 
 def _pictures(folder: Path) -> list[Path]:

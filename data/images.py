@@ -108,6 +108,27 @@ def read_image(path: str | os.PathLike[str], size: int = 256) -> tuple[np.ndarra
     return np.ascontiguousarray(square), "; ".join(notes) or None
 
 
+def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Width and height in px, upright, from the head of the file.
+
+    Raises:
+        ImageError: missing, empty or no picture.
+    """
+    path = Path(path)
+    try:
+        with _QUIET, Image.open(_opened(path)) as image:
+            width, height = image.size
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientation
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(_too_large(path, str(error))) from error
+    except _BROKEN as error:
+        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else _one_line(error)
+        raise ImageError(f"{path}: cannot be read as a picture ({reason})") from error
+    return (height, width) if turned else (width, height)
+
+
 def to_uint8(picture: np.ndarray) -> np.ndarray:
     """Pixels in [0, 1], any shape -> uint8; values outside are clipped."""
     return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)

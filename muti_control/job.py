@@ -45,7 +45,7 @@ class RunFolder:
 class Job:
     """A run that was checked and can start.
 
-    seeds: one face per case and seed. notes: what was done to a skull picture, by its path.
+    seeds: one face per case and seed (plus the case's offset). notes: what was done to a skull picture, by its path.
     max_sheets: contact sheets at most, of twelve cases each.
     hashes: sha256 of every skull and true face, by its path.
     weights: file name, sha256 and step. environment: of ``cldm.record``. config: the resolved settings as YAML.
@@ -71,7 +71,9 @@ class Job:
     @property
     def draws(self) -> list[Draw]:
         """Every face of the run."""
-        return [(case, k, seed) for case in self.cases for k, seed in enumerate(self.seeds)]
+        return [
+            (case, k, seed + case.seed_offset) for case in self.cases for k, seed in enumerate(self.seeds)
+        ]
 
     @property
     def batches(self) -> list[list[Draw]]:

@@ -43,6 +43,10 @@ class RecogniserError(ValueError):
     """The recogniser cannot be used, or found no face; the message says why and what to do."""
 
 
+class NoFaceError(RecogniserError):
+    """dlib's detector finds no face in a picture."""
+
+
 @dataclass(frozen=True)
 class RecogniserConfig:
     """How a face is found and cut out.
@@ -51,6 +55,7 @@ class RecogniserConfig:
         rectangle: left, top, right and bottom of the face in fractions of the picture's side. The default fits the
             cohort's camera (280 mm field, frontal): it is where dlib's detector sees those faces on average.
             None lets the detector look for each face.
+        detect: whether a picture in which the detector finds no face is refused, also where the rectangle is given.
         chip: side in px of the face that the network sees; it was trained at 150.
         padding: how much is shown around the face, in fractions of its size; the network was trained with 0.25.
         jitters: descriptors are averaged over that many slightly moved copies; 0 takes the face as it is.
@@ -60,6 +65,7 @@ class RecogniserConfig:
     chip: int = 150
     padding: float = 0.25
     jitters: int = 0
+    detect: bool = False
 
 
 class Recogniser:
@@ -102,7 +108,7 @@ class Recogniser:
             descriptor (128,) and points (68, 2) in px, x right and y down.
 
         Raises:
-            RecogniserError: not such a picture, or the detector found no face in it.
+            RecogniserError: not such a picture.  NoFaceError: the detector found no face in it.
         """
         picture = np.asarray(picture)
         if (
@@ -156,15 +162,17 @@ class Recogniser:
 
     def _rectangle(self, colour: Pictures) -> Any:
         height, width = colour.shape[:2]
+        found = []
+        if self.config.rectangle is None or self.config.detect:
+            found = self._detector(colour, 0) or self._detector(colour, 1)
+            if not found:
+                raise NoFaceError(
+                    "no face was found in a picture: turn the head to the front, or give the face's rectangle"
+                )
         if self.config.rectangle is not None:
             left, top, right, bottom = self.config.rectangle
             return self._dlib.rectangle(
                 round(left * width), round(top * height), round(right * width), round(bottom * height)
-            )
-        found = self._detector(colour, 0) or self._detector(colour, 1)
-        if not found:
-            raise RecogniserError(
-                "no face was found in a picture: turn the head to the front, or give the face's rectangle"
             )
         return max(found, key=lambda box: box.area())
 

@@ -117,13 +117,36 @@ def reconstruct_cases(job: Job) -> None:
         ReconstructionError: the model gave something that is no picture.
         ProcessError: another process is gone.
     """
-    with job.team as team:
-        record = _begin(job) if team.is_first else {}
-        folder, hashes, weights = team.broadcast((job.folder, job.hashes, job.weights))
-        _draw_share(replace(job, folder=folder, hashes=hashes, weights=weights))
-        team.wait_for_all()
-    if team.is_first:
-        _finish(job, record)
+    with job.team:
+        record = draw_cases(job)
+    if job.team.is_first:
+        finish_cases(job, record)
+
+
+def draw_cases(job: Job, advance: Callable[[int], None] | None = None) -> dict[str, Any]:
+    """Draw and write the faces, within ``job.team``, which must have been entered; returns when all have drawn theirs.
+
+    Args:
+        advance: told of every denoising step of this process, as faces times steps, and no bar is shown.
+
+    Returns:
+        The record to finish; empty but in the first process.
+    """
+    team = job.team
+    record = _begin(job) if team.is_first else {}
+    folder, hashes, weights = team.broadcast((job.folder, job.hashes, job.weights))
+    _draw_share(replace(job, folder=folder, hashes=hashes, weights=weights), advance)
+    team.wait_for_all()
+    return record
+
+
+def finish_cases(job: Job, record: dict[str, Any]) -> None:
+    """Make the contact sheets and finish the record of ``draw_cases``."""
+    with WriteBehind(WRITERS, limit=WRITERS) as writers:
+        for page in range(len(job.sheet_names)):
+            writers.put(write_sheet, job, page)
+    add_hashes(record, job.folder.path)
+    write_json(job.folder.path / RECORD, record | {"finished": True})
 
 
 def _begin(job: Job) -> dict[str, Any]:
@@ -134,15 +157,7 @@ def _begin(job: Job) -> dict[str, Any]:
     return record
 
 
-def _finish(job: Job, record: dict[str, Any]) -> None:
-    with WriteBehind(WRITERS, limit=WRITERS) as writers:
-        for page in range(len(job.sheet_names)):
-            writers.put(write_sheet, job, page)
-    add_hashes(record, job.folder.path)
-    write_json(job.folder.path / RECORD, record | {"finished": True})
-
-
-def _draw_share(job: Job) -> None:
+def _draw_share(job: Job, advance: Callable[[int], None] | None) -> None:
     missing, size, pin = (
         job.team.share(job.missing),
         job.model.cfg.image_size,
@@ -150,19 +165,21 @@ def _draw_share(job: Job) -> None:
     )
     num, done, of = len(job.draws), job.folder.done, f", {job.team.name}" if job.team.size > 1 else ""
     steps = len(missing) * job.sampling.steps
+    silent = True if advance is not None or not job.team.is_first else None
 
     def step(_done: int, _total: int) -> None:
         job.team.check()
         bar.update(1)
+        if advance is not None:
+            advance(drawn_together)
 
     with (
         WriteBehind(WRITERS, limit=2 * job.batch_size) as writers,
         closing(read_ahead(lambda batch: read_skulls(batch[1], size, pin), missing)) as ready,
-        tqdm(
-            total=steps, unit=" steps", disable=None if job.team.is_first else True, dynamic_ncols=True
-        ) as bar,
+        tqdm(total=steps, unit=" steps", disable=silent, dynamic_ncols=True) as bar,
     ):
         for (first, batch), skulls in ready:
+            drawn_together = len(batch)
             bar.set_description(f"face {first + 1} to {first + len(batch)} of {num}{of}")
             faces = draw_faces(job.model, batch, skulls, job.sampling, step)
             for i, draw in enumerate(batch):

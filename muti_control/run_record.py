@@ -34,7 +34,10 @@ def run_record(job: Job) -> dict[str, Any]:
             else {"path": str(case.face_path), "sha256": job.hashes[case.face_path]},
             "biometrics": None if case.biometrics is None else asdict(case.biometrics),
             "prompt": case.prompt,
-            "faces": [{"file": face_name(case, k), "seed": seed} for k, seed in enumerate(job.seeds)],
+            "faces": [
+                {"file": face_name(case, k), "seed": seed + case.seed_offset}
+                for k, seed in enumerate(job.seeds)
+            ],
         }
         for case in job.cases
     ]
@@ -104,6 +107,6 @@ def _sheet_row(job: Job, case: Case) -> SheetRow:
         detail=describe(person) if person else "nothing known of the person",
         skull=to_uint8(read_image(case.skull_path, size)[0]),
         faces=faces,
-        face_labels=[f"seed {seed}" for seed in job.seeds],
+        face_labels=[f"seed {seed + case.seed_offset}" for seed in job.seeds],
         truth=None if case.face_path is None else to_uint8(read_image(case.face_path, size)[0]),
     )

@@ -1,7 +1,8 @@
 """Faces predicted without the model: means, the nearest training skull's face, and PCA + ridge.
 
 All are told what the prompt tells the model and no more: sex, age level, body mass level and ethnicity.
-Arrays are features as in `muti_control.evaluation.features`: (N, D) float32 in [0, 1].
+Arrays are features as in `muti_control.evaluation.features`: (N, D) float32 in [0, 1]. Every one of these faces is a
+weighted sum of training faces, so that it can be drawn at any resolution (`weights_*`: (P, N), rows sum to 1).
 """
 
 from collections.abc import Hashable, Sequence
@@ -22,6 +23,15 @@ def group_mean(train_faces: Floats, train_groups: Sequence[Group], groups: Seque
     sex, then everybody.
     """
     return np.stack([train_faces[_members(train_groups, group)].mean(axis=0) for group in groups])
+
+
+def weights_group_mean(train_groups: Sequence[Group], groups: Sequence[Group]) -> NDArray[np.float32]:
+    """The same as weights (P, N) of the training faces."""
+    weights = np.zeros((len(groups), len(train_groups)), np.float32)
+    for row, group in zip(weights, groups, strict=True):
+        members = _members(train_groups, group)
+        row[members] = 1 / len(members)
+    return weights
 
 
 def nearest_skull(
@@ -102,11 +112,15 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Components:
-    """Principal components: mean (D,), axes (K, D) with unit rows, standard deviations (K,)."""
+    """Principal components: mean (D,), axes (K, D) with unit rows, standard deviations (K,).
+
+    sums: (K, N), the axes as weighted sums of the centred rows they were fitted to.
+    """
 
     mean: Floats
     axes: Floats
     deviations: Floats
+    sums: Floats
 
     @classmethod
     def fit(cls, rows: Floats, num: int) -> "Components":
@@ -117,11 +131,12 @@ class Components:
         keep = np.argsort(values)[::-1][: min(num, len(rows) - 1)]
         keep = keep[values[keep] > 1e-9 * values.max()]
         scale = np.sqrt(values[keep])
-        return cls(mean, (vectors[:, keep] / scale).T @ centred, scale / np.sqrt(len(rows)))
+        sums = (vectors[:, keep] / scale).T
+        return cls(mean, sums @ centred, scale / np.sqrt(len(rows)), sums)
 
     def first(self, num: int) -> "Components":
         """The `num` strongest of them."""
-        return Components(self.mean, self.axes[:num], self.deviations[:num])
+        return Components(self.mean, self.axes[:num], self.deviations[:num], self.sums[:num])
 
     def project(self, rows: Floats) -> Floats:
         return (rows - self.mean) @ self.axes.T
@@ -148,12 +163,19 @@ class Ridge:
 
     def predict(self, skulls: Floats, attributes: Floats, strength: float) -> Floats:
         """Faces (P, D) for a ridge penalty `strength` >= 0 per training subject."""
+        return self._scores(skulls, attributes, strength) @ self._face.axes + self._face.mean
+
+    def weights(self, skulls: Floats, attributes: Floats, strength: float) -> Floats:
+        """The same faces as weights (P, N) of the training faces."""
+        around_mean = self._scores(skulls, attributes, strength) @ self._face.sums
+        return around_mean + (1 - around_mean.sum(axis=1, keepdims=True)) / self._num
+
+    def _scores(self, skulls: Floats, attributes: Floats, strength: float) -> Floats:
         penalty = strength * self._num * np.eye(len(self._gram))
         weights = np.linalg.solve(
             self._gram + penalty + 1e-9 * self._num * np.eye(len(self._gram)), self._cross
         )
-        scores = (self._inputs(skulls, attributes) - self._centre) @ weights
-        return scores @ self._face.axes + self._face.mean
+        return (self._inputs(skulls, attributes) - self._centre) @ weights
 
 
 def choose_ridge(

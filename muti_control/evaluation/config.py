@@ -110,7 +110,9 @@ class EvaluateConfig:
 
     def _check_names(self) -> None:
         if not self.recognisers and self.onnx is None:
-            raise ValueError(f"recognisers: got none, expected some of {', '.join(RECOGNISERS)}, or onnx=FILE")
+            raise ValueError(
+                f"recognisers: got none, expected some of {', '.join(RECOGNISERS)}, or onnx=FILE"
+            )
         for name in self.recognisers:
             if name not in RECOGNISERS:
                 raise ValueError(f"recognisers: got {name!r}, expected some of {', '.join(RECOGNISERS)}")
@@ -120,7 +122,9 @@ class EvaluateConfig:
             )
         for name in self.models:
             if name in METHODS or not name.replace("_", "").replace("-", "").isalnum():
-                raise ValueError(f"models: {name!r} cannot be a name; use letters, digits, - and _, none of {list(METHODS)}")
+                raise ValueError(
+                    f"models: {name!r} cannot be a name; use letters, digits, - and _, none of {list(METHODS)}"
+                )
         unknown = [name for name in self.methods if name not in METHODS and name not in self.models]
         if unknown:
             raise ValueError(f"methods: {unknown} are none; known are {[*METHODS, *self.models]}")

@@ -16,7 +16,9 @@ class MethodInfo:
 
 
 _ALL = (
-    MethodInfo("model", "model", "model", "The model, told the skull, sex, age level, body mass and ethnicity."),
+    MethodInfo(
+        "model", "model", "model", "The model, told the skull, sex, age level, body mass and ethnicity."
+    ),
     MethodInfo("folder", "faces from elsewhere", "folder", "Pictures made by another program."),
     MethodInfo(
         "shuffled",
@@ -32,14 +34,24 @@ _ALL = (
         "control",
         "The faces of the method above all others, each held against another person's name: chance.",
     ),
-    MethodInfo("ridge", "PCA + ridge", "baseline", "Linear regression from skull picture and attributes to the face."),
     MethodInfo(
-        "nearest", "nearest skull's face", "baseline", "The face of the training subject with the most similar skull."
+        "ridge", "PCA + ridge", "baseline", "Linear regression from skull picture and attributes to the face."
     ),
     MethodInfo(
-        "group_mean", "mean face of the group", "baseline", "The mean training face of the same sex, age, body mass."
+        "nearest",
+        "nearest skull's face",
+        "baseline",
+        "The face of the training subject with the most similar skull.",
     ),
-    MethodInfo("mean_face", "mean face", "baseline", "The mean of all training faces: knows nothing of the person."),
+    MethodInfo(
+        "group_mean",
+        "mean face of the group",
+        "baseline",
+        "The mean training face of the same sex, age, body mass.",
+    ),
+    MethodInfo(
+        "mean_face", "mean face", "baseline", "The mean of all training faces: knows nothing of the person."
+    ),
     MethodInfo(
         "ceiling",
         "ceiling: expected face",
@@ -53,9 +65,14 @@ _ALL = (
         "The ceiling face of another person of the same group, whose own face does not count.",
     ),
     MethodInfo(
-        "autoencoder", "true face through the autoencoder", "limit", "The true face encoded and decoded by the model."
+        "autoencoder",
+        "true face through the autoencoder",
+        "limit",
+        "The true face encoded and decoded by the model.",
     ),
-    MethodInfo("turned", "true face, turned", "limit", "Another view of the true face: the recogniser's own limit."),
+    MethodInfo(
+        "turned", "true face, turned", "limit", "Another view of the true face: the recogniser's own limit."
+    ),
 )
 METHODS = {info.name: info for info in _ALL}
 OF_THE_MODEL = ("model", "shuffled", "attributes", "autoencoder")

@@ -1,0 +1,61 @@
+"""How good are the faces, and is it the same person?
+
+    python evaluate.py [CONFIG.yaml] [key=value ...]
+    python evaluate.py weights=models/demo/iccr_demo.safetensors data.root=cohort
+    python evaluate.py faces=my_pictures mapping=whose.csv data.root=my_data
+
+Faces of a model (weights=FILE) or of another program (faces=FOLDER) are held against the true faces of people that no
+part of the model has seen, beside controls, baselines and the ceiling. Figures and pictures go to results/NAME.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ldm.config import to_yaml
+from muti_control.evaluation.config import EvaluateConfig
+from muti_control.evaluation.engine import evaluate, open_folder
+from muti_control.evaluation.plan import prepare
+from muti_control.evaluation.terminal import table
+
+PROGRAM = [sys.executable, str(Path(__file__).resolve())]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run, and return the exit code: 0, 2 for what the user can mend, 130 when interrupted."""
+    if any(argument in ("-h", "--help", "help") for argument in arguments):
+        print(f"{__doc__}\n{EvaluateConfig.__doc__}\nDefaults:\n\n{to_yaml(EvaluateConfig)}")
+        return 0
+    folder, first = Path(), True
+    try:
+        plan = prepare(arguments, PROGRAM)
+        first = plan.team.is_first
+        folder = open_folder(plan) if first else folder
+        evaluation = evaluate(plan, folder)
+    except torch.OutOfMemoryError:
+        return _told("out of GPU memory; try batch_size=1 or device=cpu", 2)
+    except (ValueError, OSError) as error:
+        return _told(str(error), 2)
+    except KeyboardInterrupt:
+        kept = f"; what is done is kept in {folder}: resume=true continues" if folder.name else ""
+        return _told(f"interrupted{kept}", 130) if first else 130
+    if evaluation is not None:
+        print(f"\n{table(evaluation)}\n\n{evaluation.notice}\n{folder / 'metrics.json'}")
+    return 0
+
+
+def _told(message: str, code: int) -> int:
+    print(f"evaluate.py: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is heard like Ctrl-C
+    code = main(sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the rest is tidying up
+    sys.exit(code)

@@ -1,0 +1,195 @@
+"""From faces on disk to the figures of ``metrics.json``: one face in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muti_control.evaluation.edits import EditPlan
+from muti_control.evaluation.faces import Faces, read_grey
+from muti_control.evaluation.judging import Bench, Verdict
+from muti_control.evaluation.recognisers import Vector, descriptors, points
+from muti_control.evaluation.results import (
+    Coverage,
+    Diversity,
+    Edit,
+    Measure,
+    Measured,
+    Method,
+    NotRun,
+    Sensitivity,
+)
+from muti_control.evaluation.statistics import mean_pairwise_distance
+from muti_control.evaluation.summary import Resampling, coverage, edit, measured
+from muti_control.recogniser import Pictures
+
+Floats = NDArray[np.floating]
+WITHIN = (1, 10)  # ranks that count as a hit in coverage
+SPACE = "dlib's 68 points, similarity-aligned, px"
+CHANGE = Measure(
+    "change", "change of the picture", "grey levels of 255", "", 2, "Mean absolute difference of pixels."
+)
+CHANGE_DLIB = Measure("change_dlib", "change for dlib", "", "", 3, "Distance of the two descriptors.")
+CHANGE_POINTS = Measure(
+    "change_points", "change of dlib's 68 points", "px", "", 2, "Root mean square over points, not aligned."
+)
+CHANGES = (CHANGE, CHANGE_DLIB, CHANGE_POINTS)
+
+
+@dataclass
+class Judged:
+    """Everything said of one method's faces. seen: probe -> what dlib saw in each face drawn of it."""
+
+    faces: Faces
+    verdicts: Mapping[str, Verdict]
+    seen: dict[int, list[Vector | None]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """Measures one run. groups: of each probe, for the breakdown; truths: their true faces."""
+
+    bench: Bench
+    groups: Sequence[Mapping[str, str]]
+    truths: Sequence[Path]
+    how: Resampling
+
+    def judge(self, faces: Faces, advance: Callable[[int], None]) -> Judged:
+        """Hold every face of a method against the gallery."""
+        seen: dict[int, list[Vector | None]] = {}
+
+        def look_on(probe: int, draw: int, picture: Pictures, vectors: Mapping[str, Vector | None]) -> None:
+            seen.setdefault(probe, []).append(vectors.get("dlib"))
+            advance(1)
+
+        return Judged(faces, self.bench.judge(faces, look_on), seen)
+
+    def method(self, judged: Judged, pictures: Mapping[str, Measured]) -> Method:
+        """Its entry in the results."""
+        info, size = judged.faces.info, self.bench.gallery.size
+        excluded = sum(column >= 0 for column in judged.faces.excluded.values())
+        return Method(
+            name=info.name,
+            label=info.label,
+            kind=info.kind,
+            note=info.note,
+            identification={
+                name: verdict.summary(self.groups, size, excluded, self.how)
+                for name, verdict in judged.verdicts.items()
+            },
+            pictures=pictures,
+            seconds=judged.faces.seconds,
+        )
+
+    # ------------------------------------------------------------ several faces of one skull
+    def coverage(self, own: Judged, swapped: Judged | None) -> list[Coverage]:
+        """Is the true face within the best of k, beside the same with another's skull?"""
+        both = [own] if swapped is None else [own, swapped]
+        draws = max(len(paths) for paths in own.faces.pictures.values())
+        probes = [
+            i
+            for i in sorted(own.faces.pictures)
+            if all(len(j.faces.pictures.get(i, ())) == draws for j in both)
+        ]
+        if draws < 2 or not probes:
+            return []
+        return [
+            coverage(
+                judge.name,
+                {j.faces.info.name: [j.verdicts[judge.name].draws[i] for i in probes] for j in both},
+                within,
+                probes,
+                self.how,
+            )
+            for judge in self.bench.judges
+            for within in WITHIN
+            if within < self.bench.gallery.size
+        ]
+
+    def diversity(self, judged: Judged) -> Diversity | None:
+        """How far the faces drawn of one skull lie apart; None where there is one of each."""
+        several = {i: paths for i, paths in judged.faces.pictures.items() if len(paths) > 1}
+        if not several:
+            return None
+        values = self._nowhere()
+        for i, paths in several.items():
+            pictures = [read_grey(path, self.bench.size).astype(np.float32) for path in paths]
+            pairs = [(a, b) for k, a in enumerate(pictures) for b in pictures[:k]]
+            values["change"][i] = np.mean([np.abs(a - b).mean() for a, b in pairs])
+            vectors = [vector for vector in judged.seen[i] if vector is not None]
+            if len(vectors) == len(paths):
+                stack = np.stack(vectors)
+                values["change_dlib"][i] = mean_pairwise_distance(descriptors(stack)[None])[0]
+                flat = points(stack).reshape(1, len(stack), -1)
+                values["change_points"][i] = mean_pairwise_distance(flat)[0] / np.sqrt(flat.shape[2] / 2)
+        num = max(len(paths) for paths in several.values())
+        return Diversity(judged.faces.info.name, num, self._known(values))
+
+    def sensitivity(self, own: Judged, other: Judged, condition: str, change: str) -> Sensitivity:
+        """How much the first faces of two methods differ, probe by probe; they share their noise."""
+        values = self._nowhere()
+        for i, paths in other.faces.pictures.items():
+            if i not in own.faces.pictures:
+                continue
+            a, b = (
+                read_grey(path, self.bench.size).astype(np.float32)
+                for path in (own.faces.pictures[i][0], paths[0])
+            )
+            values["change"][i] = np.abs(a - b).mean()
+            x, y = own.seen[i][0], other.seen[i][0]
+            if x is not None and y is not None:
+                pair = np.stack([x, y])
+                values["change_dlib"][i] = np.linalg.norm(np.diff(descriptors(pair), axis=0))
+                values["change_points"][i] = np.sqrt((np.diff(points(pair), axis=0) ** 2).sum(axis=2).mean())
+        return Sensitivity(own.faces.info.name, condition, change, self._known(values))
+
+    def _nowhere(self) -> dict[str, Floats]:
+        return {measure.name: np.full(len(self.groups), np.nan) for measure in CHANGES}
+
+    def _known(self, values: Mapping[str, Floats]) -> dict[str, Measured]:
+        return {name: measured(row, self.how) for name, row in values.items() if np.isfinite(row).any()}
+
+    # ------------------------------------------------------------ edits
+    def edit(self, plan: EditPlan, before: Judged, after: Judged) -> Edit | NotRun:
+        """The change of the reconstruction against the true change, in dlib's points."""
+        rows: list[Floats] = []
+        probes: list[int] = []
+        for i, variant in plan.variants.items():
+            assert variant.face_path is not None
+            seen = (
+                before.seen[i][0],
+                after.seen[i][0],
+                self._look(self.truths[i]),
+                self._look(variant.face_path),
+            )
+            known = [vector for vector in seen if vector is not None]
+            if len(known) == len(seen):
+                rows.append(np.stack(known))
+                probes.append(i)
+        name, label = plan.name, plan.label
+        if not rows:
+            return NotRun(f"edit {name}", label, "dlib found a face in too few of the pictures")
+        old, new, true_old, true_new = (
+            points(column).astype(np.float64) for column in np.stack(rows, axis=1)
+        )
+        judge = "dlib" if "dlib" in after.verdicts else self.bench.judges[0].name
+        return edit(
+            before.faces.info.name,
+            name,
+            label,
+            SPACE,
+            (old, new),
+            (true_old, true_new),
+            probes,
+            after.verdicts[judge].ranks[probes] == 1,
+            before.verdicts[judge].ranks[probes] == 1,
+            resampling=self.how,
+        )
+
+    def _look(self, path: Path) -> Vector | None:
+        eye = next((eye for eye in self.bench.eyes if eye.name == "dlib"), None)
+        return None if eye is None else self.bench.sightings.look(eye, read_grey(path, self.bench.size))

@@ -1,0 +1,195 @@
+"""An evaluation before it begins: settings, people, weights and judges, checked as a whole."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from cldm.sampling import SamplingConfig
+from data.shards import picture_sha256
+from ldm.config import parse_command_line
+from ldm.device import choose_device, choose_precision
+from muti_control.evaluation.config import EvaluateConfig
+from muti_control.evaluation.controls import Donors, shuffled_donors
+from muti_control.evaluation.elsewhere import find_faces
+from muti_control.evaluation.inputs import InputError, Inputs, read_inputs
+from muti_control.evaluation.recognisers import Judge, judges_of
+from muti_control.evaluation.registry import METHODS, OF_THE_MODEL, MethodInfo
+from muti_control.evaluation.results import HashedFile, NotRun
+from muti_control.evaluation.sampled import Weights
+from muti_control.processes import Team, find_team
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PRESETS = ("quick", "full")
+DEFAULT = ROOT / "configs" / "evaluate" / "quick.yaml"
+_LEAVES_PRESET = (
+    *("weights", "models", "faces", "mapping", "name", "data", "onnx", "lpips", "kid"),
+    *("device", "precision", "devices", "batch_size", "out", "cache", "resume", "overwrite"),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an evaluation will do.
+
+    methods: in the order of the table; not_run: the others, with the reason. weights, sampling: by name of the model.
+    elsewhere: the folder's pictures of every probe. subject: name of the method that everything is about.
+    command: what repeats the run. donors: who lends each probe a skull.
+    """
+
+    cfg: EvaluateConfig
+    preset: str
+    command: str
+    inputs: Inputs
+    methods: Sequence[MethodInfo]
+    not_run: Sequence[NotRun]
+    weights: Mapping[str, Weights]
+    sampling: Mapping[str, SamplingConfig]
+    elsewhere: Sequence[tuple[Path, ...]]
+    judges: Sequence[Judge]
+    donors: Donors
+    team: Team
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def names(self) -> list[str]:
+        """Of the methods."""
+        return [info.name for info in self.methods]
+
+    @property
+    def subject(self) -> MethodInfo:
+        """What the report is about: the model, else the folder, else the first baseline."""
+        by_name = {info.name: info for info in self.methods}
+        wanted = ("model", "folder", *self.cfg.models, "ridge")
+        return next((by_name[name] for name in wanted if name in by_name), self.methods[0])
+
+    @property
+    def files(self) -> list[HashedFile]:
+        """What defines the subject."""
+        read = [HashedFile(str(w.path), w.sha256) for w in self.weights.values()]
+        if self.cfg.mapping is not None:
+            read.append(HashedFile(self.cfg.mapping, picture_sha256(Path(self.cfg.mapping))))
+        return read
+
+
+def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Plan:
+    """The evaluation that a command line asks for.
+
+    Args:
+        arguments: of ``evaluate.py``. program: what starts it as another process, without the arguments.
+
+    Raises:
+        ValueError: whatever was given cannot be used; the message says what to do.
+        OSError: a file that cannot be read.
+    """
+    file = next((Path(a) for a in arguments if "=" not in a and a.endswith((".yaml", ".yml"))), None)
+    given = list(arguments) if file is not None else [str(DEFAULT), *arguments]
+    cfg = parse_command_line(EvaluateConfig, given, file_key="faces")
+    cfg.validate()
+    device = choose_device(cfg.device)
+    team = find_team(cfg.devices, device, [*program, *arguments])
+    device = team.device(device)
+    dtype = choose_precision(cfg.precision, device)
+    judges = judges_of(cfg)
+    inputs = read_inputs(cfg)
+    elsewhere: list[tuple[Path, ...]] = []
+    if cfg.faces is not None:
+        elsewhere = find_faces(Path(cfg.faces), _path(cfg.mapping), inputs.probes)
+    paths = {name: Path(path) for name, path in cfg.models.items()}
+    if cfg.weights is not None:
+        paths = {"model": Path(cfg.weights), **paths}
+    weights = {name: Weights.look(path) for name, path in paths.items()}
+    sampling = {name: _sampling(given, found) for name, found in weights.items()}
+    if "model" in sampling:
+        cfg.sampling = sampling["model"]
+    methods, not_run = _methods(cfg, inputs)
+    return Plan(
+        cfg=cfg,
+        preset=_preset(file or DEFAULT, arguments),
+        command=shlex.join(["python", "evaluate.py", *arguments]),
+        inputs=inputs,
+        methods=methods,
+        not_run=not_run,
+        weights=weights,
+        sampling=sampling,
+        elsewhere=elsewhere,
+        judges=judges,
+        donors=shuffled_donors(inputs.probes, inputs.gallery, inputs.train, cfg.seed),
+        team=team,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def _path(name: str | None) -> Path | None:
+    return None if name is None else Path(name)
+
+
+def _preset(file: Path, arguments: Sequence[str]) -> str:
+    keys = {argument.partition("=")[0].split(".")[0] for argument in arguments if "=" in argument}
+    return file.stem if file.stem in PRESETS and keys <= set(_LEAVES_PRESET) else "custom"
+
+
+def _sampling(arguments: Sequence[str], weights: Weights) -> SamplingConfig:
+    """What the weights recommend, where the settings say nothing else."""
+    base = {"sampling": weights.recommended}
+    cfg = parse_command_line(EvaluateConfig, arguments, base=base, base_name=f"settings in {weights.path}")
+    cfg.sampling.validate()
+    return cfg.sampling
+
+
+def _methods(cfg: EvaluateConfig, inputs: Inputs) -> tuple[list[MethodInfo], list[NotRun]]:
+    """The methods that run, and the others with the reason.
+
+    Raises:
+        InputError: one that was asked for by name cannot run, or none can.
+    """
+    extra = {
+        name: MethodInfo(name, name, "model", f"Another model: {path}, told what the model is told.")
+        for name, path in cfg.models.items()
+    }
+    known = {"model": METHODS["model"], **extra, **METHODS}
+    reasons = {name: reason for name in known if (reason := _obstacle(name, cfg, inputs))}
+    asked = cfg.methods or list(known)
+    refused = [name for name in cfg.methods if name in reasons]
+    if refused:
+        raise InputError(f"methods: {refused[0]} cannot run: {reasons[refused[0]]}")
+    running = [known[name] for name in known if name in asked and name not in reasons]
+    if not [info for info in running if info.name != "permuted"]:
+        raise InputError(
+            "methods: none can run; give weights=FILE or faces=FOLDER, or data with a train list"
+        )
+    left_out = {name: "not among the methods asked for" for name in known if name not in asked}
+    not_run = [
+        NotRun(name, info.label, reasons.get(name, left_out.get(name, "")))
+        for name, info in known.items()
+        if name in reasons or name in left_out
+        if name != "folder" or cfg.faces is not None or "model" in reasons
+    ]
+    if not cfg.models:
+        not_run.append(
+            NotRun("plain", "plain ControlNet", "no weights of it were given: models={plain: FILE} adds it")
+        )
+    return [replace(info) for info in running], not_run
+
+
+def _obstacle(name: str, cfg: EvaluateConfig, inputs: Inputs) -> str | None:
+    """Why a method cannot run; None where it can."""
+    if name in OF_THE_MODEL and cfg.weights is None:
+        return "no weights of ours were given (weights=FILE)"
+    if name == "folder" and cfg.faces is None:
+        return "no pictures from elsewhere were given (faces=FOLDER)"
+    if name in ("ridge", "nearest", "group_mean", "mean_face") and not inputs.train:
+        return f"{inputs.root} has no split_data/train.json to learn from"
+    if name == "ridge" and not inputs.valid:
+        return f"{inputs.root} has no split_data/valid.json to choose its penalty on"
+    if name in ("ceiling", "ceiling_shuffled") and not inputs.expected:
+        return f"{inputs.root} has no expected faces; a synthetic cohort gets them by ceiling=true"
+    if name == "turned" and not inputs.turned:
+        return f"{inputs.root} has no other views of these people; a synthetic cohort gets them by views=1"
+    return None
