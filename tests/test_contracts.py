@@ -29,8 +29,9 @@ from data.cohort.sheet import SheetConfig
 from data.ct.config import CtConfig
 from data.pack import PackConfig
 from data.split import SplitConfig
-from ldm.config import known_keys
+from ldm.config import known_keys, parse_command_line
 from muti_control.config import ExperimentConfig, load_experiment
+from muti_control.evaluation.config import EvaluateConfig
 from sample import SampleConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,6 +45,7 @@ ALLOWED = {  # which of the packages each may import
 KEYS_OF = {
     "train.py": ExperimentConfig,
     "sample.py": SampleConfig,
+    "evaluate.py": EvaluateConfig,
     "benchmarks.parity": ParityConfig,
     "benchmarks.rank1": Rank1Config,
     "benchmarks.anatomy": AnatomyConfig,
@@ -57,7 +59,14 @@ KEYS_OF = {
     "data.check": CheckConfig,
     "data.split": SplitConfig,
 }
-ABOVE = {"train", "sample", "tool_add_control", "benchmarks", "tests"}  # what no package may import
+ABOVE = {
+    "train",
+    "sample",
+    "evaluate",
+    "tool_add_control",
+    "benchmarks",
+    "tests",
+}  # what no package may import
 FOLDERS = (*PACKAGES, "benchmarks", "tests", "configs", "models", ".ci")
 TEXT = {".py", ".md", ".yaml", ".yml", ".toml", ".json", ".txt", ".cfg", ".sh", ""}
 
@@ -141,12 +150,24 @@ def test_no_unsafe_loading():
     assert not wrong, wrong
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+PROTOCOLS = sorted((ROOT / "configs/evaluate").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    "path", sorted({*(ROOT / "configs").rglob("*.yaml")} - {*PROTOCOLS}), ids=lambda path: path.stem
+)
 def test_every_experiment_parses(path):
     config = load_experiment([str(path)])
     assert config.stage and config.name
     if config.init is not None:
         assert config.how_to_get_init, "says nothing to a user who lacks its init"
+
+
+@pytest.mark.parametrize("path", PROTOCOLS, ids=lambda path: path.stem)
+def test_every_protocol_parses(path):
+    config = parse_command_line(EvaluateConfig, [str(path)])
+    config.validate()
+    assert {path.stem for path in PROTOCOLS} >= {"quick", "full"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "models").rglob("*.yaml")), ids=lambda path: path.stem)

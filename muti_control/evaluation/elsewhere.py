@@ -117,7 +117,8 @@ def _rows(mapping: Path) -> list[tuple[int, tuple[str, str]]]:
             absent = [column for column in COLUMNS if column not in heads]
             if absent:
                 raise InputError(
-                    f"mapping: {mapping} has the columns {list(heads)}; its first line must name {' and '.join(COLUMNS)}"
+                    f"mapping: {mapping} has the columns {list(heads)}; its first line must name "
+                    f"{' and '.join(COLUMNS)}"
                 )
             return [(reader.line_num, (row["probe"].strip(), row["picture"].strip())) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:

@@ -169,8 +169,8 @@ def _protocol(plan: Plan, made: Made, gallery_size: int, how: Resampling) -> Pro
     if "shuffled" in plan.names:
         remarks.append(
             f"Skulls of others: {counts['held_out']} of held-out people of the same group, {counts['train']} of "
-            f"training people of the same group, {counts['outside']} of the same sex and age level only, {counts['nobody']} of "
-            "nobody (left out)."
+            f"training people of the same group, {counts['outside']} of the same sex and age level only, "
+            f"{counts['nobody']} of nobody (left out)."
         )
     if made.details:
         remarks.append(f"PCA + ridge, chosen on the validation split: {made.details['ridge']}.")

@@ -75,7 +75,7 @@ def group_of(record: Record) -> Group:
 
 
 def probe_rows(num_subjects: int, num: int, seed: int) -> NDArray[np.int64]:
-    """Which subjects are probes: ``num`` of them drawn without replacement, in order; all for 0, or if there are fewer."""
+    """Which subjects are probes: ``num`` of them without replacement, in order; all for 0, or if there are fewer."""
     if num == 0 or num >= num_subjects:
         return np.arange(num_subjects)
     return np.sort(np.random.default_rng(seed).permutation(num_subjects)[:num])

@@ -1,0 +1,178 @@
+"""evaluate.py from the command line to metrics.json, on tiny pictures whose answer is known."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import evaluate
+from muti_control.evaluation.results import Evaluation
+from muti_control.evaluation.results_file import read_results
+
+SMALL = ("recognisers=[picture]", "device=cpu", "precision=fp32", "bootstrap=200", "name=run", "num=0")
+
+
+@pytest.fixture
+def data(make_pairs: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Random pairs in ``pairs``, and an empty folder to work in."""
+    root = make_pairs(train=9, valid=4, test=6)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return root
+
+
+@pytest.fixture
+def run(data: Path) -> Callable[..., Evaluation]:
+    """Evaluates and reads the results: run("faces=...") -> Evaluation."""
+
+    def call(*more: str) -> Evaluation:
+        assert evaluate.main([f"data.root={data}", *SMALL, *more]) == 0
+        return read_results(Path("results/run"))
+
+    return call
+
+
+def rank1(evaluation: Evaluation, method: str, recogniser: str = "picture") -> float:
+    found = evaluation.method(method)
+    assert found is not None, method
+    return found.identification[recogniser].rank1.value
+
+
+def true_faces(data: Path, folder: Path, names: list[str] | None = None) -> Path:
+    """The true faces of the test split, as made by a perfect method."""
+    folder.mkdir()
+    for i in range(6):
+        name = f"test_{i}.png" if names is None else names[i]
+        shutil.copy(data / "pairedCS/craniofacial" / f"test_{i}.png", folder / name)
+    return folder
+
+
+def test_true_faces_are_found_and_baselines_stand_beside_them(data, run, capsys):
+    evaluation = run(f"faces={true_faces(data, Path('made'))}")
+    assert rank1(evaluation, "folder") == 1
+    assert {m.name for m in evaluation.methods} >= {"folder", "ridge", "nearest", "group_mean", "mean_face"}
+    assert "faces from elsewhere" in capsys.readouterr().out
+    assert any("gallery has 6 faces" in remark for remark in evaluation.protocol.remarks)
+    reasons = {left.name: left.reason for left in evaluation.not_run}
+    assert "weights=FILE" in reasons["model"] and "ceiling=true" in reasons["ceiling"]
+    assert {p.role for case in evaluation.cases for p in case.pictures} >= {
+        "skull",
+        "reconstruction",
+        "truth",
+    }
+    for case in evaluation.cases:
+        for picture in case.pictures:
+            assert Image.open(Path("results/run") / picture.path).size == (64, 64)
+
+
+def test_names_from_elsewhere_need_a_mapping_only(data, run):
+    folder = true_faces(data, Path("made"), [f"face-{i}-final.png" for i in range(6)])
+    rows = [f"test{i},face-{i}-final.png" for i in range(6)]
+    Path("whose.csv").write_text("\n".join(["picture,probe", *[",".join(r.split(",")[::-1]) for r in rows]]))
+    assert rank1(run(f"faces={folder}", "mapping=whose.csv"), "folder") == 1
+    swapped = [rows[(i + 1) % 6].split(",")[1] for i in range(6)]
+    Path("whose.csv").write_text("\n".join(["probe,picture", *[f"test{i},{swapped[i]}" for i in range(6)]]))
+    assert rank1(run(f"faces={folder}", "mapping=whose.csv", "overwrite=true"), "folder") == 0
+
+
+def test_permuted_labels_and_a_constant_picture_know_nothing(data, run):
+    grey = Path("grey")
+    grey.mkdir()
+    for i in range(6):
+        for k in range(3):
+            Image.fromarray(np.full((64, 64), 90, np.uint8)).save(grey / f"test_{i}_{k}.png")
+    evaluation = run(f"faces={grey}")
+    ranks = evaluation.method("folder").identification["picture"].ranks
+    assert sorted(ranks) == [1, 2, 3, 4, 5, 6]  # one picture: one order of the gallery
+    (diversity,) = evaluation.diversity
+    assert diversity.draws == 3 and diversity.measures["change"].figure.value == 0
+    perfect = run(f"faces={true_faces(data, Path('made'))}", "overwrite=true")
+    assert rank1(perfect, "folder") == 1 and rank1(perfect, "permuted") < 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("nonsense=1", "nonsense: unknown setting"),
+        ("faces=nowhere", "nowhere is no folder"),
+        ("faces=.", "lacks 6 of 6 probes"),
+        ("mapping=whose.csv", "goes with faces=FOLDER"),
+        ("methods=[model]", "no weights of ours were given"),
+        ("methods=[best]", "are none; known are"),
+        ("weights=none.safetensors", "none.safetensors: no such file"),
+        ("data.root=nowhere", "does not exist"),
+        ("split=nothing", "nothing.json: 1 problem"),
+        ("recognisers=[eye]", "expected some of dlib"),
+        ("size=100", "a multiple of 64"),
+        ("rectangle=[0.5,0.1,0.2,0.9]", "in fractions"),
+        ("picture_distance=best", "expected one of"),
+        ("resume=true overwrite=true", "give one of them"),
+        ("cache=.", "cannot be used"),
+    ],
+)
+def test_refused_with_one_message(data, capsys, arguments, message):
+    assert evaluate.main([f"data.root={data}", *SMALL, *arguments.split()]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("evaluate.py: ") and "Traceback" not in error
+    assert not Path("results/run/metrics.json").exists()
+
+
+def test_people_in_training_and_test_are_refused(data, capsys):
+    lines = (data / "split_data/train.json").read_text()
+    (data / "split_data/test.json").write_text(lines)
+    assert evaluate.main([f"data.root={data}", *SMALL]) == 2
+    assert "is in train as well" in capsys.readouterr().err
+    assert not Path("results").exists()
+
+
+def test_pictures_that_are_missing_or_differ_in_size_are_named(data, capsys):
+    folder = true_faces(data, Path("made"))
+    (folder / "test_4.png").unlink()
+    assert evaluate.main([f"data.root={data}", *SMALL, f"faces={folder}"]) == 2
+    assert "lacks 1 of 6 probes" in (error := capsys.readouterr().err) and "test4" in error
+    Image.new("L", (80, 80)).save(folder / "test_4.png")
+    assert evaluate.main([f"data.root={data}", *SMALL, f"faces={folder}"]) == 2
+    assert "test_4.png (80 x 80)" in capsys.readouterr().err
+    Image.new("L", (128, 128)).save(data / "pairedCS/craniofacial/test_2.png")
+    assert evaluate.main([f"data.root={data}", *SMALL]) == 2
+    assert "test_2.png (128 x 128)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("subject,file\na,b", "must name probe and picture"),
+        ("probe,picture\ntest0,../test_0.png", "line 2: no file"),
+        ("probe,picture\ntest0,none.png", "line 2: no file"),
+        ("probe,picture\ntest0,test_0.png", "lacks 5 of 6"),
+        ("", "must name probe and picture"),
+    ],
+)
+def test_a_bad_mapping_is_told(data, capsys, text, message):
+    folder = true_faces(data, Path("made"))
+    Path("whose.csv").write_text(text)
+    assert evaluate.main([f"data.root={data}", *SMALL, f"faces={folder}", "mapping=whose.csv"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_another_run_is_neither_continued_nor_overwritten_unasked(data, run, capsys):
+    run()
+    assert evaluate.main([f"data.root={data}", *SMALL]) == 2
+    assert "resume=true continues it" in capsys.readouterr().err
+    assert evaluate.main([f"data.root={data}", *SMALL, "resume=true", "seed=5"]) == 2
+    assert "had seed 0, now it is 5" in capsys.readouterr().err
+    Path("results/mine").mkdir()
+    Path("results/mine/notes.txt").write_text("keep")
+    assert evaluate.main([f"data.root={data}", *SMALL, "name=mine", "overwrite=true"]) == 2
+    assert "holds no run of evaluate.py" in capsys.readouterr().err
+    assert Path("results/mine/notes.txt").read_text() == "keep"
+    before = json.loads(Path("results/run/metrics.json").read_text())
+    run("resume=true")
+    after = json.loads(Path("results/run/metrics.json").read_text())
+    assert before["methods"] == after["methods"]
