@@ -23,6 +23,8 @@ def main(argv: list[str]) -> int:
 
     import torch
 
+    from data.images import ImageError
+    from ldm.checkpoint import CheckpointError
     from muti_control.config import load_experiment
     from muti_control.run import prepare
 
@@ -41,8 +43,8 @@ def main(argv: list[str]) -> int:
         return 130
     try:
         return 0 if training.fit() is not None else 128 + training.save_last.signal
-    except (ValueError, FloatingPointError, OSError) as error:
-        # A picture that cannot be read, weights that are not finite, a full disk.
+    except (ImageError, CheckpointError, FloatingPointError, OSError) as error:
+        # A picture that cannot be read, files that differ, weights that are not finite, a full disk.
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except torch.OutOfMemoryError:

@@ -60,14 +60,16 @@ def _flush_folder(folder: Path) -> None:
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes as :func:`write_checkpoint`; a new ``last.ckpt`` leaves the one before as ``previous.ckpt``."""
+    """Writes as :func:`write_checkpoint`; a new ``last.ckpt`` leaves that of an earlier step as ``previous.ckpt``."""
+
+    def __init__(self) -> None:
+        self._step: int | None = None  # that was written last
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         target = Path(path)
         second = None
-        if (
-            target.name == LAST and target.is_file()
-        ):  # a second name for the old file, before it loses its first
+        if target.name == LAST and target.is_file() and checkpoint["updates"] != self._step:
+            # A second name for the old file, before it loses its first.
             second = target.with_name(f".{PREVIOUS}.tmp")
             with suppress(FileNotFoundError):
                 second.unlink()
@@ -78,6 +80,7 @@ class WholeFiles(TorchCheckpointIO):
         write_checkpoint(checkpoint, target)
         if second is not None:
             os.replace(second, target.with_name(PREVIOUS))
+        self._step = checkpoint["updates"]
 
 
 def read_run(folder: Path) -> tuple[Path, dict[str, Any]] | None:

@@ -25,7 +25,7 @@ import train
 from cldm.controlled import load_model
 from cldm.sampling import SamplingConfig
 from data.manifest import ManifestError
-from ldm.checkpoint import read_state_dict
+from ldm.checkpoint import read_state_dict, write_state_dict
 from ldm.config import ConfigError
 from ldm.latent_diffusion import ModelConfig
 from muti_control.config import DataConfig, ExperimentConfig, OptimConfig, TrainConfig, load_experiment
@@ -196,6 +196,48 @@ def test_a_continued_run_equals_an_unbroken_one(
         row["step"] for start in exported.parent.glob("csv/version_*/metrics.csv") for row in rows_of(start)
     }
     assert {"0", "5"} <= logged  # of the first start and of the last: none overwrote another's
+
+
+def test_a_damaged_checkpoint_costs_a_few_steps_and_no_more(
+    experiment: Callable[..., ExperimentConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run goes on from the file before, keeps that file, and ends where an unbroken one does."""
+    unbroken, _ = read_state_dict(run(experiment("unbroken", 6)))
+    run(experiment("cut", 4))
+    folder = Path(experiment("cut", 4).run_dir) / "checkpoints"
+    last = folder / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-1000])
+    training = prepare(experiment("cut", 6))
+    assert (training.resumed, training.steps_done) == (folder / "previous.ckpt", 2)
+    assert "last.ckpt" in capsys.readouterr().err
+    exported = training.fit()
+    assert exported is not None
+    assert {"damaged.ckpt", "last.ckpt", "previous.ckpt"} <= {path.name for path in folder.iterdir()}
+    assert [torch.load(folder / f"{n}.ckpt", weights_only=True)["updates"] for n in ("previous", "last")] == [
+        4,
+        6,
+    ]
+    continued, _ = read_state_dict(exported)
+    assert all(torch.equal(value, continued[name]) for name, value in unbroken.items())
+
+
+def test_the_base_model_is_known_by_its_hash(
+    experiment: Callable[..., ExperimentConfig], weights: Path, tmp_path: Path
+) -> None:
+    cfg = experiment("based", 2)
+    cfg.init = str(tmp_path / "base.safetensors")
+    Path(cfg.init).write_bytes(weights.read_bytes())
+    run(cfg)
+    cfg.train.max_steps = 4
+    assert prepare(cfg).steps_done == 2
+    state, metadata = read_state_dict(weights)
+    state = {name: value.clone() for name, value in state.items()}
+    next(iter(state.values())).add_(1e-3)
+    write_state_dict(cfg.init, state, metadata)
+    with pytest.raises(
+        ConfigError, match=r"init: .*base.safetensors is not the file the run began with \(sha256"
+    ):
+        prepare(cfg)
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

@@ -1,0 +1,227 @@
+"""Files of a run: checkpoints written whole, found again, kept by their score; stopping by signals; the pace."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from ldm.config import ConfigError
+from muti_control.checkpoints import BestCheckpoints, WholeFiles, read_run
+from muti_control.pace import Pace, in_words
+from muti_control.trainer import build_trainer
+from tests.tiny_stages import Plain, make_config
+
+CONTENT = {"fingerprint": {}, "state_dict": {}, "ema": {}}
+
+
+def save(folder: Path, updates: int) -> None:
+    WholeFiles().save_checkpoint(CONTENT | {"updates": updates, "x": torch.zeros(1000)}, folder / "last.ckpt")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-300])
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert read_run(tmp_path) is None
+    for updates in (1, 2, 3):
+        save(tmp_path, updates)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
+    found = read_run(tmp_path)
+    assert found is not None and found[1]["updates"] == 3
+    assert capsys.readouterr().err == ""
+    cut(tmp_path / "last.ckpt")
+    found = read_run(tmp_path)
+    assert found is not None and (found[0].name, found[1]["updates"]) == ("previous.ckpt", 2)
+    told = capsys.readouterr().err
+    assert "last.ckpt" in told and "going on from" in told and "of step 2" in told
+    (tmp_path / "last.ckpt").unlink()
+    assert read_run(tmp_path) is not None
+    assert "of step 2" in capsys.readouterr().err
+    cut(tmp_path / "previous.ckpt")
+    with pytest.raises(ConfigError, match=r"previous\.ckpt.*name=NEW"):
+        read_run(tmp_path)
+
+
+def test_the_checkpoint_before_the_last_is_kept(tmp_path: Path) -> None:
+    cfg = make_config(tmp_path, "run", max_steps=4, save_every=2)
+    stage = Plain(cfg)
+    trainer, _ = build_trainer(cfg, stage)
+    trainer.fit(stage)
+    folder = cfg.run_dir / "checkpoints"
+    steps = {p.name: torch.load(p, weights_only=True)["updates"] for p in folder.glob("*.ckpt")}
+    assert steps == {"last.ckpt": 4, "previous.ckpt": 2}
+    without_links = folder / "elsewhere"
+    without_links.mkdir()
+    with (
+        pytest.MonkeyPatch.context() as patch
+    ):  # a file system without hard links: no previous, but a whole last
+        patch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
+        save(without_links, 1)
+        save(without_links, 2)
+    found = read_run(without_links)
+    assert found is not None and found[1]["updates"] == 2
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1)
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+        with pytest.raises(OSError, match=r"last\.ckpt could not be written .* is whole\. Make room"):
+            save(tmp_path, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    found = read_run(tmp_path)
+    assert found is not None and found[1]["updates"] == 1
+    assert not (tmp_path / ".last.ckpt.tmp").exists()
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("min", [40, 20]), ("max", [30, 10])])
+def test_the_best_validations_are_kept(tmp_path: Path, mode: str, kept: list[int]) -> None:
+    best = BestCheckpoints(tmp_path, "valid/x", mode, keep=2)
+    assert best.read_best() is None
+    for step, score in [(10, 3.0), (20, 2.0), (30, 4.0), (20, 2.0), (40, 1.0), (50, float("nan"))]:
+        best.offer(step, score, {"updates": step, "ema": {}, "scores": {"valid/x": score}})
+    assert [entry.step for entry in best.entries()] == kept
+    assert sorted(path.name for path in tmp_path.glob("best-*")) == [
+        f"best-{s:07d}.ckpt" for s in sorted(kept)
+    ]
+    content = best.read_best()
+    assert content is not None and content["updates"] == kept[0]
+    cut(tmp_path / f"best-{kept[0]:07d}.ckpt")
+    content = best.read_best()
+    assert content is not None and content["updates"] == kept[1]
+    (tmp_path / "best.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"best\.json"):
+        best.entries()
+
+
+class Send(pl.Callback):
+    """Sends this process a signal after one micro-batch."""
+
+    def __init__(self, micro_batch: int, signum: int) -> None:
+        self.countdown, self.signum = micro_batch, signum
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self.countdown -= 1
+        if self.countdown == 0:
+            os.kill(os.getpid(), self.signum)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_signals_save_between_steps_and_stop(tmp_path: Path, signum: int) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    cfg = make_config(tmp_path, "run", max_steps=9, accumulate=2)
+    stage = Plain(cfg)
+    trainer, save_last = build_trainer(cfg, stage)
+    trainer.callbacks.insert(0, Send(5, signum))  # in the middle of the third step
+    from muti_control.run import handlers_restored
+
+    with handlers_restored():
+        trainer.fit(stage)
+    assert save_last.stopped and save_last.signal == signum
+    assert torch.load(save_last.path, weights_only=True)["updates"] == 3
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_breaks_a_validation_off_and_the_resumed_run_makes_it(tmp_path: Path) -> None:
+    class Slow(Plain):
+        send = True
+
+        def validate_batch(self, batch: dict[str, Any], batch_idx: int) -> None:
+            super().validate_batch(batch, batch_idx)
+            if batch_idx == 1 and self.send:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    cfg = make_config(tmp_path, "run", max_steps=4, val_every=2)
+    stage = Slow(cfg)
+    trainer, save_last = build_trainer(cfg, stage)
+    trainer.fit(stage)
+    assert save_last.stopped
+    saved = torch.load(save_last.path, weights_only=True)
+    assert (saved["updates"], saved["validated"]) == (2, 0)
+    assert not list(save_last.path.parent.glob("best-*"))
+    again = Slow(cfg)
+    again.send = False
+    trainer, _ = build_trainer(cfg, again)
+    trainer.fit(again, ckpt_path=str(save_last.path), weights_only=True)
+    names = sorted(path.name for path in save_last.path.parent.glob("best-*"))
+    assert names == ["best-0000002.ckpt", "best-0000004.ckpt"]
+    unbroken = Plain(make_config(tmp_path, "unbroken", max_steps=4, val_every=2))
+    trainer, _ = build_trainer(unbroken.cfg, unbroken)
+    trainer.fit(unbroken)
+    for name in names:
+        ours, expected = (
+            torch.load(tmp_path / run / "checkpoints" / name, weights_only=True)["scores"]
+            for run in ("run", "unbroken")
+        )
+        assert ours == expected
+
+
+def test_a_checkpoint_is_due_by_time_too(tmp_path: Path) -> None:
+    cfg = make_config(tmp_path, "run", max_steps=3, save_minutes=1e-9)
+    stage = Plain(cfg)
+    trainer, save_last = build_trainer(cfg, stage)
+    trainer.fit(stage)
+    assert torch.load(save_last.path.with_name("previous.ckpt"), weights_only=True)["updates"] == 2
+
+
+def test_the_pace_leaves_pauses_out_of_the_speed_and_in_the_time_left() -> None:
+    now = 0.0
+    pace = Pace(first=1, clock=lambda: now)
+    now = 100.0  # the first step is slow
+    pace.step()
+    assert pace.steps_per_second() is None and pace.seconds_left(10) is None
+    for _ in range(4):
+        now += 0.5
+        pace.wait(0.1, 0.5)
+        pace.step()
+    with pace.pause():
+        now += 6.0  # a validation
+    assert pace.steps_per_second() == pytest.approx(2.0)
+    assert pace.seconds_left(10) == pytest.approx(20.0)  # 8 s for 4 steps
+    assert pace.waiting_share() == pytest.approx(0.2)
+    assert pace.waiting_share() == 0.0
+
+
+def test_durations_in_words() -> None:
+    assert [in_words(s) for s in (45, 700, 12_000, 200_000)] == ["45 s", "12 min", "3 h 20 min", "2 d 7 h"]
+
+
+def test_warnings_name_what_to_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A skull that does not matter, a loader that is too slow, settings that are hardly meant: each told once."""
+    import time
+
+    class Flat(Plain):
+        def loss_of(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+            return super().loss_of(batch)
+
+        def validation_scores(self) -> dict[str, float]:
+            return super().validation_scores() | {"valid/skull_effect": 0.001}
+
+    class SlowVectors(type(Plain(make_config(tmp_path, "x")).train_set)):  # type: ignore[misc]
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            time.sleep(0.002)
+            return super().__getitem__(index)
+
+    cfg = make_config(tmp_path, "run", max_steps=210, val_every=20)
+    cfg.watch.flat_after = 40
+    stage = Flat(cfg, SlowVectors())
+    trainer, _ = build_trainer(cfg, stage)
+    trainer.fit(stage)
+    told = capsys.readouterr().err
+    assert told.count("after 40 steps the skull hardly matters") == told.count("hardly matters") == 1
+    assert told.count("the device waits for pictures: raise data.num_workers (now 0;") == 1
