@@ -198,6 +198,13 @@ def test_contour_landmarks_lie_on_the_outline_whatever_the_body_mass(template, c
         assert (np.diff(head.landmarks[:17, 0]) > -2).all()  # from the right ear to the chin
 
 
+def test_no_contour_landmark_slides_down_the_neck(template):
+    """Under a double chin the skin goes on into the neck without ever turning away."""
+    for index in (18, 44, 2817):
+        contour = build_head(template, with_bmi(draw_subject(1, index), 33.0)).landmarks[:33]
+        assert contour[:, 1].min() > contour[16, 1] - 3.5  # mm below the chin's middle
+
+
 def test_nose_landmarks_go_round_the_nose(template):
     points = template.refine(template.reference)[template.landmark_ids]
     assert (np.diff(points[57:64, 0]) > 0).all() and points[60, 1] == points[57:64, 1].min()

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-FORMAT_VERSION = 7  # raise when the same seed no longer gives the same pictures
+FORMAT_VERSION = 8  # raise when the same seed no longer gives the same pictures or landmarks
 SKULL_DIR, FACE_DIR, LANDMARK_DIR = "pairedCS/skull", "pairedCS/craniofacial", "pairedCS/landmarks"
 SUBJECT_DIR, SPLIT_DIR = "subjects", "split_data"
 NUM_PROTOCOLS = 16  # scanner protocols, and so surface styles, in a cohort

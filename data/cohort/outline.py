@@ -16,6 +16,7 @@ CHIN = range(9, 24)  # contour points of the lower border; the others are at the
 STEP_MM, CHAIN_LENGTH = 1.5, 15
 MOUTH = np.array([0.0, -66.0])
 TURNED_AWAY = 0.42  # the chin ends where, coming down, the cosine between surface and viewer falls below this
+MENTON, BELOW_MENTON_MM = 16, 3.0  # no contour point lies further below the chin's middle
 
 
 def contour_chains(
@@ -54,8 +55,13 @@ def outline_points(face: np.ndarray, chains: np.ndarray) -> np.ndarray:
     step = np.diff(chain, axis=1)
     facing = np.linalg.norm(step[..., :2], axis=2) / np.maximum(np.linalg.norm(step, axis=2), 1e-9)
     away = facing < TURNED_AWAY
-    away[:, : CHAIN_LENGTH // 3] = False
-    first = np.where(away.any(1), away.argmax(1), CHAIN_LENGTH - 1)
+    skipped = CHAIN_LENGTH // 3
+    away[:, :skipped] = False
+    # Under a double chin the skin may never turn that far away: the chin then ends where it turns away the most.
+    first = np.where(away.any(1), away.argmax(1), skipped + facing[:, skipped:].argmin(1))
+    lowest = chain[MENTON, first[MENTON], 1] - BELOW_MENTON_MM  # further down is the neck
+    neck = chain[..., 1] < lowest
+    first = np.where(neck.any(1), np.minimum(first, neck.argmax(1) - 1), first)
     widest = np.abs(chain[..., 0]).argmax(1)
     chosen = np.where(np.isin(np.arange(NUM_CONTOUR), CHIN), first, widest)
     return chain[np.arange(NUM_CONTOUR), chosen]
