@@ -187,7 +187,7 @@ def share_interval(
     among P the exact (Clopper-Pearson) interval is [0, 1 - (tail)^(1/P)], with nothing but hits its mirror image.
 
     Args:
-        hits: (P,) or (P, M) zeros and ones.
+        hits: (P,) or (P, M) zeros and ones, or chances in [0, 1].
 
     Returns:
         low and high, 0-d or (M,).

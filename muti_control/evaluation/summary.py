@@ -71,15 +71,10 @@ class Resampling:
         low, high = share_interval(table, self.draws, self.seed, self.confidence)
         return Figure(float(table.mean()), float(low), float(high), len(table))
 
-    def share_curve(self, x: ArrayLike, hits: Floats) -> Curve:
-        """The shares of ones in each column of (n, M), over x (M,)."""
-        low, high = share_interval(hits, self.draws, self.seed, self.confidence)
-        return _curve(x, hits.mean(axis=0), low, high)
-
-    def mean_curve(self, x: ArrayLike, values: Floats) -> Curve:
-        """The means of each column of (n, M), over x (M,)."""
-        low, high = interval(bootstrap_means(values, None, self.draws, self.seed), self.confidence)
-        return _curve(x, values.mean(axis=0), low, high)
+    def share_curve(self, x: ArrayLike, chances: Floats) -> Curve:
+        """The mean of each column of chances (n, M) in [0, 1], over x (M,)."""
+        low, high = share_interval(chances, self.draws, self.seed, self.confidence)
+        return _curve(x, chances.mean(axis=0), low, high)
 
 
 def _curve(x: ArrayLike, value: Floats, low: Floats, high: Floats) -> Curve:
@@ -231,7 +226,7 @@ def coverage(
         within=within,
         draws=draws,
         probes=tuple(int(i) for i in probes),
-        curves={name: how.mean_curve(at, best_of_chance(count, draws)) for name, count in hits.items()},
+        curves={name: how.share_curve(at, best_of_chance(count, draws)) for name, count in hits.items()},
         hits={name: tuple(int(h) for h in count) for name, count in hits.items()},
     )
 
