@@ -61,7 +61,7 @@ bench: $(VENV)/.dev  ## rank-1 of a model beside its controls, on the test split
 	@$(PY) -m benchmarks.rank1 weights="$(WEIGHTS)" data.root="$(COHORT)" split=test
 
 cohort: $(VENV)/.dev  ## make the synthetic cohort (COHORT=FOLDER); the demo model's is format 1: see models/demo/README.md
-	@$(PY) -m data.cohort "$(COHORT)" num_subjects=2800 seed=1 valid_subjects=100 test_subjects=200
+	@$(PY) -m data.cohort "$(COHORT)" num_subjects=5000 seed=1 valid_subjects=250 test_subjects=500 ceiling=true
 
 clean:  ## remove caches and results/demo; keeps .venv, runs/, weights and all other results
 	@rm -rf results/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
