@@ -74,14 +74,24 @@ class ControlledLatentDiffusion(LatentDiffusion):
         control_scales: one factor per residual (``cfg.unet.num_control_outputs`` of them), all 1 if None.
         """
         x = x_t.to(self.dtype)
-        for_unet: Context = context.unet if isinstance(context, ProjectedText) else context
+        for_unet: Context = context.unet if isinstance(context, ProjectedText) else context.to(self.dtype)
         if hint is None:
-            return self.unet(x, t, for_unet)
+            return self._denoise(x, t, for_unet)
         for_control: Context = context.control if isinstance(context, ProjectedText) else context
         control = self.control_model(x, t, for_control, hint)
         if control_scales is not None:
             control = [c * scale for c, scale in zip(control, control_scales, strict=True)]
-        return self.unet(x, t, for_unet, control)
+        return self._denoise(x, t, for_unet, [c.to(self.dtype) for c in control])
+
+    def _denoise(
+        self, x: Tensor, t: Tensor, context: Context, control: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """The UNet. Where its weights are of half precision it computes in that, whatever surrounds it: autocast would
+        turn every normalisation into float32 and back.
+        """
+        kind = x.device.type
+        with torch.autocast(kind, enabled=torch.is_autocast_enabled(kind) and self.dtype == torch.float32):
+            return self.unet(x, t, context, control)
 
 
 def load_model_config(path: str | Path) -> ModelConfig:

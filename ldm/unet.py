@@ -142,6 +142,9 @@ class UNetEncoder(nn.Module):
         super().__init__()
         cfg.validate()
         self.cfg = cfg
+        self.recomputes = (
+            cfg.gradient_checkpointing
+        )  # activations in the backward pass; may be changed at any time
         ch = cfg.model_channels
         emb_dim = 4 * ch
         self.time_embed = nn.Sequential(nn.Linear(ch, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
@@ -190,7 +193,7 @@ class UNetEncoder(nn.Module):
         )
 
     def _run(self, block: nn.Module, x: Tensor, emb: Tensor, context: Context) -> Tensor:
-        if self.cfg.gradient_checkpointing and torch.is_grad_enabled():
+        if self.recomputes and torch.is_grad_enabled():
             return checkpoint(block, x, emb, context, use_reentrant=False)
         return block(x, emb, context)
 
@@ -263,11 +266,17 @@ class UNetModel(UNetEncoder):
             raise ValueError(
                 f"unet: got {len(control)} control residuals, expected {self.cfg.num_control_outputs}"
             )
-        emb = self.embed_time(t, x.dtype)
-        skips, h = self.encode(x, emb, context)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._encoder_learns(x, context)):
+            emb = self.embed_time(t, x.dtype)
+            skips, h = self.encode(x, emb, context)
         if control is not None:
             skips = [s + c for s, c in zip(skips, control[:-1], strict=True)]
             h = h + control[-1]
         for block in self.output_blocks:
             h = self._run(block, torch.cat([h, skips.pop()], dim=1), emb, context)
         return self.out(h)  # (B, out_channels, H, W)
+
+    def _encoder_learns(self, x: Tensor, context: Context) -> bool:
+        """Whether a gradient may be wanted through the encoder half. Under a ControlNet the frozen one needs none."""
+        given = [context] if isinstance(context, Tensor) else [k for pair in context for k in pair]
+        return any(p.requires_grad for p in (x, *given, *self.parameters()))
