@@ -34,9 +34,12 @@ class FileHashes:
     def __init__(self, index: Path) -> None:
         self.index = index
         self._known = self._read()
+        self._changed = False
 
     def of(self, paths: Sequence[Path], progress: bool = True) -> list[str]:
         """The hash of each file's contents, 32 hexadecimal digits; those that are not known are read.
+
+        Many are saved as they come, the last few thousand by :meth:`save`.
 
         Raises: OSError, ShardError for a file that cannot be read.
         """
@@ -50,7 +53,9 @@ class FileHashes:
                     for k, digest in zip(some, pool.map(_hash, (paths[k] for k in some)), strict=True):
                         self._known[_name(paths[k])] = (states[k], digest)
                         bar.update()
-                    self._write()
+                    self._changed = True
+                    if first + _AT_ONCE < len(missing):
+                        self.save()
             found = self._lookup(paths, states)
         return [digest for digest in found if digest is not None]
 
@@ -78,11 +83,15 @@ class FileHashes:
             print(f"note: {self.index} is damaged; all pictures are read again", file=sys.stderr)
             return {}
 
-    def _write(self) -> None:
+    def save(self) -> None:
+        """Write what was learnt since the last time."""
+        if not self._changed:
+            return
         self.index.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.index.with_name(f".{self.index.name}.{os.getpid()}.tmp")
         temporary.write_text(json.dumps({"format": FORMAT, "files": self._known}), encoding="utf-8")
         os.replace(temporary, self.index)
+        self._changed = False
 
 
 def _name(path: Path) -> str:

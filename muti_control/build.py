@@ -25,7 +25,10 @@ from muti_control.autoencoder_stage import AutoencoderStage
 from muti_control.config import ExperimentConfig
 from muti_control.diffusion_stages import BaseStage, ControlStage
 from muti_control.latents import LatentPairs, face_moments
+from muti_control.parked import park
+from muti_control.placement import arrange
 from muti_control.stage import Stage
+from muti_control.texts import tabulate_texts
 from muti_control.trainer import device_of
 
 MakeStage = Callable[[ExperimentConfig, ControlledLatentDiffusion, Dataset[Any], Dataset[Any]], Stage]
@@ -119,9 +122,22 @@ def build_latent_stage(cfg: ExperimentConfig) -> Stage:
         )  # complain now, not at the first validation
     train_set: Any = sets["train"]
     if cfg.stage != "autoencoder":
-        moments = face_moments(model, sets["train"], Path(cfg.out) / "cache", device_of(cfg))
-        train_set = LatentPairs(sets["train"], moments, with_skull=cfg.stage == "control")
+        train_set = _cached(cfg, model, sets)
+    arrange(cfg, model)
     return STAGE_CLASSES[cfg.stage](cfg, model, train_set, sets["valid"])
+
+
+def _cached(
+    cfg: ExperimentConfig, model: ControlledLatentDiffusion, sets: dict[str, PairedDataset]
+) -> LatentPairs:
+    """The training pairs with their latents; encoders that the run then does without are parked."""
+    cache = Path(cfg.out) / "cache"
+    moments = face_moments(model, sets["train"], cache, device_of(cfg), cfg.data.num_workers)
+    park(model.first_stage_model, "encoder")
+    if cfg.stage == "control" or not cfg.diffusion.train_text_encoder:
+        prompts = {pairs.prompt(k) for pairs in sets.values() for k in range(len(pairs))}
+        tabulate_texts(model, prompts, cache, device_of(cfg))
+    return LatentPairs(sets["train"], moments, with_skull=cfg.stage == "control")
 
 
 # How the stage of each name is built.

@@ -12,6 +12,7 @@ from omegaconf import MISSING
 from cldm.sampling import SamplingConfig
 from ldm.config import ConfigError, parse_command_line
 from ldm.latent_diffusion import ModelConfig
+from muti_control.memory import MemoryConfig
 
 STAGES = ("autoencoder", "base", "control")
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
@@ -157,6 +158,7 @@ class ExperimentConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     autoencoder: AutoencoderStageConfig = field(default_factory=AutoencoderStageConfig)
     diffusion: DiffusionStageConfig = field(default_factory=DiffusionStageConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -210,6 +212,12 @@ class ExperimentConfig:
             (train.save_minutes >= 0, "train.save_minutes", train.save_minutes, "0 (none) or minutes"),
             (train.log_every >= 0, "train.log_every", train.log_every, "0 or more"),
             (self.watch.max_skipped >= 0, "watch.max_skipped", self.watch.max_skipped, "0 or more"),
+            (
+                math.isfinite(self.memory.card) and self.memory.card >= 0,
+                "memory.card",
+                self.memory.card,
+                "a card's memory in GB, or 0 (no plan)",
+            ),
             (self.data.num_workers >= 0, "data.num_workers", self.data.num_workers, "0 or more"),
             (optim.warmup_steps >= 0, "optim.warmup_steps", optim.warmup_steps, "0 or more"),
             (train.num_valid > 1, "train.num_valid", train.num_valid, "at least 2"),

@@ -35,7 +35,6 @@ class DiffusionStage(LatentStage):
     ) -> None:
         super().__init__(cfg, net, train_set, valid_set, trained)
         self._seen: list[tuple[int, Pictures]] = []
-        self._text_cache: dict[str, Tensor] = {}
 
     @property
     def controlled(self) -> ControlledLatentDiffusion:
@@ -44,13 +43,8 @@ class DiffusionStage(LatentStage):
         return self.net
 
     def context_of(self, prompts: list[str]) -> Tensor:
-        """Text embeddings (B, 77, C); remembered per prompt while the text encoder is frozen."""
-        if any(name.startswith("cond_stage_model.") for name in self.trained_parameters()):
-            return self.model.encode_text(prompts)
-        for prompt in set(prompts) - set(self._text_cache):
-            with torch.no_grad():
-                self._text_cache[prompt] = self.model.encode_text([prompt])[0]
-        return torch.stack([self._text_cache[prompt] for prompt in prompts])
+        """Text embeddings (B, 77, C); out of a table (``muti_control.texts``) while the text encoder is frozen."""
+        return self.model.encode_text(prompts)
 
     def predict(self, x_t: Tensor, t: Tensor, context: Tensor, batch: dict[str, Any]) -> Tensor:
         """Predicted noise (B, z, h, w) of this stage's network."""

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cldm.controlled import model_metadata
-from ldm.checkpoint import git_revision, write_state_dict
+from ldm.checkpoint import git_revision, read_state_dict, write_state_dict
 from ldm.latent_diffusion import LatentDiffusion, ModelConfig
 from muti_control.stage import Stage
 
@@ -49,10 +50,18 @@ class LatentStage(Stage):
         left_out = () if self.cfg.stage == "control" else ("control_model.", "logvar")
         with self.ema.applied(self.averaged_tensors()):
             metadata = self.export_metadata()
-            parameters = dict(self.net.named_parameters())
+            buffers = dict(self.net.named_buffers())
+            exact = self._exact()
             state = {
-                name: value.to(dtype) if name in parameters else value
+                name: value if name in buffers else exact.get(name, value).to(dtype)
                 for name, value in self.net.state_dict().items()
                 if not name.startswith(left_out)
             }
             write_state_dict(path, state, metadata)
+
+    def _exact(self) -> dict[str, Tensor]:
+        """Frozen weights that are held in less precision than the file has them, from the file."""
+        if self.model.dtype == torch.float32 or self.cfg.init is None:
+            return {}
+        state, _ = read_state_dict(self.cfg.init)
+        return {name: value for name, value in state.items() if name.startswith("model.diffusion_model.")}

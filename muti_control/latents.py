@@ -90,11 +90,21 @@ def face_moments(
     index = cache_dir / "pictures.json"
     if not is_first():
         return wait_for(lambda: _ready(store, index, paths), cache_dir, "latents")
-    hashes = FileHashes(index).of(paths)
+    known = FileHashes(index)
+    hashes = known.of(paths)
     by_hash = dict(zip(hashes, paths, strict=True))
     missing = store.missing(hashes)
     if missing:
-        _encode(model, store, missing, _Faces([by_hash[h] for h in missing], pairs.size), device, num_workers)
+        _encode(
+            model,
+            store,
+            missing,
+            _Faces([by_hash[h] for h in missing], pairs.size),
+            device,
+            num_workers,
+            known,
+        )
+    known.save()
     return store.rows(hashes)
 
 
@@ -114,6 +124,7 @@ def _encode(
     faces: _Faces,
     device: torch.device,
     num_workers: int,
+    hashes: FileHashes,
 ) -> None:
     first_stage = model.first_stage_model.to(device)
     loader = DataLoader(faces, batch_size=_BATCH, num_workers=num_workers)
@@ -127,4 +138,5 @@ def _encode(
             num = sum(map(len, parts))
             if num >= ROWS_PER_PART or first + num == len(keys):
                 store.write(keys[first : first + num], torch.cat(parts))
+                hashes.save()  # not before: a run that is refused for a broken picture leaves nothing behind
                 first, parts = first + num, []

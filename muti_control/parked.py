@@ -33,3 +33,8 @@ class Parked(nn.Module):
     ) -> None:
         own = {name.removeprefix(prefix): v for name, v in state_dict.items() if name.startswith(prefix)}
         self.module.load_state_dict(own)
+
+
+def park(owner: nn.Module, name: str) -> None:
+    """Put a Parked in the place of the frozen module ``owner.name``."""
+    owner.add_module(name, Parked(getattr(owner, name).to("cpu")))

@@ -55,7 +55,8 @@ class Stage(pl.LightningModule):
         self._trained = trained
         for name, p in self.net.named_parameters():
             p.requires_grad_(name.startswith(trained))
-        self.ema = Ema(self.averaged_tensors(), cfg.optim.ema_decay)
+        on_cpu = torch.device("cpu") if cfg.memory.ema_on_cpu else None
+        self.ema = Ema(self.averaged_tensors(), cfg.optim.ema_decay, on_cpu)
         self.updates = 0  # steps of the run, over all resumptions; those that were skipped count too
         self.skipped = 0  # steps whose gradient was not finite
         self.skipped_in_a_row = 0  # those since the last good one

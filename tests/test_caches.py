@@ -121,7 +121,9 @@ def test_a_changed_picture_alone_is_computed_anew(
 
 def test_one_bit_of_a_picture_is_another_hash(make_pairs: Callable[..., Path], tmp_path: Path) -> None:
     paths = [Path(r.skull_path) for r in read_manifest(make_pairs(train=3) / "split_data/train.json")]
-    before = FileHashes(tmp_path / "index.json").of(paths)
+    hashes = FileHashes(tmp_path / "index.json")
+    before = hashes.of(paths)
+    hashes.save()
     contents = bytearray(paths[1].read_bytes())
     contents[-1] ^= 1
     paths[1].write_bytes(contents)
@@ -215,11 +217,13 @@ def test_rows_are_read_where_they_lie(tmp_path: Path) -> None:
 def test_a_damaged_index_is_made_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_bytes(b"contents")
     index = tmp_path / "index.json"
-    right = FileHashes(index).of([tmp_path / "file"])
+    hashes = FileHashes(index)
+    right = hashes.of([tmp_path / "file"])
     for damage in ("{", '{"format": 1, "files": 3}', "[]"):
         index.write_text(damage)
         assert FileHashes(index).of([tmp_path / "file"]) == right
         assert "damaged" in capsys.readouterr().err
+    hashes.save()
     assert json.loads(index.read_text())["files"]
 
 

@@ -30,7 +30,7 @@ def stage_of(tiny_config: ModelConfig, make_pairs: Callable[..., Path]) -> Calla
             out=str(root / "runs"),
             model=tiny_config,
             data=DataConfig(root=str(root)),
-            train=TrainConfig(batch_size=2, num_valid=2),
+            train=TrainConfig(batch_size=2, num_valid=2, precision="32-true"),
             sampling=SamplingConfig(control_scales=[1.0]),
         )
         return build_stage(cfg)

@@ -1,0 +1,72 @@
+"""Puts the network of a stage where the plan for its memory says."""
+
+from __future__ import annotations
+
+import torch
+
+from cldm.controlled import ControlledLatentDiffusion
+from ldm.compiled import check_compiler, compile_blocks
+from ldm.config import ConfigError
+from muti_control.activations import measure
+from muti_control.config import ExperimentConfig
+from muti_control.first import is_first
+from muti_control.memory import MemoryConfig, Plan, choose
+from muti_control.trainer import pick_precision
+
+
+def arrange(cfg: ExperimentConfig, model: ControlledLatentDiffusion) -> Plan:
+    """Choose the plan, tell it, and follow it: precision of the frozen UNet, recomputation, compilation.
+
+    ``cfg.train.batch_size`` and ``accumulate`` and ``cfg.memory`` become those of the plan.
+
+    Raises:
+        ConfigError: the card is too small, a key does not fit, or there is no compiler.
+    """
+    given = cfg.memory
+    if given.card and cfg.stage != "control":
+        raise ConfigError(
+            f"memory.card: plans the control stage only, and this is {cfg.stage}; set train.batch_size, "
+            "train.accumulate and model.unet.gradient_checkpointing by hand"
+        )
+    mixed = pick_precision(cfg) == "bf16-mixed"
+    try:
+        plan = choose(
+            given,
+            cfg.train.batch_size,
+            cfg.train.accumulate,
+            measure(model.cfg) if given.card else None,
+            _other_bytes(model),
+            mixed,
+        )
+        if plan.compile:
+            check_compiler()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if given != MemoryConfig() and is_first():
+        print(plan.describe(given.card), flush=True)
+    cfg.train.batch_size, cfg.train.accumulate = plan.batch_size, plan.accumulate
+    cfg.memory = MemoryConfig(
+        given.card,
+        plan.batch_size,
+        plan.recompute_control,
+        plan.recompute_unet,
+        plan.ema_on_cpu,
+        plan.half_unet,
+        plan.compile,
+    )
+    if given.card or given.recompute_control is not None:
+        model.control_model.recomputes = plan.recompute_control
+    if given.card or given.recompute_unet is not None:
+        model.unet.recomputes = plan.recompute_unet
+    if plan.half_unet and mixed and cfg.stage == "control":
+        model.model.to(torch.bfloat16)
+    if plan.compile:
+        compile_blocks(model)
+    return plan
+
+
+def _other_bytes(model: ControlledLatentDiffusion) -> int:
+    """Of everything on the card but the UNet and the control network."""
+    own = {id(p) for network in (model.unet, model.control_model) for p in network.parameters()}
+    rest = [*model.parameters(), *model.buffers()]
+    return sum(x.numel() * x.element_size() for x in rest if id(x) not in own)
