@@ -68,7 +68,7 @@ def test_the_page_is_whole_and_asks_for_nothing(folder, evaluation):
 
 
 def test_every_table_has_a_cell_for_every_column(folder, evaluation):
-    for table in re.findall(r"<table>.*?</table>", report(evaluation, folder), flags=re.S):
+    for table in re.findall(r"<table .*?</table>", report(evaluation, folder), flags=re.S):
         head, body = table.split("<tbody>")
         columns = len(re.findall("<th", head.split("<tr>")[-1]))
         rows = [row for row in body.split("<tr")[1:] if "colspan" not in row]

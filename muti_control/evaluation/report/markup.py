@@ -95,9 +95,11 @@ def table(
         inner = "".join(f"<td{_style(cell)}>{_content(cell)}</td>" for cell in cells)
         body.append(f'<tr{_style(name)}><th scope="row">{_content(name)}</th>{inner}</tr>')
     kind = "table narrow" if len(head) < 5 and not above else "table"
+    name_of_it = number.lower().replace(" ", "-")
     return (
-        f'<div class="{kind}" tabindex="0" role="region" aria-label="{escape(number)}"><table>'
-        f"<caption><b>{escape(number)}.</b> {escape(caption)}</caption>"
+        f'<p class="caption" id="{name_of_it}"><b>{escape(number)}.</b> {escape(caption)}</p>'
+        f'<div class="{kind}" tabindex="0" role="region" aria-labelledby="{name_of_it}">'
+        f'<table aria-labelledby="{name_of_it}">'
         f"<thead>{''.join(lines)}</thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 

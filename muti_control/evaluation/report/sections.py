@@ -308,7 +308,7 @@ def edits(evaluation: Evaluation, folder: Path, numbers: Numbering) -> str:
             for label, path in named
             if path is not None
         ]
-        text = f"{sentence(part.label)}. {person(evaluation.probes[shown.probe])}. {shown.caption}"
+        text = f"{sentence(part.label)}. {person(evaluation.probes[shown.probe])}. {sentence(shown.caption)}"
         parts.append(markup.strip(text, pictures))
     plate = ""
     if parts:

@@ -59,7 +59,7 @@ def recogniser_table(evaluation: Evaluation, judge: Recogniser, numbers: Numberi
     found_none = [f"{label} {number}" for label, number in missed.items() if number]
     notes = ""
     if found_none:
-        notes = f"Faces in which it found none, each counted with the last rank: {', '.join(found_none)}."
+        notes = f"Faces in which it found none, each counted with the last rank: {'; '.join(found_none)}."
     return _method_table(evaluation, numbers.table(), caption, columns, [], judge, notes)
 
 

@@ -18,6 +18,7 @@ from muti_control.evaluation.columns import (
 from muti_control.evaluation.report.markup import MINUS
 from muti_control.evaluation.results import Coverage, Curve, Edit, Evaluation, Figure, Method, Recogniser
 
+NBSP = "\N{NO-BREAK SPACE}"  # a number and its unit stay on one line
 EVALUATED, RIVALS = ("model", "folder"), ("model", "folder", "baseline")
 SHUFFLED = "shuffled"  # the control that gets the skull of another person
 
@@ -66,8 +67,8 @@ class Roles:
 
 
 def per_cent(value: float) -> str:
-    """A share as it is written: 0.046 -> "4.6 %"."""
-    return f"{100 * value:.1f} %".replace("-", MINUS)
+    """A share as it is written: 0.046 -> "4.6 %", the space unbreakable."""
+    return f"{100 * value:.1f}{NBSP}%".replace("-", MINUS)
 
 
 def with_interval(figure: Figure) -> str:
@@ -247,7 +248,7 @@ def _against_ceiling(evaluation: Evaluation, roles: Roles) -> str:
     ceiling = roles.ceiling.identification[roles.judge.name].rank1
     return (
         f"The ceiling is {with_interval(ceiling)}: the true bone under the soft tissue to be expected. "
-        f"{sentence(the(method))} reaches {100 * own[both].mean() / best[both].mean():.0f} % of it."
+        f"{sentence(the(method))} reaches {100 * own[both].mean() / best[both].mean():.0f}{NBSP}% of it."
     )
 
 

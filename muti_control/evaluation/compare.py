@@ -1,0 +1,63 @@
+"""The command that compares two runs.
+
+    python evaluate.py compare results/before results/after [out=FILE.html]
+
+The table is printed, and ``compare.html`` is written into the second folder (or to ``out``).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from muti_control.evaluation.comparison import Comparison, cells, compare, summary
+from muti_control.evaluation.report import write_page
+from muti_control.evaluation.report.comparison import comparison_page
+from muti_control.evaluation.results_file import ResultsError, read_results
+
+PAGE = "compare.html"
+USAGE = (
+    "python evaluate.py compare FIRST SECOND [out=FILE.html]  (two results folders, or their metrics.json)"
+)
+
+
+def terminal(comparison: Comparison) -> str:
+    """The rows that differ, as aligned text."""
+    lines = [["method", "measure", "first", "second", "second - first", "", "p", "second is"]]
+    for row in comparison.rows:
+        if row.verdict != "same":
+            shown = [text.replace("\N{MINUS SIGN}", "-") for text in cells(row)]
+            measure = f"{row.part}: {row.column.label}"
+            lines.append([row.label, measure, *shown, f"{row.difference.p:.3f}", row.verdict])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    right = (2, 3, 4)
+    text = [
+        "  ".join(
+            c.rjust(w) if i in right else c.ljust(w)
+            for i, (c, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    return "\n".join(line.rstrip() for line in text)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command. Returns the exit code: 0, or 2 with one message on stderr."""
+    paths = [argument for argument in arguments if "=" not in argument]
+    options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    try:
+        if len(paths) != 2 or set(options) - {"out"}:
+            raise ResultsError(f"got {' '.join(arguments) or 'nothing'}; expected {USAGE}")
+        runs = [read_results(path) for path in paths]
+        comparison = compare(*runs)
+        second = Path(paths[1])
+        out = Path(options.get("out") or (second if second.is_dir() else second.parent) / PAGE)
+        write_page(out, comparison_page(comparison))
+    except (ValueError, OSError) as error:
+        print(f"evaluate.py compare: {error}", file=sys.stderr)
+        return 2
+    print(f"first: {paths[0]}\nsecond: {paths[1]}\n\n{terminal(comparison)}\n")
+    print("\n".join(line.replace("\N{MINUS SIGN}", "-") for line in summary(comparison)))
+    print(f"\n{out}")
+    return 0
