@@ -176,3 +176,24 @@ def test_another_run_is_neither_continued_nor_overwritten_unasked(data, run, cap
     run("resume=true")
     after = json.loads(Path("results/run/metrics.json").read_text())
     assert before["methods"] == after["methods"]
+
+
+# ---------------------------------------------------------------- a model of ours
+OF_MODEL = ("samples=2", "covered=3", "told=2", "edited=2", "sampling.steps=2", "batch_size=4")
+
+
+def test_a_model_stands_beside_its_controls(data, weights, run):
+    evaluation = run(f"weights={weights}", *OF_MODEL)
+    names = [method.name for method in evaluation.methods]
+    assert names[:3] == ["model", "shuffled", "attributes"] and "autoencoder" in names
+    own = evaluation.method("model")
+    assert len(own.identification["picture"].ranks) == 6
+    (coverage,) = [c for c in evaluation.coverage if c.within == 1]
+    assert coverage.draws == 2 and set(coverage.curves) <= {"model", "shuffled"}
+    changed = {(s.condition, s.change): s.measures["change"].figure.value for s in evaluation.sensitivity}
+    assert len(changed) == 3 and min(changed.values()) > 0
+    assert (
+        evaluation.protocol.sampling["steps"] == 2 and evaluation.protocol.sampling["guidance_scale"] == 2.0
+    )
+    record = json.loads(Path("results/run/faces/model_own/record.json").read_text())
+    assert record["finished"] and [c["faces"][0]["seed"] for c in record["cases"]] == list(range(6))

@@ -17,17 +17,26 @@ from muti_control.evaluation.cases import choose_cases
 from muti_control.evaluation.faces import Faces, read_grey
 from muti_control.evaluation.inputs import Inputs
 from muti_control.evaluation.judging import Bench, Gallery, all_paths
-from muti_control.evaluation.measuring import CHANGES, Measuring
+from muti_control.evaluation.measuring import MEASURES, Measuring
+from muti_control.evaluation.ood import OddityError, score_skulls, small_skulls
 from muti_control.evaluation.plan import Plan
 from muti_control.evaluation.production import Made, Production
 from muti_control.evaluation.progress import Progress
-from muti_control.evaluation.results import Evaluation, NotRun, Probe, Protocol, Recogniser, Subject
+from muti_control.evaluation.results import (
+    Evaluation,
+    NotRun,
+    OutOfDistribution,
+    Probe,
+    Protocol,
+    Recogniser,
+    Subject,
+)
 from muti_control.evaluation.results_file import write_results
 from muti_control.evaluation.run_folder import choose_folder, claim, identity_of
 from muti_control.evaluation.sightings import Sightings
 from muti_control.evaluation.summary import Resampling, groups_of
 
-LOOK, GALLERY, JUDGE = "looking at the faces", "gallery", "judging"
+LOOK, GALLERY, JUDGE, STRANGE = "looking at the faces", "gallery", "judging", "unlike skulls"
 
 
 def open_folder(plan: Plan) -> Path:
@@ -67,13 +76,11 @@ def evaluate(plan: Plan, folder: Path) -> Evaluation | None:
 
 
 def _stages(plan: Plan, production: Production) -> dict[str, tuple[int, float]]:
-    faces = sum(max(1, steps) for steps in [len(plan.inputs.rows) * len(plan.methods)])
+    faces = len(plan.inputs.rows) * len(plan.methods)
     looked = (len(plan.inputs.gallery) + faces) // plan.team.size
-    return production.stages() | {
-        LOOK: (looked, 0.2),
-        GALLERY: (len(plan.inputs.gallery), 0.01),
-        JUDGE: (faces, 0.02),
-    }
+    skulls = len(plan.inputs.trained_on) + len(plan.inputs.rows)
+    judging = {LOOK: (looked, 0.2), GALLERY: (len(plan.inputs.gallery), 0.01), JUDGE: (faces, 0.02)}
+    return production.stages() | judging | {STRANGE: (skulls, 0.01)}
 
 
 def _everything(made: Made) -> list[Faces]:
@@ -127,6 +134,8 @@ def _measure(
         for edit, faces in made.edits
     ]
     diversity = measuring.diversity(own)
+    progress.begin(STRANGE)
+    scores, strangeness, unscored = _strangeness(inputs, plan.cfg.seed, progress)
     evaluation = Evaluation(
         title=f"Evaluation of {plan.cfg.run_name}",
         date=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -136,15 +145,16 @@ def _measure(
         environment=environment(plan.device, plan.dtype) | {"processes": plan.team.size},
         subject=_subject(plan),
         protocol=_protocol(plan, made, gallery.size, how),
-        probes=tuple(_probes(inputs, groups)),
+        probes=tuple(_probes(inputs, groups, scores)),
         recognisers=tuple(_recognisers(plan)),
-        measures=CHANGES,
-        methods=tuple(measuring.method(one, {}) for one in judged.values()),
-        not_run=(*plan.not_run, *(edit for edit in edits if isinstance(edit, NotRun))),
+        measures=MEASURES,
+        methods=tuple(measuring.method(one) for one in judged.values()),
+        not_run=(*plan.not_run, *unscored, *(edit for edit in edits if isinstance(edit, NotRun))),
         coverage=tuple(measuring.coverage(own, swapped)),
         diversity=() if diversity is None else (diversity,),
         edits=tuple(edit for edit in edits if not isinstance(edit, NotRun)),
         sensitivity=tuple(sensitivity),
+        ood=strangeness,
         cases=tuple(choose_cases(folder, inputs, judged, plan.subject.name, plan.judges[0].name)),
     )
     write_results(folder, evaluation)
@@ -191,15 +201,40 @@ def _protocol(plan: Plan, made: Made, gallery_size: int, how: Resampling) -> Pro
     )
 
 
-def _probes(inputs: Inputs, groups: Sequence[dict[str, str]]) -> list[Probe]:
+def _strangeness(
+    inputs: Inputs, seed: int, progress: Progress
+) -> tuple[list[float | None], OutOfDistribution | None, list[NotRun]]:
+    """How unlike the training skulls each probe's skull is."""
+    try:
+        if not inputs.trained_on:
+            raise OddityError(f"{inputs.root} has no training list; data.trained_on=MANIFEST names another")
+        train = small_skulls(inputs.trained_on, inputs.size, progress.advance)
+        probes = small_skulls(inputs.probes, inputs.size, progress.advance)
+        scores, found = score_skulls(probes, train, [record.subject for record in inputs.trained_on], seed)
+    except OddityError as error:
+        missing = NotRun("ood", "out-of-distribution score", str(error))
+        return [None] * len(inputs.rows), None, [missing]
+    return [float(score) for score in scores], found, []
+
+
+def _probes(inputs: Inputs, groups: Sequence[dict[str, str]], scores: Sequence[float | None]) -> list[Probe]:
     probes = []
-    for record, case, group in zip(inputs.probes, inputs.probe_cases, groups, strict=True):
+    for record, case, group, score in zip(inputs.probes, inputs.probe_cases, groups, scores, strict=True):
         b = record.biometrics
         assert record.face_path is not None
         skull, truth = picture_sha256(record.skull_path), picture_sha256(record.face_path)
         probes.append(
             Probe(
-                case.name, record.subject, skull, truth, b.sex, float(b.age), b.ethnicity, b.body_mass, group
+                case.name,
+                record.subject,
+                skull,
+                truth,
+                b.sex,
+                float(b.age),
+                b.ethnicity,
+                b.body_mass,
+                group,
+                None if score is None else float(score),
             )
         )
     return probes

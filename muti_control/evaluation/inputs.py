@@ -122,7 +122,7 @@ def read_inputs(cfg: EvaluateConfig) -> Inputs:
         size=size,
         train=_spread(train, cfg.train_limit),
         valid=_one_of_each(valid),
-        trained_on=trained_on,
+        trained_on=_spread(trained_on, cfg.train_limit),
         expected=expected,
         turned=turned,
         variants=variants,

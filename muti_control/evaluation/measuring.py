@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from muti_control.evaluation.edits import EditPlan
 from muti_control.evaluation.faces import Faces, read_grey
 from muti_control.evaluation.judging import Bench, Verdict
+from muti_control.evaluation.picture_measures import PSNR, SSIM, psnr, ssim
 from muti_control.evaluation.recognisers import Vector, descriptors, points
 from muti_control.evaluation.results import (
     Coverage,
@@ -38,15 +39,20 @@ CHANGE_POINTS = Measure(
     "change_points", "change of dlib's 68 points", "px", "", 2, "Root mean square over points, not aligned."
 )
 CHANGES = (CHANGE, CHANGE_DLIB, CHANGE_POINTS)
+MEASURES = (PSNR, SSIM, *CHANGES)
 
 
 @dataclass
 class Judged:
-    """Everything said of one method's faces. seen: probe -> what dlib saw in each face drawn of it."""
+    """Everything said of one method's faces.
+
+    seen: probe -> what dlib saw in each face drawn of it. likeness: measure -> its value for each probe's first face.
+    """
 
     faces: Faces
     verdicts: Mapping[str, Verdict]
     seen: dict[int, list[Vector | None]] = field(default_factory=dict)
+    likeness: dict[str, Floats] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,14 +67,19 @@ class Measuring:
     def judge(self, faces: Faces, advance: Callable[[int], None]) -> Judged:
         """Hold every face of a method against the gallery."""
         seen: dict[int, list[Vector | None]] = {}
+        likeness = {measure.name: np.full(len(self.groups), np.nan) for measure in (PSNR, SSIM)}
 
         def look_on(probe: int, draw: int, picture: Pictures, vectors: Mapping[str, Vector | None]) -> None:
             seen.setdefault(probe, []).append(vectors.get("dlib"))
+            if draw == 0:
+                truth = read_grey(self.truths[probe], self.bench.size)
+                likeness[PSNR.name][probe] = psnr(picture[None], truth[None])[0]
+                likeness[SSIM.name][probe] = ssim(picture[None], truth[None])[0]
             advance(1)
 
-        return Judged(faces, self.bench.judge(faces, look_on), seen)
+        return Judged(faces, self.bench.judge(faces, look_on), seen, likeness)
 
-    def method(self, judged: Judged, pictures: Mapping[str, Measured]) -> Method:
+    def method(self, judged: Judged) -> Method:
         """Its entry in the results."""
         info, size = judged.faces.info, self.bench.gallery.size
         excluded = sum(column >= 0 for column in judged.faces.excluded.values())
@@ -81,7 +92,11 @@ class Measuring:
                 name: verdict.summary(self.groups, size, excluded, self.how)
                 for name, verdict in judged.verdicts.items()
             },
-            pictures=pictures,
+            pictures={
+                name: measured(values, self.how)
+                for name, values in judged.likeness.items()
+                if np.isfinite(values).any() and info.name != "permuted"
+            },
             seconds=judged.faces.seconds,
         )
 
