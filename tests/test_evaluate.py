@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from PIL import Image
 
 import evaluate
 from muti_control.evaluation.results import Evaluation
-from muti_control.evaluation.results_file import read_results
+from muti_control.evaluation.results_file import read_results, to_json
 
 SMALL = ("recognisers=[picture]", "device=cpu", "precision=fp32", "bootstrap=200", "name=run", "num=0")
 
@@ -197,3 +200,41 @@ def test_a_model_stands_beside_its_controls(data, weights, run):
     )
     record = json.loads(Path("results/run/faces/model_own/record.json").read_text())
     assert record["finished"] and [c["faces"][0]["seed"] for c in record["cases"]] == list(range(6))
+
+
+def without_clock(evaluation: Evaluation) -> dict:
+    """Everything but when, how long and how it was called."""
+    content = json.loads(json.dumps(to_json(evaluation)))
+    for key in ("date", "seconds", "command", "title"):
+        content.pop(key)
+    for method in content["methods"]:
+        method.pop("seconds")
+    for key in ("name", "resume", "cache", "overwrite"):
+        content["protocol"]["config"].pop(key)
+    content["subject"].pop("name")
+    return content
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_at_any_moment_it_goes_on_to_the_same_results(data, weights, run):
+    arguments = [f"data.root={data}", *SMALL, f"weights={weights}", *OF_MODEL, "resume=true"]
+    started = time.monotonic()
+    whole = run(f"weights={weights}", *OF_MODEL)
+    duration = time.monotonic() - started
+    shutil.move("results/run", "results/whole")
+    rng = np.random.default_rng()  # other moments in every run of the suite
+    moments = duration * rng.uniform(0.05, 0.9, size=3)
+    for moment in moments:
+        child = os.fork()
+        if child == 0:
+            os._exit(evaluate.main(arguments))
+        time.sleep(moment)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        if Path("results/run/metrics.json").exists():
+            read_results(Path("results/run"))  # whole, or not there
+    assert without_clock(run(f"weights={weights}", *OF_MODEL, "resume=true")) == without_clock(whole), moments
+    left = [path for path in Path("results/run").rglob("*") if path.name.endswith(".png")]
+    assert sorted(p.relative_to("results/run") for p in left) == sorted(
+        p.relative_to("results/whole") for p in Path("results/whole").rglob("*.png")
+    )

@@ -22,8 +22,8 @@ USUAL, FLAGGED = 95, 99  # percentiles of the training skulls' own scores: the u
 LEAST = 20  # training skulls below which there is no score
 NUM_BINS = 40
 SCORE = (
-    "The larger of two distances to the training skulls, each in units of the value that 95 % of these stay below "
-    f"among themselves: Mahalanobis (probabilistic PCA, {NUM_COMPONENTS} components, {SIDE} px), and RMS to the nearest."
+    "The larger of two distances to the training skulls, each in units of what 95 % of these stay below among "
+    f"themselves: Mahalanobis (probabilistic PCA, {NUM_COMPONENTS} components, {SIDE} px), and RMS to the nearest."
 )
 RULE = f"{FLAGGED} % of the training skulls, each scored by a fit without it ({FOLDS} folds), stay below."
 
