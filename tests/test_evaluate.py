@@ -186,7 +186,7 @@ OF_MODEL = ("samples=2", "covered=3", "told=2", "edited=2", "sampling.steps=2", 
 
 
 def test_a_model_stands_beside_its_controls(data, weights, run):
-    evaluation = run(f"weights={weights}", *OF_MODEL)
+    evaluation = run(f"weights={weights}", *OF_MODEL, "precision=bf16")
     names = [method.name for method in evaluation.methods]
     assert names[:3] == ["model", "shuffled", "attributes"] and "autoencoder" in names
     own = evaluation.method("model")

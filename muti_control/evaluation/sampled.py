@@ -136,7 +136,12 @@ class Sampler:
             x = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(self.device) * 2 - 1
             with torch.no_grad():
                 latents = self.model.encode_first_stage(x.to(self.model.dtype), sample=False)
-                again = (self.model.decode(latents).float() / 2 + 0.5).permute(0, 2, 3, 1).cpu().numpy()
+                again = (
+                    (self.model.decode(latents.to(self.model.dtype)).float() / 2 + 0.5)
+                    .permute(0, 2, 3, 1)
+                    .cpu()
+                    .numpy()
+                )
             for (_, target), picture in zip(part, again, strict=True):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 write_png(target, to_uint8(picture))
