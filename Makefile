@@ -12,6 +12,7 @@ PY := $(VENV)/bin/python
 OUT = results/demo
 COHORT = cohort
 WEIGHTS = models/demo/iccr_demo.safetensors
+PRESET = quick
 
 # The first Python >= 3.11 that can make a virtual environment; PYTHON=/path/to/python chooses another.
 # The newest comes late: PyTorch may not have a build for it yet.
@@ -55,10 +56,10 @@ format: $(VENV)/.dev  ## mend style and formatting
 type: $(VENV)/.dev  ## static types
 	@$(PY) -m mypy
 
-bench: $(VENV)/.dev  ## rank-1 of a model beside its controls, on the test split of the cohort (COHORT=FOLDER WEIGHTS=FILE)
+bench: $(VENV)/.dev  ## a model beside its controls, baselines and ceiling (COHORT=FOLDER WEIGHTS=FILE PRESET=quick|full)
 	@test -f "$(COHORT)/split_data/test.json" || { \
 		echo "no cohort in '$(COHORT)': run 'make cohort' first, or pass COHORT=FOLDER" >&2; exit 2; }
-	@$(PY) -m benchmarks.rank1 weights="$(WEIGHTS)" data.root="$(COHORT)" split=test
+	@$(PY) evaluate.py "configs/evaluate/$(PRESET).yaml" weights="$(WEIGHTS)" data.root="$(COHORT)"
 
 cohort: $(VENV)/.dev  ## make the synthetic cohort (COHORT=FOLDER); the demo model's is format 1: see models/demo/README.md
 	@$(PY) -m data.cohort "$(COHORT)" num_subjects=5000 seed=1 valid_subjects=250 test_subjects=500 ceiling=true

@@ -21,6 +21,7 @@ from ldm.config import to_yaml
 from muti_control.evaluation.config import EvaluateConfig
 from muti_control.evaluation.engine import evaluate, open_folder
 from muti_control.evaluation.plan import prepare
+from muti_control.evaluation.run_folder import release
 from muti_control.evaluation.terminal import table
 
 PROGRAM = [sys.executable, str(Path(__file__).resolve())]
@@ -40,7 +41,8 @@ def main(arguments: Sequence[str]) -> int:
     except torch.OutOfMemoryError:
         return _told("out of GPU memory; try batch_size=1 or device=cpu", 2)
     except (ValueError, OSError) as error:
-        return _told(str(error), 2)
+        release(folder)
+        return _told(str(error), 2) if first else 2
     except KeyboardInterrupt:
         kept = f"; what is done is kept in {folder}: resume=true continues" if folder.name else ""
         return _told(f"interrupted{kept}", 130) if first else 130

@@ -4,7 +4,7 @@
 
 From the same first noise, without further noise (eta 0), every solver of the probability-flow ODE tends to the same
 picture. The reference is UniPC with many steps; the figure is the mean absolute difference from it, in grey levels of
-255. It says how well a solver solves, not how good the pictures are: for that, `python -m benchmarks.rank1` with
+255. It says how well a solver solves, not how good the pictures are: for that, `python evaluate.py` with
 `sampling.sampler=...`.
 """
 
@@ -14,14 +14,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.model_faces import read_pictures
 from benchmarks.results_file import append_section, table
 from cldm.controlled import ControlledLatentDiffusion, load_model
 from cldm.sampling import SamplingConfig, reconstruct
 from data.biometrics import prompt
+from data.images import read_image
 from data.manifest import read_manifest
 from ldm.config import parse_command_line
 from ldm.device import choose_device
@@ -68,7 +70,8 @@ def differences(
 ) -> dict[tuple[str, str], list[float]]:
     """Mean absolute difference from the reference, in grey levels, for every way and number of steps."""
     records = read_manifest(cfg.manifest)[: cfg.num]
-    skulls = read_pictures(records, "skull", model.cfg.image_size)
+    pictures = [read_image(record.skull_path, model.cfg.image_size)[0] for record in records]
+    skulls = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
     prompts = [prompt(record.biometrics) for record in records]
 
     def draw(sampler: str, spacing: str, steps: int) -> Tensor:

@@ -20,7 +20,6 @@ from benchmarks.anatomy import AnatomyConfig
 from benchmarks.ceiling import CeilingConfig
 from benchmarks.framing import FramingConfig
 from benchmarks.parity import ParityConfig
-from benchmarks.rank1 import Rank1Config
 from benchmarks.signal import SignalConfig
 from cldm.controlled import load_model_config
 from data.check.config import CheckConfig
@@ -47,7 +46,6 @@ KEYS_OF = {
     "sample.py": SampleConfig,
     "evaluate.py": EvaluateConfig,
     "benchmarks.parity": ParityConfig,
-    "benchmarks.rank1": Rank1Config,
     "benchmarks.anatomy": AnatomyConfig,
     "benchmarks.framing": FramingConfig,
     "benchmarks.signal": SignalConfig,
@@ -285,7 +283,7 @@ def test_wrong_commands_are_noticed():
     assert problem("python sample.py skul=x.png") == "no setting ['skul']"
     assert problem("python -m data.nothing")
     assert problem("python nothing.py")
-    assert not problem("python -m benchmarks.rank1 sampling.steps=5 data.root=cohort")
+    assert not problem("python evaluate.py sampling.steps=5 data.root=cohort")
 
 
 def test_every_command_in_the_documents_exists():

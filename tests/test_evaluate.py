@@ -238,3 +238,11 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_results(data, weights, run)
     assert sorted(p.relative_to("results/run") for p in left) == sorted(
         p.relative_to("results/whole") for p in Path("results/whole").rglob("*.png")
     )
+
+
+def test_a_broken_training_picture_is_named_and_leaves_no_run(data, capsys):
+    picture = data / "pairedCS/craniofacial/train_3.png"
+    picture.write_bytes(picture.read_bytes()[:60])
+    assert evaluate.main([f"data.root={data}", *SMALL]) == 2
+    assert "train_3.png: cannot be read as a picture" in capsys.readouterr().err
+    assert not Path("results/run").exists()

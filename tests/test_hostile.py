@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from hostile_files import MARKER, make_hostile_files
 
+import evaluate
 import sample
 import tool_add_control
 import train
-from benchmarks import rank1
 from cldm.diffusers_folder import __main__ as diffusers_folder
 from data import pack
 from data.cohort import __main__ as cohort
@@ -32,7 +32,7 @@ ENTRY: dict[str, tuple[Callable[[list[str]], int], str]] = {  # name -> main, wh
     "train": (train.main, "train.py: "),
     "cohort": (cohort.main, "data.cohort: "),
     "excerpt": (excerpt.main, "data.cohort.excerpt: "),
-    "rank1": (rank1.main, "rank1: "),
+    "evaluate": (evaluate.main, "evaluate.py: "),
     "folders": (diffusers_folder.main, "python -m cldm.diffusers_folder: "),
     "pack": (pack.main, "data.pack: "),
 }
@@ -273,19 +273,29 @@ EXCERPT = [
     ("pairs pairs", ""),
     (f"pairs {NOWHERE}", ""),
 ]
-RANK1 = [
-    ("data.root=nowhere", "nowhere/split_data/train.json"),
+EVALUATE = [
+    ("data.root=nowhere", "nowhere/split_data/test.json"),
     ("data.root=pairs split=lost", "lost.png"),
     ("data.root=pairs split=nested", "nested.json: 1 problem"),
-    ("data.root=cut_pairs", "train_2.png: cannot be read as a picture"),
-    ("data.root=pairs num=99", "num=99: the split has"),
-    ("data.root=pairs samples=0", "samples=0"),
-    ("data.root=pairs distance=far", "distance: got 'far', expected one of"),
-    ("data.root=pairs methods=[model]", "methods: ['model'] cannot run", "weights=FILE"),
+    ("data.root=pairs num=-1", "num: got -1"),
+    ("data.root=pairs samples=0", "samples: got 0"),
+    ("data.root=pairs picture_distance=far", "picture_distance: got 'far', expected one of"),
+    ("data.root=pairs methods=[model]", "methods: model cannot run", "weights=FILE"),
+    ("data.root=pairs methods=model", "methods"),
+    ("data.root=pairs models={a/b:none}", "models: 'a/b' cannot be a name"),
+    ("data.root=pairs models={plain:none.ckpt}", "none.ckpt: no such file"),
     ("data.root=pairs weights=evil.ckpt", "evil.ckpt wants to run"),
     ("data.root=pairs weights=base.safetensors", "tool_add_control.py base.safetensors OUT"),
-    ("data.root=pairs out=a_file/x", "a_file"),
-    (f"data.root=pairs out={NOWHERE}/x", NOWHERE),
+    ("data.root=pairs faces=nowhere", "faces: nowhere is no folder"),
+    ("data.root=pairs faces=a_file", "faces: a_file is no folder"),
+    ("data.root=pairs faces=folder.ckpt", "lacks", "mapping=CSV"),
+    ("data.root=pairs faces=folder.ckpt mapping=none.csv", "none.csv does not exist"),
+    ("data.root=pairs faces=folder.ckpt mapping=skull.png", "cannot be read as UTF-8 CSV"),
+    ("data.root=pairs mapping=none.csv", "goes with faces=FOLDER"),
+    ("data.root=pairs data.trained_on=none.json", "none.json: 1 problem"),
+    ("data.root=pairs out=a_file", "a_file"),
+    (f"data.root=pairs out={NOWHERE}", NOWHERE),
+    ("data.root=pairs recognisers=[]", "recognisers: got none"),
     ("weihgts=3", "weihgts: unknown setting; did you mean weights?"),
     ("none.yaml", "none.yaml: no such config file"),
 ]
@@ -319,7 +329,7 @@ CASES = [
     pytest.param(name, case[0], case[1:], id=f"{name}: {case[0][:60]}")
     for name, cases in (
         ("tool", TOOL), ("sample", SAMPLE), ("train", TRAIN), ("cohort", COHORT), ("excerpt", EXCERPT),
-        ("rank1", RANK1), ("folders", FOLDERS), ("pack", PACK),
+        ("evaluate", EVALUATE), ("folders", FOLDERS), ("pack", PACK),
     )
     for case in cases
 ]  # fmt: skip

@@ -72,6 +72,13 @@ def claim(folder: Path, cfg: EvaluateConfig, identity: Mapping[str, Any], inputs
     return False
 
 
+def release(folder: Path) -> None:
+    """Take back a claim of which nothing came, so that a run that was refused leaves no trace."""
+    if folder.name and folder.is_dir() and [path.name for path in folder.iterdir()] == [NOTE]:
+        (folder / NOTE).unlink()
+        folder.rmdir()
+
+
 def _read(note: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(note.read_text(encoding="utf-8"))
