@@ -121,3 +121,31 @@ def write_pairs(root: Path, size: int = 64, **splits: int) -> Path:
 def make_pairs(tmp_path: Path) -> Callable[..., Path]:
     """``write_pairs`` into the test's own folder: make_pairs(train=6, valid=2, test=3, size=64) -> its root."""
     return lambda size=64, **splits: write_pairs(tmp_path, size, **splits)
+
+
+TINY_RUN = """
+stage: autoencoder
+name: tiny
+out: {root}/runs
+data: {{root: {root}}}
+train: {{max_steps: {steps}, batch_size: 2, val_every: 10000, save_every: 3, num_valid: 3, accelerator: cpu}}
+model:
+  image_size: 64
+  unet: {{model_channels: 8, channel_mult: [1], num_res_blocks: 1, attention_levels: [], context_dim: 16,
+    norm_groups: 4}}
+  first_stage: {{ch: 8, ch_mult: [1, 1, 1, 1], num_res_blocks: 1, norm_groups: 4}}
+  cond_stage: {{width: 16, layers: 1, heads: 2, intermediate: 16}}
+"""
+
+
+@pytest.fixture
+def make_tiny_run(tmp_path: Path) -> Callable[..., list[str]]:
+    """Arguments for train.py of an autoencoder of a few weights: make_tiny_run(steps, *settings)."""
+    root = write_pairs(tmp_path / "pairs", train=4, valid=3)
+
+    def make(steps: int, *settings: str) -> list[str]:
+        config = tmp_path / "config.yaml"
+        config.write_text(TINY_RUN.format(root=root, steps=steps))
+        return [str(config), *settings]
+
+    return make

@@ -19,6 +19,7 @@ import yaml
 from benchmarks.anatomy import AnatomyConfig
 from benchmarks.ceiling import CeilingConfig
 from benchmarks.framing import FramingConfig
+from benchmarks.kill_resume import KillConfig
 from benchmarks.parity import ParityConfig
 from benchmarks.signal import SignalConfig
 from cldm.controlled import load_model_config
@@ -50,6 +51,7 @@ KEYS_OF = {
     "benchmarks.framing": FramingConfig,
     "benchmarks.signal": SignalConfig,
     "benchmarks.ceiling": CeilingConfig,
+    "benchmarks.kill_resume": KillConfig,
     "data.cohort": CohortConfig,
     "data.ct": CtConfig,
     "data.cohort.sheet": SheetConfig,

@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -199,10 +200,10 @@ def test_a_scaler_finds_its_scale(tmp_path: Path) -> None:
     assert trained < 0.8 * fresh
 
 
-def test_two_processes_take_the_steps_of_one(tmp_path: Path, make_tiny_run: list[str]) -> None:
+def test_two_processes_take_the_steps_of_one(tmp_path: Path, make_tiny_run: Callable[..., list[str]]) -> None:
     """Under torchrun: gates that differ between ranks, then train.py as a whole."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "tests.tiny_stages", str(tmp_path), *make_tiny_run]
+    command += ["-m", "tests.tiny_stages", str(tmp_path), *make_tiny_run(4, "train.val_every=2")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
@@ -228,17 +229,6 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path, make_tiny_run: list
     assert len(list((tmp_path / "joint/checkpoints").glob("best-*.ckpt"))) == 2
     assert "2 processes" in done.stdout
     assert done.stdout.count("finished; exported step 4") == 1
-
-
-@pytest.fixture
-def make_tiny_run(tmp_path: Path) -> list[str]:
-    from tests.conftest import write_pairs
-    from tests.test_training import CONFIG
-
-    root = write_pairs(tmp_path / "pairs", train=4, valid=3)
-    config = tmp_path / "config.yaml"
-    config.write_text(CONFIG.format(root=root, steps=4))
-    return [str(config), "train.val_every=2", "train.num_valid=3"]
 
 
 def test_alone_nothing_is_exchanged() -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +15,16 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+import muti_control.run
+import train
+from benchmarks import kill_resume
+from benchmarks.kill_resume import KillConfig, Start
 from ldm.config import ConfigError
+from muti_control.callbacks import SaveLast
 from muti_control.checkpoints import BestCheckpoints, WholeFiles, read_run
+from muti_control.config import ExperimentConfig
 from muti_control.pace import Pace, in_words
+from muti_control.stage import Stage
 from muti_control.trainer import build_trainer
 from tests.tiny_stages import Plain, make_config
 
@@ -73,8 +84,6 @@ def test_the_checkpoint_before_the_last_is_kept(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 1)
-    import resource
-
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
@@ -128,13 +137,66 @@ def test_signals_save_between_steps_and_stop(tmp_path: Path, signum: int) -> Non
     stage = Plain(cfg)
     trainer, save_last = build_trainer(cfg, stage)
     trainer.callbacks.insert(0, Send(5, signum))  # in the middle of the third step
-    from muti_control.run import handlers_restored
-
-    with handlers_restored():
+    with muti_control.run.handlers_restored():
         trainer.fit(stage)
     assert save_last.stopped and save_last.signal == signum
     assert torch.load(save_last.path, weights_only=True)["updates"] == 3
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)]
+)
+def test_exit_codes_say_what_stopped_it(
+    make_tiny_run: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    signum: int,
+    code: int,
+) -> None:
+    """A run that is stopped leaves no finished model; the same command ends it."""
+    build = muti_control.run.build_trainer
+    sent = [Send(2, signum)]
+
+    def with_signal(cfg: ExperimentConfig, stage: Stage) -> tuple[pl.Trainer, SaveLast]:
+        trainer, save_last = build(cfg, stage)
+        trainer.callbacks[:0] = [sent.pop()] if sent else []
+        return trainer, save_last
+
+    monkeypatch.setattr(muti_control.run, "build_trainer", with_signal)
+    command = make_tiny_run(4)
+    exported = Path(command[0]).parent / "pairs/runs/tiny/model.safetensors"
+    assert train.main(command) == code
+    told = capfd.readouterr()
+    assert "stopped at step 2 of 4; the same command continues" in told.out
+    assert f"{signal.Signals(signum).name}: saving after this step" in told.err
+    assert not exported.exists()
+    assert train.main(command) == 0
+    assert "from step 2" in capfd.readouterr().out
+    assert exported.is_file()
+
+
+def test_a_run_that_is_shot_down_again_and_again_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    """The short version of benchmarks/kill_resume.py: SIGKILL twice, SIGTERM once."""
+    starts, problems, num_values = kill_resume.compare(
+        KillConfig(kills=2, terms=1, steps=60, reach=8, forked=True), tmp_path
+    )
+    assert problems == []
+    assert sorted(start.code for start in starts) == [-9, -9, 143]
+    assert num_values >= 60 * 4
+    assert starts[-1].saved > 0  # it went on from somewhere
+
+
+def test_the_trial_sees_what_is_wrong() -> None:
+    good = Start("SIGTERM", 143, begun=3, logged=9, saved=9)
+    assert kill_resume.judge(good, "") == []
+    for bad, words in (
+        (replace(good, code=1), "exit code 1"),
+        (replace(good, saved=8), "SIGTERM at step 9 saved step 8"),
+        (replace(good, begun=12), "went back"),
+        (Start("SIGKILL", -9, begun=0, logged=20, saved=7), "only step 7 is left"),
+    ):
+        assert any(words in problem for problem in kill_resume.judge(bad, "")), words
 
 
 def test_a_signal_breaks_a_validation_off_and_the_resumed_run_makes_it(tmp_path: Path) -> None:
@@ -203,7 +265,6 @@ def test_durations_in_words() -> None:
 
 def test_warnings_name_what_to_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A skull that does not matter, a loader that is too slow, settings that are hardly meant: each told once."""
-    import time
 
     class Flat(Plain):
         def loss_of(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
-import math
-import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -327,62 +322,6 @@ def test_the_stages_hand_on_to_each_other(
     model, metadata = load_model(control)
     assert metadata["stage"] == "control"
     assert abs(float(model.cfg.scale_factor) - tiny_config.scale_factor) > 1e-4  # measured, not the default
-
-
-CONFIG = """
-stage: autoencoder
-name: interrupted
-out: {root}/runs
-data: {{root: {root}}}
-train: {{max_steps: {steps}, batch_size: 2, val_every: 10000, save_every: 3, num_valid: 2, accelerator: cpu}}
-model:
-  image_size: 64
-  unet: {{model_channels: 8, channel_mult: [1], num_res_blocks: 1, attention_levels: [], context_dim: 16,
-    norm_groups: 4}}
-  first_stage: {{ch: 8, ch_mult: [1, 1, 1, 1], num_res_blocks: 1, norm_groups: 4}}
-  cond_stage: {{width: 16, layers: 1, heads: 2, intermediate: 16}}
-"""
-
-
-def test_killed_and_interrupted_runs_continue(make_pairs: Callable[..., Path]) -> None:
-    """kill -9, then Ctrl-C, then to the end: each start goes on from the last checkpoint."""
-    root = make_pairs(train=4, valid=2)
-    config, folder = root / "config.yaml", root / "runs" / "interrupted"
-    last = folder / "checkpoints" / "last.ckpt"
-    command = [sys.executable, str(ROOT / "train.py"), str(config)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def start_and_stop(with_signal: int) -> tuple[int, str]:
-        before = last.stat().st_mtime_ns if last.is_file() else 0
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        deadline = time.monotonic() + 120
-        while not last.is_file() or last.stat().st_mtime_ns == before:
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(with_signal)
-        output, _ = process.communicate(timeout=120)
-        return process.returncode, output
-
-    config.write_text(CONFIG.format(root=root, steps=100_000))
-    code, _ = start_and_stop(signal.SIGKILL)
-    assert code == -signal.SIGKILL
-    killed_at = torch.load(last, weights_only=True)["updates"]
-    code, output = start_and_stop(signal.SIGINT)
-    assert code == 130, output
-    assert "continuing" in output
-    assert "the same command continues" in output
-    interrupted_at = torch.load(last, weights_only=True)["updates"]
-    assert interrupted_at > killed_at > 0
-    assert not (folder / "model.safetensors").exists()  # it is no finished model
-    config.write_text(CONFIG.format(root=root, steps=interrupted_at + 2))
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert f"exported step {interrupted_at + 2}" in done.stdout
-    values = read_state_dict(folder / "model.safetensors")[0].values()
-    assert all(math.isfinite(float(v.float().sum())) for v in values)
 
 
 @pytest.mark.parametrize("stage", ["autoencoder", "base", "control"])
