@@ -139,6 +139,20 @@ class DiffusionStageConfig:
 
 
 @dataclass
+class LandmarkConditionConfig:
+    """Of the control stage, for a model with a landmark branch (tool_add_control.py landmarks=N).
+
+    predicted: files of landmarks that networks read off the skulls, of training and validation pairs.
+    known_share: of the pairs that have known and predicted landmarks, how often the known ones are shown.
+    dropout: chance that a pair's landmarks are left out, so that the model also works without.
+    """
+
+    predicted: list[str] = field(default_factory=list)
+    known_share: float = 0.5
+    dropout: float = 0.2
+
+
+@dataclass
 class ExperimentConfig:
     """One training run.
 
@@ -161,6 +175,7 @@ class ExperimentConfig:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     autoencoder: AutoencoderStageConfig = field(default_factory=AutoencoderStageConfig)
     diffusion: DiffusionStageConfig = field(default_factory=DiffusionStageConfig)
+    landmarks: LandmarkConditionConfig = field(default_factory=LandmarkConditionConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     @property
@@ -224,6 +239,13 @@ class ExperimentConfig:
             (optim.schedule in schedules, "optim.schedule", optim.schedule, " or ".join(schedules)),
             (0 <= optim.ema_decay < 1, "optim.ema_decay", optim.ema_decay, "a number in [0, 1)"),
             (0 <= dropout <= 1, "diffusion.prompt_dropout", dropout, "a number in [0, 1]"),
+            *(
+                (0 <= value <= 1, f"landmarks.{key}", value, "a number in [0, 1]")
+                for key, value in (
+                    ("known_share", self.landmarks.known_share),
+                    ("dropout", self.landmarks.dropout),
+                )
+            ),
             (self.init or self.model, "init", None, "a checkpoint, or a 'model:' to start afresh"),
             (self.stage != "control" or self.init, "init", None, "a checkpoint made by tool_add_control.py"),
         ]
