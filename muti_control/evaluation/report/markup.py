@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape as escape
@@ -194,6 +195,9 @@ def _is_grey(image: Image.Image) -> bool:
 def page(title: str, body: str) -> str:
     """A whole page: one file that asks for nothing from elsewhere."""
     style = STYLE.read_text(encoding="utf-8")
+    body = re.sub(
+        r"(?<=\d) (?=(?:%|dB|px)(?![\w]))", "\N{NO-BREAK SPACE}", body
+    )  # a number stays with its unit
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -132,6 +132,8 @@ def _marks(evaluation: Evaluation, column: Column) -> dict[str, str]:
 
     best = max(rivals.values(), key=strength)
     marks = {name: "best" for name, method in rivals.items() if strength(method) == strength(best)}
+    if len(marks) == len(rivals):
+        return {}
     how = resampling_of(evaluation)
     for name, method in rivals.items():
         gap = None if name in marks else difference(column.values(best), column.values(method), how)

@@ -18,7 +18,6 @@ from muti_control.evaluation.columns import (
 from muti_control.evaluation.report.markup import MINUS
 from muti_control.evaluation.results import Coverage, Curve, Edit, Evaluation, Figure, Method, Recogniser
 
-NBSP = "\N{NO-BREAK SPACE}"  # a number and its unit stay on one line
 EVALUATED, RIVALS = ("model", "folder"), ("model", "folder", "baseline")
 SHUFFLED = "shuffled"  # the control that gets the skull of another person
 
@@ -67,8 +66,8 @@ class Roles:
 
 
 def per_cent(value: float) -> str:
-    """A share as it is written: 0.046 -> "4.6 %", the space unbreakable."""
-    return f"{100 * value:.1f}{NBSP}%".replace("-", MINUS)
+    """A share as it is written: 0.046 -> "4.6 %"."""
+    return f"{100 * value:.1f} %".replace("-", MINUS)
 
 
 def with_interval(figure: Figure) -> str:
@@ -148,7 +147,11 @@ def limits(evaluation: Evaluation) -> str:
         rank1 = roles.limit.identification[roles.judge.name].rank1
         found.append(f"the recogniser itself finds a true face in another pose in {per_cent(rank1.value)}")
     if evaluation.not_run:
-        found.append(f"not measured: {listed([part.label for part in evaluation.not_run])}")
+        names = [part.label for part in evaluation.not_run]
+        few = len(names) <= 3 and not any("," in name for name in names)
+        found.append(
+            f"not measured: {listed(names) if few else f'{len(names)} parts of the protocol, listed below'}"
+        )
     text = "; ".join(found)
     return sentence(f"limits: {text}.") if text else "Limits: none were noted by the run."
 
@@ -248,7 +251,7 @@ def _against_ceiling(evaluation: Evaluation, roles: Roles) -> str:
     ceiling = roles.ceiling.identification[roles.judge.name].rank1
     return (
         f"The ceiling is {with_interval(ceiling)}: the true bone under the soft tissue to be expected. "
-        f"{sentence(the(method))} reaches {100 * own[both].mean() / best[both].mean():.0f}{NBSP}% of it."
+        f"{sentence(the(method))} reaches {100 * own[both].mean() / best[both].mean():.0f} % of it."
     )
 
 
