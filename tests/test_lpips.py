@@ -1,0 +1,70 @@
+"""LPIPS against torchmetrics on the same (random) backbone."""
+
+import numpy as np
+import pytest
+import torch
+from torchmetrics.functional.image.lpips import _LPIPS
+
+from muti_control.evaluation.lpips import Lpips
+
+
+@pytest.fixture(scope="module")
+def reference() -> _LPIPS:
+    torch.manual_seed(0)
+    return _LPIPS(pretrained=True, net="alex", pnet_rand=True)
+
+
+@pytest.fixture(scope="module")
+def backbone(reference, tmp_path_factory):
+    """The reference's backbone in the layout torchvision writes."""
+    slices = [getattr(reference.net, f"slice{k}") for k in range(1, 6)]
+    state = {
+        f"features.{name}": value.clone() for part in slices for name, value in part.state_dict().items()
+    }
+    path = tmp_path_factory.mktemp("lpips") / "alexnet.pth"
+    torch.save(state, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pictures() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (3, 64, 72, 3)).astype(np.uint8)
+    y = np.clip(x + rng.normal(0, [[[[10]]], [[[30]]], [[[90]]]], x.shape), 0, 255).astype(np.uint8)
+    return x, y
+
+
+def test_distances_are_those_of_torchmetrics(reference, backbone, pictures):
+    tensors = [torch.from_numpy(p).permute(0, 3, 1, 2).float() / 127.5 - 1 for p in pictures]
+    expected = reference(*tensors).detach().flatten().numpy()
+    found = Lpips(backbone).distances(*pictures)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert (expected > 1e-3).all() and (np.diff(found) > 0).all()
+
+
+def test_a_picture_is_like_itself_and_grey_is_three_times_grey(backbone, pictures):
+    grey = [p[..., 0] for p in pictures]
+    lpips = Lpips(backbone)
+    assert (lpips.distances(grey[0], grey[0]) == 0).all()
+    colour = [np.repeat(p[..., None], 3, axis=-1) for p in grey]
+    np.testing.assert_allclose(lpips.distances(*grey), lpips.distances(*colour), atol=1e-7)
+
+
+def test_files_and_pictures_that_do_not_fit_are_told(backbone, pictures, tmp_path):
+    state = torch.load(backbone, weights_only=True)
+    torch.save({k: v for k, v in state.items() if k != "features.8.bias"}, tmp_path / "lacks.pth")
+    torch.save(state | {"features.3.weight": torch.zeros(1)}, tmp_path / "shape.pth")
+    for name, message in (
+        ("lacks.pth", "has no features.8.bias"),
+        ("shape.pth", r"is \(1,\), expected \(192"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Lpips(tmp_path / name)
+    with pytest.raises(ValueError, match="nowhere"):
+        Lpips(tmp_path / "nowhere.pth")
+    with pytest.raises(ValueError, match=r"has no lin0\.model"):
+        Lpips(backbone, heads=backbone)
+    x, y = pictures
+    for a, b in ((x, y[:2]), (x, y / 2), (x[:, :20], y[:, :20])):
+        with pytest.raises(ValueError, match=r"expected uint8|at least 35 px"):
+            Lpips(backbone).distances(a, b)
