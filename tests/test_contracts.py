@@ -22,6 +22,7 @@ from benchmarks.framing import FramingConfig
 from benchmarks.kill_resume import KillConfig
 from benchmarks.parity import ParityConfig
 from benchmarks.signal import SignalConfig
+from benchmarks.training import TrainingConfig
 from cldm.controlled import load_model_config
 from data.check.config import CheckConfig
 from data.cohort.config import CohortConfig
@@ -50,6 +51,7 @@ KEYS_OF = {
     "benchmarks.anatomy": AnatomyConfig,
     "benchmarks.framing": FramingConfig,
     "benchmarks.signal": SignalConfig,
+    "benchmarks.training": TrainingConfig,
     "benchmarks.ceiling": CeilingConfig,
     "benchmarks.kill_resume": KillConfig,
     "data.cohort": CohortConfig,

@@ -1,0 +1,130 @@
+"""What a step of control training takes, beside the published code's way, on the same random weights at SD1.5 size.
+
+    python -m benchmarks.training                                  on the CPU or GPU at hand, one picture a step
+    python -m benchmarks.training device=cuda batch=22 rounds=3 reps=10 append=true
+
+The same loss (noise alone) in every variant. ``original``: fp32; autoencoder and text encoder at every step; gradients
+of the UNet's decoder that no optimizer takes; residual and transformer layers recomputed, attention by its matrix, as
+the published configuration says. ``original_stored``: the same without recomputation. ``ours``: what train.py does.
+Each runs in a process of its own, in turns; the medians and the peak of the memory are compared.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks.results_file import append_section, table
+from benchmarks.training_steps import WAYS
+from cldm.controlled import SD15_CONFIG
+from cldm.record import check_creatable, write_json
+from ldm.config import parse_command_line
+from ldm.device import choose_device
+
+GIB = 2**30
+
+
+@dataclass
+class TrainingConfig:
+    """What is timed.
+
+    model: YAML of the architecture. device: auto, cpu, cuda. size: px. batch: pictures a step.
+    variants: names of benchmarks.training_steps.WAYS, the first is what the others are compared with.
+    rounds: processes of each variant. reps: timed steps of each, after `warmup` untimed. threads: of torch on the CPU,
+    0 for its own choice. out: JSON file with every time. append: add the table to benchmarks/RESULTS.md.
+    """
+
+    model: str = str(SD15_CONFIG)
+    device: str = "auto"
+    size: int = 256
+    batch: int = 1
+    variants: list[str] = field(default_factory=lambda: ["original", "ours"])
+    rounds: int = 2
+    reps: int = 3
+    warmup: int = 1
+    threads: int = 0
+    out: str = "benchmarks/results/training.json"
+    append: bool = False
+
+    def validate(self) -> None:
+        """Raises ValueError naming the field, its value and what is allowed."""
+        unknown = [name for name in self.variants if name not in WAYS]
+        if unknown or not self.variants:
+            raise ValueError(f"variants: got {self.variants}, expected some of {', '.join(WAYS)}")
+        for name in ("size", "batch", "rounds", "reps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        if self.warmup < 0 or self.threads < 0:
+            raise ValueError(f"warmup={self.warmup}, threads={self.threads}: expected 0 or more")
+
+
+def measured(cfg: TrainingConfig, variant: str) -> dict[str, Any]:
+    """One process of one variant. Raises: RuntimeError with the end of its messages if it fails."""
+    request = {key: getattr(cfg, key) for key in ("model", "size", "batch", "reps", "warmup", "threads")}
+    request |= {"variant": variant, "device": str(choose_device(cfg.device))}
+    command = [sys.executable, "-m", "benchmarks.training_steps", json.dumps(request)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{variant} failed:\n{done.stderr[-1500:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def rows(cfg: TrainingConfig, runs: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """A line a variant: median and fastest step, samples a second, peak, and both relative to the first variant."""
+    seconds = {
+        name: [s for run in runs if run["variant"] == name for s in run["seconds"]] for name in cfg.variants
+    }
+    peaks = {name: max(run["peak"] for run in runs if run["variant"] == name) for name in cfg.variants}
+    first = cfg.variants[0]
+    lines = []
+    for name in cfg.variants:
+        middle = statistics.median(seconds[name])
+        lines.append(
+            [
+                name,
+                f"{middle:.3f} s ({min(seconds[name]):.3f})",
+                f"{cfg.batch / middle:.3g}",
+                f"{statistics.median(seconds[first]) / middle:.2f}",
+                f"{peaks[name] / GIB:.2f} GiB",
+                f"{peaks[name] / peaks[first]:.2f}",
+            ]
+        )
+    return lines
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status: 0, or 2 for arguments that cannot be used."""
+    if any(argument in ("-h", "--help") for argument in argv):
+        print(__doc__)
+        return 0
+    try:
+        cfg = parse_command_line(TrainingConfig, argv)
+        cfg.validate()
+        device = choose_device(cfg.device)
+        check_creatable(Path(cfg.out).parent)
+    except ValueError as error:
+        print(f"benchmarks.training: {error}", file=sys.stderr)
+        return 2
+    turns = [name for k in range(cfg.rounds) for name in (cfg.variants if k % 2 == 0 else cfg.variants[::-1])]
+    runs = [measured(cfg, name) for name in tqdm(turns, desc="processes", file=sys.stderr, disable=None)]
+    header = ["way", "step: median (fastest)", "pictures/s", "times faster", "peak memory", "of the first's"]
+    text = table(header, rows(cfg, runs))
+    print(f"{runs[0]['machine']}; {cfg.size} px, batch {cfg.batch}\n\n{text}")
+    Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
+    write_json(Path(cfg.out), {"config": asdict(cfg), "runs": runs})
+    if cfg.append:
+        command = " ".join(["python -m benchmarks.training", *argv])
+        append_section("A step of training", command, device, text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,72 @@
+"""benchmarks.training compares ways that compute the same thing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from benchmarks.training import TrainingConfig, main, rows
+from benchmarks.training_steps import prepare, random_weights, run
+from ldm.latent_diffusion import ModelConfig
+
+
+@pytest.fixture
+def tiny_yaml(tiny_config: ModelConfig, tmp_path: Path) -> str:
+    (tmp_path / "tiny.yaml").write_text(
+        OmegaConf.to_yaml(OmegaConf.structured(tiny_config)), encoding="utf-8"
+    )
+    return str(tmp_path / "tiny.yaml")
+
+
+def losses(tiny_yaml: str, variant: str) -> list[float]:
+    request = {"variant": variant, "device": "cpu", "batch": 2, "size": 64, "reps": 2, "model": tiny_yaml}
+    found = run(request)
+    assert len(found["seconds"]) == 2 and found["peak"] > 2**20
+    return found["losses"]
+
+
+def test_the_published_way_keeps_nothing_back_and_loses_nothing(tiny_yaml: str) -> None:
+    assert losses(tiny_yaml, "original") == pytest.approx(losses(tiny_yaml, "original_stored"), rel=1e-4)
+
+
+def test_ours_has_the_same_loss_in_every_precision_and_layout(tiny_yaml: str) -> None:
+    exact = losses(tiny_yaml, "ours_fp32")
+    for variant in ("ours", "ours_recompute"):
+        assert losses(tiny_yaml, variant) == pytest.approx(exact, rel=2e-2), variant
+
+
+def test_attention_written_out_is_the_same(tiny_yaml: str) -> None:
+    """`original`'s attention against the fused one, in the whole network."""
+
+    outputs = []
+    for variant in ("original", "ours_fp32"):
+        model = random_weights(tiny_yaml, torch.device("cpu"))
+        prepare(model, variant)
+        generator = torch.Generator().manual_seed(0)
+        x, context = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 77, 16, generator=generator)
+        with torch.no_grad():
+            outputs.append(model.unet(x, torch.tensor([9]), context))
+    assert torch.allclose(*outputs, atol=1e-5)
+
+
+def test_the_table(tiny_yaml: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [
+        {"variant": "original", "seconds": [4.0, 2.0], "peak": 2**31},
+        {"variant": "ours", "seconds": [1.0, 0.5], "peak": 2**30},
+        {"variant": "original", "seconds": [4.0], "peak": 2**30},
+    ]
+    assert rows(TrainingConfig(batch=2), runs) == [
+        ["original", "4.000 s (2.000)", "0.5", "1.00", "2.00 GiB", "1.00"],
+        ["ours", "0.750 s (0.500)", "2.67", "5.33", "1.00 GiB", "0.50"],
+    ]
+    assert main(["variants=[theirs]"]) == 2
+    assert "theirs" in capsys.readouterr().err
+    out = tmp_path / "times.json"
+    arguments = [f"model={tiny_yaml}", "device=cpu", "size=64", "variants=[ours]", "rounds=1", "reps=1"]
+    assert main([*arguments, f"out={out}"]) == 0
+    assert "| ours |" in capsys.readouterr().out
+    assert json.loads(out.read_text())["config"]["reps"] == 1
