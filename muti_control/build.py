@@ -27,6 +27,7 @@ from muti_control.diffusion_stages import BaseStage, ControlStage
 from muti_control.latents import LatentPairs, face_moments
 from muti_control.parked import park
 from muti_control.placement import arrange
+from muti_control.pipnet.stage import build_pip_stage
 from muti_control.stage import Stage
 from muti_control.texts import tabulate_texts
 from muti_control.trainer import device_of
@@ -141,4 +142,7 @@ def _cached(
 
 
 # How the stage of each name is built.
-BUILDERS: dict[str, Callable[[ExperimentConfig], Stage]] = dict.fromkeys(STAGE_CLASSES, build_latent_stage)
+BUILDERS: dict[str, Callable[[ExperimentConfig], Stage]] = {
+    **dict.fromkeys(STAGE_CLASSES, build_latent_stage),
+    "pipnet": build_pip_stage,
+}

@@ -27,7 +27,7 @@ from muti_control.trainer import build_trainer, check_machine
 from muti_control.turns import odd_settings
 
 # Parts of the config that must not change when a run goes on.
-FINGERPRINTED = ("optim", "autoencoder", "diffusion", "landmarks")
+FINGERPRINTED = ("optim", "autoencoder", "diffusion", "landmarks", "pipnet")
 
 
 def fingerprint(cfg: ExperimentConfig, stage: Stage) -> dict[str, str]:

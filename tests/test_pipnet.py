@@ -1,0 +1,312 @@
+"""PIPNet's network and read-outs against an independent one, and what a gradient through them does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from data.biometrics import Biometrics
+from ldm.checkpoint import CheckpointError, write_state_dict
+from muti_control.pipnet.export import export_onnx, export_release
+from muti_control.pipnet.losses import losses
+from muti_control.pipnet.meanface import neighbours, reverse_index, write_meanface
+from muti_control.pipnet.network import Maps, PipNet, PipNetConfig
+from muti_control.pipnet.reader import LandmarkReader, infer_config
+from muti_control.pipnet.readout import read_points, soft_points
+
+KNOWN = ["African", "Asian"]
+PERSON = Biometrics("male", 40.0, "Asian", 4)
+
+
+def spread(num: int) -> np.ndarray:
+    """Any ``num`` points of a face."""
+    return np.random.default_rng(3).uniform(0.15, 0.85, (num, 2))
+
+
+def lively(net: nn.Module) -> nn.Module:
+    """Random weights and statistics everywhere, so that every parameter matters."""
+    for name, value in net.state_dict().items():
+        if name.endswith("running_var"):
+            value.copy_(torch.rand_like(value) + 0.5)
+        elif name.startswith("biometrics."):
+            value.copy_(torch.randn_like(value) * 0.2)
+        elif value.is_floating_point() and value.ndim < 4:
+            value.copy_(torch.rand_like(value) * 0.5 + 0.3)
+        elif "_layer." in name:
+            value.copy_(torch.randn_like(value) * 0.05)
+    return net.eval()
+
+
+class Reference(nn.Module):
+    """PIPNet after its paper (arXiv 2003.03771): torchvision's trunk, and one point of one picture at a time."""
+
+    def __init__(self, num: int, k: int) -> None:
+        super().__init__()
+        trunk = torchvision.models.resnet18(weights=None)
+        for name in ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4"):
+            setattr(self, name, getattr(trunk, name))
+        self.num, self.k = num, k
+        for name, outputs in (("cls", num), ("x", num), ("y", num), ("nb_x", num * k), ("nb_y", num * k)):
+            setattr(self, f"{name}_layer", nn.Conv2d(512, outputs, 1))
+
+    def points_of(self, picture: np.ndarray, mean: np.ndarray) -> np.ndarray:
+        """A picture (S, S, 3) uint8 -> points (N, 2), fractions."""
+        scaled = (picture / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+        h = torch.tensor(scaled.transpose(2, 0, 1)[None], dtype=torch.float32)
+        h = nn.functional.max_pool2d(torch.relu(self.bn1(self.conv1(h))), 3, 2, 1)
+        h = self.layer4(self.layer3(self.layer2(self.layer1(h))))
+        score, x, y = (getattr(self, f"{name}_layer")(h)[0].detach().numpy() for name in ("cls", "x", "y"))
+        nb_x, nb_y = (getattr(self, f"{name}_layer")(h)[0].detach().numpy() for name in ("nb_x", "nb_y"))
+        grid = score.shape[-1]
+        nearest = [
+            sorted((j for j in range(self.num) if j != i), key=lambda j: ((mean[i] - mean[j]) ** 2).sum())[
+                : self.k
+            ]
+            for i in range(self.num)
+        ]
+        said: list[list[np.ndarray]] = [[] for _ in range(self.num)]
+        own = []
+        for i in range(self.num):
+            row, column = np.unravel_index(score[i].argmax(), (grid, grid))
+            own.append(np.array([column + x[i, row, column], row + y[i, row, column]]))
+            for j in range(self.k):
+                place = i * self.k + j
+                said[nearest[i][j]].append(
+                    np.array([column + nb_x[place, row, column], row + nb_y[place, row, column]])
+                )
+        longest = max(len(heard) for heard in said)
+        merged = [
+            np.mean([own[i], *(said[i] * longest)[:longest]], axis=0) if said[i] else own[i]
+            for i in range(self.num)
+        ]
+        return np.stack(merged) / grid
+
+
+@pytest.fixture(scope="module")
+def public(tmp_path_factory: pytest.TempPathFactory):
+    """A file like the public release's with random weights, and the network it is of."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("public")
+    net = lively(Reference(20, 6))
+    torch.save(net.state_dict(), folder / "epoch59.pth")
+    mean = spread(20)
+    write_meanface(folder / "meanface.txt", mean)
+    return folder / "epoch59.pth", net, mean
+
+
+@torch.no_grad()
+def test_same_weights_same_points_as_an_independent_pipnet(public):
+    path, reference, mean = public
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), np.uint8)
+    wanted = np.stack([reference.points_of(picture, mean) for picture in pictures])
+    reader = LandmarkReader.load(path)
+    points, _ = reader(torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255)
+    assert np.ptp(wanted, axis=0).max() > 1e-3, "the pictures are told apart"
+    assert np.abs(points.numpy() - wanted).max() < 1e-4
+
+
+def test_keys_are_those_of_the_public_release(public):
+    _, reference, _ = public
+    own = {k: tuple(v.shape) for k, v in PipNet(infer_config(reference.state_dict())).state_dict().items()}
+    assert own == {k: tuple(v.shape) for k, v in reference.state_dict().items()}
+    modulated = set(PipNet(PipNetConfig(num_landmarks=20, num_neighbours=6, ethnicities=KNOWN)).state_dict())
+    assert {key.split(".")[0] for key in modulated - set(own)} == {"biometrics"}
+
+
+@torch.no_grad()
+def test_export_in_the_release_s_form_reads_back(tmp_path):
+    torch.manual_seed(0)
+    net = lively(PipNet(PipNetConfig(num_landmarks=9, num_neighbours=4, width=0.125, ethnicities=KNOWN)))
+    reader = LandmarkReader(net, spread(9), "skull")
+    export_release(reader, tmp_path / "skull")
+    picture = torch.rand(2, 3, 256, 256)
+    again = LandmarkReader.load(tmp_path / "skull" / "pipnet.pth")
+    assert torch.equal(again(picture)[0], reader(picture)[0])
+
+
+@torch.no_grad()
+def test_file_gives_the_same_points(tmp_path):
+    torch.manual_seed(0)
+    cfg = PipNetConfig(num_landmarks=9, num_neighbours=4, width=0.125, image_size=64, ethnicities=KNOWN)
+    reader = LandmarkReader(lively(PipNet(cfg)), spread(9), "skull")
+    reader.save(tmp_path / "net.safetensors")
+    again = LandmarkReader.load(tmp_path / "net.safetensors")
+    picture = torch.rand(2, 1, 80, 80)
+    assert again.role == "skull" and again.net.cfg == cfg
+    for one, other in zip(again(picture, [PERSON] * 2), reader(picture, [PERSON] * 2), strict=True):
+        assert torch.equal(one, other)
+
+
+@torch.no_grad()
+def test_onnx_gives_the_same_points(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    cfg = PipNetConfig(num_landmarks=9, num_neighbours=4, width=0.125, image_size=64, ethnicities=KNOWN)
+    reader = LandmarkReader(lively(PipNet(cfg)), spread(9), "skull").eval()
+    export_onnx(reader, tmp_path / "pipnet.onnx")
+    picture, people = torch.rand(3, 3, 64, 64), torch.randn(3, 7)
+    wanted = reader(picture, people)
+    session = onnxruntime.InferenceSession(str(tmp_path / "pipnet.onnx"))
+    given = {"picture": picture.numpy(), "attributes": people.numpy(), "present": np.ones(3, bool)}
+    for one, other in zip(session.run(None, given), wanted, strict=True):
+        assert np.abs(one - other.numpy()).max() < 1e-4
+
+
+# ---------------------------------------------------------------- biometrics
+@torch.no_grad()
+def test_biometrics_change_nothing_until_trained_and_nothing_where_absent():
+    torch.manual_seed(0)
+    net = PipNet(
+        PipNetConfig(num_landmarks=5, num_neighbours=2, width=0.125, image_size=64, ethnicities=KNOWN)
+    )
+    net.eval()
+    picture, people = torch.rand(3, 3, 64, 64), torch.randn(3, 7)
+    plain = net(picture)
+    assert all(torch.equal(a, b) for a, b in zip(plain, net(picture, people), strict=True)), (
+        "zero at the start"
+    )
+    for layer in (net.biometrics.layer3, net.biometrics.layer4):
+        nn.init.normal_(layer.weight)
+        nn.init.normal_(layer.bias)
+    present = torch.tensor([True, False, True])
+    told = net(picture, torch.where(present[:, None], people, torch.inf), present)
+    assert all(torch.equal(a[1], b[1]) for a, b in zip(plain, told, strict=True)), "absent: exactly nothing"
+    assert all((a[0] - b[0]).abs().max() > 1e-3 for a, b in zip(plain, told, strict=True))
+
+
+def test_people_a_network_cannot_take_are_told():
+    plain = LandmarkReader(PipNet(PipNetConfig(5, 2, 64, 0.125)), spread(5))
+    with pytest.raises(ValueError, match="takes no biometrics"):
+        plain(torch.rand(1, 3, 64, 64), [PERSON])
+    informed = LandmarkReader(PipNet(PipNetConfig(5, 2, 64, 0.125, KNOWN)), spread(5), "skull")
+    with pytest.raises(ValueError, match="'Inuit', the landmark network knows African, Asian"):
+        informed(torch.rand(1, 3, 64, 64), [Biometrics("male", 40.0, "Inuit", 4)])
+
+
+# ---------------------------------------------------------------- read-outs
+def clear_maps(grid: int = 8, k: int = 3, noise: float = 0.0) -> tuple[Maps, Tensor, np.ndarray]:
+    """Maps of one point per cell of the grid, 1 at its cell and about 0 elsewhere, any offsets; the truth (N, 2)."""
+    num = grid * grid
+    rng = np.random.default_rng(1)
+    truth = (
+        np.stack(np.meshgrid(np.arange(grid), np.arange(grid)), -1).reshape(-1, 2) + rng.random((num, 2))
+    ) / grid
+    nearest = neighbours(truth, k)
+    score = torch.from_numpy(rng.normal(0, noise, (1, num, num))).float()
+    score[0, range(num), range(num)] += 1
+    x, y = (torch.from_numpy(rng.normal(0, 1, (1, num, num))).float() for _ in "xy")
+    nb_x, nb_y = (torch.from_numpy(rng.normal(0, 1, (1, num * k, num))).float() for _ in "xy")
+    for i in range(num):
+        row, column = divmod(i, grid)
+        x[0, i, i], y[0, i, i] = truth[i, 0] * grid - column, truth[i, 1] * grid - row
+        for j in range(k):
+            nb_x[0, i * k + j, i] = truth[nearest[i, j], 0] * grid - column
+            nb_y[0, i * k + j, i] = truth[nearest[i, j], 1] * grid - row
+    shaped = [m.view(1, -1, grid, grid) for m in (score, x, y, nb_x, nb_y)]
+    return Maps(*shaped), reverse_index(nearest), truth
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_both_read_outs_are_unbiased_for_peaks_anywhere(noise):
+    maps, reverse, truth = clear_maps(noise=noise)
+    for read in (read_points, soft_points):
+        points, confidence = read(maps, reverse)
+        worst = np.abs(points[0].numpy() - truth).max() * 256
+        assert worst < (0.01 if read is read_points or not noise else 0.5), f"{read.__name__}: {worst} px"
+        assert confidence.min() > 0.8 and confidence.max() <= 1
+
+
+def test_soft_read_out_has_a_gradient_everywhere_and_refuses_a_low_temperature():
+    maps, reverse, _ = clear_maps(noise=0.1)
+    leaves = Maps(*(m.clone().requires_grad_() for m in maps))
+    points, _ = soft_points(leaves, reverse)
+    points.square().sum().backward()
+    for name, leaf in zip(Maps._fields, leaves, strict=True):
+        assert torch.isfinite(leaf.grad).all() and leaf.grad.abs().max() > 0, name
+    with pytest.raises(ValueError, match="at least 20"):
+        soft_points(maps, reverse, temperature=1.0)
+
+
+def test_between_two_cells_the_soft_read_out_moves_with_the_scores():
+    maps, reverse, _ = clear_maps()
+    maps.score[0, 9].zero_()
+    maps.score[0, 9, 1, 1], maps.score[0, 9, 1, 2] = 0.55, 0.5
+    maps.x[0, 9, 1, 1], maps.x[0, 9, 1, 2] = 0.9, 0.1  # the two cells differ by 0.2 cells
+    leaf = maps.score.clone().requires_grad_()
+    points, _ = soft_points(maps._replace(score=leaf), reverse)
+    points[0, 9, 0].backward()
+    assert leaf.grad[0, 9, 1, 2] > 0 > leaf.grad[0, 9, 1, 1], "more of the right cell: more to the right"
+
+
+def test_pixels_that_descend_move_a_chosen_landmark_the_right_way():
+    torch.manual_seed(0)
+    reader = LandmarkReader(lively(PipNet(PipNetConfig(9, 4, 64, 0.25))), spread(9)).requires_grad_(False)
+    picture = torch.rand(2, 3, 64, 64)
+    start, _ = reader.soft(picture)
+    wanted = start[:, 4].detach() + torch.tensor([2.0, -1.0]) / 64  # 2 px right, 1 px up
+    for i in range(9):
+        pixels = picture.clone().requires_grad_()
+        reader.soft(pixels)[0][:, i].sum().backward()
+        assert torch.isfinite(pixels.grad).all() and (pixels.grad.flatten(1).abs().amax(1) > 0).all(), (
+            f"landmark {i}"
+        )
+    pixels = picture.clone().requires_grad_()
+    for _ in range(60):
+        distance = (reader.soft(pixels)[0][:, 4] - wanted).square().sum()
+        (gradient,) = torch.autograd.grad(distance, pixels)
+        pixels = (pixels - 0.01 * gradient / gradient.abs().amax()).detach().requires_grad_()
+    moved = (reader(pixels)[0] - start)[:, 4] * 64
+    assert (moved[:, 0] > 1).all() and (moved[:, 1] < -0.5).all(), f"moved by {moved.tolist()} px"
+
+
+# ---------------------------------------------------------------- losses
+def test_losses_against_plain_loops():
+    rng = np.random.default_rng(0)
+    batch, num, k, grid = 2, 7, 3, 4
+    points = rng.uniform(-0.05, 1.05, (batch, num, 2))  # some lie outside of the picture
+    nearest = neighbours(spread(num), k)
+    score, x, y = rng.normal(size=(3, batch, num, grid, grid))
+    nb_x, nb_y = rng.normal(size=(2, batch, num * k, grid, grid))
+    squares, own, others = [], [[], []], [[], []]
+    for b in range(batch):
+        for i in range(num):
+            column, row = np.clip(np.floor(points[b, i] * grid), 0, grid - 1).astype(int)
+            wanted = np.zeros((grid, grid))
+            wanted[row, column] = 1
+            squares.append(((score[b, i] - wanted) ** 2).mean())
+            corner = np.array([column, row])
+            for axis, of in enumerate((x, y)):
+                own[axis].append(abs(of[b, i, row, column] - (points[b, i] * grid - corner)[axis]))
+            for j in range(k):
+                for axis, of in enumerate((nb_x, nb_y)):
+                    place = (points[b, nearest[i, j]] * grid - corner)[axis]
+                    others[axis].append(abs(of[b, i * k + j, row, column] - place))
+    maps = Maps(*(torch.from_numpy(m) for m in (score, x, y, nb_x, nb_y)))
+    found = losses(maps, torch.from_numpy(points), torch.from_numpy(nearest))
+    wanted_losses = {
+        "score": np.mean(squares),
+        "offset": np.mean(own[0]) + np.mean(own[1]),
+        "neighbour": np.mean(others[0]) + np.mean(others[1]),
+    }
+    for name, value in wanted_losses.items():
+        assert found[name].item() == pytest.approx(value, rel=1e-5), name
+    total = 10 * wanted_losses["score"] + wanted_losses["offset"] + wanted_losses["neighbour"]
+    assert found["loss"].item() == pytest.approx(total, rel=1e-5)
+
+
+# ---------------------------------------------------------------- files that are no such network
+def test_files_that_are_no_landmark_network_are_told(tmp_path):
+    write_state_dict(tmp_path / "other.safetensors", {"weight": torch.zeros(2)}, {})
+    with pytest.raises(CheckpointError, match=r"other\.safetensors is no landmark network"):
+        LandmarkReader.load(tmp_path / "other.safetensors")
+    torch.save(PipNet(PipNetConfig(9, 4, 64, 0.125)).state_dict(), tmp_path / "bare.pth")
+    with pytest.raises(CheckpointError, match=r"meanface\.txt cannot be read"):
+        LandmarkReader.load(tmp_path / "bare.pth")
+    write_meanface(tmp_path / "meanface.txt", spread(8))
+    with pytest.raises(CheckpointError, match="mean face has 8 points, the network 9"):
+        LandmarkReader.load(tmp_path / "bare.pth")
+    with pytest.raises(CheckpointError):
+        LandmarkReader.load(tmp_path / "missing.safetensors")
