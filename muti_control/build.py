@@ -26,8 +26,8 @@ from muti_control.config import ExperimentConfig
 from muti_control.diffusion_stages import BaseStage, ControlStage
 from muti_control.latents import LatentPairs, face_moments
 from muti_control.parked import park
-from muti_control.placement import arrange
 from muti_control.pipnet.stage import build_pip_stage
+from muti_control.placement import arrange
 from muti_control.stage import Stage
 from muti_control.texts import tabulate_texts
 from muti_control.trainer import device_of

@@ -292,7 +292,6 @@ class ExperimentConfig:
                     ("dropout", self.landmarks.dropout),
                 )
             ),
-            (self.init or self.model, "init", None, "a checkpoint, or a 'model:' to start afresh"),
             (
                 self.init or self.model or self.stage == "pipnet",
                 "init",

@@ -76,10 +76,9 @@ def test_meanface_file_reads_back_and_bad_ones_are_told(tmp_path):
 # ---------------------------------------------------------------- augmentation
 def test_points_move_with_the_pixels():
     side, num = 128, 24
-    points = torch.from_numpy(np.stack([LAYOUT] * num)).float()
-    pictures = (
-        torch.stack([torch.from_numpy(picture_of(LAYOUT, side)) for _ in range(num)])[:, None].float() / 255
-    )
+    face = LAYOUT + np.random.default_rng(0).normal(0, 0.02, LAYOUT.shape)  # not its own mirror image
+    points = torch.from_numpy(np.stack([face] * num)).float()
+    pictures = torch.from_numpy(picture_of(face, side)).expand(num, 1, -1, -1).float() / 255
     cfg = AugmentConfig(blur=0.0, occlude=0.0, contrast=0.0, brightness=0.0, noise=0.0)
     table = torch.tensor(MIRRORED)
     changed, moved = augment(pictures, points, cfg, table, generator(0, 0, 0, "a"))
