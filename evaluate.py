@@ -3,9 +3,10 @@
     python evaluate.py [CONFIG.yaml] [key=value ...]
     python evaluate.py weights=models/demo/iccr_demo.safetensors data.root=cohort
     python evaluate.py faces=my_pictures mapping=whose.csv data.root=my_data
+    python evaluate.py compare results/A results/B
 
 Faces of a model (weights=FILE) or of another program (faces=FOLDER) are held against the true faces of people that no
-part of the model has seen, beside controls, baselines and the ceiling. Figures and pictures go to results/NAME.
+part of the model has seen, beside controls, baselines and the ceiling. The report and its figures go to results/NAME.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from pathlib import Path
 import torch
 
 from ldm.config import to_yaml
+from muti_control.evaluation.compare import main as compare
 from muti_control.evaluation.config import EvaluateConfig
 from muti_control.evaluation.engine import evaluate, open_folder
 from muti_control.evaluation.plan import prepare
+from muti_control.evaluation.results import REPORT
 from muti_control.evaluation.run_folder import release
 from muti_control.evaluation.terminal import table
 
@@ -32,6 +35,8 @@ def main(arguments: Sequence[str]) -> int:
     if any(argument in ("-h", "--help", "help") for argument in arguments):
         print(f"{__doc__}\n{EvaluateConfig.__doc__}\nDefaults:\n\n{to_yaml(EvaluateConfig)}")
         return 0
+    if arguments[:1] == ["compare"]:
+        return compare(arguments[1:])
     folder, first = Path(), True
     try:
         plan = prepare(arguments, PROGRAM)
@@ -47,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         kept = f"; what is done is kept in {folder}: resume=true continues" if folder.name else ""
         return _told(f"interrupted{kept}", 130) if first else 130
     if evaluation is not None:
-        print(f"\n{table(evaluation)}\n\n{evaluation.notice}\n{folder / 'metrics.json'}")
+        print(f"\n{table(evaluation)}\n\n{evaluation.notice}\n{folder / REPORT}")
     return 0
 
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
+from ldm.checkpoint import write_state_dict
+from muti_control.evaluation import backbone
+from muti_control.evaluation.onnx_recogniser import TEMPLATE, OnnxEye, aligned, cosine_distances, five_points
 from muti_control.evaluation.ood import Density, OddityError, nearest_distances, score_skulls
+from muti_control.recogniser import RecogniserError
 
 RNG_SEED = 3
 
@@ -41,3 +48,96 @@ def test_strange_skulls_score_high_and_usual_ones_as_the_training_skulls_do():
     assert nearest_distances(train[:3], train).max() < 1e-6 and twin.max() < strange.min()
     with pytest.raises(OddityError, match="needs 20"):
         score_skulls(usual, train[:10], subjects[:10])
+
+
+# ---------------------------------------------------------------- networks of the user's own
+def _field(number: int, content: bytes | int | str) -> bytes:
+    """One field of a protocol buffer."""
+    if isinstance(content, int):
+        return _varint(number << 3) + _varint(content)
+    data = content.encode() if isinstance(content, str) else content
+    return _varint(number << 3 | 2) + _varint(len(data)) + data
+
+
+def _varint(value: int) -> bytes:
+    low, rest = value & 127, value >> 7
+    return bytes([low | 128]) + _varint(rest) if rest else bytes([low])
+
+
+def flattening_network(side: int) -> bytes:
+    """An ONNX file whose network hands its input (1, 3, side, side) on as one row."""
+
+    def tensor(name: str, *shape: int) -> bytes:
+        dims = b"".join(_field(1, _field(1, size)) for size in shape)
+        return _field(1, name) + _field(2, _field(1, _field(1, 1) + _field(2, dims)))
+
+    node = _field(1, "x") + _field(2, "y") + _field(4, "Flatten")
+    graph = _field(1, node) + _field(2, "flat") + _field(11, tensor("x", 1, 3, side, side))
+    graph += _field(12, tensor("y", 1, 3 * side * side))
+    return _field(1, 8) + _field(8, _field(2, 13)) + _field(7, graph)
+
+
+def drawn_face(size: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    """A picture with a bright spot at each of five of 68 points."""
+    face = np.random.default_rng(0).uniform(60, 190, (68, 2))
+    places = {36: (92, 110), 42: (150, 112), 30: (121, 145), 48: (98, 175), 54: (146, 177)}
+    for first, place in places.items():
+        face[first : first + 6 if first in (36, 42) else first + 1] = place
+    picture = np.zeros((size, size), np.uint8)
+    for x, y in places.values():
+        picture[y - 2 : y + 3, x - 2 : x + 3] = 255
+    return picture, face
+
+
+def test_faces_are_laid_onto_the_template_as_scikit_image_does():
+    transform = pytest.importorskip("skimage.transform")
+    picture, face = drawn_face()
+    fitted = transform.SimilarityTransform.from_estimate(five_points(face), TEMPLATE)
+    expected = transform.warp(picture / 255, fitted.inverse, output_shape=(112, 112), order=3)
+    found = aligned(picture, face, 112) / 255
+    assert np.abs(found - expected).mean() < 0.004 and np.abs(found - expected).max() < 0.2
+    x, y = np.rint(TEMPLATE[2]).astype(int)
+    assert found[y - 3 : y + 4, x - 3 : x + 4].max() > 0.5
+
+
+def test_an_onnx_network_gets_the_aligned_face(tmp_path, monkeypatch):
+    path = tmp_path / "flat.onnx"
+    path.write_bytes(flattening_network(56))
+    picture, face = drawn_face()
+    dlib = SimpleNamespace(identity={}, look=lambda _: np.concatenate([np.zeros(128), face.ravel()]))
+    vector = OnnxEye(path, dlib).look(picture)
+    expected = (aligned(picture, face, 56).astype(np.float32) - 127.5) / 127.5
+    np.testing.assert_allclose(vector, np.tile(expected.ravel(), 3), atol=1e-6)
+    dlib.look = lambda _: None
+    assert OnnxEye(path, dlib).look(picture) is None
+    path.write_bytes(b"no network")
+    with pytest.raises(RecogniserError, match=r"flat.onnx cannot be read as a network"):
+        OnnxEye(path, dlib)
+    with pytest.raises(RecogniserError, match="is no file"):
+        OnnxEye(tmp_path / "none.onnx", dlib)
+
+
+def test_cosine_distances_agree_with_their_definition():
+    a, b = np.random.default_rng(1).normal(size=(2, 3, 5))
+    expected = [[1 - x @ y / np.linalg.norm(x) / np.linalg.norm(y) for y in b] for x in a]
+    np.testing.assert_allclose(cosine_distances(a, b), expected, atol=1e-12)
+
+
+def test_features_for_kid_are_those_of_torchvisions_network(tmp_path, monkeypatch):
+    models = pytest.importorskip("torchvision.models")
+    monkeypatch.setattr(backbone, "LAYOUTS", {"layer4.1.conv2.weight": ("resnet18", 64)})
+    network = models.resnet18(weights=None).eval()
+    path = tmp_path / "resnet.safetensors"
+    write_state_dict(path, network.state_dict(), {})
+    pictures = np.random.default_rng(2).integers(0, 256, (2, 64, 64)).astype(np.uint8)
+    found = backbone.Backbone(path).features(pictures)
+    normalise = pytest.importorskip("torchvision.transforms").Normalize(
+        backbone.IMAGENET_MEAN, backbone.IMAGENET_STD
+    )
+    network.fc = torch.nn.Identity()
+    with torch.no_grad():
+        x = normalise(torch.from_numpy(pictures)[:, None].expand(-1, 3, -1, -1) / 255)
+        np.testing.assert_allclose(found, network(x).numpy(), atol=1e-5)
+    write_state_dict(path, {"a.weight": torch.zeros(2)}, {})
+    with pytest.raises(backbone.BackboneError, match="no state dict of torchvision's resnet18"):
+        backbone.Backbone(path)

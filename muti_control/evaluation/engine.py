@@ -22,6 +22,7 @@ from muti_control.evaluation.ood import OddityError, score_skulls, small_skulls
 from muti_control.evaluation.plan import Plan
 from muti_control.evaluation.production import Made, Production
 from muti_control.evaluation.progress import Progress
+from muti_control.evaluation.report import write_report
 from muti_control.evaluation.results import (
     Evaluation,
     NotRun,
@@ -97,6 +98,7 @@ def _look(plan: Plan, made: Made, sightings: Sightings, progress: Progress) -> N
     edited = [record.face_path for edit, _ in made.edits for record in edit.variants.values()]
     paths = [*truths, *all_paths(_everything(made)), *(path for path in edited if path is not None)]
     eyes = [eye for eye in {judge.eye.name: judge.eye for judge in plan.judges}.values() if eye.cached]
+    eyes += [plan.backbone] if plan.backbone is not None else []
     progress.begin(LOOK)
     for path in plan.team.share(plan.team.broadcast(paths if eyes else [])):
         sightings.look_at_all(eyes, read_grey(path, plan.inputs.size))
@@ -115,7 +117,7 @@ def _measure(
     gallery = Gallery.of(truths, inputs.size, eyes, sightings, progress.advance)
     bench = Bench(plan.judges, gallery, inputs.rows, inputs.size, sightings)
     groups = [groups_of(record.biometrics) for record in inputs.probes]
-    measuring = Measuring(bench, groups, [truths[row] for row in inputs.rows], how)
+    measuring = Measuring(bench, groups, [truths[row] for row in inputs.rows], how, folder, plan.backbone)
     progress.begin(JUDGE)
     judged = {faces.info.name: measuring.judge(faces, progress.advance) for faces in made.methods}
     own, swapped = judged[plan.subject.name], judged.get("shuffled")
@@ -158,6 +160,7 @@ def _measure(
         cases=tuple(choose_cases(folder, inputs, judged, plan.subject.name, plan.judges[0].name)),
     )
     write_results(folder, evaluation)
+    write_report(folder)
     return evaluation
 
 

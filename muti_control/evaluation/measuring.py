@@ -9,26 +9,32 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data.biometrics import describe
+from data.images import write_png
 from muti_control.evaluation.edits import EditPlan
 from muti_control.evaluation.faces import Faces, read_grey
 from muti_control.evaluation.judging import Bench, Verdict
-from muti_control.evaluation.picture_measures import PSNR, SSIM, psnr, ssim
-from muti_control.evaluation.recognisers import Vector, descriptors, points
+from muti_control.evaluation.picture_measures import KID, PSNR, SSIM, kid, psnr, ssim
+from muti_control.evaluation.recognisers import Eye, Vector, descriptors, points
 from muti_control.evaluation.results import (
     Coverage,
     Diversity,
     Edit,
+    EditPicture,
+    Figure,
     Measure,
     Measured,
     Method,
     NotRun,
     Sensitivity,
 )
+from muti_control.evaluation.run_folder import CASES
 from muti_control.evaluation.statistics import mean_pairwise_distance
 from muti_control.evaluation.summary import Resampling, coverage, edit, measured
 from muti_control.recogniser import Pictures
 
 Floats = NDArray[np.floating]
+SHOWN_EDITS = 3  # probes of each edit that the report shows
 WITHIN = (1, 10)  # ranks that count as a hit in coverage
 SPACE = "dlib's 68 points, similarity-aligned, px"
 CHANGE = Measure(
@@ -39,7 +45,7 @@ CHANGE_POINTS = Measure(
     "change_points", "change of dlib's 68 points", "px", "", 2, "Root mean square over points, not aligned."
 )
 CHANGES = (CHANGE, CHANGE_DLIB, CHANGE_POINTS)
-MEASURES = (PSNR, SSIM, *CHANGES)
+MEASURES = (PSNR, SSIM, KID, *CHANGES)
 
 
 @dataclass
@@ -57,12 +63,18 @@ class Judged:
 
 @dataclass(frozen=True)
 class Measuring:
-    """Measures one run. groups: of each probe, for the breakdown; truths: their true faces."""
+    """Measures one run.
+
+    groups: of each probe, for the breakdown; truths: their true faces. folder: of the run, for pictures.
+    backbone: of KID, where weights are given.
+    """
 
     bench: Bench
     groups: Sequence[Mapping[str, str]]
     truths: Sequence[Path]
     how: Resampling
+    folder: Path
+    backbone: Eye | None = None
 
     def judge(self, faces: Faces, advance: Callable[[int], None]) -> Judged:
         """Hold every face of a method against the gallery."""
@@ -82,6 +94,13 @@ class Measuring:
     def method(self, judged: Judged) -> Method:
         """Its entry in the results."""
         info, size = judged.faces.info, self.bench.gallery.size
+        likeness = {
+            name: measured(values, self.how)
+            for name, values in judged.likeness.items()
+            if np.isfinite(values).any()
+        }
+        if self.backbone is not None and len(judged.faces.pictures) > 1:
+            likeness[KID.name] = self._kid(self.backbone, judged.faces)
         excluded = sum(column >= 0 for column in judged.faces.excluded.values())
         return Method(
             name=info.name,
@@ -92,13 +111,21 @@ class Measuring:
                 name: verdict.summary(self.groups, size, excluded, self.how)
                 for name, verdict in judged.verdicts.items()
             },
-            pictures={
-                name: measured(values, self.how)
-                for name, values in judged.likeness.items()
-                if np.isfinite(values).any() and info.name != "permuted"
-            },
+            pictures={} if info.name == "permuted" else likeness,
             seconds=judged.faces.seconds,
         )
+
+    def _kid(self, eye: Eye, faces: Faces) -> Measured:
+        """Of the set of first faces and the set of the same people's true faces, times 1000."""
+        sets = (
+            [paths[0] for paths in faces.pictures.values()],
+            [self.truths[probe] for probe in faces.pictures],
+        )
+        features = [
+            np.stack([self.bench.sightings.found(eye, read_grey(path, self.bench.size)) for path in paths])
+            for paths in sets
+        ]
+        return Measured(Figure(1000 * kid(*features), None, None, len(faces.pictures)))
 
     # ------------------------------------------------------------ several faces of one skull
     def coverage(self, own: Judged, swapped: Judged | None) -> list[Coverage]:
@@ -202,8 +229,26 @@ class Measuring:
             probes,
             after.verdicts[judge].ranks[probes] == 1,
             before.verdicts[judge].ranks[probes] == 1,
+            [self._edit_pictures(plan, i, before, after) for i in probes[:SHOWN_EDITS]],
             resampling=self.how,
         )
+
+    def _edit_pictures(self, plan: EditPlan, probe: int, before: Judged, after: Judged) -> EditPicture:
+        """One probe before and after the edit, and the same of the person, copied beside the results."""
+        variant = plan.variants[probe]
+        assert variant.face_path is not None
+        sources = {
+            "before": before.faces.pictures[probe][0],
+            "after": after.faces.pictures[probe][0],
+            "true_before": self.truths[probe],
+            "true_after": variant.face_path,
+        }
+        names = {}
+        (self.folder / CASES).mkdir(exist_ok=True)
+        for role, path in sources.items():
+            names[role] = f"{CASES}/{plan.name}_{before.faces.info.name}_{probe}_{role}.png"
+            write_png(self.folder / names[role], read_grey(path, self.bench.size))
+        return EditPicture(probe=probe, caption=f"told: {describe(variant.biometrics)}", **names)
 
     def _look(self, path: Path) -> Vector | None:
         eye = next((eye for eye in self.bench.eyes if eye.name == "dlib"), None)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from cldm.sampling import SamplingConfig
 from data.shards import picture_sha256
+from ldm.checkpoint import sha256
 from ldm.config import parse_command_line
 from ldm.device import choose_device, choose_precision
+from muti_control.evaluation.backbone import Backbone
 from muti_control.evaluation.config import EvaluateConfig
 from muti_control.evaluation.controls import Donors, shuffled_donors
 from muti_control.evaluation.elsewhere import find_faces
 from muti_control.evaluation.inputs import InputError, Inputs, read_inputs
+from muti_control.evaluation.onnx_recogniser import onnx_judge
 from muti_control.evaluation.recognisers import Judge, judges_of
 from muti_control.evaluation.registry import METHODS, OF_THE_MODEL, MethodInfo
 from muti_control.evaluation.results import HashedFile, NotRun
@@ -51,6 +54,7 @@ class Plan:
     sampling: Mapping[str, SamplingConfig]
     elsewhere: Sequence[tuple[Path, ...]]
     judges: Sequence[Judge]
+    backbone: Backbone | None
     donors: Donors
     team: Team
     device: torch.device
@@ -74,6 +78,7 @@ class Plan:
         read = [HashedFile(str(w.path), w.sha256) for w in self.weights.values()]
         if self.cfg.mapping is not None:
             read.append(HashedFile(self.cfg.mapping, picture_sha256(Path(self.cfg.mapping))))
+        read += [HashedFile(path, sha256(path)) for path in (self.cfg.onnx, self.cfg.kid) if path is not None]
         return read
 
 
@@ -96,6 +101,8 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Plan:
     device = team.device(device)
     dtype = choose_precision(cfg.precision, device)
     judges = judges_of(cfg)
+    if cfg.onnx is not None:
+        judges.append(onnx_judge(Path(cfg.onnx), cfg.rectangle))
     inputs = read_inputs(cfg)
     elsewhere: list[tuple[Path, ...]] = []
     if cfg.faces is not None:
@@ -119,6 +126,7 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Plan:
         sampling=sampling,
         elsewhere=elsewhere,
         judges=judges,
+        backbone=None if cfg.kid is None else Backbone(Path(cfg.kid)),
         donors=shuffled_donors(inputs.probes, inputs.gallery, inputs.train, cfg.seed),
         team=team,
         device=device,
@@ -175,7 +183,10 @@ def _methods(cfg: EvaluateConfig, inputs: Inputs) -> tuple[list[MethodInfo], lis
         not_run.append(
             NotRun("plain", "plain ControlNet", "no weights of it were given: models={plain: FILE} adds it")
         )
-    return [replace(info) for info in running], not_run
+    if cfg.kid is None:
+        reason = "no weights of its network were given (kid=FILE: torchvision's Inception v3 or ResNet-50)"
+        not_run.append(NotRun("kid", "KID", reason))
+    return running, not_run
 
 
 def _obstacle(name: str, cfg: EvaluateConfig, inputs: Inputs) -> str | None:

@@ -71,6 +71,12 @@ class Sightings:
             ) from error
         return np.frombuffer(stored, np.float32) if stored else None
 
+    def found(self, eye: Eye, picture: Pictures) -> Vector:
+        """The same of an eye that sees something in every picture."""
+        vector = self.look(eye, picture)
+        assert vector is not None, eye.name
+        return vector
+
     def look_at_all(self, eyes: Sequence[Eye], picture: Pictures) -> dict[str, Vector | None]:
         """What each eye sees, by its name."""
         return {eye.name: self.look(eye, picture) for eye in eyes}
