@@ -91,6 +91,16 @@ def test_bootstrap_of_means_is_that_of_drawing_probes():
     np.testing.assert_allclose(means[:, 1], bootstrap_means(values[:, 1], num=4000))  # the same draws
 
 
+def test_many_probes_are_drawn_in_blocks(monkeypatch):
+    values = rng(23).exponential(size=400)
+    whole = bootstrap_means(values, num=1000)
+    monkeypatch.setattr(statistics, "_MAX_COUNTS", 400 * 7)
+    blocks = bootstrap_means(values, num=1000)
+    assert blocks.shape == whole.shape and len(np.unique(blocks)) > 990  # no block repeats another
+    assert blocks.std() == pytest.approx(whole.std(), rel=0.1)
+    np.testing.assert_array_equal(blocks, bootstrap_means(values, num=1000))
+
+
 @pytest.mark.parametrize("wrong", [[], [1.0, np.nan], np.zeros((2, 2, 2))])
 def test_bootstrap_refuses_what_has_no_mean(wrong):
     with pytest.raises(ValueError, match=r"not finite|at least one probe"):

@@ -7,6 +7,7 @@ so it says what other probes would have given against the same gallery.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from math import lgamma
 
@@ -20,6 +21,7 @@ Bools = NDArray[np.bool_]
 NUM_DRAWS = 2000
 CONFIDENCE = 0.95
 _NO_CHANGE = 1e-9
+_MAX_COUNTS = 20_000_000  # entries of a table of draws that is held at once
 
 
 # ---------------------------------------------------------------- ranks
@@ -125,14 +127,28 @@ def _sorted_hits(distances: Floats, relevant: Bools) -> Bools:
 
 
 # ---------------------------------------------------------------- intervals
-@lru_cache(maxsize=64)
-def _draw_counts(num_probes: int, num_draws: int, seed: int) -> Floats:
-    """How often each probe comes up in each draw with replacement, (num_draws, P); the same for the same arguments.
+def _draw_counts(num_probes: int, num_draws: int, seed: int) -> Iterator[Floats]:
+    """How often each probe comes up in each draw with replacement: (num_draws, P) in blocks of draws.
 
-    Methods measured on the same probes thus share their draws.
+    The same for the same arguments, so methods measured on the same probes share their draws. Small tables are kept.
     """
-    rng = np.random.default_rng([seed, num_probes])
-    drawn = rng.multinomial(num_probes, np.full(num_probes, 1 / num_probes), size=num_draws)
+    rows = max(1, min(num_draws, _MAX_COUNTS // num_probes))
+    if rows == num_draws:
+        yield _kept_counts(num_probes, num_draws, seed)
+        return
+    for block, start in enumerate(range(0, num_draws, rows)):
+        yield _new_counts(num_probes, min(rows, num_draws - start), (seed, num_probes, block))
+
+
+@lru_cache(maxsize=24)
+def _kept_counts(num_probes: int, num_draws: int, seed: int) -> Floats:
+    return _new_counts(num_probes, num_draws, (seed, num_probes))
+
+
+def _new_counts(num_probes: int, num_draws: int, seed: tuple[int, ...]) -> Floats:
+    drawn = np.random.default_rng(seed).multinomial(
+        num_probes, np.full(num_probes, 1 / num_probes), size=num_draws
+    )
     counts: Floats = drawn.astype(np.float32)
     counts.setflags(write=False)
     return counts
@@ -158,17 +174,22 @@ def bootstrap_means(
         raise ValueError(f"values of shape {table.shape}: expected (P,) or (P, M) with at least one probe")
     if not np.isfinite(table).all():
         raise ValueError("values hold some that are not finite: leave out what was not measured")
-    counts = _draw_counts(len(table), num, seed)
-    if weights is None:
-        return counts @ table / len(table)
-    w = np.asarray(weights, dtype=np.float64)
-    if w.shape != table.shape[:1] or (w < 0).any() or not w.sum() > 0:
+    w = None if weights is None else np.asarray(weights, dtype=np.float64)
+    if w is not None and (w.shape != table.shape[:1] or (w < 0).any() or not w.sum() > 0):
         raise ValueError(
             f"weights of shape {w.shape}: expected {table.shape[:1]}, none negative, not all zero"
         )
-    totals = np.maximum(counts @ w, 1e-12 * w.sum())
-    weighted = table * (w if table.ndim == 1 else w[:, None])
-    return counts @ weighted / (totals if table.ndim == 1 else totals[:, None])
+    means = [_means(counts, table, w) for counts in _draw_counts(len(table), num, seed)]
+    return np.concatenate(means)
+
+
+def _means(counts: Floats, table: Floats, weights: Floats | None) -> Floats:
+    if weights is None:
+        return np.asarray(counts @ table / len(table))
+    totals = np.maximum(counts @ weights, 1e-12 * weights.sum())
+    if table.ndim == 1:
+        return np.asarray(counts @ (table * weights) / totals)
+    return np.asarray(counts @ (table * weights[:, None]) / totals[:, None])
 
 
 def interval(means: Floats, confidence: float = CONFIDENCE) -> tuple[Floats, Floats]:
