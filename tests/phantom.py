@@ -1,4 +1,9 @@
-"""A synthetic head CT, made of the shipped head template, and the files it may come in."""
+"""A synthetic head CT, and the files it may come in.
+
+Its head stands still while the cohort's change: ``fixtures/phantom.npz`` holds which voxels are skin or what lies under it,
+and which are bone. They were drawn once, by this file at commit 9da3c14, from subject 1 of cohort seed 3 at format 7, whose
+skull is the procedural one; a shell of bone behind and ear canals level with the lower rims of its orbits were added.
+"""
 
 from __future__ import annotations
 
@@ -13,56 +18,24 @@ import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from data.cohort.anatomy import build_head
-from data.cohort.subject import draw_subject
-from data.cohort.template import HeadTemplate
-from data.render import vertex_normals
-
+PATH = Path(__file__).resolve().parent / "fixtures" / "phantom.npz"
 STEP = 2.5
 LOW, HIGH = np.array([-105.0, -135.0, -130.0]), np.array([105.0, 125.0, 125.0])
 AIR, SOFT, BONE = -1000, 40, 900
 TO_LPS = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # from x left, y up, z forward
-MEATUS, CANAL_RADIUS = (-23.0, -4.0), 4.5  # y, z: the porion, its top, is level with this head's orbitale
 SECRET = "Dr^Musterfrau^Erika"  # stands in headers and names wherever a patient's name could
 
 
 @lru_cache(maxsize=1)
 def head_volume() -> np.ndarray:
     """(X, Y, Z) int16 HU in the cohort's frame, LOW the middle of the first voxel, STEP mm apart."""
-    template = HeadTemplate.load()
-    head = build_head(template, draw_subject(3, 1))
-    shape = tuple(np.ceil((HIGH - LOW) / STEP).astype(int))
-
-    def marked(points: np.ndarray) -> np.ndarray:
-        index = np.rint((points - LOW) / STEP).astype(int)
-        inside = ((index >= 0) & (index < shape)).all(1)
-        mask = np.zeros(shape, bool)
-        mask[tuple(index[inside].T)] = True
-        return mask
-
-    corners = head.face[template._refinement[1]]  # every quad, the back of the head's as well
-    shares = [(u, v) for u in np.linspace(0, 1, 5) for v in np.linspace(0, 1, 5)]
-    skin = np.zeros(shape, bool)
-    for u, v in shares:
-        weights = ((1 - u) * (1 - v), u * (1 - v), u * v, (1 - u) * v)
-        skin |= marked(sum(w * corners[:, n] for n, w in enumerate(weights)))
-    solid = np.pad(skin, ((0, 0), (1, 0), (0, 0)))
-    solid[:, 0] = ndimage.binary_fill_holes(solid[:, 1])  # the field's lower border closes the neck
-    skin = ndimage.binary_fill_holes(solid)[:, 1:]
-    skin = ndimage.binary_opening(skin, iterations=1)
-    normals = vertex_normals(head.skull, head.skull_triangles)
-    normals *= np.sign((normals * (head.skull - head.skull.mean(0))).sum())  # outwards, however it is wound
-    bone = np.zeros(shape, bool)
-    for inward in (0.5, 2.0, 3.5):
-        bone |= marked(head.skull - inward * normals)
-    depth = ndimage.distance_transform_edt(skin, sampling=STEP)
-    x, y, z = np.meshgrid(*[LOW[k] + STEP * np.arange(shape[k]) for k in range(3)], indexing="ij")
-    bone |= (depth > 7) & (depth < 14) & (z < -5) & (y > -25)  # the template skull has no back
-    for side in (-1, 1):  # nor has it temporal bones, where the ear canals are
-        bone |= (x - side * 44) ** 2 + (y - MEATUS[0]) ** 2 + (z - MEATUS[1]) ** 2 < 20**2
-    canal = (np.hypot(y - MEATUS[0], z - MEATUS[1]) < CANAL_RADIUS) & (np.abs(x) > 35)
-    bone &= ~canal
-    hu = np.where(bone & skin, BONE, np.where(skin, SOFT, AIR)).astype(np.float32)
+    with np.load(PATH, allow_pickle=False) as stored:
+        shape = tuple(stored["shape"].tolist())
+        skin, bone = (
+            np.unpackbits(stored[name], count=int(np.prod(shape))).reshape(shape) > 0
+            for name in ("skin", "bone")
+        )
+    hu = np.where(bone, BONE, np.where(skin, SOFT, AIR)).astype(np.float32)
     smooth = ndimage.gaussian_filter(hu, 0.5)
     return np.rint(smooth).astype(np.int16)
 

@@ -17,15 +17,19 @@ import pytest
 from PIL import Image
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
 
+from data.cohort.anatomy import build_head
+from data.cohort.subject import draw_subject
+from data.cohort.template import HeadTemplate
 from data.ct.__main__ import main
 from data.ct.case import Case, make_case
 from data.ct.config import CtConfig, parse_config
 from data.ct.people import PeopleError, read_people, read_salt, study_code
-from data.ct.pose import POINT_NAMES, manual_rotation, turn
+from data.ct.pose import POINT_NAMES, find_pose, manual_rotation, turn
 from data.ct.read import read_scan
-from data.ct.reference import measure, reference
+from data.ct.reference import made_from, measure, reference
 from data.ct.scan import ScanError
 from data.ct.stack import Slice, stack
+from data.ct.surfaces import Mesh
 from data.ct.volume import FROM_LPS, find_head, resample
 from data.manifest import read_manifest
 from data.paired import PairedDataset
@@ -266,13 +270,26 @@ def test_a_given_pose_is_obeyed(tmp_path):
     assert case.facts["pose"]["yaw_pitch_roll_deg"] == pytest.approx([0, 8, 0], abs=1e-6)
 
 
-def test_the_reference_belongs_to_the_template_that_ships():
-    """After a change of the template: python -m data.ct.reference."""
-    stored, now = reference(), measure(range(4))
-    few = 3 * stored.spread / 2 + 1.0
+def test_the_reference_belongs_to_the_templates_that_ship():
+    stored = reference()
+    assert stored.made_from == made_from(), "a template changed since: python -m data.ct.reference"
+    now = measure(range(4))
     assert np.abs(now.orbits[:2] - stored.orbits[:2]).max() < 4
-    assert abs(now.orbits[0, 0] - stored.orbits[0, 0]) < few[0]
-    assert abs(now.chin_y - stored.chin_y) < few[1]
+    assert abs(now.orbits[0, 0] - stored.orbits[0, 0]) < 3 * stored.spread[0] / 2 + 1
+    assert abs(now.chin_y - stored.chin_y) < 3 * stored.spread[1] / 2 + 1
+    assert np.abs(stored.points[:, 0].mean()) < 1  # as much left as right
+
+
+def test_the_cohorts_own_skulls_are_left_as_they_stand():
+    """They have neither backs nor ear canals: here the fit of the mean skull is alone, and must not nod them all one way."""
+    nods = []
+    for index in range(3):
+        head = build_head(HeadTemplate.load(), draw_subject(5, index))
+        yaw, pitch, roll = find_pose(Mesh(head.skull.astype(np.float32), head.skull_triangles)).angles()
+        assert max(abs(yaw), abs(roll)) < 3
+        nods.append(pitch)
+    assert np.abs(nods).max() < 6
+    assert abs(np.mean(nods)) < 2.5
 
 
 # ---------------------------------------------------------------- the command

@@ -1,5 +1,5 @@
-"""Turns a skull into the cohort's frame: fits the cohort's ordinary skull to it, then mends left and right by its own
-symmetry, and height by its own orbits. Lengths are never changed.
+"""Turns a skull into the cohort's frame: fits the cohort's mean skull to it, then mends left and right by its own
+symmetry, the nod by its own Frankfurt plane, and height by its own orbits. Lengths are never changed.
 
 Nothing is assumed of how the patient lay: the fit starts from many directions.
 """
@@ -32,7 +32,10 @@ SCALES = (0.8, 1.25)  # of the reference, along each axis, to fit a head; beyond
 WORST_FIT_MM = 5.0
 MIRRORED_SHARE = 0.75  # of the skull's points: a defect has no mirror image
 SCALE_PRIOR = 30.0  # mm2 a point: how strongly a scale is held at 1
-LARGEST_MEND_DEG = 5.0  # between the fit and the Frankfurt plane; beyond, the pits are no ear canals
+LARGEST_MEND_DEG = 10.0  # between the fit and the Frankfurt plane; beyond, the pits are no ear canals
+STEADY_DEG = (
+    2.0  # by which the Frankfurt plane may still lean once it was levelled: else another pit was found
+)
 POINT_NAMES = ("orbitale_left", "orbitale_right", "porion_left", "porion_right")
 
 
@@ -117,10 +120,11 @@ def find_pose(bone: Mesh, wanted: str = "auto") -> Pose:
     tilt = float("nan") if porions is None else frankfurt_tilt(orbits, porions)
     if method == "fit" and abs(tilt) <= LARGEST_MEND_DEG:
         nod = turn(0.0, tilt, 0.0)
-        rotation, shift = nod @ rotation, nod @ shift
-        looker = Looker(bone.moved(rotation, shift - rotation @ middle))
-        orbits = _place_orbits(looker, ref)
-        method = "frankfurt"
+        looker = Looker(bone.moved(nod @ rotation, nod @ shift - nod @ rotation @ middle))
+        nodded = _place_orbits(looker, ref)
+        porions = find_porions(looker, nodded)
+        if porions is not None and abs(frankfurt_tilt(nodded, porions)) <= STEADY_DEG:
+            rotation, shift, orbits, method = nod @ rotation, nod @ shift, nodded, "frankfurt"
     move = np.zeros(3)
     if method in ("angles", "points"):
         move[0] = -(orbits.left[0] + orbits.right[0]) / 2

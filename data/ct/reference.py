@@ -1,12 +1,15 @@
-"""The cohort's mean position of orbits and chin, and its most ordinary skull: what a scan's pose is measured against.
+"""The cohort's mean position of orbits and chin, and its mean skull: what a scan's pose is measured against.
 
-Made by ``python -m data.ct.reference`` from the head template, kept in ``reference.npz``; to be made again when the
-template changes (a test compares).
+Made by ``python -m data.ct.reference`` from the head and skull templates, kept in ``reference.npz``; to be made again
+when a template or the cohort's format changes (a test compares ``made_from``).
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,8 +35,9 @@ class Reference:
     Attributes:
         orbits: (4, 3) mean of ``Orbits.points()``.  chin_y: mean height of the menton.
         mouth_y: mean height of the closed mouth's middle, on the face.
-        points, normals: (N, 3) on the outside of the most ordinary skull of the cohort.
+        points, normals: (N, 3) on the outside of the cohort's mean skull, as many left as right.
         spread: (2,) standard deviation over subjects of half the distance of the orbits, and of the menton's height.
+        made_from: ``made_from()`` when it was made.
     """
 
     orbits: np.ndarray
@@ -42,6 +46,7 @@ class Reference:
     points: np.ndarray
     normals: np.ndarray
     spread: np.ndarray
+    made_from: str
 
     @property
     def orbit_height(self) -> float:
@@ -66,37 +71,53 @@ def reference() -> Reference:
             points=stored["points"] * QUANTUM_MM,
             normals=stored["normals"] / 127,
             spread=stored["spread"],
+            made_from=str(stored["made_from"]),
         )
 
 
+def made_from() -> str:
+    """A digest of what the reference depends on: the templates and the cohort's format."""
+    from data.cohort.config import FORMAT_VERSION
+    from data.cohort.skulls import SKULL_FILES, TEMPLATES
+
+    digest = hashlib.sha256(f"cohort format {FORMAT_VERSION}".encode())
+    for name in ("head.npz", *sorted(SKULL_FILES.values())):
+        path = TEMPLATES / name
+        digest.update(f"{name}:".encode())
+        digest.update(path.read_bytes() if path.is_file() else b"absent")
+    return digest.hexdigest()[:16]
+
+
 def measure(indices: range = range(SUBJECTS), seed: int = SEED) -> Reference:
-    """From the head template: the means over subjects of a cohort, and the skull of the one nearest to them."""
+    """From the templates: the means over subjects of a cohort, and the mean of their commonest kind of skull.
+
+    Any one skull would do worse: its own shape would turn up as a nod of every scan that is fitted to it.
+    """
     from data.cohort.anatomy import build_head
+    from data.cohort.skulls import SPINE
     from data.cohort.subject import draw_subject
     from data.cohort.template import HeadTemplate
 
     template = HeadTemplate.load()
-    orbits, chins, mouths, meshes = [], [], [], []
-    for index in indices:
-        head = build_head(template, draw_subject(seed, index))
+    subjects = [draw_subject(seed, index) for index in indices]
+    kind = Counter(subject.skull.kind for subject in subjects).most_common(1)[0][0]
+    orbits, chins, mouths, skulls = [], [], [], []
+    for subject in subjects:
+        head = build_head(template, subject)
         mesh = Mesh(head.skull.astype(np.float32), head.skull_triangles.astype(np.int32))
         found = find_orbits(Looker(mesh))
         if found is None:
             raise ValueError(
-                f"subject {index}: no orbits on its skull; find_orbits no longer fits the template"
+                f"subject {subject.name}: no orbits on its skull; find_orbits no longer fits the template"
             )
         orbits.append(found.points())
         chins.append(head.chin_y)
         mouths.append(float(head.landmarks[84:104, 1].mean()))
-        meshes.append(mesh)
-    measures = np.column_stack([np.reshape(orbits, (len(chins), -1)), chins])
-    ordinary = int(np.argmin(np.abs(measures - measures.mean(0)).sum(1)))
-    points, normals = Looker(meshes[ordinary]).outer_points(VIEWS, VIEW_STEP_MM)
-    # The smooth vault says little of the pose: every other point is one of the face.
-    face = (points[:, 1] < FACE_BELOW_MM) & (points[:, 2] > FACE_BEFORE_MM)
-    rng = np.random.default_rng(0)
-    parts = [rng.permutation(np.flatnonzero(chosen))[: NUM_POINTS // 2] for chosen in (face, ~face)]
-    chosen = np.stack(parts, 1).ravel()
+        if subject.skull.kind == kind:
+            skulls.append(head.skull * [-1, 1, 1] if subject.skull.mirrored else head.skull)
+    shape = template.skull(kind)
+    bone = shape.triangles[(shape.part[shape.triangles] != SPINE).all(1)]
+    points, normals = _outside(Mesh(np.mean(skulls, 0).astype(np.float32), bone.astype(np.int32)))
     mean = np.mean(orbits, 0)
     widths = [(o[0, 0] - o[1, 0]) / 2 for o in orbits]
     symmetric = (mean + mean[[1, 0, 3, 2]] * [-1, 1, 1]) / 2
@@ -104,23 +125,41 @@ def measure(indices: range = range(SUBJECTS), seed: int = SEED) -> Reference:
         orbits=symmetric,
         chin_y=float(np.mean(chins)),
         mouth_y=float(np.mean(mouths)),
-        points=points[chosen],
-        normals=normals[chosen],
+        points=points,
+        normals=normals,
         spread=np.array([np.std(widths), np.std(chins)]),
+        made_from=made_from(),
     )
+
+
+def _outside(mean: Mesh) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 3) points and normals of a skull and its mirror image by turns, every other pair from the face."""
+    points, normals = Looker(mean).outer_points(VIEWS, VIEW_STEP_MM)
+    # The smooth vault says little of the pose: every other point is one of the face.
+    face = (points[:, 1] < FACE_BELOW_MM) & (points[:, 2] > FACE_BEFORE_MM)
+    rng = np.random.default_rng(0)
+    parts = [rng.permutation(np.flatnonzero(chosen))[: NUM_POINTS // 2] for chosen in (face, ~face)]
+    chosen = np.stack(parts, 1).ravel()
+    points, normals = points[chosen], normals[chosen]
+    mirrored = np.arange(len(points)) // 2 % 2 == 1
+    flip = np.where(mirrored[:, None], [-1.0, 1, 1], 1.0)
+    return points * flip, normals * flip
 
 
 def main() -> int:
     made = measure()
+    temporary = PATH.with_name(f".{PATH.name}")
     np.savez_compressed(
-        PATH,
+        temporary,
         orbits=made.orbits.round(3),
         chin_y=round(made.chin_y, 3),
         mouth_y=round(made.mouth_y, 3),
         points=np.rint(made.points / QUANTUM_MM).astype(np.int16),
         normals=np.rint(made.normals * 127).astype(np.int8),
         spread=made.spread.round(3),
+        made_from=made.made_from,
     )
+    os.replace(temporary, PATH)
     print(
         f"{PATH.name}: orbits {made.orbits.round(1).tolist()}, chin {made.chin_y:.1f}, mouth {made.mouth_y:.1f} mm"
     )
