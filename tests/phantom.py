@@ -1,7 +1,7 @@
 """A synthetic head CT, and the files it may come in.
 
-Its head stands still while the cohort's change: ``fixtures/phantom.npz`` holds which voxels are skin or what lies under it,
-and which are bone. They were drawn once, by this file at commit 9da3c14, from subject 1 of cohort seed 3 at format 7, whose
+Its head stands still while the cohort's change: ``fixtures/phantom.npz`` holds which voxels lie within the skin and
+which are bone. They were drawn once, by this file at commit 9da3c14, from subject 1 of cohort seed 3 at format 7, whose
 skull is the procedural one; a shell of bone behind and ear canals level with the lower rims of its orbits were added.
 """
 

@@ -281,7 +281,7 @@ def test_the_reference_belongs_to_the_templates_that_ship():
 
 
 def test_the_cohorts_own_skulls_are_left_as_they_stand():
-    """They have neither backs nor ear canals: here the fit of the mean skull is alone, and must not nod them all one way."""
+    """They have neither backs nor ear canals: the fit of the mean skull is alone, and must not nod them all one way."""
     nods = []
     for index in range(3):
         head = build_head(HeadTemplate.load(), draw_subject(5, index))
