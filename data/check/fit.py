@@ -14,9 +14,13 @@ from data.check.statistics import in_blocks, limit, principal_axes, where
 _SKULL_AXES, _FACE_AXES = 100, 60
 _FOLDS = 5
 _UNLIKELY = -25.0  # log-likelihood ratio below which a face speaks against its skull
-_UNEVEN = -30.0  # the same of its left-right differences alone
+_UNEVEN = -25.0  # the same of its left-right differences alone
+_TURNED_GAIN = 6.0  # by which the mirrored skull must then fit the whole face better, too
 _TAILS = 5.5  # times the way from the median to the 5 % quantile that is still usual
 _GAIN = 20.0  # log-likelihood ratio by which another skull, or the mirrored one, must fit the face better than its own
+_BETTER = 0.01  # share of all skulls that must fit a face better than its own
+_FEW = 30  # and their number
+_UNSURE = 300  # pairs from which the model is learned half as surely
 _USUAL, _USUAL_UNEVEN = 3.0, 6.0  # median ratio below which nothing can be told
 Pair = tuple[Case, PictureFacts, PictureFacts, PairFacts]
 
@@ -58,11 +62,11 @@ class Fit:
         misfit = _square(self.faces - predicted, self.precision)
         return (_square(self.faces, self.prior) - misfit + self.constant) / 2
 
-    def best(self, k: int) -> tuple[int, float]:
-        """The skull that fits face ``k`` best, and its log-likelihood ratio to the face's own."""
+    def best(self, k: int) -> tuple[int, float, float]:
+        """The skull that fits face ``k`` best, its log-likelihood ratio to the own one, the share of better ones."""
         misfit = _square(self.faces[k] - self.predicted, self.precision)
         best = int(misfit.argmin())
-        return best, float(misfit[k] - misfit[best]) / 2
+        return best, float(misfit[k] - misfit[best]) / 2, float((misfit < misfit[k]).mean())
 
     def doubtful(self, pairs: Sequence[Pair], tolerance: float) -> dict[int, tuple[str, str]]:
         """Index -> check and what was seen: pairs that do not fit, and those that fit once the skull is mirrored."""
@@ -73,15 +77,19 @@ class Fit:
         tail = usual - float(np.quantile(evidence, 0.05))  # wide where heads are turned, which is not linear
         bound = min(_UNLIKELY * tolerance, usual - allowed, usual - _TAILS * tolerance * tail)
         uneven = mirrored_evidence(pairs)
-        turned = (uneven > -_UNEVEN * tolerance) & (if_mirrored > evidence)
-        turned |= (evidence < bound) & (if_mirrored > np.maximum(bound, evidence + _GAIN))
+        caution = tolerance * (1 + _UNSURE / len(pairs))
+        gains = if_mirrored - evidence
+        turned = (uneven > -_UNEVEN * caution) & (gains > _TURNED_GAIN * caution)
+        turned |= (evidence < bound) & (gains > _GAIN * caution) & (if_mirrored > 0)
         found = {}
         for k in where(turned):
-            gain = max(if_mirrored[k] - evidence[k], uneven[k])
+            gain = max(gains[k], uneven[k])
             found[k] = "mirrored", f"the mirrored skull fits far better (log-likelihood ratio {gain:.0f})"
+        most = max(_BETTER, _FEW / len(pairs))
         for k in where((evidence < bound) & ~turned):
-            other, gain = self.best(k)
-            if gain > _GAIN:  # else it is an unusual head, and still its own skull fits it best
+            other, gain, better = self.best(k)
+            # An unusual head's own skull is still among the best; after an exchange the best one's face is as doubtful.
+            if gain > _GAIN and (better > most or evidence[other] < bound):
                 seen = f"the skull of {pairs[other][0].subject} fits this face far better than its own does"
                 found[k] = "mismatch", f"{seen} (log-likelihood ratio {gain:.0f})"
         return found
