@@ -49,6 +49,23 @@ def read_landmarks(path: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     return points, visible
 
 
+def read_confidence(path: Path, num: int) -> NDArray[np.float32]:
+    """How sure each of the ``num`` points of a file is, (num,) in [0, 1]; 1 where the file does not say.
+
+    Raises:
+        LandmarksError: it says something else.
+    """
+    try:
+        value = json.loads(read_bytes(path))
+        said = value.get("confidence") if isinstance(value, dict) else None
+        confidence = np.ones(num, np.float32) if said is None else np.array(said, np.float32)
+    except (OSError, ShardError, ValueError, TypeError, RecursionError) as error:
+        raise LandmarksError(f"{path}: 'confidence' cannot be read ({type(error).__name__})") from error
+    if confidence.shape != (num,) or not ((confidence >= 0) & (confidence <= 1)).all():
+        raise LandmarksError(f"{path}: 'confidence', expected {num} numbers from 0 to 1")
+    return confidence
+
+
 def landmark_fractions(record: Record) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """A record's points as fractions of the square that ``data.images.read_image`` makes of its face picture.
 
@@ -64,10 +81,29 @@ def landmark_fractions(record: Record) -> tuple[NDArray[np.float32], NDArray[np.
             "python -m data.cohort makes such pairs"
         )
     points, visible = read_landmarks(record.landmarks_path)
+    return fractions_of(points, picture_size(record.face_path)), visible
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height of a picture file in px.
+
+    Raises:
+        LandmarksError: it cannot be read as a picture.
+    """
     try:
-        with Image.open(io.BytesIO(read_bytes(record.face_path))) as picture:
-            size = np.array(picture.size, np.float32)
+        with Image.open(io.BytesIO(read_bytes(path))) as picture:
+            return picture.size
     except (OSError, ShardError, UnidentifiedImageError) as error:
-        raise LandmarksError(f"{record.face_path}: cannot be read as a picture ({error})") from error
-    longer = size.max()
-    return (points + 0.5 + (longer - size) / 2) / longer, visible
+        raise LandmarksError(f"{path}: cannot be read as a picture ({error})") from error
+
+
+def fractions_of(points: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Points (N, 2) in px of a picture of ``size`` (width, height) -> fractions of the square it is laid into."""
+    longer, own = max(size), np.array(size, np.float32)
+    return ((points + 0.5 + (longer - own) / 2) / longer).astype(np.float32)
+
+
+def pixels_of(fractions: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.float32]:
+    """What :func:`fractions_of` undoes."""
+    longer, own = max(size), np.array(size, np.float32)
+    return (fractions * longer - (longer - own) / 2 - 0.5).astype(np.float32)

@@ -11,6 +11,7 @@ from cldm.controlled import ControlledLatentDiffusion
 from cldm.record import RECORD
 from cldm.sampling import SamplingConfig
 from data.cases import Case
+from muti_control.case_landmarks import CaseLandmarks, landmarks_name, picture_name
 from muti_control.processes import Team
 
 ROWS_PER_SHEET = 12
@@ -49,7 +50,8 @@ class Job:
     max_sheets: contact sheets at most, of twelve cases each.
     hashes: sha256 of every skull and true face, by its path.
     weights: file name, sha256 and step. environment: of ``cldm.record``. config: the resolved settings as YAML.
-    manifest: its path and sha256, where the skulls come from one. team: the processes that share the work;
+    manifest: its path and sha256, where the skulls come from one. landmarks: where the faces' landmarks come from.
+    remarks: what the user should know of the settings. team: the processes that share the work;
     notes, hashes, weights and folder are known to the first of them, until ``reconstruct_cases`` tells the others.
     """
 
@@ -66,6 +68,8 @@ class Job:
     environment: Mapping[str, Any]
     config: str
     manifest: Mapping[str, str] | None = None
+    landmarks: CaseLandmarks | None = None
+    remarks: Sequence[str] = ()
     team: Team = field(default_factory=Team)
 
     @property
@@ -103,7 +107,15 @@ class Job:
     @property
     def files(self) -> list[str]:
         """Names of all files the run writes."""
-        return [*self.sheet_names, *(face_name(case, k) for case, k, _ in self.draws), RECORD]
+        faces = [face_name(case, k) for case, k, _ in self.draws]
+        return [*self.sheet_names, *faces, *self.landmark_files, RECORD]
+
+    @property
+    def landmark_files(self) -> list[str]:
+        """Names of the landmarks' files, two for each case."""
+        if self.landmarks is None:
+            return []
+        return [name(case) for case in self.cases for name in (landmarks_name, picture_name)]
 
     def introduction(self) -> list[str]:
         """What the user should know before the run starts, a line each."""
@@ -123,6 +135,7 @@ class Job:
                 f"note: {len(self.missing)} batch{'es' * (len(self.missing) != 1)} for {self.team.size} processes: "
                 f"some will be idle; batch_size={smaller} employs all"
             )
+        lines += [f"note: {remark}" for remark in self.remarks]
         lines += [f"note: {path}: {note}" for path, note in list(self.notes.items())[:_SHOWN]]
         if len(self.notes) > _SHOWN:
             lines.append(f"note: ... and on {len(self.notes) - _SHOWN} more pictures; all are in {RECORD}")

@@ -19,6 +19,7 @@ from ldm.checkpoint import sha256
 from ldm.compiled import check_compiler, compile_blocks
 from ldm.config import parse_command_line, to_yaml
 from ldm.device import choose_device, choose_precision
+from muti_control.case_landmarks import Given, choose_landmarks
 from muti_control.job import Job, RunFolder
 from muti_control.processes import find_team
 from muti_control.resume import resumed
@@ -26,6 +27,7 @@ from muti_control.resume import resumed
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_SKULLS, DEMO_LIMIT = "data/split_data/test.json", 4
 DEMO_WEIGHTS = "models/demo/iccr_demo.safetensors"
+SKULL_LANDMARKS = "models/demo/pipnet_skull.safetensors"
 
 
 @dataclass
@@ -36,6 +38,9 @@ class SampleConfig:
     limit: at most that many skulls, spread evenly over the list.
     sex, age (years), ethnicity, body_mass (1 very thin ... 5 slightly fat): of the person; over a manifest's.
     num_samples: faces for each skull, with seeds seed, seed + 1, ...
+    landmarks: for weights with a landmark branch: auto (read off the skull), none, or a file of points in px of the
+    skull picture, or a folder of them, such as an earlier run wrote and you have edited. landmark_weights: the network
+    that reads them off skulls.
     weights: checkpoint. model: YAML of its architecture, where the file does not carry it.
     device: auto, cpu, cuda, cuda:1, mps. precision: auto (bf16 where the device
         computes in it, else fp32), fp32, bf16, fp16.
@@ -57,6 +62,8 @@ class SampleConfig:
     body_mass: Any = None
     num_samples: int = 1
     seed: int = 0
+    landmarks: str = "auto"
+    landmark_weights: str = SKULL_LANDMARKS
     weights: str = DEMO_WEIGHTS
     model: str | None = None
     device: str = "auto"
@@ -113,6 +120,7 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
     if cfg.compile:
         compile_blocks(model)
     cfg = _with_recommended(arguments, model, metadata)
+    landmarks, remark = choose_landmarks(cfg.landmarks, _shipped(cfg.landmark_weights), cases, model)
     job = Job(
         model=model,
         cases=cases,
@@ -129,6 +137,8 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
         environment=environment(device, dtype) | {"processes": team.size},
         config=to_yaml(cfg),
         manifest=_manifest(skull),
+        landmarks=landmarks,
+        remarks=[] if remark is None else [remark],
         team=team,
     )
     if not team.is_first:
@@ -137,6 +147,7 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
         job = replace(job, folder=resumed(job, earlier) if cfg.resume else RunFolder(folder, earlier.files))
     inputs = [skull, weights, *(Path(argument) for argument in arguments if "=" not in argument), *pictures]
     inputs += [Path(cfg.model)] if cfg.model is not None else []
+    inputs += landmarks.files.values() if isinstance(landmarks, Given) else []
     written = [folder / file for file in job.files if file not in job.folder.done]
     check_overwriting(job.folder.outdated, written, inputs)
     return job

@@ -22,6 +22,7 @@ from cldm.record import RECORD, write_json
 from cldm.sampling import SamplingConfig, reconstruct
 from data.images import read_image, write_png
 from data.sheet import NOTICE
+from muti_control.case_landmarks import CaseLandmarks, write_landmarks
 from muti_control.job import Draw, Job, face_name
 from muti_control.pipeline import WriteBehind, read_ahead
 from muti_control.run_record import TEXT_KEY, add_hashes, face_text, run_record, write_sheet
@@ -79,19 +80,22 @@ def draw_faces(
     skulls: Tensor,
     sampling: SamplingConfig,
     progress: Callable[[int, int], None] | None = None,
+    landmarks: CaseLandmarks | None = None,
 ) -> DrawnFaces:
     """Draw one batch of faces. Each depends on its own skull, prompt and seed, not on the batch.
 
     Args:
         draws: of ``Job.draws``. skulls: of :func:`read_skulls`.
-        progress: called as (steps done, steps in all).
+        progress: called as (steps done, steps in all). landmarks: where the faces' landmarks come from.
     """
+    cases = [case for case, _, _ in draws]
     faces = reconstruct(
         model,
         skulls.to(model.device, non_blocking=skulls.is_pinned()),
-        [case.prompt for case, _, _ in draws],
+        [case.prompt for case in cases],
         [seed for _, _, seed in draws],
         sampling,
+        landmarks=None if landmarks is None else landmarks.of(cases, skulls),
         progress=progress,
         on_device=True,
     )  # (B, 3, H, W) in [0, 1]
@@ -145,6 +149,12 @@ def finish_cases(job: Job, record: dict[str, Any]) -> None:
     with WriteBehind(WRITERS, limit=WRITERS) as writers:
         for page in range(len(job.sheet_names)):
             writers.put(write_sheet, job, page)
+        if job.landmarks is not None:
+            for case in job.cases:
+                face = job.folder.path / face_name(case, 0)
+                writers.put(
+                    write_landmarks, job.folder.path, case, job.landmarks, face, job.model.cfg.image_size
+                )
     add_hashes(record, job.folder.path)
     write_json(job.folder.path / RECORD, record | {"finished": True})
 
@@ -181,7 +191,7 @@ def _draw_share(job: Job, advance: Callable[[int], None] | None) -> None:
         for (first, batch), skulls in ready:
             drawn_together = len(batch)
             bar.set_description(f"face {first + 1} to {first + len(batch)} of {num}{of}")
-            faces = draw_faces(job.model, batch, skulls, job.sampling, step)
+            faces = draw_faces(job.model, batch, skulls, job.sampling, step, job.landmarks)
             for i, draw in enumerate(batch):
                 if face_name(*draw[:2]) not in done:
                     writers.put(_write_face, job, draw, faces, i)

@@ -34,6 +34,7 @@ def run_record(job: Job) -> dict[str, Any]:
             else {"path": str(case.face_path), "sha256": job.hashes[case.face_path]},
             "biometrics": None if case.biometrics is None else asdict(case.biometrics),
             "prompt": case.prompt,
+            "landmarks": None if job.landmarks is None else job.landmarks.describe(case),
             "faces": [
                 {"file": face_name(case, k), "seed": seed + case.seed_offset}
                 for k, seed in enumerate(job.seeds)
@@ -65,6 +66,7 @@ def face_text(job: Job, case: Case, seed: int) -> dict[str, Any]:
         "notice": NOTICE,
         "skull": {"file": case.skull_path.name, "sha256": job.hashes[case.skull_path]},
         "prompt": case.prompt,
+        **({} if job.landmarks is None else {"landmarks": job.landmarks.describe(case)}),
         "seed": seed,
         "sampling": asdict(job.sampling),
         "weights": dict(job.weights),

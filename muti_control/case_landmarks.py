@@ -1,0 +1,174 @@
+"""Where the landmarks of a reconstruction come from: read off the skull, given by the user, or nowhere."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cldm.branches import Landmarks
+from cldm.controlled import ControlledLatentDiffusion
+from data.cases import Case
+from data.images import read_image, write_png
+from data.landmarks import fractions_of, picture_size, pixels_of, read_confidence, read_landmarks
+from ldm.checkpoint import sha256
+from muti_control.pipnet.drawing import draw_points
+from muti_control.pipnet.reader import LandmarkReader
+
+DRAWN_SIDE = 512  # px of each picture with points
+
+
+class CaseLandmarks(Protocol):
+    """A source of landmarks."""
+
+    def of(self, cases: Sequence[Case], skulls: Tensor) -> Landmarks:
+        """Landmarks of the faces of ``cases``, from their skulls (B, 3, H, W) in [0, 1]; on the CPU."""
+
+    def describe(self, case: Case) -> dict[str, str]:
+        """Where a case's come from, for its record."""
+
+
+@dataclass(frozen=True)
+class ReadOffSkull:
+    """Landmarks by a network that knows skulls and biometrics."""
+
+    reader: LandmarkReader
+    file: str
+    sha256: str
+
+    @torch.no_grad()
+    def of(self, cases: Sequence[Case], skulls: Tensor) -> Landmarks:
+        side, device = self.reader.net.cfg.image_size, self.reader.reverse.device
+        pictures = skulls.to(device)
+        if pictures.shape[-1] != side:
+            pictures = F.interpolate(pictures, (side, side), mode="bilinear", antialias=True)
+        num = self.reader.net.cfg.num_landmarks
+        points, confidence = torch.zeros(len(cases), num, 2), torch.zeros(len(cases), num)
+        knowing = [c.biometrics is not None and self.reader.takes_biometrics for c in cases]
+        for known in {*knowing}:
+            rows = [i for i, knows in enumerate(knowing) if knows == known]
+            people = [b for i in rows if (b := cases[i].biometrics) is not None] if known else None
+            found, sure = self.reader(pictures[rows], people)
+            points[rows], confidence[rows] = found.float().cpu(), sure.float().cpu()
+        return Landmarks(points, confidence, torch.ones(len(cases), dtype=torch.bool))
+
+    def describe(self, case: Case) -> dict[str, str]:
+        return {"source": "read off the skull", "file": self.file, "sha256": self.sha256}
+
+
+@dataclass(frozen=True)
+class Given:
+    """Landmarks from files, by the case's name: (N, 2) fractions and (N,) confidences."""
+
+    points: Mapping[str, NDArray[np.float32]]
+    confidences: Mapping[str, NDArray[np.float32]]
+    files: Mapping[str, Path]
+    hashes: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, cases: Sequence[Case], skulls: Tensor) -> Landmarks:
+        points, confidences = (
+            torch.from_numpy(np.stack([values[case.name] for case in cases]))
+            for values in (self.points, self.confidences)
+        )
+        return Landmarks(points, confidences, torch.ones(len(cases), dtype=torch.bool))
+
+    def describe(self, case: Case) -> dict[str, str]:
+        return {"source": "given", "file": self.files[case.name].name, "sha256": self.hashes[case.name]}
+
+
+def choose_landmarks(
+    choice: str, weights: Path, cases: Sequence[Case], model: ControlledLatentDiffusion
+) -> tuple[CaseLandmarks | None, str | None]:
+    """What ``landmarks=choice`` asks for.
+
+    Args:
+        choice: auto, none, a file (of one skull) or a folder of files. weights: of the network that reads skulls.
+
+    Returns:
+        The source, None for none; and what the user should know of it, None for nothing.
+
+    Raises:
+        ValueError: landmarks for a model without a branch, files that are missing or do not fit.
+    """
+    branch = model.cfg.control.landmarks
+    if choice == "none" or (choice == "auto" and branch is None):
+        return None, None
+    if branch is None:
+        raise ValueError(
+            f"landmarks={choice}: these weights have no landmark branch; add one and train it (python "
+            "tool_add_control.py IN OUT landmarks=106), or leave landmarks out"
+        )
+    if choice != "auto":
+        return _given(Path(choice), cases, branch.num_points), None
+    if not weights.is_file():
+        return None, f"no landmark network at {weights}: drawn without landmarks; landmark_weights=FILE gives one"
+    reader = LandmarkReader.load(weights, model.device)
+    if reader.role != "skull" or reader.net.cfg.num_landmarks != branch.num_points:
+        raise ValueError(
+            f"landmark_weights: {weights} reads {reader.net.cfg.num_landmarks} points off a {reader.role}, expected "
+            f"{branch.num_points} off a skull"
+        )
+    return ReadOffSkull(reader, weights.name, sha256(weights)), None
+
+
+def _given(path: Path, cases: Sequence[Case], num_points: int) -> Given:
+    """Landmarks of every case, checked."""
+    if path.is_file() and len(cases) > 1:
+        raise ValueError(
+            f"landmarks: {path} is one file for {len(cases)} skulls; give a folder with NAME_landmarks.json for each"
+        )
+    files = {case.name: path if path.is_file() else path / landmarks_name(case) for case in cases}
+    lacking = [file.name for file in files.values() if not file.is_file()]
+    if lacking:
+        raise ValueError(
+            f"landmarks: {path} lacks {len(lacking)} of {len(files)} files, the first {lacking[0]}; without landmarks="
+            "PATH sample.py writes such files, to be edited"
+        )
+    points, confidences = {}, {}
+    for case in cases:
+        found, _ = read_landmarks(files[case.name])
+        if len(found) != num_points:
+            raise ValueError(f"{files[case.name]}: {len(found)} points, expected this model's {num_points}")
+        points[case.name] = fractions_of(found, picture_size(case.skull_path))
+        confidences[case.name] = read_confidence(files[case.name], num_points)
+    return Given(points, confidences, files, {name: sha256(file) for name, file in files.items()})
+
+
+def landmarks_name(case: Case) -> str:
+    """File name of a case's landmarks."""
+    return f"{case.name}_landmarks.json"
+
+
+def picture_name(case: Case) -> str:
+    """File name of the picture that shows them."""
+    return f"{case.name}_landmarks.png"
+
+
+def write_landmarks(folder: Path, case: Case, source: CaseLandmarks, face: Path, size: int) -> None:
+    """Write a case's landmarks, in px of its skull picture, and a picture of them over the skull and its face."""
+    skull = torch.from_numpy(read_image(case.skull_path, size)[0]).permute(2, 0, 1)[None]
+    found = source.of([case], skull)
+    points = pixels_of(found.points[0].numpy(), picture_size(case.skull_path))
+    content: dict[str, Any] = {
+        "points": np.round(points, 2).tolist(),
+        "confidence": np.round(found.confidence[0].numpy(), 3).tolist(),
+        **source.describe(case),
+    }
+    target = folder / landmarks_name(case)
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    os.replace(temporary, target)
+    drawn = torch.from_numpy(read_image(face, size)[0]).permute(2, 0, 1)[None]
+    both = torch.cat([skull, drawn])
+    canvas = draw_points(both, found.points.expand(2, -1, -1), side=DRAWN_SIDE)  # (2, 3, side, side)
+    pixels = (torch.cat(list(canvas), dim=2).clamp(0, 1) * 255).round().to(torch.uint8)
+    write_png(folder / picture_name(case), pixels.permute(1, 2, 0).contiguous().numpy(), None)

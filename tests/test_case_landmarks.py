@@ -1,0 +1,131 @@
+"""sample.py with landmarks: read off the skull, edited and given back, refused where they do not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model_config
+from PIL import Image
+
+import sample
+from cldm.branches import BRANCHES
+from cldm.controlled import ControlledLatentDiffusion, model_metadata
+from cldm.sampling import SamplingConfig
+from ldm.checkpoint import write_state_dict
+from ldm.latent_diffusion import LandmarkConfig
+from muti_control.pipnet.network import PipNet, PipNetConfig
+from muti_control.pipnet.reader import LandmarkReader
+
+NUM = 6
+PERSON = ["sex=female", "age=40", "ethnicity=Asian", "body_mass=4"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """model.safetensors with a branch that matters, pipnet.safetensors, and two skulls: one square, one wide."""
+    root = tmp_path_factory.mktemp("landmarks")
+    torch.manual_seed(0)
+    cfg = tiny_model_config()
+    cfg.control.landmarks = LandmarkConfig(num_points=NUM, widths=[8])
+    model = ControlledLatentDiffusion(cfg)
+    for name, p in model.named_parameters():
+        if not p.any():
+            torch.nn.init.normal_(p, std=1.0 if name.startswith(BRANCHES) else 0.2)
+    sampling = json.dumps(vars(SamplingConfig(steps=2, control_scales=[1.0], guidance_scale=1.0, eta=0.0)))
+    write_state_dict(
+        root / "model.safetensors", model.state_dict(), model_metadata(cfg) | {"sampling": sampling}
+    )
+    net = PipNet(PipNetConfig(num_landmarks=NUM, num_neighbours=2, image_size=64, width=0.25, ethnicities=["Asian"]))
+    for p in net.parameters():
+        if not p.any():
+            torch.nn.init.normal_(p, std=0.1)
+    mean = np.random.default_rng(0).uniform(0.2, 0.8, (NUM, 2))
+    LandmarkReader(net.eval(), mean, role="skull").save(root / "pipnet.safetensors")
+    LandmarkReader(net.eval(), mean, role="face").save(root / "face_reader.safetensors")
+    rng = np.random.default_rng(1)
+    (root / "skulls").mkdir()
+    for name, shape in (("a", (64, 64)), ("b", (48, 80))):
+        Image.fromarray(rng.integers(0, 255, shape).astype(np.uint8)).save(root / "skulls" / f"{name}.png")
+    return root
+
+
+def run(folder: Path, out: Path, *more: str) -> int:
+    given = [f"weights={folder}/model.safetensors", f"out={out}", "precision=fp32", *PERSON, *more]
+    if not any(word.startswith("skull=") for word in more):
+        given.append(f"skull={folder}/skulls")
+    return sample.main(given)
+
+
+def face(out: Path, name: str) -> np.ndarray:
+    return np.asarray(Image.open(out / f"{name}_0.png")).astype(float)
+
+
+def test_points_are_read_edited_and_given_back(folder: Path, tmp_path: Path) -> None:
+    first, again, moved = tmp_path / "first", tmp_path / "again", tmp_path / "moved"
+    reader = f"landmark_weights={folder}/pipnet.safetensors"
+    assert run(folder, first, reader) == 0
+    marks = {name: json.loads((first / f"{name}_landmarks.json").read_text()) for name in "ab"}
+    assert np.array(marks["b"]["points"]).shape == (NUM, 2)
+    assert marks["a"]["source"] == "read off the skull" and marks["a"]["file"] == "pipnet.safetensors"
+    assert Image.open(first / "b_landmarks.png").size == (1024, 512)
+    record = json.loads((first / "record.json").read_text())
+    assert record["finished"] and record["cases"][0]["landmarks"]["source"] == "read off the skull"
+
+    assert run(folder, again, f"landmarks={first}") == 0  # as it was written: the same but for the rounding
+    for name in "ab":
+        assert np.abs(face(first, name) - face(again, name)).max() <= 2
+    edited = marks["b"] | {"points": [[x, y + 12] for x, y in marks["b"]["points"]]}
+    (first / "b_landmarks.json").write_text(json.dumps(edited))
+    assert run(folder, moved, f"landmarks={first}") == 0
+    assert np.abs(face(again, "a") - face(moved, "a")).max() == 0
+    assert np.abs(face(again, "b") - face(moved, "b")).max() > 2
+
+
+def test_none_and_a_missing_network_draw_alike_and_the_latter_is_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(folder, tmp_path / "none", "landmarks=none") == 0
+    assert "landmark" not in capsys.readouterr().out
+    assert run(folder, tmp_path / "auto", "landmark_weights=nowhere.safetensors") == 0
+    assert "no landmark network at nowhere.safetensors: drawn without landmarks" in capsys.readouterr().out
+    assert np.array_equal(face(tmp_path / "none", "a"), face(tmp_path / "auto", "a"))
+    assert not list((tmp_path / "auto").glob("*landmarks*"))
+
+
+def test_a_run_is_continued_with_its_own_landmarks(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, reader = tmp_path / "out", f"landmark_weights={folder}/pipnet.safetensors"
+    assert run(folder, out, reader) == 0
+    before = face(out, "a")
+    (out / "a_0.png").unlink()
+    assert run(folder, out, "resume=true", "landmarks=none") == 2
+    assert "landmarks" in capsys.readouterr().err
+    assert run(folder, out, "resume=true", reader) == 0
+    assert np.array_equal(face(out, "a"), before) and (out / "a_landmarks.json").is_file()
+
+
+def test_what_does_not_fit_is_told_and_nothing_is_written(
+    folder: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short, out = tmp_path / "short.json", tmp_path / "out"
+    short.write_text(json.dumps({"points": [[1, 2], [3, 4]]}))
+    unsure = tmp_path / "unsure.json"
+    unsure.write_text(json.dumps({"points": [[1, 2]] * NUM, "confidence": [2.0] * NUM}))
+    one = f"skull={folder}/skulls/a.png"
+    for words, message in (
+        ((f"landmarks={short}",), "one file for 2 skulls"),
+        ((f"landmarks={tmp_path}",), "lacks 2 of 2 files, the first a_landmarks.json"),
+        ((f"landmarks={short}", one), "2 points, expected this model's 6"),
+        ((f"landmarks={unsure}", one), "expected 6 numbers from 0 to 1"),
+        ((f"landmark_weights={folder}/face_reader.safetensors",), "off a face, expected 6 off a skull"),
+        ((f"landmark_weights={folder}/model.safetensors",), "is no landmark network"),
+        ((f"weights={weights}", f"landmarks={short}"), "these weights have no landmark branch"),
+    ):
+        assert run(folder, out, *words) == 2, words
+        assert message in capsys.readouterr().err
+        assert not out.exists()
