@@ -110,7 +110,10 @@ def choose_landmarks(
     if choice != "auto":
         return _given(Path(choice), cases, branch.num_points), None
     if not weights.is_file():
-        return None, f"no landmark network at {weights}: drawn without landmarks; landmark_weights=FILE gives one"
+        return (
+            None,
+            f"no landmark network at {weights}: drawn without landmarks; landmark_weights=FILE gives one",
+        )
     reader = LandmarkReader.load(weights, model.device)
     if reader.role != "skull" or reader.net.cfg.num_landmarks != branch.num_points:
         raise ValueError(

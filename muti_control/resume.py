@@ -61,10 +61,11 @@ def _check_same(path: Path, wanted: Mapping[str, Any]) -> None:
             f"out: {path} is no whole face of an earlier run ({type(error).__name__}: {error}); "
             "remove it, and it is drawn again"
         ) from error
-    for key, value in _flat(wanted):
-        if key not in _ELSEWHERE and found.get(key) != value:
+    now = dict(_flat(wanted))
+    for key in (*now, *(key for key in found if key not in now)):
+        if key not in _ELSEWHERE and found.get(key) != now.get(key):
             raise OutputError(
-                f"out: {path} was drawn with {key} {found.get(key)}, now it is {value}; resume=true continues a "
+                f"out: {path} was drawn with {key} {found.get(key)}, now it is {now.get(key)}; resume=true continues a "
                 "run with its own settings: undo that, or give another out=FOLDER"
             )
 

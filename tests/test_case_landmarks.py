@@ -39,7 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_state_dict(
         root / "model.safetensors", model.state_dict(), model_metadata(cfg) | {"sampling": sampling}
     )
-    net = PipNet(PipNetConfig(num_landmarks=NUM, num_neighbours=2, image_size=64, width=0.25, ethnicities=["Asian"]))
+    net = PipNet(
+        PipNetConfig(num_landmarks=NUM, num_neighbours=2, image_size=64, width=0.25, ethnicities=["Asian"])
+    )
     for p in net.parameters():
         if not p.any():
             torch.nn.init.normal_(p, std=0.1)
@@ -89,7 +91,7 @@ def test_none_and_a_missing_network_draw_alike_and_the_latter_is_told(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(folder, tmp_path / "none", "landmarks=none") == 0
-    assert "landmark" not in capsys.readouterr().out
+    assert "landmark network" not in capsys.readouterr().out
     assert run(folder, tmp_path / "auto", "landmark_weights=nowhere.safetensors") == 0
     assert "no landmark network at nowhere.safetensors: drawn without landmarks" in capsys.readouterr().out
     assert np.array_equal(face(tmp_path / "none", "a"), face(tmp_path / "auto", "a"))
