@@ -20,6 +20,7 @@ from benchmarks.anatomy import AnatomyConfig
 from benchmarks.ceiling import CeilingConfig
 from benchmarks.framing import FramingConfig
 from benchmarks.kill_resume import KillConfig
+from benchmarks.landmarks import LandmarksConfig
 from benchmarks.parity import ParityConfig
 from benchmarks.signal import SignalConfig
 from benchmarks.training import TrainingConfig
@@ -33,6 +34,7 @@ from data.split import SplitConfig
 from ldm.config import known_keys, parse_command_line
 from muti_control.config import ExperimentConfig, load_experiment
 from muti_control.evaluation.config import EvaluateConfig
+from muti_control.pipnet.export import ExportConfig
 from sample import SampleConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,6 +55,9 @@ KEYS_OF = {
     "benchmarks.signal": SignalConfig,
     "benchmarks.training": TrainingConfig,
     "benchmarks.ceiling": CeilingConfig,
+    "benchmarks.landmarks": LandmarksConfig,
+    "muti_control.pipnet.crossfit": ExperimentConfig,
+    "muti_control.pipnet.export": ExportConfig,
     "benchmarks.kill_resume": KillConfig,
     "data.cohort": CohortConfig,
     "data.ct": CtConfig,

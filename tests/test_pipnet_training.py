@@ -59,6 +59,21 @@ def test_flip_table_is_right_for_a_face_in_any_place_and_order():
         assert (table[table] == np.arange(len(table))).all()
 
 
+def test_flip_table_of_the_shipped_pairs_is_that_of_their_layout():
+    root = Path(__file__).resolve().parent.parent / "data"
+    records = read_manifest(root / "split_data" / "train.json")
+    table = flip_table(mean_face(np.stack([landmark_fractions(r)[0] for r in records])))
+    assert table[:33].tolist() == list(range(32, -1, -1)), "the contour, from ear to ear"
+    assert set(table[33:42]) == set(range(42, 51)) and set(table[66:75]) == set(range(75, 84)), (
+        "brows and eyes"
+    )
+    assert table[66] == 79 and table[70] == 75 and table[104] == 105, "corners of the eyes, pupils"
+    assert table[51:60].tolist() == [51, 52, 53, 54, 59, 58, 57, 56, 55], (
+        "the bridge and the base of the nose"
+    )
+    assert table[84] == 90 and table[87] == 87 and table[93] == 93, "the lips"
+
+
 def test_flip_table_refuses_points_that_are_on_one_side_only():
     with pytest.raises(ValueError, match=r"pipnet\.augment\.flip=0"):
         flip_table(np.delete(LAYOUT, 0, axis=0))

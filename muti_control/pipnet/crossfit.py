@@ -31,14 +31,17 @@ from muti_control.pipnet.stage import read_records
 
 @torch.no_grad()
 def read_all(
-    reader: LandmarkReader, pictures: LandmarkDataset, batch_size: int = 32
+    reader: LandmarkReader, pictures: LandmarkDataset, batch_size: int = 32, informed: bool = True
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Points (M, N, 2), fractions, and confidences (M, N) of all pictures of a set."""
+    """Points (M, N, 2), fractions, and confidences (M, N) of all pictures of a set.
+
+    With ``informed`` a network that takes biometrics is told them.
+    """
     device = reader.reverse.device
     points, confidences = [], []
     for start in range(0, len(pictures), batch_size):
         batch = collate([pictures[i] for i in range(start, min(start + batch_size, len(pictures)))])
-        known = batch["attributes"].to(device) if reader.takes_biometrics else None
+        known = batch["attributes"].to(device) if informed and reader.takes_biometrics else None
         found, sure = reader(batch["picture"].to(device).float() / 255, known)
         points.append(found.cpu().numpy())
         confidences.append(sure.cpu().numpy())

@@ -1,0 +1,82 @@
+"""The benchmark of the landmark networks: ridge finds what is linear, the loop reads the same, and the command line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import landmarks
+from benchmarks.ridge_landmarks import Inputs, fit_ridge
+from muti_control.pipnet.network import PipNet, PipNetConfig
+from muti_control.pipnet.reader import LandmarkReader
+from tests.landmark_pairs import LAYOUT, write_landmark_pairs
+
+
+def test_ridge_finds_a_linear_relation_and_nothing_where_there_is_none():
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(300, 3))
+    pictures = hidden @ rng.normal(size=(3, 200)) + 0.01 * rng.normal(size=(300, 200))
+    known = rng.normal(size=(300, 2))
+    points = 0.5 + 0.02 * (np.hstack([hidden, known]) @ rng.normal(size=(5, 24))).reshape(300, 12, 2)
+    points[:, 1, 0] += 0.3  # the corners of the eyes lie apart
+
+    def part(rows: slice, mixed: bool = False) -> Inputs:
+        order = rng.permutation(300)[rows] if mixed else np.arange(300)[rows]
+        return Inputs(pictures[rows], known[rows], points[order])
+
+    def error(ridge, asked: Inputs) -> float:
+        return float(np.abs(ridge(asked) - asked.points).mean())
+
+    train, valid, test = (part(rows) for rows in (slice(200), slice(200, 250), slice(250, 300)))
+    spread = float(np.abs(test.points - train.points.mean(0)).mean())
+    assert error(fit_ridge(train, valid, (0, 1)), test) < 0.05 * spread
+    told_nothing = fit_ridge(part(slice(200), mixed=True), part(slice(200, 250), mixed=True), (0, 1))
+    assert error(told_nothing, test) > 0.9 * spread
+
+
+def test_the_loop_reads_what_the_batch_reads():
+    torch.manual_seed(0)
+    net = PipNet(PipNetConfig(12, 4, 64, 0.125)).eval()
+    for layer in (net.x_layer, net.y_layer, net.nb_x_layer, net.nb_y_layer, net.cls_layer):
+        torch.nn.init.normal_(layer.weight, std=0.1)
+    found = landmarks.read_out_ratio(LandmarkReader(net, LAYOUT), batch=2, repetitions=1)
+    assert found["difference_px"] < 1e-3
+
+
+def test_figures_and_pictures_are_written_and_bad_settings_told(tmp_path, capsys):
+    root = write_landmark_pairs(tmp_path / "set", train=14, valid=4, test=12)
+    for role, ethnicities in (("face", None), ("skull", ["African", "Asian"])):
+        net = PipNet(PipNetConfig(12, 4, 64, 0.125, ethnicities))
+        LandmarkReader(net, LAYOUT, role).save(tmp_path / f"{role}.safetensors")
+    given = [
+        f"cohort={root}",
+        f"face={tmp_path / 'face.safetensors'}",
+        f"skull={tmp_path / 'skull.safetensors'}",
+    ]
+    given += [f"out={tmp_path / 'r' / 'landmarks'}", "resamples=100"]
+    assert landmarks.main([*given, "eye_corners=[0,3]"]) == 0, capsys.readouterr().err
+    found = json.loads((tmp_path / "r/landmarks.json").read_text())
+    assert found["num"] == 12 and found["nme"]["mean face"]["mean"] < found["nme"]["face: network"]["mean"]
+    assert {path.name for path in (tmp_path / "r").glob("*.png")} == {
+        "landmarks_ced.png", "landmarks_faces.png", "landmarks_skulls.png",
+    }  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "ridge minus network" in printed and "times)" in printed
+    for wrong, told in (
+        ("split=train", "split: got 'train'"),
+        ("resamples=1", "resamples"),
+        ("eye_corners=[1]", "two"),
+    ):
+        assert landmarks.main([*given, wrong]) == 2
+        assert told in capsys.readouterr().err
+    assert landmarks.main([*given, f"face={tmp_path / 'none.safetensors'}"]) == 2
+
+
+@pytest.mark.parametrize("value", [0.0, 2.0])
+def test_an_interval_holds_its_mean(value):
+    values = value + np.random.default_rng(0).normal(size=50)
+    low, high = landmarks.interval(values, 200, seed=0)
+    assert low < values.mean() < high and high - low < 1.0
