@@ -108,6 +108,20 @@ def test_a_model_that_ignores_the_skull_is_called_so(evaluation):
     assert "No sign that it uses the skull" in text and "It uses the skull" not in text
 
 
+def test_a_further_model_is_held_beside_the_first(folder, evaluation):
+    other = replace(made_up(folder, gain=0.6).methods[0], name="plain", label="plain ControlNet")
+    same = replace(evaluation.methods[0], name="copy", label="the copy")
+    text = " ".join(findings(replace(evaluation, methods=(*evaluation.methods, other, same))))
+    assert re.search(r"ICCR model beside plain ControlNet: rank-1 \u2212\d+\.\d points \[[^]]+\]\. ", text)
+    assert "beside the copy: rank-1 +0.0 points [+0.0, +0.0], which is not certain." in text
+
+
+def test_a_folder_is_called_a_folder(evaluation):
+    folder = replace(evaluation.methods[0], kind="folder", label="faces from elsewhere")
+    text = " ".join(findings(replace(evaluation, methods=(folder, *evaluation.methods[1:]))))
+    assert text.startswith("The evaluated folder: the true face") and "beats the evaluated folder by" in text
+
+
 def test_the_first_lines_say_what_and_how_far(evaluation):
     assert "the model iccr_demo" in what_was_evaluated(evaluation) and "60 skulls" in what_was_evaluated(
         evaluation

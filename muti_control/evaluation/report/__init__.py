@@ -7,7 +7,7 @@ import secrets
 from html import escape
 from pathlib import Path
 
-from muti_control.evaluation.report import markup, sections, tables
+from muti_control.evaluation.report import charts, markup, sections, tables
 from muti_control.evaluation.report.markup import Numbering
 from muti_control.evaluation.report.words import findings, limits, what_was_evaluated
 from muti_control.evaluation.results import REPORT, Evaluation
@@ -41,11 +41,11 @@ def report(evaluation: Evaluation, folder: Path) -> str:
     """The page as text. folder: where the pictures of ``evaluation`` lie."""
     numbers = Numbering()
     parts = [
-        ("results", "Results", tables.main_table(evaluation, numbers) + sections.curves(evaluation, numbers)),
+        ("results", "Results", tables.main_table(evaluation, numbers) + charts.curves(evaluation, numbers)),
         ("differences", "Differences skull by skull", tables.difference_table(evaluation, numbers)),
         ("cases", "Best, median and worst", sections.cases(evaluation, folder, numbers)),
-        ("coverage", "Best of k faces", sections.coverage(evaluation, numbers)),
-        ("groups", "By group of people", sections.groups(evaluation, numbers)),
+        ("coverage", "Best of k faces", charts.coverage(evaluation, numbers) + sections.diversity(evaluation, numbers)),
+        ("groups", "By group of people", charts.groups(evaluation, numbers)),
         ("recognisers", "Each recogniser", "".join(
             tables.recogniser_table(evaluation, judge, numbers) for judge in evaluation.recognisers
         )),

@@ -9,218 +9,31 @@ from pathlib import Path
 import numpy as np
 
 from muti_control.evaluation.report import markup, svg
+from muti_control.evaluation.report.cells import figure_cell, label_of, measure_cell, measure_head, person
 from muti_control.evaluation.report.markup import Cell, Numbering
-from muti_control.evaluation.report.words import (
-    Roles,
-    plural,
-    sentence,
-    unusual_skulls,
-)
-from muti_control.evaluation.results import (
-    CASE_KINDS,
-    Case,
-    Coverage,
-    Evaluation,
-    Figure,
-    Measure,
-    Measured,
-    Probe,
-    Recogniser,
-)
-
-_CURVE_SKIPS = ("permuted",)  # the line of guessing stands for it
+from muti_control.evaluation.report.words import Roles, plural, sentence, unusual_skulls
+from muti_control.evaluation.results import CASE_KINDS, Case, Evaluation, Recogniser
 
 
-def styles(evaluation: Evaluation) -> dict[str, str]:
-    """Method's name -> CSS classes of its colour and dash, the same in every chart."""
-    found, colours = {}, iter(("s0", "s5", "s3"))
-    baselines, controls = (
-        iter(("s1", "s2", "s3", "s4", "s5")),
-        iter(("control", "control second", "control third")),
-    )
-    for method in evaluation.methods:
-        kinds = {"model": colours, "folder": colours, "baseline": baselines, "control": controls}
-        found[method.name] = next(kinds[method.kind], "control") if method.kind in kinds else method.kind
-    return found
-
-
-def curves(evaluation: Evaluation, numbers: Numbering) -> str:
-    """Cumulative match curves, a panel per recogniser."""
-    panels: list[str] = []
-    keys: dict[tuple[str, str], None] = {}  # an ordered set
-    look, size = styles(evaluation), evaluation.protocol.gallery_size
-    for judge in evaluation.recognisers:
-        lines = []
-        for method in evaluation.methods:
-            found = method.identification.get(judge.name)
-            if found is None or method.name in _CURVE_SKIPS:
-                continue
-            band = method.kind in ("model", "folder", "baseline", "ceiling")
-            cmc = found.cmc
-            low, high = (_hundred(cmc.low), _hundred(cmc.high)) if band else (None, None)
-            lines.append(svg.Line(method.label, look[method.name], cmc.x, _hundred(cmc.value), low, high))
-            keys[look[method.name], method.label] = None
-        if not lines:
-            continue
-        x = lines[0].x
-        lines.append(svg.Line("guessing", "chance", x, [100 * rank / size for rank in x]))
-        ranks = [mark for mark in (1, 2, 5, 10, 20, 50, 100, 200, 500) if mark < size * 0.75] + [size]
-        chart = svg.line_chart(
-            f"Cumulative match curves under {judge.label}",
-            lines,
-            "rank (logarithmic)",
-            "found within rank, %",
-            True,
-            100,
-            ranks,
-        )
-        panels.append(markup.panel(judge.label, chart))
-    if not panels:
-        return ""
-    caption = (
-        "Cumulative match curves: the share of skulls whose true face is among the first so many of the gallery. "
-        f"Bands: {100 * evaluation.protocol.confidence:.0f} % intervals over skulls; thin line: guessing."
-    )
-    legend = markup.legend([*keys, ("chance", "guessing")])
-    return markup.figure(numbers.figure(), caption, *panels, legend=legend)
-
-
-def _hundred(values: tuple[float, ...]) -> list[float]:
-    return [100 * value for value in values]
-
-
-def coverage(evaluation: Evaluation, numbers: Numbering) -> str:
-    """Best of k faces, beside the same with the skulls of others; and how far the draws lie apart."""
-    panels: list[str] = []
-    keys: dict[tuple[str, str], None] = {}
-    look = styles(evaluation)
-    for part in evaluation.coverage:
-        judge = evaluation.recogniser(part.recogniser)
-        lines = [
-            svg.Line(
-                _label(evaluation, n), look[n], c.x, _hundred(c.value), _hundred(c.low), _hundred(c.high)
-            )
-            for n, c in part.curves.items()
-        ]
-        keys |= {(look[n], _label(evaluation, n)): None for n in part.curves}
-        at = range(1, part.draws + 1)
-        share = min(part.within / evaluation.protocol.gallery_size, 1)
-        lines.append(svg.Line("guessing", "chance", list(at), [100 * (1 - (1 - share) ** k) for k in at]))
-        top = svg.nice_top(max(max(line.high or line.y) for line in lines))
-        step = max(1, part.draws // 8)
-        marks = sorted({1, *range(step, part.draws + 1, step), part.draws})
-        title = f"within rank {part.within}" if part.within > 1 else "rank 1"
-        title = f"{judge.label if judge else part.recogniser}, {title}"
-        chart = svg.line_chart(
-            f"Best of k: {title}", lines, "faces drawn per skull, k", "at least one hit, %", False, top, marks
-        )
-        panels.append(markup.panel(title, chart))
-    figure = ""
-    if panels:
-        caption = (
-            "Is the true face within the best of k? A hit is a drawn face with the true face within the given rank; "
-            "the curve is the chance of at least one hit among k faces, beside that of faces drawn for the skull of "
-            f"another person. On {_probes_of(evaluation.coverage)}."
-        )
-        figure = markup.figure(
-            numbers.figure(), caption, *panels, legend=markup.legend([*keys, ("chance", "guessing")])
-        )
-    return figure + _diversity(evaluation, numbers)
-
-
-def _probes_of(parts: tuple[Coverage, ...]) -> str:
-    counts = sorted({len(part.probes) for part in parts})
-    return " and ".join(plural(count, "skull") for count in counts)
-
-
-def _label(evaluation: Evaluation, name: str) -> str:
-    method = evaluation.method(name)
-    return name if method is None else method.label
-
-
-def _diversity(evaluation: Evaluation, numbers: Numbering) -> str:
+def diversity(evaluation: Evaluation, numbers: Numbering) -> str:
+    """How far the faces drawn for one skull lie apart."""
     names = [m for m in evaluation.measures if any(m.name in part.measures for part in evaluation.diversity)]
     if not names:
         return ""
     rows = [
         (
-            Cell(_label(evaluation, part.method)),
-            [Cell(str(part.draws)), *(_measure_cell(part.measures, m) for m in names)],
+            Cell(label_of(evaluation, part.method)),
+            [Cell(str(part.draws)), *(measure_cell(part.measures, m) for m in names)],
         )
         for part in evaluation.diversity
     ]
-    head = [Cell("Method"), Cell("faces per skull"), *(_measure_head(m) for m in names)]
+    head = [Cell("Method"), Cell("faces per skull"), *(measure_head(m) for m in names)]
     return markup.table(
         numbers.table(),
         "Diversity: mean over pairs of faces drawn for one skull; 0 if they are all one.",
         head,
         rows,
     )
-
-
-def _measure_head(measure: Measure) -> Cell:
-    return Cell(measure.label + (f", {measure.unit}" if measure.unit else ""))
-
-
-def _measure_cell(measures: Mapping[str, Measured], measure: Measure) -> Cell:
-    measured = measures.get(measure.name)
-    return (
-        Cell("\N{EN DASH}", style="faint")
-        if measured is None
-        else _figure_cell(measured.figure, measure.decimals)
-    )
-
-
-def _figure_cell(figure: Figure | None, decimals: int, factor: float = 1.0, unit: str = "") -> Cell:
-    if figure is None:
-        return Cell("\N{EN DASH}", style="faint")
-
-    def text(value: float) -> str:
-        return f"{value * factor:.{decimals}f}".replace("-", markup.MINUS)
-
-    small = "" if figure.low is None or figure.high is None else f"[{text(figure.low)}, {text(figure.high)}]"
-    return Cell(text(figure.value) + unit, small)
-
-
-def groups(evaluation: Evaluation, numbers: Numbering) -> str:
-    """Bars per group with intervals and n."""
-    roles, look = Roles.of(evaluation), styles(evaluation)
-    chosen = [m for m in (roles.evaluated, roles.baseline, roles.ceiling) if m is not None]
-    if roles.judge is None or not chosen:
-        return ""
-    judge = roles.judge
-    first = chosen[0].identification[judge.name]
-    key, name = ("rank1", "rank-1") if first.rank1.value >= 0.1 else ("rank5", "rank-5")
-    attributes = dict.fromkeys(group.attribute for group in first.groups)
-    tops = [getattr(g, key).high or 0 for m in chosen for g in m.identification[judge.name].groups]
-    top = svg.nice_top(100 * max(tops, default=1))
-    panels = []
-    for attribute in attributes:
-        rows = []
-        for group in (g for g in first.groups if g.attribute == attribute):
-            bars = []
-            for method in chosen:
-                same = [
-                    g for g in method.identification[judge.name].groups
-                    if (g.attribute, g.group) == (attribute, group.group)
-                ]  # fmt: skip
-                bars += [_bar(getattr(g, key), look[method.name]) for g in same]
-            rows.append((f"{group.group} (n = {group.rank1.n})", bars))
-        chart = svg.bar_chart(f"{name} by {attribute}", rows, top, f"{name}, %")
-        panels.append(markup.panel(f"By {attribute}", chart))
-    if not panels:
-        return ""
-    caption = (
-        f"{sentence(name)} ({judge.label}) by group, with {100 * evaluation.protocol.confidence:.0f} % intervals; "
-        "n: skulls. Groups were compared without correction for their number: read differences with care."
-    )
-    legend = markup.legend([(look[m.name], m.label) for m in chosen], "bar")
-    return markup.figure(numbers.figure(), caption, *panels, legend=legend, packed=True)
-
-
-def _bar(figure: Figure, style: str) -> svg.Bar:
-    low, high = (None if bound is None else 100 * bound for bound in (figure.low, figure.high))
-    return svg.Bar(style, 100 * figure.value, low, high)
 
 
 def cases(evaluation: Evaluation, folder: Path, numbers: Numbering) -> str:
@@ -238,7 +51,7 @@ def cases(evaluation: Evaluation, folder: Path, numbers: Numbering) -> str:
     judge = evaluation.recogniser(first.recogniser)
     under = f" under {judge.label}" if judge else ""
     caption = (
-        f"Skulls by the rank of the true face for {_label(evaluation, first.method)}"
+        f"Skulls by the rank of the true face for {label_of(evaluation, first.method)}"
         f"{under}: the best, those in the middle, and the worst; none chosen by hand."
     )
     return markup.plate(numbers.figure(), caption, parts)
@@ -255,27 +68,21 @@ def _case(evaluation: Evaluation, case: Case, folder: Path) -> str:
     return markup.strip(text, shown)
 
 
-def person(probe: Probe) -> str:
-    """A probe in words."""
-    body = probe.groups.get("body mass", f"body mass level {probe.body_mass}")
-    return f"{probe.name}: {probe.ethnicity} {probe.sex}, {probe.age:.0f} years, {body}"
-
-
 def edits(evaluation: Evaluation, folder: Path, numbers: Numbering) -> str:
     """How the face follows an edit, in figures and pictures."""
     if not evaluation.edits:
         return ""
     rows = [
         (
-            Cell(part.label, _label(evaluation, part.method)),
+            Cell(part.label, label_of(evaluation, part.method)),
             [
                 Cell(str(part.projection.n)),
-                _figure_cell(part.projection, 0, 100),
-                _figure_cell(part.angle, 0),
-                _figure_cell(part.true_size, 2),
-                _figure_cell(part.predicted_size, 2),
-                _figure_cell(part.kept_before, 1, 100),
-                _figure_cell(part.kept, 1, 100),
+                figure_cell(part.projection, 0, 100),
+                figure_cell(part.angle, 0),
+                figure_cell(part.true_size, 2),
+                figure_cell(part.predicted_size, 2),
+                figure_cell(part.kept_before, 1, 100),
+                figure_cell(part.kept, 1, 100),
             ],
         )
         for part in evaluation.edits
@@ -327,7 +134,7 @@ def sensitivity(evaluation: Evaluation, numbers: Numbering) -> str:
     rows = [
         (
             Cell(sentence(part.condition)),
-            [Cell(part.change, style="words"), *(_measure_cell(part.measures, m) for m in names)],
+            [Cell(part.change, style="words"), *(measure_cell(part.measures, m) for m in names)],
         )
         for part in evaluation.sensitivity
     ]
@@ -335,7 +142,7 @@ def sensitivity(evaluation: Evaluation, numbers: Numbering) -> str:
     return markup.table(
         numbers.table(),
         caption,
-        [Cell("Condition"), Cell("changed to", style="words"), *(_measure_head(m) for m in names)],
+        [Cell("Condition"), Cell("changed to", style="words"), *(measure_head(m) for m in names)],
         rows,
     )
 

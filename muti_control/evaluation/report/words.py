@@ -99,6 +99,8 @@ def listed(words: Sequence[str]) -> str:
 
 def the(method: Method) -> str:
     """A method's label within a sentence."""
+    if method.kind == "folder":
+        return "the evaluated folder"
     return (
         f"the {method.label}"
         if method.label.startswith(("model", "nearest", "mean", "faces"))
@@ -163,6 +165,7 @@ def findings(evaluation: Evaluation) -> list[str]:
     found = [
         _identity(evaluation, roles),
         _against_baseline(evaluation, roles),
+        *_against_models(evaluation, roles),
         _against_shuffled(evaluation, roles),
         _against_ceiling(evaluation, roles),
         *(_coverage(part, evaluation) for part in _widest(evaluation.coverage)),
@@ -208,6 +211,21 @@ def _against_baseline(evaluation: Evaluation, roles: Roles) -> str:
     lost = Difference(-gap.value, -gap.high, -gap.low, gap.p, gap.n)
     kind = "The linear baseline" if "ridge" in roles.baseline.name else "The baseline"
     return f"{kind} wins: {roles.baseline.label} beats {the(roles.evaluated)} by {points(lost)} of rank-1."
+
+
+def _against_models(evaluation: Evaluation, roles: Roles) -> list[str]:
+    """One sentence for each further model of the run."""
+    if roles.evaluated is None or roles.judge is None:
+        return []
+    column, how, found = _rank1(evaluation, roles.judge), resampling_of(evaluation), []
+    for method in evaluation.methods:
+        if method.kind in EVALUATED and method.name != roles.evaluated.name:
+            gap = difference(column.values(roles.evaluated), column.values(method), how)
+            if gap is not None:
+                verdict = "" if gap.certain else ", which is not certain"
+                first = sentence(the(roles.evaluated))
+                found.append(f"{first} beside {the(method)}: rank-1 {points(gap, sign=True)}{verdict}.")
+    return found
 
 
 def _against_shuffled(evaluation: Evaluation, roles: Roles) -> str:
