@@ -119,11 +119,11 @@ def test_keys_are_those_of_the_public_release(public):
 @torch.no_grad()
 def test_export_in_the_release_s_form_reads_back(tmp_path):
     torch.manual_seed(0)
-    net = lively(PipNet(PipNetConfig(num_landmarks=9, num_neighbours=4, width=0.125, ethnicities=KNOWN)))
+    net = lively(PipNet(PipNetConfig(9, 4, 128, 0.125, KNOWN)))
     reader = LandmarkReader(net, spread(9), "skull")
     export_release(reader, tmp_path / "skull")
     picture = torch.rand(2, 3, 256, 256)
-    again = LandmarkReader.load(tmp_path / "skull" / "pipnet.pth")
+    again = LandmarkReader.load(tmp_path / "skull" / "pipnet.pth", image_size=128)
     assert torch.equal(again(picture)[0], reader(picture)[0])
 
 

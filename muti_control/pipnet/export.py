@@ -126,6 +126,8 @@ def main(arguments: Sequence[str]) -> int:
     except (ValueError, OSError, CheckpointError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 2
+    size = reader.net.cfg.image_size
+    print(f"the network is for pictures of {size} x {size} px; its .pth does not say so")
     print(
         f"written: {', '.join(str(path) for path in sorted(folder.iterdir()) if not path.name.startswith('.'))}"
     )

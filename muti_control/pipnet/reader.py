@@ -103,10 +103,13 @@ class LandmarkReader(nn.Module):
         write_state_dict(path, state, {**self.metadata(), **(more or {})})
 
     @classmethod
-    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> LandmarkReader:
+    def load(
+        cls, path: str | Path, device: torch.device | str = "cpu", image_size: int = 256
+    ) -> LandmarkReader:
         """A network in evaluation mode, fp32: of a file of :meth:`save`, or of the public release.
 
-        A file of the release (a ``.pth`` of weights) needs its ``meanface.txt`` in the same folder.
+        A file of the release (a ``.pth`` of weights) needs its ``meanface.txt`` in the same folder, and does not say
+        which side ``image_size``, px, the pictures had that it was trained on.
 
         Raises:
             CheckpointError: no such file, not a PIPNet, or weights that do not fit its architecture.
@@ -115,7 +118,7 @@ class LandmarkReader(nn.Module):
         state, metadata = read_state_dict(path, mmap=False)
         ours = {"pipnet", "meanface"} <= set(metadata)
         try:
-            cfg = _metadata_config(metadata) if ours else infer_config(state)
+            cfg = _metadata_config(metadata) if ours else infer_config(state, image_size)
             mean = _metadata_mean(metadata) if ours else read_meanface(path.parent / MEANFACE)
             net = PipNet(cfg)
             load_strict(net, {k: _fp32(v) for k, v in state.items()}, allow_unexpected=(r"^fc\.",))
