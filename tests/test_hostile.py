@@ -296,6 +296,12 @@ EVALUATE = [
     ("data.root=pairs out=a_file", "a_file"),
     (f"data.root=pairs out={NOWHERE}", NOWHERE),
     ("data.root=pairs recognisers=[]", "recognisers: got none"),
+    ("data.root=pairs onnx=none.onnx", "onnx: none.onnx is no file"),
+    ("data.root=pairs onnx=skull.png", "onnx: skull.png cannot be read as a network"),
+    ("data.root=pairs kid=none.pth", "none.pth: no such file"),
+    ("data.root=pairs kid=vae.safetensors", "no state dict of torchvision's inception_v3 or resnet50"),
+    ("data.root=pairs lpips=evil.ckpt", "evil.ckpt wants to run"),
+    ("data.root=pairs lpips=vae.safetensors", "vae.safetensors"),
     ("weihgts=3", "weihgts: unknown setting; did you mean weights?"),
     ("none.yaml", "none.yaml: no such config file"),
 ]

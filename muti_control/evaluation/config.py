@@ -40,7 +40,8 @@ class EvaluateConfig:
         are told another person's attributes. 0 leaves these out.
     size: side in px at which pictures are compared, a multiple of 64; 0 takes the size of the true faces.
     methods: names of methods to run; empty means all that can. recognisers: some of dlib, landmarks, picture.
-    onnx: a face recogniser in ONNX format. lpips, kid: backbone weights of these measures (see README).
+    onnx: a face recogniser in ONNX format. lpips: weights of its backbone, and lpips_heads those of its linear layers
+        where they lie apart. kid: weights of its network (README says which).
     picture_distance: of the recogniser ``picture``.
     rectangle: left, top, right, bottom of the face in fractions of the side, for dlib. The default fits the cohort's
         camera; [] lets dlib's detector place each face.
@@ -69,6 +70,7 @@ class EvaluateConfig:
     recognisers: list[str] = field(default_factory=lambda: list(RECOGNISERS))
     onnx: str | None = None
     lpips: str | None = None
+    lpips_heads: str | None = None
     kid: str | None = None
     picture_distance: str = "mean_absolute"
     rectangle: list[float] = field(default_factory=lambda: [0.264, 0.365, 0.735, 0.835])

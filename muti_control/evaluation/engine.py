@@ -117,7 +117,9 @@ def _measure(
     gallery = Gallery.of(truths, inputs.size, eyes, sightings, progress.advance)
     bench = Bench(plan.judges, gallery, inputs.rows, inputs.size, sightings)
     groups = [groups_of(record.biometrics) for record in inputs.probes]
-    measuring = Measuring(bench, groups, [truths[row] for row in inputs.rows], how, folder, plan.backbone)
+    measuring = Measuring(
+        bench, groups, [truths[row] for row in inputs.rows], how, folder, plan.backbone, plan.lpips
+    )
     progress.begin(JUDGE)
     judged = {faces.info.name: measuring.judge(faces, progress.advance) for faces in made.methods}
     own, swapped = judged[plan.subject.name], judged.get("shuffled")

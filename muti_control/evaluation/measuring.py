@@ -14,6 +14,7 @@ from data.images import write_png
 from muti_control.evaluation.edits import EditPlan
 from muti_control.evaluation.faces import Faces, read_grey
 from muti_control.evaluation.judging import Bench, Verdict
+from muti_control.evaluation.lpips import LPIPS, Lpips
 from muti_control.evaluation.picture_measures import KID, PSNR, SSIM, kid, psnr, ssim
 from muti_control.evaluation.recognisers import Eye, Vector, descriptors, points
 from muti_control.evaluation.results import (
@@ -45,7 +46,7 @@ CHANGE_POINTS = Measure(
     "change_points", "change of dlib's 68 points", "px", "", 2, "Root mean square over points, not aligned."
 )
 CHANGES = (CHANGE, CHANGE_DLIB, CHANGE_POINTS)
-MEASURES = (PSNR, SSIM, KID, *CHANGES)
+MEASURES = (PSNR, SSIM, LPIPS, KID, *CHANGES)
 
 
 @dataclass
@@ -66,7 +67,7 @@ class Measuring:
     """Measures one run.
 
     groups: of each probe, for the breakdown; truths: their true faces. folder: of the run, for pictures.
-    backbone: of KID, where weights are given.
+    backbone, lpips: of KID and LPIPS, where weights are given.
     """
 
     bench: Bench
@@ -75,11 +76,12 @@ class Measuring:
     how: Resampling
     folder: Path
     backbone: Eye | None = None
+    lpips: Lpips | None = None
 
     def judge(self, faces: Faces, advance: Callable[[int], None]) -> Judged:
         """Hold every face of a method against the gallery."""
         seen: dict[int, list[Vector | None]] = {}
-        likeness = {measure.name: np.full(len(self.groups), np.nan) for measure in (PSNR, SSIM)}
+        likeness = {measure.name: np.full(len(self.groups), np.nan) for measure in (PSNR, SSIM, LPIPS)}
 
         def look_on(probe: int, draw: int, picture: Pictures, vectors: Mapping[str, Vector | None]) -> None:
             seen.setdefault(probe, []).append(vectors.get("dlib"))
@@ -87,6 +89,8 @@ class Measuring:
                 truth = read_grey(self.truths[probe], self.bench.size)
                 likeness[PSNR.name][probe] = psnr(picture[None], truth[None])[0]
                 likeness[SSIM.name][probe] = ssim(picture[None], truth[None])[0]
+                if self.lpips is not None:
+                    likeness[LPIPS.name][probe] = self.lpips.distances(picture[None], truth[None])[0]
             advance(1)
 
         return Judged(faces, self.bench.judge(faces, look_on), seen, likeness)

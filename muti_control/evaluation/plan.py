@@ -19,6 +19,7 @@ from muti_control.evaluation.config import EvaluateConfig
 from muti_control.evaluation.controls import Donors, shuffled_donors
 from muti_control.evaluation.elsewhere import find_faces
 from muti_control.evaluation.inputs import InputError, Inputs, read_inputs
+from muti_control.evaluation.lpips import Lpips
 from muti_control.evaluation.onnx_recogniser import onnx_judge
 from muti_control.evaluation.recognisers import Judge, judges_of
 from muti_control.evaluation.registry import METHODS, OF_THE_MODEL, MethodInfo
@@ -30,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PRESETS = ("quick", "full")
 DEFAULT = ROOT / "configs" / "evaluate" / "quick.yaml"
 _LEAVES_PRESET = (
-    *("weights", "models", "faces", "mapping", "name", "data", "onnx", "lpips", "kid"),
+    *("weights", "models", "faces", "mapping", "name", "data", "onnx", "lpips", "lpips_heads", "kid"),
     *("device", "precision", "devices", "batch_size", "out", "cache", "resume", "overwrite"),
 )
 
@@ -55,6 +56,7 @@ class Plan:
     elsewhere: Sequence[tuple[Path, ...]]
     judges: Sequence[Judge]
     backbone: Backbone | None
+    lpips: Lpips | None
     donors: Donors
     team: Team
     device: torch.device
@@ -78,7 +80,8 @@ class Plan:
         read = [HashedFile(str(w.path), w.sha256) for w in self.weights.values()]
         if self.cfg.mapping is not None:
             read.append(HashedFile(self.cfg.mapping, picture_sha256(Path(self.cfg.mapping))))
-        read += [HashedFile(path, sha256(path)) for path in (self.cfg.onnx, self.cfg.kid) if path is not None]
+        networks = (self.cfg.onnx, self.cfg.kid, self.cfg.lpips, self.cfg.lpips_heads)
+        read += [HashedFile(path, sha256(path)) for path in networks if path is not None]
         return read
 
 
@@ -127,6 +130,7 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Plan:
         elsewhere=elsewhere,
         judges=judges,
         backbone=None if cfg.kid is None else Backbone(Path(cfg.kid)),
+        lpips=None if cfg.lpips is None else Lpips(Path(cfg.lpips), _path(cfg.lpips_heads)),
         donors=shuffled_donors(inputs.probes, inputs.gallery, inputs.train, cfg.seed),
         team=team,
         device=device,
@@ -183,6 +187,9 @@ def _methods(cfg: EvaluateConfig, inputs: Inputs) -> tuple[list[MethodInfo], lis
         not_run.append(
             NotRun("plain", "plain ControlNet", "no weights of it were given: models={plain: FILE} adds it")
         )
+    if cfg.lpips is None:
+        reason = "no weights of its network were given (lpips=FILE: torchvision's AlexNet)"
+        not_run.append(NotRun("lpips", "LPIPS", reason))
     if cfg.kid is None:
         reason = "no weights of its network were given (kid=FILE: torchvision's Inception v3 or ResNet-50)"
         not_run.append(NotRun("kid", "KID", reason))
