@@ -27,9 +27,9 @@ from benchmarks.norms import DEPTHS, HEAD, SKULL, SOURCES, Norm
 from benchmarks.tissue_depth import tissue_depths
 from cldm.record import write_json
 from data.cohort.anatomy import build_head
-from data.cohort.generate import ONE_THREAD
 from data.cohort.subject import Subject, draw_subject
 from data.cohort.template import HeadTemplate
+from data.workers import ONE_THREAD
 from ldm.checkpoint import git_revision
 from ldm.config import parse_command_line
 from muti_control.evaluation.statistics import bootstrap_interval

@@ -150,7 +150,7 @@ def _sutures(
         phase = rng.uniform(0, 2 * np.pi, 4)
         wound = sum(
             np.sin(2 * np.pi * groove.along / p * k + f) / k
-            for k, p, f in zip((1, 2, 3), pitch, phase, strict=False)
+            for k, p, f in zip((1, 2, 3), pitch, phase[:3], strict=True)
         )
         patchy = 0.65 + 0.35 * np.sin(2 * np.pi * groove.along / rng.uniform(18, 40) + phase[3])
         shift = rng.normal(0, 0.8)

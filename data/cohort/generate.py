@@ -8,16 +8,9 @@ written last, it marks a finished one), ``split_data/*.json`` (JSON lines) and `
 from __future__ import annotations
 
 import json
-import multiprocessing
-import multiprocessing.connection
 import os
-import signal
-import sys
-import threading
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, wait
 from itertools import islice
 from pathlib import Path
 
@@ -30,10 +23,8 @@ from data.cohort.template import HeadTemplate
 from data.cohort.variants import make_pictures
 from data.images import write_png
 from data.pack import PackConfig, pack
+from data.workers import alone, begin, processes
 
-# How a sum is divided over threads changes its last bits: one thread gives the same bytes for any number of workers,
-# and leaves the cores to the processes.
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 FURTHER = ("", "views", "variants", "ceiling")
 Job = tuple[int, frozenset[str]]  # a subject's index and the names of the pictures to make of it
 
@@ -49,7 +40,7 @@ def generate(out: Path, config: CohortConfig, progress: bool = True) -> None:
     """
     HeadTemplate.load()  # fails here, not in a worker
     _claim(out, config)
-    with _alone(out):
+    with alone(out / "cohort.json"):
         _make_folders(out, config)
         unfinished = sum(1 for _ in _jobs(out, config))
         total = config.num_subjects
@@ -87,20 +78,6 @@ def _claim(out: Path, config: CohortConfig) -> None:
     _write_text(record, json.dumps(config.identity(), indent=2) + "\n")
 
 
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Nobody else writes here meanwhile, so that what a killed run left half-written may be cleared away."""
-    with (out / "cohort.json").open("rb") as file:
-        if sys.platform != "win32":  # which has no such locks
-            import fcntl
-
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(f"{out}: another run is at work there; wait for it, or stop it") from error
-        yield
-
-
 def _make_folders(out: Path, config: CohortConfig) -> None:
     asked = ("", *(name for name in FURTHER[1:] if getattr(config, name)))
     further = [f"{folder}/{name}" for folder in (SKULL_DIR, FACE_DIR, LANDMARK_DIR) for name in asked]
@@ -110,20 +87,6 @@ def _make_folders(out: Path, config: CohortConfig) -> None:
             (out / folder).mkdir(parents=True, exist_ok=True)
             for left_over in (*(out / folder).glob(".*.tmp"), *(out / folder).glob(".*.part")):
                 left_over.unlink(missing_ok=True)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in ONE_THREAD}
-    os.environ.update(ONE_THREAD)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _jobs(out: Path, config: CohortConfig) -> Iterator[Job]:
@@ -137,23 +100,18 @@ def _jobs(out: Path, config: CohortConfig) -> Iterator[Job]:
 
 def _run_workers(out: Path, config: CohortConfig, workers: int) -> Iterator[int]:
     """Yields the index of each subject once its files are there; only a few are under way at any time."""
-    context = multiprocessing.get_context("spawn")  # a fresh process reads ONE_THREAD before it imports numpy
-    with _one_thread(), ProcessPoolExecutor(workers, context, _start_worker, (out, config)) as pool:
+    killed = (
+        f"a worker process was killed (out of memory?): use fewer than num_workers={config.num_workers}; "
+        "the same command goes on"
+    )
+    with processes(workers, _start_worker, (out, config), killed) as pool:
         jobs = _jobs(out, config)
-        try:
-            waiting = {pool.submit(_work, job) for job in islice(jobs, 4 * workers)}
-            while waiting:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                waiting |= {pool.submit(_work, job) for job in islice(jobs, len(done))}
-                for future in done:
-                    yield future.result()
-        except BrokenProcessPool as error:
-            raise ChildProcessError(
-                f"a worker process was killed (out of memory?): use fewer than num_workers={config.num_workers}; "
-                "the same command goes on"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+        waiting = {pool.submit(_work, job) for job in islice(jobs, 4 * workers)}
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            waiting |= {pool.submit(_work, job) for job in islice(jobs, len(done))}
+            for future in done:
+                yield future.result()
 
 
 _job: tuple[HeadTemplate, Path, CohortConfig]  # of this worker process
@@ -161,17 +119,8 @@ _job: tuple[HeadTemplate, Path, CohortConfig]  # of this worker process
 
 def _start_worker(out: Path, config: CohortConfig) -> None:
     global _job
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer: it ends the workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    begin()
     _job = HeadTemplate.load(), out, config
-
-
-def _end_with_parent() -> None:
-    """A killed parent cannot end its workers, and one that waits for work would never notice."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
 
 
 def _work(job: Job) -> int:

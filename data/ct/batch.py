@@ -10,16 +10,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import multiprocessing
-import multiprocessing.connection
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +25,10 @@ from data.ct.files import suffix_of
 from data.ct.people import PeopleError, Person, read_people, read_salt, write_codes
 from data.ct.reference import reference
 from data.ct.scan import ScanError
+from data.workers import alone, begin, processes
 
 SKULLS, FACES, REPORTS, SPLITS = "pairedCS/skull", "pairedCS/craniofacial", "reports", "split_data"
 SKULL_MESHES, FACE_MESHES = "meshes/skull", "meshes/face"
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 Job = tuple[str, Path]  # a study code and where its scan is
 
 
@@ -57,7 +51,7 @@ def run_batch(patients: Path, out: Path, config: CtConfig, progress: bool = True
     scans = find_scans(patients, people)
     write_codes(private, people)
     _claim(out, config)
-    with _alone(out):
+    with alone(out / "ct.json"):
         for folder in (
             SKULLS,
             FACES,
@@ -128,52 +122,17 @@ def _claim(out: Path, config: CtConfig) -> None:
     write_text(record, json.dumps(wanted, indent=1) + "\n")
 
 
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Nobody else writes here meanwhile, so that what a killed run left half-written may be cleared away."""
-    with (out / "ct.json").open("rb") as file:
-        if sys.platform != "win32":  # which has no such locks
-            import fcntl
-
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(f"{out}: another run is at work there; wait for it, or stop it") from error
-        yield
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in ONE_THREAD}
-    os.environ.update(ONE_THREAD)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 def _run_workers(out: Path, config: CtConfig, jobs: list[Job]) -> Iterator[str]:
     """Yields the code of each scan once its files are there."""
     if not jobs:
         return
-    context = multiprocessing.get_context("spawn")
-    workers = min(config.num_workers, len(jobs))
-    with _one_thread(), ProcessPoolExecutor(workers, context, _start_worker, (out, config)) as pool:
-        futures = [pool.submit(_work, job) for job in jobs]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise ChildProcessError(
-                f"a worker process was killed (out of memory?): use fewer than num_workers={config.num_workers}, or a "
-                "smaller max_gib; the same command goes on"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+    killed = (
+        f"a worker process was killed (out of memory?): use fewer than num_workers={config.num_workers}, or a "
+        "smaller max_gib; the same command goes on"
+    )
+    with processes(min(config.num_workers, len(jobs)), _start_worker, (out, config), killed) as pool:
+        for future in as_completed([pool.submit(_work, job) for job in jobs]):
+            yield future.result()
 
 
 _job: tuple[Path, CtConfig]  # of this worker process
@@ -181,19 +140,10 @@ _job: tuple[Path, CtConfig]  # of this worker process
 
 def _start_worker(out: Path, config: CtConfig) -> None:
     global _job
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer: it ends the workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    begin()
     # Decoders written in C complain on their own, and quote file names: nobody is to read them in a log.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     _job = out, config
-
-
-def _end_with_parent() -> None:
-    """A killed parent cannot end its workers, and one that waits for work would never notice."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
 
 
 def _work(job: Job) -> str:
