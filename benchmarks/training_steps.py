@@ -183,7 +183,10 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
-    """Prepare, do ``warmup`` and ``reps`` steps. Returns seconds of each, losses, peak in bytes, and the machine."""
+    """Prepare, do ``warmup`` and ``reps`` steps.
+
+    Returns seconds of each (and the processor's own), losses, peak in bytes, and the machine.
+    """
     device = choose_device(request["device"])
     if request.get("threads"):
         torch.set_num_threads(request["threads"])
@@ -196,16 +199,18 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     else:  # what building took is not what training takes
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     step = training_step(model, WAYS[request["variant"]], device, request["batch"], request["size"])
-    seconds, losses = [], []
+    seconds, cpu_seconds, losses = [], [], []
     for _ in range(request.get("warmup", 1) + request["reps"]):
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         losses.append(step())  # reading the loss waits for the device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - began)
+        cpu_seconds.append(time.process_time() - cpu_began)
     return {
         "variant": request["variant"],
         "seconds": seconds[request.get("warmup", 1) :],
+        "cpu_seconds": cpu_seconds[request.get("warmup", 1) :],
         "losses": losses,
         "peak": peak_bytes(device),
         "before": before,

@@ -89,8 +89,9 @@ class ControlledLatentDiffusion(LatentDiffusion):
         """The UNet. Where its weights are of half precision it computes in that, whatever surrounds it: autocast would
         turn every normalisation into float32 and back.
         """
-        kind = x.device.type
-        with torch.autocast(kind, enabled=torch.is_autocast_enabled(kind) and self.dtype == torch.float32):
+        if self.dtype == torch.float32:
+            return self.unet(x, t, context, control)
+        with torch.autocast(x.device.type, enabled=False):
             return self.unet(x, t, context, control)
 
 

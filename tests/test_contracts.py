@@ -18,6 +18,7 @@ import yaml
 
 from benchmarks.anatomy import AnatomyConfig
 from benchmarks.ceiling import CeilingConfig
+from benchmarks.cost_model import CostConfig
 from benchmarks.framing import FramingConfig
 from benchmarks.kill_resume import KillConfig
 from benchmarks.landmarks import LandmarksConfig
@@ -54,6 +55,7 @@ KEYS_OF = {
     "benchmarks.framing": FramingConfig,
     "benchmarks.signal": SignalConfig,
     "benchmarks.training": TrainingConfig,
+    "benchmarks.cost_model": CostConfig,
     "benchmarks.ceiling": CeilingConfig,
     "benchmarks.landmarks": LandmarksConfig,
     "muti_control.pipnet.crossfit": ExperimentConfig,
