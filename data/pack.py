@@ -15,14 +15,13 @@ import sys
 import tarfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from data.manifest import PICTURE_ROOT, ManifestError, find_images_dir, read_manifest
+from data.settings import merged
 from data.shards import INDEX_SUFFIX, Entry, Shard, ShardError, index_text, open_pack, read_bytes, sha256_of
 
 MANIFEST_DIR = "split_data"
@@ -144,16 +143,7 @@ class _Writer:
 
 def parse_config(overrides: list[str]) -> PackConfig:
     """``["shard_mb=16", ...]`` -> config. Raises: ValueError for an unknown key or a wrong value."""
-    known = ", ".join(field.name for field in fields(PackConfig))
-    if wrong := [item for item in overrides if "=" not in item]:
-        raise ValueError(f"{wrong[0]!r}: expected key=value; keys: {known}")
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(PackConfig), OmegaConf.from_dotlist(overrides))
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{' '.join(overrides)}: {reason}; keys: {known}") from error
-    assert isinstance(config, PackConfig)
+    config = merged(PackConfig, overrides)
     if not 1 <= config.shard_mb <= 4096:
         raise ValueError(f"shard_mb={config.shard_mb}: expected 1 to 4096")
     return config

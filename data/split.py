@@ -14,16 +14,14 @@ import secrets
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from data.biometrics import age_level
 from data.check.cases import Case, read_lists
 from data.check.config import CheckConfig
 from data.check.lists import numbered, plain_name
+from data.settings import merged
 from data.shards import read_bytes
 
 STRATA = ("sex", "age", "body_mass", "ethnicity")
@@ -230,16 +228,8 @@ def summary(lists: dict[str, list[Group]], strata: Sequence[str]) -> str:
 
 
 def parse_config(overrides: list[str]) -> SplitConfig:
-    """``["test=0.2", ...]`` -> config. Raises: SplitError for an unknown key, a wrong type or value."""
-    known = ", ".join(asdict(SplitConfig()))
-    given = [f"{one}''" if one.endswith("=") else one for one in overrides]  # `out=` means empty, not None
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(SplitConfig), OmegaConf.from_dotlist(given))
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise SplitError(f"{' '.join(overrides)}: {reason}; keys: {known}") from error
-    assert isinstance(config, SplitConfig)
+    """``["test=0.2", ...]`` -> config. Raises: ValueError for an unknown key, a wrong type or value."""
+    config = merged(SplitConfig, overrides)
     config.check()
     return config
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
-
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from dataclasses import dataclass
 
 from data.check.findings import CHECKS
+from data.settings import merged
 
 
 @dataclass
@@ -56,14 +54,6 @@ class CheckConfig:
 
 def parse_config(overrides: list[str]) -> CheckConfig:
     """``["out=report", ...]`` -> config. Raises: ValueError for an unknown key, a wrong type or value."""
-    known = ", ".join(asdict(CheckConfig()))
-    given = [f"{one}''" if one.endswith("=") else one for one in overrides]  # `out=` means empty, not None
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(CheckConfig), OmegaConf.from_dotlist(given))
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{' '.join(overrides)}: {reason}; keys: {known}") from error
-    assert isinstance(config, CheckConfig)
+    config = merged(CheckConfig, overrides)
     config.check()
     return config

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from typing import Any, NoReturn
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from data.settings import merged
 
 FORMAT_VERSION = 8  # raise when the same seed no longer gives the same pictures or landmarks
 SKULL_DIR, FACE_DIR, LANDMARK_DIR = "pairedCS/skull", "pairedCS/craniofacial", "pairedCS/landmarks"
@@ -122,16 +121,6 @@ def check_packages() -> None:
 
 def parse_config(overrides: list[str]) -> CohortConfig:
     """``["num_subjects=50", ...]`` -> config. Raises: ValueError for an unknown key, a wrong type or value."""
-    known = ", ".join(asdict(CohortConfig()))
-    for item in overrides:
-        if "=" not in item:
-            raise ValueError(f"{item!r}: expected key=value; keys: {known}")
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(CohortConfig), OmegaConf.from_dotlist(overrides))
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{' '.join(overrides)}: {reason}; keys: {known}") from error
-    assert isinstance(config, CohortConfig)
+    config = merged(CohortConfig, overrides)
     config.check()
     return config
