@@ -9,6 +9,7 @@ import pytest
 from muti_control.evaluation.report import report, svg, write_report
 from muti_control.evaluation.report.words import Roles, findings, limits, what_was_evaluated
 from muti_control.evaluation.results_file import ResultsError, write_results
+from muti_control.evaluation.summary import identification
 from tests.made_up_results import made_up
 
 VOID = {"meta", "img"}
@@ -94,8 +95,32 @@ def test_who_wins_is_read_off_the_figures(folder):
     loses, wins, same = (" ".join(findings(with_gain(folder, gain))) for gain in (-0.4, 0.6, 0.13))
     assert "The linear baseline wins: PCA + ridge beats ICCR model by" in loses
     assert "ICCR model beats the best baseline, PCA + ridge, by" in wins
-    assert "cannot be told apart by rank-1" in same
+    assert "cannot be told apart by rank-1 or MRR" in same
     assert "It uses the skull" in wins
+
+
+def test_where_rank_one_is_open_all_ranks_decide(evaluation):
+    """A model that is never first and a baseline that is so once in a while, but always near."""
+    model, ridge = evaluation.methods[:2]
+
+    def with_ranks(method, ranks):
+        found = identification(ranks, 100, [probe.groups for probe in evaluation.probes])
+        return replace(method, identification={"dlib": found})
+
+    far, near = with_ranks(model, [50] * 60), with_ranks(ridge, [1] + [2] * 59)
+    text = " ".join(findings(replace(evaluation, methods=(far, near))))
+    assert (
+        "The linear baseline wins: PCA + ridge beats ICCR model by all ranks together: MRR \u22120.488"
+        in text
+    )
+    assert "rank-1 alone leaves it open: \u22121.7 points" in text
+
+
+def test_edits_are_told_of_the_evaluated_method(evaluation):
+    other = tuple(replace(edit, method="ridge") for edit in evaluation.edits)
+    text = " ".join(findings(replace(evaluation, edits=(*other, *evaluation.edits))))
+    assert text.count("Edit, body mass two levels up (60 pairs): ICCR model makes") == 1
+    assert "PCA + ridge makes" not in text
 
 
 def test_a_model_that_ignores_the_skull_is_called_so(evaluation):

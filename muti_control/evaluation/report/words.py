@@ -74,7 +74,7 @@ def with_interval(figure: Figure) -> str:
     """A share with its interval: "4.6 % [2.8, 6.8]"."""
     if figure.low is None or figure.high is None:
         return per_cent(figure.value)
-    return f"{per_cent(figure.value)} [{100 * figure.low:.1f}, {100 * figure.high:.1f}]"
+    return f"{per_cent(figure.value)} [{100 * figure.low:.1f}, {100 * figure.high:.1f}]".replace("-", MINUS)
 
 
 def points(found: Difference, sign: bool = False) -> str:
@@ -168,8 +168,8 @@ def findings(evaluation: Evaluation) -> list[str]:
         *_against_models(evaluation, roles),
         _against_shuffled(evaluation, roles),
         _against_ceiling(evaluation, roles),
-        *(_coverage(part, evaluation) for part in _widest(evaluation.coverage)),
-        *(_edit(part) for part in evaluation.edits),
+        *(_coverage(part, evaluation) for part in _widest(evaluation.coverage, roles.judge)),
+        *(_edit(part, evaluation) for part in _edits_of(evaluation.edits, roles.evaluated)),
         _pictures(evaluation),
         unusual_skulls(evaluation),
     ]
@@ -178,6 +178,11 @@ def findings(evaluation: Evaluation) -> list[str]:
 
 def _rank1(evaluation: Evaluation, judge: Recogniser) -> Column:
     return identification_columns(evaluation, judge.name)[0]
+
+
+def _mrr(evaluation: Evaluation, judge: Recogniser) -> Column:
+    columns = identification_columns(evaluation, judge.name)
+    return next(column for column in columns if column.key == "mean_reciprocal_rank")
 
 
 def _identity(evaluation: Evaluation, roles: Roles) -> str:
@@ -205,12 +210,33 @@ def _against_baseline(evaluation: Evaluation, roles: Roles) -> str:
     best = f"the best baseline, {roles.baseline.label}"
     if not gap.certain:
         gained = points(gap, sign=True)
-        return f"{sentence(the(roles.evaluated))} and {best}, cannot be told apart by rank-1: {gained}."
+        decided = _by_mrr(evaluation, roles.judge, roles.evaluated, roles.baseline)
+        if decided:
+            return f"{decided} (rank-1 alone leaves it open: {gained})."
+        return (
+            f"{sentence(the(roles.evaluated))} and {best}, cannot be told apart by rank-1 or MRR: {gained}."
+        )
     if gap.value > 0:
         return f"{sentence(the(roles.evaluated))} beats {best}, by {points(gap)} of rank-1."
     lost = Difference(-gap.value, -gap.high, -gap.low, gap.p, gap.n)
-    kind = "The linear baseline" if "ridge" in roles.baseline.name else "The baseline"
-    return f"{kind} wins: {roles.baseline.label} beats {the(roles.evaluated)} by {points(lost)} of rank-1."
+    beaten = f"{roles.baseline.label} beats {the(roles.evaluated)}"
+    return f"{_winner(roles.baseline)} wins: {beaten} by {points(lost)} of rank-1."
+
+
+def _winner(baseline: Method) -> str:
+    return "The linear baseline" if "ridge" in baseline.name else "The baseline"
+
+
+def _by_mrr(evaluation: Evaluation, judge: Recogniser, evaluated: Method, baseline: Method) -> str:
+    """Who wins by all ranks together, where rank-1 leaves it open; empty where that does too."""
+    column = _mrr(evaluation, judge)
+    gap = difference(column.values(evaluated), column.values(baseline), resampling_of(evaluation))
+    if gap is None or not gap.certain:
+        return ""
+    by = f"MRR {_three(gap.value)} [{_three(gap.low)}, {_three(gap.high)}]"
+    if gap.value > 0:
+        return f"{sentence(the(evaluated))} beats the best baseline, {baseline.label}, by all ranks together: {by}"
+    return f"{_winner(baseline)} wins: {baseline.label} beats {the(evaluated)} by all ranks together: {by}"
 
 
 def _against_models(evaluation: Evaluation, roles: Roles) -> list[str]:
@@ -232,9 +258,7 @@ def _against_shuffled(evaluation: Evaluation, roles: Roles) -> str:
     if roles.evaluated is None or roles.shuffled is None or roles.judge is None:
         return ""
     how = resampling_of(evaluation)
-    column = next(
-        c for c in identification_columns(evaluation, roles.judge.name) if c.key == "mean_reciprocal_rank"
-    )
+    column = _mrr(evaluation, roles.judge)
     gap = difference(column.values(roles.evaluated), column.values(roles.shuffled), how)
     if gap is None:
         return ""
@@ -273,13 +297,16 @@ def _against_ceiling(evaluation: Evaluation, roles: Roles) -> str:
     )
 
 
-def _widest(parts: Sequence[Coverage]) -> list[Coverage]:
-    """One part per recogniser: the most generous definition of a hit."""
-    chosen: dict[str, Coverage] = {}
-    for part in parts:
-        if part.recogniser not in chosen or part.within > chosen[part.recogniser].within:
-            chosen[part.recogniser] = part
-    return list(chosen.values())
+def _widest(parts: Sequence[Coverage], judge: Recogniser | None) -> list[Coverage]:
+    """The first recogniser's part with the most generous definition of a hit."""
+    found = [part for part in parts if judge is not None and part.recogniser == judge.name]
+    return [max(found, key=lambda part: part.within)] if found else []
+
+
+def _edits_of(parts: Sequence[Edit], evaluated: Method | None) -> list[Edit]:
+    """The evaluated method's edits, or the first one's where none is evaluated; the table has all."""
+    name = evaluated.name if evaluated is not None else parts[0].method if parts else ""
+    return [part for part in parts if part.method == name]
 
 
 def _coverage(part: Coverage, evaluation: Evaluation) -> str:
@@ -302,13 +329,16 @@ def _last(curve: Curve) -> str:
     return with_interval(Figure(curve.value[-1], curve.low[-1], curve.high[-1], 0))
 
 
-def _edit(part: Edit) -> str:
+def _edit(part: Edit, evaluation: Evaluation) -> str:
+    method = evaluation.method(part.method)
+    name = part.method if method is None else the(method)
     angle = "" if part.angle is None else f", at {part.angle.value:.0f}° to it (90° is unrelated)"
     kept = ""
     if part.kept is not None and part.kept_before is not None:
         after, before = per_cent(part.kept.value), per_cent(part.kept_before.value)
         kept = f"; the own face is the most similar for {after} after the edit, {before} before"
-    return f"Edit, {part.label}: the face makes {with_interval(part.projection)} of the true change{angle}{kept}."
+    made = f"{name} makes {with_interval(part.projection)} of the true change{angle}"
+    return f"Edit, {part.label} ({plural(part.projection.n, 'pair')}): {made}{kept}."
 
 
 def _pictures(evaluation: Evaluation) -> str:
