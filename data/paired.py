@@ -25,10 +25,14 @@ class Pair(TypedDict):
     index: int
 
 
-class PairedDataset(Dataset[Pair]):
-    """The pairs of a manifest. Pictures stay in memory, 8-bit, after they were first read.
+KEPT_BYTES = 2**30  # of pictures, in each process that reads them
 
-    A grey pair of 256 px takes 128 KiB (a colour pair three times that) in every loader worker that reads it.
+
+class PairedDataset(Dataset[Pair]):
+    """The pairs of a manifest. Pictures stay in memory, 8-bit, after they were first read, up to ``KEPT_BYTES``.
+
+    A grey pair of 256 px takes 128 KiB (a colour pair three times that) in every loader worker that reads it; of those
+    for which there is no room, the disk is asked every time.
 
     Args:
         records: of ``read_manifest``; each with a face.
@@ -55,6 +59,7 @@ class PairedDataset(Dataset[Pair]):
         self.records = list(records) if images_dir is None else relocate(records, images_dir)
         self.size = size
         self._pictures: dict[Path, np.ndarray] = {}
+        self._kept = 0  # bytes of them
 
     def __len__(self) -> int:
         return len(self.records)
@@ -75,10 +80,14 @@ class PairedDataset(Dataset[Pair]):
         return prompt(self.records[index].biometrics)
 
     def _picture(self, path: Path) -> torch.Tensor:
-        if path not in self._pictures:
+        pixels = self._pictures.get(path)
+        if pixels is None:
             picture, _ = read_image(path, self.size)  # (H, W, 3)
             pixels = to_uint8(picture)
             grey = bool((pixels == pixels[..., :1]).all())
-            self._pictures[path] = np.ascontiguousarray(pixels[..., :1] if grey else pixels)
-        plane = torch.from_numpy(self._pictures[path]).permute(2, 0, 1)  # (1 or 3, H, W)
+            pixels = np.ascontiguousarray(pixels[..., :1] if grey else pixels)
+            if self._kept + pixels.nbytes <= KEPT_BYTES:
+                self._pictures[path] = pixels
+                self._kept += pixels.nbytes
+        plane = torch.from_numpy(pixels).permute(2, 0, 1)  # (1 or 3, H, W)
         return plane.expand(3, -1, -1).to(torch.float32).div(255).contiguous()  # (3, H, W)

@@ -61,6 +61,17 @@ def test_a_second_read_is_from_memory_and_the_same(records: list[Record]) -> Non
     assert sizes == [32 * 32, 32 * 32 * 3]  # a grey picture is kept as one channel
 
 
+def test_memory_for_pictures_is_limited(records: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = PairedDataset(records, size=64)
+    monkeypatch.setattr("data.paired.KEPT_BYTES", 3 * 64 * 64)  # one colour picture, or three grey ones
+    limited = PairedDataset(records, size=64)
+    for _ in range(2):
+        for k in range(len(records)):
+            assert torch.equal(limited[k]["skull"], whole[k]["skull"])
+            assert torch.equal(limited[k]["face"], whole[k]["face"])
+    assert 0 < sum(pixels.nbytes for pixels in limited._pictures.values()) <= 3 * 64 * 64
+
+
 def test_items_are_the_callers_own(records: list[Record]) -> None:
     dataset = PairedDataset(records, size=32)
     dataset[0]["skull"].zero_()
