@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,9 +10,14 @@ import pytest
 import torch
 
 from ldm.checkpoint import write_state_dict
-from muti_control.evaluation import backbone
+from ldm.config import parse_command_line
+from muti_control.evaluation import backbone, progress
+from muti_control.evaluation.config import EvaluateConfig
+from muti_control.evaluation.edits import find_edits
+from muti_control.evaluation.inputs import read_inputs
 from muti_control.evaluation.onnx_recogniser import TEMPLATE, OnnxEye, aligned, cosine_distances, five_points
 from muti_control.evaluation.ood import Density, OddityError, nearest_distances, score_skulls
+from muti_control.evaluation.sightings import CacheError, Sightings
 from muti_control.recogniser import RecogniserError
 
 RNG_SEED = 3
@@ -141,3 +147,70 @@ def test_features_for_kid_are_those_of_torchvisions_network(tmp_path, monkeypatc
     write_state_dict(path, {"a.weight": torch.zeros(2)}, {})
     with pytest.raises(backbone.BackboneError, match="no state dict of torchvision's resnet18"):
         backbone.Backbone(path)
+
+
+# ---------------------------------------------------------------- edits, cache, progress
+def test_edits_are_those_whose_truth_the_data_hold(make_pairs):
+    root = make_pairs(train=3, valid=2, test=3)  # the test split: ages 20, 20, 50, body mass 4
+    own = [json.loads(line) for line in (root / "split_data/test.json").read_text().splitlines()]
+    lines = [own[0], own[1]]
+    for person, number, changes in (
+        (0, 1, {"age": 48, "changed": ["age"]}),
+        (0, 2, {"age": 90, "changed": ["age"]}),
+        (0, 0, {"body_mass": "2", "changed": ["body_mass"]}),
+        (1, 2, {"body_mass": "3", "changed": ["body_mass"]}),
+        (1, 0, {"age": 45, "body_mass": "2", "changed": ["age", "body_mass"]}),
+    ):
+        lines.append(own[person] | {"target": f"train_{number}.png"} | changes)
+    (root / "split_data/variants.json").write_text("\n".join(map(json.dumps, lines)))
+    config = parse_command_line(EvaluateConfig, [f"data.root={root}", "num=0"])
+    found = {edit.name: edit for edit in find_edits(read_inputs(config), 5)}
+    assert set(found) == {
+        "age_up",
+        "body_mass_down",
+    }  # one level lighter, or two things at once, is none of them
+    assert {i: r.biometrics.age for i, r in found["age_up"].variants.items()} == {0: 48}
+    assert {i: r.biometrics.body_mass for i, r in found["body_mass_down"].variants.items()} == {0: 2}
+    assert not find_edits(read_inputs(config), 0)
+
+
+class CountingEye:
+    """Sees the mean of a picture, and no face in a black one."""
+
+    name, cached = "counting", True
+
+    def __init__(self, version: int = 1) -> None:
+        self.identity, self.looks = {"version": version}, 0
+
+    def look(self, picture):
+        self.looks += 1
+        return np.array([picture.mean()], np.float32) if picture.any() else None
+
+
+def test_nothing_is_looked_at_twice_but_by_another_eye(tmp_path):
+    pictures = [np.full((8, 8), value, np.uint8) for value in (0, 3, 3, 5)]
+    eye = CountingEye()
+    for _ in range(2):
+        with Sightings(tmp_path / "seen.sqlite") as sightings:
+            seen = [sightings.look(eye, picture) for picture in pictures]
+        assert seen[0] is None and [float(v[0]) for v in seen[1:]] == [3, 3, 5]
+    assert eye.looks == 3
+    with Sightings(tmp_path / "seen.sqlite") as sightings:
+        sightings.look(newer := CountingEye(version=2), pictures[1])
+    assert newer.looks == 1
+    (tmp_path / "broken.sqlite").write_bytes(b"no database at all, but long enough to be looked at" * 50)
+    with pytest.raises(CacheError, match=r"broken.sqlite cannot be used"):
+        Sightings(tmp_path / "broken.sqlite")
+
+
+def test_the_time_left_follows_what_steps_take(monkeypatch):
+    clock = iter([0.0, 0.0, 4.0, 4.0, 5.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with progress.Progress({"first": (4, 1.0), "second": (10, 0.5)}, silent=True) as bar:
+        assert bar.seconds_left == 9
+        bar.begin("first")
+        bar.advance(2)  # 4 seconds for two: two more take 4
+        assert bar.seconds_left == 4 + 5
+        bar.begin("second")  # what the first left falls away
+        bar.advance(4)  # 1 second for four
+        assert bar.seconds_left == 1.5
