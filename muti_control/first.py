@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +23,25 @@ def is_first(environment: Mapping[str, str] = os.environ) -> bool:
         (environment[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in environment), "0"
     )
     return int(number) == 0
+
+
+def end_with_parent(seconds: float = 2.0) -> None:
+    """In a process that Lightning started beside the user's: end when that one is gone, however it went.
+
+    It would wait for it in a collective, and hold its GPU. torchrun and srun see to that themselves.
+    """
+    known = os.environ
+    from_outside = "TORCHELASTIC_RUN_ID" in known or "SLURM_STEP_NUM_TASKS" in known
+    if "LOCAL_RANK" not in known or from_outside:
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(seconds)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
 def wait_for(look: Callable[[], T | None], folder: Path, what: str, patience: float = PATIENCE) -> T:

@@ -22,6 +22,7 @@ from muti_control.build import build_stage, check_files
 from muti_control.callbacks import SIGNALS, SaveLast, tell
 from muti_control.checkpoints import LAST, BestCheckpoints, read_run
 from muti_control.config import ExperimentConfig
+from muti_control.first import end_with_parent
 from muti_control.stage import Stage
 from muti_control.trainer import build_trainer, check_machine
 from muti_control.turns import odd_settings
@@ -147,6 +148,7 @@ def prepare(cfg: ExperimentConfig) -> Training:
     Raises:
         ValueError: what was given cannot be trained on (ConfigError, ManifestError, CheckpointError, ImageError).
     """
+    end_with_parent()
     check_files(cfg)
     check_creatable(cfg.run_dir)
     folder = cfg.run_dir / "checkpoints"

@@ -255,6 +255,28 @@ def test_processes_are_counted_as_they_were_started(monkeypatch: pytest.MonkeyPa
     assert layout(1) == (2, 1)
 
 
+def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
+    """As Lightning starts them: the second waits for the first, which is shot down."""
+    child = (
+        "import time; from muti_control.first import end_with_parent; end_with_parent(0.01); "
+        "print('there', flush=True); time.sleep(20); print('still there')"
+    )
+    parent = (
+        "import os, subprocess, sys, time\n"
+        f"subprocess.Popen([sys.executable, '-c', {child!r}], env=os.environ | {{'LOCAL_RANK': '1'}})\n"
+        "time.sleep(60)"
+    )
+    environment = {k: v for k, v in os.environ.items() if "TORCHELASTIC" not in k and "SLURM" not in k}
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "there\n"
+    process.kill()
+    assert process.stdout.read() == ""
+    process.wait()
+
+
 def test_odd_settings_are_told() -> None:
     assert odd_settings(OptimConfig(), 10_000) == []
     told = " ".join(odd_settings(OptimConfig(lr=0.1, warmup_steps=100, ema_decay=0.999), 100))
