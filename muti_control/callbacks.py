@@ -67,8 +67,8 @@ class SaveLast(pl.Callback):
 
     def asked(self, stage: Stage) -> int:
         """The signal that asked any of the processes to stop, or 0; all of them must call this together."""
-        (self.signal,) = ranks.largest([self.signal], stage.device)
-        return self.signal
+        (signum,) = ranks.largest([self.signal], stage.device)
+        return signum
 
     def on_train_batch_end(self, trainer: pl.Trainer, stage: pl.LightningModule, *args: Any) -> None:
         assert isinstance(stage, Stage)
@@ -76,11 +76,12 @@ class SaveLast(pl.Callback):
             return
         minutes = (time.monotonic() - self._saved_time) / 60
         late = 0 < self.cfg.save_minutes <= minutes
-        self.signal, due = ranks.largest([self.signal, int(late)], stage.device)
-        if self.signal or due or stage.updates % self.cfg.save_every == 0:
+        # Only the handler writes self.signal: one that comes while the processes agree counts the next time.
+        signum, due = ranks.largest([self.signal, int(late)], stage.device)
+        if signum or due or stage.updates % self.cfg.save_every == 0:
             self.save(trainer, stage)
-        if self.signal:
-            self.stop(trainer, stage)
+        if signum:
+            self.stop(trainer, stage, signum)
         elif stage.updates >= self.cfg.max_steps:
             trainer.should_stop = True
 
@@ -91,10 +92,10 @@ class SaveLast(pl.Callback):
                 trainer.save_checkpoint(self.path, False)  # False: with the optimizer
             self.saved_at, self._saved_time = stage.updates, time.monotonic()
 
-    def stop(self, trainer: pl.Trainer, stage: Stage) -> None:
-        """Save and leave the training loop, as a signal asked for."""
+    def stop(self, trainer: pl.Trainer, stage: Stage, signum: int) -> None:
+        """Save and leave the training loop, as the signal asked for, on whichever process it came."""
         self.save(trainer, stage)
-        self.stopped = True
+        self.stopped, self.signal = True, signum
         trainer.should_stop = True
 
 
@@ -126,8 +127,8 @@ class Validate(pl.Callback):
             return
         with self.save_last.pace.pause():
             scores = self._validate(trainer, stage)
-        if scores is None:
-            self.save_last.stop(trainer, stage)
+        if isinstance(scores, int):
+            self.save_last.stop(trainer, stage, scores)
             return
         self.scores = scores
         stage.validated = stage.updates
@@ -140,8 +141,8 @@ class Validate(pl.Callback):
         self._check_sensitivity(trainer, stage, scores)
 
     @torch.no_grad()
-    def _validate(self, trainer: pl.Trainer, stage: Stage) -> dict[str, float] | None:
-        """The scores; None if a signal broke it off."""
+    def _validate(self, trainer: pl.Trainer, stage: Stage) -> dict[str, float] | int:
+        """The scores, or the signal that broke it off."""
         loader = stage.valid_loader()
         (num_batches,) = ranks.largest([len(loader)], stage.device)  # of the process that has the most
         batches = iter(loader)
@@ -152,9 +153,9 @@ class Validate(pl.Callback):
                     batch = next(batches, None)
                     if batch is not None:
                         stage.validate_batch(stage.transfer_batch_to_device(batch, stage.device, 0), index)
-                    if self.save_last.asked(stage):
+                    if signum := self.save_last.asked(stage):
                         stage.forget_validation()
-                        return None
+                        return signum
                 return stage.validation_scores()
         finally:
             stage.train()

@@ -20,6 +20,7 @@ import train
 from benchmarks import kill_resume
 from benchmarks.kill_resume import KillConfig, Start
 from ldm.config import ConfigError
+from muti_control import ranks
 from muti_control.callbacks import SaveLast
 from muti_control.checkpoints import BestCheckpoints, WholeFiles, read_run
 from muti_control.config import ExperimentConfig
@@ -142,6 +143,27 @@ def test_signals_save_between_steps_and_stop(tmp_path: Path, signum: int) -> Non
     assert save_last.stopped and save_last.signal == signum
     assert torch.load(save_last.path, weights_only=True)["updates"] == 3
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_that_comes_while_processes_agree_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They took their answers before it came: it counts one step later."""
+
+    def late(numbers: list[int], device: torch.device) -> list[int]:
+        answer = list(numbers)
+        if stage.updates == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return answer
+
+    cfg = make_config(tmp_path, "run", max_steps=9)
+    stage = Plain(cfg)
+    trainer, save_last = build_trainer(cfg, stage)
+    monkeypatch.setattr(ranks, "largest", late)
+    with muti_control.run.handlers_restored():
+        trainer.fit(stage)
+    assert save_last.stopped and save_last.signal == signal.SIGTERM
+    assert stage.updates == 4
 
 
 @pytest.mark.parametrize(
