@@ -118,7 +118,7 @@ def run(options: Options) -> None:
         if known is not None:
             raise ValueError(f"{source} has a branch for {known.num_points} landmarks already")
         cfg.control.landmarks = LandmarkConfig(num_points=options.landmarks)
-    control = None
+    control, kept = None, {}
     if options.control is not None:
         given, _ = read_state_dict(options.control)
         with _named(options.control):
@@ -127,11 +127,13 @@ def run(options: Options) -> None:
         with _named(source):
             control = control_network(base, cfg)
         base = {key: value for key, value in base.items() if key not in control}
+        kept = {key: metadata[key] for key in ("sampling",) if key in metadata}  # what it was validated with
     with _named(source):
         added = add_control(base, cfg, options.seed, options.replace, control)
     notes = {"step": "0", "git": git_revision(), "base": source.name, "base_sha256": sha256(source)}
     if "step" in metadata:
         notes["base_step"] = metadata["step"]
+    notes |= kept
     if options.control is not None:
         notes |= {"control": options.control.name, "control_sha256": sha256(options.control)}
     else:

@@ -131,9 +131,10 @@ def test_the_tool_adds_a_branch_to_a_trained_control_network_and_keeps_it(
         if not p.any():
             torch.nn.init.normal_(p, std=0.1)
     source, target = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
-    write_state_dict(source, old.state_dict(), model_metadata(cfg))
+    write_state_dict(source, old.state_dict(), model_metadata(cfg) | {"sampling": '{"steps": 7}'})
     assert tool([str(source), str(target), f"landmarks={NUM}"]) == 0
-    state, _ = read_state_dict(target)
+    state, metadata = read_state_dict(target)
+    assert metadata["sampling"] == '{"steps": 7}'  # what the control network was validated with
     for name, value in old.state_dict().items():
         assert torch.equal(state[name], value), name
     new = {key for key in state if key.startswith(BRANCHES)}
