@@ -23,7 +23,8 @@ from ldm.checkpoint import SD_OPTIONAL, load_strict, read_state_dict
 from ldm.config import ConfigError
 from muti_control.autoencoder_stage import AutoencoderStage
 from muti_control.config import ExperimentConfig
-from muti_control.diffusion_stages import BaseStage, ControlStage
+from muti_control.control_stage import ControlStage
+from muti_control.diffusion_stages import BaseStage
 from muti_control.latents import LatentPairs, face_moments
 from muti_control.parked import park
 from muti_control.pipnet.stage import build_pip_stage
