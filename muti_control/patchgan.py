@@ -1,0 +1,214 @@
+"""The discriminator: PatchGANs that look at a skull with a face at several scales, and what is computed from scores.
+
+Parameter names and layers are those of pix2pixHD's multi-scale discriminator with intermediate features, so its files
+load here and ours there. The last of the ``scale{i}`` networks sees the picture as it is, each one before it half the
+size of its follower.
+Sources: PatchGAN, arXiv 1611.07004; its multi-scale form, arXiv 1711.11585; LSGAN, arXiv 1611.04076.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor, nn
+
+from ldm.checkpoint import CheckpointError, load_strict, read_state_dict, write_state_dict
+
+MOST_CHANNELS = 512
+LEAK = 0.2
+INITIAL_STD = 0.02
+METADATA = "patchgan"
+
+# Of each scale, finest first: the features of the layers, and the score map as the last.
+Features = list[list[Tensor]]
+
+
+@dataclass
+class PatchGanConfig:
+    """Architecture.
+
+    in_channels: skull and face stacked. width: channels of the first layer; they double up to 512.
+    num_scales: networks, each on half the size. num_layers: convolutions of stride 2 in each.
+    """
+
+    in_channels: int = 6
+    width: int = 64
+    num_scales: int = 2
+    num_layers: int = 3
+
+    def validate(self) -> None:
+        """Raises: ValueError naming the field, what was got and what is expected."""
+        checks = [
+            (self.in_channels >= 1, "in_channels", self.in_channels, "a positive number"),
+            (
+                1 <= self.width <= MOST_CHANNELS,
+                "width",
+                self.width,
+                f"a number of channels from 1 to {MOST_CHANNELS}",
+            ),
+            (1 <= self.num_scales <= 6, "num_scales", self.num_scales, "1 to 6"),
+            (1 <= self.num_layers <= 6, "num_layers", self.num_layers, "1 to 6"),
+        ]
+        for good, key, got, expected in checks:
+            if not good:
+                raise ValueError(f"{key}: got {got!r}, expected {expected}")
+
+
+class PatchGan(nn.Module):
+    """Skull and face (B, 6, H, W) in [-1, 1] -> features and scores, see :data:`Features`.
+
+    Samples do not influence each other: the normalisation is of each picture by itself.
+
+    Raises:
+        ValueError: a config that cannot be built.
+    """
+
+    def __init__(self, cfg: PatchGanConfig) -> None:
+        super().__init__()
+        cfg.validate()
+        self.cfg = cfg
+        for scale in range(cfg.num_scales):
+            for number, layer in enumerate(_layers(cfg)):
+                self.add_module(f"scale{scale}_layer{number}", layer)
+
+    def forward(self, pictures: Tensor) -> Features:
+        """Features of (B, 6, H, W) in [-1, 1], from the whole size down; of 256 px the scores are 35 and 19 a side.
+
+        Raises:
+            ValueError: another number of channels.
+        """
+        if pictures.ndim != 4 or pictures.shape[1] != self.cfg.in_channels:
+            raise ValueError(
+                f"the discriminator got {tuple(pictures.shape)}, expected (B, {self.cfg.in_channels}, H, W): "
+                "the skull and the face stacked, see judged"
+            )
+        found = []
+        for scale in reversed(range(self.cfg.num_scales)):
+            h, features = pictures, []
+            for number in range(self.cfg.num_layers + 2):
+                h = self.get_submodule(f"scale{scale}_layer{number}")(h)
+                features.append(h)
+            found.append(features)  # (B, C_n, H_n, W_n) ..., (B, 1, H', W')
+            if scale:
+                pictures = F.avg_pool2d(pictures, 3, 2, 1, count_include_pad=False)  # (B, 6, H/2, W/2)
+        return found
+
+    # --- files --------------------------------------------------------------------------------------------
+
+    def metadata(self) -> dict[str, str]:
+        """What the file says of itself."""
+        return {METADATA: json.dumps(asdict(self.cfg))}
+
+    def save(
+        self, path: Path, dtype: torch.dtype = torch.float32, more: Mapping[str, str] | None = None
+    ) -> None:
+        """Write weights and architecture as one safetensors file. Raises: CheckpointError."""
+        state = {name: value.to(dtype) for name, value in self.state_dict().items()}
+        write_state_dict(path, state, {**self.metadata(), **(more or {})})
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> PatchGan:
+        """A frozen network in evaluation mode, fp32: of a file of :meth:`save`, or of pix2pixHD's weights.
+
+        Raises:
+            CheckpointError: no such file, not such a discriminator, or weights that do not fit its architecture.
+        """
+        state, metadata = read_state_dict(path, mmap=False)
+        try:
+            cfg = _metadata_config(metadata) if METADATA in metadata else infer_config(state)
+            net = cls(cfg)
+            load_strict(net, {name: value.float() for name, value in state.items()})
+        except (ValueError, OmegaConfBaseException) as error:
+            raise CheckpointError(f"{path} is no discriminator that can be used: {error}") from error
+        return net.eval().requires_grad_(False).to(device)
+
+
+def _layers(cfg: PatchGanConfig) -> list[nn.Sequential]:
+    """Of one scale. Convolutions are 4x4 with a padding of 2; the first and the last one are not normalised."""
+    layers = []
+    inputs = cfg.in_channels
+    for number in range(cfg.num_layers + 1):
+        outputs = min(cfg.width * 2**number, MOST_CHANNELS)
+        parts: list[nn.Module] = [nn.Conv2d(inputs, outputs, 4, 2 if number < cfg.num_layers else 1, 2)]
+        if number:
+            parts.append(nn.InstanceNorm2d(outputs))
+        layers.append(nn.Sequential(*parts, nn.LeakyReLU(LEAK)))
+        inputs = outputs
+    layers.append(nn.Sequential(nn.Conv2d(inputs, 1, 4, 1, 2)))
+    for layer in layers:
+        nn.init.normal_(layer[0].weight, std=INITIAL_STD)
+    return layers
+
+
+def infer_config(state: Mapping[str, Tensor]) -> PatchGanConfig:
+    """The architecture of a file without metadata, from its names and shapes.
+
+    Raises:
+        ValueError: the names are not a multi-scale discriminator's.
+    """
+    names = [re.fullmatch(r"scale(\d+)_layer(\d+)\.0\.weight", name) for name in state]
+    found = [(int(name[1]), int(name[2])) for name in names if name]
+    first = state.get("scale0_layer0.0.weight")
+    if first is None or first.ndim != 4 or len(found) < 3:
+        raise ValueError("it has no scale0_layer0.0.weight of a convolution; expected scale{i}_layer{j}.*")
+    return PatchGanConfig(
+        in_channels=first.shape[1],
+        width=first.shape[0],
+        num_scales=1 + max(scale for scale, _ in found),
+        num_layers=max(layer for _, layer in found) - 1,
+    )
+
+
+def _metadata_config(metadata: Mapping[str, str]) -> PatchGanConfig:
+    known: Any = OmegaConf.merge(OmegaConf.structured(PatchGanConfig), json.loads(metadata[METADATA]))
+    built = OmegaConf.to_object(known)
+    assert isinstance(built, PatchGanConfig)
+    return built
+
+
+# --- what goes in, and what is made of the scores -----------------------------------------------------------
+
+
+def judged(skulls: Tensor, faces: Tensor) -> Tensor:
+    """Skulls (B, 3, H, W) in [0, 1] and faces (B, 3, H, W) in [-1, 1] as the discriminator wants them, (B, 6, H, W)."""
+    return torch.cat([skulls.to(faces) * 2 - 1, faces], dim=1)
+
+
+def scores_of(features: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """The score maps (B, 1, H', W') of each scale, float32."""
+    return [scale[-1].float() for scale in features]
+
+
+def lsgan_generator(fake: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Sum over the scales of mean (D(fake) - 1)^2, one value per sample (B,). Source: arXiv 1611.04076, eq. 9."""
+    return torch.stack([_distance(scores, 1.0) for scores in scores_of(fake)]).sum(0)
+
+
+def lsgan_discriminator(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Sum over the scales of [mean (D(real) - 1)^2 + mean D(fake)^2] / 2, one value per sample (B,).
+
+    0.25 a scale is what a discriminator gets that always says 1/2. Source: arXiv 1611.04076, eq. 9.
+    """
+    goods, bads = scores_of(real), scores_of(fake)
+    halves = [_distance(good, 1.0) + _distance(bad, 0.0) for good, bad in zip(goods, bads, strict=True)]
+    return torch.stack(halves).sum(0) / 2
+
+
+def accuracy(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Share of the patches, of all scales alike, on the right side of 1/2: real above, fake below; a scalar."""
+    right = [(scores > 0.5).float().mean() for scores in scores_of(real)]
+    right += [(scores < 0.5).float().mean() for scores in scores_of(fake)]
+    return torch.stack(right).mean()
+
+
+def _distance(scores: Tensor, wanted: float) -> Tensor:
+    return (scores - wanted).square().flatten(1).mean(1)  # (B,)
