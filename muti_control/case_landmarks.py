@@ -19,7 +19,15 @@ from cldm.branches import Landmarks
 from cldm.controlled import ControlledLatentDiffusion
 from data.cases import Case
 from data.images import read_image, write_png
-from data.landmarks import fractions_of, picture_size, pixels_of, read_confidence, read_landmarks
+from data.landmarks import (
+    fractions_of,
+    landmark_fractions,
+    picture_size,
+    pixels_of,
+    read_confidence,
+    read_landmarks,
+)
+from data.manifest import Record
 from ldm.checkpoint import sha256
 from muti_control.pipnet.drawing import draw_points
 from muti_control.pipnet.reader import LandmarkReader
@@ -83,6 +91,44 @@ class Given:
 
     def describe(self, case: Case) -> dict[str, str]:
         return {"source": "given", "file": self.files[case.name].name, "sha256": self.hashes[case.name]}
+
+
+@dataclass(frozen=True)
+class KnownLandmarks:
+    """The landmarks of the true face of whoever a skull picture belongs to.
+
+    records: by skull picture. num_points: of the model's branch.
+
+    Raises:
+        ValueError: a person without landmarks, or with another number of them.
+    """
+
+    records: Mapping[Path, Record]
+    num_points: int
+
+    def __post_init__(self) -> None:
+        for record in self.records.values():
+            if record.landmarks_path is None:
+                raise ValueError(
+                    f"landmarks=known: {record.source} has no 'landmarks' in its manifest; take landmarks=auto"
+                )
+
+    def of(self, cases: Sequence[Case], skulls: Tensor) -> Landmarks:
+        found = [landmark_fractions(self.records[case.skull_path])[0] for case in cases]
+        for case, points in zip(cases, found, strict=True):
+            if len(points) != self.num_points:
+                raise ValueError(
+                    f"{self.records[case.skull_path].landmarks_path}: {len(points)} points, expected this model's "
+                    f"{self.num_points}"
+                )
+        points = torch.from_numpy(np.stack(found))
+        present = torch.ones(len(cases), dtype=torch.bool)
+        return Landmarks(points, torch.ones(points.shape[:2]), present)
+
+    def describe(self, case: Case) -> dict[str, str]:
+        path = self.records[case.skull_path].landmarks_path
+        assert path is not None
+        return {"source": "known of the true face", "file": path.name, "sha256": sha256(path)}
 
 
 def choose_landmarks(

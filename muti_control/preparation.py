@@ -109,18 +109,18 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
     if cfg.compile:
         check_compiler()
     known = Known(cfg.sex, cfg.age, cfg.ethnicity, cfg.body_mass)
-    skull = _shipped(DEMO_SKULLS) if cfg.skull is None else Path(cfg.skull)
+    skull = shipped(DEMO_SKULLS) if cfg.skull is None else Path(cfg.skull)
     limit = DEMO_LIMIT if cfg.skull is None and cfg.limit is None else cfg.limit
     cases = find_cases(skull, known, cfg.images_dir, limit)
     pictures = {path for case in cases for path in (case.skull_path, case.face_path) if path is not None}
     folder = _folder(cfg, skull)
     earlier = claim_folder(folder, cfg.overwrite, cfg.resume) if team.is_first else None
-    weights = _shipped(cfg.weights)
+    weights = shipped(cfg.weights)
     model, metadata = load_model(weights, cfg.model, device, dtype)
     if cfg.compile:
         compile_blocks(model)
     cfg = _with_recommended(arguments, model, metadata)
-    landmarks, remark = choose_landmarks(cfg.landmarks, _shipped(cfg.landmark_weights), cases, model)
+    landmarks, remark = choose_landmarks(cfg.landmarks, shipped(cfg.landmark_weights), cases, model)
     job = Job(
         model=model,
         cases=cases,
@@ -204,6 +204,6 @@ def recommended_sampling(metadata: Mapping[str, str], num_control_outputs: int) 
     return settings
 
 
-def _shipped(name: str) -> Path:
+def shipped(name: str) -> Path:
     """A file of the user's, or one that comes with this program, from any working folder."""
     return Path(name) if Path(name).exists() or not (ROOT / name).exists() else ROOT / name

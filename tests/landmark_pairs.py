@@ -6,7 +6,17 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
+from conftest import tiny_model_config
 from PIL import Image
+
+from cldm.branches import BRANCHES
+from cldm.controlled import ControlledLatentDiffusion, model_metadata
+from cldm.sampling import SamplingConfig
+from ldm.checkpoint import write_state_dict
+from ldm.latent_diffusion import LandmarkConfig
+from muti_control.pipnet.network import PipNet, PipNetConfig
+from muti_control.pipnet.reader import LandmarkReader
 
 LAYOUT = np.array(  # a face of 12 points, the same on both sides: eyes 0-3, nose 4-6, mouth 7-9, jaw 10-11
     [
@@ -52,3 +62,28 @@ def write_landmark_pairs(root: Path, side: int = 64, **splits: int) -> Path:
             lines.append(json.dumps(fields | {"landmarks": f"landmarks/{name}.json"}))
         (root / "split_data" / f"{split}.json").write_text("\n".join(lines), encoding="utf-8")
     return root
+
+
+def write_landmark_model(
+    root: Path, num_points: int, ethnicities: tuple[str, ...] = ("Asian",)
+) -> LandmarkReader:
+    """model.safetensors with a landmark branch that matters, and pipnet.safetensors, returned, that reads skulls."""
+    torch.manual_seed(0)
+    cfg = tiny_model_config()
+    cfg.control.landmarks = LandmarkConfig(num_points=num_points, widths=[8])
+    model = ControlledLatentDiffusion(cfg)
+    for name, p in model.named_parameters():
+        if not p.any():
+            torch.nn.init.normal_(p, std=1.0 if name.startswith(BRANCHES) else 0.2)
+    sampling = json.dumps(vars(SamplingConfig(steps=2, control_scales=[1.0], guidance_scale=1.0, eta=0.0)))
+    metadata = model_metadata(cfg) | {"sampling": sampling}
+    write_state_dict(root / "model.safetensors", model.state_dict(), metadata)
+    shape = {"num_landmarks": num_points, "num_neighbours": 2, "image_size": 64, "width": 0.25}
+    net = PipNet(PipNetConfig(**shape, ethnicities=list(ethnicities)))
+    for p in net.parameters():
+        if not p.any():
+            torch.nn.init.normal_(p, std=0.1)
+    mean = np.random.default_rng(0).uniform(0.2, 0.8, (num_points, 2))
+    reader = LandmarkReader(net.eval(), mean, role="skull")
+    reader.save(root / "pipnet.safetensors")
+    return reader

@@ -7,17 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from conftest import tiny_model_config
+from landmark_pairs import write_landmark_model
 from PIL import Image
 
 import sample
-from cldm.branches import BRANCHES
-from cldm.controlled import ControlledLatentDiffusion, model_metadata
-from cldm.sampling import SamplingConfig
-from ldm.checkpoint import write_state_dict
-from ldm.latent_diffusion import LandmarkConfig
-from muti_control.pipnet.network import PipNet, PipNetConfig
 from muti_control.pipnet.reader import LandmarkReader
 
 NUM = 6
@@ -28,26 +21,8 @@ PERSON = ["sex=female", "age=40", "ethnicity=Asian", "body_mass=4"]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """model.safetensors with a branch that matters, pipnet.safetensors, and two skulls: one square, one wide."""
     root = tmp_path_factory.mktemp("landmarks")
-    torch.manual_seed(0)
-    cfg = tiny_model_config()
-    cfg.control.landmarks = LandmarkConfig(num_points=NUM, widths=[8])
-    model = ControlledLatentDiffusion(cfg)
-    for name, p in model.named_parameters():
-        if not p.any():
-            torch.nn.init.normal_(p, std=1.0 if name.startswith(BRANCHES) else 0.2)
-    sampling = json.dumps(vars(SamplingConfig(steps=2, control_scales=[1.0], guidance_scale=1.0, eta=0.0)))
-    write_state_dict(
-        root / "model.safetensors", model.state_dict(), model_metadata(cfg) | {"sampling": sampling}
-    )
-    net = PipNet(
-        PipNetConfig(num_landmarks=NUM, num_neighbours=2, image_size=64, width=0.25, ethnicities=["Asian"])
-    )
-    for p in net.parameters():
-        if not p.any():
-            torch.nn.init.normal_(p, std=0.1)
-    mean = np.random.default_rng(0).uniform(0.2, 0.8, (NUM, 2))
-    LandmarkReader(net.eval(), mean, role="skull").save(root / "pipnet.safetensors")
-    LandmarkReader(net.eval(), mean, role="face").save(root / "face_reader.safetensors")
+    reader = write_landmark_model(root, NUM)
+    LandmarkReader(reader.net, reader.mean, role="face").save(root / "face_reader.safetensors")
     rng = np.random.default_rng(1)
     (root / "skulls").mkdir()
     for name, shape in (("a", (64, 64)), ("b", (48, 80))):

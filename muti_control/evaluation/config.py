@@ -8,8 +8,10 @@ from pathlib import Path
 from cldm.sampling import SamplingConfig
 from muti_control.evaluation.features import DISTANCES, FEATURE_SIZE
 from muti_control.evaluation.registry import METHODS
+from muti_control.preparation import SKULL_LANDMARKS
 
 RECOGNISERS = ("dlib", "landmarks", "picture")
+LANDMARKS = ("auto", "none", "known")
 
 
 @dataclass
@@ -47,6 +49,8 @@ class EvaluateConfig:
         camera; [] lets dlib's detector place each face.
     train_limit: pairs at most that the baselines learn from, spread evenly over the list; 0 takes all.
     bootstrap: draws of probes behind each interval.
+    landmarks: what models with a landmark branch are shown: auto (read off the skull by ``landmark_weights``), none, or
+        known (the true ones of the data, which nobody has in practice: what better landmarks could be worth).
     device, precision, devices, batch_size, sampling: as for sample.py.
     out: folder of all runs; this one goes to OUT/NAME. cache: file of what the recognisers saw before.
     resume: continue this run where it broke off. overwrite: replace an earlier one.
@@ -77,6 +81,8 @@ class EvaluateConfig:
     train_limit: int = 6000
     bootstrap: int = 4000
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    landmarks: str = "auto"
+    landmark_weights: str = SKULL_LANDMARKS
     device: str = "auto"
     precision: str = "auto"
     devices: str = "1"
@@ -122,6 +128,8 @@ class EvaluateConfig:
             raise ValueError(
                 f"picture_distance: got {self.picture_distance!r}, expected one of {', '.join(DISTANCES)}"
             )
+        if self.landmarks not in LANDMARKS:
+            raise ValueError(f"landmarks: got {self.landmarks!r}, expected one of {', '.join(LANDMARKS)}")
         for name in self.models:
             if name in METHODS or not name.replace("_", "").replace("-", "").isalnum():
                 raise ValueError(

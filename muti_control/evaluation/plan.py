@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,7 +24,8 @@ from muti_control.evaluation.onnx_recogniser import onnx_judge
 from muti_control.evaluation.recognisers import Judge, judges_of
 from muti_control.evaluation.registry import METHODS, OF_THE_MODEL, MethodInfo
 from muti_control.evaluation.results import HashedFile, NotRun
-from muti_control.evaluation.sampled import Weights
+from muti_control.evaluation.sampled import ShownLandmarks, Weights
+from muti_control.preparation import shipped
 from muti_control.processes import Team, find_team
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -41,6 +42,7 @@ class Plan:
     """What an evaluation will do.
 
     methods: in the order of the table; not_run: the others, with the reason. weights, sampling: by name of the model.
+    landmarks: what models with a landmark branch are shown.
     elsewhere: the folder's pictures of every probe. subject: name of the method that everything is about.
     command: what repeats the run. donors: who lends each probe a skull.
     """
@@ -53,6 +55,7 @@ class Plan:
     not_run: Sequence[NotRun]
     weights: Mapping[str, Weights]
     sampling: Mapping[str, SamplingConfig]
+    landmarks: ShownLandmarks
     elsewhere: Sequence[tuple[Path, ...]]
     judges: Sequence[Judge]
     backbone: Backbone | None
@@ -113,7 +116,12 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Plan:
     paths = {name: Path(path) for name, path in cfg.models.items()}
     if cfg.weights is not None:
         paths = {"model": Path(cfg.weights), **paths}
-    weights = {name: Weights.look(path) for name, path in paths.items()}
+    donors = shuffled_donors(inputs.probes, inputs.gallery, inputs.train, cfg.seed)
+    known = {r.skull_path: r for r in (*donors.records, *inputs.gallery) if r is not None}
+    landmarks = ShownLandmarks(cfg.landmarks, shipped(cfg.landmark_weights), known)
+    weights = {name: Weights.look(path, landmarks) for name, path in paths.items()}
+    if shown := [name for name, found in weights.items() if found.shown_landmarks]:
+        inputs = replace(inputs, remarks=(*inputs.remarks, landmarks.remark(shown)))
     sampling = {name: _sampling(given, found) for name, found in weights.items()}
     if "model" in sampling:
         cfg.sampling = sampling["model"]
@@ -127,11 +135,12 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Plan:
         not_run=not_run,
         weights=weights,
         sampling=sampling,
+        landmarks=landmarks,
         elsewhere=elsewhere,
         judges=judges,
         backbone=None if cfg.kid is None else Backbone(Path(cfg.kid)),
         lpips=None if cfg.lpips is None else Lpips(Path(cfg.lpips), _path(cfg.lpips_heads)),
-        donors=shuffled_donors(inputs.probes, inputs.gallery, inputs.train, cfg.seed),
+        donors=donors,
         team=team,
         device=device,
         dtype=dtype,

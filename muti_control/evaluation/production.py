@@ -179,7 +179,13 @@ class Production:
         plan, cases = self._plan, self._plan.inputs.probe_cases
         place = {case.name: i for i, case in enumerate(cases)}
         sampler = Sampler(
-            plan.weights[name], plan.device, plan.dtype, plan.cfg.batch_size, to_yaml(plan.cfg), plan.team
+            plan.weights[name],
+            plan.device,
+            plan.dtype,
+            plan.cfg.batch_size,
+            to_yaml(plan.cfg),
+            plan.team,
+            plan.landmarks,
         )
         pictures: dict[str, dict[int, tuple[Path, ...]]] = {}
         seconds: dict[str, float] = {}

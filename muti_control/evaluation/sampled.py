@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from cldm.record import RECORD, claim_folder, environment
 from cldm.sampling import SamplingConfig
 from data.cases import Case
 from data.images import read_image, to_uint8, write_png
+from data.manifest import Record
 from data.shards import picture_sha256
 from ldm.checkpoint import sha256
+from muti_control.case_landmarks import CaseLandmarks, KnownLandmarks, choose_landmarks
 from muti_control.job import Job, RunFolder, face_name
 from muti_control.preparation import recommended_sampling
 from muti_control.processes import Team
@@ -28,29 +31,69 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Weights:
-    """A checkpoint to be evaluated. step: of its training; recommended: what it says of sampling."""
+    """A checkpoint to be evaluated. step: of its training; recommended: what it says of sampling; shown_landmarks:
+    whether its faces are drawn with landmarks.
+    """
 
     path: Path
     sha256: str
     step: str
     recommended: Mapping[str, Any]
     image_size: int
+    shown_landmarks: bool = False
 
     @classmethod
-    def look(cls, path: Path) -> Weights:
+    def look(cls, path: Path, landmarks: ShownLandmarks) -> Weights:
         """Load it once, so that nothing fails half-way. Raises: CheckpointError, ValueError."""
         model, metadata = load_model(path)
+        shown = landmarks.source(model) is not None
         outputs = model.cfg.unet.num_control_outputs
         recommended = recommended_sampling(metadata, outputs)
         SamplingConfig(**recommended).scales_for(outputs)
         return cls(
-            path, sha256(path), str(metadata.get("step", "unknown")), recommended, model.cfg.image_size
+            path, sha256(path), str(metadata.get("step", "unknown")), recommended, model.cfg.image_size, shown
         )
 
     @property
     def record(self) -> dict[str, str]:
         """As in the record of a sampling run."""
         return {"file": self.path.name, "sha256": self.sha256, "step": self.step}
+
+
+@dataclass(frozen=True)
+class ShownLandmarks:
+    """What models with a landmark branch are shown. choice: of ``config.LANDMARKS``; weights: of the network that reads
+    them off skulls; known: skull picture -> whose it is.
+    """
+
+    choice: str
+    weights: Path
+    known: Mapping[Path, Record]
+
+    def source(self, model: ControlledLatentDiffusion) -> CaseLandmarks | None:
+        """Where a model's landmarks come from; None for a model without a branch, or if they are left out.
+
+        Raises: ValueError: files that are missing or do not fit.
+        """
+        if model.cfg.control.landmarks is None or self.choice == "none":
+            return None
+        if self.choice == "known":
+            return KnownLandmarks(self.known, model.cfg.control.landmarks.num_points)
+        source, lacking = choose_landmarks("auto", self.weights, [], model)
+        if lacking is not None:
+            raise ValueError(
+                f"landmark_weights: {self.weights} not found, and the model wants landmarks read off the skull; "
+                "give the file, or landmarks=none to judge the model without"
+            )
+        return source
+
+    def remark(self, names: Sequence[str]) -> str:
+        """For the reader of the report; names: of the models that are shown landmarks."""
+        where = {
+            "auto": f"read off the skull, with what is told of the person, by {self.weights.name}",
+            "known": "of the true face, which nobody has in practice",
+        }
+        return f"Drawn with landmarks {where[self.choice]}: {', '.join(names)}."
 
 
 @dataclass(frozen=True)
@@ -78,6 +121,7 @@ class Sampler:
     batch_size: int
     config: str
     team: Team
+    landmarks: ShownLandmarks
     _hashes: dict[Path, str] = field(default_factory=dict)
     _model: ControlledLatentDiffusion | None = None
 
@@ -87,6 +131,10 @@ class Sampler:
         if self._model is None:
             self._model, _ = load_model(self.weights.path, device=self.device, dtype=self.dtype)
         return self._model
+
+    @cached_property
+    def _source(self) -> CaseLandmarks | None:
+        return self.landmarks.source(self.model)
 
     def draw(self, wanted: Wanted, advance: Advance) -> None:
         """Draw what is not there yet. Raises: OutputError, ReconstructionError, ProcessError, OSError."""
@@ -111,6 +159,7 @@ class Sampler:
             weights=self.weights.record,
             environment=environment(self.device, self.dtype) | {"processes": self.team.size},
             config=self.config,
+            landmarks=self._source,
             team=self.team,
         )
         if not self.team.is_first:
