@@ -1,6 +1,7 @@
 """Add a control network to a latent-diffusion checkpoint, ready for training.
 
-    python tool_add_control.py IN OUT [control=FILE] [landmarks=N] [config=YAML] [force=true] [replace=true] [seed=0]
+    python tool_add_control.py IN OUT [control=FILE] [landmarks=N] [texture=true] [config=YAML] [seed=0]
+        [force=true] [replace=true]
 
 IN and OUT end in .safetensors, .ckpt, .pth or .pt, in any combination. Every `control_model.X` is a copy of
 `model.diffusion_model.X`; layers the base does not have (hint encoder, zero convolutions) are fresh, drawn
@@ -14,8 +15,8 @@ A trained control network in IN is refused unless replace=true, which leaves it 
 control=FILE takes a ready-made control network instead of a copy: a public ControlNet file for Stable Diffusion
 1.5 (with or without `control_model.` in front of its keys), or the one inside another whole model.
 
-landmarks=N adds a branch for N landmarks of the face (the cohort has 106), which changes nothing until it is trained.
-A trained control network in IN is then kept.
+landmarks=N adds a branch for N landmarks of the face (the cohort has 106), texture=true one for the look of the skin,
+read off another face. Neither changes anything until it is trained. A trained control network in IN is then kept.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ from ldm.checkpoint import (
     sha256,
     write_state_dict,
 )
-from ldm.latent_diffusion import LandmarkConfig
+from ldm.latent_diffusion import LandmarkConfig, TextureConfig
 
 USAGE = (__doc__ or "").strip()
 MAX_LANDMARKS = 1000
-_KEYS = ("control", "config", "force", "landmarks", "replace", "seed")
+_KEYS = ("control", "config", "force", "landmarks", "replace", "seed", "texture")
 
 
 @dataclass
@@ -55,6 +56,7 @@ class Options:
     target: Path
     control: Path | None = None
     landmarks: int = 0
+    texture: bool = False
     config: Path | None = None
     force: bool = False
     replace: bool = False
@@ -81,6 +83,8 @@ def parse(argv: Sequence[str]) -> Options:
             options.control = Path(value)
         elif key == "landmarks" and value.isdecimal() and 0 < int(value) <= MAX_LANDMARKS:
             options.landmarks = int(value)
+        elif key == "texture" and value.lower() in ("true", "false"):
+            options.texture = value.lower() == "true"
         elif key == "force" and value.lower() in ("true", "false"):
             options.force = value.lower() == "true"
         elif key == "replace" and value.lower() in ("true", "false"):
@@ -89,8 +93,8 @@ def parse(argv: Sequence[str]) -> Options:
             options.seed = int(value)
         else:
             raise ValueError(
-                f"{argument!r} not understood; expected control=FILE, landmarks=1..{MAX_LANDMARKS}, config=YAML, "
-                "force=true, replace=true or seed=NUMBER"
+                f"{argument!r} not understood; expected control=FILE, landmarks=1..{MAX_LANDMARKS}, "
+                "texture=true, config=YAML, force=true, replace=true or seed=NUMBER"
             )
     return options
 
@@ -118,12 +122,16 @@ def run(options: Options) -> None:
         if known is not None:
             raise ValueError(f"{source} has a branch for {known.num_points} landmarks already")
         cfg.control.landmarks = LandmarkConfig(num_points=options.landmarks)
+    if options.texture:
+        if cfg.control.texture is not None:
+            raise ValueError(f"{source} has a texture branch already")
+        cfg.control.texture = TextureConfig()
     control, kept = None, {}
     if options.control is not None:
         given, _ = read_state_dict(options.control)
         with _named(options.control):
             control = control_network(given, cfg)
-    elif options.landmarks and has_trained_control(base) and not options.replace:
+    elif (options.landmarks or options.texture) and has_trained_control(base) and not options.replace:
         with _named(source):
             control = control_network(base, cfg)
         base = {key: value for key, value in base.items() if key not in control}

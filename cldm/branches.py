@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cldm.convolutions import variance_preserving
+from cldm.texture import TextureBranch
 from ldm.attention import zero_module
 from ldm.latent_diffusion import ControlConfig, LandmarkConfig, ModelConfig
 
@@ -89,11 +90,13 @@ class LandmarkBranch(nn.Module):
         return torch.where(landmarks.present[:, None, None, None], hint, torch.zeros_like(hint))
 
 
-def make_branches(control: ControlConfig, out_channels: int) -> nn.ModuleDict:
-    """The branches an architecture has, under their names."""
+def make_branches(control: ControlConfig, model_channels: int) -> nn.ModuleDict:
+    """The branches an architecture has, under their names; model_channels: of the UNet."""
     branches = nn.ModuleDict()
     if control.landmarks is not None:
-        branches["landmarks"] = LandmarkBranch(control.landmarks, out_channels)
+        branches["landmarks"] = LandmarkBranch(control.landmarks, model_channels)
+    if control.texture is not None:
+        branches["texture"] = TextureBranch(control.texture, 4 * model_channels)
     return branches
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cldm.branches import Landmarks, fresh_branches
 from cldm.controlnet import ControlNet
+from cldm.texture import Texture
 from ldm.attention import Context, KeysValues
 from ldm.checkpoint import SD_OPTIONAL, CheckpointError, load_strict, match_keys, read_state_dict
 from ldm.config import parse_command_line
@@ -55,6 +56,20 @@ class ControlledLatentDiffusion(LatentDiffusion):
         f = self.cfg.first_stage.downscale
         return self.control_model.encode_landmarks(landmarks, height // f, width // f)
 
+    def encode_texture(self, texture: Texture) -> Tensor:
+        """What exemplars add to the control copy's time embedding: (B, 4 model_channels).
+
+        Raises:
+            ValueError: the model has no texture branch.
+        """
+        return self.control_model.encode_texture(texture)
+
+    def no_hint(self, num: int, height: int, width: int) -> Tensor:
+        """The hint of ``num`` pictures of height x width px of which no skull and no landmark is known: zeros."""
+        f = self.cfg.first_stage.downscale
+        shape = (num, self.cfg.unet.model_channels, height // f, width // f)
+        return torch.zeros(shape, device=self.device, dtype=self.dtype)
+
     def project_text(self, context: Tensor) -> ProjectedText:
         """Text embeddings (B, 77, context_dim) -> what :meth:`eps` takes in their place, once per sampling."""
         return ProjectedText(self.unet.keys_values(context), self.control_model.keys_values(context))
@@ -66,21 +81,27 @@ class ControlledLatentDiffusion(LatentDiffusion):
         context: Tensor | ProjectedText,
         hint: Tensor | None,
         control_scales: Sequence[float] | None = None,
+        texture: Tensor | None = None,
+        active: Tensor | None = None,
     ) -> Tensor:
         """Predicted noise (B, 4, h, w); without a hint, the base model's.
 
         x_t: (B, 4, h, w); t: (B,) steps; context: (B, 77, context_dim) or :meth:`project_text` of it;
         hint: of :meth:`encode_hint`;
-        control_scales: one factor per residual (``cfg.unet.num_control_outputs`` of them), all 1 if None.
+        control_scales: one factor per residual (``cfg.unet.num_control_outputs`` of them), all 1 if None;
+        texture: of :meth:`encode_texture`;
+        active: (B,) bool: samples that have any condition; the others get the base model's noise. None: all have.
         """
         x = x_t.to(self.dtype)
         for_unet: Context = context.unet if isinstance(context, ProjectedText) else context.to(self.dtype)
         if hint is None:
             return self._denoise(x, t, for_unet)
         for_control: Context = context.control if isinstance(context, ProjectedText) else context
-        control = self.control_model(x, t, for_control, hint)
+        control = self.control_model(x, t, for_control, hint, texture)
         if control_scales is not None:
             control = [c * scale for c, scale in zip(control, control_scales, strict=True)]
+        if active is not None:
+            control = [torch.where(active[:, None, None, None], c, torch.zeros_like(c)) for c in control]
         return self._denoise(x, t, for_unet, [c.to(self.dtype) for c in control])
 
     def _denoise(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cldm.branches import Landmarks, make_branches
 from cldm.convolutions import variance_preserving
+from cldm.texture import Texture
 from ldm.attention import Context, zero_module
 from ldm.latent_diffusion import ControlConfig
 from ldm.unet import UNetConfig, UNetEncoder
@@ -62,12 +63,30 @@ class ControlNet(UNetEncoder):
             )
         return self.branches["landmarks"](landmarks, height, width)
 
-    def forward(self, x: Tensor, t: Tensor, context: Context, hint: Tensor) -> list[Tensor]:
+    def encode_texture(self, texture: Texture) -> Tensor:
+        """Texture features -> what is added to the time embedding, (B, 4 * model_channels). It does not depend on t.
+
+        Raises:
+            ValueError: this network has no texture branch.
+        """
+        if "texture" not in self.branches:
+            raise ValueError(
+                "this model has no texture branch; add one: python tool_add_control.py IN OUT texture=true"
+            )
+        return self.branches["texture"](texture)
+
+    def forward(
+        self, x: Tensor, t: Tensor, context: Context, hint: Tensor, texture: Tensor | None = None
+    ) -> list[Tensor]:
         """The ``num_control_outputs`` residuals, in the UNet's encoder order, middle last.
 
         x: (B, 4, h, w) noised latent; t: (B,) steps; context: (B, M, context_dim) or :meth:`keys_values` of it;
-        hint: (B, model_channels, h, w): :meth:`encode_hint` with what the branches add.
+        hint: (B, model_channels, h, w): :meth:`encode_hint` with what the branches add;
+        texture: (B, 4 model_channels) of :meth:`encode_texture`, or None.
         """
-        skips, middle = self.encode(x, self.embed_time(t, x.dtype), context, hint)
+        emb = self.embed_time(t, x.dtype)  # (B, 4 ch)
+        if texture is not None:
+            emb = emb + texture
+        skips, middle = self.encode(x, emb, context, hint)
         residuals = [conv(h) for conv, h in zip(self.zero_convs, skips, strict=True)]
         return [*residuals, self.middle_block_out(middle)]

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from cldm.branches import Landmarks
+from cldm.conditions import Acting, Conditions, Encoded, encode
 from cldm.controlled import ControlledLatentDiffusion
 from cldm.ddim import BeforeStep, EpsFn, sample_ddim
 from cldm.guidance import classifier_free
 from cldm.multistep import sample_multistep
 from cldm.spacing import SPACINGS, spaced_timesteps
+from cldm.texture import Texture
 
 DECODED_AT_ONCE = (
     8 * 512 * 512
@@ -64,8 +66,8 @@ class SamplingConfig:
     guidance_scale: classifier-free guidance towards the text; 1 switches it off.
     control_scales: one factor per control residual, or a single one for all.
     control_start, control_end: fractions of the steps between which the skull acts, and with it all branches.
-    landmark_scale: factor on what the landmarks add to the skull's hint; 0 switches them off.
-    landmark_start, landmark_end: fractions of the steps between which they act.
+    landmark_scale, texture_scale: factor on what landmarks and texture add to the control copy; 0 switches them off.
+    landmark_start, landmark_end, texture_start, texture_end: fractions of the steps between which they act.
     """
 
     steps: int = 50
@@ -79,6 +81,9 @@ class SamplingConfig:
     landmark_scale: float = 1.0
     landmark_start: float = 0.0
     landmark_end: float = 1.0
+    texture_scale: float = 1.0
+    texture_start: float = 0.0
+    texture_end: float = 1.0
 
     def validate(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
@@ -95,15 +100,15 @@ class SamplingConfig:
         for what, start, end in (
             ("control", self.control_start, self.control_end),
             ("landmark", self.landmark_start, self.landmark_end),
+            ("texture", self.texture_start, self.texture_end),
         ):
             if not 0 <= start <= end <= 1:
                 raise ValueError(
                     f"sampling.{what}_start/end: got {start}/{end}, expected 0 <= start <= end <= 1"
                 )
-        if not math.isfinite(self.landmark_scale):
-            raise ValueError(f"sampling.landmark_scale: got {self.landmark_scale}, expected a finite number")
-        if not math.isfinite(self.guidance_scale):
-            raise ValueError(f"sampling.guidance_scale: got {self.guidance_scale}, expected a finite number")
+        for what in ("landmark_scale", "texture_scale", "guidance_scale"):
+            if not math.isfinite(getattr(self, what)):
+                raise ValueError(f"sampling.{what}: got {getattr(self, what)}, expected a finite number")
         if not all(math.isfinite(scale) for scale in self.control_scales):
             raise ValueError(
                 f"sampling.control_scales: got {list(self.control_scales)}, expected finite numbers"
@@ -149,44 +154,17 @@ class SampleNoise:
         return drawn.to(self.device)
 
 
-@dataclass(frozen=True)
-class Hints:
-    """What the conditions add after the control copy's first block, (B, model_channels, h, w) each, or None."""
+def acting_at(encoded: Encoded, i: int, cfg: SamplingConfig) -> Acting | None:
+    """What acts at step ``i``; None: the base model alone."""
 
-    skull: Tensor | None
-    with_landmarks: Tensor | None
+    def within(start: float, end: float) -> bool:
+        return start * cfg.steps <= i < end * cfg.steps
 
-    @classmethod
-    def of(
-        cls,
-        model: ControlledLatentDiffusion,
-        skulls: Tensor | None,
-        landmarks: Landmarks | None,
-        cfg: SamplingConfig,
-    ) -> Hints:
-        """The hints of a batch; with ``landmark_scale`` 0 the landmarks add exactly nothing."""
-        if skulls is None:
-            return cls(None, None)
-        skull = model.encode_hint(skulls.to(model.device))
-        if landmarks is None or cfg.landmark_scale == 0:
-            return cls(skull, None)
-        added = model.encode_landmarks(landmarks.to(model.device), *skulls.shape[-2:])
-        return cls(skull, skull + cfg.landmark_scale * added)
-
-    def doubled(self) -> Hints:
-        """For both halves of a classifier-free guided batch."""
-        return Hints(*(None if h is None else torch.cat([h, h]) for h in (self.skull, self.with_landmarks)))
-
-    def at(self, i: int, cfg: SamplingConfig) -> Tensor | None:
-        """The hint of step ``i``; None: the base model alone."""
-        if not cfg.control_start * cfg.steps <= i < cfg.control_end * cfg.steps:
-            return None
-        if (
-            self.with_landmarks is not None
-            and cfg.landmark_start * cfg.steps <= i < cfg.landmark_end * cfg.steps
-        ):
-            return self.with_landmarks
-        return self.skull
+    if not within(cfg.control_start, cfg.control_end):
+        return None
+    return encoded.acting(
+        within(cfg.landmark_start, cfg.landmark_end), within(cfg.texture_start, cfg.texture_end)
+    )
 
 
 @torch.no_grad()  # not inference_mode: a hook may switch gradients on
@@ -198,6 +176,8 @@ def reconstruct(
     cfg: SamplingConfig,
     *,
     landmarks: Landmarks | None = None,
+    texture: Texture | None = None,
+    skull_present: Tensor | None = None,
     negative_prompt: str = "",
     before_step: BeforeStep | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -205,8 +185,10 @@ def reconstruct(
 ) -> Tensor:
     """Faces (B, 3, H, W) in [0, 1], float32 on the CPU, from skulls (B, 3, H, W) in [0, 1] and prompts.
 
-    Picture i depends on its own skull, prompt, landmarks and seed alone. Without skulls (None) the base model draws
-    from the text. landmarks: of the faces to draw; None for a model that has no branch for them, or to leave it out.
+    Picture i depends on its own skull, prompt, landmarks, texture and seed alone. Without skulls (None) landmarks,
+    texture and text are all that is known, and with none of these the base model draws from the text.
+    landmarks, texture: of the faces to draw; None for a model that has no branch for them, or to leave it out.
+    skull_present: (B,) bool; samples whose skull is not to be looked at are False. None: all are there.
     progress: called as (steps done, steps in all). on_device: leave the faces on the model's device, so
     that nothing waits for them here.
 
@@ -214,36 +196,35 @@ def reconstruct(
         ValueError: bad settings, or lengths that disagree.
     """
     cfg.validate()
-    if len(prompts) != len(seeds) or (skulls is not None and len(skulls) != len(seeds)):
-        raise ValueError(
-            f"reconstruct: got {0 if skulls is None else len(skulls)} skulls, {len(prompts)} prompts and "
-            f"{len(seeds)} seeds; expected as many of each"
-        )
-    if landmarks is not None and (skulls is None or len(landmarks.present) != len(seeds)):
-        raise ValueError(
-            f"reconstruct: got landmarks of {len(landmarks.present)} faces; expected one for each skull"
-        )
+    given = Conditions(skulls, skull_present, landmarks, texture)
+    numbers = {**given.numbers, "prompts": len(prompts), "seeds": len(seeds)}
+    if len(set(numbers.values())) > 1:
+        got = ", ".join(f"{number} {name}" for name, number in numbers.items())
+        raise ValueError(f"reconstruct: got {got}; expected as many of each")
     num, device = len(seeds), model.device
     scales = cfg.scales_for(model.cfg.unet.num_control_outputs)
     timesteps = spaced_timesteps(
         cfg.steps, cfg.spacing, model.cfg.schedule.num_timesteps, model.alphas_cumprod
     )
     # What does not depend on t is done once: the hints, the texts, and what the attentions make of the texts.
-    hints = Hints.of(model, skulls, landmarks, cfg)
+    height, width = (model.cfg.image_size,) * 2 if skulls is None else skulls.shape[-2:]
+    encoded = encode(model, given, num, height, width).scaled(cfg.landmark_scale, cfg.texture_scale)
     context = model.encode_text(list(prompts))
     guided = cfg.guidance_scale != 1.0
     if guided:
         uncond = model.encode_text([negative_prompt]).expand(num, -1, -1)
         context = torch.cat([uncond, context])  # (2B, 77, C)
-        # The hint stands in both branches: guidance sharpens what the text says, not the skull.
-        hints = hints.doubled()
+        # The conditions stand in both branches: guidance sharpens what the text says, not the skull.
+        encoded = encoded.doubled()
     text = model.project_text(context)
-    height, width = (model.cfg.image_size,) * 2 if skulls is None else skulls.shape[-2:]
     f = model.cfg.first_stage.downscale
     noise = SampleNoise(seeds, (model.cfg.first_stage.z_channels, height // f, width // f), device)
 
     def eps_fn(x_t: Tensor, t: Tensor, i: int) -> Tensor:
-        return model.eps(x_t, t, text, hints.at(i, cfg), scales)
+        acting = acting_at(encoded, i, cfg)
+        if acting is None:
+            return model.eps(x_t, t, text, None)
+        return model.eps(x_t, t, text, acting.hint, scales, acting.texture, acting.active)
 
     latents = SAMPLERS[cfg.sampler](
         classifier_free(eps_fn, cfg.guidance_scale) if guided else eps_fn,

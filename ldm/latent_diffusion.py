@@ -32,17 +32,31 @@ class LandmarkConfig:
 
 
 @dataclass
+class TextureConfig:
+    """Shape of the texture branch.
+
+    patch_size: side in px of the patches of skin that are looked at. num_patches: how many of an exemplar.
+    width: of the two hidden layers behind their statistics.
+    """
+
+    patch_size: int = 16
+    num_patches: int = 128
+    width: int = 128
+
+
+@dataclass
 class ControlConfig:
     """Shape of the ControlNet beside the UNet.
 
     hint_channels: in how many channels the condition picture comes;
     hint_widths: widths of the hint encoder's seven convolutions (the public ControlNet's by default);
-    landmarks: the landmark branch, none by default.
+    landmarks, texture: these branches, none by default.
     """
 
     hint_channels: int = 3
     hint_widths: list[int] = field(default_factory=lambda: [16, 16, 32, 32, 96, 96, 256])
     landmarks: LandmarkConfig | None = None
+    texture: TextureConfig | None = None
 
 
 @dataclass
@@ -72,6 +86,12 @@ class ModelConfig:
             if not 0 < self.control.landmarks.sigma < math.inf:
                 raise ValueError(
                     f"control.landmarks: sigma={self.control.landmarks.sigma}, expected a positive number of cells"
+                )
+        if self.control.texture is not None:
+            check_sizes("control.texture", vars(self.control.texture))
+            if not 9 <= self.control.texture.patch_size <= 64:
+                raise ValueError(
+                    f"control.texture: patch_size={self.control.texture.patch_size}, expected 9 to 64 px"
                 )
         if not 0 < self.scale_factor < math.inf:
             raise ValueError(f"model: scale_factor={self.scale_factor}, expected a positive number")

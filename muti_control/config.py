@@ -156,6 +156,26 @@ class LandmarkConditionConfig:
 
 
 @dataclass
+class TextureConditionConfig:
+    """Of the control stage, for a model with a texture branch (tool_add_control.py texture=true).
+
+    dropout: chance that a pair's exemplar is left out, so that the model also works without.
+    """
+
+    dropout: float = 0.2
+
+
+@dataclass
+class SkullConditionConfig:
+    """Of the control stage: dropout: chance that a pair's skull is left out, so that the model also works without.
+
+    What is left draws the face: landmarks, texture and text, or the text alone.
+    """
+
+    dropout: float = 0.0
+
+
+@dataclass
 class PipNetStageConfig:
     """Of the pipnet stage, which needs no 'model:'.
 
@@ -220,7 +240,9 @@ class ExperimentConfig:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     autoencoder: AutoencoderStageConfig = field(default_factory=AutoencoderStageConfig)
     diffusion: DiffusionStageConfig = field(default_factory=DiffusionStageConfig)
+    skull: SkullConditionConfig = field(default_factory=SkullConditionConfig)
     landmarks: LandmarkConditionConfig = field(default_factory=LandmarkConditionConfig)
+    texture: TextureConditionConfig = field(default_factory=TextureConditionConfig)
     pipnet: PipNetStageConfig = field(default_factory=PipNetStageConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
@@ -286,10 +308,12 @@ class ExperimentConfig:
             (0 <= optim.ema_decay < 1, "optim.ema_decay", optim.ema_decay, "a number in [0, 1)"),
             (0 <= dropout <= 1, "diffusion.prompt_dropout", dropout, "a number in [0, 1]"),
             *(
-                (0 <= value <= 1, f"landmarks.{key}", value, "a number in [0, 1]")
+                (0 <= value <= 1, key, value, "a number in [0, 1]")
                 for key, value in (
-                    ("known_share", self.landmarks.known_share),
-                    ("dropout", self.landmarks.dropout),
+                    ("landmarks.known_share", self.landmarks.known_share),
+                    ("landmarks.dropout", self.landmarks.dropout),
+                    ("texture.dropout", self.texture.dropout),
+                    ("skull.dropout", self.skull.dropout),
                 )
             ),
             (

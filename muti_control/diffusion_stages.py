@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from cldm.branches import Landmarks
 from cldm.controlled import ControlledLatentDiffusion
 from cldm.sampling import reconstruct
+from cldm.texture import Texture
 from ldm.autoencoder import DiagonalGaussian
 from ldm.schedule import q_sample
 from muti_control.config import ExperimentConfig
@@ -86,10 +87,15 @@ class DiffusionStage(LatentStage):
             seeds,
             self.cfg.sampling,
             landmarks=self.validation_landmarks(batch),
+            texture=self.validation_texture(batch),
         )
 
     def validation_landmarks(self, batch: dict[str, Any]) -> Landmarks | None:
         """What a validation batch's faces are drawn with beside skull and text."""
+        return None
+
+    def validation_texture(self, batch: dict[str, Any]) -> Texture | None:
+        """The exemplars that a validation batch's faces are drawn with."""
         return None
 
     def validate_batch(self, batch: dict[str, Any], batch_idx: int) -> None:

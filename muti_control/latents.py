@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,10 @@ class LatentPairs(Dataset[dict[str, Any]]):
 
     Items: those of PairedDataset less ``face``, and ``moments`` (2 z, h, w) float32: mean and log-variance of
     the unscaled latent. Without ``with_skull`` the skull picture is left out (the base stage needs none).
+    ``more``, set by a stage before the first item is asked for, adds to item i what it gives for i, by its name.
     """
+
+    more: Mapping[str, Callable[[int], Tensor]] = {}
 
     def __init__(self, pairs: PairedDataset, moments: Rows, with_skull: bool) -> None:
         self.pairs, self.moments, self.with_skull = pairs, moments, with_skull
@@ -43,6 +46,7 @@ class LatentPairs(Dataset[dict[str, Any]]):
         if self.with_skull:
             item["skull"] = self.pairs.skull(index)
         item["prompt"] = self.pairs.prompt(index)
+        item |= {name: give(index) for name, give in self.more.items()}
         return item
 
 

@@ -1,0 +1,139 @@
+"""The conditions of a batch together: what each adds to the control network, and to which samples it adds nothing.
+
+A condition that a sample lacks contributes exactly nothing to it; a sample that lacks all of them gets the base
+model's noise. So one model serves the skull alone, skull and landmarks, landmarks and text, or the text alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from cldm.branches import Landmarks
+from cldm.controlled import ControlledLatentDiffusion
+from cldm.texture import Texture
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a batch is drawn from, beside its prompts.
+
+    skulls: (B, 3, H, W) in [0, 1], or None where no sample has one.
+    skull_present: (B,) bool; None: all that ``skulls`` has.
+    landmarks, texture: None where no sample has any.
+    """
+
+    skulls: Tensor | None = None
+    skull_present: Tensor | None = None
+    landmarks: Landmarks | None = None
+    texture: Texture | None = None
+
+    def __post_init__(self) -> None:
+        present = self.skull_present
+        if present is not None and (self.skulls is None or present.shape != self.skulls.shape[:1]):
+            got = "no skulls" if self.skulls is None else f"{len(self.skulls)} skulls"
+            raise ValueError(
+                f"skull_present: got {tuple(present.shape)} for {got}, expected one for each skull"
+            )
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """Of how many samples each condition is, by its name."""
+        found = {
+            "skulls": None if self.skulls is None else len(self.skulls),
+            "landmarks": None if self.landmarks is None else len(self.landmarks.present),
+            "textures": None if self.texture is None else len(self.texture.present),
+        }
+        return {name: number for name, number in found.items() if number is not None}
+
+
+@dataclass(frozen=True)
+class Acting:
+    """What a network's control copy is given.
+
+    hint: (B, model_channels, h, w) after its first block.
+    texture: (B, 4 model_channels) on its time embedding, or None.
+    active: (B,) bool, samples that have a condition; None: all.
+    """
+
+    hint: Tensor
+    texture: Tensor | None = None
+    active: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Conditions after their encoders, which do not depend on t, each apart; None: in no sample.
+
+    nothing: zeros (B, model_channels, h, w), the hint where there is none. skull, landmarks: of its shape;
+    texture: (B, 4 model_channels); present: (B,) bool by name; without "skull" every sample has one.
+    """
+
+    nothing: Tensor
+    skull: Tensor | None
+    landmarks: Tensor | None
+    texture: Tensor | None
+    present: dict[str, Tensor]
+
+    def doubled(self) -> Encoded:
+        """For both halves of a classifier-free guided batch."""
+
+        def twice(x: Tensor | None) -> Tensor | None:
+            return None if x is None else torch.cat([x, x])
+
+        return Encoded(
+            torch.cat([self.nothing, self.nothing]),
+            twice(self.skull),
+            twice(self.landmarks),
+            twice(self.texture),
+            {name: torch.cat([x, x]) for name, x in self.present.items()},
+        )
+
+    def scaled(self, landmarks: float, texture: float) -> Encoded:
+        """With a factor on what each branch adds; 0 takes the branch away."""
+        return replace(
+            self,
+            landmarks=None if self.landmarks is None or landmarks == 0 else landmarks * self.landmarks,
+            texture=None if self.texture is None or texture == 0 else texture * self.texture,
+        )
+
+    def acting(self, with_landmarks: bool = True, with_texture: bool = True) -> Acting | None:
+        """All conditions but those that are switched off; None: nothing acts, and the base model draws alone."""
+        landmarks = self.landmarks if with_landmarks else None
+        texture = self.texture if with_texture else None
+        parts = [part for part in (self.skull, landmarks) if part is not None]
+        if not parts and texture is None:
+            return None
+        hint = parts[0] if len(parts) == 1 else sum(parts[1:], parts[0]) if parts else self.nothing
+        given = {"skull": self.skull, "landmarks": landmarks, "texture": texture}
+        active = None
+        if self.skull is None or "skull" in self.present:
+            shown = [self.present[name] for name, part in given.items() if part is not None]
+            active = torch.stack(shown).any(0)
+        return Acting(hint, texture, active)
+
+
+def encode(model: ControlledLatentDiffusion, given: Conditions, num: int, height: int, width: int) -> Encoded:
+    """Encode the conditions of ``num`` pictures of height x width px.
+
+    Raises:
+        ValueError: a condition that the model has no branch for.
+    """
+    present = {}
+    skull = landmarks = texture = None
+    if given.skulls is not None:
+        skull = model.encode_hint(given.skulls.to(model.device))
+        if given.skull_present is not None:
+            present["skull"] = given.skull_present.to(model.device)
+            skull = torch.where(present["skull"][:, None, None, None], skull, torch.zeros_like(skull))
+    if given.landmarks is not None:
+        shown = given.landmarks.to(model.device)
+        present["landmarks"] = shown.present
+        landmarks = model.encode_landmarks(shown, height, width)
+    if given.texture is not None:
+        exemplars = given.texture.to(model.device)
+        present["texture"] = exemplars.present
+        texture = model.encode_texture(exemplars)
+    return Encoded(model.no_hint(num, height, width), skull, landmarks, texture, present)

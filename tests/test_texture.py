@@ -1,0 +1,256 @@
+"""The texture branch: what the features tell and what not, presence, and a fresh branch that changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model_config
+from torch import Tensor
+
+from cldm.branches import BRANCHES, LandmarkBranch, Landmarks
+from cldm.conditions import Conditions, encode
+from cldm.controlled import ControlledLatentDiffusion, load_model, model_metadata
+from cldm.sampling import SamplingConfig, reconstruct
+from cldm.texture import LAGS, NUM_FEATURES, Texture, TextureError, skin_patches, texture_features
+from ldm.checkpoint import read_state_dict, write_state_dict
+from ldm.latent_diffusion import LandmarkConfig, TextureConfig
+from tool_add_control import main as tool
+
+CFG = TextureConfig(num_patches=24, width=8)
+SAMPLING = SamplingConfig(steps=2, spacing="trailing", guidance_scale=1.0, control_scales=[1.0])
+NUM = 5
+
+
+def disc(seed: int = 0, size: int = 96, grain: float = 0.1) -> Tensor:
+    """A rough disc on black, brighter to the right: (3, size, size)."""
+    noise = torch.randn(size, size, generator=torch.Generator().manual_seed(seed))
+    y, x = torch.meshgrid(torch.arange(size) - size / 2, torch.arange(size) - size / 2, indexing="ij")
+    grey = (0.5 + 0.3 * x / size + grain * noise).clamp(0.1, 1) * (x**2 + y**2 < (0.45 * size) ** 2)
+    return grey.expand(3, -1, -1)
+
+
+def _model(perturbed: bool) -> ControlledLatentDiffusion:
+    cfg = tiny_model_config()
+    cfg.control.texture = CFG
+    cfg.control.landmarks = LandmarkConfig(num_points=NUM, widths=[8])
+    torch.manual_seed(0)
+    model = ControlledLatentDiffusion(cfg).eval()
+    for name, p in model.named_parameters():
+        if not p.any() and (perturbed or not name.startswith(BRANCHES)):
+            torch.nn.init.normal_(p, std=0.2)
+    return model
+
+
+def _texture(b: int = 2, seed: int = 0) -> Texture:
+    features = torch.randn(b, NUM_FEATURES, generator=torch.Generator().manual_seed(seed))
+    return Texture(features, torch.ones(b, dtype=torch.bool))
+
+
+def _landmarks(b: int) -> Landmarks:
+    return Landmarks(torch.rand(b, NUM, 2), torch.ones(b, NUM), torch.ones(b, dtype=torch.bool))
+
+
+def test_patches_are_a_function_of_picture_and_seed_and_lie_on_skin() -> None:
+    picture = disc()
+    first = skin_patches(picture, CFG)
+    state = torch.random.get_rng_state()
+    assert torch.equal(first, skin_patches(picture.clone(), CFG))
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert first.shape == (24, 16, 16) and bool((first > 8 / 255).all())
+    assert not torch.equal(first, skin_patches(picture, CFG, seed=1))
+    assert len({patch.numpy().tobytes() for patch in first}) == 24  # no place twice
+
+
+def test_the_few_places_of_a_small_face_come_again_and_none_is_an_error() -> None:
+    small = torch.zeros(3, 40, 40)
+    small[:, 5:30, 5:30] = 0.5 + 0.1 * torch.rand(25, 25)
+    patches = skin_patches(small, CFG)
+    assert len({patch.numpy().tobytes() for patch in patches}) == 4  # (25 - 24 + 1) ** 2
+    for picture in (torch.zeros(3, 64, 64), torch.ones(3, 20, 64)):
+        with pytest.raises(TextureError):
+            skin_patches(picture, CFG)
+
+
+def test_features_know_neither_order_nor_mirror_nor_shading() -> None:
+    patches = skin_patches(disc(), CFG)
+    features = texture_features(patches)
+    rng = np.random.default_rng(0)
+    scrambled = patches[torch.from_numpy(rng.permutation(len(patches)))].clone()
+    for patch in scrambled:
+        for axis in (0, 1):
+            if rng.random() < 0.5:
+                patch.copy_(patch.flip(axis))
+    torch.testing.assert_close(texture_features(scrambled), features, atol=1e-4, rtol=0)
+    along = torch.linspace(0, 0.3, 16)
+    torch.testing.assert_close(
+        texture_features(patches + along + along[:, None]), features, atol=1e-2, rtol=0
+    )
+    assert (
+        float((texture_features(patches.transpose(1, 2)) - features).abs().max()) > 1e-2
+    )  # steps lie across
+
+
+def test_features_against_numpy() -> None:
+    """The same statistics, written down in loops over patches and filters."""
+    patches = np.random.default_rng(1).random((3, 16, 16))
+    y, x = np.mgrid[0:16, 0:16]
+    design = np.stack([np.ones(256), y.ravel(), x.ravel()], 1)
+    logs = []
+    for patch in patches:
+        flat = patch - (design @ np.linalg.lstsq(design, patch.ravel(), rcond=None)[0]).reshape(16, 16)
+        row = []
+        for axis in (1, 0):
+            for lag in LAGS:
+                ahead, behind = np.arange(lag, 16), np.arange(16 - lag)
+                row.append(np.mean((flat.take(ahead, axis) - flat.take(behind, axis)) ** 2))
+            row.append(np.mean(np.diff(flat, 2, axis=axis) ** 2))
+        row.append(np.mean(np.diff(np.diff(flat, axis=0), axis=1) ** 2))
+        logs.append(np.log(np.array(row) + 1e-6))
+    got = texture_features(torch.from_numpy(patches))
+    half = NUM_FEATURES // 2
+    spread = np.std(logs, axis=0)
+    both = [got[:half].numpy(), np.mean(logs, axis=0)], [got[half:].numpy(), spread]
+    for found, wanted in both:  # but for an affine map, one for all filters
+        slope, shift = np.polyfit(wanted, found, 1)
+        np.testing.assert_allclose(found, slope * wanted + shift, atol=1e-3)
+        assert slope > 0
+
+
+def test_rougher_skin_is_told_apart_and_who_it_is_of_is_not() -> None:
+    """Another face of the same roughness is nearer than the same face of another roughness."""
+    own, other, rough = (
+        texture_features(skin_patches(picture, CFG))
+        for picture in (disc(0, 96), disc(1, 120), disc(0, 96, grain=0.02))
+    )
+    assert float((own - other).norm()) < 0.3 * float((own - rough).norm())
+
+
+def test_gradients_reach_the_patches() -> None:
+    """What a texture energy needs."""
+    patches = skin_patches(disc(), CFG).requires_grad_(True)
+    texture_features(patches).sum().backward()
+    assert patches.grad is not None and bool(patches.grad.isfinite().all()) and bool(patches.grad.any())
+
+
+def test_a_fresh_branch_changes_no_bit_of_a_face_and_a_trained_one_does() -> None:
+    skulls = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+    def draw(
+        model: ControlledLatentDiffusion, texture: Texture | None, cfg: SamplingConfig = SAMPLING
+    ) -> Tensor:
+        return reconstruct(model, skulls, ["", ""], [0, 1], cfg, texture=texture)
+
+    fresh, trained = _model(perturbed=False), _model(perturbed=True)
+    assert torch.equal(draw(fresh, _texture()), draw(fresh, None))
+    plain = draw(trained, None)
+    assert not torch.equal(draw(trained, _texture()), plain)
+    off = (
+        dataclasses.replace(SAMPLING, texture_scale=0.0),
+        dataclasses.replace(SAMPLING, texture_end=0.0),
+        dataclasses.replace(SAMPLING, texture_start=1.0),
+    )
+    for cfg in off:
+        assert torch.equal(draw(trained, _texture(), cfg), plain)
+    late = draw(trained, _texture(), dataclasses.replace(SAMPLING, texture_start=0.5))
+    assert not torch.equal(late, plain) and not torch.equal(late, draw(trained, _texture()))
+
+
+def test_in_a_mixed_batch_what_is_absent_contributes_exactly_nothing() -> None:
+    """All eight subsets of skull, landmarks and texture side by side, against batches in which all have the same."""
+    model = _model(perturbed=True)
+    for (
+        module
+    ) in model.control_model.branches.values():  # the landmark branch's last layer is perturbed as well
+        assert any(bool(p.any()) for p in module.parameters())
+    subsets = [(s, m, t) for s in (True, False) for m in (True, False) for t in (True, False)]
+    num = len(subsets)
+    skulls, points, texture = torch.rand(num, 3, 64, 64), _landmarks(num), _texture(num)
+    x_t, t = torch.randn(num, 4, 8, 8), torch.full((num,), 500)
+    context = model.encode_text([""] * num)
+
+    def eps(given: Conditions) -> Tensor:
+        acting = encode(model, given, num, 64, 64).acting()
+        if acting is None:
+            return model.eps(x_t, t, context, None)
+        return model.eps(x_t, t, context, acting.hint, None, acting.texture, acting.active)
+
+    skull, landmark, exemplar = (torch.tensor([subset[k] for subset in subsets]) for k in range(3))
+    nan = torch.full_like(texture.features, float("nan"))  # what is absent is not looked at
+    mixed = Conditions(
+        skulls,
+        skull,
+        dataclasses.replace(points, present=landmark),
+        Texture(torch.where(exemplar[:, None], texture.features, nan), exemplar),
+    )
+    with torch.no_grad():
+        found = eps(mixed)
+        for i, (s, m, x) in enumerate(subsets):
+            alone = eps(
+                Conditions(skulls if s else None, None, points if m else None, texture if x else None)
+            )
+            torch.testing.assert_close(found[i], alone[i], atol=1e-6, rtol=0)
+            for j in range(i):
+                assert not torch.allclose(found[i], found[j], atol=1e-3)
+        base = model.eps(x_t, t, context, None)
+    assert torch.equal(found[-1], base[-1])  # nothing but text: the base model, to the bit
+
+
+def test_faces_without_a_skull_come_of_landmarks_texture_or_text() -> None:
+    model, prompts, seeds = _model(perturbed=True), ["", ""], [0, 1]
+    text = reconstruct(model, None, prompts, seeds, SAMPLING)
+    points, texture = _landmarks(2), _texture(2)
+    by_points = reconstruct(model, None, prompts, seeds, SAMPLING, landmarks=points)
+    by_texture = reconstruct(model, None, prompts, seeds, SAMPLING, texture=texture)
+    assert not torch.equal(by_points, text) and not torch.equal(by_texture, text)
+    guided = dataclasses.replace(SAMPLING, guidance_scale=3.0)
+    half = reconstruct(
+        model, torch.rand(2, 3, 64, 64), prompts, seeds, guided, skull_present=torch.tensor([True, False])
+    )
+    none = reconstruct(model, None, prompts, seeds, guided)
+    assert torch.equal(half[1], none[1]) and not torch.equal(half[0], none[0])
+    with pytest.raises(ValueError, match="got 3 landmarks, 2 prompts, 2 seeds"):
+        reconstruct(model, None, prompts, seeds, SAMPLING, landmarks=_landmarks(3))
+
+
+def test_the_tool_adds_the_branch_to_a_trained_control_network_and_keeps_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = tiny_model_config()
+    torch.manual_seed(0)
+    old = ControlledLatentDiffusion(cfg)
+    for p in old.control_model.parameters():
+        if not p.any():
+            torch.nn.init.normal_(p, std=0.1)
+    source, target = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    write_state_dict(source, old.state_dict(), model_metadata(cfg) | {"sampling": json.dumps({"steps": 7})})
+    assert tool([str(source), str(target), "texture=true", f"landmarks={NUM}"]) == 0
+    state, metadata = read_state_dict(target)
+    assert metadata["sampling"] == '{"steps": 7}'
+    for name, value in old.state_dict().items():
+        assert torch.equal(state[name], value), name
+    new = set(state) - set(old.state_dict())
+    assert {key.split(".")[2] for key in new} == {"texture", "landmarks"}
+    assert BRANCHES + "texture.encoder.4.weight" in new
+    model, _ = load_model(target)
+    assert model.cfg.control.texture == TextureConfig()
+    added = model.encode_texture(_texture())
+    assert added.shape == (2, 4 * cfg.unet.model_channels) and not added.any()
+    assert tool([str(target), str(tmp_path / "again.safetensors"), "texture=true"]) == 2
+    assert "has a texture branch already" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="no texture branch; add one"):
+        ControlledLatentDiffusion(tiny_model_config()).encode_texture(_texture())
+
+
+def test_wrong_shapes_are_told() -> None:
+    with pytest.raises(ValueError, match="expected \\(B, "):
+        Texture(torch.rand(2, NUM_FEATURES), torch.ones(3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="got 3 features"):
+        _model(perturbed=False).encode_texture(Texture(torch.rand(2, 3), torch.ones(2, dtype=torch.bool)))
+    with pytest.raises(ValueError, match="skull_present"):
+        Conditions(None, torch.ones(2, dtype=torch.bool))
+    assert isinstance(_model(perturbed=False).control_model.branches["landmarks"], LandmarkBranch)
