@@ -121,9 +121,9 @@ class KnownLandmarks:
                     f"{self.records[case.skull_path].landmarks_path}: {len(points)} points, expected this model's "
                     f"{self.num_points}"
                 )
-        points = torch.from_numpy(np.stack(found))
+        stacked = torch.from_numpy(np.stack(found))  # (B, N, 2)
         present = torch.ones(len(cases), dtype=torch.bool)
-        return Landmarks(points, torch.ones(points.shape[:2]), present)
+        return Landmarks(stacked, torch.ones(stacked.shape[:2]), present)
 
     def describe(self, case: Case) -> dict[str, str]:
         path = self.records[case.skull_path].landmarks_path
