@@ -113,8 +113,10 @@ class WatchConfig:
 
 @dataclass
 class AutoencoderStageConfig:
-    """Loss of the autoencoder stage: |x - x_hat| + edge_weight |grad x - grad x_hat| + kl_weight KL / pixels.
+    """Loss of the autoencoder stage: |x - x_hat| + edge_weight |grad x - grad x_hat| + kl_weight KL / pixels, and
 
+    texture_weight: of how much rougher or smoother the surface comes back (``autoencoder_stage.texture_loss``); without
+    it grain and noise are wiped out.
     crop_size: side in px of the random crops it trains on, 0 for whole pictures (it validates on whole ones).
     on_skulls: train on the skull pictures too, not on the faces alone.
     """
@@ -122,6 +124,7 @@ class AutoencoderStageConfig:
     crop_size: int = 0
     edge_weight: float = 1.0
     kl_weight: float = 1e-6
+    texture_weight: float = 0.0
     on_skulls: bool = False
 
 
