@@ -24,7 +24,9 @@ def edge_loss(x: Tensor, y: Tensor) -> Tensor:
     return dx + dy
 
 
-def surface_energies(pictures: Tensor, window: int = 16, levels: int = 3, floor: float = 0.01) -> list[Tensor]:
+def surface_energies(
+    pictures: Tensor, window: int = 16, levels: int = 3, floor: float = 0.01
+) -> list[Tensor]:
     """How rough a surface is, place by place, direction by direction and scale by scale, whatever its grains look like.
 
     pictures: (B, C, H, W) in [-1, 1]. window: side in px of the places, which overlap by half.
@@ -48,8 +50,8 @@ def surface_energies(pictures: Tensor, window: int = 16, levels: int = 3, floor:
 def texture_loss(x: Tensor, y: Tensor, window: int = 16) -> Tensor:
     """Mean absolute difference of the :func:`surface_energies` of (B, C, H, W) pictures in [-1, 1].
 
-    Grain and noise cannot be drawn grain for grain through a latent; an error pixel by pixel alone is smallest where they
-    are wiped out. This one is smallest where as much of them is drawn as there was.
+    Grain and noise cannot be drawn grain for grain through a latent; an error pixel by pixel alone is smallest where
+    they are wiped out. This one is smallest where as much of them is drawn as there was.
     """
     pairs = zip(surface_energies(x, window), surface_energies(y, window), strict=True)
     return torch.stack([(a - b).abs().mean() for a, b in pairs]).mean()

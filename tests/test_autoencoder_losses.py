@@ -33,7 +33,9 @@ def test_lines_across_are_not_lines_down() -> None:
     lines = torch.sin(torch.arange(64) * 1.5).expand(2, 3, 64, 64)
     assert texture_loss(lines, lines.transpose(2, 3)) > 1
     level = surface_energies(lines)[0]
-    assert (level[:, 0] > level[:, 1] + 1).all()  # neighbours side by side differ, those above each other do not
+    assert (
+        level[:, 0] > level[:, 1] + 1
+    ).all()  # neighbours side by side differ, those above each other do not
 
 
 def test_flat_pictures_have_a_finite_gradient_towards_grain() -> None:
