@@ -3,9 +3,14 @@
     python -m benchmarks.training                                  on the CPU or GPU at hand, one picture a step
     python -m benchmarks.training device=cuda batch=22 rounds=3 reps=10 append=true
 
-The same loss (noise alone) in every variant. ``original``: fp32; autoencoder and text encoder at every step; gradients
-of the UNet's decoder that no optimizer takes; residual and transformer layers recomputed, attention by its matrix, as
-the published configuration says. ``original_stored``: the same without recomputation. ``ours``: what train.py does.
+    python -m benchmarks.training variants=[original_losses,ours_losses,ours_losses_recompute]      with all losses
+
+The same loss in the variants that are compared: of the noise alone, or (``_losses``) with realism, feature matching and
+landmarks of decoded faces: the published code decodes every face and gets no gradient for it; ours decodes up to four
+of a batch with a gradient, and trains the discriminator. ``original``: fp32; autoencoder and text encoder at every
+step; gradients of the UNet's decoder that no optimizer takes; residual and transformer layers recomputed, attention by
+its matrix, as the published configuration says. ``original_stored``: the same without recomputation. ``ours``: what
+train.py does.
 Each runs in a process of its own, in turns; the medians and the peak of the memory are compared.
 """
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,9 +27,15 @@ from cldm.controlled import SD15_CONFIG, ControlledLatentDiffusion, load_model_c
 from ldm.attention import BasicTransformerBlock, CrossAttention
 from ldm.autoencoder import DiagonalGaussian
 from ldm.device import choose_device
-from ldm.schedule import q_sample
+from ldm.schedule import predict_x0, q_sample
 from ldm.unet import ResBlock
+from muti_control.config import LossesConfig
+from muti_control.decoding import SUMMED, with_gradient
 from muti_control.ema import Ema
+from muti_control.patchgan import PatchGan, PatchGanConfig
+from muti_control.picture_losses import PictureLosses, Pictures, Shown
+from muti_control.pipnet.network import PipNet, PipNetConfig
+from muti_control.pipnet.reader import LandmarkReader
 
 PROMPT = "3D face scan,Asian male,age level 3,normal face."
 
@@ -42,6 +49,8 @@ class Way:
     recompute: "no", "blocks" (ours, block by block of the UNet), or "layers" (residual and transformer layers).
     softmax: attention as a matrix of weights, as the published code has it. ema: averages of the weights.
     fused: the optimizer as one kernel. channels_last: memory layout.
+    pictures: losses of decoded faces: "none"; "inert", of every face but without a gradient, as the published code
+    computes them; "ours", of a sub-batch with a gradient, and the discriminator's step.
     """
 
     half: bool = True
@@ -52,6 +61,7 @@ class Way:
     ema: bool = True
     fused: bool = True
     channels_last: bool = True
+    pictures: str = "none"
 
 
 ORIGINAL = Way(
@@ -67,6 +77,10 @@ WAYS = {
     "ours_autocast": Way(),  # the frozen UNet too under autocast, its weights in fp32: see `prepare`
     "ours_contiguous": Way(channels_last=False),
     "ours_unfused": Way(fused=False),
+    "original_losses": replace(ORIGINAL, pictures="inert"),
+    "ours_losses": Way(pictures="ours"),
+    "ours_losses_recompute": Way(recompute="blocks", pictures="ours"),
+    "ours_losses_fp32": Way(half=False, channels_last=False, pictures="ours"),
 }
 
 
@@ -96,8 +110,10 @@ def prepare(model: ControlledLatentDiffusion, name: str) -> None:
     if way.half and name != "ours_autocast":
         model.model.to(torch.bfloat16)
     if way.cached:
-        model.first_stage_model.to("meta")
-        model.cond_stage_model.to("meta")
+        for part in (model.first_stage_model.encoder, model.cond_stage_model):
+            part.to("meta")
+        if way.pictures == "none":
+            model.first_stage_model.to("meta")
     model.to(memory_format=torch.channels_last if way.channels_last else torch.contiguous_format)
     model.unet.recomputes = model.control_model.recomputes = way.recompute == "blocks"
     for module in model.modules() if way.recompute == "layers" else ():
@@ -146,6 +162,7 @@ def training_step(
     skulls = torch.rand((batch, 3, size, size), generator=generator)
     moments = torch.randn((batch, 8, size // 8, size // 8), generator=generator)
     texts = torch.randn((batch, 77, model.cfg.unet.context_dim), generator=generator)
+    judges = None if way.pictures == "none" else Judges(model, way, device, size, faces, skulls)
 
     def step() -> float:
         if way.cached:
@@ -161,17 +178,72 @@ def training_step(
         with torch.autocast(device.type, torch.bfloat16, enabled=way.half):
             x_t = q_sample(z, t, eps, model.alphas_cumprod)
             hint = model.encode_hint(skulls.to(device))
-            loss = F.mse_loss(model.eps(x_t, t, context, hint).float(), eps)
+            eps_hat = model.eps(x_t, t, context, hint).float()
+            loss = F.mse_loss(eps_hat, eps)
+            if judges is not None:
+                loss = judges.add_to(loss, predict_x0(x_t, t, eps_hat, model.alphas_cumprod))
         loss.backward()
         if way.ema:
             nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        if judges is not None:
+            with torch.autocast(device.type, torch.bfloat16, enabled=way.half):
+                judges.discriminator_step()
         if ema is not None:
             ema.update(parameters)
         return float(loss.detach())
 
     return step
+
+
+class Judges:
+    """All losses of decoded faces, at random weights: a discriminator and a landmark network of the public size."""
+
+    def __init__(
+        self,
+        model: ControlledLatentDiffusion,
+        way: Way,
+        device: torch.device,
+        size: int,
+        faces: Tensor,
+        skulls: Tensor,
+    ) -> None:
+        torch.manual_seed(0)
+        self.model, self.way = model, way
+        layout = torch.channels_last if way.channels_last else torch.contiguous_format
+        network = PipNet(PipNetConfig(image_size=size))
+        mean = np.random.default_rng(0).uniform(0.1, 0.9, (network.cfg.num_landmarks, 2))
+        reader = LandmarkReader(network, mean).eval().requires_grad_(False).to(device, memory_format=layout)
+        self.discriminator = PatchGan(PatchGanConfig()).to(device, memory_format=layout)
+        cfg = LossesConfig(gan=1, fm=28, lm=150, by="weight", chunk=1)
+        self.losses = PictureLosses(cfg, self.discriminator, reader)
+        self.optimizer = torch.optim.AdamW(self.discriminator.parameters(), lr=1e-4, fused=way.fused or None)
+        self.faces, self.skulls = faces.to(device), skulls.to(device)
+        self.shown: Shown | None = None
+        model.first_stage_model.decoder.recompute(way.recompute != "no" and way.pictures == "ours")
+
+    def add_to(self, loss: Tensor, x_0_hat: Tensor) -> Tensor:
+        """The noise loss with the others; of ours the dearest step, in which a whole sub-batch is decoded."""
+        cfg, num = self.losses.cfg, len(x_0_hat)
+        if self.way.pictures == "inert":
+            with torch.no_grad():
+                found = self.losses.terms(self.model.decode(x_0_hat), self.faces, self.skulls)
+            return 10 * loss + sum(cfg.wanted[name] * value.mean() for name, value in found.items())
+        rows = torch.arange(min(num, cfg.sub_batch), device=x_0_hat.device)
+        latents = x_0_hat[rows]
+        pictures = Pictures(self.skulls, lambda some: self.faces[some])
+        judged, self.shown = self.losses.judge(self.model.decode, latents, rows, pictures, cfg.wanted)
+        value = torch.stack([cfg.wanted[name] * value.sum() for name, value in judged.values.items()]).sum()
+        return with_gradient(10 * loss + value / num, latents, judged.gradients[SUMMED] / num)
+
+    def discriminator_step(self) -> None:
+        """Ours; the published code has one at every 40th batch only, which is left out."""
+        if self.shown is None:
+            return
+        self.losses.discriminator_loss(self.shown, len(self.faces))["loss"].backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
 
 def peak_bytes(device: torch.device) -> int:

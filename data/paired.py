@@ -66,10 +66,13 @@ class PairedDataset(Dataset[Pair]):
 
     def __getitem__(self, index: int) -> Pair:
         """Raises: ImageError where the picture cannot be read."""
+        return Pair(skull=self.skull(index), face=self.face(index), prompt=self.prompt(index), index=index)
+
+    def face(self, index: int) -> torch.Tensor:
+        """The face picture alone, (3, H, W) float32 in [-1, 1]."""
         face_path = self.records[index].face_path
         assert face_path is not None
-        face = self._picture(face_path) * 2 - 1  # (3, H, W) in [-1, 1]
-        return Pair(skull=self.skull(index), face=face, prompt=self.prompt(index), index=index)
+        return self._picture(face_path) * 2 - 1
 
     def skull(self, index: int) -> torch.Tensor:
         """The skull picture alone, (3, H, W) float32 in [0, 1]: latents stand in for the face in training."""

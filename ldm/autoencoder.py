@@ -134,12 +134,13 @@ class UpLevel(nn.Module):
         self, in_channels: int, out_channels: int, num_blocks: int, norm_groups: int, last: bool
     ) -> None:
         super().__init__()
+        self.recomputes = False  # block by block
         self.block = _blocks(in_channels, out_channels, num_blocks, norm_groups)
         self.upsample = nn.Identity() if last else Upsample(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.block:
-            x = block(x)
+            x = _run(block, x, self.recomputes)
         return self.upsample(x)
 
 
@@ -189,11 +190,19 @@ class Decoder(nn.Module):
         )
         self.norm_out = nn.GroupNorm(cfg.norm_groups, widths[0], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[0], cfg.in_channels, 3, padding=1)
+        self.recompute(cfg.gradient_checkpointing)
+
+    def recompute(self, wanted: bool) -> None:
+        """Whether the blocks' activations are computed a second time in the backward pass instead of kept."""
+        self._recomputes = wanted
+        for level in self.up:
+            assert isinstance(level, UpLevel)
+            level.recomputes = wanted
 
     def forward(self, z: Tensor) -> Tensor:
-        h = self.conv_in(z)
-        for module in (self.mid, *reversed(self.up)):
-            h = _run(module, h, self.cfg.gradient_checkpointing)
+        h = _run(self.mid, self.conv_in(z), self._recomputes)
+        for level in reversed(self.up):
+            h = level(h)
         return self.conv_out(F.silu(self.norm_out(h)))
 
 

@@ -52,6 +52,13 @@ def check_files(cfg: ExperimentConfig) -> None:
         if not manifest.is_file():
             lacking.append(f"data.root: {manifest} not found. {cfg.data.how_to_get}".strip())
             break
+    if cfg.losses.lm and not Path(cfg.losses.pipnet).is_file():
+        lacking.append(
+            f"losses.pipnet: {cfg.losses.pipnet} not found; train.py configs/demo/pipnet_face.yaml makes one"
+        )
+    init = cfg.losses.discriminator.init
+    if init is not None and (cfg.losses.gan or cfg.losses.fm) and not Path(init).is_file():
+        lacking.append(f"losses.discriminator.init: {init} not found; leave it out for a fresh one")
     if lacking:
         raise ConfigError("this run needs files that are not there:\n  " + "\n  ".join(lacking))
 

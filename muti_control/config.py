@@ -13,6 +13,7 @@ from cldm.sampling import SamplingConfig
 from ldm.config import ConfigError, parse_command_line
 from ldm.latent_diffusion import ModelConfig
 from muti_control.memory import MemoryConfig
+from muti_control.patchgan import PatchGanConfig
 from muti_control.pipnet.augment import AugmentConfig
 from muti_control.pipnet.dataset import ROLES
 from muti_control.pipnet.network import PipNetConfig
@@ -179,6 +180,105 @@ class SkullConditionConfig:
 
 
 @dataclass
+class DiscriminatorConfig:
+    """The discriminator that realism and feature matching need; it learns beside the control network.
+
+    init: its weights (a discriminator.safetensors); null: fresh ones. every: steps from one of its turns to the next.
+    network: its architecture, without ``init``. optim: its own optimizer.
+    """
+
+    init: str | None = None
+    every: int = 1
+    network: PatchGanConfig = field(default_factory=PatchGanConfig)
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(lr=1e-4, beta1=0.5, warmup_steps=0, clip_norm=0.0, ema_decay=0.0)
+    )
+
+
+@dataclass
+class LossesConfig:
+    """Of the control stage: losses of the face that the predicted clean latent decodes to, beside the noise loss.
+
+    gan, fm, lm: realism (LSGAN), feature matching in the discriminator, landmarks; 0 switches a term off.
+    by: "ratio": they say how large the norm of the term's gradient on the control network is to be, relative to the
+    noise loss's; the weights follow from measurement. "weight": they are the weights.
+    noise: weight of the noise loss. ramp_steps: over which gan, fm and lm rise to what they are.
+    min_t, max_t: only samples whose t is within are decoded. sub_batch: at most so many of a micro-batch, drawn.
+    chunk: of these at a time; it changes memory and nothing else. recompute: of the decoder, compute activations a
+    second time in the backward pass instead of keeping them.
+    real: what a face is compared with, the "picture" or the true latent "decoded" as well: so nothing is
+    asked of the control network that the frozen autoencoder cannot draw.
+    pipnet: file of the frozen network that reads landmarks off faces. measure_every: steps between measurements of the
+    gradients' norms (and in the first ones, until each was seen a few times); 0: none, with by=weight.
+    """
+
+    gan: float = 0.0
+    fm: float = 0.0
+    lm: float = 0.0
+    by: str = "ratio"
+    noise: float = 1.0
+    ramp_steps: int = 0
+    min_t: int = 0
+    max_t: int = 500
+    sub_batch: int = 4
+    chunk: int = 4
+    recompute: bool = True
+    real: str = "decoded"
+    pipnet: str = "models/demo/pipnet_face.safetensors"
+    measure_every: int = 50
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+
+    @property
+    def on(self) -> bool:
+        """Whether any face is decoded."""
+        return bool(self.gan or self.fm or self.lm)
+
+    @property
+    def wanted(self) -> dict[str, float]:
+        """Ratio or weight of each term that is on."""
+        terms = {"gan": self.gan, "fm": self.fm, "lm": self.lm}
+        return {name: value for name, value in terms.items() if value}
+
+    def validate(self) -> None:
+        """Raises: ValueError naming the field, what was got and what is expected."""
+        checks = [
+            *(
+                (0 <= getattr(self, key) < math.inf, key, getattr(self, key), "0 (off) or a positive number")
+                for key in ("gan", "fm", "lm")
+            ),
+            (0 < self.noise < math.inf, "noise", self.noise, "a positive number"),
+            (self.by in ("ratio", "weight"), "by", self.by, "ratio or weight"),
+            (self.real in ("decoded", "picture"), "real", self.real, "decoded or picture"),
+            (self.ramp_steps >= 0, "ramp_steps", self.ramp_steps, "0 or more"),
+            (0 <= self.min_t <= self.max_t, "min_t", self.min_t, f"0 to max_t={self.max_t}"),
+            *(
+                (getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
+                for key in ("sub_batch", "chunk")
+            ),
+            (
+                self.measure_every >= (1 if self.by == "ratio" else 0),
+                "measure_every",
+                self.measure_every,
+                "at least 1 with by=ratio" if self.by == "ratio" else "0 (never) or more",
+            ),
+            (self.discriminator.every >= 1, "discriminator.every", self.discriminator.every, "at least 1"),
+            (
+                0 < self.discriminator.optim.lr < math.inf,
+                "discriminator.optim.lr",
+                self.discriminator.optim.lr,
+                "a positive number",
+            ),
+        ]
+        for good, key, got, expected in checks:
+            if not good:
+                raise ValueError(f"{key}: got {got!r}, expected {expected}")
+        try:
+            self.discriminator.network.validate()
+        except ValueError as error:
+            raise ValueError(f"discriminator.network.{error}") from error
+
+
+@dataclass
 class PipNetStageConfig:
     """Of the pipnet stage, which needs no 'model:'.
 
@@ -246,6 +346,7 @@ class ExperimentConfig:
     skull: SkullConditionConfig = field(default_factory=SkullConditionConfig)
     landmarks: LandmarkConditionConfig = field(default_factory=LandmarkConditionConfig)
     texture: TextureConditionConfig = field(default_factory=TextureConditionConfig)
+    losses: LossesConfig = field(default_factory=LossesConfig)
     pipnet: PipNetStageConfig = field(default_factory=PipNetStageConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
@@ -331,15 +432,22 @@ class ExperimentConfig:
                 "an architecture",
                 "none: the pipnet stage's is pipnet.network",
             ),
+            (
+                self.stage == "control" or not self.losses.on,
+                "losses",
+                self.losses.wanted,
+                f"none: stage {self.stage} decodes no faces, only control does",
+            ),
             (self.stage != "control" or self.init, "init", None, "a checkpoint made by tool_add_control.py"),
         ]
         for good, key, got, expected in checks:
             if not good:
                 raise ConfigError(f"{key}: got {got!r}, expected {expected}")
-        try:
-            self.pipnet.validate()
-        except ValueError as error:
-            raise ConfigError(f"pipnet.{error}") from error
+        for part, settings in (("pipnet", self.pipnet), ("losses", self.losses)):
+            try:
+                settings.validate()
+            except ValueError as error:
+                raise ConfigError(f"{part}.{error}") from error
         try:
             self.sampling.validate()
             if self.model is not None:

@@ -1,9 +1,10 @@
-"""The control stage (skull + text -> face), on cached latents."""
+"""The control stage (skull + text -> face) on cached latents: the noise loss and losses of the decoded face."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +16,20 @@ from cldm.conditions import Conditions, encode
 from cldm.controlled import ControlledLatentDiffusion
 from cldm.texture import Texture
 from data.paired import PairedDataset
-from muti_control.config import ExperimentConfig
-from muti_control.diffusion_stages import DiffusionStage
+from ldm.checkpoint import git_revision
+from ldm.schedule import predict_x0
+from muti_control.config import ExperimentConfig, LossesConfig
+from muti_control.decoding import SUMMED, gated_rows, with_gradient
+from muti_control.diffusion_stages import DiffusionStage, Predicted
 from muti_control.landmark_condition import PairLandmarks
 from muti_control.latents import LatentPairs
+from muti_control.loss_weights import NOISE, LossWeights, gradient_norms
+from muti_control.picture_losses import Pictures, Shown, build_losses
 from muti_control.pictures import rank_one, small_grey
 from muti_control.texture_condition import PairTextures
+from muti_control.turns import Turn
+
+DISCRIMINATOR = "discriminator"
 
 
 class ControlStage(DiffusionStage):
@@ -58,6 +67,20 @@ class ControlStage(DiffusionStage):
                 self._textures[part] = PairTextures(pairs.records, size, branch, cfg.texture)
                 print(f"{part}: {self._textures[part]}", flush=True)
             train_set.more = {**train_set.more, "texture": self._textures["train"].features}
+        if cfg.losses.on and cfg.losses.real == "picture":
+            assert isinstance(train_set, LatentPairs)
+            train_set.more = {**train_set.more, "face": train_set.pairs.face}
+        self.picture_losses = build_losses(cfg.losses, cfg.train.seed)
+        self.term_weights = LossWeights(
+            cfg.losses.wanted, cfg.losses.by == "ratio", cfg.losses.measure_every if cfg.losses.on else 0
+        )
+        self._shown: Shown | None = None
+        self._accuracy = {f"accuracy_{kind}": torch.tensor(float("nan")) for kind in ("real", "fake")}
+        if self.picture_losses is not None:
+            self.model.first_stage_model.decoder.recompute(cfg.losses.recompute)
+            if self.picture_losses.discriminator is not None:
+                self.discriminator = self.picture_losses.discriminator.to(memory_format=torch.channels_last)
+            print(describe(cfg.losses, cfg.train.batch_size), flush=True)
 
     def predict(self, x_t: Tensor, t: Tensor, context: Tensor, batch: dict[str, Any]) -> Tensor:
         return self._eps(x_t, t, context, self.conditions_of(batch))
@@ -82,6 +105,114 @@ class ControlStage(DiffusionStage):
             textures = self._textures["train"]
             texture = textures.for_training(index, batch["texture"], self.draw("texture")).to(skull.device)
         return Conditions(skull, present, landmarks, texture)
+
+    # --- losses of the decoded face -----------------------------------------------------------------------
+
+    def turns(self) -> list[Turn]:
+        if self.picture_losses is None or self.picture_losses.discriminator is None:
+            return super().turns()
+        cfg, name = self.cfg.losses.discriminator, DISCRIMINATOR
+        parameters = dict(self.discriminator.named_parameters(prefix=name))
+        return [*super().turns(), Turn(name, parameters, cfg.optim, cfg.every, f"losses.{name}.optim")]
+
+    def turn_loss(self, turn: str, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return self._discriminator_loss(len(batch["index"])) if turn == DISCRIMINATOR else self.loss_of(batch)
+
+    def loss_of(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The noise loss and, of the samples whose t lets a face be told, those of the decoded clean latent."""
+        found = self.predicted(batch)
+        scalars = self.noise_loss(found)
+        return (
+            scalars
+            if self.picture_losses is None
+            else scalars | self._picture_loss(batch, found, scalars["loss"])
+        )
+
+    def _picture_loss(self, batch: dict[str, Any], found: Predicted, noise: Tensor) -> dict[str, Tensor]:
+        """``loss`` in all, each term (its sum over the decoded samples divided by the batch size), norms, weights."""
+        assert self.picture_losses is not None
+        cfg, num, follow = self.cfg.losses, len(found.z), self.term_weights
+        rows = gated_rows(found.drawn, cfg.min_t, cfg.max_t, cfg.sub_batch, self.draw("gate")).to(
+            found.z.device
+        )
+        x_0_hat = predict_x0(found.x_t[rows], found.t[rows], found.eps_hat[rows], self.model.alphas_cumprod)
+        measure = follow.due(self.updates, self._micro)
+        terms = follow.wanted
+        values = {name: noise.new_zeros(()) for name in terms}
+        gradients: dict[str, Tensor] = {}
+        self._shown = None
+        if len(rows):
+            pictures = Pictures(batch["skull"], lambda some: self._real_faces(batch, found, some))
+            judged, self._shown = self.picture_losses.judge(
+                self.model.decode, x_0_hat, rows, pictures, None if measure else self._weights()
+            )
+            values = {name: value.sum() / num for name, value in judged.values.items()}
+            gradients = {name: gradient / num for name, gradient in judged.gradients.items()}
+        if measure:
+            each = {name: (x_0_hat * gradients[name]).sum() if gradients else None for name in terms}
+            follow.measured(
+                gradient_norms({NOISE: cfg.noise * noise, **each}, [*self.trained_parameters().values()])
+            )
+        weights = self._weights()
+        total = cfg.noise * noise
+        if gradients:
+            if measure:
+                gradients[SUMMED] = torch.stack([weights[name] * gradients[name] for name in terms]).sum(0)
+            value = torch.stack([weights[name] * values[name] for name in terms]).sum()
+            total = with_gradient(total + value, x_0_hat, gradients[SUMMED])
+        facts = {"gated": len(rows) / num} | {f"weight_{name}": weight for name, weight in weights.items()}
+        facts |= {f"gradient_{name}": norm for name, norm in sorted(follow.norms.items())}
+        logged = {name: torch.tensor(value, device=noise.device) for name, value in facts.items()}
+        return {"loss": total, "noise": noise.detach(), **values, **logged}
+
+    def _weights(self) -> dict[str, float]:
+        """Of the terms, at this step."""
+        steps = self.cfg.losses.ramp_steps
+        ramp = min(1.0, (self.updates + 1) / steps) if steps else 1.0
+        return {name: ramp * weight for name, weight in self.term_weights.weights().items()}
+
+    def _real_faces(self, batch: dict[str, Any], found: Predicted, rows: Tensor) -> Tensor:
+        """True faces (n, 3, H, W), about [-1, 1], of rows (n,) of a batch."""
+        return self.model.decode(found.z[rows]) if self.cfg.losses.real == "decoded" else batch["face"][rows]
+
+    def _discriminator_loss(self, num: int) -> dict[str, Tensor]:
+        """Of the faces that the generator's turn decoded of the same micro-batch, detached; zero if there were none.
+
+        The accuracies are those of the last micro-batch that had any.
+        """
+        assert self.picture_losses is not None
+        if self._shown is None:  # a gradient of zero, so that scalers and other processes find one
+            nothing = torch.stack([p.float().sum() for p in self.discriminator.parameters()]).sum() * 0
+            return {
+                "loss": nothing,
+                **{name: value.to(self.device) for name, value in self._accuracy.items()},
+            }
+        scalars = self.picture_losses.discriminator_loss(self._shown, num)
+        self._accuracy = {name: value.detach() for name, value in scalars.items() if name != "loss"}
+        return scalars
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.picture_losses is not None and self.picture_losses.reader is not None:
+            self.picture_losses.reader.to(self.device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["loss_weights"] = self.term_weights.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if "loss_weights" in checkpoint:  # one from before there were any has none
+            self.term_weights.load_state_dict(checkpoint["loss_weights"])
+
+    def export(self, path: Path) -> None:
+        """As of every stage; and the discriminator of the last step, in a file beside it."""
+        super().export(path)
+        if DISCRIMINATOR in dict(self.named_children()):
+            more = {"stage": self.cfg.stage, "real": self.cfg.losses.real, "git": git_revision()}
+            self.discriminator.save(path.with_name(f"{DISCRIMINATOR}.safetensors"), more=more)
+
+    # --- validation ---------------------------------------------------------------------------------------
 
     def validation_landmarks(self, batch: dict[str, Any]) -> Landmarks | None:
         if not self._landmarks:
@@ -140,3 +271,13 @@ class ControlStage(DiffusionStage):
             "valid/l1": float((faces - truths).abs().mean()),
             "valid/rank_1": float(rank_one(small_grey(faces, 64), small_grey(truths, 64))),
         }
+
+
+def describe(cfg: LossesConfig, batch_size: int) -> str:
+    """A line for the user: which terms, how strong, on how many samples."""
+    kind = "of the noise loss's gradient" if cfg.by == "ratio" else "as weights"
+    terms = ", ".join(f"{name} {value:g}" for name, value in cfg.wanted.items())
+    return (
+        f"losses of the decoded face: {terms} ({kind}); up to {min(cfg.sub_batch, batch_size)} of {batch_size} faces "
+        f"with {cfg.min_t} <= t <= {cfg.max_t}"
+    )

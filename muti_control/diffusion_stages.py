@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,22 @@ from muti_control.latent_stage import LatentStage
 from muti_control.pictures import energy_distance, small_grey
 
 Pictures = tuple[Tensor, Tensor, Tensor]  # drawn face, true face, skull, each (3, H, W) in [0, 1]
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A batch of noised latents and what the network said of them.
+
+    z: (B, z, h, w) clean latents, scaled. drawn: (B,) steps, on the CPU; t: the same, on the device.
+    x_t, eps, eps_hat: (B, z, h, w) noised latents, their noise, and the predicted noise (float32, with gradient).
+    """
+
+    z: Tensor
+    drawn: Tensor
+    t: Tensor
+    x_t: Tensor
+    eps: Tensor
+    eps_hat: Tensor
 
 
 class DiffusionStage(LatentStage):
@@ -51,22 +68,28 @@ class DiffusionStage(LatentStage):
         raise TypeError(f"{type(self).__name__} defines no predict")
 
     def loss_of(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return self.noise_loss(self.predicted(batch))
+
+    def noise_loss(self, found: Predicted) -> dict[str, Tensor]:
         """L_noise = mean w(t) (eps_hat - eps)^2, t uniform; logged beside it, the unweighted error.
 
         Source: arXiv 2006.11239 eq. 14 (w = 1); arXiv 2202.00512 section 4 (weights as errors of x_0).
         """
+        errors = F.mse_loss(found.eps_hat, found.eps, reduction="none").flatten(1).mean(1)  # (B,)
+        return {"loss": (self.loss_weights(found.t) * errors).mean(), "eps_mse": errors.detach().mean()}
+
+    def predicted(self, batch: dict[str, Any]) -> Predicted:
+        """Noise a batch's latents and predict the noise, with gradient; drawn for the micro-batch in hand."""
         posterior = DiagonalGaussian(batch["moments"])
         z = self.model.cfg.scale_factor * posterior.sample(self.draw("posterior"))  # (B, z, h, w)
-        t = torch.randint(0, self.model.cfg.schedule.num_timesteps, (len(z),), generator=self.draw("t")).to(
-            z.device
-        )
+        drawn = torch.randint(0, self.model.cfg.schedule.num_timesteps, (len(z),), generator=self.draw("t"))
+        t = drawn.to(z.device)
         eps = torch.randn(z.shape, generator=self.draw("eps")).to(z)
         dropped = torch.rand(len(z), generator=self.draw("dropout")) < self.cfg.diffusion.prompt_dropout
         prompts = ["" if drop else p for p, drop in zip(batch["prompt"], dropped.tolist(), strict=True)]
         x_t = q_sample(z, t, eps, self.model.alphas_cumprod).contiguous(memory_format=torch.channels_last)
         eps_hat = self.predict(x_t, t, self.context_of(prompts), batch).float()
-        errors = F.mse_loss(eps_hat, eps, reduction="none").flatten(1).mean(1)  # (B,)
-        return {"loss": (self.loss_weights(t) * errors).mean(), "eps_mse": errors.detach().mean()}
+        return Predicted(z, drawn, t, x_t, eps, eps_hat)
 
     def loss_weights(self, t: Tensor) -> Tensor:
         """w(t), (B,) float32, as ``diffusion.loss_weighting`` says."""

@@ -21,7 +21,7 @@ from ldm.config import ConfigError
 from muti_control.build import build_stage, check_files
 from muti_control.callbacks import SIGNALS, SaveLast, tell
 from muti_control.checkpoints import LAST, BestCheckpoints, read_run
-from muti_control.config import ExperimentConfig
+from muti_control.config import ExperimentConfig, LossesConfig
 from muti_control.first import end_with_parent
 from muti_control.stage import Stage
 from muti_control.trainer import build_trainer, check_machine
@@ -29,6 +29,8 @@ from muti_control.turns import odd_settings
 
 # Parts of the config that must not change when a run goes on.
 FINGERPRINTED = ("optim", "autoencoder", "diffusion", "landmarks", "pipnet")
+# What a checkpoint from before a part existed meant by it.
+BEFORE = {"losses": "off"}
 
 
 def fingerprint(cfg: ExperimentConfig, stage: Stage) -> dict[str, str]:
@@ -42,13 +44,27 @@ def fingerprint(cfg: ExperimentConfig, stage: Stage) -> dict[str, str]:
     facts |= {f"train.{key}": str(getattr(cfg.train, key)) for key in ("batch_size", "accumulate", "seed")}
     for part in FINGERPRINTED:
         facts |= {f"{part}.{key}": str(value) for key, value in asdict(getattr(cfg, part)).items()}
+    facts["losses"] = _losses_facts(cfg.losses)
     return facts
+
+
+def _losses_facts(cfg: LossesConfig) -> str:
+    """What must not change of the picture losses; files count by their contents."""
+    if not cfg.on:
+        return BEFORE["losses"]
+    facts = asdict(cfg)
+    facts["pipnet"] = sha256(Path(cfg.pipnet)) if cfg.lm else ""
+    init = cfg.discriminator.init
+    facts["discriminator"]["init"] = "" if init is None else sha256(Path(init))
+    for key in ("chunk", "recompute"):  # memory only
+        del facts[key]
+    return json.dumps(facts, sort_keys=True)
 
 
 def check_same_run(saved: dict[str, str], stage: Stage) -> None:
     """Raises ConfigError if a checkpoint's fingerprint ``saved`` is of another run than this one."""
     for key, now in stage.fingerprint.items():
-        if (was := saved.get(key)) == now:
+        if (was := saved.get(key, BEFORE.get(key))) == now:
             continue
         if key == "init":
             change = (
@@ -123,7 +139,7 @@ class Training:
         if self.resumed is not None:
             self._say(f"continuing {cfg.run_dir} from step {self.steps_done}")
         for turn in self.stage.turns():
-            for sentence in odd_settings(turn.optim, cfg.train.max_steps):
+            for sentence in odd_settings(turn.optim, cfg.train.max_steps, turn.key):
                 tell(trainer, f"warning: {sentence}")
 
     def _say(self, message: str) -> None:

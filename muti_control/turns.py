@@ -29,12 +29,14 @@ class Turn:
 
     name: in logs and for ``Stage.turn_loss``. parameters: by their names in the stage.
     every: it has its turn at the run's steps 0, every, 2 every, ...; its schedule counts those turns alone.
+    key: where ``optim`` stands in the config.
     """
 
     name: str
     parameters: Mapping[str, nn.Parameter]
     optim: OptimConfig
     every: int = 1
+    key: str = "optim"
 
     def due(self, step: int) -> bool:
         """Whether it has its turn at the run's step ``step`` (from 0)."""

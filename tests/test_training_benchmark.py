@@ -39,6 +39,13 @@ def test_ours_has_the_same_loss_in_every_precision_and_layout(tiny_yaml: str) ->
         assert losses(tiny_yaml, variant) == pytest.approx(exact, rel=2e-2), variant
 
 
+def test_with_all_losses_both_begin_with_the_same_value(tiny_yaml: str) -> None:
+    """Ours then goes another way: its gradient has the pictures in it."""
+    theirs, ours = losses(tiny_yaml, "original_losses"), losses(tiny_yaml, "ours_losses_fp32")
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-3)
+    assert losses(tiny_yaml, "ours_losses_recompute")[0] == pytest.approx(theirs[0], rel=0.03)
+
+
 def test_attention_written_out_is_the_same(tiny_yaml: str) -> None:
     """`original`'s attention against the fused one, in the whole network."""
 

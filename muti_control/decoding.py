@@ -1,0 +1,92 @@
+"""Losses of decoded pictures, as a gradient on the latents they are decoded from: gated, chunk by chunk.
+
+The decoder and whatever judges the picture run forwards and backwards at once, one chunk after the other, and leave
+numbers and a gradient on the latents. So their activations never stand beside those of more than one chunk, no
+parameter of theirs is given a gradient, and the network that predicted the latents is differentiated once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SUMMED = ""  # the name of the weighted sum among the gradients
+FP16_SCALE = 4096.0  # float16 would round the gradient of a picture's mean to zero
+
+# (faces (n, 3, H, W) about [-1, 1], rows (n,) of the batch) -> terms by name, one value per face (n,)
+Terms = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
+
+
+def gated_rows(t: Tensor, low: int, high: int, at_most: int, generator: torch.Generator) -> Tensor:
+    """Rows (n,), ascending, of samples with low <= t <= high; of more than ``at_most`` a random choice.
+
+    t: (B,) on the CPU, where ``generator`` is. Where t is large, the predicted clean latent says little.
+    """
+    rows = ((t >= low) & (t <= high)).nonzero().flatten()
+    chosen = torch.randperm(len(rows), generator=generator)[:at_most]
+    return rows[chosen].sort().values
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What :func:`judge` found.
+
+    values: of each term, (n,) float32. gradients: by name (or of the weighted sum, under ``SUMMED``), of the sum over
+    the samples with respect to the latents, (n, z, h, w) float32. faces: (n, 3, H, W) float32, about [-1, 1], detached.
+    """
+
+    values: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+    faces: Tensor
+
+
+def judge(
+    decode: Callable[[Tensor], Tensor],
+    z: Tensor,
+    rows: Tensor,
+    terms: Terms,
+    chunk: int,
+    weights: Mapping[str, float] | None = None,
+) -> Judged:
+    """Decode latents and differentiate what ``terms`` says of the faces.
+
+    Samples must not influence each other: then the size of a chunk changes nothing but memory.
+
+    Args:
+        decode: latents -> faces, with gradient. z: (n, z, h, w) float32; its own graph is left alone.
+        rows: (n,), which samples of the batch these are. chunk: faces at a time.
+        weights: of the terms in the sum that is differentiated; None: each term by itself, a backward pass each.
+    """
+    device = z.device.type
+    fp16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    scale = FP16_SCALE if fp16 else 1.0
+    parts = []
+    with torch.enable_grad():
+        for latents, some in zip(z.detach().split(chunk), rows.split(chunk), strict=True):
+            leaf = latents.contiguous(memory_format=torch.channels_last).requires_grad_(True)
+            faces = decode(leaf).float()  # (n, 3, H, W)
+            values = terms(faces, some)
+            sums = {name: value.float().sum() for name, value in values.items()}
+            if weights is not None:
+                sums = {SUMMED: torch.stack([weights[name] * value for name, value in sums.items()]).sum()}
+            gradients = {}
+            for left, (name, value) in zip(reversed(range(len(sums))), sums.items(), strict=True):
+                with torch.autocast(device, enabled=False):
+                    (found,) = torch.autograd.grad(value * scale, leaf, retain_graph=left > 0)
+                gradients[name] = found.float() / scale
+            detached = {name: value.detach().float() for name, value in values.items()}
+            parts.append(Judged(detached, gradients, faces.detach()))
+    return Judged(
+        {name: torch.cat([part.values[name] for part in parts]) for name in parts[0].values},
+        {name: torch.cat([part.gradients[name] for part in parts]) for name in parts[0].gradients},
+        torch.cat([part.faces for part in parts]),
+    )
+
+
+def with_gradient(value: Tensor, z: Tensor, gradient: Tensor) -> Tensor:
+    """A scalar that is ``value`` and whose gradient on ``z`` is ``gradient`` (of z's shape)."""
+    inner = (z * gradient).sum()
+    return value + (inner - inner.detach())
