@@ -10,6 +10,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from cldm.sampling import SamplingConfig
+from data.partial import REGIONS
 from ldm.config import ConfigError, parse_command_line
 from ldm.latent_diffusion import ModelConfig
 from muti_control.memory import MemoryConfig
@@ -279,6 +280,17 @@ class LossesConfig:
 
 
 @dataclass
+class PartialSkullConfig:
+    """Of the control stage: skulls of which bone is missing, so that a damaged skull still gives a face.
+
+    share: of the training skulls. regions: which part then, each as often (mandible, vault, left, right).
+    """
+
+    share: float = 0.0
+    regions: list[str] = field(default_factory=lambda: list(REGIONS))
+
+
+@dataclass
 class PipNetStageConfig:
     """Of the pipnet stage, which needs no 'model:'.
 
@@ -347,6 +359,7 @@ class ExperimentConfig:
     landmarks: LandmarkConditionConfig = field(default_factory=LandmarkConditionConfig)
     texture: TextureConditionConfig = field(default_factory=TextureConditionConfig)
     losses: LossesConfig = field(default_factory=LossesConfig)
+    partial: PartialSkullConfig = field(default_factory=PartialSkullConfig)
     pipnet: PipNetStageConfig = field(default_factory=PipNetStageConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
@@ -418,7 +431,14 @@ class ExperimentConfig:
                     ("landmarks.dropout", self.landmarks.dropout),
                     ("texture.dropout", self.texture.dropout),
                     ("skull.dropout", self.skull.dropout),
+                    ("partial.share", self.partial.share),
                 )
+            ),
+            (
+                bool(self.partial.regions) and set(self.partial.regions) <= set(REGIONS),
+                "partial.regions",
+                list(self.partial.regions),
+                f"some of {', '.join(REGIONS)}",
             ),
             (
                 self.init or self.model or self.stage == "pipnet",

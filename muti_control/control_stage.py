@@ -25,6 +25,7 @@ from muti_control.landmark_condition import PairLandmarks
 from muti_control.latents import LatentPairs
 from muti_control.loss_weights import NOISE, LossWeights, gradient_norms
 from muti_control.picture_losses import Pictures, Shown, build_losses
+from muti_control.partial_condition import with_missing_bone
 from muti_control.pictures import rank_one, small_grey
 from muti_control.texture_condition import PairTextures
 from muti_control.turns import Turn
@@ -96,6 +97,9 @@ class ControlStage(DiffusionStage):
         """What a training batch is shown: each condition is left out as often as its dropout says."""
         skull, index = batch["skull"].contiguous(memory_format=torch.channels_last), batch["index"]
         present = landmarks = texture = None
+        if self.cfg.partial.share > 0:
+            known = self._landmarks["train"].known_of(index) if self._landmarks else None
+            skull = with_missing_bone(skull, self.cfg.partial, self.draw("partial"), known)
         if self.cfg.skull.dropout > 0:
             present = torch.rand(len(skull), generator=self.draw("skull")) >= self.cfg.skull.dropout
             present = present.to(skull.device)

@@ -22,6 +22,7 @@ from muti_control.config import (
     DataConfig,
     ExperimentConfig,
     OptimConfig,
+    PartialSkullConfig,
     SkullConditionConfig,
     TextureConditionConfig,
     TrainConfig,
@@ -92,7 +93,8 @@ def test_the_branch_learns_and_its_effect_is_logged(
         stage="control", name="with_texture", out=str(root / "runs"), init=str(init), data=DataConfig(root=str(root)),
         train=TrainConfig(max_steps=4, batch_size=2, val_every=2, save_every=4, num_valid=2, accelerator="cpu",
                           precision="32-true", export="last"),
-        optim=OptimConfig(lr=1e-2, warmup_steps=0, ema_decay=0.0), skull=SkullConditionConfig(dropout=0.5),
+        optim=OptimConfig(lr=1e-2, warmup_steps=0, ema_decay=0.0),
+        skull=SkullConditionConfig(dropout=0.5), partial=PartialSkullConfig(share=0.5),
         sampling=SamplingConfig(steps=2, control_scales=[1.0], guidance_scale=1.0),
     )  # fmt: skip
     exported = prepare(cfg).fit()

@@ -1,0 +1,139 @@
+"""Skulls with bone missing: what goes, that nothing else does, and the augmentation's own draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cldm.branches import Landmarks
+from data.partial import REGIONS, Frame, PartialError, main, missing_bone, remove_bone
+from ldm.config import ConfigError
+from muti_control.config import ExperimentConfig, PartialSkullConfig
+from muti_control.draws import generator
+from muti_control.partial_condition import with_missing_bone
+
+
+def skull(size: int = 128, top: int = 20, chin: int = 110, neck: bool = True) -> np.ndarray:
+    """An ellipse on black, with a neck below it: (size, size, 3) float32."""
+    y, x = np.mgrid[:size, :size]
+    middle, half = (top + chin) / 2, (chin - top) / 2
+    drawn = ((y - middle) / half) ** 2 + ((x - 64) / (0.75 * half)) ** 2 <= 1
+    if neck:
+        drawn |= (np.abs(x - 64) < 8) & (y >= chin - 3) & (y < chin + 12)
+    return np.repeat((0.3 + 0.4 * drawn * (x / size))[..., None] * drawn[..., None], 3, axis=2).astype(
+        np.float32
+    )
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_a_region_goes_black_and_nothing_else_changes(region: str) -> None:
+    picture = skull()
+    drawn = picture.max(2) > 0
+    shares = []
+    for seed in range(20):
+        partial = remove_bone(picture, region, seed)
+        gone = (partial.max(2) == 0) & drawn
+        np.testing.assert_array_equal(partial[~gone], picture[~gone])
+        shares.append(gone.sum() / drawn.sum())
+        y, x = np.nonzero(gone)
+        rest_y, rest_x = np.nonzero(drawn & ~gone)
+        order = {
+            "mandible": y.mean() > rest_y.mean() + 30,
+            "vault": y.mean() < rest_y.mean() - 20,
+            "left": x.mean() > rest_x.mean() + 15,  # the person's left
+            "right": x.mean() < rest_x.mean() - 15,
+        }
+        assert order[region]
+    low, high = {"mandible": (0.08, 0.35), "vault": (0.05, 0.5)}.get(region, (0.35, 0.65))
+    assert low < min(shares) and max(shares) < high
+    assert len({round(share, 4) for share in shares}) > 10  # another seed, another edge
+
+
+def test_the_cut_is_a_pure_function_and_its_edge_is_irregular() -> None:
+    drawn = skull().max(2) > 0
+    first = missing_bone(drawn, "left", 3)
+    assert np.array_equal(first, missing_bone(drawn.copy(), "left", 3))
+    edge = first.argmax(1)[25:100]
+    straight = np.polyval(np.polyfit(np.arange(75), edge, 1), np.arange(75))
+    assert np.abs(edge - straight).max() >= 2
+
+
+def test_the_neck_is_not_taken_for_the_chin_and_landmarks_place_it_exactly() -> None:
+    drawn = skull().max(2) > 0
+    bare = Frame.of(skull(neck=False).max(2) > 0)
+    frame = Frame.of(drawn)
+    assert (frame.top, frame.middle) == (20, pytest.approx(64, abs=1))
+    assert frame.chin == pytest.approx(110, abs=6) and frame.chin == bare.chin
+    points = np.array([[34, 60], [64, 112], [94, 60]], np.float32)
+    known = Frame.of(drawn, points)
+    assert known == Frame(20, pytest.approx(112 - 0.04 * 92), 64)
+
+
+def test_the_cut_moves_with_the_skull() -> None:
+    picture = skull(neck=False)
+    drawn = picture.max(2) > 0
+    moved = np.roll(drawn, (-7, 0), axis=(0, 1))
+    for region in ("mandible", "vault"):  # an edge across the picture, whose draw is by column
+        gone = missing_bone(drawn, region, 5) & drawn
+        np.testing.assert_array_equal(np.roll(gone, -7, axis=0), missing_bone(moved, region, 5) & moved)
+
+
+def test_the_augmentation_has_its_own_share_and_draw() -> None:
+    skulls = torch.from_numpy(skull()).permute(2, 0, 1).expand(100, -1, -1, -1)
+
+    def augmented(share: float, known: Landmarks | None = None) -> torch.Tensor:
+        cfg = PartialSkullConfig(share=share, regions=["left", "mandible"])
+        return with_missing_bone(skulls, cfg, generator(0, 0, 0, "partial"), known)
+
+    assert augmented(0.0) is skulls
+    some = augmented(0.3)
+    changed = (some != skulls).flatten(1).any(1)
+    assert float(changed.float().mean()) == pytest.approx(0.3, abs=0.12)
+    assert torch.equal(some, augmented(0.3))
+    everything = augmented(1.0)
+    assert torch.equal(everything[changed], some[changed])  # the share decides who, not how
+    points = Landmarks(torch.full((100, 3, 2), 0.4), torch.ones(100, 3), torch.arange(100) < 50)
+    by_points = augmented(1.0, points)
+    assert not torch.equal(by_points[:50], everything[:50])
+    assert torch.equal(by_points[50:], everything[50:])
+
+
+def test_the_command_writes_skulls_and_tells_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "a.png", tmp_path / "out"
+    Image.fromarray((skull(256, 40, 220) * 255).astype(np.uint8)).save(source)
+    assert main([str(source), str(out), "missing=mandible", "seed=4"]) == 0
+    written = np.asarray(Image.open(out / "a.png"))
+    wanted = remove_bone(np.asarray(Image.open(source)).astype(np.float32) / 255, "mandible", 4)
+    np.testing.assert_array_equal(written, (wanted * 255).round().astype(np.uint8))
+    Image.new("L", (256, 256)).save(tmp_path / "black.png")
+    capsys.readouterr()
+    for arguments, message in (
+        ([str(source), str(out), "missing=mandible"], "exists already"),
+        ([str(source), str(tmp_path / "b"), "missing=jaw"], "expected one of mandible, vault, left, right"),
+        (
+            [str(tmp_path / "black.png"), str(tmp_path / "b"), "missing=vault"],
+            "there is no skull in the picture",
+        ),
+        ([str(source), "missing=vault"], "expected SKULL OUT"),
+        ([str(source), str(tmp_path / "b"), "missing=vault", "seed=x"], "seed: got 'x'"),
+    ):
+        assert main(arguments) == 2
+        told = capsys.readouterr().err
+        assert message in told and told.count("\n") == 1 and not (tmp_path / "b").exists()
+    with pytest.raises(PartialError, match="expected one of"):
+        missing_bone(np.ones((64, 64), bool), "nose", 0)
+
+
+@pytest.mark.parametrize(("key", "value"), [("share", 2.0), ("regions", ["jaw"]), ("regions", [])])
+def test_settings_are_checked(key: str, value: object, make_pairs: Callable[..., Path]) -> None:
+    cfg = ExperimentConfig(stage="control", name="x", init="x")
+    setattr(cfg.partial, key, value)
+    with pytest.raises(ConfigError, match=f"partial.{key}"):
+        cfg.validate()
