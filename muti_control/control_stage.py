@@ -24,8 +24,8 @@ from muti_control.diffusion_stages import DiffusionStage, Predicted
 from muti_control.landmark_condition import PairLandmarks
 from muti_control.latents import LatentPairs
 from muti_control.loss_weights import NOISE, LossWeights, gradient_norms
-from muti_control.picture_losses import Pictures, Shown, build_losses
 from muti_control.partial_condition import with_missing_bone
+from muti_control.picture_losses import Pictures, Shown, build_losses
 from muti_control.pictures import rank_one, small_grey
 from muti_control.texture_condition import PairTextures
 from muti_control.turns import Turn
