@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -64,6 +65,24 @@ def parse_command_line(
             raise ConfigError(_one_line(error, key)) from error
     try:
         result = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_one_line(error)) from error
+    assert isinstance(result, schema)
+    return result
+
+
+def from_json(schema: type[T], text: str) -> T:
+    """A dataclass as ``json.dumps(asdict(...))`` wrote it, say into a checkpoint's metadata.
+
+    Raises:
+        ValueError: no JSON, an unknown key or a wrong type.
+    """
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ConfigError(f"got a {type(content).__name__}, expected settings (key: value)")
+    _refuse_unknown(schema, content, "")
+    try:
+        result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), content))
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error)) from error
     assert isinstance(result, schema)

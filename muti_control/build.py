@@ -28,6 +28,7 @@ from muti_control.diffusion_stages import BaseStage
 from muti_control.latents import LatentPairs, face_moments
 from muti_control.parked import park
 from muti_control.pipnet.stage import build_pip_stage
+from muti_control.pix2pix.stage import Pix2PixStage
 from muti_control.placement import arrange
 from muti_control.stage import Stage
 from muti_control.texts import tabulate_texts
@@ -149,8 +150,15 @@ def _cached(
     return LatentPairs(sets["train"], moments, with_skull=cfg.stage == "control")
 
 
+def build_pix2pix_stage(cfg: ExperimentConfig) -> Stage:
+    """The pix2pix stage."""
+    lists = read_lists(cfg)
+    return Pix2PixStage.of(cfg, lists["train"], lists["valid"])
+
+
 # How the stage of each name is built.
 BUILDERS: dict[str, Callable[[ExperimentConfig], Stage]] = {
     **dict.fromkeys(STAGE_CLASSES, build_latent_stage),
     "pipnet": build_pip_stage,
+    "pix2pix": build_pix2pix_stage,
 }

@@ -18,8 +18,10 @@ from muti_control.patchgan import PatchGanConfig
 from muti_control.pipnet.augment import AugmentConfig
 from muti_control.pipnet.dataset import ROLES
 from muti_control.pipnet.network import PipNetConfig
+from muti_control.pix2pix.network import GeneratorConfig
 
-STAGES = ("autoencoder", "base", "control", "pipnet")
+STAGES = ("autoencoder", "base", "control", "pipnet", "pix2pix")
+WITHOUT_MODEL = ("pipnet", "pix2pix")  # stages whose architecture stands in their own part of the config
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 LOSS_WEIGHTINGS = ("eps", "x0")
 EXPORT_DTYPES = ("float32", "float16", "bfloat16")
@@ -333,10 +335,46 @@ class PipNetStageConfig:
 
 
 @dataclass
+class Pix2PixStageConfig:
+    """Of the pix2pix stage, a baseline that needs no 'model:'. Loss of the generator: gan_weight LSGAN + l1_weight L1.
+
+    generator, discriminator: the architectures. discriminator_optim: of its own optimizer; ``optim`` is the
+    generator's. Source: arXiv 1611.07004, eq. 4; the squares in place of its logarithms are arXiv 1611.04076's.
+    """
+
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    discriminator: PatchGanConfig = field(default_factory=PatchGanConfig)
+    discriminator_optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(lr=2e-4, weight_decay=0.0, beta1=0.5, ema_decay=0.0)
+    )
+    l1_weight: float = 100.0
+    gan_weight: float = 1.0
+
+    def validate(self) -> None:
+        """Raises: ValueError naming the field, what was got and what is expected."""
+        for key in ("l1_weight", "gan_weight"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise ValueError(f"{key}: got {getattr(self, key)!r}, expected 0 or a positive number")
+        if self.discriminator.in_channels != 6:
+            raise ValueError(
+                f"discriminator.in_channels: got {self.discriminator.in_channels}, expected 6, of skull and face"
+            )
+        if not 0 < self.discriminator_optim.lr < math.inf:
+            raise ValueError(
+                f"discriminator_optim.lr: got {self.discriminator_optim.lr!r}, expected a positive number"
+            )
+        for part, settings in (("generator", self.generator), ("discriminator", self.discriminator)):
+            try:
+                settings.validate()
+            except ValueError as error:
+                raise ValueError(f"{part}.{error}") from error
+
+
+@dataclass
 class ExperimentConfig:
     """One training run.
 
-    stage: autoencoder, base, control or pipnet. name: the run's folder below ``out``.
+    stage: autoencoder, base, control, pipnet or pix2pix. name: the run's folder below ``out``.
     init: checkpoint to start from (none: fresh weights). how_to_get_init: what to tell a user who lacks it.
     model: the architecture; with ``init`` it may be left out, the file carries it.
     """
@@ -361,6 +399,7 @@ class ExperimentConfig:
     losses: LossesConfig = field(default_factory=LossesConfig)
     partial: PartialSkullConfig = field(default_factory=PartialSkullConfig)
     pipnet: PipNetStageConfig = field(default_factory=PipNetStageConfig)
+    pix2pix: Pix2PixStageConfig = field(default_factory=Pix2PixStageConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     @property
@@ -441,16 +480,16 @@ class ExperimentConfig:
                 f"some of {', '.join(REGIONS)}",
             ),
             (
-                self.init or self.model or self.stage == "pipnet",
+                self.init or self.model or self.stage in WITHOUT_MODEL,
                 "init",
                 None,
                 "a checkpoint, or a 'model:' to start afresh",
             ),
             (
-                self.model is None or self.stage != "pipnet",
+                self.model is None or self.stage not in WITHOUT_MODEL,
                 "model",
                 "an architecture",
-                "none: the pipnet stage's is pipnet.network",
+                f"none: the {self.stage} stage's stands under {self.stage}:",
             ),
             (
                 self.stage == "control" or not self.losses.on,
@@ -463,7 +502,7 @@ class ExperimentConfig:
         for good, key, got, expected in checks:
             if not good:
                 raise ConfigError(f"{key}: got {got!r}, expected {expected}")
-        for part, settings in (("pipnet", self.pipnet), ("losses", self.losses)):
+        for part, settings in (("pipnet", self.pipnet), ("losses", self.losses), ("pix2pix", self.pix2pix)):
             try:
                 settings.validate()
             except ValueError as error:

@@ -13,15 +13,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from ldm.checkpoint import CheckpointError, load_strict, read_state_dict, write_state_dict
+from ldm.config import from_json
 
 MOST_CHANNELS = 512
 LEAK = 0.2
@@ -124,10 +122,12 @@ class PatchGan(nn.Module):
         """
         state, metadata = read_state_dict(path, mmap=False)
         try:
-            cfg = _metadata_config(metadata) if METADATA in metadata else infer_config(state)
+            cfg = (
+                from_json(PatchGanConfig, metadata[METADATA]) if METADATA in metadata else infer_config(state)
+            )
             net = cls(cfg)
             load_strict(net, {name: value.float() for name, value in state.items()})
-        except (ValueError, OmegaConfBaseException) as error:
+        except ValueError as error:
             raise CheckpointError(f"{path} is no discriminator that can be used: {error}") from error
         return net.eval().requires_grad_(False).to(device)
 
@@ -145,7 +145,7 @@ def _layers(cfg: PatchGanConfig) -> list[nn.Sequential]:
         inputs = outputs
     layers.append(nn.Sequential(nn.Conv2d(inputs, 1, 4, 1, 2)))
     for layer in layers:
-        nn.init.normal_(layer[0].weight, std=INITIAL_STD)
+        nn.init.normal_(layer.get_parameter("0.weight"), std=INITIAL_STD)
     return layers
 
 
@@ -166,13 +166,6 @@ def infer_config(state: Mapping[str, Tensor]) -> PatchGanConfig:
         num_scales=1 + max(scale for scale, _ in found),
         num_layers=max(layer for _, layer in found) - 1,
     )
-
-
-def _metadata_config(metadata: Mapping[str, str]) -> PatchGanConfig:
-    known: Any = OmegaConf.merge(OmegaConf.structured(PatchGanConfig), json.loads(metadata[METADATA]))
-    built = OmegaConf.to_object(known)
-    assert isinstance(built, PatchGanConfig)
-    return built
 
 
 # --- what goes in, and what is made of the scores -----------------------------------------------------------

@@ -29,6 +29,7 @@ from muti_control.turns import odd_settings
 
 # Parts of the config that must not change when a run goes on.
 FINGERPRINTED = ("optim", "autoencoder", "diffusion", "landmarks", "pipnet")
+OF_ONE_STAGE = ("pix2pix",)  # the same for the stages that bear the part's name
 # What a checkpoint from before a part existed meant by it.
 BEFORE = {"losses": "off"}
 
@@ -42,7 +43,8 @@ def fingerprint(cfg: ExperimentConfig, stage: Stage) -> dict[str, str]:
         "data.train": sha256(Path(cfg.data.root) / "split_data" / cfg.data.train),
     }
     facts |= {f"train.{key}": str(getattr(cfg.train, key)) for key in ("batch_size", "accumulate", "seed")}
-    for part in FINGERPRINTED:
+    own = (cfg.stage,) if cfg.stage in OF_ONE_STAGE else ()
+    for part in (*FINGERPRINTED, *own):
         facts |= {f"{part}.{key}": str(value) for key, value in asdict(getattr(cfg, part)).items()}
     facts["losses"] = _losses_facts(cfg.losses)
     return facts

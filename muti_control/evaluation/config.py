@@ -33,6 +33,7 @@ class EvaluateConfig:
     """What is evaluated, on whom, and by which measures.
 
     weights: checkpoint of ours. models: more of them by name, such as {plain: runs/plain/model.safetensors}.
+    pix2pix: another baseline's weights, as the pix2pix stage of train.py writes them.
     faces: folder of pictures made elsewhere. mapping: CSV with the columns probe and picture that says whose each is.
     name: of the run, and of what is evaluated in the report. Default: the weights' or the folder's name.
     split: test, or valid to make choices on. num: probes, drawn with ``seed``; 0 takes all. The gallery is always the
@@ -58,6 +59,7 @@ class EvaluateConfig:
 
     weights: str | None = None
     models: dict[str, str] = field(default_factory=dict)
+    pix2pix: str | None = None
     faces: str | None = None
     mapping: str | None = None
     name: str | None = None
@@ -144,7 +146,7 @@ class EvaluateConfig:
         """Name of the run's folder."""
         if self.name is not None:
             return self.name
-        for given in (self.weights, self.faces):
+        for given in (self.weights, self.faces, self.pix2pix):
             if given is not None:
                 return Path(given).absolute().stem
         return "baselines"

@@ -22,9 +22,10 @@ from muti_control.evaluation.inputs import InputError, Inputs, read_inputs
 from muti_control.evaluation.lpips import Lpips
 from muti_control.evaluation.onnx_recogniser import onnx_judge
 from muti_control.evaluation.recognisers import Judge, judges_of
-from muti_control.evaluation.registry import METHODS, OF_THE_MODEL, MethodInfo
+from muti_control.evaluation.registry import METHODS, OF_PIX2PIX, OF_THE_MODEL, MethodInfo
 from muti_control.evaluation.results import HashedFile, NotRun
 from muti_control.evaluation.sampled import ShownLandmarks, Weights
+from muti_control.evaluation.translated import Translator
 from muti_control.preparation import shipped
 from muti_control.processes import Team, find_team
 
@@ -32,7 +33,19 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PRESETS = ("quick", "full")
 DEFAULT = ROOT / "configs" / "evaluate" / "quick.yaml"
 _LEAVES_PRESET = (
-    *("weights", "models", "faces", "mapping", "name", "data", "onnx", "lpips", "lpips_heads", "kid"),
+    *(
+        "weights",
+        "models",
+        "pix2pix",
+        "faces",
+        "mapping",
+        "name",
+        "data",
+        "onnx",
+        "lpips",
+        "lpips_heads",
+        "kid",
+    ),
     *("device", "precision", "devices", "batch_size", "out", "cache", "resume", "overwrite"),
 )
 
@@ -43,6 +56,7 @@ class Plan:
 
     methods: in the order of the table; not_run: the others, with the reason. weights, sampling: by name of the model.
     landmarks: what models with a landmark branch are shown.
+    pix2pix: that baseline's network.
     elsewhere: the folder's pictures of every probe. subject: name of the method that everything is about.
     command: what repeats the run. donors: who lends each probe a skull.
     """
@@ -56,6 +70,7 @@ class Plan:
     weights: Mapping[str, Weights]
     sampling: Mapping[str, SamplingConfig]
     landmarks: ShownLandmarks
+    pix2pix: Translator | None
     elsewhere: Sequence[tuple[Path, ...]]
     judges: Sequence[Judge]
     backbone: Backbone | None
@@ -74,13 +89,15 @@ class Plan:
     def subject(self) -> MethodInfo:
         """What the report is about: the model, else the folder, else the first baseline."""
         by_name = {info.name: info for info in self.methods}
-        wanted = ("model", "folder", *self.cfg.models, "ridge")
+        wanted = ("model", "folder", *self.cfg.models, "pix2pix", "ridge")
         return next((by_name[name] for name in wanted if name in by_name), self.methods[0])
 
     @property
     def files(self) -> list[HashedFile]:
         """What defines the subject."""
         read = [HashedFile(str(w.path), w.sha256) for w in self.weights.values()]
+        if self.pix2pix is not None:
+            read.append(HashedFile(str(self.pix2pix.path), self.pix2pix.sha256))
         if self.cfg.mapping is not None:
             read.append(HashedFile(self.cfg.mapping, picture_sha256(Path(self.cfg.mapping))))
         networks = (self.cfg.onnx, self.cfg.kid, self.cfg.lpips, self.cfg.lpips_heads)
@@ -125,6 +142,9 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Plan:
     sampling = {name: _sampling(given, found) for name, found in weights.items()}
     if "model" in sampling:
         cfg.sampling = sampling["model"]
+    pix2pix = None if cfg.pix2pix is None else Translator.look(Path(cfg.pix2pix))
+    if pix2pix is not None:
+        pix2pix.check(record.biometrics for record in (*inputs.probes, *inputs.variants))
     methods, not_run = _methods(cfg, inputs)
     return Plan(
         cfg=cfg,
@@ -136,6 +156,7 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Plan:
         weights=weights,
         sampling=sampling,
         landmarks=landmarks,
+        pix2pix=pix2pix,
         elsewhere=elsewhere,
         judges=judges,
         backbone=None if cfg.kid is None else Backbone(Path(cfg.kid)),
@@ -209,6 +230,8 @@ def _obstacle(name: str, cfg: EvaluateConfig, inputs: Inputs) -> str | None:
     """Why a method cannot run; None where it can."""
     if name in OF_THE_MODEL and cfg.weights is None:
         return "no weights of ours were given (weights=FILE)"
+    if name in OF_PIX2PIX and cfg.pix2pix is None:
+        return "no weights of it were given (pix2pix=FILE: what configs/demo/pix2pix.yaml trains)"
     if name == "folder" and cfg.faces is None:
         return "no pictures from elsewhere were given (faces=FOLDER)"
     if name in ("ridge", "nearest", "group_mean", "mean_face") and not inputs.train:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cldm.sampling import SamplingConfig
+from data.biometrics import Biometrics
 from data.cases import Case
 from data.manifest import Record
 from ldm.config import to_yaml
@@ -18,13 +19,15 @@ from muti_control.evaluation.faces import Faces
 from muti_control.evaluation.learnt import Drawing, Learnt, skull_features
 from muti_control.evaluation.plan import Plan
 from muti_control.evaluation.progress import Progress
-from muti_control.evaluation.registry import OF_TRAINING, MethodInfo
+from muti_control.evaluation.registry import OF_PIX2PIX, OF_TRAINING, MethodInfo
 from muti_control.evaluation.run_folder import FACES
 from muti_control.evaluation.sampled import Sampler, Wanted, faces_of
+from muti_control.evaluation.translated import Task
 
-LEARN, DRAW, SAMPLE, DECODE = (
+LEARN, DRAW, TRANSLATE, SAMPLE, DECODE = (
     "reading the training pairs",
     "drawing baselines",
+    "drawing Pix2Pix's faces",
     "drawing faces",
     "autoencoder",
 )
@@ -62,6 +65,8 @@ class Production:
         if self._learning:
             pairs = len(plan.inputs.train) + len(plan.inputs.valid)
             stages[LEARN], stages[DRAW] = (pairs, 0.02), (len(plan.inputs.train), 0.01)
+        if translated := sum(map(len, self._tasks().values())):
+            stages[TRANSLATE] = (translated, 0.1)
         for name, runs in self._runs.items():
             steps = sum(wanted.steps for _, wanted in runs)
             stages[f"{SAMPLE} ({name})"] = (-(-steps // size), 0.05)
@@ -75,6 +80,8 @@ class Production:
         by_name: dict[str, Faces] = {}
         if self._learning and self._plan.team.is_first:
             self._learn(by_name, made, progress)
+        if self._plan.pix2pix is not None and self._plan.team.is_first:
+            self._translate(by_name, made, progress)
         for name in self._plan.weights:
             self._sample(name, by_name, made, progress)
         if self._plan.elsewhere and "folder" in self._plan.names:
@@ -134,6 +141,45 @@ class Production:
         for row, path in zip(weights, paths, strict=True):
             if not path.is_file():
                 drawing.add(row, path)
+
+    # ------------------------------------------------------------ Pix2Pix
+    def _tasks(self) -> dict[str, dict[int, Task]]:
+        """What Pix2Pix has to draw of each probe, by what it is for: a method's name or an edit's."""
+        plan, inputs = self._plan, self._plan.inputs
+        wanted: dict[str, dict[int, tuple[Path, Biometrics]]] = {}
+        skulls = [case.skull_path for case in inputs.probe_cases]
+        if "pix2pix" in plan.names:
+            wanted["pix2pix"] = {i: (skulls[i], record.biometrics) for i, record in enumerate(inputs.probes)}
+            for edit in self._edits:
+                wanted[edit.name] = {i: (skulls[i], r.biometrics) for i, r in edit.variants.items()}
+        if "pix2pix_shuffled" in plan.names:
+            wanted["pix2pix_shuffled"] = {
+                i: (donor.skull_path, inputs.probes[i].biometrics)
+                for i, donor in enumerate(plan.donors.records)
+                if donor is not None
+            }
+        found: dict[str, dict[int, Task]] = {}
+        for name, of_probe in wanted.items():
+            folder = self._folder / (name if name in OF_PIX2PIX else f"pix2pix_{name}")
+            targets = {i: folder / f"{inputs.probe_cases[i].name}_0.png" for i in of_probe}
+            found[name] = {i: Task(*given, targets[i]) for i, given in of_probe.items()}
+        return found
+
+    def _translate(self, by_name: dict[str, Faces], made: Made, progress: Progress) -> None:
+        plan = self._plan
+        assert plan.pix2pix is not None
+        columns = plan.donors.columns
+        drawn: dict[str, Faces] = {}
+        progress.begin(TRANSLATE)
+        for name, tasks in self._tasks().items():
+            started = time.monotonic()
+            plan.pix2pix.draw(list(tasks.values()), plan.cfg.batch_size, plan.device, progress.advance)
+            lent = {i: int(columns[i]) for i in tasks if name == "pix2pix_shuffled" and columns[i] >= 0}
+            method = name if name in OF_PIX2PIX else "pix2pix"
+            pictures = {i: (task.target,) for i, task in tasks.items()}
+            drawn[name] = self._faces(method, pictures, lent, time.monotonic() - started)
+        by_name |= {name: faces for name, faces in drawn.items() if name in OF_PIX2PIX}
+        made.edits += [(edit, drawn[edit.name]) for edit in self._edits if edit.name in drawn]
 
     # ------------------------------------------------------------ models
     def _wanted(self, name: str) -> list[tuple[str, Wanted]]:

@@ -38,6 +38,18 @@ _ALL = (
         "ridge", "PCA + ridge", "baseline", "Linear regression from skull picture and attributes to the face."
     ),
     MethodInfo(
+        "pix2pix",
+        "Pix2Pix",
+        "baseline",
+        "One pass of a U-Net from the skull, trained with L1 and a discriminator; told what the model is told.",
+    ),
+    MethodInfo(
+        "pix2pix_shuffled",
+        "Pix2Pix, another's skull",
+        "control",
+        "Pix2Pix, given the skull of another person of the same group, whose own face does not count.",
+    ),
+    MethodInfo(
         "nearest",
         "nearest skull's face",
         "baseline",
@@ -76,4 +88,5 @@ _ALL = (
 )
 METHODS = {info.name: info for info in _ALL}
 OF_THE_MODEL = ("model", "shuffled", "attributes", "autoencoder")
+OF_PIX2PIX = ("pix2pix", "pix2pix_shuffled")
 OF_TRAINING = ("ridge", "nearest", "group_mean", "mean_face")

@@ -1,0 +1,321 @@
+"""Pix2Pix: the generator against an independent statement of it, its training, its file, its place in an evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import evaluate
+import train
+from data.biometrics import Biometrics
+from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
+from muti_control.build import build_stage
+from muti_control.config import DataConfig, ExperimentConfig, Pix2PixStageConfig, TrainConfig
+from muti_control.evaluation.results_file import read_results
+from muti_control.patchgan import PatchGan, PatchGanConfig
+from muti_control.pix2pix.network import Generator, GeneratorConfig, encode, vocabulary
+from muti_control.pix2pix.stage import Pix2PixStage
+
+MAN, WOMAN = Biometrics("male", 13.0, "Asian", 1), Biometrics("female", 70.0, "Asian", 5)
+TINY = GeneratorConfig(image_size=32, width=4, levels=4, embedding=6, ethnicities=["Asian"])
+
+
+def lively(cfg: GeneratorConfig = TINY) -> Generator:
+    """Random weights everywhere: also where a fresh network has zeros."""
+    net = Generator(cfg)
+    for p in net.parameters():
+        p.data.normal_(std=0.3)
+    return net
+
+
+def skulls(num: int = 2, size: int = 32) -> Tensor:
+    return torch.rand(num, 3, size, size, generator=torch.Generator().manual_seed(5))
+
+
+def normalised(x: Tensor) -> Tensor:
+    mean = x.mean((2, 3), keepdim=True)
+    return (x - mean) / ((x - mean).square().mean((2, 3), keepdim=True) + 1e-5).sqrt()
+
+
+def by_hand(w: dict[str, Tensor], x: Tensor, people: Tensor) -> Tensor:
+    """A U-Net of four levels from tensors by name, layer by layer."""
+    e = F.silu(F.linear(people, w["embed.0.weight"], w["embed.0.bias"]))
+    e = F.silu(F.linear(e, w["embed.2.weight"], w["embed.2.bias"]))
+
+    def told(h: Tensor, k: int) -> Tensor:
+        scale, shift = F.linear(e, w[f"tell.{k}.weight"], w[f"tell.{k}.bias"]).chunk(2, 1)
+        return h * (1 + scale[..., None, None]) + shift[..., None, None]
+
+    def down(h: Tensor, k: int) -> Tensor:
+        return F.conv2d(h, w[f"down.{k}.weight"], w.get(f"down.{k}.bias"), 2, 1)
+
+    def up(h: Tensor, k: int) -> Tensor:
+        return F.conv_transpose2d(F.relu(h), w[f"up.{k}.weight"], w.get(f"up.{k}.bias"), 2, 1)
+
+    a = down(2 * x - 1, 0)  # 16 px
+    b = told(normalised(down(F.leaky_relu(a, 0.2), 1)), 0)  # 8 px
+    c = told(normalised(down(F.leaky_relu(b, 0.2), 2)), 1)  # 4 px
+    d = told(down(F.leaky_relu(c, 0.2), 3), 2)  # 2 px
+    c = torch.cat([told(normalised(up(d, 0)), 3), c], 1)
+    b = torch.cat([told(normalised(up(c, 1)), 4), b], 1)
+    a = torch.cat([told(normalised(up(b, 2)), 5), a], 1)
+    return torch.tanh(up(a, 3))
+
+
+def test_the_generator_is_that_of_an_independent_statement() -> None:
+    net, people = lively(), encode([MAN, WOMAN], ["Asian"])
+    expected = by_hand(net.state_dict(), skulls(), people)
+    torch.testing.assert_close(net(skulls(), people), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_sizes_of_the_paper() -> None:
+    cfg = GeneratorConfig(ethnicities=["Asian"])
+    assert cfg.channels == [64, 128, 256, 512, 512, 512, 512, 512]
+    with torch.device("meta"):
+        net = Generator(cfg)
+        assert net(torch.empty(1, 3, 256, 256), torch.empty(1, 12)).shape == (1, 3, 256, 256)
+    assert [layer.in_channels for layer in net.up] == [512, 1024, 1024, 1024, 1024, 512, 256, 128]
+
+
+def test_it_is_told_what_the_prompt_says() -> None:
+    assert encode([MAN, WOMAN], ["African", "Asian"]).tolist() == [
+        [1, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1],
+        [-1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 1],
+    ]
+    assert vocabulary([MAN, Biometrics("male", 20, "African", 3), WOMAN]) == ["African", "Asian"]
+    with pytest.raises(ValueError, match="got 'Asian', this Pix2Pix was trained on African"):
+        encode([MAN], ["African"])
+
+
+def test_a_fresh_generator_is_deaf_and_a_trained_one_hears() -> None:
+    man, woman = encode([MAN, MAN], ["Asian"]), encode([WOMAN, WOMAN], ["Asian"])
+    fresh, net = Generator(TINY), lively()
+    assert torch.equal(fresh(skulls(), man), fresh(skulls(), woman))
+    assert not torch.allclose(net(skulls(), man), net(skulls(), woman), atol=1e-3)
+
+
+def test_dropout_is_drawn_from_its_generator_only() -> None:
+    net, people = lively(), encode([MAN, WOMAN], ["Asian"])
+    first, again = (net(skulls(), people, torch.Generator().manual_seed(1)) for _ in range(2))
+    other = net(skulls(), people, torch.Generator().manual_seed(2))
+    plain = net(skulls(), people)
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other, atol=1e-3) and not torch.allclose(first, plain, atol=1e-3)
+    assert torch.equal(plain, net.train()(skulls(), people))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 48}, "image_size: got 48, expected a multiple of 32 px"),
+        ({"levels": 1}, "levels: got 1, expected 2 to 12"),
+        ({"dropout": 1.0}, r"dropout: got 1.0, expected a number in \[0, 1\)"),
+    ],
+)
+def test_a_config_that_cannot_be_built_is_refused(change: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GeneratorConfig(**{"image_size": 64, "levels": 5, **change}).validate()
+
+
+# ---------------------------------------------------------------- the stage
+def tiny_stage(root: Path) -> Pix2PixStage:
+    parts = Pix2PixStageConfig(
+        generator=GeneratorConfig(image_size=64, width=4, levels=4, embedding=6),
+        discriminator=PatchGanConfig(width=4),
+    )
+    cfg = ExperimentConfig(
+        stage="pix2pix",
+        name="p",
+        out=str(root / "runs"),
+        data=DataConfig(root=str(root)),
+        train=TrainConfig(batch_size=2, num_valid=2, precision="32-true"),
+        pix2pix=parts,
+    )
+    stage = build_stage(cfg)
+    assert isinstance(stage, Pix2PixStage)
+    return stage
+
+
+def test_each_turn_teaches_its_own_network_all_of_it_and_the_other_nothing(
+    make_pairs: Callable[..., Path],
+) -> None:
+    stage = tiny_stage(make_pairs(train=4, valid=2))
+    for p in stage.parameters():
+        p.data.add_(0.1 * torch.randn_like(p))
+    batch = torch.utils.data.default_collate([stage.train_set[i] for i in range(4)])
+    stage.configure_optimizers()
+    for turn, own, other in (
+        ("net", stage.net, stage.discriminator),
+        ("discriminator", stage.discriminator, stage.net),
+    ):
+        with stage._alone(next(t for t in stage._turns if t.name == turn)):
+            found = stage.turn_loss(turn, batch)
+            found["loss"].backward()
+        for name, p in own.named_parameters():
+            assert p.grad is not None and p.grad.isfinite().all(), name
+            normalised_away = turn == "discriminator" and name.endswith("bias") and name[13] in "123"
+            assert normalised_away or p.grad.abs().max() > 0, name
+        assert all(p.grad is None for p in other.parameters())
+        stage.zero_grad(set_to_none=True)
+
+
+def test_the_generators_loss_is_the_weighted_sum(make_pairs: Callable[..., Path]) -> None:
+    stage = tiny_stage(make_pairs(train=4, valid=2))
+    batch = torch.utils.data.default_collate([stage.train_set[i] for i in range(4)])
+    found = {name: value.detach() for name, value in stage.turn_loss("net", batch).items()}
+    assert float(found["loss"]) == pytest.approx(float(100 * 2 * found["l1"] + found["gan"]), rel=1e-5)
+    stage.cfg.pix2pix.l1_weight, stage.cfg.pix2pix.gan_weight = 1.0, 0.0
+    only = {name: value.detach() for name, value in stage.turn_loss("net", batch).items()}
+    assert float(only["loss"]) == pytest.approx(float(2 * found["l1"]), rel=1e-5)
+    drawn = stage.net(batch["skull"], stage.people["train"][:4], stage.draw("dropout"))
+    assert float(only["l1"]) == pytest.approx(float((drawn - batch["face"]).abs().mean() / 2), rel=1e-5)
+
+
+CONFIG = "stage: pix2pix\nname: p\n"
+SETTINGS = (
+    "train.batch_size=4", "train.num_valid=3", "train.val_every=1000",
+    "train.accelerator=cpu", "train.precision=32-true", "optim.lr=5e-3", "optim.warmup_steps=1",
+    "optim.ema_decay=0.5", "optim.weight_decay=0", "optim.beta1=0.5", "pix2pix.generator.image_size=64",
+    "pix2pix.generator.width=6", "pix2pix.generator.levels=4", "pix2pix.generator.dropout=0.1",
+    "pix2pix.discriminator.width=4",
+)  # fmt: skip
+
+
+def arguments(root: Path) -> list[str]:
+    """For train.py, on the pairs in ``root``."""
+    (root / "config.yaml").write_text(CONFIG)
+    return [str(root / "config.yaml"), *SETTINGS, f"data.root={root}", f"out={root / 'runs'}"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generator that has learnt the training pairs, and its run's folder."""
+    from tests.conftest import write_pairs
+
+    root = tmp_path_factory.mktemp("pairs")
+    write_pairs(root, train=4, valid=3, test=4)
+    settings = [*arguments(root), "train.max_steps=60"]
+    assert train.main([*settings, "train.val_every=30"]) == 0
+    return root
+
+
+def test_training_fits_the_pairs_and_writes_what_is_promised(trained: Path) -> None:
+    run = trained / "runs/p"
+    lines = (run / "csv/version_0/metrics.csv").read_text().splitlines()
+    head = lines[0].split(",")
+    rows = [dict(zip(head, line.split(","), strict=True)) for line in lines[1:]]
+    losses = [float(row["train/l1"]) for row in rows if row["train/l1"]]
+    assert losses[-1] < 0.5 * losses[0]
+    assert {"train/gan", "train/discriminator/loss", "train/discriminator/accuracy"} <= set(head)
+    assert {"valid/l1", "valid/l1_other_skull", "valid/rank_1"} <= set(head)
+    assert len(list((run / "images").glob("faces_*.png"))) == 2
+    net, metadata = Generator.load(run / "model.safetensors")
+    assert metadata["stage"] == "pix2pix" and json.loads(metadata["pix2pix"])["ethnicities"] == ["Asian"]
+    assert net.cfg.width == 6 and not any(p.requires_grad for p in net.parameters())
+    assert PatchGan.load(run / "discriminator.safetensors").cfg.width == 4
+
+
+def test_a_broken_off_run_goes_on_as_if_it_had_not_been(make_pairs: Callable[..., Path]) -> None:
+    root = make_pairs(train=6, valid=3)
+    settings = [*arguments(root), "train.save_every=2"]
+    assert train.main([*settings, "train.max_steps=4", "name=whole"]) == 0
+    for steps in (2, 4):
+        assert train.main([*settings, f"train.max_steps={steps}", "name=parts"]) == 0
+    for file in ("model.safetensors", "discriminator.safetensors"):
+        whole, parts = (read_state_dict(root / "runs" / name / file)[0] for name in ("whole", "parts"))
+        assert all(torch.equal(whole[key], parts[key]) for key in whole), file
+
+
+def test_wrong_settings_are_refused_in_one_line(
+    make_pairs: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_pairs(train=2, valid=2)
+    for setting, message in (
+        ("pix2pix.l1_weight=-1", "pix2pix.l1_weight: got -1.0, expected 0 or a positive number"),
+        ("pix2pix.discriminator.in_channels=3", "pix2pix.discriminator.in_channels: got 3, expected 6"),
+        ("pix2pix.generator.levels=7", "pix2pix.generator.image_size: got 64, expected a multiple of 128 px"),
+        ("model.image_size=64", "model: got 'an architecture', expected none"),
+        ("pix2pix.generator.ethnicities=[African]", "data: ethnicity: got 'Asian'"),
+    ):
+        assert train.main([*arguments(root), setting]) == 2
+        told = capsys.readouterr().err.strip()
+        assert message in told and "Traceback" not in told and not (root / "runs").exists()
+
+
+# ---------------------------------------------------------------- its file, and evaluate.py
+def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    for metadata, message in (
+        ({}, "is no Pix2Pix; give what"),
+        ({"pix2pix": '{"ethnicities": ["Asian"], "levels": 3}'}, "the weights do not fit Generator"),
+        ({"pix2pix": '{"levels": 3}'}, "ethnicities: got none"),
+        ({"pix2pix": "[]"}, "expected settings"),
+    ):
+        write_state_dict(tmp_path / "x.safetensors", {"x": torch.zeros(1)}, metadata)
+        with pytest.raises(CheckpointError, match=message):
+            Generator.load(tmp_path / "x.safetensors")
+
+
+EVALUATION = ("recognisers=[picture]", "device=cpu", "precision=fp32", "bootstrap=100", "name=run", "num=0")
+
+
+def test_it_is_a_baseline_with_its_control(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = trained / "runs/p/model.safetensors"
+    assert evaluate.main([f"data.root={trained}", *EVALUATION, f"pix2pix={weights}"]) == 0
+    found = read_results(Path("results/run"))
+    own, other = found.method("pix2pix"), found.method("pix2pix_shuffled")
+    assert own is not None and own.kind == "baseline" and own.label == "Pix2Pix"
+    assert other is not None and other.kind == "control"
+    assert {"ridge", "permuted"} <= {method.name for method in found.methods}
+    assert any(file.path == str(weights) for file in found.subject.files)
+    pictures = {p.name: p.read_bytes() for p in Path("results/run/faces/pix2pix").glob("*.png")}
+    lent = {p.name: p.read_bytes() for p in Path("results/run/faces/pix2pix_shuffled").glob("*.png")}
+    assert len(pictures) == 4 and all(pictures[name] != lent[name] for name in lent) and lent
+    (tmp_path / "results/run/faces/pix2pix").joinpath(next(iter(pictures))).unlink()
+    assert "Pix2Pix" in capsys.readouterr().out
+
+
+def test_the_right_picture_is_drawn_for_each_probe(trained: Path, tmp_path: Path) -> None:
+    from muti_control.evaluation.faces import read_grey
+    from muti_control.evaluation.translated import Task, Translator
+
+    translator = Translator.look(trained / "runs/p/model.safetensors")
+    skull = trained / "pairedCS/skull"
+    told = [(skull / f"test_{i}.png", person) for i, person in enumerate((MAN, WOMAN, MAN))]
+    tasks = [Task(*given, tmp_path / f"{i}.png") for i, given in enumerate(told)]
+    seen: list[int] = []
+    translator.draw(tasks, 2, torch.device("cpu"), seen.append)
+    assert sum(seen) == 3
+    for task in tasks:
+        x = torch.from_numpy(read_grey(task.skull, 64)).float().expand(1, 3, 64, 64) / 255
+        with torch.no_grad():
+            face = translator.net(x, encode([task.person], ["Asian"]))
+        expected = ((face[0].mean(0) + 1) / 2 * 255).numpy()
+        assert abs(read_grey(task.target, 64) - expected).max() < 1.6
+
+
+def test_what_cannot_be_evaluated_is_told(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = trained / "runs/p/model.safetensors"
+    state, metadata = read_state_dict(weights)
+    other = {**json.loads(metadata["pix2pix"]), "ethnicities": ["Martian"]}
+    write_state_dict(tmp_path / "other.safetensors", state, {"pix2pix": json.dumps(other)})
+    for setting, message in (
+        ("pix2pix=none.safetensors", "none.safetensors: no such file"),
+        (f"pix2pix={trained / 'runs/p/discriminator.safetensors'}", "is no Pix2Pix"),
+        ("methods=[pix2pix]", "pix2pix cannot run: no weights of it were given (pix2pix=FILE"),
+        ("pix2pix=other.safetensors", "was trained on Martian"),
+    ):
+        assert evaluate.main([f"data.root={trained}", *EVALUATION, setting]) == 2
+        told = capsys.readouterr().err
+        assert message in told and "Traceback" not in told and not (tmp_path / "results").exists()
