@@ -48,6 +48,7 @@ def open_folder(plan: Plan) -> Path:
     assert isinstance(config, dict)
     inputs = [
         *(Path(w.path) for w in plan.weights.values()),
+        *([] if plan.pix2pix is None else [plan.pix2pix.path]),
         *(path for paths in plan.elsewhere for path in paths),
     ]
     claim(folder, plan.cfg, identity_of({str(key): value for key, value in config.items()}, read), inputs)
