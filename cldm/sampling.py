@@ -19,6 +19,7 @@ from cldm.ddim import BeforeStep, EpsFn, sample_ddim
 from cldm.guidance import classifier_free
 from cldm.multistep import sample_multistep
 from cldm.spacing import SPACINGS, spaced_timesteps
+from cldm.spgd import Guide
 from cldm.texture import Texture
 
 DECODED_AT_ONCE = (
@@ -179,7 +180,7 @@ def reconstruct(
     texture: Texture | None = None,
     skull_present: Tensor | None = None,
     negative_prompt: str = "",
-    before_step: BeforeStep | None = None,
+    guide: Guide | None = None,
     progress: Callable[[int, int], None] | None = None,
     on_device: bool = False,
 ) -> Tensor:
@@ -189,8 +190,8 @@ def reconstruct(
     texture and text are all that is known, and with none of these the base model draws from the text.
     landmarks, texture: of the faces to draw; None for a model that has no branch for them, or to leave it out.
     skull_present: (B,) bool; samples whose skull is not to be looked at are False. None: all are there.
-    progress: called as (steps done, steps in all). on_device: leave the faces on the model's device, so
-    that nothing waits for them here.
+    guide: moves the latents before each step. progress: called as (steps done, steps in all). on_device: leave the
+    faces on the model's device, so that nothing waits for them here.
 
     Raises:
         ValueError: bad settings, or lengths that disagree.
@@ -226,8 +227,12 @@ def reconstruct(
             return model.eps(x_t, t, text, None)
         return model.eps(x_t, t, text, acting.hint, scales, acting.texture, acting.active)
 
+    predicted: EpsFn = classifier_free(eps_fn, cfg.guidance_scale) if guided else eps_fn
+    before_step: BeforeStep | None = None
+    if guide is not None:
+        predicted, before_step = guide.attach(predicted, model.alphas_cumprod, len(timesteps))
     latents = SAMPLERS[cfg.sampler](
-        classifier_free(eps_fn, cfg.guidance_scale) if guided else eps_fn,
+        predicted,
         noise(),
         timesteps,
         model.alphas_cumprod,

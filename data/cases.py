@@ -63,7 +63,7 @@ class Known:
 class Case:
     """One skull to reconstruct. ``name`` is unique among the cases of a run and safe as a file name.
 
-    seed_offset: added to the seeds of the run, where cases shall not share their noise.
+    seed_offset: added to the seeds of the run, where cases shall not share their noise. landmarks_path: of the face.
     """
 
     name: str
@@ -72,6 +72,7 @@ class Case:
     face_path: Path | None = None
     ethnicity_given: bool = True
     seed_offset: int = 0
+    landmarks_path: Path | None = None
 
     @property
     def prompt(self) -> str:
@@ -119,7 +120,14 @@ def cases_of(records: Sequence[Record]) -> list[Case]:
     """One case for each line of a manifest, named after its skull picture."""
     names = _distinct([Path(record.source).stem for record in records])
     return [
-        Case(name, record.skull_path, record.biometrics, record.face_path, record.ethnicity_given)
+        Case(
+            name,
+            record.skull_path,
+            record.biometrics,
+            record.face_path,
+            record.ethnicity_given,
+            landmarks_path=record.landmarks_path,
+        )
         for name, record in zip(names, records, strict=True)
     ]
 

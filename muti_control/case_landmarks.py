@@ -154,32 +154,37 @@ def choose_landmarks(
             "tool_add_control.py IN OUT landmarks=106), or leave landmarks out"
         )
     if choice != "auto":
-        return _given(Path(choice), cases, branch.num_points), None
+        return given_landmarks(Path(choice), cases, branch.num_points), None
     if not weights.is_file():
         return (
             None,
             f"no landmark network at {weights}: drawn without landmarks; landmark_weights=FILE gives one",
         )
-    reader = LandmarkReader.load(weights, model.device)
-    if reader.role != "skull" or reader.net.cfg.num_landmarks != branch.num_points:
+    return skull_reader(weights, branch.num_points, model.device), None
+
+
+def skull_reader(weights: Path, num_points: int, device: torch.device) -> ReadOffSkull:
+    """The network of a file, which must read ``num_points`` points off skulls. Raises: ValueError."""
+    reader = LandmarkReader.load(weights, device)
+    if reader.role != "skull" or reader.net.cfg.num_landmarks != num_points:
         raise ValueError(
             f"landmark_weights: {weights} reads {reader.net.cfg.num_landmarks} points off a {reader.role}, expected "
-            f"{branch.num_points} off a skull"
+            f"{num_points} off a skull"
         )
-    return ReadOffSkull(reader, weights.name, sha256(weights)), None
+    return ReadOffSkull(reader, weights.name, sha256(weights))
 
 
-def _given(path: Path, cases: Sequence[Case], num_points: int) -> Given:
-    """Landmarks of every case, checked."""
+def given_landmarks(path: Path, cases: Sequence[Case], num_points: int, key: str = "landmarks") -> Given:
+    """Landmarks of every case from a file or folder that the setting ``key`` names, checked. Raises: ValueError."""
     if path.is_file() and len(cases) > 1:
         raise ValueError(
-            f"landmarks: {path} is one file for {len(cases)} skulls; give a folder with NAME_landmarks.json for each"
+            f"{key}: {path} is one file for {len(cases)} skulls; give a folder with NAME_landmarks.json for each"
         )
     files = {case.name: path if path.is_file() else path / landmarks_name(case) for case in cases}
     lacking = [file.name for file in files.values() if not file.is_file()]
     if lacking:
         raise ValueError(
-            f"landmarks: {path} lacks {len(lacking)} of {len(files)} files, the first {lacking[0]}; without landmarks="
+            f"{key}: {path} lacks {len(lacking)} of {len(files)} files, the first {lacking[0]}; without landmarks="
             "PATH sample.py writes such files, to be edited"
         )
     points, confidences = {}, {}

@@ -20,6 +20,7 @@ from ldm.compiled import check_compiler, compile_blocks
 from ldm.config import parse_command_line, to_yaml
 from ldm.device import choose_device, choose_precision
 from muti_control.case_landmarks import Given, choose_landmarks
+from muti_control.guidance import GuidanceConfig, load_guidance
 from muti_control.job import Job, RunFolder
 from muti_control.processes import find_team
 from muti_control.resume import resumed
@@ -51,6 +52,7 @@ class SampleConfig:
     out: folder to write. Default: results/NAME, numbered if it exists. overwrite: replace an earlier run there.
     resume: continue an earlier run there (without out: the latest results/NAME), drawing the faces it lacks.
     sampling: the sampler's settings. Default: what the weights recommend.
+    guidance: of the samples towards what can be measured on the face (SPGD); guidance.mode=spgd switches it on.
     """
 
     skull: str | None = None
@@ -76,6 +78,7 @@ class SampleConfig:
     overwrite: bool = False
     resume: bool = False
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
 
     def validate(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
@@ -89,6 +92,7 @@ class SampleConfig:
                 "overwrite=true replaces an earlier run and resume=true continues it; give one of them"
             )
         self.sampling.validate()
+        self.guidance.validate()
 
 
 def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
@@ -120,7 +124,9 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
     if cfg.compile:
         compile_blocks(model)
     cfg = _with_recommended(arguments, model, metadata)
-    landmarks, remark = choose_landmarks(cfg.landmarks, shipped(cfg.landmark_weights), cases, model)
+    skull_landmarks = shipped(cfg.landmark_weights)
+    landmarks, remark = choose_landmarks(cfg.landmarks, skull_landmarks, cases, model)
+    guidance = load_guidance(shipped_networks(cfg.guidance), model, cases, landmarks, skull_landmarks)
     job = Job(
         model=model,
         cases=cases,
@@ -138,6 +144,7 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
         config=to_yaml(cfg),
         manifest=_manifest(skull),
         landmarks=landmarks,
+        guidance=guidance,
         remarks=[] if remark is None else [remark],
         team=team,
     )
@@ -148,6 +155,7 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
     inputs = [skull, weights, *(Path(argument) for argument in arguments if "=" not in argument), *pictures]
     inputs += [Path(cfg.model)] if cfg.model is not None else []
     inputs += landmarks.files.values() if isinstance(landmarks, Given) else []
+    inputs += [] if guidance is None else guidance.inputs
     written = [folder / file for file in job.files if file not in job.folder.done]
     check_overwriting(job.folder.outdated, written, inputs)
     return job
@@ -202,6 +210,11 @@ def recommended_sampling(metadata: Mapping[str, str], num_control_outputs: int) 
     if not isinstance(settings, dict):
         raise ValueError(f"weights: their metadata entry 'sampling' is {settings!r}, expected a JSON object")
     return settings
+
+
+def shipped_networks(cfg: GuidanceConfig) -> GuidanceConfig:
+    """The settings with the files that come with this program named in full."""
+    return replace(cfg, face_landmark_weights=str(shipped(cfg.face_landmark_weights)))
 
 
 def shipped(name: str) -> Path:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from cldm.controlled import ControlledLatentDiffusion
 from cldm.record import RECORD, write_json
 from cldm.sampling import SamplingConfig, reconstruct
+from cldm.spgd import Guide
 from data.images import read_image, write_png
 from data.sheet import NOTICE
 from muti_control.case_landmarks import CaseLandmarks, write_landmarks
@@ -81,12 +82,14 @@ def draw_faces(
     sampling: SamplingConfig,
     progress: Callable[[int, int], None] | None = None,
     landmarks: CaseLandmarks | None = None,
+    guide: Guide | None = None,
 ) -> DrawnFaces:
     """Draw one batch of faces. Each depends on its own skull, prompt and seed, not on the batch.
 
     Args:
         draws: of ``Job.draws``. skulls: of :func:`read_skulls`.
         progress: called as (steps done, steps in all). landmarks: where the faces' landmarks come from.
+        guide: of this batch.
     """
     cases = [case for case, _, _ in draws]
     faces = reconstruct(
@@ -96,6 +99,7 @@ def draw_faces(
         [seed for _, _, seed in draws],
         sampling,
         landmarks=None if landmarks is None else landmarks.of(cases, skulls),
+        guide=guide,
         progress=progress,
         on_device=True,
     )  # (B, 3, H, W) in [0, 1]
@@ -191,7 +195,10 @@ def _draw_share(job: Job, advance: Callable[[int], None] | None) -> None:
         for (first, batch), skulls in ready:
             drawn_together = len(batch)
             bar.set_description(f"face {first + 1} to {first + len(batch)} of {num}{of}")
-            faces = draw_faces(job.model, batch, skulls, job.sampling, step, job.landmarks)
+            guide = None
+            if job.guidance is not None:
+                guide = job.guidance.of(job.model, [case for case, _, _ in batch], skulls)
+            faces = draw_faces(job.model, batch, skulls, job.sampling, step, job.landmarks, guide)
             for i, draw in enumerate(batch):
                 if face_name(*draw[:2]) not in done:
                     writers.put(_write_face, job, draw, faces, i)

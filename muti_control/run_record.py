@@ -51,6 +51,7 @@ def run_record(job: Job) -> dict[str, Any]:
         "architecture": asdict(job.model.cfg),
         "manifest": None if job.manifest is None else dict(job.manifest),
         "sampling": asdict(job.sampling),
+        "guidance": None if job.guidance is None else job.guidance.describe(),
         "config": yaml.safe_load(job.config),
         "environment": dict(job.environment),
         "earlier_runs": [dict(run) for run in job.folder.earlier_runs],
@@ -69,6 +70,7 @@ def face_text(job: Job, case: Case, seed: int) -> dict[str, Any]:
         **({} if job.landmarks is None else {"landmarks": job.landmarks.describe(case)}),
         "seed": seed,
         "sampling": asdict(job.sampling),
+        **({} if job.guidance is None else {"guidance": job.guidance.describe()}),
         "weights": dict(job.weights),
         "environment": {key: job.environment.get(key) for key in ("iccr_diff", "git", "torch")}
         | {"device": job.model.device.type, "precision": job.environment["precision"]},
@@ -85,9 +87,15 @@ def add_hashes(record: dict[str, Any], folder: Path) -> None:
 def sheet_footer(job: Job) -> list[str]:
     """The small lines below a contact sheet: what the faces were drawn with."""
     sampling = job.sampling
+    guided = []
+    if job.guidance is not None:
+        cfg = job.guidance.cfg
+        weights = ", ".join(f"{name} {weight:g}" for name, weight in cfg.weights.items() if weight > 0)
+        guided = [f"guided: {cfg.mode} by {cfg.gradient}, scale {cfg.scale:g}, towards {weights}"]
     return [
         f"weights {job.weights['file']} (sha256 {job.weights['sha256'][:12]}), {sampling.steps} {sampling.sampler} "
-        f"steps ({sampling.spacing}), eta {sampling.eta:g}, guidance {sampling.guidance_scale:g}"
+        f"steps ({sampling.spacing}), eta {sampling.eta:g}, guidance {sampling.guidance_scale:g}",
+        *guided,
     ]
 
 

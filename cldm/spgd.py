@@ -1,0 +1,348 @@
+"""SPGD: stabilised progressive gradient guidance as the sampler's hook, and the plain guidance it is compared with.
+
+Source: arXiv 2507.06656. At every step, before the denoiser:
+  1. g_j      = gradient of the energy at x_t
+  2. alpha_j  = (cos(g_j, g~_{j-1}) + 1) / 2,  g~_j = alpha_j beta g~_{j-1} + (1 - alpha_j beta) g_j,  g~_0 = g_0
+  3. x_t     <- x_t - lr g~_j,  N times (the progressive likelihood warm-up); lr falls linearly to 1 % over the run
+then the sampler's own update, with the noise predicted at the x_t so reached. The authors' code reuses the noise of the
+last inner step instead, and throws g~ away.
+
+The step has no dimension: g has the gradient's direction with respect to x_t, and as its length that of the gradient
+with respect to the estimate x_0, in units of its root mean square so far; lr is relative to the norm of x_t. So one
+scale serves models and energies of any size, and a gradient that vanishes moves nothing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cldm.ddim import BeforeStep, EpsFn
+
+MODES = ("off", "plain", "warmup", "spgd")
+GRADIENTS = ("estimate", "denoiser")
+LAST_RATE = 0.01  # of the first step's, at the last one
+
+EnergyGradient = Callable[[Tensor], tuple[Mapping[str, Tensor], Tensor]]
+"""Estimates x_0 (B, ...) float32 -> energies by name, (B,) each, and the gradient of what shall fall, (B, ...)."""
+
+
+@dataclass
+class SpgdConfig:
+    """How a sample is guided.
+
+    mode: off; plain (one step along the gradient, no momentum); warmup (``inner`` steps, no momentum); spgd (``inner``
+    steps with adaptive directional momentum).
+    gradient: estimate (the last estimate of x_0 moves with x_t; the denoiser runs once a step) or denoiser (through
+    it: exact, 1 + ``inner`` runs a step).
+    scale: length of the first step, relative to the latent's norm. clip: the longest step, likewise.
+    start, end: fractions of the sampling steps between which it acts; every: at each so-many-th of them.
+    inner: warm-up steps before each denoising step. beta: of the momentum.
+    """
+
+    mode: str = "off"
+    gradient: str = "estimate"
+    scale: float = 0.02
+    clip: float = 0.1
+    start: float = 0.0
+    end: float = 1.0
+    every: int = 1
+    inner: int = 3
+    beta: float = 0.9
+
+    def validate(self) -> None:
+        """Raises ValueError naming the field, its value and what is allowed."""
+        for name, allowed in (("mode", MODES), ("gradient", GRADIENTS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"guidance.{name}: got {getattr(self, name)!r}, expected one of {', '.join(allowed)}"
+                )
+        for name in ("every", "inner"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"guidance.{name}: got {getattr(self, name)}, expected at least 1")
+        if not 0 <= self.start <= self.end <= 1:
+            raise ValueError(
+                f"guidance.start/end: got {self.start}/{self.end}, expected 0 <= start <= end <= 1"
+            )
+        if not 0 <= self.beta < 1:
+            raise ValueError(f"guidance.beta: got {self.beta}, expected 0 or more, below 1")
+        if not 0 <= self.scale < float("inf"):
+            raise ValueError(f"guidance.scale: got {self.scale}, expected 0 or a positive number")
+        if not self.clip > 0:
+            raise ValueError(f"guidance.clip: got {self.clip}, expected a positive number")
+
+    @property
+    def acts(self) -> bool:
+        """Whether it changes anything at all."""
+        return self.mode != "off" and self.scale > 0
+
+    @property
+    def num_inner(self) -> int:
+        """Steps along the gradient before each denoising step."""
+        return 1 if self.mode == "plain" else self.inner
+
+    @property
+    def momentum(self) -> float:
+        """beta of the mode."""
+        return self.beta if self.mode == "spgd" else 0.0
+
+    def acts_at(self, i: int, num_steps: int) -> bool:
+        """Whether step ``i`` (from 0) of so many is guided."""
+        first = -(-self.start * num_steps // 1)
+        return first <= i < self.end * num_steps and (i - int(first)) % self.every == 0
+
+
+@dataclass(frozen=True)
+class InnerStep:
+    """One step along the gradient, for the trace: every entry (B,) float32 on the CPU.
+
+    energies: before the step. gradient_norm: of their sum with respect to the estimate. turn: degrees between this
+    gradient and the one before, NaN for the first. length: of the step, relative to the latent's norm. skipped: bool.
+    """
+
+    energies: Mapping[str, Tensor]
+    gradient_norm: Tensor
+    turn: Tensor
+    length: Tensor
+    skipped: Tensor
+
+
+@dataclass
+class GuidedStep:
+    """A denoising step, for the trace. i: from 0; t: of the training steps; rate: of the learning rate at the start.
+
+    to_denoising: (B,) degrees between what guidance moved and where the denoiser then moves (-eps).
+    """
+
+    i: int
+    t: int
+    rate: float
+    inner: list[InnerStep]
+    to_denoising: Tensor | None = None
+
+
+# --- pure functions ---------------------------------------------------------------------------------------
+
+
+def norm(x: Tensor) -> Tensor:
+    """Euclidean norm of each sample of (B, ...): (B,)."""
+    return x.flatten(1).norm(dim=1)
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) in the shape (B, 1, ...) that multiplies ``like`` (B, ...)."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def learning_rate(i: int, num_steps: int) -> float:
+    """1 at the first of so many steps, falling linearly to 1 % at the last."""
+    return 1.0 - (1.0 - LAST_RATE) * i / max(1, num_steps - 1)
+
+
+def adaptive_momentum(g: Tensor, smoothed: Tensor | None, beta: float) -> Tensor:
+    """g~_j of gradients g_j (B, C, ...) and g~_{j-1} (None at the first): (B, C, ...).
+
+    The cosine is taken over the channels and averaged over positions, each sample by itself. A sample whose g~ is still
+    zero begins with its gradient.
+    """
+    if smoothed is None:
+        return g
+    cosine = F.cosine_similarity(g, smoothed, dim=1, eps=1e-30).flatten(1).mean(1)  # (B,)
+    alpha = (cosine + 1) / 2 * (norm(smoothed) > 0)
+    kept = per_sample(alpha * beta, g)
+    return kept * smoothed + (1 - kept) * g
+
+
+def guided_step(x: Tensor, direction: Tensor, rate: float, clip: float, reference: Tensor) -> Tensor:
+    """x - rate * reference * direction, each sample's step clipped to the length clip * reference; x: (B, ...).
+
+    reference: (B,), the latents' norm. A sample with a direction of zero stays as it is, to the bit.
+    """
+    length = rate * norm(direction)  # (B,), relative
+    shorter = torch.where(length > clip, clip / length.clamp(min=1e-30), torch.ones_like(length))
+    return x - per_sample(rate * reference * shorter, x) * direction
+
+
+def angle(a: Tensor, b: Tensor) -> Tensor:
+    """Degrees between samples of (B, ...): (B,); NaN where one of them is zero."""
+    lengths = norm(a) * norm(b)
+    cosine = (a.flatten(1) * b.flatten(1)).sum(1) / lengths
+    return torch.where(lengths > 0, torch.rad2deg(cosine.clamp(-1, 1).acos()), torch.nan)
+
+
+class RunningNorm:
+    """Root mean square of each sample's gradient norm so far; zero and non-finite gradients do not count."""
+
+    def __init__(self) -> None:
+        self._squares: Tensor | None = None
+        self._count = torch.zeros(())
+
+    def __call__(self, norms: Tensor, rows: slice = slice(None), num: int | None = None) -> Tensor:
+        """What to divide gradients of ``norms`` by, (B,), after these are counted; 1 where none has been.
+
+        rows: which of ``num`` samples they are. Default: all.
+        """
+        if self._squares is None:
+            self._squares = norms.new_zeros(len(norms) if num is None else num)
+            self._count = torch.zeros_like(self._squares)
+        counts = norms.isfinite() & (norms > 0)
+        self._squares[rows] += torch.where(counts, norms.square(), 0.0)
+        self._count[rows] += counts
+        mean = self._squares[rows] / self._count[rows].clamp(min=1)
+        return torch.where(mean > 0, mean.sqrt(), 1.0)
+
+
+def gradient_of(energy: Callable[[Tensor], Tensor]) -> EnergyGradient:
+    """The gradient of an energy (B, ...) -> (B,) by autograd, named ``energy``."""
+
+    def both(x_0: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:
+        with torch.enable_grad():
+            x = x_0.detach().requires_grad_()
+            values = energy(x)
+            (g,) = torch.autograd.grad(values.sum(), x)
+        return {"energy": values.detach()}, g
+
+    return both
+
+
+# --- the hook -----------------------------------------------------------------------------------------------
+
+
+class Guide(Protocol):
+    """Something that guides a sampling run of a batch; made before the batch's noise predictor is known."""
+
+    def attach(
+        self, eps_fn: EpsFn, alphas_cumprod: Tensor, num_steps: int
+    ) -> tuple[EpsFn, BeforeStep | None]:
+        """The noise predictor and the hook to give the sampler in place of ``eps_fn`` and none."""
+
+
+class Spgd:
+    """Guidance of one batch: watches the noise predictor and moves x_t before it.
+
+    All arithmetic is float32, whatever the model computes in. Each sample is guided by itself: its steps, momentum and
+    clip do not depend on the batch. A gradient that is not finite is left out for its sample, with a warning.
+
+    Args:
+        cfg: validated. energy: of the estimates. eps_fn: the guided prediction of noise. num_steps: of the sampler.
+        record: is given every guided step when it is complete.
+    """
+
+    def __init__(
+        self,
+        cfg: SpgdConfig,
+        energy: EnergyGradient,
+        eps_fn: EpsFn,
+        alphas_cumprod: Tensor,
+        num_steps: int,
+        record: Callable[[GuidedStep], None] | None = None,
+    ) -> None:
+        self._cfg, self._energy, self._eps_fn, self._record = cfg, energy, eps_fn, record
+        self._abar, self._num_steps = alphas_cumprod, num_steps
+        self._x_0: Tensor | None = None  # the last estimate
+        self._typical = RunningNorm()
+        self._last_gradient: Tensor | None = None
+        self._step: GuidedStep | None = None
+        self._moved: Tensor | None = None
+        self._warned = False
+
+    def eps(self, x_t: Tensor, t: Tensor, i: int) -> Tensor:
+        """The noise predictor, which leaves here what it found."""
+        eps = self._eps_fn(x_t, t, i)
+        if self._cfg.gradient == "estimate":
+            self._x_0 = self._estimate(x_t.float(), eps.float(), t)
+        if self._record is not None and self._step is not None and self._moved is not None:
+            self._step.to_denoising = angle(self._moved, -eps.float()).cpu()
+            self._record(self._step)
+            self._step = None
+        return eps
+
+    def before_step(self, x_t: Tensor, t: Tensor, i: int) -> Tensor:
+        """x_t (B, ...) after the warm-up; what the sampler calls."""
+        cfg = self._cfg
+        if not cfg.acts_at(i, self._num_steps) or (cfg.gradient == "estimate" and self._x_0 is None):
+            return x_t  # before the first prediction there is no estimate to guide
+        x = start = x_t.float()
+        reference, rate = norm(start), learning_rate(i, self._num_steps)
+        smoothed: Tensor | None = None
+        inner = []
+        for _ in range(cfg.num_inner):
+            energies, g, strength = self._gradient(x, start, t, i)
+            finite = g.flatten(1).isfinite().all(1)
+            for values in energies.values():
+                finite = finite & values.isfinite()
+            self._warn(finite, i)
+            g = torch.where(per_sample(finite, g), g, 0.0)
+            now = adaptive_momentum(g, smoothed, cfg.momentum)
+            if smoothed is not None:
+                now = torch.where(per_sample(finite, g), now, smoothed)
+            moving = torch.where(per_sample(finite, g), now, 0.0)
+            moved = guided_step(x, moving, rate * cfg.scale, cfg.clip, reference)
+            if self._record is not None:
+                inner.append(self._inner(energies, strength, g, norm(moved - x) / reference, ~finite))
+            x, smoothed = moved, now
+        if self._record is not None:
+            self._step, self._moved = GuidedStep(i, int(t[0]), rate, inner), x - start
+        return x.to(x_t.dtype)
+
+    def _estimate(self, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        abar = per_sample(self._abar.to(x_t)[t], x_t)
+        return (x_t - (1 - abar).sqrt() * eps) / abar.sqrt()
+
+    def _gradient(
+        self, x: Tensor, start: Tensor, t: Tensor, i: int
+    ) -> tuple[Mapping[str, Tensor], Tensor, Tensor]:
+        """Energies, the dimensionless gradient with respect to x (B, ...), and the norm of that of x_0, (B,).
+
+        In the estimate's mode x_0 is what the last prediction made of x_t, moved as far as x is from ``start``: the
+        Jacobian is 1 / sqrt(abar). For a deterministic DDIM that is the same as keeping its noise; where the sampler
+        has drawn new noise since, the estimate stays free of it.
+        """
+        if self._cfg.gradient == "estimate":
+            assert self._x_0 is not None
+            abar = per_sample(self._abar.to(x)[t], x)
+            energies, g = self._energy(self._x_0 + (x - start) / abar.sqrt())
+            strength = norm(g.float())
+            return energies, g.float() / per_sample(self._typical(strength), g), strength
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            x_0 = self._estimate(leaf, self._eps_fn(leaf, t, i).float(), t)
+        energies, g_0 = self._energy(x_0.detach())
+        strength = norm(g_0.float())
+        (g,) = torch.autograd.grad(x_0, leaf, g_0.to(x_0))
+        length = norm(g)
+        wanted = strength / self._typical(strength)
+        return energies, g * per_sample(torch.where(length > 0, wanted / length, 0.0), g), strength
+
+    def _inner(
+        self,
+        energies: Mapping[str, Tensor],
+        strength: Tensor,
+        g: Tensor,
+        length: Tensor,
+        skipped: Tensor,
+    ) -> InnerStep:
+        before = self._last_gradient
+        turn = torch.full_like(strength, torch.nan) if before is None else angle(g, before)
+        self._last_gradient = g
+        return InnerStep(
+            {name: values.float().cpu() for name, values in energies.items()},
+            *(values.cpu() for values in (strength, turn, length, skipped)),
+        )
+
+    def _warn(self, finite: Tensor, i: int) -> None:
+        if self._warned or bool(finite.all()):
+            return
+        self._warned = True
+        warnings.warn(
+            f"guidance: the gradient of {int((~finite).sum())} of {len(finite)} samples is not finite at step {i + 1}; "
+            "such steps are left out for those samples",
+            RuntimeWarning,
+            stacklevel=2,
+        )

@@ -1,0 +1,262 @@
+"""Guidance of sampling runs: its settings, the networks it asks, and what it does to a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cldm.branches import Landmarks
+from cldm.controlled import ControlledLatentDiffusion
+from cldm.ddim import BeforeStep, EpsFn
+from cldm.spgd import GuidedStep, Spgd, SpgdConfig
+from data.cases import Case
+from data.images import read_image
+from data.landmarks import LandmarksError, fractions_of, picture_size, read_landmarks
+from ldm.checkpoint import sha256
+from muti_control.case_landmarks import CaseLandmarks, Given, given_landmarks, skull_reader
+from muti_control.energies import (
+    ContainmentEnergy,
+    DecodedEnergies,
+    Energy,
+    LandmarkEnergy,
+    RealismEnergy,
+    TextureEnergy,
+)
+from muti_control.patchgan import PatchGan
+from muti_control.pipnet.reader import LandmarkReader
+
+ENERGIES = ("landmarks", "containment", "realism", "texture")
+FACE_LANDMARKS = "models/demo/pipnet_face.safetensors"
+
+
+@dataclass
+class GuidanceConfig(SpgdConfig):
+    """Guidance by SPGD; off by default. What ``SpgdConfig`` says, and the energies it lowers.
+
+    landmarks, containment, realism, texture: weights of the energies; only their ratio counts, 0 leaves one out.
+    target: where the landmarks shall be: auto (as the condition has them, else read off the skull), true (of the
+        manifest: to see what guidance can do at best), or a file or folder of points as for landmarks.
+    face_landmark_weights: the network that reads landmarks off faces. discriminator: file, for realism.
+    exemplar: face picture whose surface is wanted, for texture.
+    at_once: faces decoded together with gradient. recompute: the decoder's blocks, in place of keeping what they need.
+    trace: write what guidance did to each face as NAME_trace.json and a plot.
+    """
+
+    landmarks: float = 1.0
+    containment: float = 1.0
+    realism: float = 0.0
+    texture: float = 0.0
+    target: str = "auto"
+    face_landmark_weights: str = FACE_LANDMARKS
+    discriminator: str | None = None
+    exemplar: str | None = None
+    at_once: int = 2
+    recompute: bool = False
+    trace: bool = False
+
+    def validate(self) -> None:
+        """Raises ValueError naming the field, its value and what is allowed."""
+        super().validate()
+        for name, weight in self.weights.items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"guidance.{name}: got {weight}, expected 0 or a positive weight")
+        if self.at_once < 1:
+            raise ValueError(f"guidance.at_once: got {self.at_once}, expected at least 1")
+        if not self.acts:
+            return
+        for name, key in (("realism", "discriminator"), ("texture", "exemplar")):
+            if getattr(self, name) > 0 and getattr(self, key) is None:
+                raise ValueError(
+                    f"guidance.{name}={getattr(self, name):g} needs guidance.{key}=FILE; "
+                    f"guidance.{name}=0 leaves it out"
+                )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """By energy."""
+        return {name: getattr(self, name) for name in ENERGIES}
+
+    @property
+    def acts(self) -> bool:
+        """Whether it changes anything at all."""
+        return super().acts and any(self.weights.values())
+
+
+@dataclass(frozen=True)
+class TrueLandmarks:
+    """Those that the manifest knows."""
+
+    def of(self, cases: Sequence[Case], skulls: Tensor) -> Landmarks:
+        points = []
+        for case in cases:
+            assert case.landmarks_path is not None and case.face_path is not None
+            found, _ = read_landmarks(case.landmarks_path)
+            points.append(fractions_of(found, picture_size(case.face_path)))
+        stacked = torch.from_numpy(np.stack(points))
+        return Landmarks(stacked, torch.ones(stacked.shape[:2]), torch.ones(len(cases), dtype=torch.bool))
+
+    def describe(self, case: Case) -> dict[str, str]:
+        return {"source": "true", "file": "" if case.landmarks_path is None else case.landmarks_path.name}
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Settings with the networks they name. files: sha256 by setting."""
+
+    cfg: GuidanceConfig
+    reader: LandmarkReader | None
+    targets: CaseLandmarks | None
+    discriminator: PatchGan | None
+    files: Mapping[str, str]
+
+    @property
+    def inputs(self) -> list[Path]:
+        """Files that a run reads and must not overwrite."""
+        points = list(self.targets.files.values()) if isinstance(self.targets, Given) else []
+        return [*(Path(getattr(self.cfg, name)) for name in self.files), *points]
+
+    def describe(self) -> dict[str, Any]:
+        """For the records: all settings, and the sha256 of the files behind them."""
+        settings = asdict(self.cfg)
+        for name, digest in self.files.items():
+            settings[name] = {"file": Path(str(settings[name])).name, "sha256": digest}
+        del settings["trace"], settings["at_once"], settings["recompute"]  # they change no picture
+        return settings
+
+    def of(self, model: ControlledLatentDiffusion, cases: Sequence[Case], skulls: Tensor) -> BatchGuidance:
+        """Guidance of one batch; skulls: (B, 3, H, W) in [0, 1]."""
+        skulls, cfg = skulls.to(model.device), self.cfg
+        terms: dict[str, tuple[float, Energy]] = {}
+        if cfg.landmarks > 0 and self.reader is not None and self.targets is not None:
+            points = self.targets.of(cases, skulls)
+            terms["landmarks"] = cfg.landmarks, LandmarkEnergy(self.reader, points)
+        if cfg.containment > 0:
+            terms["containment"] = cfg.containment, ContainmentEnergy(skulls)
+        if cfg.realism > 0 and self.discriminator is not None:
+            terms["realism"] = cfg.realism, RealismEnergy(self.discriminator, skulls)
+        if cfg.texture > 0 and cfg.exemplar is not None:
+            picture, _ = read_image(Path(cfg.exemplar), skulls.shape[-1])
+            exemplar = torch.from_numpy(picture).permute(2, 0, 1).to(skulls)
+            terms["texture"] = cfg.texture, TextureEnergy(exemplar.expand(len(skulls), -1, -1, -1))
+        energy = DecodedEnergies(decoder_of(model, cfg.recompute), terms, cfg.at_once)
+        return BatchGuidance(cfg, energy)
+
+
+@dataclass(frozen=True)
+class BatchGuidance:
+    """A ``cldm.spgd.Guide``. steps: what it did, filled while it runs if the settings ask for a trace."""
+
+    cfg: SpgdConfig
+    energy: DecodedEnergies
+    steps: list[GuidedStep] = field(default_factory=list)
+
+    def attach(self, eps_fn: EpsFn, alphas_cumprod: Tensor, num_steps: int) -> tuple[EpsFn, BeforeStep]:
+        traced = getattr(self.cfg, "trace", False)
+        record = self.steps.append if traced else None
+        spgd = Spgd(self.cfg, self.energy, eps_fn, alphas_cumprod, num_steps, record)
+        return spgd.eps, spgd.before_step
+
+
+def load_guidance(
+    cfg: GuidanceConfig,
+    model: ControlledLatentDiffusion,
+    cases: Sequence[Case],
+    condition: CaseLandmarks | None,
+    skull_landmarks: Path,
+) -> Guidance | None:
+    """What the settings ask for, with every file read and checked; None where it changes nothing.
+
+    Args:
+        condition: where the landmark branch's points come from, if it has any. skull_landmarks: file of the network
+            that reads them off skulls, where that is asked for.
+
+    Raises:
+        ValueError: a file that is missing or does not fit; the message says what to do.
+    """
+    cfg.validate()
+    if not cfg.acts:
+        return None
+    files: dict[str, str] = {}
+    reader = targets = discriminator = None
+    if cfg.landmarks > 0:
+        reader = LandmarkReader.load(_there(cfg.face_landmark_weights, "face_landmark_weights"), model.device)
+        if reader.role != "face":
+            raise ValueError(
+                f"guidance.face_landmark_weights: {cfg.face_landmark_weights} reads landmarks off a {reader.role}, "
+                "expected a network for faces"
+            )
+        files["face_landmark_weights"] = sha256(Path(cfg.face_landmark_weights))
+        targets = _targets(cfg.target, cases, condition, skull_landmarks, reader.net.cfg.num_landmarks, model)
+    if cfg.realism > 0 and cfg.discriminator is not None:
+        discriminator = PatchGan.load(_there(cfg.discriminator, "discriminator"), model.device)
+        files["discriminator"] = sha256(Path(cfg.discriminator))
+    if cfg.texture > 0 and cfg.exemplar is not None:
+        read_image(_there(cfg.exemplar, "exemplar"), model.cfg.image_size)
+        files["exemplar"] = sha256(Path(cfg.exemplar))
+    return Guidance(cfg, reader, targets, discriminator, files)
+
+
+def _there(name: str, key: str) -> Path:
+    path = Path(name)
+    if not path.is_file():
+        energy = {"face_landmark_weights": "landmarks", "discriminator": "realism", "exemplar": "texture"}[
+            key
+        ]
+        raise ValueError(
+            f"guidance.{key}: {path} is no file; give one, or leave the energy out by guidance.{energy}=0"
+        )
+    return path
+
+
+def _targets(
+    choice: str,
+    cases: Sequence[Case],
+    condition: CaseLandmarks | None,
+    skull_landmarks: Path,
+    num_points: int,
+    model: ControlledLatentDiffusion,
+) -> CaseLandmarks:
+    """Where the landmarks shall be. Raises: ValueError."""
+    if choice == "true":
+        for case in cases:
+            if case.landmarks_path is None or case.face_path is None:
+                raise LandmarksError(
+                    f"guidance.target=true: {case.name} has no known landmarks; they come from a manifest with "
+                    "'landmarks' and 'target'"
+                )
+            found, _ = read_landmarks(case.landmarks_path)
+            if len(found) != num_points:
+                raise LandmarksError(
+                    f"guidance.target=true: {case.landmarks_path} has {len(found)} points, the network for faces "
+                    f"{num_points}"
+                )
+        return TrueLandmarks()
+    if choice != "auto":
+        return given_landmarks(Path(choice), cases, num_points, "guidance.target")
+    if condition is not None and model.cfg.control.landmarks is not None:
+        if model.cfg.control.landmarks.num_points == num_points:
+            return condition
+        raise ValueError(
+            f"guidance: the model's landmarks have {model.cfg.control.landmarks.num_points} points, the network for "
+            f"faces {num_points}; guidance.landmarks=0 leaves this energy out"
+        )
+    if not skull_landmarks.is_file():
+        raise ValueError(
+            f"guidance: no landmark network for skulls at {skull_landmarks}; landmark_weights=FILE gives one, "
+            "guidance.target=PATH the points, and guidance.landmarks=0 leaves this energy out"
+        )
+    return skull_reader(skull_landmarks, num_points, model.device)
+
+
+def decoder_of(model: ControlledLatentDiffusion, recompute: bool) -> Callable[[Tensor], Tensor]:
+    """Latents (n, z, h, w) float32 -> pictures (n, 3, H, W) about [-1, 1], by the model's own decoder."""
+    decoder = model.first_stage_model.decoder
+    if decoder.cfg.gradient_checkpointing != recompute:
+        decoder.cfg = replace(decoder.cfg, gradient_checkpointing=recompute)
+    return lambda z: model.decode(z.to(model.dtype))

@@ -1,0 +1,267 @@
+"""Guided reconstruction on a tiny model: energies, what is left as it was, and the program's switch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cldm.branches import Landmarks
+from cldm.controlled import ControlledLatentDiffusion, load_model
+from cldm.sampling import SamplingConfig, reconstruct
+from data.cases import Case, Known, find_cases
+from muti_control.energies import (
+    ContainmentEnergy,
+    DecodedEnergies,
+    Energy,
+    LandmarkEnergy,
+    RealismEnergy,
+    TextureEnergy,
+)
+from muti_control.guidance import BatchGuidance, GuidanceConfig, decoder_of, load_guidance
+from muti_control.patchgan import PatchGan, PatchGanConfig
+from muti_control.pipnet.network import PipNet, PipNetConfig
+from muti_control.pipnet.reader import LandmarkReader
+from sample import main as sample
+from tests.landmark_pairs import LAYOUT, write_landmark_pairs
+
+PROMPT = "3D face scan,Asian male,age level 3,normal face."
+SAMPLING = SamplingConfig(steps=4, spacing="trailing", eta=1.0, guidance_scale=2.0, control_scales=[1.0])
+
+
+def tiny_reader(role: str = "face") -> LandmarkReader:
+    torch.manual_seed(1)
+    cfg = PipNetConfig(num_landmarks=len(LAYOUT), num_neighbours=4, image_size=64, width=0.0625)
+    reader = LandmarkReader(PipNet(cfg), LAYOUT, role)
+    with torch.no_grad():
+        for name, parameter in reader.net.named_parameters():
+            if name.startswith(("x_layer.w", "y_layer.w", "nb_x_layer.w", "nb_y_layer.w")):
+                parameter.mul_(30)  # fresh, the picture would hardly move the points
+    return reader.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def reader() -> LandmarkReader:
+    return tiny_reader()
+
+
+@pytest.fixture
+def model(weights: Path) -> ControlledLatentDiffusion:
+    """Its faces are dark enough to have a background."""
+    model, _ = load_model(weights)
+    model.first_stage_model.decoder.conv_out.bias.sub_(0.8)
+    return model
+
+
+def targets(num: int) -> Landmarks:
+    points = torch.from_numpy(LAYOUT).float().expand(num, -1, -1)
+    return Landmarks(points, torch.ones(points.shape[:2]), torch.ones(num, dtype=torch.bool))
+
+
+def energies(reader: LandmarkReader, skulls: Tensor) -> dict[str, Energy]:
+    torch.manual_seed(2)
+    net = PatchGan(PatchGanConfig(width=4, num_layers=2)).requires_grad_(False)
+    return {
+        "landmarks": LandmarkEnergy(reader, targets(len(skulls))),
+        "containment": ContainmentEnergy(skulls),
+        "realism": RealismEnergy(net, skulls),
+        "texture": TextureEnergy(skulls.flip(0)),
+    }
+
+
+def skulls(num: int) -> Tensor:
+    """Smooth random blobs on black, (num, 3, 64, 64)."""
+    g = torch.Generator().manual_seed(3)
+    small = torch.rand(num, 1, 8, 8, generator=g)
+    large = torch.nn.functional.interpolate(small, (64, 64), mode="bicubic").clamp(0, 1)
+    return (large * (large > 0.4)).expand(-1, 3, -1, -1)
+
+
+def draw(
+    model: ControlledLatentDiffusion, pictures: Tensor, guide: BatchGuidance | None, first: int = 0
+) -> Tensor:
+    num = len(pictures)
+    return reconstruct(
+        model, pictures, [PROMPT] * num, range(first, first + num), SAMPLING, guide=guide
+    )  # (num, 3, 64, 64) in [0, 1]
+
+
+def guide_of(
+    model: ControlledLatentDiffusion, terms: dict[str, Energy], cfg: GuidanceConfig, at_once: int = 3
+) -> BatchGuidance:
+    weighted = {name: (1.0, term) for name, term in terms.items()}
+    energy = DecodedEnergies(decoder_of(model, False), weighted, at_once)
+    return BatchGuidance(cfg, energy)
+
+
+@pytest.mark.parametrize("name", ["landmarks", "containment", "realism", "texture"])
+def test_each_energy_falls_on_nearly_every_face(
+    model: ControlledLatentDiffusion, reader: LandmarkReader, name: str
+) -> None:
+    pictures = skulls(20)
+    if name == "texture":
+        model.first_stage_model.decoder.conv_out.bias.add_(0.8)
+    energy = energies(reader, pictures)[name]
+    cfg = GuidanceConfig("spgd", scale=0.05)
+    free = draw(model, pictures, None) * 2 - 1
+    guided = draw(model, pictures, guide_of(model, {name: energy}, cfg, 8)) * 2 - 1
+    rows = slice(0, 20)
+    lower = energy(guided, rows) < energy(free, rows)
+    assert float(lower.float().mean()) >= 0.95
+
+
+def test_energies_carry_a_gradient_of_each_face_alone(reader: LandmarkReader) -> None:
+    pictures = skulls(3)
+    faces = (skulls(6)[3:] * 1.6 - 0.9).requires_grad_()
+    for name, energy in energies(reader, pictures).items():
+        values = energy(faces, slice(0, 3))
+        assert values.shape == (3,) and values.dtype == torch.float32
+        assert bool((values >= 0).all())
+        (g,) = torch.autograd.grad(values[1], faces)
+        assert g[1].abs().max() > 0, name
+        assert not g[[0, 2]].any(), name
+        assert torch.allclose(energy(faces[1:2], slice(1, 2)), values[1:2], rtol=1e-4), name
+
+
+def test_containment_asks_for_surface_where_there_is_bone_and_for_nothing_else() -> None:
+    skull = torch.zeros(1, 3, 32, 32)
+    skull[:, :, 8:24, 8:24] = 0.5
+    energy = ContainmentEnergy(skull)
+    face = torch.full((1, 3, 32, 32), -1.0)
+    assert float(energy(face, slice(0, 1))) == pytest.approx(1.0)
+    face[:, :, 6:26, 6:26] = 0.2
+    assert float(energy(face, slice(0, 1))) == 0.0
+    face[:, :, 6:26, 6:16] = -1.0
+    assert 0.3 < float(energy(face, slice(0, 1))) < 0.5
+
+
+def test_texture_knows_no_place() -> None:
+    face = skulls(2)[:1]
+    assert float(TextureEnergy(face)(face.flip(3) * 2 - 1, slice(0, 1))) < 1e-6
+    assert float(TextureEnergy(face)(skulls(2)[1:] * 2 - 1, slice(0, 1))) > 1e-3
+
+
+def test_off_and_weight_zero_change_nothing(model: ControlledLatentDiffusion, reader: LandmarkReader) -> None:
+    case = Case("a", Path("a.png"), None)
+    for cfg in (
+        GuidanceConfig(),
+        GuidanceConfig("spgd", landmarks=0, containment=0),
+        GuidanceConfig("plain", scale=0.0),
+    ):
+        assert load_guidance(cfg, model, [case], None, Path("none")) is None
+    pictures = skulls(2)
+    for terms in ({}, energies(reader, pictures)):
+        energy = DecodedEnergies(model.decode, {name: (0.0, term) for name, term in terms.items()}, 2)
+        guide = BatchGuidance(GuidanceConfig("spgd"), energy)
+        assert torch.equal(draw(model, pictures, guide), draw(model, pictures, None))
+
+
+@pytest.mark.parametrize("gradient", ["estimate", "denoiser"])
+def test_a_batch_gives_what_its_faces_give_alone(
+    model: ControlledLatentDiffusion, reader: LandmarkReader, gradient: str
+) -> None:
+    cfg, pictures = GuidanceConfig("spgd", gradient, scale=0.03), skulls(3)
+    together = draw(model, pictures, guide_of(model, energies(reader, pictures), cfg, at_once=2))
+
+    def only(energy: Energy) -> Energy:
+        return lambda faces, rows: energy(faces, slice(rows.start + 2, rows.stop + 2))
+
+    alone = {name: only(energy) for name, energy in energies(reader, pictures).items()}
+    again = draw(model, pictures[2:], guide_of(model, alone, cfg), first=2)
+    assert torch.allclose(again, together[2:], atol=2e-3)
+    assert float((draw(model, pictures[2:], None, 2) - again).abs().max()) > 0.02
+
+
+def test_guidance_computes_in_float32_within_a_bf16_model(weights: Path, reader: LandmarkReader) -> None:
+    model, _ = load_model(weights, dtype=torch.bfloat16)
+    pictures, seen = skulls(2), []
+    energy = energies(reader, pictures)["landmarks"]
+
+    def watched(faces: Tensor, rows: slice) -> Tensor:
+        seen.append(faces.dtype)
+        return energy(faces, rows)
+
+    guide = guide_of(model, {"landmarks": watched}, GuidanceConfig("spgd", scale=0.03))
+    values, g = guide.energy(torch.randn(2, 4, 8, 8))
+    assert g.dtype == values["landmarks"].dtype == torch.float32
+    assert not torch.equal(draw(model, pictures, guide), draw(model, pictures, None))
+    assert set(seen) == {torch.float32}
+
+
+@pytest.fixture
+def guided_run(weights: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """Arguments for sample.py of two people with known landmarks, and the networks' files."""
+    root = write_landmark_pairs(tmp_path / "pairs", test=2)
+    tiny_reader().save(tmp_path / "face.safetensors")
+    tiny_reader("skull").save(tmp_path / "skull.safetensors")
+
+    def arguments(out: str, *settings: str) -> list[str]:
+        return [
+            *(f"skull={root / 'split_data/test.json'}", f"weights={weights}", f"out={tmp_path / out}"),
+            *("device=cpu", "precision=fp32", f"landmark_weights={tmp_path / 'skull.safetensors'}"),
+            *(f"guidance.face_landmark_weights={tmp_path / 'face.safetensors'}", *settings),
+        ]
+
+    return arguments
+
+
+def pixels(folder: Path) -> list[bytes]:
+    return [Image.open(folder / f"test_{i}_0.png").tobytes() for i in range(2)]
+
+
+def test_sample_py_guides_and_says_so(guided_run: Callable[..., list[str]], tmp_path: Path) -> None:
+    assert sample(guided_run("off")) == 0
+    assert sample(guided_run("zero", "guidance.mode=spgd", "guidance.scale=0")) == 0
+    assert sample(guided_run("on", "guidance.mode=spgd", "guidance.scale=0.05")) == 0
+    assert (
+        sample(guided_run("true", "guidance.mode=spgd", "guidance.scale=0.05", "guidance.target=true")) == 0
+    )
+    off, zero, on, true = (pixels(tmp_path / name) for name in ("off", "zero", "on", "true"))
+    assert off == zero
+    assert off[0] != on[0] != true[0] and on[1] != off[1]
+    assert json.loads((tmp_path / "off/record.json").read_text())["guidance"] is None
+    record = json.loads((tmp_path / "on/record.json").read_text())["guidance"]
+    assert (record["mode"], record["scale"], record["beta"]) == ("spgd", 0.05, 0.9)
+    assert len(record["face_landmark_weights"]["sha256"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["guidance.mode=on"], "guidance.mode: got 'on', expected one of off, plain, warmup, spgd"),
+        (["guidance.mode=spgd", "guidance.realism=1"], "needs guidance.discriminator=FILE"),
+        (["guidance.mode=spgd", "guidance.texture=1"], "needs guidance.exemplar=FILE"),
+        (["guidance.mode=spgd", "guidance.landmarks=-1"], "guidance.landmarks: got -1.0"),
+        (["guidance.mode=spgd", "guidance.target=nowhere"], "guidance.target: nowhere lacks 2 of 2 files"),
+        (["guidance.mode=spgd", "landmark_weights=none.pth"], "guidance.target=PATH the points"),
+        (
+            ["guidance.mode=spgd", "guidance.face_landmark_weights=none.pth"],
+            "leave the energy out by guidance.landmarks=0",
+        ),
+    ],
+)
+def test_bad_guidance_is_told_before_anything_is_written(
+    guided_run: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    settings: list[str],
+    message: str,
+) -> None:
+    assert sample(guided_run("bad", *settings)) == 2
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1
+    assert not (tmp_path / "bad").exists()
+
+
+def test_a_folder_has_no_true_landmarks(
+    weights: Path, tmp_path: Path, guided_run: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = f"skull={tmp_path / 'pairs/pairedCS/skull'}"
+    assert sample([*guided_run("bad"), folder, "guidance.mode=spgd", "guidance.target=true"]) == 2
+    assert "has no known landmarks" in capsys.readouterr().err
+    assert len(find_cases(tmp_path / "pairs/pairedCS/skull", Known())) == 2

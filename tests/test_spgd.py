@@ -1,0 +1,246 @@
+"""SPGD as mathematics: its formulas by hand, a posterior that is known in closed form, and what it must not do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from cldm.ddim import sample_ddim
+from cldm.sampling import SAMPLERS
+from cldm.spacing import spaced_timesteps
+from cldm.spgd import (
+    GuidedStep,
+    RunningNorm,
+    Spgd,
+    SpgdConfig,
+    adaptive_momentum,
+    angle,
+    gradient_of,
+    guided_step,
+    learning_rate,
+)
+from ldm.schedule import ScheduleConfig, schedule_buffers
+
+ABAR = schedule_buffers(ScheduleConfig())["alphas_cumprod"].float()
+SHAPE = (4, 1, 2)  # of a sample: 8 numbers
+
+
+def test_momentum_by_hand() -> None:
+    """Two positions of two channels: parallel at one (cos 1), at right angles at the other (cos 0), so alpha = 3/4."""
+    first = torch.tensor([[[[1.0, 1.0]], [[0.0, 0.0]]]])  # (1, 2, 1, 2)
+    second = torch.tensor([[[[2.0, 0.0]], [[0.0, 3.0]]]])
+    assert adaptive_momentum(first, None, 0.9) is first
+    smoothed = adaptive_momentum(second, first, 0.8)  # alpha beta = 0.6
+    expected = torch.tensor([[[[0.6 + 0.4 * 2, 0.6]], [[0.0, 0.4 * 3]]]])
+    assert torch.allclose(smoothed, expected, atol=1e-6)
+    assert torch.allclose(
+        adaptive_momentum(-first, first, 0.9), -first
+    )  # alpha 0: turned round, nothing is kept
+    assert torch.allclose(adaptive_momentum(3 * first, first, 0.9), 0.9 * first + 0.1 * 3 * first)
+    assert torch.equal(adaptive_momentum(second, torch.zeros_like(second), 0.9), second)
+
+
+def test_rate_and_clip_by_hand() -> None:
+    assert [learning_rate(i, 12) for i in (0, 11)] == pytest.approx([1.0, 0.01])
+    assert learning_rate(5, 11) == pytest.approx(0.505)
+    assert learning_rate(0, 1) == 1.0
+    x, direction = torch.zeros(2, 2), torch.tensor([[3.0, 4.0], [0.3, 0.4]])
+    moved = guided_step(x, direction, 0.1, 0.2, torch.tensor([10.0, 10.0]))
+    assert torch.allclose(moved[0].norm(), torch.tensor(2.0))  # asked for 0.5, clipped to 0.2 of 10
+    assert torch.allclose(moved[1], torch.tensor([-0.3, -0.4]))
+    assert torch.allclose(angle(torch.eye(2), torch.ones(2, 2)), torch.tensor([45.0, 45.0]), atol=1e-3)
+
+
+def test_two_steps_by_hand() -> None:
+    """x = (3, 4), abar = 1/4, no noise predicted, energy |x_0|^2 / 2 whose gradient is x_0 = 2 x.
+
+    |x| = 5 and the gradient's norm is 10, which is its own unit: g~_0 = (0.6, 0.8), and a step of 0.1 takes
+    0.5 (0.6, 0.8) off: x = (2.7, 3.6). Then the norm is 9, its unit sqrt((100 + 81) / 2), the cosine at the one
+    position 1, and g~_1 = (0.9 + 0.1 * 9 / unit) (0.6, 0.8).
+    """
+    x = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
+    abar, t = torch.full((4,), 0.25), torch.tensor([2])
+    cfg = SpgdConfig("spgd", scale=0.1, clip=1.0, inner=2, beta=0.9)
+    for gradient in ("estimate", "denoiser"):
+        spgd = Spgd(
+            replace(cfg, gradient=gradient),
+            gradient_of(lambda x_0: x_0.flatten(1).square().sum(1) / 2),
+            lambda x_t, _t, _i: torch.zeros_like(x_t),
+            abar,
+            num_steps=3,
+        )
+        spgd.eps(x, t, 0)
+        moved = spgd.before_step(x, t, 0)
+        length = 0.5 * (1 + 0.9 + 0.1 * 9 / math.sqrt(90.5))
+        expected = x * (1 - length / 5)
+        assert torch.allclose(moved, expected, atol=1e-5), gradient
+
+
+def test_units_are_running_means_of_each_sample() -> None:
+    unit = RunningNorm()
+    assert torch.allclose(unit(torch.tensor([3.0, 0.0, math.nan])), torch.tensor([3.0, 1.0, 1.0]))
+    assert torch.allclose(unit(torch.tensor([4.0, 5.0, 2.0])), torch.tensor([math.sqrt(12.5), 5.0, 2.0]))
+    parts = RunningNorm()
+    parts(torch.tensor([3.0]), slice(0, 1), 3)
+    assert torch.equal(parts(torch.tensor([0.0, 7.0]), slice(1, 3), 3), torch.tensor([1.0, 7.0]))
+
+
+class Gaussian:
+    """A normal prior with a linear measurement: noise prediction and posterior in closed form."""
+
+    def __init__(self) -> None:
+        g = torch.Generator().manual_seed(0)
+        d = math.prod(SHAPE)
+        half = torch.randn(d, d, generator=g) / math.sqrt(d)
+        self.cov = half @ half.T + 0.1 * torch.eye(d)
+        self.mean = torch.randn(d, generator=g)
+        self.measure, self.noise = torch.randn(3, d, generator=g), 0.3
+        truth = self.mean + 1.5 * torch.linalg.cholesky(self.cov) @ torch.randn(d, generator=g)
+        self.measured = self.measure @ truth + self.noise * torch.randn(3, generator=g)
+        inner = self.measure @ self.cov @ self.measure.T + self.noise**2 * torch.eye(3)
+        gain = self.cov @ self.measure.T @ torch.linalg.inv(inner)
+        self.posterior_mean = self.mean + gain @ (self.measured - self.measure @ self.mean)
+
+    def eps(self, x_t: Tensor, t: Tensor, i: int) -> Tensor:
+        """-sqrt(1 - abar) times the score of N(sqrt(abar) mean, abar cov + 1 - abar)."""
+        abar = ABAR[t[0]]
+        cov = abar * self.cov + (1 - abar) * torch.eye(len(self.cov))
+        score = -(x_t.flatten(1) - abar.sqrt() * self.mean) @ torch.linalg.inv(cov)
+        return (-(1 - abar).sqrt() * score).view_as(x_t)
+
+    def energy(self, x_0: Tensor) -> Tensor:
+        """-log likelihood, but for a constant."""
+        return (x_0.flatten(1) @ self.measure.T - self.measured).square().sum(1) / (2 * self.noise**2)
+
+    def sample(self, cfg: SpgdConfig, num: int = 128) -> Tensor:
+        """(num, 8), by 50 stochastic DDIM steps."""
+        g = torch.Generator().manual_seed(1)
+        steps = spaced_timesteps(50, "trailing", 1000, ABAR)
+        spgd = Spgd(cfg, gradient_of(self.energy), self.eps, ABAR, len(steps))
+        with torch.no_grad():
+            return sample_ddim(
+                spgd.eps,
+                torch.randn(num, *SHAPE, generator=g),
+                steps,
+                ABAR,
+                eta=1.0,
+                randn=lambda: torch.randn(num, *SHAPE, generator=g),
+                before_step=spgd.before_step if cfg.acts else None,
+            ).flatten(1)
+
+    def error(self, cfg: SpgdConfig) -> float:
+        """Distance of the samples' mean from the posterior's, where the prior's is 1."""
+        away = (self.sample(cfg).mean(0) - self.posterior_mean).norm()
+        return float(away / (self.mean - self.posterior_mean).norm())
+
+
+@pytest.mark.parametrize("gradient", ["estimate", "denoiser"])
+def test_a_posterior_in_closed_form(gradient: str) -> None:
+    """Guided samples have the exact posterior's mean, nearly; SPGD needs a smaller scale for it than plain guidance."""
+    case = Gaussian()
+    cfg = SpgdConfig("spgd", gradient, clip=0.5)
+    assert case.error(SpgdConfig()) > 0.85  # unguided: the prior
+    scales = {"estimate": (0.05, 0.1, 0.2, 0.5), "denoiser": (0.02, 0.05, 0.1, 0.2)}[gradient]
+    errors = {
+        mode: [case.error(replace(cfg, mode=mode, scale=scale)) for scale in scales]
+        for mode in ("plain", "warmup", "spgd")
+    }
+    assert min(errors["spgd"]) < {"estimate": 0.2, "denoiser": 0.4}[gradient], errors
+    assert min(errors["plain"]) < 0.3, errors
+    assert errors["spgd"][0] < errors["plain"][0] - 0.1, errors
+
+
+def test_beta_matters() -> None:
+    case = Gaussian()
+    cfg = SpgdConfig("spgd", scale=0.1, clip=0.5)
+    smoothed, raw, warmup = (
+        case.sample(c, 8) for c in (cfg, replace(cfg, beta=0.0), replace(cfg, mode="warmup"))
+    )
+    assert torch.equal(raw, warmup)
+    assert float((smoothed - raw).norm() / raw.norm()) > 0.01
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+@pytest.mark.parametrize("gradient", ["estimate", "denoiser"])
+@pytest.mark.parametrize("mode", ["plain", "spgd"])
+def test_every_sampler_is_guided_and_a_batch_gives_what_its_samples_give_alone(
+    sampler: str, gradient: str, mode: str
+) -> None:
+    case = Gaussian()
+    case.measured += 6  # where the prior hardly ever comes by itself
+    x_T = torch.randn(24, *SHAPE, generator=torch.Generator().manual_seed(4))
+    steps = spaced_timesteps(12, "trailing", 1000, ABAR)
+
+    def draw(x: Tensor, cfg: SpgdConfig) -> Tensor:
+        spgd = Spgd(cfg, gradient_of(case.energy), case.eps, ABAR, len(steps))
+        hook = spgd.before_step if cfg.acts else None
+        with torch.no_grad():
+            return SAMPLERS[sampler](
+                spgd.eps, x, steps, ABAR, eta=0.0, randn=None, before_step=hook, progress=None
+            )
+
+    cfg = SpgdConfig(mode, gradient, scale=0.05)
+    free, guided = draw(x_T, SpgdConfig()), draw(x_T, cfg)
+    lower = case.energy(guided) < case.energy(free)
+    assert float(lower.float().mean()) >= 0.95
+    assert torch.allclose(draw(x_T[5:6], cfg), guided[5:6], atol=1e-4)
+
+
+def test_a_gradient_that_is_not_finite_is_left_out_for_its_sample_alone() -> None:
+    case = Gaussian()
+    whole = gradient_of(case.energy)
+
+    def broken(x_0: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:
+        values, g = whole(x_0)
+        g[1] = math.inf
+        return values, g
+
+    x = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(5))
+    t = torch.full((3,), 500)
+    cfg = SpgdConfig("spgd", scale=0.05)
+    moved = []
+    for energy in (whole, broken):
+        steps: list[GuidedStep] = []
+        spgd = Spgd(cfg, energy, case.eps, ABAR, 10, steps.append)
+        spgd.eps(x, t, 0)
+        if energy is broken:
+            with pytest.warns(RuntimeWarning, match="1 of 3 samples is not finite at step 2"):
+                moved.append(spgd.before_step(x, t, 1))
+        else:
+            moved.append(spgd.before_step(x, t, 1))
+        spgd.eps(moved[-1], t, 1)
+        assert [bool(inner.skipped[1]) for inner in steps[0].inner] == [energy is broken] * cfg.inner
+    assert torch.equal(moved[1][1], x[1])
+    assert torch.equal(moved[1][[0, 2]], moved[0][[0, 2]])
+    assert not torch.equal(moved[0][1], x[1])
+
+
+def test_the_window_and_every() -> None:
+    cfg = SpgdConfig("spgd", start=0.25, end=0.75, every=2)
+    assert [i for i in range(20) if cfg.acts_at(i, 20)] == [5, 7, 9, 11, 13]
+    assert [i for i in range(3) if SpgdConfig("spgd").acts_at(i, 3)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("mode", "on", "off, plain, warmup, spgd"),
+        ("gradient", "exact", "estimate, denoiser"),
+        ("inner", 0, "at least 1"),
+        ("every", 0, "at least 1"),
+        ("start", 1.5, "0 <= start"),
+        ("beta", 1.0, "below 1"),
+        ("scale", -1.0, "positive"),
+        ("scale", math.nan, "positive"),
+        ("clip", 0.0, "positive"),
+    ],
+)
+def test_bad_settings_are_named(field: str, value: object, expected: str) -> None:
+    with pytest.raises(ValueError, match=f"guidance.{field}") as told:
+        replace(SpgdConfig(), **{field: value}).validate()
+    assert expected in str(told.value)
