@@ -7,54 +7,18 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm.latent_diffusion import LatentDiffusion, ModelConfig
+from muti_control.autoencoder_losses import edge_loss, gradient_ratio, texture_loss
 from muti_control.config import ExperimentConfig
 from muti_control.latent_stage import LatentStage
+from muti_control.patchgan import accuracy, lsgan_discriminator, lsgan_generator
 from muti_control.pictures import psnr
+from muti_control.turns import Turn
 
-
-def edge_loss(x: Tensor, y: Tensor) -> Tensor:
-    """Mean absolute difference of the horizontal and vertical finite differences of (B, C, H, W) pictures."""
-    dx = (x.diff(dim=3) - y.diff(dim=3)).abs().mean()
-    dy = (x.diff(dim=2) - y.diff(dim=2)).abs().mean()
-    return dx + dy
-
-
-def surface_energies(
-    pictures: Tensor, window: int = 16, levels: int = 3, floor: float = 0.01
-) -> list[Tensor]:
-    """How rough a surface is, place by place, direction by direction and scale by scale, whatever its grains look like.
-
-    pictures: (B, C, H, W) in [-1, 1]. window: side in px of the places, which overlap by half.
-    levels: scales, each half the size of the one before. floor: differences below it count as none.
-
-    Returns:
-        For each scale the logarithm of the root mean square difference of neighbours, horizontal and vertical,
-        (B, 2, H', W') float32.
-    """
-    grey = pictures.float().mean(1, keepdim=True)  # (B, 1, H, W)
-    found = []
-    for level in range(levels):
-        side = max(2, window >> level)
-        across, down = F.pad(grey.diff(dim=3), (0, 1)), F.pad(grey.diff(dim=2), (0, 0, 0, 1))
-        squares = torch.cat([across, down], dim=1).square()
-        found.append(0.5 * (F.avg_pool2d(squares, side, side // 2) + floor**2).log())
-        grey = F.avg_pool2d(grey, 2)
-    return found
-
-
-def texture_loss(x: Tensor, y: Tensor, window: int = 16) -> Tensor:
-    """Mean absolute difference of the :func:`surface_energies` of (B, C, H, W) pictures in [-1, 1].
-
-    Grain and noise cannot be drawn grain for grain through a latent; an error pixel by pixel alone is smallest where
-    they are wiped out. This one is smallest where as much of them is drawn as there was.
-    """
-    pairs = zip(surface_energies(x, window), surface_energies(y, window), strict=True)
-    return torch.stack([(a - b).abs().mean() for a, b in pairs]).mean()
+DISCRIMINATOR = "discriminator"
 
 
 def random_crops(pictures: Tensor, size: int, generator: torch.Generator) -> Tensor:
@@ -67,7 +31,10 @@ def random_crops(pictures: Tensor, size: int, generator: torch.Generator) -> Ten
 
 
 class AutoencoderStage(LatentStage):
-    """Trains encoder and decoder; the best checkpoint has the highest PSNR on validation pictures."""
+    """Trains encoder and decoder; the best checkpoint has the highest PSNR on validation pictures.
+
+    Beside it stands how much rougher or smoother their surfaces come back, which the highest PSNR does not care for.
+    """
 
     monitor = "valid/psnr"
     monitor_mode = "max"
@@ -76,8 +43,29 @@ class AutoencoderStage(LatentStage):
         self, cfg: ExperimentConfig, net: LatentDiffusion, train_set: Dataset[Any], valid_set: Dataset[Any]
     ) -> None:
         super().__init__(cfg, net, train_set, valid_set, trained=("first_stage_model.",))
-        self._psnrs: list[tuple[int, float]] = []
+        self._seen: list[tuple[int, tuple[float, float]]] = []
         self._shown: list[Tensor] = []
+        self._judged: tuple[Tensor, Tensor] | None = None  # true and decoded crops of the micro-batch in hand
+        if cfg.autoencoder.gan:
+            discriminator = cfg.autoencoder.discriminator.build(cfg.train.seed)
+            self.discriminator = discriminator.to(memory_format=torch.channels_last)
+
+    def turns(self) -> list[Turn]:
+        if not self.cfg.autoencoder.gan:
+            return super().turns()
+        cfg, name = self.cfg.autoencoder.discriminator, DISCRIMINATOR
+        parameters = dict(self.discriminator.named_parameters(prefix=name))
+        return [*super().turns(), Turn(name, parameters, cfg.optim, cfg.every, f"autoencoder.{name}.optim")]
+
+    def turn_loss(self, turn: str, batch: dict[str, Any]) -> dict[str, Tensor]:
+        if turn != DISCRIMINATOR:
+            return self.loss_of(batch)
+        assert self._judged is not None  # the generator's turn is at every step, and the first
+        real, fake = (self.discriminator(pictures) for pictures in self._judged)
+        return {
+            "loss": lsgan_discriminator(real, fake).mean(),
+            "accuracy": accuracy(real, fake).detach(),
+        }
 
     def _pictures(self, batch: dict[str, Any]) -> Tensor:
         if not self.cfg.autoencoder.on_skulls:
@@ -85,7 +73,7 @@ class AutoencoderStage(LatentStage):
         return torch.cat([batch["face"], batch["skull"] * 2 - 1])
 
     def loss_of(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Reconstruction, edges and KL of (random crops of) the batch's pictures."""
+        """Reconstruction, edges, KL, and what else is on, of (random crops of) the batch's pictures."""
         cfg = self.cfg.autoencoder
         x = self._pictures(batch)  # (B, 3, H, W) in [-1, 1]
         if 0 < cfg.crop_size < x.shape[-1]:
@@ -102,6 +90,13 @@ class AutoencoderStage(LatentStage):
             texture = texture_loss(x_hat, x)
             loss = loss + cfg.texture_weight * texture
             scalars["texture"] = texture.detach()
+        if cfg.gan:
+            realism = lsgan_generator(self.discriminator(x_hat)).mean()
+            weight = gradient_ratio(loss, realism, self.model.first_stage_model.decoder.conv_out.weight)
+            ramp = min(1.0, (self.updates + 1) / cfg.gan_ramp_steps) if cfg.gan_ramp_steps else 1.0
+            loss = loss + ramp * cfg.gan * weight * realism
+            scalars |= {"gan": realism.detach(), "gan_weight": ramp * cfg.gan * weight}
+            self._judged = x.detach(), x_hat.detach()
         return {"loss": loss, **scalars}
 
     def validate_batch(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -109,18 +104,19 @@ class AutoencoderStage(LatentStage):
         x_hat = self.model.first_stage_model.decode(self.model.first_stage_model.encode(x).mode())
         x, x_hat = ((y.float() + 1) / 2 for y in (x, x_hat.clamp(-1, 1)))
         indices = batch["index"].repeat(len(x) // len(batch["index"])).tolist()  # faces, then skulls
-        self._psnrs += zip(indices, psnr(x_hat, x).tolist(), strict=True)
+        rough = [float(texture_loss(a[None] * 2 - 1, b[None] * 2 - 1)) for a, b in zip(x_hat, x, strict=True)]
+        self._seen += zip(indices, zip(psnr(x_hat, x).tolist(), rough, strict=True), strict=True)
         if batch_idx == 0:
             self._shown = [x[:8], x_hat[:8]]
 
     def validation_scores(self) -> dict[str, float]:
-        values, shown = self.gather(self._psnrs), self._shown
+        (psnrs, rough), shown = zip(*self.gather(self._seen), strict=True), self._shown
         self.forget_validation()
         self.show("reconstructions", shown)
-        return {"valid/psnr": sum(values) / len(values)}
+        return {"valid/psnr": sum(psnrs) / len(psnrs), "valid/texture": sum(rough) / len(rough)}
 
     def forget_validation(self) -> None:
-        self._psnrs, self._shown = [], []
+        self._seen, self._shown = [], []
 
     @torch.no_grad()
     def measure_scale_factor(self, num_pictures: int = 256) -> float:

@@ -57,9 +57,13 @@ def check_files(cfg: ExperimentConfig) -> None:
         lacking.append(
             f"losses.pipnet: {cfg.losses.pipnet} not found; train.py configs/demo/pipnet_face.yaml makes one"
         )
-    init = cfg.losses.discriminator.init
-    if init is not None and (cfg.losses.gan or cfg.losses.fm) and not Path(init).is_file():
-        lacking.append(f"losses.discriminator.init: {init} not found; leave it out for a fresh one")
+    wanted = {
+        "losses": (cfg.losses.gan or cfg.losses.fm, cfg.losses.discriminator.init),
+        "autoencoder": (cfg.autoencoder.gan, cfg.autoencoder.discriminator.init),
+    }
+    for part, (on, init) in wanted.items():
+        if on and init is not None and not Path(init).is_file():
+            lacking.append(f"{part}.discriminator.init: {init} not found; leave it out for a fresh one")
     if lacking:
         raise ConfigError("this run needs files that are not there:\n  " + "\n  ".join(lacking))
 

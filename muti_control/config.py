@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from omegaconf import MISSING
 
 from cldm.sampling import SamplingConfig
@@ -14,7 +15,7 @@ from data.partial import REGIONS
 from ldm.config import ConfigError, parse_command_line
 from ldm.latent_diffusion import ModelConfig
 from muti_control.memory import MemoryConfig
-from muti_control.patchgan import PatchGanConfig
+from muti_control.patchgan import PatchGan, PatchGanConfig
 from muti_control.pipnet.config import PipNetStageConfig
 from muti_control.pix2pix.network import GeneratorConfig
 
@@ -114,11 +115,66 @@ class WatchConfig:
 
 
 @dataclass
+class DiscriminatorConfig:
+    """The discriminator that realism and feature matching need; it learns beside what it judges.
+
+    init: its weights (a discriminator.safetensors); null: fresh ones. every: steps from one of its turns to the next.
+    network: its architecture, without ``init``. optim: its own optimizer.
+    """
+
+    init: str | None = None
+    every: int = 1
+    network: PatchGanConfig = field(default_factory=PatchGanConfig)
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(lr=1e-4, beta1=0.5, warmup_steps=0, clip_norm=0.0, ema_decay=0.0)
+    )
+
+    def validate(self, in_channels: int) -> None:
+        """Of one for pictures of that many channels.
+
+        Raises: ValueError naming the field, what was got and what is expected.
+        """
+        if self.every < 1:
+            raise ValueError(f"every: got {self.every!r}, expected at least 1")
+        if not 0 < self.optim.lr < math.inf:
+            raise ValueError(f"optim.lr: got {self.optim.lr!r}, expected a positive number")
+        if self.network.in_channels != in_channels:
+            raise ValueError(
+                f"network.in_channels: got {self.network.in_channels!r}, expected {in_channels} in this stage"
+            )
+        try:
+            self.network.validate()
+        except ValueError as error:
+            raise ValueError(f"network.{error}") from error
+
+    def build(self, seed: int) -> PatchGan:
+        """The network to be trained; fresh weights follow from ``seed``.
+
+        Raises:
+            ValueError: ``init`` is made for pictures of other channels. CheckpointError: it cannot be read.
+        """
+        if self.init is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                return PatchGan(self.network)
+        found = PatchGan.load(self.init)
+        if found.cfg.in_channels != self.network.in_channels:
+            raise ValueError(
+                f"discriminator.init: {self.init} takes {found.cfg.in_channels} channels, expected "
+                f"{self.network.in_channels}"
+            )
+        return found.train().requires_grad_(True)
+
+
+@dataclass
 class AutoencoderStageConfig:
     """Loss of the autoencoder stage: |x - x_hat| + edge_weight |grad x - grad x_hat| + kl_weight KL / pixels, and
 
-    texture_weight: of how much rougher or smoother the surface comes back (``autoencoder_stage.texture_loss``); without
-    it grain and noise are wiped out.
+    texture_weight: of how much rougher or smoother the surface comes back (``autoencoder_losses.texture_loss``);
+    without it and gan, grain and noise are wiped out.
+    gan: realism (LSGAN): how hard its gradient pulls at the decoder's last layer, relative to all other terms; 0: no
+    discriminator. gan_ramp_steps: over which it rises to that. discriminator: its own; it sees single pictures.
+    With either of them the error by pixels no longer says what is best: set train.export=last and look at the pictures.
     crop_size: side in px of the random crops it trains on, 0 for whole pictures (it validates on whole ones).
     on_skulls: train on the skull pictures too, not on the faces alone.
     """
@@ -127,7 +183,22 @@ class AutoencoderStageConfig:
     edge_weight: float = 1.0
     kl_weight: float = 1e-6
     texture_weight: float = 0.0
+    gan: float = 0.0
+    gan_ramp_steps: int = 0
+    discriminator: DiscriminatorConfig = field(
+        default_factory=lambda: DiscriminatorConfig(network=PatchGanConfig(in_channels=3))
+    )
     on_skulls: bool = False
+
+    def validate(self) -> None:
+        """Raises: ValueError naming the field, what was got and what is expected."""
+        for key in ("edge_weight", "kl_weight", "texture_weight", "gan", "gan_ramp_steps", "crop_size"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise ValueError(f"{key}: got {getattr(self, key)!r}, expected 0 or a positive number")
+        try:
+            self.discriminator.validate(in_channels=3)
+        except ValueError as error:
+            raise ValueError(f"discriminator.{error}") from error
 
 
 @dataclass
@@ -178,22 +249,6 @@ class SkullConditionConfig:
     """
 
     dropout: float = 0.0
-
-
-@dataclass
-class DiscriminatorConfig:
-    """The discriminator that realism and feature matching need; it learns beside the control network.
-
-    init: its weights (a discriminator.safetensors); null: fresh ones. every: steps from one of its turns to the next.
-    network: its architecture, without ``init``. optim: its own optimizer.
-    """
-
-    init: str | None = None
-    every: int = 1
-    network: PatchGanConfig = field(default_factory=PatchGanConfig)
-    optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(lr=1e-4, beta1=0.5, warmup_steps=0, clip_norm=0.0, ema_decay=0.0)
-    )
 
 
 @dataclass
@@ -262,21 +317,14 @@ class LossesConfig:
                 self.measure_every,
                 "at least 1 with by=ratio" if self.by == "ratio" else "0 (never) or more",
             ),
-            (self.discriminator.every >= 1, "discriminator.every", self.discriminator.every, "at least 1"),
-            (
-                0 < self.discriminator.optim.lr < math.inf,
-                "discriminator.optim.lr",
-                self.discriminator.optim.lr,
-                "a positive number",
-            ),
         ]
         for good, key, got, expected in checks:
             if not good:
                 raise ValueError(f"{key}: got {got!r}, expected {expected}")
         try:
-            self.discriminator.network.validate()
+            self.discriminator.validate(in_channels=6)  # skull and face
         except ValueError as error:
-            raise ValueError(f"discriminator.network.{error}") from error
+            raise ValueError(f"discriminator.{error}") from error
 
 
 @dataclass
@@ -458,7 +506,13 @@ class ExperimentConfig:
         for good, key, got, expected in checks:
             if not good:
                 raise ConfigError(f"{key}: got {got!r}, expected {expected}")
-        for part, settings in (("pipnet", self.pipnet), ("losses", self.losses), ("pix2pix", self.pix2pix)):
+        parts = {
+            "pipnet": self.pipnet,
+            "losses": self.losses,
+            "pix2pix": self.pix2pix,
+            "autoencoder": self.autoencoder,
+        }
+        for part, settings in parts.items():
             try:
                 settings.validate()
             except ValueError as error:

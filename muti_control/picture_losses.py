@@ -132,16 +132,5 @@ def build_losses(cfg: LossesConfig, seed: int) -> PictureLosses | None:
             raise ConfigError(
                 f"losses.pipnet: {cfg.pipnet} reads landmarks off {reader.role}s, expected one for faces"
             )
-    discriminator = None
-    if cfg.gan or cfg.fm:
-        if cfg.discriminator.init is None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                discriminator = PatchGan(cfg.discriminator.network)
-        else:
-            discriminator = PatchGan.load(cfg.discriminator.init).train().requires_grad_(True)
-        if discriminator.cfg.in_channels != 6:
-            raise ConfigError(
-                f"losses.discriminator: takes {discriminator.cfg.in_channels} channels, expected 6 (skull and face)"
-            )
+    discriminator = cfg.discriminator.build(seed) if cfg.gan or cfg.fm else None
     return PictureLosses(cfg, discriminator, reader)

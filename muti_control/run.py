@@ -31,7 +31,7 @@ from muti_control.turns import odd_settings
 FINGERPRINTED = ("optim", "autoencoder", "diffusion", "landmarks", "pipnet")
 OF_ONE_STAGE = ("pix2pix",)  # the same for the stages that bear the part's name
 # What a checkpoint from before a part existed meant by it.
-BEFORE = {"losses": "off"}
+BEFORE = {"losses": "off", "autoencoder.texture_weight": "0.0", "autoencoder.gan": "0.0"}
 
 
 def fingerprint(cfg: ExperimentConfig, stage: Stage) -> dict[str, str]:
@@ -46,6 +46,8 @@ def fingerprint(cfg: ExperimentConfig, stage: Stage) -> dict[str, str]:
     own = (cfg.stage,) if cfg.stage in OF_ONE_STAGE else ()
     for part in (*FINGERPRINTED, *own):
         facts |= {f"{part}.{key}": str(value) for key, value in asdict(getattr(cfg, part)).items()}
+    if not cfg.autoencoder.gan:  # what only realism has
+        del facts["autoencoder.discriminator"], facts["autoencoder.gan_ramp_steps"]
     facts["losses"] = _losses_facts(cfg.losses)
     return facts
 

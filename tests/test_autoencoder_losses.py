@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from muti_control.autoencoder_stage import surface_energies, texture_loss
+import train
+from muti_control.autoencoder_losses import gradient_ratio, surface_energies, texture_loss
 
 
 def grainy(amount: float, seed: int, flat: float = 0.2) -> Tensor:
@@ -52,3 +57,78 @@ def test_flat_pictures_have_a_finite_gradient_towards_grain() -> None:
 def test_energies_come_scale_by_scale() -> None:
     shapes = [tuple(e.shape) for e in surface_energies(torch.zeros(2, 3, 64, 64))]
     assert shapes == [(2, 2, 7, 7), (2, 2, 7, 7), (2, 2, 7, 7)]
+
+
+def test_the_ratio_makes_both_pull_alike() -> None:
+    last = torch.nn.Conv2d(3, 3, 3)
+    y = last(grainy(0.1, 0))
+    strong, weak = 5 * y.square().mean(), 0.01 * y.abs().mean()
+    weight = gradient_ratio(strong, weak, last.weight)
+    pulls = [
+        torch.autograd.grad(v, last.weight, retain_graph=True)[0].norm() for v in (strong, weight * weak)
+    ]
+    assert pulls[0].item() == pytest.approx(pulls[1].item(), rel=1e-4)
+    assert not weight.requires_grad
+    assert gradient_ratio(strong, 0 * weak, last.weight).isfinite()
+
+
+LITTLE = "autoencoder.discriminator.network={in_channels: 3, width: 4, num_scales: 2, num_layers: 1}"
+
+
+def scalars(root: Path, name: str) -> list[float]:
+    """A column of the run's CSV files, one for each time it was started, where it has a value."""
+    logs = sorted((root / "csv").glob("version_*/metrics.csv"))
+    assert logs
+    rows = [row for log in logs for row in csv.DictReader(log.read_text(encoding="utf-8").splitlines())]
+    return [float(row[name]) for row in rows if row.get(name)]
+
+
+def test_realism_trains_beside_a_discriminator(
+    make_tiny_run: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    on = ("autoencoder.gan=0.5", "autoencoder.texture_weight=0.1", "autoencoder.gan_ramp_steps=2", LITTLE)
+    assert train.main(make_tiny_run(3, *on, "train.log_every=1", "name=on", "train.val_every=3")) == 0
+    run = tmp_path / "pairs/runs/on"
+    weights = scalars(run, "train/gan_weight")
+    assert len(weights) == 3 and all(w > 0 for w in weights)
+    losses = scalars(run, "train/discriminator/loss")
+    assert len(losses) == 3 and len(set(losses)) == 3
+    assert len(scalars(run, "train/texture")) == 3 and len(scalars(run, "valid/texture")) == 1
+    assert train.main(make_tiny_run(3, "train.log_every=1", "name=off")) == 0
+    assert not scalars(tmp_path / "pairs/runs/off", "train/gan_weight")
+
+
+def test_a_stopped_run_goes_on_with_its_discriminator(
+    make_tiny_run: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    on = ("autoencoder.gan=0.5", LITTLE, "train.log_every=1", "train.precision=32-true")
+    assert train.main(make_tiny_run(6, *on, "name=whole")) == 0
+    assert train.main(make_tiny_run(3, *on, "name=parts")) == 0
+    assert train.main(make_tiny_run(6, *on, "name=parts")) == 0
+    for name in ("train/discriminator/loss", "train/loss"):
+        whole, parts = (scalars(tmp_path / "pairs/runs" / run, name) for run in ("whole", "parts"))
+        assert parts[-3:] == whole[-3:]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("autoencoder.gan=-1", "autoencoder.gan: got -1"),
+        ("autoencoder.discriminator.network.in_channels=6", "in_channels: got 6, expected 3"),
+    ],
+)
+def test_settings_that_cannot_be_are_told(
+    make_tiny_run: Callable[..., list[str]], setting: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main(make_tiny_run(1, setting)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_discriminator_is_told(
+    make_tiny_run: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        train.main(make_tiny_run(1, "autoencoder.gan=1", "autoencoder.discriminator.init=no.safetensors"))
+        == 2
+    )
+    assert "autoencoder.discriminator.init: no.safetensors not found" in capsys.readouterr().err
