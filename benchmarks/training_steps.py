@@ -29,9 +29,9 @@ from ldm.autoencoder import DiagonalGaussian
 from ldm.device import choose_device
 from ldm.schedule import predict_x0, q_sample
 from ldm.unet import ResBlock
-from muti_control.config import LossesConfig
 from muti_control.decoding import SUMMED, with_gradient
 from muti_control.ema import Ema
+from muti_control.loss_config import LossesConfig
 from muti_control.patchgan import PatchGan, PatchGanConfig
 from muti_control.picture_losses import PictureLosses, Pictures, Shown
 from muti_control.pipnet.network import PipNet, PipNetConfig

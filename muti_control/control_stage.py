@@ -18,11 +18,12 @@ from cldm.texture import Texture
 from data.paired import PairedDataset
 from ldm.checkpoint import git_revision
 from ldm.schedule import predict_x0
-from muti_control.config import ExperimentConfig, LossesConfig
+from muti_control.config import ExperimentConfig
 from muti_control.decoding import SUMMED, gated_rows, with_gradient
 from muti_control.diffusion_stages import DiffusionStage, Predicted
 from muti_control.landmark_condition import PairLandmarks
 from muti_control.latents import LatentPairs
+from muti_control.loss_config import LossesConfig
 from muti_control.loss_weights import NOISE, LossWeights, gradient_norms
 from muti_control.partial_condition import with_missing_bone
 from muti_control.picture_losses import Pictures, Shown, build_losses

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.config import ConfigError
-from muti_control.config import LossesConfig
 from muti_control.decoding import Judged, judge
+from muti_control.loss_config import LossesConfig
 from muti_control.patchgan import PatchGan, judged, lsgan_discriminator, lsgan_generator, scores_of
 from muti_control.pipnet.reader import LandmarkReader
 

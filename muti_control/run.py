@@ -21,8 +21,9 @@ from ldm.config import ConfigError
 from muti_control.build import build_stage, check_files
 from muti_control.callbacks import SIGNALS, SaveLast, tell
 from muti_control.checkpoints import LAST, BestCheckpoints, read_run
-from muti_control.config import ExperimentConfig, LossesConfig
+from muti_control.config import ExperimentConfig
 from muti_control.first import end_with_parent
+from muti_control.loss_config import LossesConfig
 from muti_control.stage import Stage
 from muti_control.trainer import build_trainer, check_machine
 from muti_control.turns import odd_settings

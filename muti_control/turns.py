@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from muti_control.config import OptimConfig
+from muti_control.optim_config import OptimConfig
 
 
 def learning_rate_factor(step: int, cfg: OptimConfig, max_steps: int) -> float:

@@ -18,8 +18,9 @@ import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
-from muti_control.config import ExperimentConfig, OptimConfig
+from muti_control.config import ExperimentConfig
 from muti_control.draws import EndlessBatches
+from muti_control.optim_config import OptimConfig
 from muti_control.ranks import average_gradients, gather, largest, layout
 from muti_control.stage import Stage
 from muti_control.trainer import build_trainer

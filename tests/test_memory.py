@@ -19,8 +19,9 @@ from ldm.checkpoint import read_state_dict, write_state_dict
 from ldm.config import ConfigError
 from ldm.latent_diffusion import ModelConfig
 from muti_control.activations import StepSizes, measure
-from muti_control.config import DataConfig, ExperimentConfig, OptimConfig, TrainConfig
+from muti_control.config import DataConfig, ExperimentConfig, TrainConfig
 from muti_control.memory import GB, SPARE, MemoryConfig, Plan, choose, predicted_bytes
+from muti_control.optim_config import OptimConfig
 from muti_control.run import Training, prepare
 
 

@@ -17,9 +17,10 @@ from cldm.sampling import SamplingConfig
 from ldm.latent_diffusion import LandmarkConfig, ModelConfig
 from ldm.schedule import predict_x0
 from muti_control.build import build_stage
-from muti_control.config import DataConfig, DiscriminatorConfig, ExperimentConfig, LossesConfig, TrainConfig
+from muti_control.config import DataConfig, ExperimentConfig, TrainConfig
 from muti_control.control_stage import ControlStage
 from muti_control.decoding import gated_rows, judge, with_gradient
+from muti_control.loss_config import DiscriminatorConfig, LossesConfig
 from muti_control.loss_weights import LossWeights, gradient_norms
 from muti_control.patchgan import PatchGan, PatchGanConfig, judged
 from muti_control.picture_losses import feature_matching, landmark_error

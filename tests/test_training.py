@@ -23,9 +23,10 @@ from data.manifest import ManifestError
 from ldm.checkpoint import read_state_dict, write_state_dict
 from ldm.config import ConfigError
 from ldm.latent_diffusion import ModelConfig
-from muti_control.config import DataConfig, ExperimentConfig, OptimConfig, TrainConfig, load_experiment
+from muti_control.config import DataConfig, ExperimentConfig, TrainConfig, load_experiment
 from muti_control.draws import EndlessBatches, generator
 from muti_control.ema import Ema
+from muti_control.optim_config import OptimConfig
 from muti_control.pictures import energy_distance, psnr, rank_one
 from muti_control.run import prepare
 from muti_control.turns import learning_rate_factor

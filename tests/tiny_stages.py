@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from muti_control.config import ExperimentConfig, OptimConfig, TrainConfig
+from muti_control.config import ExperimentConfig, TrainConfig
+from muti_control.optim_config import OptimConfig
 from muti_control.stage import Stage
 from muti_control.trainer import build_trainer
 from muti_control.turns import Turn
