@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from cldm.controlnet import ControlNet
+from ldm.autoencoder import AutoencoderKL
 from ldm.latent_diffusion import ModelConfig
 from ldm.unet import UNetModel
 
@@ -114,6 +115,22 @@ def _activations(
         with second.counting(), _largest(unet.output_blocks, second) as two:
             F.mse_loss(unet(x, t, context, residuals), torch.empty_like(x))
     return (first.bytes, one[0]), (second.bytes, two[0])
+
+
+def measure_decoder(cfg: ModelConfig) -> Activations:
+    """Of the autoencoder's decoder, for one picture of ``cfg.image_size``."""
+    with torch.device("meta"), _FusedAttention():
+        decoder = AutoencoderKL(cfg.first_stage).requires_grad_(False).decoder
+        kept = []
+        for recompute in (False, True):
+            decoder.recompute(recompute)
+            counted = _Kept(decoder.parameters())
+            blocks = [decoder.mid, *(block for level in decoder.up for block in level.block)]
+            z = torch.empty(1, *cfg.latent_shape, requires_grad=True)
+            with counted.counting(), _largest(blocks, counted) as largest:
+                decoder(z).sum()
+            kept.append((counted.bytes, largest[0]))
+    return Activations(kept[0][0], kept[1][0], kept[0][1])
 
 
 @contextmanager

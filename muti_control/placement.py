@@ -7,11 +7,17 @@ import torch
 from cldm.controlled import ControlledLatentDiffusion
 from ldm.compiled import check_compiler, compile_blocks
 from ldm.config import ConfigError
-from muti_control.activations import measure
+from ldm.latent_diffusion import ModelConfig
+from muti_control.activations import measure, measure_decoder
 from muti_control.config import ExperimentConfig
 from muti_control.first import is_first
-from muti_control.memory import MemoryConfig, Plan, choose
+from muti_control.memory import AUTOCAST_SHARE, MemoryConfig, Plan, choose
+from muti_control.patchgan import PatchGan
 from muti_control.trainer import pick_precision
+
+JUDGES_BYTES = (
+    100_000_000  # activations of discriminator and landmark network for a face of 256 px, about, and weights
+)
 
 
 def arrange(cfg: ExperimentConfig, model: ControlledLatentDiffusion) -> Plan:
@@ -35,7 +41,7 @@ def arrange(cfg: ExperimentConfig, model: ControlledLatentDiffusion) -> Plan:
             cfg.train.batch_size,
             cfg.train.accumulate,
             measure(model.cfg) if given.card else None,
-            _other_bytes(model),
+            _other_bytes(model) + (picture_bytes(cfg, model.cfg, mixed) if given.card else 0),
             mixed,
         )
         if plan.compile:
@@ -63,6 +69,20 @@ def arrange(cfg: ExperimentConfig, model: ControlledLatentDiffusion) -> Plan:
     if plan.compile:
         compile_blocks(model)
     return plan
+
+
+def picture_bytes(cfg: ExperimentConfig, model: ModelConfig, mixed: bool) -> int:
+    """Of what the losses of decoded faces need: a chunk's activations, the judges, the discriminator's optimizer."""
+    losses = cfg.losses
+    if not losses.on:
+        return 0
+    decoder = measure_decoder(model)
+    share = AUTOCAST_SHARE if mixed else 1.0
+    one = share * (decoder.kept + decoder.block if losses.recompute else decoder.all) + JUDGES_BYTES
+    with torch.device("meta"):
+        weights = sum(p.numel() for p in PatchGan(losses.discriminator.network).parameters())
+    trained = 16 * weights if losses.gan or losses.fm else 0
+    return int(trained + min(losses.chunk, losses.sub_batch, cfg.train.batch_size) * one)
 
 
 def _other_bytes(model: ControlledLatentDiffusion) -> int:

@@ -15,13 +15,16 @@ import tool_add_control
 from cldm.controlled import SD15_CONFIG, ControlledLatentDiffusion, load_model_config, model_metadata
 from cldm.sampling import SamplingConfig
 from data.pack import pack
+from ldm.autoencoder import AutoencoderKL
 from ldm.checkpoint import read_state_dict, write_state_dict
 from ldm.config import ConfigError
 from ldm.latent_diffusion import ModelConfig
-from muti_control.activations import StepSizes, measure
+from muti_control.activations import StepSizes, measure, measure_decoder
 from muti_control.config import DataConfig, ExperimentConfig, TrainConfig
+from muti_control.loss_config import LossesConfig
 from muti_control.memory import GB, SPARE, MemoryConfig, Plan, choose, predicted_bytes
 from muti_control.optim_config import OptimConfig
+from muti_control.placement import picture_bytes
 from muti_control.run import Training, prepare
 
 
@@ -197,3 +200,36 @@ def test_a_pack_trains_like_its_folder(control: Callable[..., Training], tmp_pat
     assert kept
     rows = [[[line.split(",")[k] for k in kept] for line in curve[1:]] for curve in curves]
     assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_decoders_activations_are_those_that_are_kept(tiny_config: ModelConfig, recompute: bool) -> None:
+    decoder = AutoencoderKL(tiny_config.first_stage).requires_grad_(False).decoder
+    decoder.recompute(recompute)
+    own = {p.untyped_storage().data_ptr() for p in decoder.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def pack_(value: Tensor) -> Tensor:
+        if value.untyped_storage().data_ptr() not in own:
+            kept[value.untyped_storage().data_ptr()] = value
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(pack_, lambda value: value):
+        decoder(torch.randn(1, *tiny_config.latent_shape, requires_grad=True)).sum()
+    counted = measure_decoder(tiny_config)
+    expected = sum(value.untyped_storage().nbytes() for value in kept.values())
+    assert (counted.kept if recompute else counted.all) == pytest.approx(expected, rel=0.03)
+    assert 0 < counted.block < counted.all and counted.kept < counted.all
+
+
+def test_losses_of_decoded_faces_count(tiny_config: ModelConfig) -> None:
+    cfg = ExperimentConfig(stage="control", train=TrainConfig(batch_size=8))
+    assert picture_bytes(cfg, tiny_config, False) == 0
+    cfg.losses = LossesConfig(lm=0.3, chunk=1, recompute=False)
+    one = picture_bytes(cfg, tiny_config, False)
+    cfg.losses.chunk = 4
+    assert picture_bytes(cfg, tiny_config, False) == pytest.approx(4 * one, rel=1e-6)
+    cfg.losses.recompute = True
+    assert picture_bytes(cfg, tiny_config, False) < 4 * one
+    cfg.losses.gan = 0.1
+    assert picture_bytes(cfg, tiny_config, False) > 16 * 5_535_618

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from cldm.sampling import SamplingConfig
-from ldm.latent_diffusion import LandmarkConfig, ModelConfig
+from ldm.latent_diffusion import ControlConfig, LandmarkConfig, ModelConfig, TextureConfig
 from ldm.schedule import predict_x0
 from muti_control.build import build_stage
 from muti_control.config import DataConfig, ExperimentConfig, TrainConfig
@@ -42,12 +45,24 @@ def write_reader(path: Path, role: str = "face") -> Path:
     return path
 
 
+def lend_exemplars(root: Path, *splits: str) -> None:
+    """Every pair's style is that of one picture of noise."""
+    noise = np.random.default_rng(0).integers(80, 256, (64, 64)).astype(np.uint8)
+    Image.fromarray(noise).save(root / "pairedCS/craniofacial/style.png")
+    for split in splits:
+        path = root / "split_data" / f"{split}.json"
+        lines = [json.loads(line) | {"texture": "style.png"} for line in path.read_text().splitlines()]
+        path.write_text("\n".join(map(json.dumps, lines)))
+
+
 @pytest.fixture
 def stage_of(tiny_config: ModelConfig, tmp_path: Path) -> MakeStage:
     """stage_of(gan=1.0, ...): every branch, no zero layer, the noise loss off, all samples decoded."""
     root = write_landmark_pairs(tmp_path / "pairs", train=4, valid=2)
+    lend_exemplars(root, "train", "valid")
     reader = write_reader(tmp_path / "reader.safetensors")
     tiny_config.control.landmarks = LandmarkConfig(num_points=len(LAYOUT), widths=[8])
+    tiny_config.control.texture = TextureConfig(patch_size=9, num_patches=8, width=8)
 
     def build(fresh: bool = False, **losses: Any) -> ControlStage:
         settings = {
@@ -67,7 +82,7 @@ def stage_of(tiny_config: ModelConfig, tmp_path: Path) -> MakeStage:
             losses=LossesConfig(**settings | losses),
             sampling=SamplingConfig(control_scales=[1.0]),
         )
-        cfg.landmarks.dropout = 0.0
+        cfg.landmarks.dropout = cfg.texture.dropout = 0.0
         stage = build_stage(cfg)
         assert isinstance(stage, ControlStage)
         with torch.no_grad():
@@ -106,7 +121,8 @@ def test_every_trained_tensor_learns_from_every_loss_and_no_frozen_one(
     stage_of: MakeStage, term: str, real: str
 ) -> None:
     stage = stage_of(**{term: 1.0}, real=real)
-    assert set(stage.net.control_model.branches) == {"landmarks"}
+    known = {field.name for field in fields(ControlConfig) if field.default is None}
+    assert set(stage.net.control_model.branches) == known, "give this test's model the new branch too"
     for name, grad in gradients(stage).items():
         if name.startswith("control_model."):
             assert grad is not None and torch.isfinite(grad).all() and grad.abs().max() > 0, name
