@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from data.biometrics import Biometrics, BiometricsError, prompt
 from data.images import IMAGE_SUFFIXES, ImageError, read_image
 from data.manifest import SKULL_FOLDERS, Record, read_manifest
+from data.partial import PartialError, remove_bone
 
 MANIFEST_SUFFIXES = (".json", ".jsonl")
 _T = TypeVar("_T")
@@ -64,6 +66,7 @@ class Case:
     """One skull to reconstruct. ``name`` is unique among the cases of a run and safe as a file name.
 
     seed_offset: added to the seeds of the run, where cases shall not share their noise. landmarks_path: of the face.
+    texture_path: exemplar of the skin's look. missing: region of bone (of ``data.partial``) that is taken away.
     """
 
     name: str
@@ -73,6 +76,13 @@ class Case:
     ethnicity_given: bool = True
     seed_offset: int = 0
     landmarks_path: Path | None = None
+    texture_path: Path | None = None
+    missing: str | None = None
+
+    @property
+    def missing_seed(self) -> int:
+        """Of the edge where bone is missing: a function of the name alone."""
+        return zlib.crc32(self.name.encode())
 
     @property
     def prompt(self) -> str:
@@ -127,9 +137,25 @@ def cases_of(records: Sequence[Record]) -> list[Case]:
             record.face_path,
             record.ethnicity_given,
             landmarks_path=record.landmarks_path,
+            texture_path=record.texture_path,
         )
         for name, record in zip(names, records, strict=True)
     ]
+
+
+def read_skull(case: Case, size: int) -> np.ndarray:
+    """The skull of a case, (size, size, 3) float32 in [0, 1], black where its bone is missing.
+
+    Raises:
+        ImageError: it cannot be read. PartialError: no skull is in it to take bone from; both name the file.
+    """
+    picture, _ = read_image(case.skull_path, size)
+    if case.missing is None:
+        return picture
+    try:
+        return remove_bone(picture, case.missing, case.missing_seed)
+    except PartialError as error:
+        raise PartialError(f"{case.skull_path}: {error}") from error
 
 
 def check_pictures(cases: list[Case], size: int) -> dict[Path, str]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cldm.branches import Landmarks
 from cldm.controlled import ControlledLatentDiffusion
-from data.cases import Case
+from data.cases import Case, read_skull
 from data.images import read_image, write_png
 from data.landmarks import (
     fractions_of,
@@ -209,7 +209,7 @@ def picture_name(case: Case) -> str:
 
 def write_landmarks(folder: Path, case: Case, source: CaseLandmarks, face: Path, size: int) -> None:
     """Write a case's landmarks, in px of its skull picture, and a picture of them over the skull and its face."""
-    skull = torch.from_numpy(read_image(case.skull_path, size)[0]).permute(2, 0, 1)[None]
+    skull = torch.from_numpy(read_skull(case, size)).permute(2, 0, 1)[None]
     found = source.of([case], skull)
     points = pixels_of(found.points[0].numpy(), picture_size(case.skull_path))
     content: dict[str, Any] = {

@@ -12,6 +12,7 @@ from cldm.record import RECORD
 from cldm.sampling import SamplingConfig
 from data.cases import Case
 from muti_control.case_landmarks import CaseLandmarks, landmarks_name, picture_name
+from muti_control.case_textures import CaseTextures
 from muti_control.guidance import Guidance
 from muti_control.processes import Team
 
@@ -51,7 +52,7 @@ class Job:
     max_sheets: contact sheets at most, of twelve cases each.
     hashes: sha256 of every skull and true face, by its path.
     weights: file name, sha256 and step. environment: of ``cldm.record``. config: the resolved settings as YAML.
-    manifest: its path and sha256, where the skulls come from one. landmarks: where the faces' landmarks come from.
+    manifest: its path and sha256, where the skulls come from one. landmarks, textures: where the faces' come from.
     guidance: what moves the samples, if anything does.
     remarks: what the user should know of the settings. team: the processes that share the work;
     notes, hashes, weights and folder are known to the first of them, until ``reconstruct_cases`` tells the others.
@@ -72,6 +73,7 @@ class Job:
     manifest: Mapping[str, str] | None = None
     landmarks: CaseLandmarks | None = None
     guidance: Guidance | None = None
+    textures: CaseTextures | None = None
     remarks: Sequence[str] = ()
     team: Team = field(default_factory=Team)
 

@@ -14,12 +14,14 @@ from cldm.record import check_overwriting, claim_folder, environment, latest_fol
 from cldm.sampling import SamplingConfig
 from cldm.spacing import spaced_timesteps
 from data.cases import MANIFEST_SUFFIXES, Known, check_pictures, find_cases
+from data.partial import REGIONS
 from data.shards import picture_sha256
 from ldm.checkpoint import sha256
 from ldm.compiled import check_compiler, compile_blocks
 from ldm.config import parse_command_line, to_yaml
 from ldm.device import choose_device, choose_precision
 from muti_control.case_landmarks import Given, choose_landmarks
+from muti_control.case_textures import choose_textures
 from muti_control.guidance import GuidanceConfig, load_guidance
 from muti_control.job import Job, RunFolder
 from muti_control.processes import find_team
@@ -42,6 +44,8 @@ class SampleConfig:
     landmarks: for weights with a landmark branch: auto (read off the skull), none, or a file of points in px of the
     skull picture, or a folder of them, such as an earlier run wrote and you have edited. landmark_weights: the network
     that reads them off skulls.
+    texture: for weights with a texture branch: a face whose look of the skin (and nothing else) is wanted; auto (what a
+    manifest names, else none) or none. missing: bone to take away first: mandible, vault, left or right.
     weights: checkpoint. model: YAML of its architecture, where the file does not carry it.
     device: auto, cpu, cuda, cuda:1, mps. precision: auto (bf16 where the device
         computes in it, else fp32), fp32, bf16, fp16.
@@ -66,6 +70,8 @@ class SampleConfig:
     seed: int = 0
     landmarks: str = "auto"
     landmark_weights: str = SKULL_LANDMARKS
+    texture: str = "auto"
+    missing: str | None = None
     weights: str = DEMO_WEIGHTS
     model: str | None = None
     device: str = "auto"
@@ -91,8 +97,15 @@ class SampleConfig:
             raise ValueError(
                 "overwrite=true replaces an earlier run and resume=true continues it; give one of them"
             )
+        check_missing(self.missing)
         self.sampling.validate()
         self.guidance.validate()
+
+
+def check_missing(region: str | None) -> None:
+    """Raises ValueError for what is no region of the skull."""
+    if region is not None and region not in REGIONS:
+        raise ValueError(f"missing: got {region!r}, expected one of {', '.join(REGIONS)}")
 
 
 def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
@@ -115,7 +128,7 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
     known = Known(cfg.sex, cfg.age, cfg.ethnicity, cfg.body_mass)
     skull = shipped(DEMO_SKULLS) if cfg.skull is None else Path(cfg.skull)
     limit = DEMO_LIMIT if cfg.skull is None and cfg.limit is None else cfg.limit
-    cases = find_cases(skull, known, cfg.images_dir, limit)
+    cases = [replace(case, missing=cfg.missing) for case in find_cases(skull, known, cfg.images_dir, limit)]
     pictures = {path for case in cases for path in (case.skull_path, case.face_path) if path is not None}
     folder = _folder(cfg, skull)
     earlier = claim_folder(folder, cfg.overwrite, cfg.resume) if team.is_first else None
@@ -127,6 +140,7 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
     skull_landmarks = shipped(cfg.landmark_weights)
     landmarks, remark = choose_landmarks(cfg.landmarks, skull_landmarks, cases, model)
     guidance = load_guidance(shipped_networks(cfg.guidance), model, cases, landmarks, skull_landmarks)
+    textures, of_texture = choose_textures(cfg.texture, cases, model)
     job = Job(
         model=model,
         cases=cases,
@@ -145,7 +159,8 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
         manifest=_manifest(skull),
         landmarks=landmarks,
         guidance=guidance,
-        remarks=[] if remark is None else [remark],
+        textures=textures,
+        remarks=[told for told in (remark, of_texture) if told is not None],
         team=team,
     )
     if not team.is_first:
@@ -156,6 +171,7 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
     inputs += [Path(cfg.model)] if cfg.model is not None else []
     inputs += landmarks.files.values() if isinstance(landmarks, Given) else []
     inputs += [] if guidance is None else guidance.inputs
+    inputs += [path for case in cases if textures is not None and (path := textures.path(case)) is not None]
     written = [folder / file for file in job.files if file not in job.folder.done]
     check_overwriting(job.folder.outdated, written, inputs)
     return job

@@ -21,9 +21,11 @@ from cldm.controlled import ControlledLatentDiffusion
 from cldm.record import RECORD, write_json
 from cldm.sampling import SamplingConfig, reconstruct
 from cldm.spgd import Guide
-from data.images import read_image, write_png
+from data.cases import read_skull
+from data.images import write_png
 from data.sheet import NOTICE
 from muti_control.case_landmarks import CaseLandmarks, write_landmarks
+from muti_control.case_textures import CaseTextures
 from muti_control.job import Draw, Job, face_name
 from muti_control.pipeline import WriteBehind, read_ahead
 from muti_control.run_record import TEXT_KEY, add_hashes, face_text, run_record, write_sheet
@@ -68,9 +70,10 @@ def read_skulls(draws: Sequence[Draw], size: int, pin: bool = False) -> Tensor:
 
     pin: in page-locked memory, from where a GPU copies without stopping the program.
     """
-    paths = {case.skull_path for case, _, _ in draws}
-    pictures = {path: read_image(path, size)[0] for path in paths}
-    skulls = np.stack([pictures[case.skull_path] for case, _, _ in draws])  # (B, H, W, 3)
+    pictures = {
+        case.name: read_skull(case, size) for case in {case.name: case for case, _, _ in draws}.values()
+    }
+    skulls = np.stack([pictures[case.name] for case, _, _ in draws])  # (B, H, W, 3)
     tensor = torch.from_numpy(skulls).permute(0, 3, 1, 2)
     return tensor.pin_memory() if pin else tensor
 
@@ -83,12 +86,13 @@ def draw_faces(
     progress: Callable[[int, int], None] | None = None,
     landmarks: CaseLandmarks | None = None,
     guide: Guide | None = None,
+    textures: CaseTextures | None = None,
 ) -> DrawnFaces:
     """Draw one batch of faces. Each depends on its own skull, prompt and seed, not on the batch.
 
     Args:
         draws: of ``Job.draws``. skulls: of :func:`read_skulls`.
-        progress: called as (steps done, steps in all). landmarks: where the faces' landmarks come from.
+        progress: called as (steps done, steps in all). landmarks, textures: where the faces' come from.
         guide: of this batch.
     """
     cases = [case for case, _, _ in draws]
@@ -100,6 +104,7 @@ def draw_faces(
         sampling,
         landmarks=None if landmarks is None else landmarks.of(cases, skulls),
         guide=guide,
+        texture=None if textures is None else textures.of(cases),
         progress=progress,
         on_device=True,
     )  # (B, 3, H, W) in [0, 1]
@@ -198,7 +203,9 @@ def _draw_share(job: Job, advance: Callable[[int], None] | None) -> None:
             guide = None
             if job.guidance is not None:
                 guide = job.guidance.of(job.model, [case for case, _, _ in batch], skulls)
-            faces = draw_faces(job.model, batch, skulls, job.sampling, step, job.landmarks, guide)
+            faces = draw_faces(
+                job.model, batch, skulls, job.sampling, step, job.landmarks, guide, job.textures
+            )
             for i, draw in enumerate(batch):
                 if face_name(*draw[:2]) not in done:
                     writers.put(_write_face, job, draw, faces, i)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from cldm.record import FORMAT
 from data.biometrics import describe
-from data.cases import Case
+from data.cases import Case, read_skull
 from data.images import read_image, to_uint8, write_png
 from data.sheet import NOTICE, SheetRow, contact_sheet
 from ldm.checkpoint import sha256
@@ -34,7 +34,9 @@ def run_record(job: Job) -> dict[str, Any]:
             else {"path": str(case.face_path), "sha256": job.hashes[case.face_path]},
             "biometrics": None if case.biometrics is None else asdict(case.biometrics),
             "prompt": case.prompt,
+            "missing_bone": _missing(case),
             "landmarks": None if job.landmarks is None else job.landmarks.describe(case),
+            "texture": None if job.textures is None else job.textures.describe(case),
             "faces": [
                 {"file": face_name(case, k), "seed": seed + case.seed_offset}
                 for k, seed in enumerate(job.seeds)
@@ -67,7 +69,9 @@ def face_text(job: Job, case: Case, seed: int) -> dict[str, Any]:
         "notice": NOTICE,
         "skull": {"file": case.skull_path.name, "sha256": job.hashes[case.skull_path]},
         "prompt": case.prompt,
+        **({} if case.missing is None else {"missing_bone": _missing(case)}),
         **({} if job.landmarks is None else {"landmarks": job.landmarks.describe(case)}),
+        **({} if job.textures is None else {"texture": job.textures.describe(case)}),
         "seed": seed,
         "sampling": asdict(job.sampling),
         **({} if job.guidance is None else {"guidance": job.guidance.describe()}),
@@ -75,6 +79,10 @@ def face_text(job: Job, case: Case, seed: int) -> dict[str, Any]:
         "environment": {key: job.environment.get(key) for key in ("iccr_diff", "git", "torch")}
         | {"device": job.model.device.type, "precision": job.environment["precision"]},
     }
+
+
+def _missing(case: Case) -> dict[str, Any] | None:
+    return None if case.missing is None else {"region": case.missing, "seed": case.missing_seed}
 
 
 def add_hashes(record: dict[str, Any], folder: Path) -> None:
@@ -115,7 +123,7 @@ def _sheet_row(job: Job, case: Case) -> SheetRow:
     return SheetRow(
         title=case.name,
         detail=describe(person) if person else "nothing known of the person",
-        skull=to_uint8(read_image(case.skull_path, size)[0]),
+        skull=to_uint8(read_skull(case, size)),
         faces=faces,
         face_labels=[f"seed {seed + case.seed_offset}" for seed in job.seeds],
         truth=None if case.face_path is None else to_uint8(read_image(case.face_path, size)[0]),

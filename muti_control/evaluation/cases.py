@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.images import write_png
+from data.cases import read_skull
+from data.images import to_uint8, write_png
 from muti_control.evaluation.faces import read_grey
 from muti_control.evaluation.inputs import Inputs
 from muti_control.evaluation.measuring import Judged
@@ -65,6 +66,10 @@ def _pictures(
     for role, label, path, caption in sources:
         if path is not None:
             target = f"{CASES}/{name}_{role}.png"
-            write_png(folder / target, read_grey(path, inputs.size))
+            if role == "skull":
+                shown = to_uint8(read_skull(inputs.probe_cases[probe], inputs.size).mean(axis=2))
+            else:
+                shown = read_grey(path, inputs.size)
+            write_png(folder / target, shown)
             found.append(CasePicture(role, label, target, caption))
     return found

@@ -8,7 +8,7 @@ from pathlib import Path
 from cldm.sampling import SamplingConfig
 from muti_control.evaluation.features import DISTANCES, FEATURE_SIZE
 from muti_control.evaluation.registry import METHODS
-from muti_control.preparation import SKULL_LANDMARKS
+from muti_control.preparation import SKULL_LANDMARKS, check_missing
 
 RECOGNISERS = ("dlib", "landmarks", "picture")
 LANDMARKS = ("auto", "none", "known")
@@ -52,6 +52,9 @@ class EvaluateConfig:
     bootstrap: draws of probes behind each interval.
     landmarks: what models with a landmark branch are shown: auto (read off the skull by ``landmark_weights``), none, or
         known (the true ones of the data, which nobody has in practice: what better landmarks could be worth).
+    texture: what models with a texture branch are shown: auto (the exemplar that the manifest names: another person's
+        face of the same style), none, or a picture for all. missing: bone that is taken away from every probe's skull
+        (mandible, vault, left, right).
     device, precision, devices, batch_size, sampling: as for sample.py.
     out: folder of all runs; this one goes to OUT/NAME. cache: file of what the recognisers saw before.
     resume: continue this run where it broke off. overwrite: replace an earlier one.
@@ -85,6 +88,8 @@ class EvaluateConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     landmarks: str = "auto"
     landmark_weights: str = SKULL_LANDMARKS
+    texture: str = "auto"
+    missing: str | None = None
     device: str = "auto"
     precision: str = "auto"
     devices: str = "1"
@@ -105,6 +110,7 @@ class EvaluateConfig:
         if self.size % FEATURE_SIZE:
             raise ValueError(f"size: got {self.size}, expected a multiple of {FEATURE_SIZE}, such as 256")
         self._check_names()
+        check_missing(self.missing)
         if self.overwrite and self.resume:
             raise ValueError("overwrite=true replaces a run and resume=true continues it; give one of them")
         if self.mapping is not None and self.faces is None:

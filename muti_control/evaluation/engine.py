@@ -11,6 +11,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from cldm.record import environment
+from data.cases import cases_of
 from data.shards import picture_sha256
 from data.sheet import NOTICE
 from muti_control.evaluation.cases import choose_cases
@@ -214,8 +215,8 @@ def _strangeness(
     try:
         if not inputs.trained_on:
             raise OddityError(f"{inputs.root} has no training list; data.trained_on=MANIFEST names another")
-        train = small_skulls(inputs.trained_on, inputs.size, progress.advance)
-        probes = small_skulls(inputs.probes, inputs.size, progress.advance)
+        train = small_skulls(cases_of(inputs.trained_on), inputs.size, progress.advance)
+        probes = small_skulls(inputs.probe_cases, inputs.size, progress.advance)
         scores, found = score_skulls(probes, train, [record.subject for record in inputs.trained_on], seed)
     except OddityError as error:
         missing = NotRun("ood", "out-of-distribution score", str(error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def read_inputs(cfg: EvaluateConfig) -> Inputs:
     if cfg.data.trained_on is not None:
         trained_on = read_manifest(cfg.data.trained_on)
         _check_strangers(trained_on, gallery, cfg)
-    cases = cases_of(gallery)
+    cases = [replace(case, missing=cfg.missing) for case in cases_of(gallery)]
     size = cfg.size or _common_size(gallery, cfg.split)
     check_pictures(list(cases), size)
     rows = probe_rows(len(gallery), cfg.num, cfg.seed)
@@ -216,4 +216,8 @@ def _remarks(cfg: EvaluateConfig, gallery: int, probes: int, train: int) -> list
         remarks.append(f"Baselines learn from {cfg.train_limit} of {train} training pairs (train_limit).")
     if cfg.split != "test":
         remarks.append(f"The split is {cfg.split}: choices are made on it, so its figures flatter.")
+    if cfg.missing is not None:
+        remarks.append(
+            f"Every probe's skull was shown without bone ({cfg.missing}), to the model and to the baselines."
+        )
     return remarks

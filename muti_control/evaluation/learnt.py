@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.images import write_png
+from data.cases import Case, read_skull
+from data.images import to_uint8, write_png
 from data.manifest import Record
 from muti_control.evaluation.baselines import (
     Ridge,
@@ -50,9 +51,10 @@ class Pairs:
         return cls(records, np.stack(skulls), np.stack(faces))
 
 
-def skull_features(records: Sequence[Record], size: int) -> Floats:
-    """(N, D) of skulls alone."""
-    return np.stack([_feature(record.skull_path, size) for record in records])
+def skull_features(cases: Sequence[Case], size: int) -> Floats:
+    """(N, D) of skulls alone, less the bone that is missing. Raises: ImageError, PartialError."""
+    pictures = (to_uint8(read_skull(case, size).mean(axis=2)) for case in cases)
+    return np.stack([picture_features(picture[None].astype(np.float32) / 255)[0] for picture in pictures])
 
 
 def _feature(path: Path, size: int) -> Floats:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data.manifest import Record
-from muti_control.evaluation.faces import read_grey
+from data.cases import Case, read_skull
+from data.images import to_uint8
 from muti_control.evaluation.features import picture_features
 from muti_control.evaluation.results import OutOfDistribution
 
@@ -112,11 +112,11 @@ def _both(rows: Floats, train: Floats) -> Floats:
     return np.stack([Density.fit(train).distances(rows), nearest_distances(rows, train)])
 
 
-def small_skulls(records: Sequence[Record], size: int, advance: Callable[[int], None]) -> Floats:
-    """Features (N, D) of skull pictures brought to ``size`` px first. Raises: ImageError."""
+def small_skulls(cases: Sequence[Case], size: int, advance: Callable[[int], None]) -> Floats:
+    """Features (N, D) of skull pictures brought to ``size`` px first. Raises: ImageError, PartialError."""
     rows = []
-    for record in records:
-        picture = read_grey(record.skull_path, size)[None].astype(np.float32) / 255
+    for case in cases:
+        picture = to_uint8(read_skull(case, size).mean(axis=2))[None].astype(np.float32) / 255
         rows.append(picture_features(picture, SIDE)[0])
         advance(1)
     return np.stack(rows)

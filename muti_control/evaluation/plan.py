@@ -136,9 +136,11 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Plan:
     donors = shuffled_donors(inputs.probes, inputs.gallery, inputs.train, cfg.seed)
     known = {r.skull_path: r for r in (*donors.records, *inputs.gallery) if r is not None}
     landmarks = ShownLandmarks(cfg.landmarks, shipped(cfg.landmark_weights), known)
-    weights = {name: Weights.look(path, landmarks) for name, path in paths.items()}
+    shown_to = (landmarks, cfg.texture, inputs.probe_cases)
+    weights = {name: Weights.look(path, *shown_to) for name, path in paths.items()}
     if shown := [name for name, found in weights.items() if found.shown_landmarks]:
         inputs = replace(inputs, remarks=(*inputs.remarks, landmarks.remark(shown)))
+    inputs = replace(inputs, remarks=(*inputs.remarks, *_of_texture(cfg.texture, weights)))
     sampling = {name: _sampling(given, found) for name, found in weights.items()}
     if "model" in sampling:
         cfg.sampling = sampling["model"]
@@ -166,6 +168,24 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Plan:
         device=device,
         dtype=dtype,
     )
+
+
+def _of_texture(choice: str, weights: Mapping[str, Weights]) -> list[str]:
+    """What the reader of the report should know. Raises: InputError: an exemplar for models without a branch."""
+    shown = [name for name, found in weights.items() if found.shown_texture]
+    if shown:
+        whose = (
+            "another person of the same style, as the manifest says"
+            if choice == "auto"
+            else Path(choice).name
+        )
+        return [f"Drawn with the look of the skin of {whose}: {', '.join(shown)}."]
+    if choice not in ("auto", "none"):
+        raise InputError(
+            f"texture={choice}: none of the weights has a texture branch; add one and train it (python "
+            "tool_add_control.py IN OUT texture=true), or leave texture out"
+        )
+    return []
 
 
 def _path(name: str | None) -> Path | None:

@@ -114,7 +114,7 @@ class Production:
         progress.begin(LEARN)
         learnt = Learnt.of(inputs.train, inputs.valid, inputs.size, "ridge" in names, progress.advance)
         made.details = learnt.details()
-        skulls = skull_features(inputs.probes, inputs.size)
+        skulls = skull_features(inputs.probe_cases, inputs.size)
         drawing = Drawing(inputs.train, inputs.size)
         if "nearest" in names:
             pictures = {i: (path,) for i, path in enumerate(learnt.nearest(skulls))}
@@ -232,6 +232,7 @@ class Production:
             to_yaml(plan.cfg),
             plan.team,
             plan.landmarks,
+            plan.cfg.texture,
         )
         pictures: dict[str, dict[int, tuple[Path, ...]]] = {}
         seconds: dict[str, float] = {}

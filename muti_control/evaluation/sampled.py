@@ -20,6 +20,7 @@ from data.manifest import Record
 from data.shards import picture_sha256
 from ldm.checkpoint import sha256
 from muti_control.case_landmarks import CaseLandmarks, KnownLandmarks, choose_landmarks
+from muti_control.case_textures import CaseTextures, choose_textures
 from muti_control.job import Job, RunFolder, face_name
 from muti_control.preparation import recommended_sampling
 from muti_control.processes import Team
@@ -32,7 +33,7 @@ Advance = Callable[[int], None]
 @dataclass(frozen=True)
 class Weights:
     """A checkpoint to be evaluated. step: of its training; recommended: what it says of sampling; shown_landmarks:
-    whether its faces are drawn with landmarks.
+    whether its faces are drawn with landmarks; shown_texture: with exemplars of the look of the skin.
     """
 
     path: Path
@@ -41,17 +42,29 @@ class Weights:
     recommended: Mapping[str, Any]
     image_size: int
     shown_landmarks: bool = False
+    shown_texture: bool = False
 
     @classmethod
-    def look(cls, path: Path, landmarks: ShownLandmarks) -> Weights:
+    def look(
+        cls, path: Path, landmarks: ShownLandmarks, texture: str = "none", cases: Sequence[Case] = ()
+    ) -> Weights:
         """Load it once, so that nothing fails half-way. Raises: CheckpointError, ValueError."""
         model, metadata = load_model(path)
         shown = landmarks.source(model) is not None
+        textures = (
+            choose_textures(texture, cases, model)[0] if model.cfg.control.texture is not None else None
+        )
         outputs = model.cfg.unet.num_control_outputs
         recommended = recommended_sampling(metadata, outputs)
         SamplingConfig(**recommended).scales_for(outputs)
         return cls(
-            path, sha256(path), str(metadata.get("step", "unknown")), recommended, model.cfg.image_size, shown
+            path,
+            sha256(path),
+            str(metadata.get("step", "unknown")),
+            recommended,
+            model.cfg.image_size,
+            shown,
+            textures is not None,
         )
 
     @property
@@ -122,6 +135,7 @@ class Sampler:
     config: str
     team: Team
     landmarks: ShownLandmarks
+    texture: str = "none"
     _hashes: dict[Path, str] = field(default_factory=dict)
     _model: ControlledLatentDiffusion | None = None
 
@@ -135,6 +149,11 @@ class Sampler:
     @cached_property
     def _source(self) -> CaseLandmarks | None:
         return self.landmarks.source(self.model)
+
+    def _textures(self, cases: Sequence[Case]) -> CaseTextures | None:
+        if self.model.cfg.control.texture is None:
+            return None
+        return choose_textures(self.texture, cases, self.model)[0]
 
     def draw(self, wanted: Wanted, advance: Advance) -> None:
         """Draw what is not there yet. Raises: OutputError, ReconstructionError, ProcessError, OSError."""
@@ -160,6 +179,7 @@ class Sampler:
             environment=environment(self.device, self.dtype) | {"processes": self.team.size},
             config=self.config,
             landmarks=self._source,
+            textures=self._textures(wanted.cases),
             team=self.team,
         )
         if not self.team.is_first:
