@@ -14,6 +14,7 @@ from torch import Tensor
 import evaluate
 import train
 from data.biometrics import Biometrics
+from data.cases import Case
 from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
 from muti_control.build import build_stage
 from muti_control.config import DataConfig, ExperimentConfig, Pix2PixStageConfig, TrainConfig
@@ -290,13 +291,14 @@ def test_the_right_picture_is_drawn_for_each_probe(trained: Path, tmp_path: Path
 
     translator = Translator.look(trained / "runs/p/model.safetensors")
     skull = trained / "pairedCS/skull"
-    told = [(skull / f"test_{i}.png", person) for i, person in enumerate((MAN, WOMAN, MAN))]
+    people = enumerate((MAN, WOMAN, MAN))
+    told = [(Case(f"test_{i}", skull / f"test_{i}.png", person), person) for i, person in people]
     tasks = [Task(*given, tmp_path / f"{i}.png") for i, given in enumerate(told)]
     seen: list[int] = []
     translator.draw(tasks, 2, torch.device("cpu"), seen.append)
     assert sum(seen) == 3
     for task in tasks:
-        x = torch.from_numpy(read_grey(task.skull, 64)).float().expand(1, 3, 64, 64) / 255
+        x = torch.from_numpy(read_grey(task.case.skull_path, 64)).float().expand(1, 3, 64, 64) / 255
         with torch.no_grad():
             face = translator.net(x, encode([task.person], ["Asian"]))
         expected = ((face[0].mean(0) + 1) / 2 * 255).numpy()

@@ -146,15 +146,15 @@ class Production:
     def _tasks(self) -> dict[str, dict[int, Task]]:
         """What Pix2Pix has to draw of each probe, by what it is for: a method's name or an edit's."""
         plan, inputs = self._plan, self._plan.inputs
-        wanted: dict[str, dict[int, tuple[Path, Biometrics]]] = {}
-        skulls = [case.skull_path for case in inputs.probe_cases]
+        wanted: dict[str, dict[int, tuple[Case, Biometrics]]] = {}
+        skulls = inputs.probe_cases
         if "pix2pix" in plan.names:
             wanted["pix2pix"] = {i: (skulls[i], record.biometrics) for i, record in enumerate(inputs.probes)}
             for edit in self._edits:
                 wanted[edit.name] = {i: (skulls[i], r.biometrics) for i, r in edit.variants.items()}
         if "pix2pix_shuffled" in plan.names:
             wanted["pix2pix_shuffled"] = {
-                i: (donor.skull_path, inputs.probes[i].biometrics)
+                i: (replace(skulls[i], skull_path=donor.skull_path), inputs.probes[i].biometrics)
                 for i, donor in enumerate(plan.donors.records)
                 if donor is not None
             }

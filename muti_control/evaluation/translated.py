@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from data.biometrics import Biometrics
-from data.images import read_image, to_uint8, write_png
+from data.cases import Case, read_skull
+from data.images import to_uint8, write_png
 from ldm.checkpoint import sha256
 from muti_control.pix2pix.network import Generator, encode
 
@@ -19,9 +20,9 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Task:
-    """A face to be drawn: of which skull picture, for whom, into which file."""
+    """A face to be drawn: of which skull (the case's), for whom, into which file."""
 
-    skull: Path
+    case: Case
     person: Biometrics
     target: Path
 
@@ -56,7 +57,7 @@ class Translator:
         net, size = self.net.to(device), self.net.cfg.image_size
         for start in range(0, len(todo), batch_size):
             part = todo[start : start + batch_size]
-            pictures = np.stack([read_image(task.skull, size)[0] for task in part])  # (B, H, W, 3) in [0, 1]
+            pictures = np.stack([read_skull(task.case, size) for task in part])  # (B, H, W, 3) in [0, 1]
             skulls = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(device)
             people = encode([task.person for task in part], net.cfg.ethnicities or ()).to(device)
             faces = (net(skulls, people).clamp(-1, 1) + 1) / 2  # (B, 3, H, W)
