@@ -83,6 +83,13 @@ class GuidanceConfig(SpgdConfig):
         return {name: getattr(self, name) for name in ENERGIES}
 
     @property
+    def summary(self) -> str:
+        """In a line, for people."""
+        energies = ", ".join(f"{name} {weight:g}" for name, weight in self.weights.items() if weight > 0)
+        inner = f", {self.num_inner} steps" if self.mode != "plain" else ""
+        return f"{self.mode} by {self.gradient}, scale {self.scale:g}{inner}, towards {energies}"
+
+    @property
     def acts(self) -> bool:
         """Whether it changes anything at all."""
         return super().acts and any(self.weights.values())

@@ -97,9 +97,7 @@ def sheet_footer(job: Job) -> list[str]:
     sampling = job.sampling
     guided = []
     if job.guidance is not None:
-        cfg = job.guidance.cfg
-        weights = ", ".join(f"{name} {weight:g}" for name, weight in cfg.weights.items() if weight > 0)
-        guided = [f"guided: {cfg.mode} by {cfg.gradient}, scale {cfg.scale:g}, towards {weights}"]
+        guided = [f"guided: {job.guidance.cfg.summary}"]
     return [
         f"weights {job.weights['file']} (sha256 {job.weights['sha256'][:12]}), {sampling.steps} {sampling.sampler} "
         f"steps ({sampling.spacing}), eta {sampling.eta:g}, guidance {sampling.guidance_scale:g}",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cldm.sampling import SamplingConfig
+from ldm.config import ConfigError, parse_command_line
 from muti_control.evaluation.features import DISTANCES, FEATURE_SIZE
 from muti_control.evaluation.registry import METHODS
+from muti_control.guidance import GuidanceConfig
 from muti_control.preparation import SKULL_LANDMARKS, check_missing
 
 RECOGNISERS = ("dlib", "landmarks", "picture")
@@ -55,6 +59,8 @@ class EvaluateConfig:
     texture: what models with a texture branch are shown: auto (the exemplar that the manifest names: another person's
         face of the same style), none, or a picture for all. missing: bone that is taken away from every probe's skull
         (mandible, vault, left, right).
+    guidance: of every model's faces, as for sample.py. guided: what is otherwise for some of them, by name (``weights``
+        is called model), such as {plain: {mode: plain, scale: 0.01}}; one file under several names compares settings.
     device, precision, devices, batch_size, sampling: as for sample.py.
     out: folder of all runs; this one goes to OUT/NAME. cache: file of what the recognisers saw before.
     resume: continue this run where it broke off. overwrite: replace an earlier one.
@@ -86,6 +92,8 @@ class EvaluateConfig:
     train_limit: int = 6000
     bootstrap: int = 4000
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    guided: dict[str, Any] = field(default_factory=dict)
     landmarks: str = "auto"
     landmark_weights: str = SKULL_LANDMARKS
     texture: str = "auto"
@@ -123,6 +131,16 @@ class EvaluateConfig:
                 f"rectangle: got {self.rectangle}, expected [left, top, right, bottom] in fractions, or []"
             )
         self.sampling.validate()
+        for name in ("model", *self.models):
+            self.guidance_of(name).validate()
+
+    def guidance_of(self, name: str) -> GuidanceConfig:
+        """How a model's faces are guided. Raises: ConfigError."""
+        own = self.guided.get(name, {})
+        if not isinstance(own, Mapping):
+            raise ConfigError(f"guided.{name}: got {own!r}, expected settings such as {{mode: plain}}")
+        base = asdict(self.guidance) | {str(key): value for key, value in own.items()}
+        return parse_command_line(GuidanceConfig, [], base=base, base_name=f"guided.{name}")
 
     def _check_names(self) -> None:
         if not self.recognisers and self.onnx is None:
@@ -143,6 +161,9 @@ class EvaluateConfig:
                 raise ValueError(
                     f"models: {name!r} cannot be a name; use letters, digits, - and _, none of {list(METHODS)}"
                 )
+        strangers = sorted(set(self.guided) - {"model", *self.models})
+        if strangers:
+            raise ValueError(f"guided: {strangers} are no models; these are {['model', *self.models]}")
         unknown = [name for name in self.methods if name not in METHODS and name not in self.models]
         if unknown:
             raise ValueError(f"methods: {unknown} are none; known are {[*METHODS, *self.models]}")

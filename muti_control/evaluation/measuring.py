@@ -46,7 +46,17 @@ CHANGE_POINTS = Measure(
     "change_points", "change of dlib's 68 points", "px", "", 2, "Root mean square over points, not aligned."
 )
 CHANGES = (CHANGE, CHANGE_DLIB, CHANGE_POINTS)
-MEASURES = (PSNR, SSIM, LPIPS, KID, *CHANGES)
+NME = Measure(
+    "nme", "NME by dlib", "% of the eyes' distance", "lower", 2,
+    "Mean distance of dlib's 68 points from those of the true face, as they lie in the picture, over the distance of "
+    "the outer corners of its eyes.",
+)  # fmt: skip
+KID_DLIB = Measure(
+    "kid_dlib", "KID of dlib descriptors", "x 1000", "lower", 2,
+    "KID between the set of faces and the set of true faces, of dlib's descriptors: blind to what dlib is blind to.",
+)  # fmt: skip
+MEASURES = (PSNR, SSIM, LPIPS, NME, KID, KID_DLIB, *CHANGES)
+EYE_CORNERS = (36, 45)  # of dlib's points
 
 
 @dataclass
@@ -81,7 +91,7 @@ class Measuring:
     def judge(self, faces: Faces, advance: Callable[[int], None]) -> Judged:
         """Hold every face of a method against the gallery."""
         seen: dict[int, list[Vector | None]] = {}
-        likeness = {measure.name: np.full(len(self.groups), np.nan) for measure in (PSNR, SSIM, LPIPS)}
+        likeness = {m.name: np.full(len(self.groups), np.nan) for m in (PSNR, SSIM, LPIPS, NME)}
 
         def look_on(probe: int, draw: int, picture: Pictures, vectors: Mapping[str, Vector | None]) -> None:
             seen.setdefault(probe, []).append(vectors.get("dlib"))
@@ -89,6 +99,7 @@ class Measuring:
                 truth = read_grey(self.truths[probe], self.bench.size)
                 likeness[PSNR.name][probe] = psnr(picture[None], truth[None])[0]
                 likeness[SSIM.name][probe] = ssim(picture[None], truth[None])[0]
+                likeness[NME.name][probe] = self._nme(vectors.get("dlib"), self.truths[probe])
                 if self.lpips is not None:
                     likeness[LPIPS.name][probe] = self.lpips.distances(picture[None], truth[None])[0]
             advance(1)
@@ -105,6 +116,8 @@ class Measuring:
         }
         if self.backbone is not None and len(judged.faces.pictures) > 1:
             likeness[KID.name] = self._kid(self.backbone, judged.faces)
+        if (found := self._kid_dlib(judged)) is not None:
+            likeness[KID_DLIB.name] = found
         excluded = sum(column >= 0 for column in judged.faces.excluded.values())
         return Method(
             name=info.name,
@@ -118,6 +131,24 @@ class Measuring:
             pictures={} if info.name == "permuted" else likeness,
             seconds=judged.faces.seconds,
         )
+
+    def _nme(self, seen: Vector | None, truth: Path) -> float:
+        """In %; NaN where dlib found no face."""
+        true = None if seen is None else self._look(truth)
+        if seen is None or true is None:
+            return float("nan")
+        drawn, there = (points(vector[None])[0].astype(np.float64) for vector in (seen, true))
+        eyes = np.linalg.norm(there[EYE_CORNERS[0]] - there[EYE_CORNERS[1]])
+        return float(100 * np.linalg.norm(drawn - there, axis=1).mean() / eyes)
+
+    def _kid_dlib(self, judged: Judged) -> Measured | None:
+        """Of the first faces in which dlib found one; None where it did not look, or found fewer than two."""
+        pairs = [(seen[0], self._look(self.truths[i])) for i, seen in judged.seen.items()]
+        known = [(mine, true) for mine, true in pairs if mine is not None and true is not None]
+        if len(known) < 2:
+            return None
+        drawn, there = (descriptors(np.stack(side)) for side in zip(*known, strict=True))
+        return Measured(Figure(1000 * kid(drawn, there), None, None, len(known)))
 
     def _kid(self, eye: Eye, faces: Faces) -> Measured:
         """Of the set of first faces and the set of the same people's true faces, times 1000."""

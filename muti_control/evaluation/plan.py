@@ -26,7 +26,8 @@ from muti_control.evaluation.registry import METHODS, OF_PIX2PIX, OF_THE_MODEL, 
 from muti_control.evaluation.results import HashedFile, NotRun
 from muti_control.evaluation.sampled import ShownLandmarks, Weights
 from muti_control.evaluation.translated import Translator
-from muti_control.preparation import shipped
+from muti_control.guidance import GuidanceConfig
+from muti_control.preparation import shipped, shipped_networks
 from muti_control.processes import Team, find_team
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -54,7 +55,8 @@ _LEAVES_PRESET = (
 class Plan:
     """What an evaluation will do.
 
-    methods: in the order of the table; not_run: the others, with the reason. weights, sampling: by name of the model.
+    methods: in the order of the table; not_run: the others, with the reason. weights, sampling, guidance: by name of
+    the model.
     landmarks: what models with a landmark branch are shown.
     pix2pix: that baseline's network.
     elsewhere: the folder's pictures of every probe. subject: name of the method that everything is about.
@@ -69,6 +71,7 @@ class Plan:
     not_run: Sequence[NotRun]
     weights: Mapping[str, Weights]
     sampling: Mapping[str, SamplingConfig]
+    guidance: Mapping[str, GuidanceConfig]
     landmarks: ShownLandmarks
     pix2pix: Translator | None
     elsewhere: Sequence[tuple[Path, ...]]
@@ -137,7 +140,12 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Plan:
     known = {r.skull_path: r for r in (*donors.records, *inputs.gallery) if r is not None}
     landmarks = ShownLandmarks(cfg.landmarks, shipped(cfg.landmark_weights), known)
     shown_to = (landmarks, cfg.texture, inputs.probe_cases)
-    weights = {name: Weights.look(path, *shown_to) for name, path in paths.items()}
+    guidance = {name: shipped_networks(cfg.guidance_of(name)) for name in paths}
+    weights = {name: Weights.look(path, *shown_to, guidance[name]) for name, path in paths.items()}
+    acting = {name: how for name, how in guidance.items() if how.acts}
+    if acting:
+        told = "; ".join(f"{name}: {how.summary}" for name, how in acting.items())
+        inputs = replace(inputs, remarks=(*inputs.remarks, f"Guided: {told}."))
     if shown := [name for name, found in weights.items() if found.shown_landmarks]:
         inputs = replace(inputs, remarks=(*inputs.remarks, landmarks.remark(shown)))
     inputs = replace(inputs, remarks=(*inputs.remarks, *_of_texture(cfg.texture, weights)))
@@ -157,6 +165,7 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Plan:
         not_run=not_run,
         weights=weights,
         sampling=sampling,
+        guidance=guidance,
         landmarks=landmarks,
         pix2pix=pix2pix,
         elsewhere=elsewhere,

@@ -194,10 +194,14 @@ class Production:
         ) -> None:
             seeds = [cfg.seed + k * num for k in (range(1, cfg.samples) if more else range(1))]
             if cases and seeds:
-                runs.append((purpose, Wanted(self._folder / f"{name}_{purpose}", cases, seeds, how)))
+                folder, knows_skull = self._folder / f"{name}_{purpose}", how.control_end > 0
+                runs.append((purpose, Wanted(folder, cases, seeds, how, guided=knows_skull)))
 
         if name in plan.names:
             want("own", own)
+        if name in plan.names and (cfg.guided or name == "model"):  # guidance must not undo an edit
+            for edit in self._edits:
+                want(edit.name, [replace(own[i], biometrics=r.biometrics) for i, r in edit.variants.items()])
         if name != "model":
             return runs
         swapped = [
@@ -217,8 +221,6 @@ class Production:
             others = told_another(plan.inputs.probes, cfg.seed)[: cfg.told]
             told = [replace(own[i], biometrics=own[j].biometrics) for i, j in enumerate(others) if i != j]
             want("told", told)
-            for edit in self._edits:
-                want(edit.name, [replace(own[i], biometrics=r.biometrics) for i, r in edit.variants.items()])
         return runs
 
     def _sample(self, name: str, by_name: dict[str, Faces], made: Made, progress: Progress) -> None:
@@ -232,6 +234,7 @@ class Production:
             to_yaml(plan.cfg),
             plan.team,
             plan.landmarks,
+            plan.guidance[name],
             plan.cfg.texture,
         )
         pictures: dict[str, dict[int, tuple[Path, ...]]] = {}

@@ -21,6 +21,7 @@ from data.shards import picture_sha256
 from ldm.checkpoint import sha256
 from muti_control.case_landmarks import CaseLandmarks, KnownLandmarks, choose_landmarks
 from muti_control.case_textures import CaseTextures, choose_textures
+from muti_control.guidance import Guidance, GuidanceConfig, load_guidance
 from muti_control.job import Job, RunFolder, face_name
 from muti_control.preparation import recommended_sampling
 from muti_control.processes import Team
@@ -46,14 +47,20 @@ class Weights:
 
     @classmethod
     def look(
-        cls, path: Path, landmarks: ShownLandmarks, texture: str = "none", cases: Sequence[Case] = ()
+        cls,
+        path: Path,
+        landmarks: ShownLandmarks,
+        texture: str,
+        cases: Sequence[Case],
+        guidance: GuidanceConfig,
     ) -> Weights:
         """Load it once, so that nothing fails half-way. Raises: CheckpointError, ValueError."""
         model, metadata = load_model(path)
-        shown = landmarks.source(model) is not None
+        source = landmarks.source(model)
         textures = (
             choose_textures(texture, cases, model)[0] if model.cfg.control.texture is not None else None
         )
+        load_guidance(guidance, model, cases, source, landmarks.weights)  # whatever is wrong is told now
         outputs = model.cfg.unet.num_control_outputs
         recommended = recommended_sampling(metadata, outputs)
         SamplingConfig(**recommended).scales_for(outputs)
@@ -63,7 +70,7 @@ class Weights:
             str(metadata.get("step", "unknown")),
             recommended,
             model.cfg.image_size,
-            shown,
+            source is not None,
             textures is not None,
         )
 
@@ -111,12 +118,13 @@ class ShownLandmarks:
 
 @dataclass(frozen=True)
 class Wanted:
-    """One sampling run: of which cases, with which seeds, into which folder."""
+    """One sampling run: of which cases, with which seeds, into which folder; guided: if the settings say so."""
 
     folder: Path
     cases: Sequence[Case]
     seeds: Sequence[int]
     sampling: SamplingConfig
+    guided: bool = True
 
     @property
     def steps(self) -> int:
@@ -135,6 +143,7 @@ class Sampler:
     config: str
     team: Team
     landmarks: ShownLandmarks
+    guidance: GuidanceConfig
     texture: str = "none"
     _hashes: dict[Path, str] = field(default_factory=dict)
     _model: ControlledLatentDiffusion | None = None
@@ -180,6 +189,7 @@ class Sampler:
             config=self.config,
             landmarks=self._source,
             textures=self._textures(wanted.cases),
+            guidance=self._guidance(wanted),
             team=self.team,
         )
         if not self.team.is_first:
@@ -188,6 +198,11 @@ class Sampler:
         _clear_stillborn(wanted.folder)
         earlier = claim_folder(wanted.folder, resume=True)
         return job if earlier is None else replace(job, folder=resumed(job, earlier))
+
+    def _guidance(self, wanted: Wanted) -> Guidance | None:
+        if not wanted.guided:
+            return None
+        return load_guidance(self.guidance, self.model, wanted.cases, self._source, self.landmarks.weights)
 
     def _hashes_of(self, cases: Sequence[Case]) -> dict[Path, str]:
         paths = {p for case in cases for p in (case.skull_path, case.face_path) if p is not None}
