@@ -159,13 +159,12 @@ class Guidance:
 class BatchGuidance:
     """A ``cldm.spgd.Guide``. steps: what it did, filled while it runs if the settings ask for a trace."""
 
-    cfg: SpgdConfig
+    cfg: GuidanceConfig
     energy: DecodedEnergies
     steps: list[GuidedStep] = field(default_factory=list)
 
     def attach(self, eps_fn: EpsFn, alphas_cumprod: Tensor, num_steps: int) -> tuple[EpsFn, BeforeStep]:
-        traced = getattr(self.cfg, "trace", False)
-        record = self.steps.append if traced else None
+        record = self.steps.append if self.cfg.trace else None
         spgd = Spgd(self.cfg, self.energy, eps_fn, alphas_cumprod, num_steps, record)
         return spgd.eps, spgd.before_step
 

@@ -14,6 +14,7 @@ from data.cases import Case
 from muti_control.case_landmarks import CaseLandmarks, landmarks_name, picture_name
 from muti_control.case_textures import CaseTextures
 from muti_control.guidance import Guidance
+from muti_control.guidance_trace import trace_names
 from muti_control.processes import Team
 
 ROWS_PER_SHEET = 12
@@ -113,7 +114,14 @@ class Job:
     def files(self) -> list[str]:
         """Names of all files the run writes."""
         faces = [face_name(case, k) for case, k, _ in self.draws]
-        return [*self.sheet_names, *faces, *self.landmark_files, RECORD]
+        return [*self.sheet_names, *faces, *self.landmark_files, *self.trace_files, RECORD]
+
+    @property
+    def trace_files(self) -> list[str]:
+        """Names of the files that say what guidance did, two for each face, where they are asked for."""
+        if self.guidance is None or not self.guidance.cfg.trace:
+            return []
+        return [name for case, k, _ in self.draws for name in trace_names(face_name(case, k))]
 
     @property
     def landmark_files(self) -> list[str]:

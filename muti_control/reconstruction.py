@@ -20,12 +20,13 @@ from tqdm import tqdm
 from cldm.controlled import ControlledLatentDiffusion
 from cldm.record import RECORD, write_json
 from cldm.sampling import SamplingConfig, reconstruct
-from cldm.spgd import Guide
+from cldm.spgd import Guide, GuidedStep
 from data.cases import read_skull
 from data.images import write_png
 from data.sheet import NOTICE
 from muti_control.case_landmarks import CaseLandmarks, write_landmarks
 from muti_control.case_textures import CaseTextures
+from muti_control.guidance_trace import write_trace
 from muti_control.job import Draw, Job, face_name
 from muti_control.pipeline import WriteBehind, read_ahead
 from muti_control.run_record import TEXT_KEY, add_hashes, face_text, run_record, write_sheet
@@ -209,9 +210,16 @@ def _draw_share(job: Job, advance: Callable[[int], None] | None) -> None:
             for i, draw in enumerate(batch):
                 if face_name(*draw[:2]) not in done:
                     writers.put(_write_face, job, draw, faces, i)
+                    if guide is not None and guide.cfg.trace:
+                        writers.put(_write_trace, job, draw, guide.steps, i)
 
 
 def _write_face(job: Job, draw: Draw, faces: DrawnFaces, i: int) -> None:
     case, k, seed = draw
     text = json.dumps(face_text(job, case, seed), ensure_ascii=False)
     write_png(job.folder.path / face_name(case, k), faces.wait()[i], {TEXT_KEY: text, "Comment": NOTICE})
+
+
+def _write_trace(job: Job, draw: Draw, steps: Sequence[GuidedStep], i: int) -> None:
+    assert job.guidance is not None
+    write_trace(job.folder.path, face_name(*draw[:2]), steps, i, job.guidance.describe())

@@ -1,0 +1,155 @@
+"""What guided runs leave: traces, evaluations that compare settings, and the sweep."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cldm.spgd import GuidedStep, InnerStep
+from muti_control.charts import Panel, Series, draw_panels
+from muti_control.evaluation.config import EvaluateConfig
+from muti_control.evaluation.results_file import read_results
+from muti_control.guidance import GuidanceConfig
+from muti_control.guidance_trace import trace_of, trace_plot
+from muti_control.sweep import Row, advice, arguments_of, best_of, main, table
+from sample import main as sample
+from tests.landmark_pairs import write_landmark_pairs
+from tests.test_guidance import guided_run, tiny_reader
+
+__all__ = ["guided_run"]
+
+
+def test_a_trace_is_written_for_each_face(guided_run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    settings = ["guidance.mode=spgd", "guidance.trace=true", "guidance.inner=2", "guidance.gradient=denoiser"]
+    assert sample(guided_run("traced", *settings)) == 0
+    assert sample(guided_run("untraced", *settings[:1], *settings[2:])) == 0
+    folder = tmp_path / "traced"
+    files = json.loads((folder / "record.json").read_text())["files"]
+    assert {"test_1_0_guidance.json", "test_1_0_guidance.png"} <= set(files)
+    assert all((folder / name).is_file() for name in files)
+    trace = json.loads((folder / "test_1_0_guidance.json").read_text())
+    assert trace["guidance"]["mode"] == "spgd"
+    assert [step["step"] for step in trace["steps"]] == [1, 2, 3]
+    for step in trace["steps"]:
+        assert len(step["inner"]) == 2
+        assert 0 <= step["to_denoising"] <= 180
+        assert step["inner"][0]["energies"].keys() == {"landmarks", "containment"}
+        assert step["inner"][0]["length"] <= 0.1 + 1e-6
+    assert trace["steps"][0]["inner"][0]["turn"] is None
+    assert trace["steps"][1]["inner"][0]["turn"] >= 0
+    for name in ("test_0_0.png", "test_1_0.png"):  # to look on changes nothing
+        assert Image.open(folder / name).tobytes() == Image.open(tmp_path / "untraced" / name).tobytes()
+    assert sample([*guided_run("traced", *settings), "overwrite=true"]) == 0
+
+
+def test_a_trace_holds_no_nan() -> None:
+    row = torch.tensor([1.0, math.nan])
+    inner = InnerStep({"landmarks": row}, row, row, row, torch.tensor([False, True]))
+    trace = trace_of([GuidedStep(0, 900, 1.0, [inner, inner], row)], 1, {"mode": "spgd", "scale": 0.1})
+    json.dumps(trace, allow_nan=False)
+    assert trace["steps"][0]["inner"][1]["skipped"] is True
+    assert trace_plot(trace, "none").shape[2] == 3
+
+
+def test_charts_show_their_lines() -> None:
+    empty, full = (
+        draw_panels([Panel("a", "x", [Series("s", [1, 10, 100], values)], log_x=True)])
+        for values in ([math.nan] * 3, [0.1, 0.5, 0.2])
+    )
+    assert empty.shape == full.shape and empty.dtype == np.uint8
+    assert (empty != full).any()
+
+
+def rows() -> list[Row]:
+    return [
+        Row("off", 0.0, 0.5, 0.40, 4.0, 10.0, 0),
+        Row("plain", 0.01, 0.5, 0.38, 3.9, 11.0, 0),
+        Row("plain", 0.1, 0.6, 0.30, 3.9, 20.0, 0),  # unreal
+        Row("spgd", 0.01, 0.6, 0.36, 3.5, 12.0, 0),
+        Row("spgd", 0.1, 0.7, 0.20, 3.0, 9.0, 1),  # loses a face
+        Row("spgd", 0.03, 0.7, 0.35, 4.1, 9.0, 0),  # worse points
+    ]
+
+
+def test_the_sweep_recommends_what_loses_nothing() -> None:
+    best = best_of(rows())
+    assert best is not None and (best.mode, best.scale) == ("spgd", 0.01)
+    told = advice(rows(), ["weights=w", "guidance.gradient=denoiser", "guidance.scale=1"])
+    assert told.endswith("\nguidance.mode=spgd guidance.scale=0.01 guidance.gradient=denoiser")
+    assert best_of(rows()[:1]) is None
+    assert "leave guidance off" in advice(rows()[:1], [])
+    assert [line.split()[0] for line in table(rows()).splitlines()[1:]] == [row.mode for row in rows()]
+
+
+def test_the_sweep_is_an_evaluation() -> None:
+    command, tried = arguments_of(["weights=w.safetensors", "scales=[0.01, 1e-3]", "modes=spgd", "num=5"])
+    assert tried == {"spgd-0p01": ("spgd", 0.01), "spgd-0p001": ("spgd", 0.001)}
+    assert command[-4:-3] == ["num=5"]
+    assert json.loads(command[-2].removeprefix("guided="))["model"] == {"mode": "off"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["num=4"], "weights: not given"),
+        (["weights=w", "scales=[0]"], "scales: got 0, expected positive"),
+        (["weights=w", "modes=[off]"], "modes: got False"),
+        (["weights=w", "modes=best"], "modes: got 'best'"),
+        (["weights=w", "models={}"], "models: the sweep sets this itself"),
+    ],
+)
+def test_a_bad_sweep_is_told(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_settings_of_models_lie_over_the_common_ones() -> None:
+    cfg = EvaluateConfig(
+        weights="w",
+        models={"plain": "w"},
+        guidance=GuidanceConfig("spgd", scale=0.5, inner=2),
+        guided={"plain": {"mode": "plain", "scale": 0.1}},
+    )
+    cfg.validate()
+    assert cfg.guidance_of("model") == cfg.guidance
+    plain = cfg.guidance_of("plain")
+    assert (plain.mode, plain.scale, plain.inner) == ("plain", 0.1, 2)
+    for guided, message in (
+        ({"spgd": {"mode": "spgd"}}, "guided: \\['spgd'\\] are no models"),
+        ({"plain": {"beat": 1}}, "guided.plain: beat: unknown setting; did you mean beta"),
+        ({"plain": {"mode": "best"}}, "guidance.mode: got 'best'"),
+        ({"plain": 3}, "guided.plain: got 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            EvaluateConfig(weights="w", models={"plain": "w"}, guided=guided).validate()
+
+
+def test_a_sweep_from_end_to_end(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = write_landmark_pairs(tmp_path / "pairs", train=3, valid=4)
+    tiny_reader().save(tmp_path / "face.safetensors")
+    tiny_reader("skull").save(tmp_path / "skull.safetensors")
+    arguments = [
+        *(f"weights={weights}", f"data.root={root}", "scales=[0.02,0.2]", "modes=[plain,spgd]", "num=3"),
+        *("recognisers=[picture]", "size=64", "device=cpu", "precision=fp32", "sampling.steps=3"),
+        *("landmark_weights=skull.safetensors", "guidance.face_landmark_weights=face.safetensors"),
+    ]
+    assert main(arguments) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert said.count("spgd") >= 2 and "0.2" in said
+    assert ("guidance.mode=" in said.splitlines()[-1]) or "leave guidance off" in said
+    assert (tmp_path / "results/sweep/sweep.png").is_file()
+    found = read_results(tmp_path / "results/sweep")
+    names = [method.name for method in found.methods]
+    assert names == ["model", "plain-0p02", "plain-0p2", "spgd-0p02", "spgd-0p2"]
+    distances = [method.identification["picture"].distances for method in found.methods]
+    assert len({distances[0], *distances}) == 5
+    assert any("Guided: plain-0p02: plain by estimate, scale 0.02" in r for r in found.protocol.remarks)
