@@ -25,6 +25,7 @@ from muti_control.autoencoder_stage import AutoencoderStage
 from muti_control.config import ExperimentConfig
 from muti_control.control_stage import ControlStage
 from muti_control.diffusion_stages import BaseStage
+from muti_control.guidance_decoder_stage import FirstStage, GuidanceDecoderStage
 from muti_control.latents import LatentPairs, face_moments
 from muti_control.parked import park
 from muti_control.pipnet.stage import build_pip_stage
@@ -160,9 +161,24 @@ def build_pix2pix_stage(cfg: ExperimentConfig) -> Stage:
     return Pix2PixStage.of(cfg, lists["train"], lists["valid"])
 
 
+def build_guidance_decoder_stage(cfg: ExperimentConfig) -> Stage:
+    """The guidance_decoder stage; of ``init`` it takes the autoencoder alone, and of the pairs the faces' latents."""
+    first_stage = FirstStage.of(cfg)
+    latents = {}
+    for part, records in read_lists(cfg).items():
+        pairs = PairedDataset(records, size=first_stage.cfg.image_size)
+        moments = face_moments(
+            first_stage, pairs, Path(cfg.out) / "cache", device_of(cfg), cfg.data.num_workers
+        )
+        latents[part] = LatentPairs(pairs, moments, with_skull=False)
+    park(first_stage.first_stage_model, "encoder")
+    return GuidanceDecoderStage.of(cfg, first_stage, latents["train"], latents["valid"])
+
+
 # How the stage of each name is built.
 BUILDERS: dict[str, Callable[[ExperimentConfig], Stage]] = {
     **dict.fromkeys(STAGE_CLASSES, build_latent_stage),
     "pipnet": build_pip_stage,
     "pix2pix": build_pix2pix_stage,
+    "guidance_decoder": build_guidance_decoder_stage,
 }

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from omegaconf import MISSING
 
@@ -13,18 +14,25 @@ from cldm.sampling import SamplingConfig
 from data.partial import REGIONS
 from ldm.config import ConfigError, parse_command_line
 from ldm.latent_diffusion import ModelConfig
+from muti_control.guidance_decoder import GuidanceDecoderStageConfig
 from muti_control.loss_config import AutoencoderStageConfig, LossesConfig
 from muti_control.memory import MemoryConfig
 from muti_control.optim_config import OptimConfig
-from muti_control.patchgan import PatchGanConfig
 from muti_control.pipnet.config import PipNetStageConfig
-from muti_control.pix2pix.network import GeneratorConfig
+from muti_control.pix2pix.config import Pix2PixStageConfig
 
-STAGES = ("autoencoder", "base", "control", "pipnet", "pix2pix")
+STAGES = ("autoencoder", "base", "control", "pipnet", "pix2pix", "guidance_decoder")
 WITHOUT_MODEL = ("pipnet", "pix2pix")  # stages whose architecture stands in their own part of the config
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 LOSS_WEIGHTINGS = ("eps", "x0")
 EXPORT_DTYPES = ("float32", "float16", "bfloat16")
+
+
+class Checked(Protocol):
+    """A part of the config that looks at its own values."""
+
+    def validate(self) -> None:
+        """Raises: ValueError naming the field, what was got and what is expected."""
 
 
 @dataclass
@@ -157,46 +165,10 @@ class PartialSkullConfig:
 
 
 @dataclass
-class Pix2PixStageConfig:
-    """Of the pix2pix stage, a baseline that needs no 'model:'. Loss of the generator: gan_weight LSGAN + l1_weight L1.
-
-    generator, discriminator: the architectures. discriminator_optim: of its own optimizer; ``optim`` is the
-    generator's. Source: arXiv 1611.07004, eq. 4; the squares in place of its logarithms are arXiv 1611.04076's.
-    """
-
-    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
-    discriminator: PatchGanConfig = field(default_factory=PatchGanConfig)
-    discriminator_optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(lr=2e-4, weight_decay=0.0, beta1=0.5, ema_decay=0.0)
-    )
-    l1_weight: float = 100.0
-    gan_weight: float = 1.0
-
-    def validate(self) -> None:
-        """Raises: ValueError naming the field, what was got and what is expected."""
-        for key in ("l1_weight", "gan_weight"):
-            if not 0 <= getattr(self, key) < math.inf:
-                raise ValueError(f"{key}: got {getattr(self, key)!r}, expected 0 or a positive number")
-        if self.discriminator.in_channels != 6:
-            raise ValueError(
-                f"discriminator.in_channels: got {self.discriminator.in_channels}, expected 6, of skull and face"
-            )
-        if not 0 < self.discriminator_optim.lr < math.inf:
-            raise ValueError(
-                f"discriminator_optim.lr: got {self.discriminator_optim.lr!r}, expected a positive number"
-            )
-        for part, settings in (("generator", self.generator), ("discriminator", self.discriminator)):
-            try:
-                settings.validate()
-            except ValueError as error:
-                raise ValueError(f"{part}.{error}") from error
-
-
-@dataclass
 class ExperimentConfig:
     """One training run.
 
-    stage: autoencoder, base, control, pipnet or pix2pix. name: the run's folder below ``out``.
+    stage: autoencoder, base, control, pipnet, pix2pix or guidance_decoder. name: the run's folder below ``out``.
     init: checkpoint to start from (none: fresh weights). how_to_get_init: what to tell a user who lacks it.
     model: the architecture; with ``init`` it may be left out, the file carries it.
     """
@@ -222,6 +194,7 @@ class ExperimentConfig:
     partial: PartialSkullConfig = field(default_factory=PartialSkullConfig)
     pipnet: PipNetStageConfig = field(default_factory=PipNetStageConfig)
     pix2pix: Pix2PixStageConfig = field(default_factory=Pix2PixStageConfig)
+    guidance_decoder: GuidanceDecoderStageConfig = field(default_factory=GuidanceDecoderStageConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     @property
@@ -320,15 +293,22 @@ class ExperimentConfig:
                 f"none: stage {self.stage} decodes no faces, only control does",
             ),
             (self.stage != "control" or self.init, "init", None, "a checkpoint made by tool_add_control.py"),
+            (
+                self.stage != "guidance_decoder" or self.init,
+                "init",
+                None,
+                "a checkpoint with the autoencoder whose decoder is to be imitated",
+            ),
         ]
         for good, key, got, expected in checks:
             if not good:
                 raise ConfigError(f"{key}: got {got!r}, expected {expected}")
-        parts: dict[str, PipNetStageConfig | LossesConfig | Pix2PixStageConfig | AutoencoderStageConfig] = {
+        parts: dict[str, Checked] = {
             "pipnet": self.pipnet,
             "losses": self.losses,
             "pix2pix": self.pix2pix,
             "autoencoder": self.autoencoder,
+            "guidance_decoder": self.guidance_decoder,
         }
         for part, settings in parts.items():
             try:

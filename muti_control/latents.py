@@ -6,7 +6,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,19 @@ from tqdm import tqdm
 from data.hashes import FileHashes
 from data.images import read_image, to_uint8
 from data.paired import PairedDataset
-from ldm.latent_diffusion import LatentDiffusion
+from ldm.autoencoder import AutoencoderKL
 from muti_control.first import is_first, wait_for
 from muti_control.rows import Rows, RowStore
 
 FORMAT = "1"  # of what is stored; another number computes everything anew
 ROWS_PER_PART = 512  # 16 MiB at 256 px, and what a killed run loses at most
 _BATCH = 16
+
+
+class HasFirstStage(Protocol):
+    """A whole model, or its autoencoder alone."""
+
+    first_stage_model: AutoencoderKL
 
 
 class LatentPairs(Dataset[dict[str, Any]]):
@@ -75,7 +81,7 @@ class _Faces(Dataset[Tensor]):
 
 
 def face_moments(
-    model: LatentDiffusion,
+    model: HasFirstStage,
     pairs: PairedDataset,
     cache_dir: Path,
     device: torch.device,
@@ -122,7 +128,7 @@ def _ready(store: RowStore, index: Path, paths: Sequence[Path]) -> Rows | None:
 
 @torch.no_grad()
 def _encode(
-    model: LatentDiffusion,
+    model: HasFirstStage,
     store: RowStore,
     keys: Sequence[str],
     faces: _Faces,

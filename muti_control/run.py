@@ -30,7 +30,7 @@ from muti_control.turns import odd_settings
 
 # Parts of the config that must not change when a run goes on.
 FINGERPRINTED = ("optim", "autoencoder", "diffusion", "landmarks", "pipnet")
-OF_ONE_STAGE = ("pix2pix",)  # the same for the stages that bear the part's name
+OF_ONE_STAGE = ("pix2pix", "guidance_decoder")  # the same for the stages that bear the part's name
 # What a checkpoint from before a part existed meant by it.
 BEFORE = {"losses": "off", "autoencoder.texture_weight": "0.0", "autoencoder.gan": "0.0"}
 

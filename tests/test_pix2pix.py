@@ -17,9 +17,10 @@ from data.biometrics import Biometrics
 from data.cases import Case
 from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
 from muti_control.build import build_stage
-from muti_control.config import DataConfig, ExperimentConfig, Pix2PixStageConfig, TrainConfig
+from muti_control.config import DataConfig, ExperimentConfig, TrainConfig
 from muti_control.evaluation.results_file import read_results
 from muti_control.patchgan import PatchGan, PatchGanConfig
+from muti_control.pix2pix.config import Pix2PixStageConfig
 from muti_control.pix2pix.network import Generator, GeneratorConfig, encode, vocabulary
 from muti_control.pix2pix.stage import Pix2PixStage
 

@@ -204,7 +204,8 @@ class Generator(nn.Module):
             load_strict(net, {name: value.float() for name, value in state.items()})
         except ValueError as error:
             raise CheckpointError(f"{path} is no Pix2Pix that can be used: {error}") from error
-        return net.eval().requires_grad_(False).to(device, memory_format=torch.channels_last), metadata
+        net = net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        return net.to(device), metadata
 
 
 def _told(h: Tensor, film: tuple[Tensor, ...], normalised: bool) -> Tensor:

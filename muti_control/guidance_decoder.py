@@ -1,0 +1,197 @@
+"""A small decoder for guidance alone: latent -> picture, distilled from the autoencoder's, at a fraction of its work.
+
+Guidance differentiates a decoded estimate many times for one face; the face itself is always decoded by the full
+decoder. Its file says which autoencoder it was distilled from, and is refused beside another.
+Source of the idea: small decoders that imitate Stable Diffusion's, such as TAESD; the layers here are our own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.autoencoder import AutoencoderKL
+from ldm.checkpoint import CheckpointError, load_strict, read_state_dict, write_state_dict
+from ldm.config import from_json
+from ldm.latent_diffusion import LatentDiffusion
+
+METADATA = "guidance_decoder"
+FIRST_STAGE = "first_stage"
+SAME = 0.05  # two readings of one autoencoder's weights differ by less, also in half precision; of two by about 1
+
+
+@dataclass
+class GuidanceDecoderConfig:
+    """Architecture.
+
+    z_channels: of the latent. widths: channels at 1/8, 1/4 and 1/2 of the picture's side.
+    blocks: residual blocks at each of these.
+    """
+
+    z_channels: int = 4
+    widths: list[int] = field(default_factory=lambda: [64, 48, 32])
+    blocks: list[int] = field(default_factory=lambda: [3, 2, 1])
+
+    def validate(self) -> None:
+        """Raises: ValueError naming the field, what was got and what is expected."""
+        checks = [
+            (self.z_channels >= 1, "z_channels", self.z_channels, "a positive number"),
+            (
+                len(self.widths) == 3 and all(1 <= w <= 4096 for w in self.widths),
+                "widths",
+                list(self.widths),
+                "three numbers of channels, such as [64, 48, 32]",
+            ),
+            (
+                len(self.blocks) == 3 and all(0 <= n <= 64 for n in self.blocks),
+                "blocks",
+                list(self.blocks),
+                "three numbers of blocks, such as [3, 2, 1]",
+            ),
+        ]
+        for good, key, got, expected in checks:
+            if not good:
+                raise ValueError(f"{key}: got {got!r}, expected {expected}")
+
+
+@dataclass
+class GuidanceDecoderStageConfig:
+    """Of the guidance_decoder stage: |x_hat - x| + edge_weight |grad x_hat - grad x| against the full decoder's x.
+
+    altered: share of the training latents that are altered: each gets up to ``blend`` of another's and noise of a
+    deviation of up to ``noise`` (latents have about 1), as a sampler's early estimates are.
+    """
+
+    network: GuidanceDecoderConfig = field(default_factory=GuidanceDecoderConfig)
+    edge_weight: float = 1.0
+    altered: float = 0.5
+    blend: float = 1.0
+    noise: float = 0.5
+
+    def validate(self) -> None:
+        """Raises: ValueError naming the field, what was got and what is expected."""
+        for key in ("altered", "blend"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"{key}: got {getattr(self, key)!r}, expected a number in [0, 1]")
+        for key in ("edge_weight", "noise"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise ValueError(f"{key}: got {getattr(self, key)!r}, expected 0 or a positive number")
+        try:
+            self.network.validate()
+        except ValueError as error:
+            raise ValueError(f"network.{error}") from error
+
+
+class _Block(nn.Module):
+    """Two convolutions and a skip connection; nothing is normalised, so that no sample and no place sees another."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
+
+
+class GuidanceDecoder(nn.Module):
+    """Scaled latents (B, z, h, w), as diffusion has them -> pictures (B, 3, 8 h, 8 w), about [-1, 1].
+
+    Raises:
+        ValueError: a config that cannot be built.
+    """
+
+    def __init__(self, cfg: GuidanceDecoderConfig) -> None:
+        super().__init__()
+        cfg.validate()
+        self.cfg = cfg
+        widths = [cfg.z_channels, *cfg.widths]
+        self.conv_in = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(widths))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*(_Block(width) for _ in range(num)))
+            for width, num in zip(cfg.widths, cfg.blocks, strict=True)
+        )
+        self.conv_out = nn.Conv2d(cfg.widths[-1], 3 * 4, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Carries gradient."""
+        h = z.contiguous(memory_format=torch.channels_last)
+        for level, (conv, blocks) in enumerate(zip(self.conv_in, self.blocks, strict=True)):
+            if level:
+                h = F.interpolate(h, scale_factor=2.0, mode="nearest")
+            h = blocks(conv(h))  # (B, C_l, 2^l h, 2^l w)
+        return F.pixel_shuffle(self.conv_out(F.silu(h)), 2)  # (B, 3, 8 h, 8 w)
+
+    def save(
+        self,
+        path: Path,
+        first_stage: Sequence[float],
+        dtype: torch.dtype = torch.float32,
+        more: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write weights, architecture and whose decoder it imitates (:func:`signature`). Raises: CheckpointError."""
+        state = {name: value.to(dtype) for name, value in self.state_dict().items()}
+        own = {METADATA: json.dumps(asdict(self.cfg)), FIRST_STAGE: json.dumps(list(first_stage))}
+        write_state_dict(path, state, {**own, **(more or {})})
+
+
+def load_guidance_decoder(path: str | Path, model: LatentDiffusion | None = None) -> GuidanceDecoder:
+    """A frozen decoder in evaluation mode, fp32, on the model's device, if it was made for this model's autoencoder.
+
+    Raises:
+        CheckpointError: no such file, none of the guidance_decoder stage, or one of another autoencoder.
+    """
+    state, metadata = read_state_dict(path, mmap=False)
+    if METADATA not in metadata or FIRST_STAGE not in metadata:
+        raise CheckpointError(
+            f"{path} is no guidance decoder; give what `python train.py configs/demo/guidance_decoder.yaml` writes"
+        )
+    try:
+        net = GuidanceDecoder(from_json(GuidanceDecoderConfig, metadata[METADATA]))
+        load_strict(net, {name: value.float() for name, value in state.items()})
+        known = [float(value) for value in json.loads(metadata[FIRST_STAGE])]
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is no guidance decoder that can be used: {error}") from error
+    net = net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    if model is None:
+        return net
+    if not same_autoencoder(known, signature(model.first_stage_model)):
+        raise CheckpointError(
+            f"{path} imitates the decoder of another autoencoder than this model's; train one for it: python train.py "
+            "configs/demo/guidance_decoder.yaml init=MODEL"
+        )
+    return net.to(model.device)
+
+
+@torch.no_grad()
+def signature(first_stage: AutoencoderKL) -> list[float]:
+    """What tells an autoencoder's decoder from others: a number of each of its tensors, about -3 to 3.
+
+    The tensor's sum with pseudo-random signs, over its norm. Rounding to half precision moves it by a thousandth or
+    so, so it is the same for a file in float16 and for a model in bf16, where a hash would not be.
+    """
+    parts = {"post_quant_conv": first_stage.post_quant_conv, "decoder": first_stage.decoder}
+    found = []
+    for part, module in parts.items():
+        for _, value in sorted(module.state_dict(prefix=f"{part}.").items()):
+            flat = value.detach().float().flatten()
+            places = torch.arange(flat.numel(), device=flat.device)
+            signs = 1 - 2 * (
+                (places * 2654435761) % 2**32 // 2**31
+            )  # Knuth's multiplicative hash, its first bit
+            norm = flat.norm()
+            found.append(round(float((flat * signs).sum() / norm), 4) if norm > 0 else 0.0)
+    return found
+
+
+def same_autoencoder(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two signatures are of the same weights."""
+    return len(one) == len(other) and all(abs(a - b) < SAME for a, b in zip(one, other, strict=True))
