@@ -275,7 +275,7 @@ class ExperimentConfig:
                 f"some of {', '.join(REGIONS)}",
             ),
             (
-                self.init or self.model or self.stage in WITHOUT_MODEL,
+                self.init or self.model or self.stage in (*WITHOUT_MODEL, "guidance_decoder"),
                 "init",
                 None,
                 "a checkpoint, or a 'model:' to start afresh",

@@ -16,7 +16,7 @@ from ldm.autoencoder import AutoencoderKL, DiagonalGaussian
 from ldm.checkpoint import git_revision, load_strict, read_state_dict
 from ldm.config import ConfigError
 from ldm.latent_diffusion import ModelConfig
-from muti_control.autoencoder_stage import edge_loss
+from muti_control.autoencoder_losses import edge_loss
 from muti_control.config import ExperimentConfig
 from muti_control.draws import generator
 from muti_control.guidance_decoder import GuidanceDecoder, signature
@@ -49,6 +49,11 @@ class FirstStage(nn.Module):
         if model_cfg is None:
             raise ConfigError(
                 f"init: {cfg.init} does not say its architecture; give it as model: (models/cldm_v15.yaml is SD1.5's)"
+            )
+        got, expected = cfg.guidance_decoder.network.z_channels, model_cfg.first_stage.z_channels
+        if got != expected:
+            raise ConfigError(
+                f"guidance_decoder.network.z_channels: got {got}, expected {expected}, as in {cfg.init}"
             )
         first_stage = cls(model_cfg)
         load_strict(first_stage.first_stage_model, state, prefix="first_stage_model.")
@@ -95,17 +100,10 @@ class GuidanceDecoderStage(Stage):
     def of(
         cls, cfg: ExperimentConfig, first_stage: FirstStage, train_set: LatentPairs, valid_set: LatentPairs
     ) -> GuidanceDecoderStage:
-        """From fresh weights of ``train.seed``. Raises: ConfigError."""
-        z_channels = first_stage.cfg.first_stage.z_channels
-        network = cfg.guidance_decoder.network
-        if network.z_channels != z_channels:
-            raise ConfigError(
-                f"guidance_decoder.network.z_channels: got {network.z_channels}, expected {z_channels}, as in "
-                f"{cfg.init}"
-            )
+        """From fresh weights of ``train.seed``."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.train.seed)
-            net = GuidanceDecoder(network)
+            net = GuidanceDecoder(cfg.guidance_decoder.network)
         return cls(cfg, net, first_stage, train_set, valid_set)
 
     def architecture(self) -> dict[str, Any]:
@@ -153,7 +151,7 @@ class GuidanceDecoderStage(Stage):
                 leaf = z.detach().clone().requires_grad_(True)
                 distance = (decode(leaf).float() - goal).square().flatten(1).mean(1).sum()
                 found.append(torch.autograd.grad(distance, leaf)[0].float().flatten(1))
-        return F.cosine_similarity(*found).cpu()
+        return F.cosine_similarity(found[0], found[1]).cpu()
 
     def validation_scores(self) -> dict[str, float]:
         """Errors of pictures in [0, 1] against the full decoder's, on the data's latents and on altered ones."""

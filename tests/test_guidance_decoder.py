@@ -1,0 +1,276 @@
+"""The small decoder for guidance: its layers, whose decoder it imitates, its training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import train
+from cldm.controlled import load_model
+from ldm.autoencoder import AutoencoderConfig, AutoencoderKL
+from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
+from muti_control.build import build_stage
+from muti_control.config import DataConfig, ExperimentConfig, TrainConfig
+from muti_control.guidance_decoder import (
+    GuidanceDecoder,
+    GuidanceDecoderConfig,
+    GuidanceDecoderStageConfig,
+    load_guidance_decoder,
+    same_autoencoder,
+    signature,
+)
+from muti_control.guidance_decoder_stage import GuidanceDecoderStage, altered
+
+TINY = GuidanceDecoderConfig(widths=[6, 5, 4], blocks=[1, 1, 0])
+
+
+def latents(num: int = 2, size: int = 4, seed: int = 0) -> Tensor:
+    return torch.randn(num, 4, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def by_hand(w: dict[str, Tensor], x: Tensor) -> Tensor:
+    """The decoder of ``TINY`` from tensors by name."""
+
+    def conv(x: Tensor, name: str) -> Tensor:
+        return F.conv2d(F.pad(x, (1, 1, 1, 1)), w[f"{name}.weight"], w[f"{name}.bias"])
+
+    def silu(x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
+
+    for level, num in enumerate((1, 1, 0)):
+        if level:
+            x = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        x = conv(x, f"conv_in.{level}")
+        for k in range(num):
+            name = f"blocks.{level}.{k}"
+            x = x + conv(silu(conv(silu(x), f"{name}.conv1")), f"{name}.conv2")
+    x = conv(silu(x), "conv_out")  # (B, 12, 4 h, 4 w): four pixels of each of three colours
+    b, _, h, width = x.shape
+    return x.view(b, 3, 2, 2, h, width).permute(0, 1, 4, 2, 5, 3).reshape(b, 3, 2 * h, 2 * width)
+
+
+def test_the_decoder_is_that_of_an_independent_statement() -> None:
+    net = GuidanceDecoder(TINY)
+    expected = by_hand(net.state_dict(), latents())
+    assert expected.shape == (2, 3, 32, 32)
+    torch.testing.assert_close(net(latents()), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_latent_is_decoded_alike_alone_and_in_company() -> None:
+    net, z = GuidanceDecoder(TINY), latents(3)
+    torch.testing.assert_close(net(z), torch.cat([net(one[None]) for one in z]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"widths": [4, 4]}, "widths: got [4, 4], expected three numbers"),
+        ({"blocks": [1, 1, -1]}, "blocks: got [1, 1, -1], expected three numbers"),
+        ({"z_channels": 0}, "z_channels: got 0, expected a positive number"),
+    ],
+)
+def test_a_config_that_cannot_be_built_is_refused(change: dict[str, list[int]], message: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        GuidanceDecoder(GuidanceDecoderConfig(**change))
+    assert message in str(raised.value)
+
+
+# ---------------------------------------------------------------- whose decoder it is
+def autoencoder(seed: int) -> AutoencoderKL:
+    torch.manual_seed(seed)
+    return AutoencoderKL(AutoencoderConfig(ch=8, ch_mult=[1, 1, 1, 1], num_res_blocks=1, norm_groups=4))
+
+
+def test_the_signature_tells_autoencoders_apart_and_not_their_precision() -> None:
+    one = signature(autoencoder(0))
+    assert len(one) == len(autoencoder(0).decoder.state_dict()) + 2
+    for dtype in (torch.float16, torch.bfloat16):
+        assert same_autoencoder(one, signature(autoencoder(0).to(dtype)))
+    other = autoencoder(0)
+    other.decoder.conv_out.weight.data.normal_()
+    assert not same_autoencoder(one, signature(other))
+    assert not same_autoencoder(one, signature(autoencoder(1))) and not same_autoencoder(one, one[:-1])
+
+
+def test_the_signature_is_a_number_worked_by_hand() -> None:
+    net = autoencoder(0)
+    weight = net.post_quant_conv.weight.data
+    signs = torch.tensor([1.0 if (i * 2654435761) % 2**32 < 2**31 else -1.0 for i in range(weight.numel())])
+    expected = float((weight.flatten() * signs).sum() / weight.norm())
+    assert signature(net)[1] == pytest.approx(expected, abs=1e-4)  # behind its bias
+    assert 0.3 < float((signs > 0).float().mean()) < 0.7
+
+
+def test_a_decoder_of_another_autoencoder_is_refused(weights: Path, tmp_path: Path) -> None:
+    net = GuidanceDecoder(TINY)
+    for dtype in (torch.float32, torch.bfloat16):
+        model, _ = load_model(weights, dtype=dtype)
+        net.save(tmp_path / "own.safetensors", signature(load_model(weights)[0].first_stage_model))
+        found = load_guidance_decoder(tmp_path / "own.safetensors", model)
+        assert torch.equal(found(latents()), net(latents())) and found.conv_out.weight.dtype == torch.float32
+        assert not any(p.requires_grad for p in found.parameters())
+    net.save(tmp_path / "other.safetensors", signature(autoencoder(5)))
+    with pytest.raises(
+        CheckpointError, match=r"other.safetensors imitates the decoder of another autoencoder"
+    ):
+        load_guidance_decoder(tmp_path / "other.safetensors", model)
+    assert load_guidance_decoder(tmp_path / "other.safetensors").cfg == TINY
+
+
+def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    tiny = json.dumps({"widths": [6, 5, 4], "blocks": [1, 1, 0]})
+    for metadata, message in (
+        ({}, "is no guidance decoder; give what"),
+        ({"guidance_decoder": tiny, "first_stage": "[1]"}, "the weights do not fit GuidanceDecoder"),
+        ({"guidance_decoder": '{"depth": 3}', "first_stage": "[1]"}, "depth"),
+        ({"guidance_decoder": "{", "first_stage": "[1]"}, "is no guidance decoder that can be used"),
+    ):
+        write_state_dict(tmp_path / "x.safetensors", {"x": torch.zeros(1)}, metadata)
+        with pytest.raises(CheckpointError, match=message):
+            load_guidance_decoder(tmp_path / "x.safetensors")
+    GuidanceDecoder(TINY).save(tmp_path / "y.safetensors", [1.0])
+    state, metadata = read_state_dict(tmp_path / "y.safetensors")
+    write_state_dict(tmp_path / "y.safetensors", state, {**metadata, "first_stage": "3"})
+    with pytest.raises(CheckpointError, match="no guidance decoder that can be used"):
+        load_guidance_decoder(tmp_path / "y.safetensors")
+
+
+# ---------------------------------------------------------------- training
+def test_altered_latents_lie_between_neighbours_and_are_noisy() -> None:
+    z = latents(64, 8)
+
+    def draws() -> torch.Generator:
+        return torch.Generator().manual_seed(1)
+
+    assert torch.equal(altered(z, 0.0, 0.0, draws()), z)
+    mixed = altered(z, 0.0, 0.8, draws()) - z
+    towards = z.roll(1, dims=0) - z
+    shares = (mixed * towards).flatten(1).sum(1) / towards.square().flatten(1).sum(1)
+    torch.testing.assert_close(mixed, shares[:, None, None, None] * towards)
+    assert 0 <= shares.min() < 0.1 and 0.7 < shares.max() <= 0.8
+    deviations = (altered(z, 0.5, 0.0, draws()) - z).flatten(1).std(1)
+    assert deviations.min() < 0.1 and 0.4 < deviations.max() < 0.6
+    assert torch.equal(altered(z, 0.5, 0.8, draws()), altered(z, 0.5, 0.8, draws()))
+
+
+def tiny_stage(root: Path, weights: Path) -> GuidanceDecoderStage:
+    cfg = ExperimentConfig(
+        stage="guidance_decoder",
+        name="g",
+        out=str(root / "runs"),
+        init=str(weights),
+        data=DataConfig(root=str(root)),
+        train=TrainConfig(batch_size=2, num_valid=2, precision="32-true"),
+        guidance_decoder=GuidanceDecoderStageConfig(network=TINY),
+    )
+    stage = build_stage(cfg)
+    assert isinstance(stage, GuidanceDecoderStage)
+    return stage
+
+
+def test_the_small_decoder_learns_and_the_full_one_does_not(
+    make_pairs: Callable[..., Path], weights: Path
+) -> None:
+    stage = tiny_stage(make_pairs(train=4, valid=2), weights)
+    batch = torch.utils.data.default_collate([stage.train_set[i] for i in range(4)])
+    assert "skull" not in batch and "face" not in batch
+    stage.loss_of(batch)["loss"].backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in stage.net.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in stage.first_stage.parameters())
+
+
+def test_its_loss_vanishes_for_the_full_decoder_itself(
+    make_pairs: Callable[..., Path], weights: Path
+) -> None:
+    stage = tiny_stage(make_pairs(train=4, valid=2), weights)
+    model, _ = load_model(weights)
+    stage.net.forward = model.decode  # type: ignore[method-assign]
+    batch = torch.utils.data.default_collate([stage.train_set[i] for i in range(4)])
+    assert float(stage.loss_of(batch)["loss"]) < 1e-5
+    cosines = stage.gradient_cosines(latents(3, 8))
+    torch.testing.assert_close(cosines, torch.ones(3), atol=1e-4, rtol=0)
+
+
+SETTINGS = (
+    "train.batch_size=4", "train.num_valid=3", "train.val_every=1000", "train.accelerator=cpu",
+    "train.precision=32-true", "optim.lr=1e-2", "optim.warmup_steps=1", "optim.ema_decay=0.5",
+    "guidance_decoder.network.widths=[8,8,8]", "guidance_decoder.network.blocks=[1,0,0]",
+)  # fmt: skip
+
+
+def arguments(root: Path, weights: Path) -> list[str]:
+    (root / "config.yaml").write_text("stage: guidance_decoder\nname: g\n")
+    return [
+        str(root / "config.yaml"),
+        *SETTINGS,
+        f"init={weights}",
+        f"data.root={root}",
+        f"out={root / 'runs'}",
+    ]
+
+
+def test_training_brings_it_near_and_its_file_is_taken_by_its_model(
+    make_pairs: Callable[..., Path], weights: Path
+) -> None:
+    root = make_pairs(train=4, valid=3)
+    assert (
+        train.main(
+            [
+                *arguments(root, weights),
+                "train.max_steps=80",
+                "train.val_every=40",
+                "guidance_decoder.altered=0",
+            ]
+        )
+        == 0
+    )
+    run = root / "runs/g"
+    lines = (run / "csv/version_0/metrics.csv").read_text().splitlines()
+    head = lines[0].split(",")
+    rows = [dict(zip(head, line.split(","), strict=True)) for line in lines[1:]]
+    losses = [float(row["train/l1"]) for row in rows if row["train/l1"]]
+    print(losses)
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    assert {"valid/l1", "valid/psnr", "valid/psnr_altered", "valid/gradient_cosine"} <= set(head)
+    assert len(list((run / "images").glob("decoded_*.png"))) == 2
+    model, _ = load_model(weights)
+    net = load_guidance_decoder(run / "model.safetensors", model)
+    with torch.no_grad():
+        z = model.encode_first_stage(torch.zeros(1, 3, 64, 64), sample=False)
+        assert net(z).shape == (1, 3, 64, 64)
+
+
+def test_a_broken_off_run_goes_on_as_if_it_had_not_been(
+    make_pairs: Callable[..., Path], weights: Path
+) -> None:
+    root = make_pairs(train=6, valid=3)
+    settings = [*arguments(root, weights), "train.save_every=2"]
+    assert train.main([*settings, "train.max_steps=4", "name=whole"]) == 0
+    for steps in (2, 4):
+        assert train.main([*settings, f"train.max_steps={steps}", "name=parts"]) == 0
+    whole, parts = (
+        read_state_dict(root / "runs" / name / "model.safetensors")[0] for name in ("whole", "parts")
+    )
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_wrong_settings_are_refused_in_one_line(
+    make_pairs: Callable[..., Path], weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_pairs(train=2, valid=2)
+    for setting, message in (
+        ("guidance_decoder.noise=-1", "guidance_decoder.noise: got -1.0, expected 0 or a positive number"),
+        ("guidance_decoder.blend=2", "guidance_decoder.blend: got 2.0, expected a number in [0, 1]"),
+        ("guidance_decoder.network.widths=[1]", "guidance_decoder.network.widths: got [1]"),
+        ("guidance_decoder.network.z_channels=3", "z_channels: got 3, expected 4, as in"),
+        ("init=null", "init: got None, expected a checkpoint with the autoencoder"),
+    ):
+        assert train.main([*arguments(root, weights), setting]) == 2
+        told = capsys.readouterr().err.strip()
+        assert message in told and "Traceback" not in told and not (root / "runs").exists()
