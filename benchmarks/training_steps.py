@@ -214,8 +214,10 @@ class Judges:
         layout = torch.channels_last if way.channels_last else torch.contiguous_format
         network = PipNet(PipNetConfig(image_size=size))
         mean = np.random.default_rng(0).uniform(0.1, 0.9, (network.cfg.num_landmarks, 2))
-        reader = LandmarkReader(network, mean).eval().requires_grad_(False).to(device, memory_format=layout)
-        self.discriminator = PatchGan(PatchGanConfig()).to(device, memory_format=layout)
+        reader = (
+            LandmarkReader(network, mean).eval().requires_grad_(False).to(device).to(memory_format=layout)
+        )
+        self.discriminator = PatchGan(PatchGanConfig()).to(device).to(memory_format=layout)
         cfg = LossesConfig(gan=1, fm=28, lm=150, by="weight", chunk=1)
         self.losses = PictureLosses(cfg, self.discriminator, reader)
         self.optimizer = torch.optim.AdamW(self.discriminator.parameters(), lr=1e-4, fused=way.fused or None)

@@ -285,7 +285,7 @@ def test_each_loss_falls_by_descent(stage_of: MakeStage, term: str) -> None:
         loss = stage.loss_of(batch)["loss"]
         loss.backward()
         optimizer.step()
-        values.append(float(loss))
+        values.append(float(loss.detach()))
     assert values[-1] < 0.97 * values[0], values
 
 
