@@ -19,7 +19,7 @@ from data.paired import PairedDataset
 from ldm.checkpoint import git_revision
 from ldm.schedule import predict_x0
 from muti_control.config import ExperimentConfig
-from muti_control.decoding import SUMMED, gated_rows, with_gradient
+from muti_control.decoding import SUMMED, decoder_layout, gated_rows, with_gradient
 from muti_control.diffusion_stages import DiffusionStage, Predicted
 from muti_control.landmark_condition import PairLandmarks
 from muti_control.latents import LatentPairs
@@ -198,7 +198,10 @@ class ControlStage(DiffusionStage):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        if self.picture_losses is not None and self.picture_losses.reader is not None:
+        if self.picture_losses is None:
+            return
+        self.model.first_stage_model.to(memory_format=decoder_layout(self.device))
+        if self.picture_losses.reader is not None:
             self.picture_losses.reader.to(self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -66,7 +66,7 @@ def judge(
     parts = []
     with torch.enable_grad():
         for latents, some in zip(z.detach().split(chunk), rows.split(chunk), strict=True):
-            leaf = latents.contiguous(memory_format=torch.channels_last).requires_grad_(True)
+            leaf = latents.contiguous(memory_format=decoder_layout(z.device)).requires_grad_(True)
             faces = decode(leaf).float()  # (n, 3, H, W)
             values = terms(faces, some)
             sums = {name: value.float().sum() for name, value in values.items()}
@@ -84,6 +84,15 @@ def judge(
         {name: torch.cat([part.gradients[name] for part in parts]) for name in parts[0].gradients},
         torch.cat([part.faces for part in parts]),
     )
+
+
+def decoder_layout(device: torch.device) -> torch.memory_format:
+    """In which layout a decoder is differentiated fastest.
+
+    On a CPU the backward pass of GroupNorm in bf16 takes up to 23 times as long with channels last (16 channels of
+    256 px, torch 2.15), which costs more than the convolutions gain: the demo's decoder took 1.04 s against 0.76 s.
+    """
+    return torch.contiguous_format if device.type == "cpu" else torch.channels_last
 
 
 def with_gradient(value: Tensor, z: Tensor, gradient: Tensor) -> Tensor:
