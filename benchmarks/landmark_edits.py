@@ -27,8 +27,7 @@ from cldm.controlled import ControlledLatentDiffusion, load_model
 from cldm.record import write_json
 from cldm.sampling import SamplingConfig, reconstruct
 from data.biometrics import BODY_MASS_WORDS
-from data.cases import Case, cases_of
-from data.images import read_image
+from data.cases import Case, cases_of, read_skull
 from data.manifest import read_manifest
 from ldm.checkpoint import git_revision, sha256
 from ldm.config import ConfigError, parse_command_line
@@ -149,9 +148,7 @@ def measure(cfg: EditsConfig) -> dict[str, Any]:
     if source is None:
         raise ConfigError(lacking or f"weights: {cfg.weights} has no landmark branch")
     side = model.cfg.image_size
-    skulls = torch.stack(
-        [torch.from_numpy(read_image(c.skull_path, side)[0]).permute(2, 0, 1) for c in cases]
-    )
+    skulls = torch.stack([torch.from_numpy(read_skull(c, side)).permute(2, 0, 1) for c in cases])
     more, draw = heavier(cases, cfg.levels), Drawer(model, sampling, cfg)
     read = source.of(cases, skulls)
     faces = {

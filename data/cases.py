@@ -18,6 +18,7 @@ from data.partial import PartialError, remove_bone
 
 MANIFEST_SUFFIXES = (".json", ".jsonl")
 _T = TypeVar("_T")
+NO_SKULL = "none"
 _SHOWN = 20
 _HOW = {"sex": "sex=male (or female)", "age": "age=YEARS", "body_mass": "body_mass=1..5 (4 is normal)"}
 
@@ -65,12 +66,14 @@ class Known:
 class Case:
     """One skull to reconstruct. ``name`` is unique among the cases of a run and safe as a file name.
 
+    skull_path: None where there is no skull, and landmarks, texture and text are all that is known.
+
     seed_offset: added to the seeds of the run, where cases shall not share their noise. landmarks_path: of the face.
     texture_path: exemplar of the skin's look. missing: region of bone (of ``data.partial``) that is taken away.
     """
 
     name: str
-    skull_path: Path
+    skull_path: Path | None
     biometrics: Biometrics | None
     face_path: Path | None = None
     ethnicity_given: bool = True
@@ -99,7 +102,8 @@ def find_cases(
     """The cases behind a picture, a folder of pictures or a manifest.
 
     Args:
-        skull: a picture file, a folder (its pictures, not those of folders within), or a manifest (.json, .jsonl).
+        skull: a picture file, a folder (its pictures, not those of folders within), or a manifest (.json, .jsonl);
+            ``none``: there is none.
         known: for pictures all that is known; for a manifest laid over every line.
         images_dir: of a manifest: see ``read_manifest``.
         limit: at most that many cases, spread evenly over the list. None: all.
@@ -111,6 +115,10 @@ def find_cases(
     path = Path(skull)
     if limit is not None and limit < 1:
         raise CaseError(f"limit: got {limit}, expected at least 1, or null for all")
+    if str(skull) == NO_SKULL and not path.exists():
+        biometrics = known.biometrics()
+        given = "ethnicity" in known.given or biometrics is None
+        return [Case("no_skull", None, biometrics, ethnicity_given=given)]
     if not path.exists():
         raise CaseError(f"skull: {path} does not exist; give a picture, a folder of pictures or a manifest")
     if path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file():
@@ -144,11 +152,13 @@ def cases_of(records: Sequence[Record]) -> list[Case]:
 
 
 def read_skull(case: Case, size: int) -> np.ndarray:
-    """The skull of a case, (size, size, 3) float32 in [0, 1], black where its bone is missing.
+    """The skull of a case, (size, size, 3) float32 in [0, 1], black where its bone is missing or there is no skull.
 
     Raises:
         ImageError: it cannot be read. PartialError: no skull is in it to take bone from; both name the file.
     """
+    if case.skull_path is None:
+        return np.zeros((size, size, 3), np.float32)
     picture, _ = read_image(case.skull_path, size)
     if case.missing is None:
         return picture
@@ -169,7 +179,7 @@ def check_pictures(cases: list[Case], size: int) -> dict[Path, str]:
     """
     notes: dict[Path, str] = {}
     refused: list[str] = []
-    paths = {case.skull_path: True for case in cases}
+    paths = {case.skull_path: True for case in cases if case.skull_path is not None}
     paths |= {case.face_path: False for case in cases if case.face_path is not None}
     for path, is_skull in paths.items():
         try:

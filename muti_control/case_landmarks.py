@@ -32,6 +32,7 @@ from ldm.checkpoint import sha256
 from muti_control.pipnet.drawing import draw_points
 from muti_control.pipnet.reader import LandmarkReader
 
+WITHOUT_SKULL = 256  # px of the picture that landmarks lie in where there is no skull
 DRAWN_SIDE = 512  # px of each picture with points
 
 
@@ -114,19 +115,23 @@ class KnownLandmarks:
                 )
 
     def of(self, cases: Sequence[Case], skulls: Tensor) -> Landmarks:
-        found = [landmark_fractions(self.records[case.skull_path])[0] for case in cases]
+        found = [landmark_fractions(self._record(case))[0] for case in cases]
         for case, points in zip(cases, found, strict=True):
             if len(points) != self.num_points:
                 raise ValueError(
-                    f"{self.records[case.skull_path].landmarks_path}: {len(points)} points, expected this model's "
+                    f"{self._record(case).landmarks_path}: {len(points)} points, expected this model's "
                     f"{self.num_points}"
                 )
         stacked = torch.from_numpy(np.stack(found))  # (B, N, 2)
         present = torch.ones(len(cases), dtype=torch.bool)
         return Landmarks(stacked, torch.ones(stacked.shape[:2]), present)
 
+    def _record(self, case: Case) -> Record:
+        assert case.skull_path is not None
+        return self.records[case.skull_path]
+
     def describe(self, case: Case) -> dict[str, str]:
-        path = self.records[case.skull_path].landmarks_path
+        path = self._record(case).landmarks_path
         assert path is not None
         return {"source": "known of the true face", "file": path.name, "sha256": sha256(path)}
 
@@ -155,6 +160,8 @@ def choose_landmarks(
         )
     if choice != "auto":
         return given_landmarks(Path(choice), cases, branch.num_points), None
+    if cases and all(case.skull_path is None for case in cases):
+        return None, None  # nothing to read them off
     if not weights.is_file():
         return (
             None,
@@ -192,9 +199,14 @@ def given_landmarks(path: Path, cases: Sequence[Case], num_points: int, key: str
         found, _ = read_landmarks(files[case.name])
         if len(found) != num_points:
             raise ValueError(f"{files[case.name]}: {len(found)} points, expected this model's {num_points}")
-        points[case.name] = fractions_of(found, picture_size(case.skull_path))
+        points[case.name] = fractions_of(found, _pixels(case))
         confidences[case.name] = read_confidence(files[case.name], num_points)
     return Given(points, confidences, files, {name: sha256(file) for name, file in files.items()})
+
+
+def _pixels(case: Case) -> tuple[int, int]:
+    """Width and height of what a case's landmarks are given in px of: its skull, or a picture of 256 px."""
+    return (WITHOUT_SKULL, WITHOUT_SKULL) if case.skull_path is None else picture_size(case.skull_path)
 
 
 def landmarks_name(case: Case) -> str:
@@ -211,7 +223,7 @@ def write_landmarks(folder: Path, case: Case, source: CaseLandmarks, face: Path,
     """Write a case's landmarks, in px of its skull picture, and a picture of them over the skull and its face."""
     skull = torch.from_numpy(read_skull(case, size)).permute(2, 0, 1)[None]
     found = source.of([case], skull)
-    points = pixels_of(found.points[0].numpy(), picture_size(case.skull_path))
+    points = pixels_of(found.points[0].numpy(), _pixels(case))
     content: dict[str, Any] = {
         "points": np.round(points, 2).tolist(),
         "confidence": np.round(found.confidence[0].numpy(), 3).tolist(),

@@ -271,8 +271,17 @@ class ControlStage(DiffusionStage):
         }
 
     def export_metadata(self) -> dict[str, str]:
-        """As of every stage, and the sampler settings it was validated with, which sample.py then takes up."""
-        return {**super().export_metadata(), "sampling": json.dumps(asdict(self.cfg.sampling))}
+        """As of every stage; the sampler settings it was validated with, which sample.py then takes up; and how often
+        each condition was left out or damaged.
+        """
+        parts = ("skull", "partial", "texture", "landmarks")
+        conditions = {part: asdict(getattr(self.cfg, part)) for part in parts}
+        conditions["landmarks"].pop("predicted")  # file names, which tell of a machine
+        return {
+            **super().export_metadata(),
+            "sampling": json.dumps(asdict(self.cfg.sampling)),
+            "conditions": json.dumps(conditions),
+        }
 
     def scores(self, faces: Tensor, truths: Tensor) -> dict[str, float]:
         return {

@@ -13,7 +13,7 @@ from cldm.controlled import ControlledLatentDiffusion, load_model
 from cldm.record import check_overwriting, claim_folder, environment, latest_folder, unused_folder
 from cldm.sampling import SamplingConfig
 from cldm.spacing import spaced_timesteps
-from data.cases import MANIFEST_SUFFIXES, Known, check_pictures, find_cases
+from data.cases import MANIFEST_SUFFIXES, NO_SKULL, Case, Known, check_pictures, find_cases
 from data.partial import REGIONS
 from data.shards import picture_sha256
 from ldm.checkpoint import sha256
@@ -37,7 +37,8 @@ SKULL_LANDMARKS = "models/demo/pipnet_skull.safetensors"
 class SampleConfig:
     """What to reconstruct, and how.
 
-    skull: picture, folder or manifest. images_dir: where a manifest's pictures are, if not where it expects them.
+    skull: picture, folder or manifest; none: there is none, and what else is given draws the face.
+    images_dir: where a manifest's pictures are, if not where it expects them.
     limit: at most that many skulls, spread evenly over the list.
     sex, age (years), ethnicity, body_mass (1 very thin ... 5 slightly fat): of the person; over a manifest's.
     num_samples: faces for each skull, with seeds seed, seed + 1, ...
@@ -160,14 +161,19 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
         landmarks=landmarks,
         guidance=guidance,
         textures=textures,
-        remarks=[told for told in (remark, of_texture) if told is not None],
+        remarks=[told for told in (remark, of_texture, _without_skull(cases, metadata)) if told is not None],
         team=team,
     )
     if not team.is_first:
         return job
     if earlier is not None:
         job = replace(job, folder=resumed(job, earlier) if cfg.resume else RunFolder(folder, earlier.files))
-    inputs = [skull, weights, *(Path(argument) for argument in arguments if "=" not in argument), *pictures]
+    inputs = [
+        *({skull} if skull.exists() else ()),
+        weights,
+        *(Path(argument) for argument in arguments if "=" not in argument),
+        *pictures,
+    ]
     inputs += [Path(cfg.model)] if cfg.model is not None else []
     inputs += landmarks.files.values() if isinstance(landmarks, Given) else []
     inputs += [] if guidance is None else guidance.inputs
@@ -177,11 +183,23 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
     return job
 
 
+def _without_skull(cases: Sequence[Case], metadata: Mapping[str, str]) -> str | None:
+    """What a user should know who draws without a skull."""
+    if all(case.skull_path is not None for case in cases):
+        return None
+    learnt = json.loads(metadata.get("conditions", "{}")).get("skull", {}).get("dropout", 0)
+    if learnt > 0:
+        return "no skull: what else is given draws the face"
+    return "no skull, and these weights were not trained to do without (skull.dropout): expect little"
+
+
 def _folder(cfg: SampleConfig, skull: Path) -> Path:
     """Where to write. By default the results are called after the skull, for ``.`` and ``..`` too."""
     if cfg.out is not None:
         return Path(cfg.out)
     whole = Path(os.path.abspath(skull))  # not resolved: a link keeps the name the user knows
+    if str(skull) == NO_SKULL and not whole.exists():
+        whole = Path("no_skull")
     name = ((whole.name if whole.is_dir() else whole.stem) or "skulls") if cfg.skull is not None else "demo"
     return (latest_folder if cfg.resume else unused_folder)(Path("results") / name)
 

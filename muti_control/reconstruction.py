@@ -97,13 +97,15 @@ def draw_faces(
         guide: of this batch.
     """
     cases = [case for case, _, _ in draws]
+    known = [case.skull_path is not None for case in cases]
     faces = reconstruct(
         model,
-        skulls.to(model.device, non_blocking=skulls.is_pinned()),
+        skulls.to(model.device, non_blocking=skulls.is_pinned()) if any(known) else None,
         [case.prompt for case in cases],
         [seed for _, _, seed in draws],
         sampling,
         landmarks=None if landmarks is None else landmarks.of(cases, skulls),
+        skull_present=torch.tensor(known) if any(known) and not all(known) else None,
         guide=guide,
         texture=None if textures is None else textures.of(cases),
         progress=progress,

@@ -27,8 +27,10 @@ def run_record(job: Job) -> dict[str, Any]:
     cases = [
         {
             "name": case.name,
-            "skull": {"path": str(case.skull_path), "sha256": job.hashes[case.skull_path]},
-            "note": job.notes.get(case.skull_path),
+            "skull": None
+            if case.skull_path is None
+            else {"path": str(case.skull_path), "sha256": job.hashes[case.skull_path]},
+            "note": None if case.skull_path is None else job.notes.get(case.skull_path),
             "true_face": None
             if case.face_path is None
             else {"path": str(case.face_path), "sha256": job.hashes[case.face_path]},
@@ -67,7 +69,9 @@ def face_text(job: Job, case: Case, seed: int) -> dict[str, Any]:
     identical."""
     return {
         "notice": NOTICE,
-        "skull": {"file": case.skull_path.name, "sha256": job.hashes[case.skull_path]},
+        "skull": None
+        if case.skull_path is None
+        else {"file": case.skull_path.name, "sha256": job.hashes[case.skull_path]},
         "prompt": case.prompt,
         **({} if case.missing is None else {"missing_bone": _missing(case)}),
         **({} if job.landmarks is None else {"landmarks": job.landmarks.describe(case)}),

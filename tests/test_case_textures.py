@@ -165,3 +165,22 @@ def test_an_evaluation_is_told_of_exemplars_and_missing_bone(
         prepare([*common, f"weights={weights}", f"texture={root / 'pairedCS' / 'skull' / 'test_0.png'}"])
     with pytest.raises(ValueError, match="missing: got 'jaw'"):
         EvaluateConfig(missing="jaw").validate()
+
+
+def test_without_a_skull_landmarks_and_text_draw_the_face(
+    weights: Path, with_branch: Path, skull: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texture = rough(tmp_path / "exemplar.png", 3, 20)
+    person = ("sex=male", "age=40", "body_mass=3")
+    common = ("skull=none", f"weights={with_branch}", *person)
+    assert run(*common, f"out={tmp_path / 'text'}") == 0
+    assert "not trained to do without" in capsys.readouterr().out
+    assert run(*common, f"texture={texture}", f"out={tmp_path / 'texture'}") == 0
+    base = (f"skull={skull}", f"weights={with_branch}", *person, "sampling.control_end=0")
+    assert run(*base, f"out={tmp_path / 'base'}") == 0
+    text = face(tmp_path / "text", "no_skull_0.png")
+    assert np.array_equal(text, face(tmp_path / "base"))  # the text alone: the base model
+    assert not np.array_equal(text, face(tmp_path / "texture", "no_skull_0.png"))
+    record = json.loads((tmp_path / "texture" / "record.json").read_text())
+    assert record["cases"][0]["skull"] is None and record["cases"][0]["texture"]["file"] == "exemplar.png"
+    assert run(*common, f"texture={texture}", f"out={tmp_path / 'texture'}", "resume=true") == 0
