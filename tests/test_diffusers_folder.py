@@ -32,7 +32,7 @@ from cldm.diffusers_folder.configs import check_expressible, part_configs
 from cldm.diffusers_folder.keys import their_keys
 from cldm.sampling import SamplingConfig, reconstruct
 from ldm.checkpoint import read_state_dict, write_state_dict
-from ldm.latent_diffusion import LandmarkConfig, ModelConfig
+from ldm.latent_diffusion import LandmarkConfig, ModelConfig, TextureConfig
 from ldm.text import tokenize
 
 
@@ -281,6 +281,7 @@ def test_what_diffusers_cannot_be_configured_to_be(tiny_config: ModelConfig, cap
         ("first_stage", "ch_mult", [2, 1, 1, 1]),
         ("cond_stage", "vocab_size", 100),
         ("control", "landmarks", LandmarkConfig()),
+        ("control", "texture", TextureConfig()),
     ):
         kept = getattr(getattr(tiny_config, section), name)
         setattr(getattr(tiny_config, section), name, value)
