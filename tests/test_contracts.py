@@ -36,6 +36,7 @@ from ldm.config import known_keys, parse_command_line
 from muti_control.config import ExperimentConfig, load_experiment
 from muti_control.evaluation.config import EvaluateConfig
 from muti_control.pipnet.export import ExportConfig
+from muti_control.pipnet.predict import PredictConfig
 from sample import SampleConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,6 +61,7 @@ KEYS_OF = {
     "benchmarks.landmarks": LandmarksConfig,
     "muti_control.pipnet.crossfit": ExperimentConfig,
     "muti_control.pipnet.export": ExportConfig,
+    "muti_control.pipnet.predict": PredictConfig,
     "benchmarks.kill_resume": KillConfig,
     "data.cohort": CohortConfig,
     "data.ct": CtConfig,
