@@ -125,7 +125,10 @@ def measure_decoder(cfg: ModelConfig) -> Activations:
         for recompute in (False, True):
             decoder.recompute(recompute)
             counted = _Kept(decoder.parameters())
-            blocks = [decoder.mid, *(block for level in decoder.up for block in level.block)]
+            blocks = [
+                decoder.mid,
+                *(block for level in decoder.up for block in level.get_submodule("block").children()),
+            ]
             z = torch.empty(1, *cfg.latent_shape, requires_grad=True)
             with counted.counting(), _largest(blocks, counted) as largest:
                 decoder(z).sum()
