@@ -28,6 +28,7 @@ from muti_control.energies import (
     RealismEnergy,
     TextureEnergy,
 )
+from muti_control.guidance_decoder import GuidanceDecoder, load_guidance_decoder
 from muti_control.patchgan import PatchGan
 from muti_control.pipnet.reader import LandmarkReader
 
@@ -44,6 +45,8 @@ class GuidanceConfig(SpgdConfig):
         manifest: to see what guidance can do at best), or a file or folder of points as for landmarks.
     face_landmark_weights: the network that reads landmarks off faces. discriminator: file, for realism.
     exemplar: face picture whose surface is wanted, for texture.
+    decoder: file of a small decoder for the energies' eyes (the guidance_decoder stage of train.py); the face itself
+        is always decoded by the model's own.
     at_once: faces decoded together with gradient. recompute: the decoder's blocks, in place of keeping what they need.
     trace: write what guidance did to each face as NAME_trace.json and a plot.
     """
@@ -56,6 +59,7 @@ class GuidanceConfig(SpgdConfig):
     face_landmark_weights: str = FACE_LANDMARKS
     discriminator: str | None = None
     exemplar: str | None = None
+    decoder: str | None = None
     at_once: int = 2
     recompute: bool = False
     trace: bool = False
@@ -120,6 +124,7 @@ class Guidance:
     reader: LandmarkReader | None
     targets: CaseLandmarks | None
     discriminator: PatchGan | None
+    decoder: GuidanceDecoder | None
     files: Mapping[str, str]
 
     @property
@@ -151,7 +156,8 @@ class Guidance:
             picture, _ = read_image(Path(cfg.exemplar), skulls.shape[-1])
             exemplar = torch.from_numpy(picture).permute(2, 0, 1).to(skulls)
             terms["texture"] = cfg.texture, TextureEnergy(exemplar.expand(len(skulls), -1, -1, -1))
-        energy = DecodedEnergies(decoder_of(model, cfg.recompute), terms, cfg.at_once)
+        decode = self.decoder or decoder_of(model, cfg.recompute)
+        energy = DecodedEnergies(decode, terms, cfg.at_once)
         return BatchGuidance(cfg, energy)
 
 
@@ -205,7 +211,11 @@ def load_guidance(
     if cfg.texture > 0 and cfg.exemplar is not None:
         read_image(_there(cfg.exemplar, "exemplar"), model.cfg.image_size)
         files["exemplar"] = sha256(Path(cfg.exemplar))
-    return Guidance(cfg, reader, targets, discriminator, files)
+    decoder = None
+    if cfg.decoder is not None:
+        decoder = load_guidance_decoder(cfg.decoder, model)
+        files["decoder"] = sha256(Path(cfg.decoder))
+    return Guidance(cfg, reader, targets, discriminator, decoder, files)
 
 
 def _there(name: str, key: str) -> Path:

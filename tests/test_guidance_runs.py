@@ -11,11 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from cldm.controlled import load_model
 from cldm.spgd import GuidedStep, InnerStep
 from muti_control.charts import Panel, Series, draw_panels
 from muti_control.evaluation.config import EvaluateConfig
 from muti_control.evaluation.results_file import read_results
 from muti_control.guidance import GuidanceConfig
+from muti_control.guidance_decoder import GuidanceDecoder, GuidanceDecoderConfig, signature
 from muti_control.guidance_trace import trace_of, trace_plot
 from muti_control.sweep import Row, advice, arguments_of, best_of, main, table
 from sample import main as sample
@@ -46,6 +48,24 @@ def test_a_trace_is_written_for_each_face(guided_run, tmp_path: Path) -> None:  
     for name in ("test_0_0.png", "test_1_0.png"):  # to look on changes nothing
         assert Image.open(folder / name).tobytes() == Image.open(tmp_path / "untraced" / name).tobytes()
     assert sample([*guided_run("traced", *settings), "overwrite=true"]) == 0
+
+
+def test_a_small_decoder_looks_for_the_energies_alone(guided_run, weights: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    model, _ = load_model(weights)
+    own, foreign = (tmp_path / name for name in ("own.safetensors", "foreign.safetensors"))
+    decoder = GuidanceDecoder(GuidanceDecoderConfig(widths=[6, 5, 4], blocks=[1, 0, 0]))
+    decoder.save(own, signature(model.first_stage_model))
+    decoder.save(foreign, [1.0, 2.0])
+    run = ("limit=1", "guidance.mode=spgd", "guidance.scale=0.1")
+    assert sample(guided_run("full", *run)) == 0
+    assert sample(guided_run("small", *run, f"guidance.decoder={own}")) == 0
+    full, small = (Image.open(tmp_path / name / "test_0_0.png").tobytes() for name in ("full", "small"))
+    assert full != small
+    record = json.loads((tmp_path / "small/record.json").read_text())["guidance"]
+    assert record["decoder"]["file"] == "own.safetensors" and len(record["decoder"]["sha256"]) == 64
+    assert sample(guided_run("bad", *run, f"guidance.decoder={foreign}")) == 2
+    assert sample(guided_run("bad", *run, "guidance.decoder=none.safetensors")) == 2
+    assert not (tmp_path / "bad").exists()
 
 
 def test_a_trace_holds_no_nan() -> None:
@@ -118,6 +138,7 @@ def test_settings_of_models_lie_over_the_common_ones() -> None:
     )
     cfg.validate()
     assert cfg.guidance_of("model") == cfg.guidance
+    assert EvaluateConfig(guided={"model": {"mode": False}}).guidance_of("model").mode == "off"
     plain = cfg.guidance_of("plain")
     assert (plain.mode, plain.scale, plain.inner) == ("plain", 0.1, 2)
     for guided, message in (

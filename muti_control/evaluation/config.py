@@ -140,6 +140,7 @@ class EvaluateConfig:
         if not isinstance(own, Mapping):
             raise ConfigError(f"guided.{name}: got {own!r}, expected settings such as {{mode: plain}}")
         base = asdict(self.guidance) | {str(key): value for key, value in own.items()}
+        base["mode"] = "off" if base["mode"] is False else base["mode"]  # YAML takes off for a truth value
         return parse_command_line(GuidanceConfig, [], base=base, base_name=f"guided.{name}")
 
     def _check_names(self) -> None:
