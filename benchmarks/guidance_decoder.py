@@ -55,7 +55,7 @@ class DecoderBenchmarkConfig:
 def decoders(cfg: DecoderBenchmarkConfig, device: torch.device) -> tuple[FirstStage, GuidanceDecoder]:
     """The full and the small one. Raises: CheckpointError, ValueError."""
     model_cfg: ModelConfig | None = load_model_config(cfg.model)
-    state = {}
+    state: dict[str, Tensor] = {}
     if cfg.weights is not None:
         state, metadata = read_state_dict(cfg.weights)
         model_cfg = model_config_of(cfg.weights, metadata) or model_cfg
