@@ -23,7 +23,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3 p
 .PHONY: help demo test debug oldest lint format type bench cohort clean distclean
 
 help:  ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.runtime  ## faces from shipped test skulls, by the shipped demo model
 	@$(PY) sample.py num_samples=3 out="$(OUT)" overwrite=true
@@ -65,6 +65,8 @@ bench: $(VENV)/.dev  ## a model beside its controls, baselines and ceiling (COHO
 
 cohort: $(VENV)/.dev  ## make the synthetic cohort (COHORT=FOLDER); the demo model's is format 1: see models/demo/README.md
 	@$(PY) -m data.cohort "$(COHORT)" num_subjects=5000 seed=1 valid_subjects=250 test_subjects=500 ceiling=true
+
+include configs/demo/train.mk
 
 clean:  ## remove caches and results/demo; keeps .venv, runs/, weights and all other results
 	@rm -rf results/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
