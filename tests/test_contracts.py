@@ -259,14 +259,20 @@ def commands(path: Path) -> Iterator[str]:
             yield line
 
 
+def makefiles() -> str:
+    """The Makefile and what it includes."""
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    included = re.findall(r"^include (.*)$", text, flags=re.M)
+    return "\n".join([text, *((ROOT / name).read_text(encoding="utf-8") for name in included)])
+
+
 def make_targets() -> set[str]:
-    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
+    return set(re.findall(r"^([a-z-]+):", makefiles(), flags=re.M))
 
 
 def test_make_help_lists_every_target():
-    text = (ROOT / "Makefile").read_text(encoding="utf-8")
-    described = set(re.findall(r"^([a-z]+):.*## ", text, flags=re.M))
-    phony = set(re.search(r"^\.PHONY: (.*)$", text, flags=re.M).group(1).split())
+    described = set(re.findall(r"^([a-z-]+):.*## ", makefiles(), flags=re.M))
+    phony = set(" ".join(re.findall(r"^\.PHONY: (.*)$", makefiles(), flags=re.M)).split())
     assert described == phony == make_targets()
 
 
