@@ -71,8 +71,9 @@ def read_skulls_of(
     """Points (M, N, 2), fractions, and confidences (M, N) of the skulls of ``records``."""
     cases, points, confidences = cases_of(records), [], []
     for start in tqdm(range(0, len(cases), cfg.batch_size), unit=" batches", disable=None):
-        some = cases[start : start + cfg.batch_size]
-        pictures = np.stack([read_image(case.skull_path, cfg.size)[0] for case in some])  # (B, H, W, 3)
+        rows = slice(start, start + cfg.batch_size)
+        some = cases[rows]
+        pictures = np.stack([read_image(r.skull_path, cfg.size)[0] for r in records[rows]])  # (B, H, W, 3)
         found = source.of(some, torch.from_numpy(pictures).permute(0, 3, 1, 2))
         points.append(found.points.numpy())
         confidences.append(found.confidence.numpy())
@@ -105,9 +106,12 @@ def predict(cfg: PredictConfig) -> list[float | None]:
     source = ReadOffSkull(reader, Path(cfg.weights).name, sha256(cfg.weights))
     num = reader.net.cfg.num_landmarks
     corners = OUTER_EYE_CORNERS.get(num) if cfg.eye_corners is None else tuple(cfg.eye_corners)
-    folders = {"skull_folder": cfg.data.skull_folder, "face_folder": cfg.data.face_folder}
     lists = {
-        name: read_manifest(Path(cfg.data.root) / "split_data" / name, **folders)
+        name: read_manifest(
+            Path(cfg.data.root) / "split_data" / name,
+            skull_folder=cfg.data.skull_folder,
+            face_folder=cfg.data.face_folder,
+        )
         for name in (cfg.data.train, cfg.data.valid)
     }
     points, confidences, errors = [], [], []
