@@ -32,11 +32,12 @@ test: $(VENV)/.dev  ## the test suite
 	@$(PY) -m pytest
 
 debug: $(VENV)/.runtime  ## every training stage and sampling, end to end, on tiny networks, in runs/debug_*
-	@rm -rf runs/debug_autoencoder runs/debug_base runs/debug_control runs/debug_pix2pix runs/debug_guidance_decoder runs/debug_control_ini.safetensors
+	@rm -rf runs/debug_autoencoder runs/debug_base runs/debug_control runs/debug_pipnet runs/debug_pix2pix runs/debug_guidance_decoder runs/debug_control_ini.safetensors
 	@$(PY) train.py configs/debug/autoencoder.yaml
 	@$(PY) train.py configs/debug/base.yaml
 	@$(PY) tool_add_control.py runs/debug_base/model.safetensors runs/debug_control_ini.safetensors
 	@$(PY) train.py configs/debug/control.yaml
+	@$(PY) train.py configs/debug/pipnet.yaml
 	@$(PY) train.py configs/debug/pix2pix.yaml
 	@$(PY) train.py configs/debug/guidance_decoder.yaml
 	@$(PY) sample.py weights=runs/debug_control/model.safetensors out=runs/debug_faces overwrite=true

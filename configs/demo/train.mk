@@ -18,9 +18,10 @@ CONTROL = $(RUNS)/demo_control/model.safetensors
 DECODER = $(RUNS)/demo_guidance_decoder/model.safetensors
 
 .PHONY: train-demo
-train-demo: $(VENV)/.dev $(FACE_2) $(READ) $(CONTROL) $(DECODER)  ## train the demo model from nothing, 4 to 5 hours on two cores; it goes on where it stopped
+.NOTPARALLEL:
+train-demo: $(VENV)/.dev $(FACE_2) $(READ) $(CONTROL) $(DECODER)  ## train the demo model from nothing, about 4 hours on two cores; it goes on where it stopped
 	@echo "done: $(CONTROL)"
-	@echo "how good is it: make bench COHORT=$(COHORT) WEIGHTS=$(CONTROL) PRESET=full"
+	@echo "how good is it: $(PY) evaluate.py configs/evaluate/full.yaml weights=$(CONTROL) landmark_weights=$(SKULL) data.root=$(COHORT)"
 
 $(LISTS): | $(VENV)/.dev
 	@echo "--- 1 of 9: the cohort, 5,000 pairs (26 minutes)"
@@ -58,5 +59,5 @@ $(CONTROL): | $(START) $(READ)
 	@$(call STAGE,configs/demo/control.yaml) init="$(START)" 'landmarks.predicted=["$(READ)"]'
 
 $(DECODER): | $(AUTOENCODER)
-	@echo "--- 9 of 9: the small decoder for guidance"
+	@echo "--- 9 of 9: the small decoder for guidance (14 minutes)"
 	@$(call STAGE,configs/demo/guidance_decoder.yaml) init="$(AUTOENCODER)"
