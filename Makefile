@@ -28,8 +28,8 @@ help:  ## list these commands
 demo: $(VENV)/.runtime  ## faces from shipped test skulls, by the shipped demo model
 	@$(PY) sample.py num_samples=3 out="$(OUT)" overwrite=true
 
-test: $(VENV)/.dev  ## the test suite
-	@$(PY) -m pytest
+test: $(VENV)/.dev  ## the test suite, on two cores
+	@$(PY) -m pytest -n 2 --dist loadfile
 
 debug: $(VENV)/.runtime  ## every training stage and sampling, end to end, on tiny networks, in runs/debug_*
 	@rm -rf runs/debug_autoencoder runs/debug_base runs/debug_control runs/debug_pipnet runs/debug_pix2pix runs/debug_guidance_decoder runs/debug_control_ini.safetensors
