@@ -135,11 +135,21 @@ def build_latent_stage(cfg: ExperimentConfig) -> Stage:
         cfg.sampling.scales_for(
             model.cfg.unet.num_control_outputs
         )  # complain now, not at the first validation
+    check_gate(cfg, model.cfg.schedule.num_timesteps)
     train_set: Any = sets["train"]
     if cfg.stage != "autoencoder":
         train_set = _cached(cfg, model, sets)
     arrange(cfg, model)
     return STAGE_CLASSES[cfg.stage](cfg, model, train_set, sets["valid"])
+
+
+def check_gate(cfg: ExperimentConfig, num_timesteps: int) -> None:
+    """Raises ConfigError if no sample's t is one at which the picture losses look at its face."""
+    if cfg.losses.on and cfg.losses.min_t >= num_timesteps:
+        raise ConfigError(
+            f"losses.min_t: got {cfg.losses.min_t}, expected less than the model's {num_timesteps} steps of noise: no "
+            "face would ever be looked at"
+        )
 
 
 def _cached(

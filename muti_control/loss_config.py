@@ -33,8 +33,6 @@ class DiscriminatorConfig:
         """
         if self.every < 1:
             raise ValueError(f"every: got {self.every!r}, expected at least 1")
-        if not 0 < self.optim.lr < math.inf:
-            raise ValueError(f"optim.lr: got {self.optim.lr!r}, expected a positive number")
         if self.network.in_channels != in_channels:
             raise ValueError(
                 f"network.in_channels: got {self.network.in_channels!r}, expected {in_channels} in this stage"
@@ -43,6 +41,10 @@ class DiscriminatorConfig:
             self.network.validate()
         except ValueError as error:
             raise ValueError(f"network.{error}") from error
+        try:
+            self.optim.validate(averaged=False)
+        except ValueError as error:
+            raise ValueError(f"optim.{error}") from error
 
     def build(self, seed: int) -> PatchGan:
         """The network to be trained; fresh weights follow from ``seed``.
@@ -71,7 +73,8 @@ class AutoencoderStageConfig:
     without it and gan, grain and noise are wiped out.
     gan: realism (LSGAN): how hard its gradient pulls at the decoder's last layer, relative to all other terms; 0: no
     discriminator. gan_ramp_steps: over which it rises to that. discriminator: its own; it sees single pictures.
-    With either of them the error by pixels no longer says what is best: set train.export=last and look at the pictures.
+    With either of them the best validation (train.export=best) is that of the least difference in roughness, not of the
+    highest PSNR, which would be the smoothest.
     crop_size: side in px of the random crops it trains on, 0 for whole pictures (it validates on whole ones).
     on_skulls: train on the skull pictures too, not on the faces alone.
     """

@@ -16,6 +16,7 @@ import torch
 from omegaconf import OmegaConf
 
 from cldm.record import check_creatable
+from data.partial import REGIONS
 from ldm.checkpoint import sha256
 from ldm.config import ConfigError
 from muti_control.build import build_stage, check_files
@@ -29,10 +30,20 @@ from muti_control.trainer import build_trainer, check_machine
 from muti_control.turns import odd_settings
 
 # Parts of the config that must not change when a run goes on.
-FINGERPRINTED = ("optim", "autoencoder", "diffusion", "landmarks", "pipnet")
+FINGERPRINTED = (
+    "optim", "autoencoder", "diffusion", "skull", "landmarks", "texture", "partial", "pipnet",
+)  # fmt: skip
 OF_ONE_STAGE = ("pix2pix", "guidance_decoder")  # the same for the stages that bear the part's name
 # What a checkpoint from before a part existed meant by it.
-BEFORE = {"losses": "off", "autoencoder.texture_weight": "0.0", "autoencoder.gan": "0.0"}
+BEFORE = {
+    "losses": "off",
+    "autoencoder.texture_weight": "0.0",
+    "autoencoder.gan": "0.0",
+    "skull.dropout": "0.0",
+    "partial.share": "0.0",
+    "partial.regions": str(list(REGIONS)),
+    "texture.dropout": "0.2",
+}
 
 
 def fingerprint(cfg: ExperimentConfig, stage: Stage) -> dict[str, str]:

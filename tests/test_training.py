@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import itertools
+import math
+import operator
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +26,7 @@ from data.manifest import ManifestError
 from ldm.checkpoint import read_state_dict, write_state_dict
 from ldm.config import ConfigError
 from ldm.latent_diffusion import ModelConfig
-from muti_control.config import DataConfig, ExperimentConfig, TrainConfig, load_experiment
+from muti_control.config import STAGES, DataConfig, ExperimentConfig, TrainConfig, load_experiment
 from muti_control.draws import EndlessBatches, generator
 from muti_control.ema import Ema
 from muti_control.optim_config import OptimConfig
@@ -117,6 +120,72 @@ def test_a_config_error_names_the_key(tmp_path: Path) -> None:
             load_experiment([str(path), override])
     with pytest.raises(ConfigError, match="no such"):
         load_experiment([str(tmp_path / "none.yaml")])
+
+
+DISCRIMINATORS = (
+    "losses.discriminator.optim",
+    "autoencoder.discriminator.optim",
+    "pix2pix.discriminator_optim",
+)
+
+
+@pytest.mark.parametrize("where", ["optim", *DISCRIMINATORS])
+def test_every_optimizers_settings_are_checked(where: str) -> None:
+    def check(key: str, value: float | str) -> None:
+        cfg = ExperimentConfig(stage="autoencoder", name="x", init="x")
+        setattr(operator.attrgetter(where)(cfg), key, value)
+        cfg.validate()
+
+    for key, value, expected in (
+        ("lr", 0.0, "a positive finite number"),
+        ("lr", math.inf, "a positive finite number"),
+        ("schedule", "lineer", "constant or cosine"),
+        ("clip_norm", -1.0, "0 (no limit) or more"),
+        ("clip_norm", math.nan, "0 (no limit) or more"),
+        ("warmup_steps", -1, "0 or more"),
+        ("weight_decay", -0.1, "0 or more"),
+        ("beta1", 1.0, "a number in [0, 1)"),
+        ("beta2", -0.5, "a number in [0, 1)"),
+        ("final_lr_ratio", -1.0, "0 or more"),
+        ("ema_decay", 1.0, "a number in [0, 1)"),
+    ):
+        message = f"{where}.{key}: got {value!r}, expected {expected}"
+        with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+            check(key, value)
+    check("schedule", "cosine")
+    check("clip_norm", 0.0)
+    if where == "optim":
+        check("ema_decay", 0.9)
+    else:
+        with pytest.raises(
+            ConfigError, match=r"ema_decay: got 0.9, expected 0: these weights are not averaged"
+        ):
+            check("ema_decay", 0.9)
+
+
+@pytest.mark.parametrize(
+    ("own", "key", "value"),
+    [
+        ("control", "losses.lm", 0.3),
+        ("control", "partial.share", 0.25),
+        ("control", "skull.dropout", 0.2),
+        ("control", "landmarks.predicted", ["p.npz"]),
+        ("autoencoder", "autoencoder.gan", 1.0),
+        ("autoencoder", "autoencoder.texture_weight", 1.0),
+    ],
+)
+def test_a_setting_that_a_stage_does_not_heed_is_refused(own: str, key: str, value: object) -> None:
+    part, name = key.split(".")
+    for stage in STAGES:
+        cfg = ExperimentConfig(stage=stage, name="x", init="x")
+        setattr(getattr(cfg, part), name, value)
+        if stage == own:
+            cfg.validate()
+            continue
+        with pytest.raises(
+            ConfigError, match=rf"^{part}.*expected none: {part}\.\* belong to the {own} stage"
+        ):
+            cfg.validate()
 
 
 @pytest.fixture

@@ -35,10 +35,10 @@ class Pix2PixStageConfig:
             raise ValueError(
                 f"discriminator.in_channels: got {self.discriminator.in_channels}, expected 6, of skull and face"
             )
-        if not 0 < self.discriminator_optim.lr < math.inf:
-            raise ValueError(
-                f"discriminator_optim.lr: got {self.discriminator_optim.lr!r}, expected a positive number"
-            )
+        try:
+            self.discriminator_optim.validate(averaged=False)
+        except ValueError as error:
+            raise ValueError(f"discriminator_optim.{error}") from error
         for part, settings in (("generator", self.generator), ("discriminator", self.discriminator)):
             try:
                 settings.validate()
