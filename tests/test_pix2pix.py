@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,12 +18,14 @@ from data.biometrics import Biometrics
 from data.cases import Case
 from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
 from muti_control.build import build_stage
-from muti_control.config import DataConfig, ExperimentConfig, TrainConfig
+from muti_control.config import DataConfig, ExperimentConfig, TrainConfig, load_experiment
 from muti_control.evaluation.results_file import read_results
+from muti_control.evaluation.translated import Task, Translator
 from muti_control.patchgan import PatchGan, PatchGanConfig
 from muti_control.pix2pix.config import Pix2PixStageConfig
 from muti_control.pix2pix.network import Generator, GeneratorConfig, encode, vocabulary
 from muti_control.pix2pix.stage import Pix2PixStage
+from muti_control.reconstruction import ReconstructionError
 
 MAN, WOMAN = Biometrics("male", 13.0, "Asian", 1), Biometrics("female", 70.0, "Asian", 5)
 TINY = GeneratorConfig(image_size=32, width=4, levels=4, embedding=6, ethnicities=["Asian"])
@@ -180,6 +183,37 @@ def test_the_generators_loss_is_the_weighted_sum(make_pairs: Callable[..., Path]
     assert float(only["l1"]) == pytest.approx(float((drawn - batch["face"]).abs().mean() / 2), rel=1e-5)
 
 
+def test_its_discriminators_warnings_name_its_own_settings(make_pairs: Callable[..., Path]) -> None:
+    stage = tiny_stage(make_pairs(train=4, valid=2))
+    assert [turn.key for turn in stage.turns()] == ["optim", "pix2pix.discriminator_optim"]
+
+
+def test_nobody_is_lent_his_own_skull(
+    make_pairs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = tiny_stage(make_pairs(train=4, valid=3))
+    stage.valid_set.records = stage.valid_set.records[:2]
+    for p in stage.net.parameters():
+        p.data.normal_(std=0.3)
+    monkeypatch.setattr(stage, "gather", lambda rows: [row for _, row in sorted(rows, key=lambda r: r[0])])
+    monkeypatch.setattr(stage, "show", lambda *given: None)
+    items = [stage.valid_set[i] for i in range(2)]
+    both = torch.utils.data.default_collate(items)
+
+    def scores(*batches: list[dict[str, Any]]) -> dict[str, float]:
+        with torch.no_grad():
+            for k, batch in enumerate(batches):
+                stage.validate_batch(torch.utils.data.default_collate(batch), k)
+        return stage.validation_scores()
+
+    together, alone = scores(items), scores(items[:1], items[1:])
+    with torch.no_grad():
+        lent = stage.net(both["skull"].flip(0), stage.people["valid"][:2]).clamp(-1, 1)
+    wanted = float((lent - both["face"]).abs().mean() / 2)
+    assert together["valid/l1_other_skull"] == pytest.approx(wanted, rel=1e-4)
+    assert alone == {key: pytest.approx(together[key], rel=1e-4) for key in ("valid/l1", "valid/rank_1")}
+
+
 CONFIG = "stage: pix2pix\nname: p\n"
 SETTINGS = (
     "train.batch_size=4", "train.num_valid=3", "train.val_every=1000",
@@ -235,6 +269,31 @@ def test_a_broken_off_run_goes_on_as_if_it_had_not_been(make_pairs: Callable[...
         assert all(torch.equal(whole[key], parts[key]) for key in whole), file
 
 
+def test_fine_tuning_keeps_the_meaning_of_the_ethnicities(
+    make_pairs: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_pairs(train=2, valid=2)
+    cfg = GeneratorConfig(image_size=64, width=6, levels=4, embedding=64, ethnicities=["Martian", "Asian"])
+    begun = lively(cfg)
+    begun.save(root / "begun.safetensors", torch.float16)
+    given = [*arguments(root), f"init={root}/begun.safetensors", "train.max_steps=1"]
+    stage = build_stage(load_experiment(given))
+    assert isinstance(stage, Pix2PixStage) and stage.net.cfg.ethnicities == ["Martian", "Asian"]
+    torch.testing.assert_close(stage.net.state_dict(), begun.state_dict(), atol=2e-3, rtol=2e-3)
+    assert all(p.requires_grad for p in stage.net.parameters())
+    assert build_stage(load_experiment([*given, "pix2pix.generator.ethnicities=[Martian,Asian]"]))
+    write_state_dict(root / "bare.safetensors", begun.state_dict(), {})
+    for setting, message in (
+        ("pix2pix.generator.ethnicities=[Asian,Martian]", "got Asian, Martian, expected what"),
+        ("pix2pix.generator.ethnicities=[Asian]", "was trained on, Martian, Asian, in that order"),
+        (f"init={root}/bare.safetensors", "bare.safetensors is no Pix2Pix; give what"),
+        ("pix2pix.generator.width=8", "the weights do not fit Generator"),
+    ):
+        assert train.main([*given, setting]) == 2
+        told = capsys.readouterr().err
+        assert message in told and "Traceback" not in told and not (root / "runs").exists()
+
+
 def test_wrong_settings_are_refused_in_one_line(
     make_pairs: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -282,13 +341,11 @@ def test_it_is_a_baseline_with_its_control(
     pictures = {p.name: p.read_bytes() for p in Path("results/run/faces/pix2pix").glob("*.png")}
     lent = {p.name: p.read_bytes() for p in Path("results/run/faces/pix2pix_shuffled").glob("*.png")}
     assert len(pictures) == 4 and all(pictures[name] != lent[name] for name in lent) and lent
-    (tmp_path / "results/run/faces/pix2pix").joinpath(next(iter(pictures))).unlink()
     assert "Pix2Pix" in capsys.readouterr().out
 
 
 def test_the_right_picture_is_drawn_for_each_probe(trained: Path, tmp_path: Path) -> None:
     from muti_control.evaluation.faces import read_grey
-    from muti_control.evaluation.translated import Task, Translator
 
     translator = Translator.look(trained / "runs/p/model.safetensors")
     skull = trained / "pairedCS/skull"
@@ -304,6 +361,15 @@ def test_the_right_picture_is_drawn_for_each_probe(trained: Path, tmp_path: Path
             face = translator.net(x, encode([task.person], ["Asian"]))
         expected = ((face[0].mean(0) + 1) / 2 * 255).numpy()
         assert abs(read_grey(task.target, 64) - expected).max() < 1.6
+
+
+def test_what_is_no_picture_is_not_written(trained: Path, tmp_path: Path) -> None:
+    translator = Translator.look(trained / "runs/p/model.safetensors")
+    next(translator.net.parameters()).data.fill_(float("nan"))
+    task = Task(Case("a", trained / "pairedCS/skull/test_0.png", MAN), MAN, tmp_path / "a.png")
+    with pytest.raises(ReconstructionError, match=r"model.safetensors gave values that are no numbers"):
+        translator.draw([task], 1, torch.device("cpu"), lambda num: None)
+    assert not task.target.exists()
 
 
 def test_what_cannot_be_evaluated_is_told(

@@ -14,6 +14,7 @@ from data.cases import Case, read_skull
 from data.images import to_uint8, write_png
 from ldm.checkpoint import sha256
 from muti_control.pix2pix.network import Generator, encode
+from muti_control.reconstruction import ReconstructionError
 
 Advance = Callable[[int], None]
 
@@ -51,7 +52,10 @@ class Translator:
 
     @torch.no_grad()
     def draw(self, tasks: Sequence[Task], batch_size: int, device: torch.device, advance: Advance) -> None:
-        """Write what is not there yet; ``advance`` is told of every task. Raises: ImageError, OSError."""
+        """Write what is not there yet; ``advance`` is told of every task.
+
+        Raises: ImageError, OSError, ReconstructionError (it gave something that is no picture).
+        """
         todo = [task for task in tasks if not task.target.is_file()]
         advance(len(tasks) - len(todo))
         net, size = self.net.to(device), self.net.cfg.image_size
@@ -61,6 +65,10 @@ class Translator:
             skulls = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(device)
             people = encode([task.person for task in part], net.cfg.ethnicities or ()).to(device)
             faces = (net(skulls, people).clamp(-1, 1) + 1) / 2  # (B, 3, H, W)
+            if not bool(faces.isfinite().all()):
+                raise ReconstructionError(
+                    f"pix2pix={self.path} gave values that are no numbers; check the weights, or leave pix2pix out"
+                )
             for task, face in zip(part, faces.permute(0, 2, 3, 1).cpu().numpy(), strict=True):
                 task.target.parent.mkdir(parents=True, exist_ok=True)
                 write_png(task.target, to_uint8(face))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data.manifest import Record
 from data.paired import PairedDataset
-from ldm.checkpoint import git_revision, load_strict, read_state_dict
+from ldm.checkpoint import git_revision, load_strict
 from ldm.config import ConfigError
 from muti_control.config import ExperimentConfig
 from muti_control.patchgan import PatchGan, accuracy, judged, lsgan_discriminator, lsgan_generator
@@ -52,24 +52,32 @@ class Pix2PixStage(Stage):
             for part, pairs in (("train", train_set), ("valid", valid_set))
         }
         self._fake = torch.empty(0)
-        self._seen: list[tuple[int, tuple[Tensor, ...]]] = []
+        self._seen: list[tuple[int, tuple[Tensor, Tensor, Tensor, Tensor | None]]] = []
 
     @classmethod
     def of(cls, cfg: ExperimentConfig, train: Sequence[Record], valid: Sequence[Record]) -> Pix2PixStage:
         """For these pairs, from fresh weights of ``train.seed`` or from ``init``'s.
 
         Raises:
-            ConfigError: ``init``'s weights do not fit, or a person in ``valid`` has an unknown ethnicity.
+            ConfigError: ``init`` knows other ethnicities than the config names, or a person has an unknown one.
+            CheckpointError: ``init`` is no Pix2Pix, or its weights do not fit.
         """
         part = cfg.pix2pix
+        begun = None if cfg.init is None else Generator.load(cfg.init)[0]
         known = part.generator.ethnicities or vocabulary(record.biometrics for record in train)
+        if begun is not None:  # an ethnicity is its place in the list that the weights were trained with
+            named, known = part.generator.ethnicities, begun.cfg.ethnicities or []
+            if named is not None and named != known:
+                raise ConfigError(
+                    f"pix2pix.generator.ethnicities: got {', '.join(named)}, expected what {cfg.init} was trained on, "
+                    f"{', '.join(known)}, in that order; leave the setting out to take it from the file"
+                )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.train.seed)
             net = Generator(replace(part.generator, ethnicities=known))
             discriminator = PatchGan(part.discriminator)
-        if cfg.init is not None:
-            state, _ = read_state_dict(cfg.init)
-            load_strict(net, state)
+        if begun is not None:
+            load_strict(net, begun.state_dict())
         size = part.generator.image_size
         train_set, valid_set = PairedDataset(train, size=size), PairedDataset(valid, size=size)
         try:
@@ -84,7 +92,8 @@ class Pix2PixStage(Stage):
 
     def turns(self) -> list[Turn]:
         own = dict(self.discriminator.named_parameters(prefix=DISCRIMINATOR))
-        return [*super().turns(), Turn(DISCRIMINATOR, own, self.cfg.pix2pix.discriminator_optim)]
+        key = "pix2pix.discriminator_optim"
+        return [*super().turns(), Turn(DISCRIMINATOR, own, self.cfg.pix2pix.discriminator_optim, key=key)]
 
     def turn_loss(self, turn: str, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Of the generator: gan_weight LSGAN + l1_weight |face - true face|; of the discriminator: LSGAN."""
@@ -113,25 +122,32 @@ class Pix2PixStage(Stage):
     def validate_batch(self, batch: dict[str, Any], batch_idx: int) -> None:
         skull = batch["skull"]
         people = self.people["valid"][batch["index"].cpu()].to(skull.device)
-        own, other = (self._faces(skulls, people) for skulls in (skull, skull.roll(1, dims=0)))
+        own = self._faces(skull, people)
+        others: list[Tensor | None] = [None] * len(skull)
+        if len(skull) > 1:  # alone, a skull would be lent to its own person
+            others = [*self._faces(skull.roll(1, dims=0), people)]
         truth = (batch["face"].float().cpu() + 1) / 2
-        pictures = zip(skull.float().cpu(), own, truth, other, strict=True)
+        pictures = zip(skull.float().cpu(), own, truth, others, strict=True)
         self._seen += zip(batch["index"].tolist(), pictures, strict=True)
 
     def _faces(self, skulls: Tensor, people: Tensor) -> Tensor:
         return (self.net(skulls, people).float().cpu().clamp(-1, 1) + 1) / 2
 
     def validation_scores(self) -> dict[str, float]:
-        skulls, faces, truths, others = (
-            torch.stack(pictures) for pictures in zip(*self.gather(self._seen), strict=True)
-        )
+        *pictures, others = zip(*self.gather(self._seen), strict=True)
+        skulls, faces, truths = (torch.stack(some) for some in pictures)
         self.forget_validation()
+        errors = [
+            float((other - truth).abs().mean())
+            for other, truth in zip(others, truths, strict=True)
+            if other is not None
+        ]
         self.show("faces", [row[:NUM_SHOWN] for row in (skulls, faces, truths)])
-        return {
+        scores = {
             "valid/l1": float((faces - truths).abs().mean()),
-            "valid/l1_other_skull": float((others - truths).abs().mean()),
             "valid/rank_1": float(rank_one(small_grey(faces, 64), small_grey(truths, 64))),
         }
+        return scores | ({"valid/l1_other_skull": sum(errors) / len(errors)} if errors else {})
 
     def forget_validation(self) -> None:
         self._seen = []
