@@ -33,7 +33,8 @@ def random_crops(pictures: Tensor, size: int, generator: torch.Generator) -> Ten
 class AutoencoderStage(LatentStage):
     """Trains encoder and decoder; the best checkpoint has the highest PSNR on validation pictures.
 
-    Beside it stands how much rougher or smoother their surfaces come back, which the highest PSNR does not care for.
+    Beside it stands how much rougher or smoother their surfaces come back, which the highest PSNR does not care for:
+    with texture_weight or gan on, the best checkpoint has the lowest of that instead.
     """
 
     monitor = "valid/psnr"
@@ -46,6 +47,8 @@ class AutoencoderStage(LatentStage):
         self._seen: list[tuple[int, tuple[float, float]]] = []
         self._shown: list[Tensor] = []
         self._judged: tuple[Tensor, Tensor] | None = None  # true and decoded crops of the micro-batch in hand
+        if cfg.autoencoder.gan or cfg.autoencoder.texture_weight:
+            self.monitor, self.monitor_mode = "valid/texture", "min"
         if cfg.autoencoder.gan:
             discriminator = cfg.autoencoder.discriminator.build(cfg.train.seed)
             self.discriminator = discriminator.to(memory_format=torch.channels_last)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from torch import Tensor
 
 import train
 from muti_control.autoencoder_losses import gradient_ratio, surface_energies, texture_loss
+from muti_control.autoencoder_stage import AutoencoderStage
+from muti_control.callbacks import Validate
+from muti_control.config import load_experiment
+from muti_control.run import prepare
 
 
 def grainy(amount: float, seed: int, flat: float = 0.2) -> Tensor:
@@ -94,6 +99,9 @@ def test_realism_trains_beside_a_discriminator(
     losses = scalars(run, "train/discriminator/loss")
     assert len(losses) == 3 and len(set(losses)) == 3
     assert len(scalars(run, "train/texture")) == 3 and len(scalars(run, "valid/texture")) == 1
+    index = json.loads((run / "checkpoints/best.json").read_text())
+    assert index["monitor"] == "valid/texture"
+    assert index["best"][0]["score"] == pytest.approx(scalars(run, "valid/texture")[0], rel=1e-4)
     assert train.main(make_tiny_run(3, "train.log_every=1", "name=off")) == 0
     assert not scalars(tmp_path / "pairs/runs/off", "train/gan_weight")
 
@@ -108,6 +116,23 @@ def test_a_stopped_run_goes_on_with_its_discriminator(
     for name in ("train/discriminator/loss", "train/loss"):
         whole, parts = (scalars(tmp_path / "pairs/runs" / run, name) for run in ("whole", "parts"))
         assert parts[-3:] == whole[-3:]
+
+
+@pytest.mark.parametrize(
+    ("settings", "monitor"),
+    [
+        ((), ("valid/psnr", -1)),
+        (("autoencoder.texture_weight=0.1",), ("valid/texture", 1)),
+        (("autoencoder.gan=0.5", LITTLE), ("valid/texture", 1)),
+    ],
+)
+def test_the_best_is_not_the_smoothest_where_surfaces_are_trained(
+    make_tiny_run: Callable[..., list[str]], settings: tuple[str, ...], monitor: tuple[str, int]
+) -> None:
+    training = prepare(load_experiment(make_tiny_run(1, *settings)))
+    (best,) = (c.best for c in training.trainer.callbacks if isinstance(c, Validate))
+    assert (best.monitor, best.sign) == monitor
+    assert AutoencoderStage.monitor == "valid/psnr"
 
 
 @pytest.mark.parametrize(
