@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from omegaconf import MISSING
 from torch import Tensor
 
 from benchmarks.landmarks import interval
@@ -53,7 +54,7 @@ class EditsConfig:
     out: OUT.json and OUT.png. device, precision, batch_size: as for sample.py.
     """
 
-    weights: str = "models/demo/iccr_demo.safetensors"
+    weights: str = MISSING
     landmark_weights: str = "models/demo/pipnet_skull.safetensors"
     cohort: str = "cohort"
     num: int = 32

@@ -53,5 +53,7 @@ def test_a_run_compares_each_edit_with_its_own_start(
     assert found["subjects"] == 3  # body mass 4 leaves no room for two levels more
     assert len(found["px of 256"]) == 3 and "chin, down" in capsys.readouterr().out
     assert (tmp_path / "edits.png").is_file()
+    assert landmark_edits.main(given[1:]) == 2  # the demo model has no landmark branch: there is no default
+    assert "weights" in capsys.readouterr().err
     assert landmark_edits.main([*given, "levels=5"]) == 2
     assert "levels: got 5" in capsys.readouterr().err

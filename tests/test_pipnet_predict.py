@@ -72,6 +72,14 @@ def test_what_cannot_be_is_told_and_nothing_is_written(given: list[str], tmp_pat
     for setting, message in (
         (f"weights={tmp_path}/face.safetensors", "expected a network that reads skulls"),
         ("out=points.txt", "ends in .npz"),
+        ("eye_corners=[3]", "eye_corners: got [3], expected two different points"),
+        ("eye_corners=[3,3]", "eye_corners: got [3, 3], expected two different points"),
+        ("eye_corners=[0,3,4]", "eye_corners: got [0, 3, 4], expected two different points"),
+        ("eye_corners=[-1,3]", "eye_corners: got [-1, 3], expected two different points"),
+        (
+            f"eye_corners=[0,{len(LAYOUT)}]",
+            f"eye_corners: got [0, {len(LAYOUT)}], expected two of the {len(LAYOUT)} points",
+        ),
         (f"out={tmp_path}/no/p.npz", "is no folder"),
         ("data.valid=nobody.json", "nobody.json"),
     ):

@@ -59,6 +59,9 @@ class PredictConfig:
         for name in ("size", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        corners = self.eye_corners
+        if corners is not None and (len(set(corners)) != 2 or len(corners) != 2 or min(corners) < 0):
+            raise ConfigError(f"eye_corners: got {list(corners)}, expected two different points, from 0")
         if Path(self.out).suffix != ".npz":
             raise ConfigError(f"out: got {self.out}, expected a name that ends in .npz")
         if not Path(self.out).absolute().parent.is_dir():
@@ -105,6 +108,11 @@ def predict(cfg: PredictConfig) -> list[float | None]:
         )
     source = ReadOffSkull(reader, Path(cfg.weights).name, sha256(cfg.weights))
     num = reader.net.cfg.num_landmarks
+    if cfg.eye_corners is not None and max(cfg.eye_corners) >= num:
+        raise ConfigError(
+            f"eye_corners: got {list(cfg.eye_corners)}, expected two of the {num} points of {cfg.weights}, from 0 to "
+            f"{num - 1}"
+        )
     corners = OUTER_EYE_CORNERS.get(num) if cfg.eye_corners is None else tuple(cfg.eye_corners)
     lists = {
         name: read_manifest(
