@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +89,27 @@ class GuidanceConfig(SpgdConfig):
     @property
     def summary(self) -> str:
         """In a line, for people."""
-        energies = ", ".join(f"{name} {weight:g}" for name, weight in self.weights.items() if weight > 0)
+        told = {} if self.target == "auto" else {"landmarks": f" ({self._whose})"}
+        weights = {name: weight for name, weight in self.weights.items() if weight > 0}
+        energies = ", ".join(f"{name} {weight:g}{told.get(name, '')}" for name, weight in weights.items())
         inner = f", {self.num_inner} steps" if self.mode != "plain" else ""
         return f"{self.mode} by {self.gradient}, scale {self.scale:g}{inner}, towards {energies}"
+
+    @property
+    def _whose(self) -> str:
+        if self.target == "true":
+            return "those of the true face, which nobody has in practice"
+        return f"those of {Path(self.target).name}"
+
+    @property
+    def fixes_points(self) -> bool:
+        """Whether it pulls a case's landmarks to points that neither its skull nor what is told of it can move."""
+        return self.acts and self.landmarks > 0 and self.target != "auto"
+
+    @property
+    def names_files(self) -> bool:
+        """Whether these points lie in files that bear the cases' names."""
+        return self.fixes_points and self.target != "true"
 
     @property
     def acts(self) -> bool:
@@ -113,7 +131,9 @@ class TrueLandmarks:
         return Landmarks(stacked, torch.ones(stacked.shape[:2]), torch.ones(len(cases), dtype=torch.bool))
 
     def describe(self, case: Case) -> dict[str, str]:
-        return {"source": "true", "file": "" if case.landmarks_path is None else case.landmarks_path.name}
+        assert case.landmarks_path is not None
+        path = case.landmarks_path
+        return {"source": "known of the true face", "file": path.name, "sha256": sha256(path)}
 
 
 @dataclass(frozen=True)
@@ -133,13 +153,24 @@ class Guidance:
         points = list(self.targets.files.values()) if isinstance(self.targets, Given) else []
         return [*(Path(getattr(self.cfg, name)) for name in self.files), *points]
 
-    def describe(self) -> dict[str, Any]:
-        """For the records: all settings, and the sha256 of the files behind them."""
+    def describe(self, case: Case | None = None) -> dict[str, Any]:
+        """For the records: all settings, and the sha256 of the files behind them; of a case also its target's."""
         settings = asdict(self.cfg)
-        for name, digest in self.files.items():
-            settings[name] = {"file": Path(str(settings[name])).name, "sha256": digest}
+        for name in ("face_landmark_weights", "discriminator", "exemplar", "decoder"):
+            used = name in self.files
+            settings[name] = {"file": Path(settings[name]).name, "sha256": self.files[name]} if used else None
+        settings["target"] = self.target(case)
         del settings["trace"], settings["at_once"], settings["recompute"]  # they change no picture
         return settings
+
+    def target(self, case: Case | None = None) -> dict[str, str] | str | None:
+        """Where a case's landmarks shall be, for its record; without a case what was chosen."""
+        if self.targets is None:
+            return None
+        chosen = self.cfg.target
+        if case is None:
+            return chosen if chosen in ("auto", "true") else Path(chosen).name
+        return {"chosen": "file" if self.cfg.names_files else chosen, **self.targets.describe(case)}
 
     def of(self, model: ControlledLatentDiffusion, cases: Sequence[Case], skulls: Tensor) -> BatchGuidance:
         """Guidance of one batch; skulls: (B, 3, H, W) in [0, 1]."""
@@ -272,7 +303,5 @@ def _targets(
 
 def decoder_of(model: ControlledLatentDiffusion, recompute: bool) -> Callable[[Tensor], Tensor]:
     """Latents (n, z, h, w) float32 -> pictures (n, 3, H, W) about [-1, 1], by the model's own decoder."""
-    decoder = model.first_stage_model.decoder
-    if decoder.cfg.gradient_checkpointing != recompute:
-        decoder.cfg = replace(decoder.cfg, gradient_checkpointing=recompute)
+    model.first_stage_model.decoder.recompute(recompute)
     return lambda z: model.decode(z.to(model.dtype))

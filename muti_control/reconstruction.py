@@ -224,4 +224,4 @@ def _write_face(job: Job, draw: Draw, faces: DrawnFaces, i: int) -> None:
 
 def _write_trace(job: Job, draw: Draw, steps: Sequence[GuidedStep], i: int) -> None:
     assert job.guidance is not None
-    write_trace(job.folder.path, face_name(*draw[:2]), steps, i, job.guidance.describe())
+    write_trace(job.folder.path, face_name(*draw[:2]), steps, i, job.guidance.describe(draw[0]))

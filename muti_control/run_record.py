@@ -39,6 +39,7 @@ def run_record(job: Job) -> dict[str, Any]:
             "missing_bone": _missing(case),
             "landmarks": None if job.landmarks is None else job.landmarks.describe(case),
             "texture": None if job.textures is None else job.textures.describe(case),
+            "guidance_target": None if job.guidance is None else job.guidance.target(case),
             "faces": [
                 {"file": face_name(case, k), "seed": seed + case.seed_offset}
                 for k, seed in enumerate(job.seeds)
@@ -78,7 +79,7 @@ def face_text(job: Job, case: Case, seed: int) -> dict[str, Any]:
         **({} if job.textures is None else {"texture": job.textures.describe(case)}),
         "seed": seed,
         "sampling": asdict(job.sampling),
-        **({} if job.guidance is None else {"guidance": job.guidance.describe()}),
+        **({} if job.guidance is None else {"guidance": job.guidance.describe(case)}),
         "weights": dict(job.weights),
         "environment": {key: job.environment.get(key) for key in ("iccr_diff", "git", "torch")}
         | {"device": job.model.device.type, "precision": job.environment["precision"]},

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
+import ldm.autoencoder
 from cldm.branches import Landmarks
 from cldm.controlled import ControlledLatentDiffusion, load_model
 from cldm.sampling import SamplingConfig, reconstruct
 from data.cases import Case, Known, find_cases
+from ldm.checkpoint import sha256
 from muti_control.energies import (
     ContainmentEnergy,
     DecodedEnergies,
@@ -146,6 +150,42 @@ def test_texture_knows_no_place() -> None:
     assert float(TextureEnergy(face)(skulls(2)[1:] * 2 - 1, slice(0, 1))) > 1e-3
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_decoder_recomputes_where_it_is_asked_to(
+    model: ControlledLatentDiffusion, monkeypatch: pytest.MonkeyPatch, recompute: bool
+) -> None:
+    calls, real = [], ldm.autoencoder.checkpoint
+
+    def counted(*given: Any, **more: Any) -> Any:
+        calls.append(given[0])
+        return real(*given, **more)
+
+    monkeypatch.setattr(ldm.autoencoder, "checkpoint", counted)
+    decode = decoder_of(model, recompute)
+    z = torch.randn(1, 4, 8, 8, requires_grad=True)
+    (g,) = torch.autograd.grad(decode(z).square().sum(), z)
+    decoder = model.first_stage_model.decoder
+    blocks = 1 + sum(len(level.block) for level in decoder.up)
+    assert len(calls) == (blocks if recompute else 0)
+    calls.clear()
+    plain = decoder_of(model, False)
+    (kept,) = torch.autograd.grad(plain(z).square().sum(), z)
+    assert not calls and torch.allclose(g, kept, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"target": "true"}, "landmarks 1 (those of the true face, which nobody has in practice)"),
+        ({"target": "some/points"}, "landmarks 1 (those of points)"),
+        ({}, "towards landmarks 1, containment 1"),
+        ({"target": "true", "landmarks": 0}, "towards containment 1"),
+    ],
+)
+def test_the_summary_tells_whose_landmarks_are_wanted(settings: dict[str, Any], told: str) -> None:
+    assert told in GuidanceConfig("spgd", **settings).summary
+
+
 def test_off_and_weight_zero_change_nothing(model: ControlledLatentDiffusion, reader: LandmarkReader) -> None:
     case = Case("a", Path("a.png"), None)
     for cfg in (
@@ -228,6 +268,33 @@ def test_sample_py_guides_and_says_so(guided_run: Callable[..., list[str]], tmp_
     record = json.loads((tmp_path / "on/record.json").read_text())["guidance"]
     assert (record["mode"], record["scale"], record["beta"]) == ("spgd", 0.05, 0.9)
     assert len(record["face_landmark_weights"]["sha256"]) == 64
+    assert record["discriminator"] is record["exemplar"] is record["decoder"] is None
+
+
+def test_each_record_tells_where_the_points_come_from(
+    guided_run: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    points = tmp_path / "pairs/pairedCS/landmarks"
+    for i in range(2):
+        shutil.copy(points / f"test_{i}.json", points / f"test_{i}_landmarks.json")
+    for name, choice, file, hashed in (
+        ("auto", "auto", "skull.safetensors", tmp_path / "skull.safetensors"),
+        ("true", "true", "test_1.json", points / "test_1.json"),
+        ("given", str(points), "test_1_landmarks.json", points / "test_1_landmarks.json"),
+    ):
+        assert sample(guided_run(name, "guidance.mode=plain", f"guidance.target={choice}")) == 0
+        record = json.loads((tmp_path / name / "record.json").read_text())
+        assert record["guidance"]["target"] in ("auto", "true", "landmarks")
+        told = record["cases"][1]["guidance_target"]
+        assert (told["file"], told["sha256"]) == (file, sha256(hashed))
+        with Image.open(tmp_path / name / "test_1_0.png") as picture:
+            text = picture.text["iccr-diff"]  # type: ignore[attr-defined]
+        assert json.loads(text)["guidance"]["target"] == told
+        assert str(tmp_path) not in text
+    alone = guided_run("none", "guidance.mode=plain", "guidance.landmarks=0")
+    assert sample(alone) == 0
+    record = json.loads((tmp_path / "none/record.json").read_text())
+    assert record["guidance"]["face_landmark_weights"] is record["guidance"]["target"] is None
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data.cases import Case
 from data.manifest import Record
 from muti_control.evaluation.baselines import shuffle_within_groups
 from muti_control.evaluation.inputs import group_of
@@ -61,6 +62,19 @@ def shuffled_donors(
             donors.append(None)
             origins.append("nobody")
     return Donors(donors, held_out, origins)
+
+
+def with_skull_of(case: Case, donor: Record) -> Case:
+    """A case with another person's skull, and with that person's truth wherever a method is shown any of it.
+
+    What the prompt and the exemplar tell stays the case's own: the control differs from the method by the skull alone.
+    """
+    return replace(
+        case,
+        skull_path=donor.skull_path,
+        face_path=donor.face_path,
+        landmarks_path=donor.landmarks_path,
+    )
 
 
 def permuted(num: int, seed: int) -> NDArray[np.int64]:

@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 
 from cldm.sampling import SamplingConfig
+from data.cases import Case
 from data.shards import picture_sha256
 from ldm.checkpoint import sha256
 from ldm.config import parse_command_line
 from ldm.device import choose_device, choose_precision
 from muti_control.evaluation.backbone import Backbone
 from muti_control.evaluation.config import EvaluateConfig
-from muti_control.evaluation.controls import Donors, shuffled_donors
+from muti_control.evaluation.controls import Donors, shuffled_donors, with_skull_of
 from muti_control.evaluation.elsewhere import find_faces
 from muti_control.evaluation.inputs import InputError, Inputs, read_inputs
 from muti_control.evaluation.lpips import Lpips
@@ -57,7 +58,8 @@ class Plan:
 
     methods: in the order of the table; not_run: the others, with the reason. weights, sampling, guidance: by name of
     the model.
-    landmarks: what models with a landmark branch are shown.
+    landmarks: what models with a landmark branch are shown. pinned: models whose landmarks are the true ones, or given,
+    whatever they are told of the person: these are not asked for edits.
     pix2pix: that baseline's network.
     elsewhere: the folder's pictures of every probe. subject: name of the method that everything is about.
     command: what repeats the run. donors: who lends each probe a skull.
@@ -73,6 +75,7 @@ class Plan:
     sampling: Mapping[str, SamplingConfig]
     guidance: Mapping[str, GuidanceConfig]
     landmarks: ShownLandmarks
+    pinned: Sequence[str]
     pix2pix: Translator | None
     elsewhere: Sequence[tuple[Path, ...]]
     judges: Sequence[Judge]
@@ -139,13 +142,22 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Plan:
     donors = shuffled_donors(inputs.probes, inputs.gallery, inputs.train, cfg.seed)
     known = {r.skull_path: r for r in (*donors.records, *inputs.gallery) if r is not None}
     landmarks = ShownLandmarks(cfg.landmarks, shipped(cfg.landmark_weights), known)
-    shown_to = (landmarks, cfg.texture, inputs.probe_cases)
     guidance = {name: shipped_networks(cfg.guidance_of(name)) for name in paths}
-    weights = {name: Weights.look(path, *shown_to, guidance[name]) for name, path in paths.items()}
-    acting = {name: how for name, how in guidance.items() if how.acts}
-    if acting:
-        told = "; ".join(f"{name}: {how.summary}" for name, how in acting.items())
-        inputs = replace(inputs, remarks=(*inputs.remarks, f"Guided: {told}."))
+    weights = {
+        name: Weights.look(
+            path, landmarks, cfg.texture, _guided_cases(cfg, inputs, donors, name), guidance[name]
+        )
+        for name, path in paths.items()
+    }
+    inputs = replace(inputs, remarks=(*inputs.remarks, *_of_guidance(guidance, cfg)))
+    pinned = [
+        name
+        for name, found in weights.items()
+        if guidance[name].fixes_points or (cfg.landmarks == "known" and found.shown_landmarks)
+    ]
+    if pinned and cfg.edited and inputs.variants:
+        told = "their landmarks are fixed points, which no edit of the person moves"
+        inputs = replace(inputs, remarks=(*inputs.remarks, f"No edits of {', '.join(pinned)}: {told}."))
     if shown := [name for name, found in weights.items() if found.shown_landmarks]:
         inputs = replace(inputs, remarks=(*inputs.remarks, landmarks.remark(shown)))
     inputs = replace(inputs, remarks=(*inputs.remarks, *_of_texture(cfg.texture, weights)))
@@ -167,6 +179,7 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Plan:
         sampling=sampling,
         guidance=guidance,
         landmarks=landmarks,
+        pinned=pinned,
         pix2pix=pix2pix,
         elsewhere=elsewhere,
         judges=judges,
@@ -177,6 +190,33 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Plan:
         device=device,
         dtype=dtype,
     )
+
+
+def _guided_cases(cfg: EvaluateConfig, inputs: Inputs, donors: Donors, name: str) -> list[Case]:
+    """All that a model's guidance may be asked for: the probes, and for true landmarks those with others' skulls."""
+    cases = inputs.probe_cases
+    if name != "model" or cfg.guidance_of(name).target != "true":
+        return cases
+    if cfg.methods and "shuffled" not in cfg.methods:
+        return cases
+    pairs = zip(cases, donors.records, strict=True)
+    return cases + [with_skull_of(case, donor) for case, donor in pairs if donor is not None]
+
+
+def _of_guidance(guidance: Mapping[str, GuidanceConfig], cfg: EvaluateConfig) -> list[str]:
+    """What the reader of the report should know of it."""
+    acting = {name: how for name, how in guidance.items() if how.acts}
+    if not acting:
+        return []
+    told = "; ".join(f"{name}: {how.summary}" for name, how in acting.items())
+    remarks = [f"Guided: {told}."]
+    own = acting.get("model")
+    shuffled = not cfg.methods or "shuffled" in cfg.methods
+    if own is not None and own.names_files and shuffled:
+        remarks.append(
+            "The faces with another's skull are not guided: the points in guidance.target are the probes' own."
+        )
+    return remarks
 
 
 def _of_texture(choice: str, weights: Mapping[str, Weights]) -> list[str]:

@@ -13,7 +13,7 @@ from data.biometrics import Biometrics
 from data.cases import Case
 from data.manifest import Record
 from ldm.config import to_yaml
-from muti_control.evaluation.controls import permuted, told_another
+from muti_control.evaluation.controls import permuted, told_another, with_skull_of
 from muti_control.evaluation.edits import EditPlan, find_edits
 from muti_control.evaluation.faces import Faces
 from muti_control.evaluation.learnt import Drawing, Learnt, skull_features
@@ -154,7 +154,7 @@ class Production:
                 wanted[edit.name] = {i: (skulls[i], r.biometrics) for i, r in edit.variants.items()}
         if "pix2pix_shuffled" in plan.names:
             wanted["pix2pix_shuffled"] = {
-                i: (replace(skulls[i], skull_path=donor.skull_path), inputs.probes[i].biometrics)
+                i: (with_skull_of(skulls[i], donor), inputs.probes[i].biometrics)
                 for i, donor in enumerate(plan.donors.records)
                 if donor is not None
             }
@@ -194,18 +194,22 @@ class Production:
         ) -> None:
             seeds = [cfg.seed + k * num for k in (range(1, cfg.samples) if more else range(1))]
             if cases and seeds:
-                folder, knows_skull = self._folder / f"{name}_{purpose}", how.control_end > 0
-                runs.append((purpose, Wanted(folder, cases, seeds, how, guided=knows_skull)))
+                folder, guided = self._folder / f"{name}_{purpose}", how.control_end > 0
+                if purpose.startswith("shuffled") and plan.guidance[name].names_files:
+                    guided = False  # files named after the probe hold the probe's points, whoever's the skull
+                runs.append((purpose, Wanted(folder, cases, seeds, how, guided=guided)))
 
         if name in plan.names:
             want("own", own)
-        if name in plan.names and (cfg.guided or name == "model"):  # guidance must not undo an edit
+        if (
+            name in plan.names and (cfg.guided or name == "model") and name not in plan.pinned
+        ):  # guidance may undo an edit
             for edit in self._edits:
                 want(edit.name, [replace(own[i], biometrics=r.biometrics) for i, r in edit.variants.items()])
         if name != "model":
             return runs
         swapped = [
-            replace(case, skull_path=donor.skull_path)
+            with_skull_of(case, donor)
             for case, donor in zip(own, plan.donors.records, strict=True)
             if donor is not None
         ]

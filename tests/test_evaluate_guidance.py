@@ -1,0 +1,136 @@
+"""evaluate.py and what is known of the true face: it is told, and the controls are spared it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from landmark_pairs import LAYOUT, write_landmark_model, write_landmark_pairs
+
+import evaluate
+from data.manifest import read_manifest
+from ldm.checkpoint import sha256
+from muti_control.evaluation.plan import prepare
+from muti_control.evaluation.results_file import read_results
+from tests.test_guidance import tiny_reader
+
+SMALL = ("recognisers=[picture]", "device=cpu", "precision=fp32", "bootstrap=50", "num=3", "samples=1")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs with landmarks, each test subject also at another body mass; a model with a branch; the networks."""
+    root = write_landmark_pairs(tmp_path_factory.mktemp("data"), side=64, train=6, valid=4, test=6)
+    write_landmark_model(root, len(LAYOUT), ("Asian", "African"))
+    tiny_reader().save(root / "face.safetensors")
+    lines = [json.loads(line) for line in (root / "split_data/test.json").read_text().splitlines()]
+    for line in lines:
+        mass = int(line["body_mass"])
+        line |= {"body_mass": str(mass + 2 if mass < 4 else mass - 2), "changed": ["body_mass"]}
+    (root / "split_data/variants.json").write_text("\n".join(map(json.dumps, lines)))
+    (root / "given").mkdir()
+    for path in (root / "pairedCS/landmarks").glob("test_*.json"):
+        shutil.copy(path, root / "given" / f"{path.stem}_landmarks.json")
+    return root
+
+
+def arguments(root: Path, *more: str) -> list[str]:
+    networks = (
+        f"landmark_weights={root}/pipnet.safetensors",
+        f"guidance.face_landmark_weights={root}/face.safetensors",
+    )
+    paths = (f"data.root={root}", f"weights={root}/model.safetensors", "name=run")
+    return [*paths, *networks, *SMALL, *more]
+
+
+def record_of(purpose: str) -> dict[str, Any]:
+    return json.loads(Path(f"results/run/faces/model_{purpose}/record.json").read_text())
+
+
+def test_true_targets_are_told_and_the_control_gets_its_donors(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    more = ("methods=[model,shuffled]", "told=0", "guidance.mode=plain", "guidance.target=true")
+    assert evaluate.main(arguments(root, *more)) == 0
+    found = read_results(Path("results/run"))
+    told = " ".join(found.protocol.remarks)
+    assert "of the true face, which nobody has in practice" in told
+    assert "No edits of model" in told and not found.edits
+    assert not list(Path("results/run/faces").glob("model_body_mass*"))
+    people = {r.source: r for s in ("train", "test") for r in read_manifest(root / f"split_data/{s}.json")}
+    for case in record_of("own")["cases"]:
+        assert case["guidance_target"]["file"] == f"{case['name']}.json"
+    swapped = record_of("shuffled")["cases"]
+    assert swapped
+    for case in swapped:
+        donor = people[Path(case["skull"]["path"]).name]
+        assert donor.landmarks_path is not None and donor.landmarks_path.stem != case["name"]
+        assert case["guidance_target"]["file"] == donor.landmarks_path.name
+        assert case["guidance_target"]["sha256"] == sha256(donor.landmarks_path)
+        assert case["true_face"]["path"] == str(donor.face_path)
+
+
+def test_given_targets_leave_the_control_unguided_and_it_is_said(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    more = ("methods=[model,shuffled]", "told=0", "guidance.mode=plain", f"guidance.target={root}/given")
+    assert evaluate.main(arguments(root, *more)) == 0
+    told = " ".join(read_results(Path("results/run")).protocol.remarks)
+    assert "(those of given)" in told and "another's skull are not guided" in told
+    assert record_of("own")["guidance"]["mode"] == "plain"
+    assert record_of("shuffled")["guidance"] is None
+
+
+def test_a_donor_without_true_landmarks_is_told_before_anything_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = tmp_path / "data"
+    shutil.copytree(root, other)
+    path = other / "split_data/test.json"  # of six people three are probes
+    probes = {r.subject for r in prepare(arguments(root)).inputs.probes}
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    bare = [{k: v for k, v in x.items() if k != "landmarks" or x["subject"] in probes} for x in lines]
+    path.write_text("\n".join(map(json.dumps, bare)))
+    train = other / "split_data/train.json"
+    lines = [json.loads(line) for line in train.read_text().splitlines()]
+    train.write_text("\n".join(json.dumps({k: v for k, v in x.items() if k != "landmarks"}) for x in lines))
+    more = ("guidance.mode=plain", "guidance.target=true", "landmarks=none")
+    assert evaluate.main(arguments(other, *more)) == 2
+    assert "has no known landmarks" in capsys.readouterr().err
+    assert not Path("results/run").exists()
+    prepare(arguments(other, *more, "methods=[model]"))  # nobody lends a skull
+
+
+@pytest.mark.parametrize(
+    ("more", "pinned"),
+    [
+        (("landmarks=known",), True),
+        (("landmarks=auto",), False),
+        (("guidance.mode=plain", "guidance.target=true"), True),
+        (("guidance.mode=plain", "guidance.target=true", "guidance.landmarks=0"), False),
+        (("guidance.target=true",), False),
+    ],
+)
+def test_points_that_no_edit_moves_are_not_asked_for_edits(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], pinned: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = prepare(arguments(root, *more))
+    assert list(plan.pinned) == (["model"] if pinned else [])
+    assert any("No edits of model" in remark for remark in plan.inputs.remarks) == pinned
+
+
+def test_known_landmarks_are_drawn_without_edits(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for choice, edited in (("auto", True), ("known", False)):
+        more = ("methods=[model]", "told=0", f"landmarks={choice}", f"name={choice}")
+        assert evaluate.main(arguments(root, *more)) == 0
+        assert bool(list(Path(f"results/{choice}/faces").glob("model_body_mass*"))) == edited
