@@ -155,12 +155,15 @@ def test_an_evaluation_is_told_of_exemplars_and_missing_bone(
     lines = [json.loads(line) | {"texture": "test_0.png"} for line in path.read_text().splitlines()]
     path.write_text("\n".join(map(json.dumps, lines)))
     common = [f"data.root={root}", "recognisers=[picture]", f"out={tmp_path / 'results'}", "device=cpu"]
-    plan = prepare([*common, f"weights={with_branch}", "missing=mandible"])
+    plan = prepare([*common, f"weights={with_branch}", "missing=mandible", "texture=auto"])
+    assert any("no baseline is told that" in remark for remark in plan.inputs.remarks)
     assert plan.weights["model"].shown_texture
     assert any("another person of the same style" in remark for remark in plan.inputs.remarks)
     assert any("without bone (mandible)" in remark for remark in plan.inputs.remarks)
     assert {case.missing for case in plan.inputs.probe_cases} == {"mandible"}
-    assert not prepare([*common, f"weights={with_branch}", "texture=none"]).weights["model"].shown_texture
+    default = prepare([*common, f"weights={with_branch}"])
+    assert default.cfg.texture == "none" and not default.weights["model"].shown_texture
+    assert not any("look of the skin" in remark for remark in default.inputs.remarks)
     with pytest.raises(ValueError, match="none of the weights has a texture branch"):
         prepare([*common, f"weights={weights}", f"texture={root / 'pairedCS' / 'skull' / 'test_0.png'}"])
     with pytest.raises(ValueError, match="missing: got 'jaw'"):

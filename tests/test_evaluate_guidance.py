@@ -126,6 +126,22 @@ def test_points_that_no_edit_moves_are_not_asked_for_edits(
     assert any("No edits of model" in remark for remark in plan.inputs.remarks) == pinned
 
 
+def test_the_networks_behind_a_face_are_among_its_files(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    skull, face = root / "pipnet.safetensors", root / "face.safetensors"
+    for more, wanted in (
+        (("landmarks=auto",), {skull}),
+        (("landmarks=none",), set()),
+        (("landmarks=known", "guidance.mode=plain"), {face}),
+        (("landmarks=auto", "guidance.mode=plain", "guidance.landmarks=0"), {skull}),
+    ):
+        found = {file.path: file.sha256 for file in prepare(arguments(root, *more)).files}
+        weights = root / "model.safetensors"
+        assert found == {str(path): sha256(path) for path in (weights, *wanted)}
+
+
 def test_known_landmarks_are_drawn_without_edits(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,9 +56,9 @@ class EvaluateConfig:
     bootstrap: draws of probes behind each interval.
     landmarks: what models with a landmark branch are shown: auto (read off the skull by ``landmark_weights``), none, or
         known (the true ones of the data, which nobody has in practice: what better landmarks could be worth).
-    texture: what models with a texture branch are shown: auto (the exemplar that the manifest names: another person's
-        face of the same style), none, or a picture for all. missing: bone that is taken away from every probe's skull
-        (mandible, vault, left, right).
+    texture: what models with a texture branch are shown: none, a picture for all, or auto (the exemplar that the
+        manifest names: another person's face of the true face's own style, which no baseline is told).
+    missing: bone that is taken away from every probe's skull (mandible, vault, left, right).
     guidance: of every model's faces, as for sample.py. guided: what is otherwise for some of them, by name (``weights``
         is called model), such as {plain: {mode: plain, scale: 0.01}}; one file under several names compares settings.
     device, precision, devices, batch_size, sampling: as for sample.py.
@@ -96,7 +96,7 @@ class EvaluateConfig:
     guided: dict[str, Any] = field(default_factory=dict)
     landmarks: str = "auto"
     landmark_weights: str = SKULL_LANDMARKS
-    texture: str = "auto"
+    texture: str = "none"
     missing: str | None = None
     device: str = "auto"
     precision: str = "auto"

@@ -108,7 +108,10 @@ class Plan:
             read.append(HashedFile(self.cfg.mapping, picture_sha256(Path(self.cfg.mapping))))
         networks = (self.cfg.onnx, self.cfg.kid, self.cfg.lpips, self.cfg.lpips_heads)
         read += [HashedFile(path, sha256(path)) for path in networks if path is not None]
-        return read
+        networks_of_ours = {
+            path: digest for w in self.weights.values() for path, digest in w.networks.items()
+        }
+        return read + [HashedFile(path, digest) for path, digest in networks_of_ours.items()]
 
 
 def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Plan:
@@ -228,7 +231,10 @@ def _of_texture(choice: str, weights: Mapping[str, Weights]) -> list[str]:
             if choice == "auto"
             else Path(choice).name
         )
-        return [f"Drawn with the look of the skin of {whose}: {', '.join(shown)}."]
+        told = f"Drawn with the look of the skin of {whose}: {', '.join(shown)}."
+        if choice == "auto":
+            told += " Choosing it takes knowing the true face's surface, and no baseline is told that."
+        return [told]
     if choice not in ("auto", "none"):
         raise InputError(
             f"texture={choice}: none of the weights has a texture branch; add one and train it (python "
@@ -261,7 +267,7 @@ def _methods(cfg: EvaluateConfig, inputs: Inputs) -> tuple[list[MethodInfo], lis
         InputError: one that was asked for by name cannot run, or none can.
     """
     extra = {
-        name: MethodInfo(name, name, "model", f"Another model: {path}, told what the model is told.")
+        name: MethodInfo(name, name, "model", f"Another model: {path}, told what the prompt tells.")
         for name, path in cfg.models.items()
     }
     known = {"model": METHODS["model"], **extra, **METHODS}

@@ -41,7 +41,7 @@ _ALL = (
         "pix2pix",
         "Pix2Pix",
         "baseline",
-        "One pass of a U-Net from the skull, trained with L1 and a discriminator; told what the model is told.",
+        "One pass of a U-Net from the skull, trained with L1 and a discriminator; told what the prompt tells.",
     ),
     MethodInfo(
         "pix2pix_shuffled",

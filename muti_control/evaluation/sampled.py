@@ -19,7 +19,7 @@ from data.images import read_image, to_uint8, write_png
 from data.manifest import Record
 from data.shards import picture_sha256
 from ldm.checkpoint import sha256
-from muti_control.case_landmarks import CaseLandmarks, KnownLandmarks, choose_landmarks
+from muti_control.case_landmarks import CaseLandmarks, KnownLandmarks, ReadOffSkull, choose_landmarks
 from muti_control.case_textures import CaseTextures, choose_textures
 from muti_control.guidance import Guidance, GuidanceConfig, load_guidance
 from muti_control.job import Job, RunFolder, face_name
@@ -35,6 +35,7 @@ Advance = Callable[[int], None]
 class Weights:
     """A checkpoint to be evaluated. step: of its training; recommended: what it says of sampling; shown_landmarks:
     whether its faces are drawn with landmarks; shown_texture: with exemplars of the look of the skin.
+    networks: path -> sha256 of the other files that its faces are made with.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class Weights:
     image_size: int
     shown_landmarks: bool = False
     shown_texture: bool = False
+    networks: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def look(
@@ -60,7 +62,11 @@ class Weights:
         textures = (
             choose_textures(texture, cases, model)[0] if model.cfg.control.texture is not None else None
         )
-        load_guidance(guidance, model, cases, source, landmarks.weights)  # whatever is wrong is told now
+        guided = load_guidance(guidance, model, cases, source, landmarks.weights)  # what is wrong is told now
+        networks = {} if guided is None else {getattr(guidance, key): h for key, h in guided.files.items()}
+        for points in (source, None if guided is None else guided.targets):
+            if isinstance(points, ReadOffSkull):
+                networks[str(landmarks.weights)] = points.sha256
         outputs = model.cfg.unet.num_control_outputs
         recommended = recommended_sampling(metadata, outputs)
         SamplingConfig(**recommended).scales_for(outputs)
@@ -72,6 +78,7 @@ class Weights:
             model.cfg.image_size,
             source is not None,
             textures is not None,
+            networks,
         )
 
     @property
