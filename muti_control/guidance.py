@@ -19,7 +19,7 @@ from data.cases import Case
 from data.images import read_image
 from data.landmarks import LandmarksError, fractions_of, picture_size, read_landmarks
 from ldm.checkpoint import sha256
-from muti_control.case_landmarks import CaseLandmarks, Given, given_landmarks, skull_reader
+from muti_control.case_landmarks import CaseLandmarks, Given, ReadOffSkull, given_landmarks, skull_reader
 from muti_control.energies import (
     ContainmentEnergy,
     DecodedEnergies,
@@ -236,6 +236,11 @@ def load_guidance(
             )
         files["face_landmark_weights"] = sha256(Path(cfg.face_landmark_weights))
         targets = _targets(cfg.target, cases, condition, skull_landmarks, reader.net.cfg.num_landmarks, model)
+        if isinstance(targets, ReadOffSkull) and any(case.skull_path is None for case in cases):
+            raise ValueError(
+                "guidance.landmarks: there is no skull to read them off; guidance.target=PATH gives points, "
+                "guidance.landmarks=0 leaves them out"
+            )
     if cfg.realism > 0 and cfg.discriminator is not None:
         discriminator = PatchGan.load(_there(cfg.discriminator, "discriminator"), model.device)
         files["discriminator"] = sha256(Path(cfg.discriminator))

@@ -301,6 +301,7 @@ def test_each_record_tells_where_the_points_come_from(
     ("settings", "message"),
     [
         (["guidance.mode=on"], "guidance.mode: got 'on', expected one of off, plain, warmup, spgd"),
+        (["guidance.mode=spgd", "skull=none"], "guidance.landmarks: there is no skull to read them off"),
         (["guidance.mode=spgd", "guidance.realism=1"], "needs guidance.discriminator=FILE"),
         (["guidance.mode=spgd", "guidance.texture=1"], "needs guidance.exemplar=FILE"),
         (["guidance.mode=spgd", "guidance.landmarks=-1"], "guidance.landmarks: got -1.0"),
