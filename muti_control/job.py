@@ -29,13 +29,14 @@ class RunFolder:
     """Where a run writes.
 
     outdated: files of an earlier run there that it replaces. done: names of the faces it keeps, as it would draw the
-    same. earlier_runs: date and environment of the runs that drew those.
+    same. earlier_runs: date and environment of the runs that drew those. kept: names of those faces and their traces.
     """
 
     path: Path
     outdated: Sequence[Path] = ()
     done: frozenset[str] = frozenset()
     earlier_runs: Sequence[Mapping[str, Any]] = ()
+    kept: frozenset[str] = frozenset()
 
     def start(self) -> None:
         """Make the folder and remove the earlier run, but for its record, which the new one replaces in one move."""

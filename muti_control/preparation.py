@@ -178,7 +178,7 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
     inputs += landmarks.files.values() if isinstance(landmarks, Given) else []
     inputs += [] if guidance is None else guidance.inputs
     inputs += [path for case in cases if textures is not None and (path := textures.path(case)) is not None]
-    written = [folder / file for file in job.files if file not in job.folder.done]
+    written = [folder / file for file in job.files if file not in job.folder.kept]
     check_overwriting(job.folder.outdated, written, inputs)
     return job
 

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from cldm.record import RECORD, EarlierRun, OutputError
+from muti_control.guidance_trace import trace_names
 from muti_control.job import Job, RunFolder, face_name
 from muti_control.run_record import TEXT_KEY, face_text
 
@@ -21,7 +22,7 @@ def resumed(job: Job, earlier: EarlierRun) -> RunFolder:
     """The folder of ``job`` with what ``earlier`` has done of it.
 
     Every face carries what it was drawn with; one that differs in anything but the versions and the machine
-    belongs to another run.
+    belongs to another run. A face whose traces are wanted but not there is drawn again, for them.
 
     Raises:
         OutputError: the earlier run is another one, or one of its faces cannot be read.
@@ -41,14 +42,19 @@ def resumed(job: Job, earlier: EarlierRun) -> RunFolder:
             f"out: the run in {path} has faces that this one has not ({min(names - set(draws))}); resume=true "
             "continues a run with its own skulls and number of samples: give those, or another out=FOLDER"
         )
-    done = []
+    there, done, kept = {file.name for file in earlier.files}, set(), set()
+    traced = job.guidance is not None and job.guidance.cfg.trace
     for file in earlier.files:
         if file.name in draws:
             case, seed = draws[file.name]
             _check_same(file, face_text(job, case, seed))
-            done.append(file.name)
-    outdated = [file for file in earlier.files if file.name not in done]
-    return RunFolder(path, outdated, frozenset(done), [*runs, before | {"faces_kept": len(done)}])
+            traces = trace_names(file.name) if traced else ()
+            if there.issuperset(traces):
+                done.add(file.name)
+                kept.update((file.name, *traces))
+    outdated = [file for file in earlier.files if file.name not in kept]
+    earlier_runs = [*runs, before | {"faces_kept": len(done)}]
+    return RunFolder(path, outdated, frozenset(done), earlier_runs, frozenset(kept))
 
 
 def _check_same(path: Path, wanted: Mapping[str, Any]) -> None:

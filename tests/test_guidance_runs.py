@@ -42,12 +42,36 @@ def test_a_trace_is_written_for_each_face(guided_run, tmp_path: Path) -> None:  
         assert len(step["inner"]) == 2
         assert 0 <= step["to_denoising"] <= 180
         assert step["inner"][0]["energies"].keys() == {"landmarks", "containment"}
-        assert step["inner"][0]["length"] <= 0.1 + 1e-6
     assert trace["steps"][0]["inner"][0]["turn"] is None
     assert trace["steps"][1]["inner"][0]["turn"] >= 0
     for name in ("test_0_0.png", "test_1_0.png"):  # to look on changes nothing
         assert Image.open(folder / name).tobytes() == Image.open(tmp_path / "untraced" / name).tobytes()
     assert sample([*guided_run("traced", *settings), "overwrite=true"]) == 0
+
+
+def test_a_resumed_run_keeps_its_traces_and_adds_those_it_lacks(guided_run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    settings = ["guidance.mode=spgd", "guidance.trace=true", "guidance.inner=2"]
+    folder = tmp_path / "traced"
+
+    def resume(*more: str) -> list[str]:
+        assert sample([*guided_run("traced", *more), "resume=true"]) == 0
+        files = json.loads((folder / "record.json").read_text())["files"]
+        assert sorted(files) == sorted(path.name for path in folder.iterdir())
+        return files
+
+    assert sample(guided_run("traced", *settings[:1], *settings[2:])) == 0
+    face = (folder / "test_0_0.png").read_bytes()
+    assert "test_0_0_guidance.json" in resume(*settings)  # switched on when the faces are there
+    assert (folder / "test_0_0.png").read_bytes() == face
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("test_*_0*")}
+    resume(*settings)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("test_*_0*")} == before
+    (folder / "test_1_0_guidance.png").unlink()
+    resume(*settings)
+    after = {path.name: path.stat().st_mtime_ns for path in folder.glob("test_*_0*")}
+    assert {name for name in before if before[name] != after[name]} == {
+        *("test_1_0.png", "test_1_0_guidance.json", "test_1_0_guidance.png")
+    }
 
 
 def test_a_small_decoder_looks_for_the_energies_alone(guided_run, weights: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -66,6 +90,15 @@ def test_a_small_decoder_looks_for_the_energies_alone(guided_run, weights: Path,
     assert sample(guided_run("bad", *run, f"guidance.decoder={foreign}")) == 2
     assert sample(guided_run("bad", *run, "guidance.decoder=none.safetensors")) == 2
     assert not (tmp_path / "bad").exists()
+
+
+def test_no_step_is_longer_than_the_clip(guided_run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    settings = ["limit=1", "guidance.mode=spgd", "guidance.trace=true", "guidance.scale=1", "guidance.clip=0.05"]
+    assert sample(guided_run("clipped", *settings)) == 0
+    steps = json.loads((tmp_path / "clipped/test_0_0_guidance.json").read_text())["steps"]
+    lengths = [one["length"] for step in steps for one in step["inner"]]
+    assert lengths[0] == pytest.approx(0.05, rel=1e-4)  # asked for 1
+    assert max(lengths) <= 0.05 * (1 + 1e-4)
 
 
 def test_a_trace_holds_no_nan() -> None:

@@ -18,6 +18,7 @@ FACES, CASES = "faces", "cases"
 _OURS = (NOTE, FACES, CASES, METRICS, REPORT)
 _OPERATION = ("out", "name", "cache", "device", "devices", "batch_size", "resume", "overwrite")
 """Settings that change nothing of what is measured; of ``device`` the last digits of a drawn face."""
+_OPERATION_OF_GUIDANCE = ("at_once", "recompute", "trace")  # time, memory and what is told; of no face a digit
 
 
 def choose_folder(cfg: EvaluateConfig) -> Path:
@@ -31,7 +32,18 @@ def choose_folder(cfg: EvaluateConfig) -> Path:
 def identity_of(config: Mapping[str, Any], read: Mapping[str, str]) -> dict[str, Any]:
     """What a run is: its settings that matter, and the hashes of what it reads."""
     settings = {key: value for key, value in config.items() if key not in _OPERATION}
+    if "guidance" in settings:
+        settings["guidance"] = _without_operation(settings["guidance"])
+    if "guided" in settings:
+        settings["guided"] = {name: _without_operation(own) for name, own in settings["guided"].items()}
     return {"settings": settings, "read": dict(read)}
+
+
+def _without_operation(guidance: Any) -> Any:
+    """Of settings of guidance, those that change a face; what is none is left as it is."""
+    if not isinstance(guidance, Mapping):
+        return guidance
+    return {key: value for key, value in guidance.items() if key not in _OPERATION_OF_GUIDANCE}
 
 
 def claim(folder: Path, cfg: EvaluateConfig, identity: Mapping[str, Any], inputs: Iterable[Path]) -> bool:
