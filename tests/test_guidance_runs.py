@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,11 @@ from cldm.spgd import GuidedStep, InnerStep
 from muti_control.charts import Panel, Series, draw_panels
 from muti_control.evaluation.config import EvaluateConfig
 from muti_control.evaluation.results_file import read_results
+from muti_control.evaluation.run_folder import identity_of
 from muti_control.guidance import GuidanceConfig
 from muti_control.guidance_decoder import GuidanceDecoder, GuidanceDecoderConfig, signature
 from muti_control.guidance_trace import trace_of, trace_plot
-from muti_control.sweep import Row, advice, arguments_of, best_of, main, table
+from muti_control.sweep import Row, advice, arguments_of, best_of, main, rows_of, table
 from sample import main as sample
 from tests.landmark_pairs import write_landmark_pairs
 from tests.test_guidance import guided_run, tiny_reader
@@ -93,7 +96,13 @@ def test_a_small_decoder_looks_for_the_energies_alone(guided_run, weights: Path,
 
 
 def test_no_step_is_longer_than_the_clip(guided_run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    settings = ["limit=1", "guidance.mode=spgd", "guidance.trace=true", "guidance.scale=1", "guidance.clip=0.05"]
+    settings = [
+        "limit=1",
+        "guidance.mode=spgd",
+        "guidance.trace=true",
+        "guidance.scale=1",
+        "guidance.clip=0.05",
+    ]
     assert sample(guided_run("clipped", *settings)) == 0
     steps = json.loads((tmp_path / "clipped/test_0_0_guidance.json").read_text())["steps"]
     lengths = [one["length"] for step in steps for one in step["inner"]]
@@ -122,22 +131,65 @@ def test_charts_show_their_lines() -> None:
 def rows() -> list[Row]:
     return [
         Row("off", 0.0, 0.5, 0.40, 4.0, 10.0, 0),
-        Row("plain", 0.01, 0.5, 0.38, 3.9, 11.0, 0),
-        Row("plain", 0.1, 0.6, 0.30, 3.9, 20.0, 0),  # unreal
-        Row("spgd", 0.01, 0.6, 0.36, 3.5, 12.0, 0),
-        Row("spgd", 0.1, 0.7, 0.20, 3.0, 9.0, 1),  # loses a face
-        Row("spgd", 0.03, 0.7, 0.35, 4.1, 9.0, 0),  # worse points
+        Row("plain", 0.01, 0.5, 0.38, 3.9, 11.0, 0, gains(-0.02)),
+        Row("plain", 0.1, 0.6, 0.30, 3.9, 20.0, 0, gains(-0.10)),  # unreal
+        Row("spgd", 0.01, 0.6, 0.36, 3.5, 12.0, 0, gains(-0.04)),
+        Row("spgd", 0.1, 0.7, 0.20, 3.0, 9.0, 1, gains(-0.20)),  # loses a face
+        Row("spgd", 0.03, 0.7, 0.35, 4.1, 9.0, 0, gains(-0.05)),  # worse points
+        Row("spgd", 0.05, 0.7, 0.33, 3.5, 9.0, 0, (-0.6, 0.46) * 8),  # by chance
     ]
+
+
+def gains(mean: float) -> tuple[float, ...]:
+    """Of 16 probes, 0.01 about their mean."""
+    return (mean - 0.01, mean + 0.01) * 8
 
 
 def test_the_sweep_recommends_what_loses_nothing() -> None:
     best = best_of(rows())
     assert best is not None and (best.mode, best.scale) == ("spgd", 0.01)
-    told = advice(rows(), ["weights=w", "guidance.gradient=denoiser", "guidance.scale=1"])
-    assert told.endswith("\nguidance.mode=spgd guidance.scale=0.01 guidance.gradient=denoiser")
+    told = advice(
+        rows(), ["weights=w", "guidance.gradient=denoiser", "guidance.scale=1", "texture=a face.png"]
+    )
+    assert told.splitlines()[-1].split(" ", 2)[:2] == ["guidance.mode=spgd", "guidance.scale=0.01"]
+    assert shlex.split(told.splitlines()[-1])[2:] == [
+        *(
+            "sampling.steps=20",
+            "guidance.gradient=denoiser",
+            "texture=a face.png",
+        )  # 20: of evaluate.py's own file
+    ]
+    assert "16 probes, 6 settings tried" in told
     assert best_of(rows()[:1]) is None
     assert "leave guidance off" in advice(rows()[:1], [])
     assert [line.split()[0] for line in table(rows()).splitlines()[1:]] == [row.mode for row in rows()]
+
+
+def test_more_settings_need_more_evidence() -> None:
+    """A gain of 2.5 standard errors is enough for one setting (1.96) and not for eight (2.73)."""
+    free = Row("off", 0.0, 0.5, 0.4, 4.0, 0.0, 0)
+    spread = math.sqrt(15 / 16) / 4 * 4  # of which the sample's standard deviation is 1, its error 1/4
+    values = tuple(-2.5 / 4 + sign * spread for sign in (-1, 1)) * 8
+    tried = [
+        Row("spgd", 0.01 * k, 0.5, 0.3, 4.0, 0.4, 0, values) for k in range(1, 9)
+    ]  # KID: the floor allows 0.1
+    assert best_of([free, *tried[:1]]) is tried[0]
+    assert best_of([free, *tried]) is None
+    assert best_of([free, replace(tried[0], realism=0.2)]) is None
+
+
+def test_a_file_of_settings_is_not_overridden(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("weights: w.safetensors\nnum: 7\nsamples: 2\nlandmarks: none\nsampling: {steps: 9}\n")
+    command, _ = arguments_of([str(file), "samples=3"])
+    given = [argument.split("=")[0] for argument in command]
+    assert "num" not in given and "split=valid" in command and command.count("samples=3") == 1
+    assert "samples=1" not in command
+    line = advice(rows(), [str(file), "sampling.eta=0"]).splitlines()[-1]
+    assert shlex.split(line)[2:] == ["landmarks=none", "sampling.steps=9", "sampling.eta=0"]
+    file.write_text("weights: w\nguided: {}\n")
+    with pytest.raises(ValueError, match="guided: the sweep sets this itself"):
+        arguments_of([str(file)])
 
 
 def test_the_sweep_is_an_evaluation() -> None:
@@ -184,6 +236,15 @@ def test_settings_of_models_lie_over_the_common_ones() -> None:
             EvaluateConfig(weights="w", models={"plain": "w"}, guided=guided).validate()
 
 
+def test_what_changes_no_face_does_not_tell_evaluations_apart() -> None:
+    def identity(scale: float, at_once: int, trace: bool) -> object:
+        own = {"scale": scale, "at_once": at_once, "recompute": trace, "trace": trace}
+        config = {"guidance": own, "guided": {"plain": own, "model": {"mode": "off"}}, "batch_size": at_once}
+        return identity_of(config, {})
+
+    assert identity(0.1, 8, False) == identity(0.1, 1, True) != identity(0.2, 8, False)
+
+
 def test_a_sweep_from_end_to_end(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,11 +260,15 @@ def test_a_sweep_from_end_to_end(
     assert main(arguments) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
     assert said.count("spgd") >= 2 and "0.2" in said
-    assert ("guidance.mode=" in said.splitlines()[-1]) or "leave guidance off" in said
     assert (tmp_path / "results/sweep/sweep.png").is_file()
     found = read_results(tmp_path / "results/sweep")
     names = [method.name for method in found.methods]
     assert names == ["model", "plain-0p02", "plain-0p2", "spgd-0p02", "spgd-0p2"]
     distances = [method.identification["picture"].distances for method in found.methods]
     assert len({distances[0], *distances}) == 5
+    again = rows_of(found, arguments_of(arguments)[1])
+    assert [len(row.gains) for row in again] == [3] * 5 and again[0].gains == (0.0, 0.0, 0.0)
+    away = [np.array(found, dtype=float) for found in distances[:2]]
+    assert again[1].gains == pytest.approx(away[1] - away[0])
+    assert said.rstrip().endswith(advice(again, arguments))
     assert any("Guided: plain-0p02: plain by estimate, scale 0.02" in r for r in found.protocol.remarks)
