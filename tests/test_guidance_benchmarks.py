@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import guidance_cost, guidance_stability
+from benchmarks import guidance_cost, guidance_gaussian, guidance_stability
 from benchmarks.guidance_cost import CostConfig, rows, run
 from benchmarks.guidance_stability import StabilityConfig, draw
 from cldm.controlled import load_model
@@ -55,6 +55,16 @@ def test_bad_arguments_are_told(
 ) -> None:  # type: ignore[no-untyped-def]
     assert program.main([argument, f"out={tmp_path / 'out'}"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_gaussian_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert guidance_gaussian.main(["samples=64", "scales=[0.1]"]) == 0
+    lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    errors = {mode: float(error) for mode, error in lines[2:]}
+    assert list(errors) == ["off", "plain", "warmup", "spgd"]
+    assert errors["spgd"] < errors["plain"] < errors["off"]
+    assert guidance_gaussian.main(["scales=[-1]"]) == 2
+    assert "guidance.scale: got -1" in capsys.readouterr().err
 
 
 def test_what_breaks_is_seen_before_it_is_clipped(weights: Path, tmp_path: Path) -> None:

@@ -168,11 +168,13 @@ def test_the_sweep_recommends_what_loses_nothing() -> None:
 def test_more_settings_need_more_evidence() -> None:
     """A gain of 2.5 standard errors is enough for one setting (1.96) and not for eight (2.73)."""
     free = Row("off", 0.0, 0.5, 0.4, 4.0, 0.0, 0)
-    spread = math.sqrt(15 / 16) / 4 * 4  # of which the sample's standard deviation is 1, its error 1/4
-    values = tuple(-2.5 / 4 + sign * spread for sign in (-1, 1)) * 8
-    tried = [
-        Row("spgd", 0.01 * k, 0.5, 0.3, 4.0, 0.4, 0, values) for k in range(1, 9)
-    ]  # KID: the floor allows 0.1
+    values = (
+        tuple(-2.5 / 4 + sign * math.sqrt(15 / 16) for sign in (-1, 1)) * 8
+    )  # 16 of deviation 1: error 1/4
+    own = Row(
+        "spgd", 0.01, 0.5, 0.3, 4.0, 0.08, 0, values
+    )  # a KID of 0.08 where unguided has 0: below the floor
+    tried = [replace(own, scale=0.01 * k) for k in range(1, 9)]
     assert best_of([free, *tried[:1]]) is tried[0]
     assert best_of([free, *tried]) is None
     assert best_of([free, replace(tried[0], realism=0.2)]) is None

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cldm.ddim import sample_ddim
+from benchmarks.gaussian_case import ABAR, SHAPE, Gaussian
 from cldm.sampling import SAMPLERS
 from cldm.spacing import spaced_timesteps
 from cldm.spgd import (
@@ -24,10 +24,6 @@ from cldm.spgd import (
     guided_step,
     learning_rate,
 )
-from ldm.schedule import ScheduleConfig, schedule_buffers
-
-ABAR = schedule_buffers(ScheduleConfig())["alphas_cumprod"].float()
-SHAPE = (4, 1, 2)  # of a sample: 8 numbers
 
 
 def test_momentum_by_hand() -> None:
@@ -88,55 +84,6 @@ def test_units_are_running_means_of_each_sample() -> None:
     parts = RunningNorm()
     parts(torch.tensor([3.0]), slice(0, 1), 3)
     assert torch.equal(parts(torch.tensor([0.0, 7.0]), slice(1, 3), 3), torch.tensor([1.0, 7.0]))
-
-
-class Gaussian:
-    """A normal prior with a linear measurement: noise prediction and posterior in closed form."""
-
-    def __init__(self) -> None:
-        g = torch.Generator().manual_seed(0)
-        d = math.prod(SHAPE)
-        half = torch.randn(d, d, generator=g) / math.sqrt(d)
-        self.cov = half @ half.T + 0.1 * torch.eye(d)
-        self.mean = torch.randn(d, generator=g)
-        self.measure, self.noise = torch.randn(3, d, generator=g), 0.3
-        truth = self.mean + 1.5 * torch.linalg.cholesky(self.cov) @ torch.randn(d, generator=g)
-        self.measured = self.measure @ truth + self.noise * torch.randn(3, generator=g)
-        inner = self.measure @ self.cov @ self.measure.T + self.noise**2 * torch.eye(3)
-        gain = self.cov @ self.measure.T @ torch.linalg.inv(inner)
-        self.posterior_mean = self.mean + gain @ (self.measured - self.measure @ self.mean)
-
-    def eps(self, x_t: Tensor, t: Tensor, i: int) -> Tensor:
-        """-sqrt(1 - abar) times the score of N(sqrt(abar) mean, abar cov + 1 - abar)."""
-        abar = ABAR[t[0]]
-        cov = abar * self.cov + (1 - abar) * torch.eye(len(self.cov))
-        score = -(x_t.flatten(1) - abar.sqrt() * self.mean) @ torch.linalg.inv(cov)
-        return (-(1 - abar).sqrt() * score).view_as(x_t)
-
-    def energy(self, x_0: Tensor) -> Tensor:
-        """-log likelihood, but for a constant."""
-        return (x_0.flatten(1) @ self.measure.T - self.measured).square().sum(1) / (2 * self.noise**2)
-
-    def sample(self, cfg: SpgdConfig, num: int = 128) -> Tensor:
-        """(num, 8), by 50 stochastic DDIM steps."""
-        g = torch.Generator().manual_seed(1)
-        steps = spaced_timesteps(50, "trailing", 1000, ABAR)
-        spgd = Spgd(cfg, gradient_of(self.energy), self.eps, ABAR, len(steps))
-        with torch.no_grad():
-            return sample_ddim(
-                spgd.eps,
-                torch.randn(num, *SHAPE, generator=g),
-                steps,
-                ABAR,
-                eta=1.0,
-                randn=lambda: torch.randn(num, *SHAPE, generator=g),
-                before_step=spgd.before_step if cfg.acts else None,
-            ).flatten(1)
-
-    def error(self, cfg: SpgdConfig) -> float:
-        """Distance of the samples' mean from the posterior's, where the prior's is 1."""
-        away = (self.sample(cfg).mean(0) - self.posterior_mean).norm()
-        return float(away / (self.mean - self.posterior_mean).norm())
 
 
 @pytest.mark.parametrize("gradient", ["estimate", "denoiser"])
