@@ -42,7 +42,9 @@ def resumed(job: Job, earlier: EarlierRun) -> RunFolder:
             f"out: the run in {path} has faces that this one has not ({min(names - set(draws))}); resume=true "
             "continues a run with its own skulls and number of samples: give those, or another out=FOLDER"
         )
-    there, done, kept = {file.name for file in earlier.files}, set(), set()
+    there = {file.name for file in earlier.files}
+    done: set[str] = set()
+    kept: set[str] = set()
     traced = job.guidance is not None and job.guidance.cfg.trace
     for file in earlier.files:
         if file.name in draws:
