@@ -103,7 +103,9 @@ def write_trace(
     """Write both files."""
     trace = trace_of(steps, sample, settings)
     file, plot = (folder / name for name in trace_names(face))
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")  # as a broken-off write is known by
+    temporary = file.with_name(
+        f".{file.name}.{secrets.token_hex(4)}.tmp"
+    )  # as a broken-off write is known by
     temporary.write_text(json.dumps(trace) + "\n", encoding="utf-8")
     os.replace(temporary, file)
     write_png(plot, trace_plot(trace, f"Guidance of {face}: {settings['mode']}, scale {settings['scale']:g}"))

@@ -18,7 +18,11 @@ FACES, CASES = "faces", "cases"
 _OURS = (NOTE, FACES, CASES, METRICS, REPORT)
 _OPERATION = ("out", "name", "cache", "device", "devices", "batch_size", "resume", "overwrite")
 """Settings that change nothing of what is measured; of ``device`` the last digits of a drawn face."""
-_OPERATION_OF_GUIDANCE = ("at_once", "recompute", "trace")  # time, memory and what is told; of no face a digit
+_OPERATION_OF_GUIDANCE = (
+    "at_once",
+    "recompute",
+    "trace",
+)  # time, memory and what is told; of no face a digit
 
 
 def choose_folder(cfg: EvaluateConfig) -> Path:
