@@ -105,6 +105,7 @@ def _read(note: Path) -> dict[str, Any] | None:
 
 def _check_same(folder: Path, earlier: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     wanted = json.loads(json.dumps(identity))
+    earlier = identity_of(earlier.get("settings", {}), earlier.get("read", {}))  # of runs that noted more
     for part in ("settings", "read"):
         before, now = earlier.get(part, {}), wanted[part]
         for key in sorted({*before, *now}):
