@@ -328,6 +328,9 @@ class _Reader:
         face_path = self.find(line, "target", target, self.finder.faces)
         landmarks_path = self.find(line, "landmarks", landmarks, self.finder.root)
         texture_path = self.find(line, "texture", texture, self.finder.faces, self.finder.root)
+        if texture_path is not None and texture_path == face_path:
+            got = f"{texture!r} is the person's own face"
+            self._problem(line, "texture", got, "name another person's, or leave it out")
         subject = fields.get("subject")
         if isinstance(subject, bool) or not isinstance(subject, (str, int, type(None))):
             self._problem(line, "subject", f"got {subject!r}", "give a text such as 's00012'")

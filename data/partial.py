@@ -3,8 +3,8 @@
     python -m data.partial SKULL OUT missing=mandible|vault|left|right [seed=0]
 
 SKULL is a picture or a folder of pictures; OUT a folder. What is missing is black, with an edge as a fracture leaves
-it. Where the cut lies follows from the skull's own outline, or from landmarks where they are known; how it runs, from
-the seed.
+it. Where the cut lies follows from the outline of the bone that stays, and from the seed; never from the bone that is
+taken away, nor from the face: the cut must not tell what it hides. A path with "=" in it is written as ./PATH.
 """
 
 from __future__ import annotations
@@ -22,12 +22,16 @@ from data.images import IMAGE_SUFFIXES, ImageError, read_image, to_uint8, write_
 
 REGIONS = ("mandible", "vault", "left", "right")
 DRAWN = 8 / 255  # darker is background
-# As fractions of the way from the top of the skull to its chin, in the frontal pictures of the synthetic cohort.
+# In heights of the skull, from its top down, in the frontal pictures of the synthetic cohort.
 TEETH, CHEEKBONE = 0.815, 0.64  # where upper and lower teeth meet; below the cheekbones, beside the teeth
+ASTRAY = (-0.01, 0.06)  # how far the mandible's cut strays from there
 VAULT = (0.22, 0.38)  # how deep a piece of the vault reaches
-BESIDE = (0.21, 0.27)  # half widths, in heights, between which the mandible's rami begin
-SOFT_CHIN = 0.04  # by how much the chin of a face lies below that of the bone
+BESIDE = (0.21, 0.27)  # half widths between which the mandible's rami begin
+HALF, ASIDE = 0.35, (-0.04, 0.06)  # half the width of a skull; how far a side's cut strays from the middle
 NARROW = 0.42  # rows less wide than this share of the widest are neck, not chin
+# How far in from the edge that stays a skull is looked at, in its extents across; and that extent in heights.
+LOOK = {"mandible": (0.75, 0.70), "vault": (0.75, 0.69), "left": (0.20, 0.95), "right": (0.20, 0.95)}
+SMALLEST = 8  # px
 
 
 class PartialError(ValueError):
@@ -35,66 +39,98 @@ class PartialError(ValueError):
 
 
 @dataclass(frozen=True)
-class Frame:
-    """Where a skull lies in its picture, px: top and chin in y, middle in x."""
+class Seen:
+    """What is known of a skull from the part that stays, px: lines are counted from the edge that stays.
 
-    top: float
-    chin: float
+    edge: the first line of the skull. last: the last one that was looked at. extent: the greatest across them.
+    middle: of what they show.
+    """
+
+    edge: int
+    last: int
+    extent: float
     middle: float
 
     @classmethod
-    def of(cls, drawn: NDArray[np.bool_], points: NDArray[np.float32] | None = None) -> Frame:
-        """Of what is drawn, (H, W).
+    def of(cls, drawn: NDArray[np.bool_], share: float, neck: bool = False) -> Seen:
+        """Of a skull, (lines, across), whose first lines stay: line by line, until ``share`` times the extent.
 
-        Args:
-            points: landmarks of the face, (N, 2) px, of any layout that goes round chin and both sides.
-
-        Raises:
-            PartialError: nothing is drawn.
+        What lies further has no influence. neck: the first, narrow lines, less than an eighth of the
+        picture, are none of the skull.
         """
-        rows = np.flatnonzero(drawn.any(1))
-        if len(rows) < 8:
-            raise PartialError("there is no skull in the picture; expected one on black")
-        top = float(rows[0])
-        if points is not None:
-            low, middle = float(points[:, 1].max()), float(points[:, 0].min() + points[:, 0].max()) / 2
-            return cls(top, low - SOFT_CHIN * (low - top), middle)
-        left = drawn[rows].argmax(1)
-        right = drawn.shape[1] - 1 - drawn[rows, ::-1].argmax(1)
-        wide = np.flatnonzero(right - left >= NARROW * (right - left).max())
-        upper = wide[: max(1, len(wide) // 2)]
-        return cls(top, float(rows[wide[-1]] + 1), float((left + right)[upper].mean()) / 2)
+        lines = drawn.any(1)
+        first = drawn.argmax(1)
+        last = drawn.shape[1] - 1 - drawn[:, ::-1].argmax(1)
+        extents = np.where(lines, last - first + 1, 0)
+        edge = int(lines.argmax())
+        until, widest = _look(extents, edge, share, len(drawn) // 8 if neck else SMALLEST)
+        if neck:
+            edge += int((extents[edge : until + 1] >= NARROW * widest).argmax())
+            until, widest = _look(extents, edge, share)
+        seen = slice(edge, until + 1)
+        ends = (first + last)[seen][lines[seen]]
+        return cls(edge, until, float(widest), float(ends.mean()) / 2)
 
 
-def missing_bone(
-    drawn: NDArray[np.bool_], region: str, seed: int, points: NDArray[np.float32] | None = None
-) -> NDArray[np.bool_]:
+def _look(extents: NDArray[np.int_], edge: int, share: float, least: int = SMALLEST) -> tuple[int, int]:
+    """The last line to look at from ``edge`` on, ``least`` or more of them, and the greatest extent down to it."""
+    widest = np.maximum.accumulate(extents[edge:])
+    deep = np.arange(1, len(widest) + 1)
+    enough = np.flatnonzero((deep >= share * widest) & (deep >= least))
+    place = int(enough[0]) if len(enough) else len(widest) - 1
+    return edge + place, int(widest[place])
+
+
+def holds_skull(drawn: NDArray[np.bool_]) -> bool:
+    """Whether enough is drawn, (H, W), to take bone from: at least 8 rows and 8 columns."""
+    return min(int(drawn.any(1).sum()), int(drawn.any(0).sum())) >= SMALLEST
+
+
+def missing_bone(drawn: NDArray[np.bool_], region: str, seed: int) -> NDArray[np.bool_]:
     """Where bone is to be taken away, (H, W) bool: a pure function of its arguments.
+
+    It follows from the seed and from what stays, so that it tells nothing of the bone that goes: two skulls that
+    differ in that alone are cut alike.
 
     Args:
         drawn: (H, W), where the picture is not background. region: one of ``REGIONS``; ``left`` and ``right`` are the
             person's own, as an examiner says them: the left lies on the picture's right.
-        points: of :class:`Frame`.
 
     Raises:
         PartialError: no such region, or nothing is drawn.
     """
     if region not in REGIONS:
         raise PartialError(f"missing: got {region!r}, expected one of {', '.join(REGIONS)}")
-    frame, rng = Frame.of(drawn, points), np.random.default_rng([seed, REGIONS.index(region)])
-    height = max(frame.chin - frame.top, 1.0)
-    y, x = np.mgrid[: drawn.shape[0], : drawn.shape[1]].astype(np.float32)
-    down, aside = (y - frame.top) / height, (x - frame.middle) / height  # in heights of the skull
+    if not holds_skull(drawn):
+        raise PartialError("there is no skull in the picture; expected one on black")
+    share, heights = LOOK[region]
+    turned = _turned(drawn, region)
+    seen = Seen.of(turned, share, neck=region == "vault")
+    rng = np.random.default_rng([seed, REGIONS.index(region)])
+    height = max(seen.extent / heights, 1.0)
+    aside = (np.arange(turned.shape[1]) - seen.middle) / height  # in heights of the skull
+    fracture = _fracture(rng, len(aside), height)
     if region == "mandible":
-        beside = np.clip((np.abs(aside[0]) - BESIDE[0]) / (BESIDE[1] - BESIDE[0]), 0, 1)
-        edge = TEETH - (TEETH - CHEEKBONE) * beside + 0.4 * _fracture(rng, len(beside), height)
-        return down > edge[None]
-    tilt = rng.uniform(-0.35, 0.35)
+        beside = np.clip((np.abs(aside) - BESIDE[0]) / (BESIDE[1] - BESIDE[0]), 0, 1)
+        cut = TEETH - (TEETH - CHEEKBONE) * beside + rng.uniform(*ASTRAY) + 0.4 * fracture
+    elif region == "vault":
+        cut = 1 - rng.uniform(*VAULT) + rng.uniform(-0.35, 0.35) * aside + fracture
+    else:
+        cut = HALF + rng.uniform(*ASIDE) + 0.4 * rng.uniform(-0.35, 0.35) * aside + fracture
+    lines = np.maximum(seen.edge + cut * height, seen.last)
+    away = np.arange(len(turned))[:, None] > lines[None]
+    return _turned(away, region, back=True)
+
+
+def _turned(mask: NDArray[np.bool_], region: str, back: bool = False) -> NDArray[np.bool_]:
+    """A picture's mask so that its first lines are on the side that stays, or ``back`` again."""
+    if region == "mandible":
+        return mask
     if region == "vault":
-        edge = rng.uniform(*VAULT) + tilt * aside[0] + _fracture(rng, drawn.shape[1], height)
-        return down < edge[None]
-    edge = rng.uniform(-0.04, 0.06) + 0.4 * tilt * (down[:, 0] - 0.5) + _fracture(rng, drawn.shape[0], height)
-    return (aside if region == "left" else -aside) > edge[:, None]
+        return mask[::-1]
+    if region == "left":
+        return mask.T
+    return mask.T[:, ::-1] if back else mask[:, ::-1].T
 
 
 def _fracture(rng: np.random.Generator, length: int, height: float) -> NDArray[np.float64]:
@@ -107,19 +143,21 @@ def _fracture(rng: np.random.Generator, length: int, height: float) -> NDArray[n
     return total
 
 
-def remove_bone(
-    picture: NDArray[np.float32], region: str, seed: int, points: NDArray[np.float32] | None = None
-) -> NDArray[np.float32]:
+def remove_bone(picture: NDArray[np.float32], region: str, seed: int) -> NDArray[np.float32]:
     """A skull picture (H, W, C) in [0, 1] with a region of bone made black; see :func:`missing_bone`."""
-    away = missing_bone(picture.max(axis=2) > DRAWN, region, seed, points)
+    away = missing_bone(picture.max(axis=2) > DRAWN, region, seed)
     return np.where(away[..., None], np.float32(0), picture)
 
 
 def _arguments(argv: Sequence[str]) -> tuple[Path, Path, str, int]:
-    paths = [argument for argument in argv if "=" not in argument]
-    given = dict(argument.split("=", 1) for argument in argv if "=" in argument)
+    is_path = [not argument.partition("=")[0].isidentifier() or "=" not in argument for argument in argv]
+    paths = [argument for argument, path in zip(argv, is_path, strict=True) if path]
+    given = dict(argument.split("=", 1) for argument, path in zip(argv, is_path, strict=True) if not path)
     if len(paths) != 2 or set(given) - {"missing", "seed"} or "missing" not in given:
-        raise PartialError(f"got {' '.join(argv) or 'nothing'}, expected SKULL OUT missing=REGION [seed=0]")
+        raise PartialError(
+            f"got {' '.join(argv) or 'nothing'}, expected SKULL OUT missing=REGION [seed=0] "
+            "(a path with '=' in it as ./PATH)"
+        )
     if not given.get("seed", "0").isdecimal():
         raise PartialError(f"seed: got {given['seed']!r}, expected 0 or a positive number")
     if given["missing"] not in REGIONS:
@@ -138,19 +176,27 @@ def write_partial(source: Path, out: Path, region: str, seed: int) -> list[Path]
         files = sorted(p for p in source.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
         if not files:
             raise PartialError(f"{source}: holds no picture")
-    made: list[tuple[Path, NDArray[np.uint8]]] = []
+    sources: dict[Path, Path] = {}
     for file in files:
         target = out / f"{file.stem}.png"
+        if target in sources:
+            raise PartialError(f"{sources[target]} and {file} would both be {target}; rename one of them")
         if target.exists():
             raise PartialError(f"{target} exists already; choose another folder")
-        try:
-            made.append((target, to_uint8(remove_bone(read_image(file)[0], region, seed))))
-        except PartialError as error:
-            raise PartialError(f"{file}: {error}") from error
+        sources[target] = file
+    for file in files:
+        _without(file, region, seed)  # all are tried before the first is written
     out.mkdir(parents=True, exist_ok=True)
-    for target, picture in made:
-        write_png(target, picture, {"Comment": f"{region} removed, seed {seed}"})
-    return [target for target, _ in made]
+    for target, file in sources.items():
+        write_png(target, _without(file, region, seed), {"Comment": f"{region} removed, seed {seed}"})
+    return list(sources)
+
+
+def _without(file: Path, region: str, seed: int) -> NDArray[np.uint8]:
+    try:
+        return to_uint8(remove_bone(read_image(file)[0], region, seed))
+    except PartialError as error:
+        raise PartialError(f"{file}: {error}") from error
 
 
 def main(argv: Sequence[str]) -> int:

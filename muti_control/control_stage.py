@@ -84,11 +84,8 @@ class ControlStage(DiffusionStage):
                 self.discriminator = self.picture_losses.discriminator.to(memory_format=torch.channels_last)
             print(describe(cfg.losses, cfg.train.batch_size), flush=True)
 
-    def predict(self, x_t: Tensor, t: Tensor, context: Tensor, batch: dict[str, Any]) -> Tensor:
-        return self._eps(x_t, t, context, self.conditions_of(batch))
-
-    def _eps(self, x_t: Tensor, t: Tensor, context: Tensor, given: Conditions) -> Tensor:
-        assert given.skulls is not None
+    def predict(self, x_t: Tensor, t: Tensor, context: Tensor, given: Conditions | None) -> Tensor:
+        assert given is not None and given.skulls is not None
         size = given.skulls.shape[-2:]
         acting = encode(self.controlled, given, len(x_t), *size).acting()
         assert acting is not None
@@ -99,8 +96,7 @@ class ControlStage(DiffusionStage):
         skull, index = batch["skull"].contiguous(memory_format=torch.channels_last), batch["index"]
         present = landmarks = texture = None
         if self.cfg.partial.share > 0:
-            known = self._landmarks["train"].known_of(index) if self._landmarks else None
-            skull = with_missing_bone(skull, self.cfg.partial, self.draw("partial"), known)
+            skull = with_missing_bone(skull, self.cfg.partial, self.draw("partial"))
         if self.cfg.skull.dropout > 0:
             present = torch.rand(len(skull), generator=self.draw("skull")) >= self.cfg.skull.dropout
             present = present.to(skull.device)
@@ -147,7 +143,8 @@ class ControlStage(DiffusionStage):
         gradients: dict[str, Tensor] = {}
         self._shown = None
         if len(rows):
-            pictures = Pictures(batch["skull"], lambda some: self._real_faces(batch, found, some))
+            assert found.given is not None
+            pictures = Pictures(shown_skulls(found.given), lambda some: self._real_faces(batch, found, some))
             judged, self._shown = self.picture_losses.judge(
                 self.model.decode, x_0_hat, rows, pictures, None if measure else self._weights()
             )
@@ -257,7 +254,7 @@ class ControlStage(DiffusionStage):
         context = self.context_of(list(batch["prompt"]))
 
         def eps(given: Conditions) -> Tensor:
-            return self._eps(x_t, t, context, given).float()
+            return self.predict(x_t, t, context, given).float()
 
         own = eps(shown)
         others = {"skull": eps(replace(shown, skulls=skull.roll(1, dims=0)))}
@@ -288,6 +285,14 @@ class ControlStage(DiffusionStage):
             "valid/l1": float((faces - truths).abs().mean()),
             "valid/rank_1": float(rank_one(small_grey(faces, 64), small_grey(truths, 64))),
         }
+
+
+def shown_skulls(given: Conditions) -> Tensor:
+    """The skulls (B, 3, H, W) in [0, 1] as the network was shown them: black where a sample had none."""
+    assert given.skulls is not None
+    if given.skull_present is None:
+        return given.skulls
+    return torch.where(given.skull_present[:, None, None, None], given.skulls, torch.zeros_like(given.skulls))
 
 
 def describe(cfg: LossesConfig, batch_size: int) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cldm.branches import Landmarks
+from cldm.conditions import Conditions
 from cldm.controlled import ControlledLatentDiffusion
 from cldm.sampling import reconstruct
 from cldm.texture import Texture
@@ -29,6 +30,7 @@ class Predicted:
 
     z: (B, z, h, w) clean latents, scaled. drawn: (B,) steps, on the CPU; t: the same, on the device.
     x_t, eps, eps_hat: (B, z, h, w) noised latents, their noise, and the predicted noise (float32, with gradient).
+    given: the conditions that the network was shown beside the text; None: it knows none.
     """
 
     z: Tensor
@@ -37,6 +39,7 @@ class Predicted:
     x_t: Tensor
     eps: Tensor
     eps_hat: Tensor
+    given: Conditions | None = None
 
 
 class DiffusionStage(LatentStage):
@@ -63,7 +66,11 @@ class DiffusionStage(LatentStage):
         """Text embeddings (B, 77, C); out of a table (``muti_control.texts``) while the text encoder is frozen."""
         return self.model.encode_text(prompts)
 
-    def predict(self, x_t: Tensor, t: Tensor, context: Tensor, batch: dict[str, Any]) -> Tensor:
+    def conditions_of(self, batch: dict[str, Any]) -> Conditions | None:
+        """What the network is shown of a training batch beside its prompts; None: nothing."""
+        return None
+
+    def predict(self, x_t: Tensor, t: Tensor, context: Tensor, given: Conditions | None) -> Tensor:
         """Predicted noise (B, z, h, w) of this stage's network."""
         raise TypeError(f"{type(self).__name__} defines no predict")
 
@@ -88,8 +95,9 @@ class DiffusionStage(LatentStage):
         dropped = torch.rand(len(z), generator=self.draw("dropout")) < self.cfg.diffusion.prompt_dropout
         prompts = ["" if drop else p for p, drop in zip(batch["prompt"], dropped.tolist(), strict=True)]
         x_t = q_sample(z, t, eps, self.model.alphas_cumprod).contiguous(memory_format=torch.channels_last)
-        eps_hat = self.predict(x_t, t, self.context_of(prompts), batch).float()
-        return Predicted(z, drawn, t, x_t, eps, eps_hat)
+        given = self.conditions_of(batch)
+        eps_hat = self.predict(x_t, t, self.context_of(prompts), given).float()
+        return Predicted(z, drawn, t, x_t, eps, eps_hat, given)
 
     def loss_weights(self, t: Tensor) -> Tensor:
         """w(t), (B,) float32, as ``diffusion.loss_weighting`` says."""
@@ -159,7 +167,7 @@ class BaseStage(DiffusionStage):
         text = ("cond_stage_model.",) if cfg.diffusion.train_text_encoder else ()
         super().__init__(cfg, net, train_set, valid_set, ("model.diffusion_model.", *text))
 
-    def predict(self, x_t: Tensor, t: Tensor, context: Tensor, batch: dict[str, Any]) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, context: Tensor, given: Conditions | None) -> Tensor:
         return self.model.unet(x_t, t, context)
 
     def scores(self, faces: Tensor, truths: Tensor) -> dict[str, float]:

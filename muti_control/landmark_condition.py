@@ -60,10 +60,6 @@ class PairLandmarks:
             f"{int(self.predicted.present.sum())} predicted"
         )
 
-    def known_of(self, index: Tensor) -> Landmarks:
-        """Of pairs ``index`` (B,): the known ones, present where there are any."""
-        return _take(self.known, index)
-
     def for_training(self, index: Tensor, generator: torch.Generator) -> Landmarks:
         """Of pairs ``index`` (B,): a mix of known, predicted and absent ones, drawn from ``generator``."""
         known, predicted = _take(self.known, index), _take(self.predicted, index)

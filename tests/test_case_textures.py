@@ -17,7 +17,7 @@ import sample
 from cldm.controlled import ControlledLatentDiffusion, model_metadata
 from data.cases import Case, cases_of, read_skull
 from data.images import read_image
-from data.manifest import read_manifest
+from data.manifest import ManifestError, read_manifest
 from data.partial import remove_bone
 from ldm.checkpoint import write_state_dict
 from ldm.latent_diffusion import TextureConfig
@@ -123,6 +123,17 @@ def test_a_manifest_lends_each_its_own_exemplar(with_branch: Path, make_pairs: C
     assert bare is None and told is not None
 
 
+def test_the_persons_own_face_is_no_exemplar(make_pairs: Callable[..., Path]) -> None:
+    path = make_pairs(test=3) / "split_data" / "test.json"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[1]["texture"] = lines[1]["target"]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(
+        ManifestError, match=r"line 2: texture: 'test_1.png' is the person's own face; name an"
+    ):
+        read_manifest(path)
+
+
 def test_bone_that_is_missing_is_taken_from_the_skull_that_is_read(
     weights: Path, skull: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,7 +163,9 @@ def test_an_evaluation_is_told_of_exemplars_and_missing_bone(
 ) -> None:
     root = make_pairs(train=4, valid=2, test=3)
     path = root / "split_data" / "test.json"
-    lines = [json.loads(line) | {"texture": "test_0.png"} for line in path.read_text().splitlines()]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        line["texture"] = "test_1.png" if line["target"] == "test_0.png" else "test_0.png"
     path.write_text("\n".join(map(json.dumps, lines)))
     common = [f"data.root={root}", "recognisers=[picture]", f"out={tmp_path / 'results'}", "device=cpu"]
     plan = prepare([*common, f"weights={with_branch}", "missing=mandible", "texture=auto"])

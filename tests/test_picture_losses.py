@@ -319,6 +319,35 @@ def test_the_discriminator_learns_from_its_own_loss_alone(stage_of: MakeStage) -
     assert all(p.grad is not None and not p.grad.any() for p in stage.discriminator.parameters())
 
 
+def test_the_discriminator_is_shown_the_skulls_that_the_network_was(stage_of: MakeStage) -> None:
+    stage = stage_of(gan=1.0)
+    stage.cfg.partial.share, stage.cfg.skull.dropout = 1.0, 0.5
+    batch = batch_of(stage)
+    given = stage.conditions_of(batch)
+    assert given.skulls is not None and given.skull_present is not None
+    assert 0 < int(given.skull_present.sum()) < 4
+    assert not torch.equal(given.skulls, batch["skull"])  # bone is missing
+    stage.turn_loss("net", batch)
+    assert stage._shown is not None and len(stage._shown.skulls) == 4
+    wanted = given.skulls * given.skull_present[:, None, None, None]
+    for skull in stage._shown.skulls:  # in the order in which they were decoded
+        assert any(torch.equal(skull, one) for one in wanted)
+    assert float(stage._shown.skulls.sum()) == pytest.approx(float(wanted.sum()))
+
+
+def test_landmarks_do_not_change_where_bone_is_missing(stage_of: MakeStage) -> None:
+    stage = stage_of(gan=1.0)
+    stage.cfg.partial.share = 1.0
+    batch = batch_of(stage)
+    before = stage.conditions_of(batch)
+    stage._landmarks["train"].known.points.mul_(0.8)
+    after = stage.conditions_of(batch)
+    assert before.landmarks is not None and after.landmarks is not None
+    assert not torch.equal(before.landmarks.points, after.landmarks.points)
+    assert before.skulls is not None and after.skulls is not None
+    assert torch.equal(before.skulls, after.skulls) and not torch.equal(before.skulls, batch["skull"])
+
+
 # ---------------------------------------------------------------- gates and weights
 def test_the_gate_is_drawn_within_its_limits() -> None:
     t = torch.randint(0, 1000, (64,))
