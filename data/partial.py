@@ -58,7 +58,7 @@ class Seen:
         What lies further has no influence. neck: the first, narrow lines, less than an eighth of the
         picture, are none of the skull.
         """
-        lines = drawn.any(1)
+        lines: NDArray[np.bool_] = np.asarray(drawn.any(1))
         first = drawn.argmax(1)
         last = drawn.shape[1] - 1 - drawn[:, ::-1].argmax(1)
         extents = np.where(lines, last - first + 1, 0)
