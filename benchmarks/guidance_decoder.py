@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -100,8 +101,8 @@ def measure(cfg: DecoderBenchmarkConfig, device: torch.device) -> list[list[str]
     for repetition in range(cfg.reps + 1):
         for name, decode in ways.items():
             with torch.no_grad():
-                forward = seconds(lambda decode=decode: decode(z), device)  # type: ignore[misc]
-            both = seconds(lambda decode=decode: with_gradient(decode, z), device)  # type: ignore[misc]
+                forward = seconds(partial(decode, z), device)
+            both = seconds(partial(with_gradient, decode, z), device)
             if repetition:
                 times[name, False].append(forward)
                 times[name, True].append(both)

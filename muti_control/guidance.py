@@ -243,6 +243,11 @@ def load_guidance(
             )
     if cfg.realism > 0 and cfg.discriminator is not None:
         discriminator = PatchGan.load(_there(cfg.discriminator, "discriminator"), model.device)
+        if discriminator.cfg.in_channels != 6:
+            raise ValueError(
+                f"guidance.discriminator: {cfg.discriminator} takes {discriminator.cfg.in_channels} channels, "
+                "expected 6 (skull and face); the control stage with losses.gan writes one"
+            )
         files["discriminator"] = sha256(Path(cfg.discriminator))
     if cfg.texture > 0 and cfg.exemplar is not None:
         read_image(_there(cfg.exemplar, "exemplar"), model.cfg.image_size)

@@ -326,6 +326,17 @@ def test_bad_guidance_is_told_before_anything_is_written(
     assert not (tmp_path / "bad").exists()
 
 
+def test_a_discriminator_of_single_pictures_is_refused_before_anything_is_written(
+    guided_run: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "single.safetensors"
+    PatchGan(PatchGanConfig(in_channels=3, width=4, num_layers=1)).save(file)
+    settings = ["guidance.mode=spgd", "guidance.realism=1", f"guidance.discriminator={file}"]
+    assert sample(guided_run("bad", *settings)) == 2
+    assert "takes 3 channels, expected 6" in capsys.readouterr().err
+    assert not (tmp_path / "bad").exists()
+
+
 def test_a_folder_has_no_true_landmarks(
     weights: Path, tmp_path: Path, guided_run: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:

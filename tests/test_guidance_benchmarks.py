@@ -52,7 +52,7 @@ def test_the_table_of_costs() -> None:
 )
 def test_bad_arguments_are_told(
     program, argument: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:  # type: ignore[no-untyped-def]
+) -> None:
     assert program.main([argument, f"out={tmp_path / 'out'}"]) == 2
     assert message in capsys.readouterr().err
 
