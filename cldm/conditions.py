@@ -6,6 +6,7 @@ model's noise. So one model serves the skull alone, skull and landmarks, landmar
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from cldm.branches import Landmarks
 from cldm.controlled import ControlledLatentDiffusion
 from cldm.texture import Texture
+
+CONDITIONS = ("skull", "landmarks", "texture")  # beside the text
 
 
 @dataclass(frozen=True)
@@ -77,19 +80,28 @@ class Encoded:
     texture: Tensor | None
     present: dict[str, Tensor]
 
-    def doubled(self) -> Encoded:
-        """For both halves of a classifier-free guided batch."""
+    def doubled(self, dropped: Collection[str] = ()) -> Encoded:
+        """For both halves of a classifier-free guided batch; the first is without the conditions ``dropped``."""
+        parts, present = {}, {}
+        for name in CONDITIONS:
+            part: Tensor | None = getattr(self, name)
+            parts[name] = part
+            if part is None:
+                continue
+            shown = self.present.get(name)
+            if shown is None:
+                shown = torch.ones(len(part), dtype=torch.bool, device=part.device)
+            first = name not in dropped
+            parts[name] = torch.cat([part if first else torch.zeros_like(part), part])
+            if name in self.present or not first:
+                present[name] = torch.cat([shown & first, shown])
+        return Encoded(torch.cat([self.nothing, self.nothing]), **parts, present=present)
 
-        def twice(x: Tensor | None) -> Tensor | None:
-            return None if x is None else torch.cat([x, x])
-
-        return Encoded(
-            torch.cat([self.nothing, self.nothing]),
-            twice(self.skull),
-            twice(self.landmarks),
-            twice(self.texture),
-            {name: torch.cat([x, x]) for name, x in self.present.items()},
-        )
+    def without(self, dropped: Collection[str]) -> Encoded:
+        """With the conditions ``dropped`` taken from every sample."""
+        kept = {name: getattr(self, name) for name in CONDITIONS if name not in dropped}
+        present = {name: shown for name, shown in self.present.items() if name not in dropped}
+        return Encoded(self.nothing, **dict.fromkeys(CONDITIONS) | kept, present=present)
 
     def scaled(self, landmarks: float, texture: float) -> Encoded:
         """With a factor on what each branch adds; 0 takes the branch away."""

@@ -20,3 +20,15 @@ def classifier_free(eps_both: EpsFn, guidance_scale: float) -> EpsFn:
         return eps_u + guidance_scale * (eps_c - eps_u)
 
     return eps_fn
+
+
+def classifier_free_apart(eps_without: EpsFn, eps_with: EpsFn, guidance_scale: float) -> EpsFn:
+    """The same with a function for each branch, where they are not one batch: the base model alone and the controlled
+    one, say, of which the first needs no control network.
+    """
+
+    def eps_fn(x_t: Tensor, t: Tensor, i: int) -> Tensor:
+        eps_u, eps_c = eps_without(x_t, t, i).float(), eps_with(x_t, t, i).float()
+        return eps_u + guidance_scale * (eps_c - eps_u)
+
+    return eps_fn

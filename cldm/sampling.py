@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from cldm.branches import Landmarks
-from cldm.conditions import Acting, Conditions, Encoded, encode
-from cldm.controlled import ControlledLatentDiffusion
+from cldm.conditions import CONDITIONS, Acting, Conditions, Encoded, encode
+from cldm.controlled import ControlledLatentDiffusion, ProjectedText
 from cldm.ddim import BeforeStep, EpsFn, sample_ddim
-from cldm.guidance import classifier_free
+from cldm.guidance import classifier_free, classifier_free_apart
 from cldm.multistep import sample_multistep
 from cldm.spacing import SPACINGS, spaced_timesteps
 from cldm.spgd import Guide
@@ -25,6 +25,10 @@ from cldm.texture import Texture
 DECODED_AT_ONCE = (
     8 * 512 * 512
 )  # pixels: what one pass of the decoder takes, so that its memory does not grow with B
+
+
+TEXT = "text"
+DROPPABLE = (TEXT, *CONDITIONS)
 
 
 class Sampler(Protocol):
@@ -64,7 +68,10 @@ class SamplingConfig:
     unipc (second order, deterministic). steps: denoising steps.
     spacing: which of the training steps they visit (leading, trailing, midmany, karras).
     eta: 0 deterministic given the seed's first noise, 1 as noisy as DDPM.
-    guidance_scale: classifier-free guidance towards the text; 1 switches it off.
+    guidance_scale: classifier-free guidance; 1 switches it off.
+    guidance_drops: what its unconditional branch is without (text, skull, landmarks, texture), which is what guidance
+    sharpens: ["text"] the prompt; ["skull", "landmarks", "texture"] what is drawn of this person rather than of anybody
+    whom the prompt describes.
     control_scales: one factor per control residual, or a single one for all.
     control_start, control_end: fractions of the steps between which the skull acts, and with it all branches.
     landmark_scale, texture_scale: factor on what landmarks and texture add to the control copy; 0 switches them off.
@@ -85,6 +92,13 @@ class SamplingConfig:
     texture_scale: float = 1.0
     texture_start: float = 0.0
     texture_end: float = 1.0
+    guidance_drops: list[str] = field(default_factory=lambda: [TEXT])
+
+    @property
+    def guidance_summary(self) -> str:
+        """The scale, and what it sharpens where that is not the text alone."""
+        over = "" if self.guidance_scale == 1 or self.guidance_drops == [TEXT] else " over "
+        return f"{self.guidance_scale:g}{over}" + (", ".join(self.guidance_drops) if over else "")
 
     def validate(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
@@ -110,6 +124,11 @@ class SamplingConfig:
         for what in ("landmark_scale", "texture_scale", "guidance_scale"):
             if not math.isfinite(getattr(self, what)):
                 raise ValueError(f"sampling.{what}: got {getattr(self, what)}, expected a finite number")
+        if not self.guidance_drops or not set(self.guidance_drops) <= set(DROPPABLE):
+            raise ValueError(
+                f"sampling.guidance_drops: got {list(self.guidance_drops)}, expected one or more of "
+                f"{', '.join(DROPPABLE)}"
+            )
         if not all(math.isfinite(scale) for scale in self.control_scales):
             raise ValueError(
                 f"sampling.control_scales: got {list(self.control_scales)}, expected finite numbers"
@@ -211,23 +230,34 @@ def reconstruct(
     height, width = (model.cfg.image_size,) * 2 if skulls is None else skulls.shape[-2:]
     encoded = encode(model, given, num, height, width).scaled(cfg.landmark_scale, cfg.texture_scale)
     context = model.encode_text(list(prompts))
-    guided = cfg.guidance_scale != 1.0
-    if guided:
-        uncond = model.encode_text([negative_prompt]).expand(num, -1, -1)
-        context = torch.cat([uncond, context])  # (2B, 77, C)
-        # The conditions stand in both branches: guidance sharpens what the text says, not the skull.
-        encoded = encoded.doubled()
-    text = model.project_text(context)
     f = model.cfg.first_stage.downscale
     noise = SampleNoise(seeds, (model.cfg.first_stage.z_channels, height // f, width // f), device)
 
-    def eps_fn(x_t: Tensor, t: Tensor, i: int) -> Tensor:
-        acting = acting_at(encoded, i, cfg)
-        if acting is None:
-            return model.eps(x_t, t, text, None)
-        return model.eps(x_t, t, text, acting.hint, scales, acting.texture, acting.active)
+    def eps_of(encoded: Encoded, text: ProjectedText) -> EpsFn:
+        def eps_fn(x_t: Tensor, t: Tensor, i: int) -> Tensor:
+            acting = acting_at(encoded, i, cfg)
+            if acting is None:
+                return model.eps(x_t, t, text, None)
+            return model.eps(x_t, t, text, acting.hint, scales, acting.texture, acting.active)
 
-    predicted: EpsFn = classifier_free(eps_fn, cfg.guidance_scale) if guided else eps_fn
+        return eps_fn
+
+    if cfg.guidance_scale == 1.0:
+        predicted = eps_of(encoded, model.project_text(context))
+    else:
+        uncond = context
+        if TEXT in cfg.guidance_drops:
+            uncond = model.encode_text([negative_prompt]).expand(num, -1, -1)
+        unknown = encoded.without(cfg.guidance_drops)
+        if (
+            unknown.acting() is None and encoded.acting() is not None
+        ):  # the base model needs no control network
+            both = (eps_of(unknown, model.project_text(uncond)), eps_of(encoded, model.project_text(context)))
+            predicted = classifier_free_apart(*both, cfg.guidance_scale)
+        else:
+            doubled = encoded.doubled(cfg.guidance_drops)
+            eps_both = eps_of(doubled, model.project_text(torch.cat([uncond, context])))
+            predicted = classifier_free(eps_both, cfg.guidance_scale)
     before_step: BeforeStep | None = None
     if guide is not None:
         predicted, before_step = guide.attach(predicted, model.alphas_cumprod, len(timesteps))

@@ -105,7 +105,7 @@ def sheet_footer(job: Job) -> list[str]:
         guided = [f"guided: {job.guidance.cfg.summary}"]
     return [
         f"weights {job.weights['file']} (sha256 {job.weights['sha256'][:12]}), {sampling.steps} {sampling.sampler} "
-        f"steps ({sampling.spacing}), eta {sampling.eta:g}, guidance {sampling.guidance_scale:g}",
+        f"steps ({sampling.spacing}), eta {sampling.eta:g}, guidance {sampling.guidance_summary}",
         *guided,
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from cldm.branches import Landmarks
 from cldm.controlled import ControlledLatentDiffusion
 from cldm.sampling import SamplingConfig, reconstruct
-from ldm.latent_diffusion import ModelConfig
+from cldm.texture import NUM_FEATURES, Texture
+from ldm.latent_diffusion import LandmarkConfig, ModelConfig, TextureConfig
 
 CFG = SamplingConfig(steps=4, spacing="trailing", eta=1.0, guidance_scale=3.0, control_scales=[1.0])
 PROMPTS = [
@@ -134,3 +137,63 @@ def test_decoding_in_parts_changes_nothing(
 def test_lengths_must_agree(model: ControlledLatentDiffusion, skulls: Tensor) -> None:
     with pytest.raises(ValueError, match="as many of each"):
         reconstruct(model, skulls, PROMPTS, [1], CFG)
+
+
+@pytest.fixture
+def branched(tiny_config: ModelConfig) -> ControlledLatentDiffusion:
+    """With all branches, none of which is zero, and a decoder that hands the latents out."""
+    control = replace(tiny_config.control, landmarks=LandmarkConfig(num_points=5), texture=TextureConfig())
+    net = ControlledLatentDiffusion(replace(tiny_config, control=control))
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    net.decode = lambda z: z * 1e-4  # type: ignore[method-assign]
+    return net.eval()
+
+
+@pytest.mark.parametrize(
+    "dropped",
+    [
+        ["text"],
+        ["skull"],
+        ["landmarks"],
+        ["texture"],
+        ["skull", "landmarks", "texture"],
+        ["text", "skull", "landmarks", "texture"],
+    ],
+    ids="+".join,
+)
+def test_what_guidance_drops(branched: ControlledLatentDiffusion, skulls: Tensor, dropped: list[str]) -> None:
+    """The last latent of a single deterministic step is linear in the noise, and so is guidance: the face guided by s
+    is without + s (with - without), where both are drawn unguided.
+    """
+    landmarks = Landmarks(torch.rand(2, 5, 2), torch.ones(2, 5), torch.ones(2, dtype=torch.bool))
+    texture = Texture(torch.randn(2, NUM_FEATURES), torch.tensor([True, False]))
+
+    def draw(scale: float, without: Sequence[str] = ()) -> Tensor:
+        cfg = SamplingConfig(1, "trailing", 0.0, scale, [1.0], guidance_drops=dropped)
+        return reconstruct(
+            branched,
+            None if "skull" in without else skulls,
+            ["", ""] if "text" in without else PROMPTS,
+            [1, 2],
+            cfg,
+            landmarks=None if "landmarks" in without else landmarks,
+            texture=None if "texture" in without else texture,
+        )
+
+    alone, given = draw(1.0, dropped), draw(1.0)
+    differs = slice(0, 1) if dropped == ["texture"] else slice(0, 2)  # the second has no exemplar
+    assert float((given - alone)[differs].abs().amax((1, 2, 3)).min()) > 1e-5
+    assert torch.allclose(draw(2.5), alone + 2.5 * (given - alone), atol=2e-6)
+
+
+def test_guidance_that_drops_nothing_is_refused() -> None:
+    for wrong in ([], ["face"], ["text", "bone"]):
+        with pytest.raises(ValueError, match="guidance_drops"):
+            SamplingConfig(guidance_drops=wrong).validate()
+    assert SamplingConfig(guidance_scale=2.0).guidance_summary == "2"
+    assert (
+        SamplingConfig(guidance_scale=2.0, guidance_drops=["skull", "landmarks"]).guidance_summary
+        == "2 over skull, landmarks"
+    )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cldm.diffusers_folder.configs import VERSION
-from cldm.sampling import SamplingConfig
+from cldm.sampling import TEXT, SamplingConfig
 from cldm.spacing import spaced_timesteps
 from ldm.latent_diffusion import ModelConfig
 from ldm.schedule import ScheduleConfig, schedule_buffers
@@ -55,7 +55,7 @@ def call_arguments(cfg: ModelConfig, sampling: SamplingConfig | None, with_contr
         arguments = {"timesteps": str(steps.tolist())}
     elif sampling.sampler == "ddim":
         arguments["eta"] = str(sampling.eta)
-    arguments["guidance_scale"] = str(sampling.guidance_scale)
+    arguments["guidance_scale"] = str(sampling.guidance_scale if sampling.guidance_drops == [TEXT] else 1.0)
     if not with_control:
         return arguments | {"height": str(cfg.image_size), "width": str(cfg.image_size)}
     scales = sampling.control_scales
@@ -84,8 +84,12 @@ def without_equal(sampling: SamplingConfig, with_control: bool) -> list[str]:
     if sampling.sampler == "dpmpp_2m" and sampling.eta not in (0.0, 1.0):
         nearest = round(sampling.eta)
         found.append(f"DPM-Solver++ with eta {sampling.eta:g} is recommended; eta is {nearest} there.")
-    if sampling.guidance_scale < 1:
+    if sampling.guidance_scale < 1 and sampling.guidance_drops == [TEXT]:
         found.append(f"Guidance {sampling.guidance_scale:g} is recommended; below 1 it is off there.")
+    if sampling.guidance_scale != 1 and sampling.guidance_drops != [TEXT]:
+        found.append(
+            f"Guidance {sampling.guidance_summary} is recommended; there it is over the text alone, and switched off."
+        )
     if with_control and (sampling.control_start > 0 or sampling.control_end < 1):
         found.append("The skull may act for one step more or less there.")
     return found
