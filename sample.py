@@ -48,7 +48,10 @@ def main(arguments: Sequence[str]) -> int:
     try:
         reconstruct_cases(job)
     except torch.OutOfMemoryError:
-        return _told(f"{who}out of GPU memory; try batch_size={max(1, job.batch_size // 2)}", 2)
+        smaller = f"batch_size={max(1, job.batch_size // 2)}"
+        if job.guidance is not None:  # whose memory does not depend on the batch
+            smaller = f"guidance.at_once=1 guidance.recompute=true, or {smaller}"
+        return _told(f"{who}out of GPU memory; try {smaller}", 2)
     except ProcessError as error:
         return _told(f"{who}{error}; {so_far}", 2) if first else 2
     except (ValueError, OSError) as error:

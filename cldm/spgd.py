@@ -97,6 +97,25 @@ class SpgdConfig:
         first = -(-self.start * num_steps // 1)
         return first <= i < self.end * num_steps and (i - int(first)) % self.every == 0
 
+    def guided_steps(self, num_steps: int) -> list[int]:
+        """Those of so many that are guided. By the last estimate, the first never is: there is none before it.
+
+        Raises:
+            ValueError: it is switched on and none is.
+        """
+        if not self.acts:
+            return []
+        without = 1 if self.gradient == "estimate" else 0
+        found = [i for i in range(without, num_steps) if self.acts_at(i, num_steps)]
+        if not found:
+            late = ", the first of which has no estimate yet to guide (gradient=estimate)" if without else ""
+            raise ValueError(
+                f"guidance: no step is guided by start={self.start:g}, end={self.end:g}, every={self.every} at "
+                f"{num_steps} sampling steps{late}; widen the window, lower guidance.every, take more sampling.steps, "
+                "or leave guidance.mode=off"
+            )
+        return found
+
 
 @dataclass(frozen=True)
 class InnerStep:
@@ -250,7 +269,7 @@ class Spgd:
         self._last_gradient: Tensor | None = None
         self._step: GuidedStep | None = None
         self._moved: Tensor | None = None
-        self._warned = False
+        self._left_out: Tensor | None = None  # (B,) bool: samples that lost a step
 
     def eps(self, x_t: Tensor, t: Tensor, i: int) -> Tensor:
         """The noise predictor, which leaves here what it found."""
@@ -261,6 +280,8 @@ class Spgd:
             self._step.to_denoising = angle(self._moved, -eps.float()).cpu()
             self._record(self._step)
             self._step = None
+        if i == self._num_steps - 1:
+            self._warn()
         return eps
 
     def before_step(self, x_t: Tensor, t: Tensor, i: int) -> Tensor:
@@ -277,7 +298,7 @@ class Spgd:
             finite = g.flatten(1).isfinite().all(1)
             for values in energies.values():
                 finite = finite & values.isfinite()
-            self._warn(finite, i)
+            self._left_out = ~finite if self._left_out is None else self._left_out | ~finite
             g = torch.where(per_sample(finite, g), g, 0.0)
             now = adaptive_momentum(g, smoothed, cfg.momentum)
             if smoothed is not None:
@@ -336,13 +357,14 @@ class Spgd:
             *(values.cpu() for values in (strength, turn, length, skipped)),
         )
 
-    def _warn(self, finite: Tensor, i: int) -> None:
-        if self._warned or bool(finite.all()):
+    def _warn(self) -> None:
+        """Once, after the last step: to look at a number sooner would make the program wait for the device."""
+        lost = 0 if self._left_out is None else int(self._left_out.sum())
+        if self._left_out is None or not lost:
             return
-        self._warned = True
         warnings.warn(
-            f"guidance: the gradient of {int((~finite).sum())} of {len(finite)} samples is not finite at step {i + 1}; "
-            "such steps are left out for those samples",
+            f"guidance: a gradient of {lost} of {len(self._left_out)} samples was not finite; such steps along it were "
+            "left out for those samples (guidance.trace=true shows which)",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -16,6 +16,7 @@ from cldm.controlnet import ControlNet
 from ldm.autoencoder import AutoencoderKL
 from ldm.latent_diffusion import ModelConfig
 from ldm.unet import UNetModel
+from muti_control.patchgan import PatchGan, PatchGanConfig
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,16 @@ def measure_decoder(cfg: ModelConfig) -> Activations:
                 decoder(z).sum()
             kept.append((counted.bytes, largest[0]))
     return Activations(kept[0][0], kept[1][0], kept[0][1])
+
+
+def measure_discriminator(cfg: PatchGanConfig, size: int) -> tuple[int, int]:
+    """Bytes that a face of ``size`` px leaves for the backward pass; number of parameters."""
+    with torch.device("meta"):
+        net = PatchGan(cfg)
+        kept = _Kept(net.parameters())
+        with kept.counting():
+            net(torch.empty(1, cfg.in_channels, size, size, requires_grad=True))
+    return kept.bytes, sum(p.numel() for p in net.parameters())
 
 
 @contextmanager

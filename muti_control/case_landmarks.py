@@ -20,6 +20,7 @@ from cldm.controlled import ControlledLatentDiffusion
 from data.cases import Case, read_skull
 from data.images import read_image, write_png
 from data.landmarks import (
+    LandmarksError,
     fractions_of,
     landmark_fractions,
     picture_size,
@@ -183,6 +184,7 @@ def skull_reader(weights: Path, num_points: int, device: torch.device) -> ReadOf
 
 def given_landmarks(path: Path, cases: Sequence[Case], num_points: int, key: str = "landmarks") -> Given:
     """Landmarks of every case from a file or folder that the setting ``key`` names, checked. Raises: ValueError."""
+    whose = ", as this model has" if key == "landmarks" else ", as the network for faces reads"
     if path.is_file() and len(cases) > 1:
         raise ValueError(
             f"{key}: {path} is one file for {len(cases)} skulls; give a folder with NAME_landmarks.json for each"
@@ -191,16 +193,20 @@ def given_landmarks(path: Path, cases: Sequence[Case], num_points: int, key: str
     lacking = [file.name for file in files.values() if not file.is_file()]
     if lacking:
         raise ValueError(
-            f"{key}: {path} lacks {len(lacking)} of {len(files)} files, the first {lacking[0]}; without landmarks="
-            "PATH sample.py writes such files, to be edited"
+            f"{key}: {path} lacks {len(lacking)} of {len(files)} files, the first {lacking[0]}; expected one for each "
+            f"skull, {num_points} points in px of its picture; without landmarks=PATH sample.py writes such files, to "
+            "be edited, if the weights have a landmark branch"
         )
     points, confidences = {}, {}
     for case in cases:
-        found, _ = read_landmarks(files[case.name])
-        if len(found) != num_points:
-            raise ValueError(f"{files[case.name]}: {len(found)} points, expected this model's {num_points}")
+        try:
+            found, _ = read_landmarks(files[case.name])
+            if len(found) != num_points:
+                raise LandmarksError(f"{files[case.name]}: {len(found)} points, expected {num_points}{whose}")
+            confidences[case.name] = read_confidence(files[case.name], num_points)
+        except LandmarksError as error:
+            raise LandmarksError(f"{key}: {error}") from error
         points[case.name] = fractions_of(found, _pixels(case))
-        confidences[case.name] = read_confidence(files[case.name], num_points)
     return Given(points, confidences, files, {name: sha256(file) for name, file in files.items()})
 
 

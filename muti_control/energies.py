@@ -20,12 +20,15 @@ from torch import Tensor
 
 from cldm.branches import Landmarks
 from cldm.spgd import RunningNorm, norm, per_sample
+from cldm.texture import TextureError
 from muti_control.patchgan import PatchGan, judged, lsgan_generator
 from muti_control.pipnet.reader import LandmarkReader
 
 BONE = 0.06  # brightness in [0, 1] from which a pixel of a skull picture is bone, its background being black
 SURFACE = 0.1  # brightness below which a face begins to count as background
 DETAIL_SIDES = (3, 5, 9)  # px: the windows whose means part the bands of detail
+LEAST_SURFACE = 0.01  # of an exemplar, as a share of the picture
+LEAST_DETAIL = 0.005  # of its strongest band; rounding leaves 0.0023, faces of 512 px have 0.023 or more
 
 
 class Energy(Protocol):
@@ -103,16 +106,37 @@ class TextureEnergy:
         return (detail(faces) - self._wanted[rows].to(faces)).square().mean(1)
 
 
+def check_exemplar(picture: Tensor) -> None:
+    """Whether a picture (3, H, W) in [0, 1] shows a surface that another can be likened to.
+
+    Raises:
+        TextureError: it is black or nearly so, or without detail.
+    """
+    face = picture[None] * 2 - 1
+    share = float(_surface(face.mean(1, keepdim=True)).mean())
+    if share < LEAST_SURFACE:
+        raise TextureError(
+            f"{100 * share:.1f} % of the picture is surface, expected a face on black that fills "
+            f"{100 * LEAST_SURFACE:g} % or more of it"
+        )
+    if float(detail(face).exp().max()) < LEAST_DETAIL:
+        raise TextureError("the surface is without any detail, expected the picture of a face")
+
+
+def _surface(grey: Tensor) -> Tensor:
+    """Where no window of ``detail`` reaches out of the surface: 1, else 0; grey: (B, 1, H, W) in [-1, 1]."""
+    side = DETAIL_SIDES[-1]
+    surface = (grey.detach() > 2 * SURFACE - 1).float()
+    return 1 - F.max_pool2d(1 - surface, side, 1, side // 2)
+
+
 def detail(faces: Tensor) -> Tensor:
     """Logarithm of the strength of each band of detail within faces (B, 3, H, W) in [-1, 1]: (B, bands) float32.
 
     A band is what a window's mean takes away from the next smaller one's, as root mean square over the surface.
     """
     grey = faces.float().mean(1, keepdim=True)
-    surface = (grey.detach() > 2 * SURFACE - 1).float()
-    inside = 1 - F.max_pool2d(
-        1 - surface, DETAIL_SIDES[-1], 1, DETAIL_SIDES[-1] // 2
-    )  # no window reaches out
+    inside = _surface(grey)
     area = inside.flatten(1).sum(1).clamp(min=1)
     bands, last = [], grey
     for side in DETAIL_SIDES:

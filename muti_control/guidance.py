@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from cldm.branches import Landmarks
 from cldm.controlled import ControlledLatentDiffusion
 from cldm.ddim import BeforeStep, EpsFn
 from cldm.spgd import GuidedStep, Spgd, SpgdConfig
+from cldm.texture import TextureError
 from data.cases import Case
 from data.images import read_image
 from data.landmarks import LandmarksError, fractions_of, picture_size, read_landmarks
@@ -27,6 +29,7 @@ from muti_control.energies import (
     LandmarkEnergy,
     RealismEnergy,
     TextureEnergy,
+    check_exemplar,
 )
 from muti_control.guidance_decoder import GuidanceDecoder, load_guidance_decoder
 from muti_control.patchgan import PatchGan
@@ -48,7 +51,7 @@ class GuidanceConfig(SpgdConfig):
     decoder: file of a small decoder for the energies' eyes (the guidance_decoder stage of train.py); the face itself
         is always decoded by the model's own.
     at_once: faces decoded together with gradient. recompute: the decoder's blocks, in place of keeping what they need.
-    trace: write what guidance did to each face as NAME_trace.json and a plot.
+    trace: write what guidance did to each face as NAME_guidance.json and a plot.
     """
 
     landmarks: float = 1.0
@@ -92,8 +95,17 @@ class GuidanceConfig(SpgdConfig):
         told = {} if self.target == "auto" else {"landmarks": f" ({self._whose})"}
         weights = {name: weight for name, weight in self.weights.items() if weight > 0}
         energies = ", ".join(f"{name} {weight:g}{told.get(name, '')}" for name, weight in weights.items())
-        inner = f", {self.num_inner} steps" if self.mode != "plain" else ""
-        return f"{self.mode} by {self.gradient}, scale {self.scale:g}{inner}, towards {energies}"
+        inner = f", {self.num_inner} inner steps" if self.mode != "plain" else ""
+        decoder = "the full decoder" if self.decoder is None else Path(self.decoder).name
+        return f"{self.mode} by {self.gradient}, scale {self.scale:g}{inner}, towards {energies}, through {decoder}"
+
+    @property
+    def idle(self) -> str | None:
+        """Why it changes nothing although it is switched on, for people; None where it acts, or is off."""
+        if self.mode == "off" or self.acts:
+            return None
+        why = "guidance.scale is 0" if not self.scale > 0 else f"{', '.join(ENERGIES)} all have weight 0"
+        return f"not guided: guidance.mode={self.mode}, but {why}"
 
     @property
     def _whose(self) -> str:
@@ -184,8 +196,7 @@ class Guidance:
         if cfg.realism > 0 and self.discriminator is not None:
             terms["realism"] = cfg.realism, RealismEnergy(self.discriminator, skulls)
         if cfg.texture > 0 and cfg.exemplar is not None:
-            picture, _ = read_image(Path(cfg.exemplar), skulls.shape[-1])
-            exemplar = torch.from_numpy(picture).permute(2, 0, 1).to(skulls)
+            exemplar = _exemplar(Path(cfg.exemplar), skulls.shape[-1]).to(skulls)
             terms["texture"] = cfg.texture, TextureEnergy(exemplar.expand(len(skulls), -1, -1, -1))
         decode = self.decoder or decoder_of(model, cfg.recompute)
         energy = DecodedEnergies(decode, terms, cfg.at_once)
@@ -236,11 +247,7 @@ def load_guidance(
             )
         files["face_landmark_weights"] = sha256(Path(cfg.face_landmark_weights))
         targets = _targets(cfg.target, cases, condition, skull_landmarks, reader.net.cfg.num_landmarks, model)
-        if isinstance(targets, ReadOffSkull) and any(case.skull_path is None for case in cases):
-            raise ValueError(
-                "guidance.landmarks: there is no skull to read them off; guidance.target=PATH gives points, "
-                "guidance.landmarks=0 leaves them out"
-            )
+    _check_skulls(cfg, cases, targets)
     if cfg.realism > 0 and cfg.discriminator is not None:
         discriminator = PatchGan.load(_there(cfg.discriminator, "discriminator"), model.device)
         if discriminator.cfg.in_channels != 6:
@@ -250,13 +257,40 @@ def load_guidance(
             )
         files["discriminator"] = sha256(Path(cfg.discriminator))
     if cfg.texture > 0 and cfg.exemplar is not None:
-        read_image(_there(cfg.exemplar, "exemplar"), model.cfg.image_size)
+        _exemplar(_there(cfg.exemplar, "exemplar"), model.cfg.image_size)
         files["exemplar"] = sha256(Path(cfg.exemplar))
     decoder = None
     if cfg.decoder is not None:
         decoder = load_guidance_decoder(cfg.decoder, model)
         files["decoder"] = sha256(Path(cfg.decoder))
     return Guidance(cfg, reader, targets, discriminator, decoder, files)
+
+
+def _check_skulls(cfg: GuidanceConfig, cases: Sequence[Case], targets: CaseLandmarks | None) -> None:
+    """Raises: ValueError: an energy that looks at the skull, and a case without one."""
+    without = next((case.name for case in cases if case.skull_path is None), None)
+    if without is None:
+        return
+    looking = [name for name in ("containment", "realism") if cfg.weights[name] > 0]
+    points = ""
+    if isinstance(targets, ReadOffSkull):
+        looking, points = ["landmarks", *looking], ", or guidance.target=PATH gives the landmarks"
+    if looking:
+        one, leave = len(looking) == 1, " ".join(f"guidance.{name}=0" for name in looking)
+        raise ValueError(
+            f"guidance: {', '.join(looking)} need{'s' * one} a skull, and {without} has none; {leave} leave{'s' * one} "
+            f"{'it' if one else 'them'} out{points}"
+        )
+
+
+def _exemplar(path: Path, size: int) -> Tensor:
+    """(3, size, size) in [0, 1]. Raises: ImageError, TextureError: it cannot be used."""
+    picture = torch.from_numpy(read_image(path, size)[0]).permute(2, 0, 1)
+    try:
+        check_exemplar(picture)
+    except TextureError as error:
+        raise TextureError(f"guidance.exemplar: {path}: {error}") from error
+    return picture
 
 
 def _there(name: str, key: str) -> Path:
@@ -295,6 +329,13 @@ def _targets(
                 )
         return TrueLandmarks()
     if choice != "auto":
+        if not Path(choice).exists():
+            near = get_close_matches(choice, ("auto", "true"), 1)
+            meant = f"did you mean {near[0]}? Expected" if near else "expected"
+            raise LandmarksError(
+                f"guidance.target: there is no {choice}; {meant} auto (read off the skull), true (known of the true "
+                "face, from the manifest), or a file of points in px of the skull picture or a folder of them"
+            )
         return given_landmarks(Path(choice), cases, num_points, "guidance.target")
     if condition is not None and model.cfg.control.landmarks is not None:
         if model.cfg.control.landmarks.num_points == num_points:

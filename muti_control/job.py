@@ -137,10 +137,16 @@ class Job:
         where = (
             f"{self.team.size} x {self.model.device.type}" if self.team.size > 1 else str(self.model.device)
         )
+        seen = any(case.skull_path is not None for case in self.cases)
+        what = f"{skulls} skull{'s' * (skulls != 1)}" if seen else "no skull"
+        each = " each" if seen else ""
         lines = [
-            f"{skulls} skull{'s' * (skulls != 1)}, {faces} face{'s' * (faces != 1)} each: {self.sampling.steps} steps "
-            f"on {where} ({self.environment['precision']}), weights {self.weights['file']}"
+            f"{what}, {faces} face{'s' * (faces != 1)}{each}: {self.sampling.steps} steps on {where} "
+            f"({self.environment['precision']}), weights {self.weights['file']}"
         ]
+        if self.guidance is not None:
+            guided = len(self.guidance.cfg.guided_steps(self.sampling.steps))
+            lines.append(f"guided at {guided} of {self.sampling.steps} steps: {self.guidance.cfg.summary}")
         if self.folder.done:
             lines.append(f"continuing {self.folder.path}: {len(self.folder.done)} faces are there already")
         if 0 < len(self.missing) < self.team.size:
@@ -160,9 +166,10 @@ class Job:
                 f"max_sheets={-(-skulls // ROWS_PER_SHEET)} makes all"
             )
         if any(case.biometrics is None for case in self.cases):
-            lines.append(
-                "note: no sex, age or body mass given: the prompt is empty, only the skull shapes the face"
+            shaping = (
+                "only the skull shapes the face" if seen else "nothing known of the person shapes the face"
             )
+            lines.append(f"note: no sex, age or body mass given: the prompt is empty, {shaping}")
         assumed = sorted(
             {c.biometrics.ethnicity for c in self.cases if c.biometrics and not c.ethnicity_given}
         )

@@ -8,16 +8,14 @@ from cldm.controlled import ControlledLatentDiffusion
 from ldm.compiled import check_compiler, compile_blocks
 from ldm.config import ConfigError
 from ldm.latent_diffusion import ModelConfig
-from muti_control.activations import measure, measure_decoder
+from muti_control.activations import measure, measure_decoder, measure_discriminator
 from muti_control.config import ExperimentConfig
 from muti_control.first import is_first
 from muti_control.memory import AUTOCAST_SHARE, MemoryConfig, Plan, choose
-from muti_control.patchgan import PatchGan
 from muti_control.trainer import pick_precision
 
-JUDGES_BYTES = (
-    100_000_000  # activations of discriminator and landmark network for a face of 256 px, about, and weights
-)
+READER_BYTES = 29_000_000  # a landmark network's activations for a face: it sees all at its own 256 px
+READER_WEIGHTS = 50_000_000  # bytes
 
 
 def arrange(cfg: ExperimentConfig, model: ControlledLatentDiffusion) -> Plan:
@@ -72,17 +70,24 @@ def arrange(cfg: ExperimentConfig, model: ControlledLatentDiffusion) -> Plan:
 
 
 def picture_bytes(cfg: ExperimentConfig, model: ModelConfig, mixed: bool) -> int:
-    """Of what the losses of decoded faces need: a chunk's activations, the judges, the discriminator's optimizer."""
+    """Of what the losses of decoded faces need: a chunk's activations, the judges, the discriminator's optimizer.
+
+    The discriminator holds the true faces' features beside those of the decoded. Its own turn, on all decoded faces,
+    comes when the control network's activations are gone, and takes less than these.
+    """
     losses = cfg.losses
     if not losses.on:
         return 0
     decoder = measure_decoder(model)
     share = AUTOCAST_SHARE if mixed else 1.0
-    one = share * (decoder.kept + decoder.block if losses.recompute else decoder.all) + JUDGES_BYTES
-    with torch.device("meta"):
-        weights = sum(p.numel() for p in PatchGan(losses.discriminator.network).parameters())
-    trained = 16 * weights if losses.gan or losses.fm else 0
-    return int(trained + min(losses.chunk, losses.sub_batch, cfg.train.batch_size) * one)
+    one = share * (decoder.kept + decoder.block if losses.recompute else decoder.all)
+    weights = 0
+    if losses.lm:
+        one, weights = one + READER_BYTES, READER_WEIGHTS
+    if losses.gan or losses.fm:
+        seen, parameters = measure_discriminator(losses.discriminator.network, model.image_size)
+        one, weights = one + 2 * seen, weights + 16 * parameters
+    return int(weights + min(losses.chunk, losses.sub_batch, cfg.train.batch_size) * one)
 
 
 def _other_bytes(model: ControlledLatentDiffusion) -> int:

@@ -138,6 +138,7 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
     if cfg.compile:
         compile_blocks(model)
     cfg = _with_recommended(arguments, model, metadata)
+    cfg.guidance.guided_steps(cfg.sampling.steps)  # what is wrong is told now
     skull_landmarks = shipped(cfg.landmark_weights)
     landmarks, remark = choose_landmarks(cfg.landmarks, skull_landmarks, cases, model)
     guidance = load_guidance(shipped_networks(cfg.guidance), model, cases, landmarks, skull_landmarks)
@@ -161,7 +162,11 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
         landmarks=landmarks,
         guidance=guidance,
         textures=textures,
-        remarks=[told for told in (remark, of_texture, _without_skull(cases, metadata)) if told is not None],
+        remarks=[
+            told
+            for told in (remark, of_texture, _without_skull(cases, metadata), cfg.guidance.idle)
+            if told is not None
+        ],
         team=team,
     )
     if not team.is_first:

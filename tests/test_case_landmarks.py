@@ -97,7 +97,7 @@ def test_what_does_not_fit_is_told_and_nothing_is_written(
     for words, message in (
         ((f"landmarks={short}",), "one file for 2 skulls"),
         ((f"landmarks={tmp_path}",), "lacks 2 of 2 files, the first a_landmarks.json"),
-        ((f"landmarks={short}", one), "2 points, expected this model's 6"),
+        ((f"landmarks={short}", one), "2 points, expected 6, as this model has"),
         ((f"landmarks={unsure}", one), "expected 6 numbers from 0 to 1"),
         ((f"landmark_weights={folder}/face_reader.safetensors",), "off a face, expected 6 off a skull"),
         ((f"landmark_weights={folder}/model.safetensors",), "is no landmark network"),

@@ -150,3 +150,17 @@ def test_known_landmarks_are_drawn_without_edits(
         more = ("methods=[model]", "told=0", f"landmarks={choice}", f"name={choice}")
         assert evaluate.main(arguments(root, *more)) == 0
         assert bool(list(Path(f"results/{choice}/faces").glob("model_body_mass*"))) == edited
+
+
+def test_guidance_that_cannot_act_is_told(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    window = ("guidance.mode=spgd", "guidance.end=0.2", "sampling.steps=4")
+    assert evaluate.main(arguments(root, *window)) == 2
+    told = capsys.readouterr().err
+    assert "model: guidance: no step is guided by start=0, end=0.2, every=1 at 4" in told
+    assert told.count("\n") == 1 and not Path("results").exists()
+    plan = prepare(arguments(root, "guidance.mode=plain", "guidance.scale=0", "sampling.steps=4"))
+    assert "model is not guided: guidance.mode=plain, but guidance.scale is 0." in plan.inputs.remarks
+    assert not any(remark.startswith("Guided") for remark in plan.inputs.remarks)

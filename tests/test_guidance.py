@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
 import ldm.autoencoder
+import muti_control.run_record
 from cldm.branches import Landmarks
 from cldm.controlled import ControlledLatentDiffusion, load_model
 from cldm.sampling import SamplingConfig, reconstruct
@@ -301,11 +303,36 @@ def test_each_record_tells_where_the_points_come_from(
     ("settings", "message"),
     [
         (["guidance.mode=on"], "guidance.mode: got 'on', expected one of off, plain, warmup, spgd"),
-        (["guidance.mode=spgd", "skull=none"], "guidance.landmarks: there is no skull to read them off"),
+        (
+            ["guidance.mode=spgd", "skull=none"],
+            "guidance: landmarks, containment need a skull, and no_skull has none; guidance.landmarks=0 "
+            "guidance.containment=0 leave them out, or guidance.target=PATH gives the landmarks",
+        ),
+        (
+            ["guidance.mode=spgd", "skull=none", "guidance.landmarks=0"],
+            "guidance: containment needs a skull, and no_skull has none; guidance.containment=0 leaves it out\n",
+        ),
+        (
+            ["guidance.mode=spgd", "guidance.start=0.4", "guidance.end=0.4"],
+            "no step is guided by start=0.4, end=0.4, every=1 at 3 sampling steps",
+        ),
+        (
+            ["guidance.mode=plain", "guidance.every=3"],
+            "every=3 at 3 sampling steps, the first of which has no",
+        ),
         (["guidance.mode=spgd", "guidance.realism=1"], "needs guidance.discriminator=FILE"),
         (["guidance.mode=spgd", "guidance.texture=1"], "needs guidance.exemplar=FILE"),
         (["guidance.mode=spgd", "guidance.landmarks=-1"], "guidance.landmarks: got -1.0"),
-        (["guidance.mode=spgd", "guidance.target=nowhere"], "guidance.target: nowhere lacks 2 of 2 files"),
+        (
+            ["guidance.mode=spgd", "guidance.target=nowhere"],
+            "guidance.target: there is no nowhere; expected auto (read off the skull), true (known of the true face, "
+            "from the manifest), or a file of points in px of the skull picture or a folder of them",
+        ),
+        (["guidance.mode=spgd", "guidance.target=ture"], "did you mean true? Expected auto"),
+        (
+            ["guidance.mode=spgd", "guidance.target=tests"],
+            "tests lacks 2 of 2 files, the first test_0_landmarks",
+        ),
         (["guidance.mode=spgd", "landmark_weights=none.pth"], "guidance.target=PATH the points"),
         (
             ["guidance.mode=spgd", "guidance.face_landmark_weights=none.pth"],
@@ -324,6 +351,102 @@ def test_bad_guidance_is_told_before_anything_is_written(
     told = capsys.readouterr().err
     assert message in told and told.count("\n") == 1
     assert not (tmp_path / "bad").exists()
+
+
+def test_an_unusable_target_is_told(
+    guided_run: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, content, message in (
+        (
+            "few",
+            '{"points": [[1, 2], [3, 4]]}',
+            f"2 points, expected {len(LAYOUT)}, as the network for faces reads",
+        ),
+        ("odd", "{}", "no landmarks (KeyError: 'points'); expected {\"points\": [[x, y], ...]}"),
+        ("torn", "[[1, 2", "no landmarks (JSONDecodeError"),
+    ):
+        file = tmp_path / f"{name}.json"
+        file.write_text(content)
+        assert sample(guided_run("bad", "limit=1", "guidance.mode=spgd", f"guidance.target={file}")) == 2
+        told = capsys.readouterr().err
+        assert f"guidance.target: {file}: {message}" in told and told.count("\n") == 1
+    assert not (tmp_path / "bad").exists()
+
+
+def test_an_exemplar_that_shows_no_surface_is_refused(
+    guided_run: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ramp = np.linspace(60, 90, 64).round().astype(np.uint8)[:, None].repeat(64, 1)
+    small = np.zeros((64, 64), np.uint8)
+    small[20:30, 20:30] = np.arange(100).reshape(10, 10) + 100
+    for name, picture, message in (
+        ("black", np.zeros((64, 64), np.uint8), "0.0 % of the picture is surface, expected a face on black"),
+        ("dim", np.arange(64 * 64).reshape(64, 64).astype(np.uint8) % 20, "0.0 % of the picture is surface"),
+        ("small", small, "0.1 % of the picture is surface"),
+        ("flat", np.full((64, 64), 128, np.uint8), "the surface is without any detail"),
+        ("ramp", ramp, "the surface is without any detail"),
+        ("grain", ramp + np.random.default_rng(0).integers(-5, 6, (64, 64)).astype(np.uint8), None),
+    ):
+        file = tmp_path / f"{name}.png"
+        Image.fromarray(picture).save(file)
+        settings = ["limit=1", "guidance.mode=spgd", "guidance.texture=1", f"guidance.exemplar={file}"]
+        assert sample(guided_run(name, *settings)) == (0 if message is None else 2), name
+        if message is not None:
+            assert f"guidance.exemplar: {file}: {message}" in capsys.readouterr().err
+            assert not (tmp_path / name).exists()
+
+
+def test_the_introduction_says_how_it_is_guided_or_that_it_is_not(
+    guided_run: Callable[..., list[str]],
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    footers = []
+    real = muti_control.run_record.contact_sheet
+
+    def watched(rows: Any, footer: Any) -> Any:
+        footers.append(list(footer))
+        return real(rows, footer)
+
+    monkeypatch.setattr(muti_control.run_record, "contact_sheet", watched)
+
+    def told(out: str, *settings: str) -> str:
+        assert sample(guided_run(out, "limit=1", *settings)) == 0
+        return capsys.readouterr().out
+
+    line = "spgd by estimate, scale 0.05, 3 inner steps, towards landmarks 1, containment 1, through the full decoder"
+    assert f"guided at 2 of 3 steps: {line}\n" in told("on", "guidance.mode=spgd", "guidance.scale=0.05")
+    assert footers.pop()[1:] == [f"guided: {line}"]
+    assert "guided" not in told("off", "guidance.scale=0.05")
+    weightless = ("guidance.landmarks=0", "guidance.containment=0")
+    for name, settings, why in (
+        (
+            "still",
+            ("guidance.mode=plain", "guidance.scale=0"),
+            "guidance.mode=plain, but guidance.scale is 0",
+        ),
+        (
+            "light",
+            ("guidance.mode=spgd", *weightless),
+            "landmarks, containment, realism, texture all have weight 0",
+        ),
+    ):
+        said = told(name, *settings)
+        assert "note: not guided: " in said and why in said and "guided at" not in said
+        assert len(footers[-1]) == 1
+        assert json.loads((tmp_path / name / "record.json").read_text())["guidance"] is None
+
+
+def test_the_introduction_without_a_skull(
+    guided_run: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sample([*guided_run("bare"), "skull=none", "num_samples=2"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("no skull, 2 faces: 3 steps on cpu")
+    assert "only the skull shapes" not in told
+    assert "the prompt is empty, nothing known of the person shapes the face" in told
 
 
 def test_a_discriminator_of_single_pictures_is_refused_before_anything_is_written(

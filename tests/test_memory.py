@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,13 @@ from ldm.autoencoder import AutoencoderKL
 from ldm.checkpoint import read_state_dict, write_state_dict
 from ldm.config import ConfigError
 from ldm.latent_diffusion import ModelConfig
-from muti_control.activations import StepSizes, measure, measure_decoder
+from muti_control.activations import StepSizes, measure, measure_decoder, measure_discriminator
 from muti_control.config import DataConfig, ExperimentConfig, TrainConfig
 from muti_control.loss_config import LossesConfig
 from muti_control.memory import GB, SPARE, MemoryConfig, Plan, choose, predicted_bytes
 from muti_control.optim_config import OptimConfig
-from muti_control.placement import picture_bytes
+from muti_control.patchgan import PatchGan, PatchGanConfig
+from muti_control.placement import READER_WEIGHTS, picture_bytes
 from muti_control.run import Training, prepare
 
 
@@ -228,8 +230,34 @@ def test_losses_of_decoded_faces_count(tiny_config: ModelConfig) -> None:
     cfg.losses = LossesConfig(lm=0.3, chunk=1, recompute=False)
     one = picture_bytes(cfg, tiny_config, False)
     cfg.losses.chunk = 4
-    assert picture_bytes(cfg, tiny_config, False) == pytest.approx(4 * one, rel=1e-6)
+    four = picture_bytes(cfg, tiny_config, False)
+    assert four - READER_WEIGHTS == pytest.approx(4 * (one - READER_WEIGHTS), rel=1e-6)
     cfg.losses.recompute = True
-    assert picture_bytes(cfg, tiny_config, False) < 4 * one
+    assert picture_bytes(cfg, tiny_config, False) < four
     cfg.losses.gan = 0.1
     assert picture_bytes(cfg, tiny_config, False) > 16 * 5_535_618
+
+
+def test_what_a_discriminator_keeps_grows_with_the_picture(tiny_config: ModelConfig) -> None:
+    """Four times as much at twice the side; and as much as autograd holds of a real face."""
+    net = PatchGanConfig(width=8, num_layers=2)
+    seen = [measure_discriminator(net, size)[0] for size in (64, 128, 256)]
+    assert seen[1] / seen[0] == pytest.approx(4, rel=0.15) and seen[2] / seen[1] == pytest.approx(4, rel=0.1)
+    kept: dict[int, int] = {}
+    real = PatchGan(net)
+    own = {p.untyped_storage().data_ptr() for p in real.parameters()}
+
+    def pack_(value: Tensor) -> Tensor:
+        kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(pack_, lambda value: value):
+        held = real(torch.rand(1, 6, 64, 64, requires_grad=True))
+    assert held and seen[0] == pytest.approx(sum(n for at, n in kept.items() if at not in own), rel=0.05)
+    cfg = ExperimentConfig(stage="control", losses=LossesConfig(gan=0.1, chunk=1))
+    judges = []
+    for side in (64, 128):
+        model = replace(tiny_config, image_size=side)
+        decoder = measure_decoder(model)
+        judges.append(picture_bytes(cfg, model, False) - decoder.kept - decoder.block - 16 * 5_535_618)
+    assert judges[1] / judges[0] == pytest.approx(4, rel=0.15)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import pytest
@@ -153,14 +153,14 @@ def test_a_gradient_that_is_not_finite_is_left_out_for_its_sample_alone() -> Non
     moved = []
     for energy in (whole, broken):
         steps: list[GuidedStep] = []
-        spgd = Spgd(cfg, energy, case.eps, ABAR, 10, steps.append)
+        spgd = Spgd(cfg, energy, case.eps, ABAR, 2, steps.append)
         spgd.eps(x, t, 0)
+        moved.append(spgd.before_step(x, t, 1))
         if energy is broken:
-            with pytest.warns(RuntimeWarning, match="1 of 3 samples is not finite at step 2"):
-                moved.append(spgd.before_step(x, t, 1))
+            with pytest.warns(RuntimeWarning, match="of 1 of 3 samples was not finite"):
+                spgd.eps(moved[-1], t, 1)
         else:
-            moved.append(spgd.before_step(x, t, 1))
-        spgd.eps(moved[-1], t, 1)
+            spgd.eps(moved[-1], t, 1)
         assert [bool(inner.skipped[1]) for inner in steps[0].inner] == [energy is broken] * cfg.inner
     assert torch.equal(moved[1][1], x[1])
     assert torch.equal(moved[1][[0, 2]], moved[0][[0, 2]])
@@ -171,6 +171,58 @@ def test_the_window_and_every() -> None:
     cfg = SpgdConfig("spgd", start=0.25, end=0.75, every=2)
     assert [i for i in range(20) if cfg.acts_at(i, 20)] == [5, 7, 9, 11, 13]
     assert [i for i in range(3) if SpgdConfig("spgd").acts_at(i, 3)] == [0, 1, 2]
+
+
+def test_no_inner_step_asks_for_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would make the program wait until the device has computed it."""
+    asked: list[object] = []
+    case = Gaussian()
+
+    def watched(real: Callable[..., object]) -> Callable[..., object]:
+        def told(self: Tensor, *given: object) -> object:
+            asked.append(real)
+            return real(self, *given)
+
+        return told
+
+    for name in ("__bool__", "__int__", "__float__", "item", "tolist", "nonzero"):
+        monkeypatch.setattr(Tensor, name, watched(getattr(Tensor, name)))
+    x, t = torch.randn(3, *SHAPE), torch.full((3,), 500)
+    spgd = Spgd(SpgdConfig("spgd", scale=0.05), gradient_of(case.energy), case.eps, ABAR, 10)
+    for i in range(3):
+        x = spgd.before_step(x, t, i)
+        spgd.eps(x, t, i)
+    assert not asked
+    assert bool(x.isfinite().all()) and asked  # it would have been seen
+
+
+def test_which_steps_are_guided() -> None:
+    cfg = SpgdConfig("spgd", start=0.25, end=0.75, every=2)
+    assert cfg.guided_steps(20) == [5, 7, 9, 11, 13]
+    assert SpgdConfig("spgd").guided_steps(3) == [1, 2]  # before the first prediction there is no estimate
+    assert SpgdConfig("spgd", "denoiser").guided_steps(3) == [0, 1, 2]
+    assert SpgdConfig().guided_steps(3) == SpgdConfig("spgd", scale=0.0).guided_steps(3) == []
+    for idle in (
+        SpgdConfig("spgd", start=0.5, end=0.5),
+        SpgdConfig("spgd", start=0.4, end=0.45),
+        SpgdConfig("spgd", every=3),
+        SpgdConfig("plain", end=0.3),
+    ):
+        with pytest.raises(ValueError, match=r"no step is guided by start=.*at 3 sampling steps"):
+            idle.guided_steps(3)
+
+
+@pytest.mark.parametrize("gradient", ["estimate", "denoiser"])
+def test_guided_steps_are_those_that_move(gradient: str) -> None:
+    case, moved = Gaussian(), []
+    cfg = SpgdConfig("spgd", gradient, scale=0.05, start=0.0, end=0.8, every=2)
+    spgd = Spgd(cfg, gradient_of(case.energy), case.eps, ABAR, 9)
+    x, t = torch.randn(2, *SHAPE), torch.full((2,), 500)
+    for i in range(9):
+        if not torch.equal(spgd.before_step(x, t, i), x):
+            moved.append(i)
+        spgd.eps(x, t, i)
+    assert moved == cfg.guided_steps(9) and len(moved) in (3, 4)
 
 
 @pytest.mark.parametrize(

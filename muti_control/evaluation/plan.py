@@ -165,6 +165,8 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Plan:
         inputs = replace(inputs, remarks=(*inputs.remarks, landmarks.remark(shown)))
     inputs = replace(inputs, remarks=(*inputs.remarks, *_of_texture(cfg.texture, weights)))
     sampling = {name: _sampling(given, found) for name, found in weights.items()}
+    for name, how in guidance.items():
+        _check_window(name, how, sampling[name])
     if "model" in sampling:
         cfg.sampling = sampling["model"]
     pix2pix = None if cfg.pix2pix is None else Translator.look(Path(cfg.pix2pix))
@@ -206,13 +208,22 @@ def _guided_cases(cfg: EvaluateConfig, inputs: Inputs, donors: Donors, name: str
     return cases + [with_skull_of(case, donor) for case, donor in pairs if donor is not None]
 
 
+def _check_window(name: str, guidance: GuidanceConfig, sampling: SamplingConfig) -> None:
+    """Raises: InputError: it is switched on, and would guide no step."""
+    try:
+        guidance.guided_steps(sampling.steps)
+    except ValueError as error:
+        raise InputError(f"{name}: {error}") from error
+
+
 def _of_guidance(guidance: Mapping[str, GuidanceConfig], cfg: EvaluateConfig) -> list[str]:
     """What the reader of the report should know of it."""
     acting = {name: how for name, how in guidance.items() if how.acts}
+    remarks = [f"{name} is {why}." for name, how in guidance.items() if (why := how.idle) is not None]
     if not acting:
-        return []
+        return remarks
     told = "; ".join(f"{name}: {how.summary}" for name, how in acting.items())
-    remarks = [f"Guided: {told}."]
+    remarks.append(f"Guided: {told}.")
     own = acting.get("model")
     shuffled = not cfg.methods or "shuffled" in cfg.methods
     if own is not None and own.names_files and shuffled:
