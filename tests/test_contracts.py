@@ -19,6 +19,7 @@ import yaml
 from benchmarks.anatomy import AnatomyConfig
 from benchmarks.ceiling import CeilingConfig
 from benchmarks.cost_model import CostConfig
+from benchmarks.demo_pictures import PicturesConfig
 from benchmarks.framing import FramingConfig
 from benchmarks.kill_resume import KillConfig
 from benchmarks.landmarks import LandmarksConfig
@@ -58,6 +59,7 @@ KEYS_OF = {
     "benchmarks.training": TrainingConfig,
     "benchmarks.cost_model": CostConfig,
     "benchmarks.ceiling": CeilingConfig,
+    "benchmarks.demo_pictures": PicturesConfig,
     "benchmarks.landmarks": LandmarksConfig,
     "muti_control.pipnet.crossfit": ExperimentConfig,
     "muti_control.pipnet.export": ExportConfig,

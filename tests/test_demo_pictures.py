@@ -1,0 +1,197 @@
+"""benchmarks.demo_pictures: who is shown, that the faces are those of sample.py, and plates pixel by pixel."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model_config
+from landmark_pairs import LAYOUT, write_landmark_model, write_landmark_pairs
+from PIL import Image
+
+import sample
+from benchmarks import demo_pictures
+from benchmarks.demo_pictures import PEOPLE, PicturesConfig, open_studio
+from benchmarks.plate import CROP, FRAME, GAP, MARGIN, TILE, WIDE, Bar, Row, Tile, heat, middle, plate
+from cldm.controlled import ControlledLatentDiffusion, model_metadata
+from data.cases import cases_of
+from ldm.checkpoint import write_state_dict
+from ldm.config import parse_command_line
+from ldm.latent_diffusion import TextureConfig
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight people with landmarks, a model with a landmark branch, the network that reads skulls, and variants."""
+    root = write_landmark_pairs(tmp_path_factory.mktemp("pairs"), side=64, test=PEOPLE + 2)
+    write_landmark_model(root, len(LAYOUT), ("Asian", "African"))
+    lists = root / "split_data"
+    lines = [json.loads(line) for line in (lists / "test.json").read_text().splitlines()]
+    for line, age, mass in zip(lines, (30, 31, 32, 33, 34, 35, 36, 37), "24315234", strict=True):
+        line |= {"age": age, "body_mass": mass, "style": f"p{mass}"}
+    (lists / "test.json").write_text("\n".join(map(json.dumps, lines)))
+    own = lines[2]  # the first with a body mass of the grid
+    others = [
+        own | {"target": lines[6]["target"], "age": 57, "changed": ["age"]},
+        own | {"target": lines[7]["target"], "body_mass": "5", "changed": ["body_mass"]},
+        own | {"target": lines[0]["target"], "style": "p9", "changed": ["style"]},
+    ]
+    (lists / "variants.json").write_text("\n".join(map(json.dumps, others)))
+    return root
+
+
+def given(root: Path) -> list[str]:
+    return [
+        f"weights={root}/model.safetensors",
+        f"landmark_weights={root}/pipnet.safetensors",
+        f"data.root={root}",
+        "precision=fp32",
+        f"ct.skull={root}/pairedCS/skull/test_7.png",
+        "ct.ethnicity=African",
+    ]
+
+
+def tile_at(picture: np.ndarray, top: int, left: int) -> np.ndarray:
+    return picture[top : top + TILE[1], left : left + TILE[0]]
+
+
+def solid(level: int) -> np.ndarray:
+    return np.full((256, 256), level, np.uint8)
+
+
+# ---------------------------------------------------------------- plates
+def test_tiles_stand_where_they_belong_and_grey_stays_grey() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256), np.uint8)
+    drawn = plate([Row([Tile(solid(50)), None, Tile(noise)])], wide=[0])
+    assert drawn.ndim == 2
+    left = MARGIN + 2 * TILE[0] + WIDE + GAP
+    assert drawn.shape[1] == left + TILE[0] + MARGIN
+    assert (tile_at(drawn, MARGIN, MARGIN) == 50).all()
+    assert not tile_at(drawn, MARGIN, MARGIN + TILE[0] + WIDE).any()
+    np.testing.assert_array_equal(tile_at(drawn, MARGIN, left), middle(noise))
+    cut = round(256 * CROP)
+    np.testing.assert_array_equal(middle(noise), noise[:, cut:-cut])
+
+
+def test_the_frame_lies_around_its_tile_and_not_on_the_next() -> None:
+    tiles = [Tile(solid(0)), Tile(solid(90), framed=True), Tile(solid(0))]
+    drawn = plate([Row(tiles)]).astype(int)
+    yellow = (drawn == FRAME).all(-1)
+    left = MARGIN + TILE[0] + GAP
+    assert yellow.any(0)[left - 3] and yellow.any(0)[left + TILE[0] + 2]
+    assert not yellow[:, : left - 3].any() and not yellow[:, left + TILE[0] + 3 :].any()
+    assert (tile_at(drawn, MARGIN, left) == 90).all()
+
+
+def test_words_stay_above_their_own_tile() -> None:
+    tiles = [Tile(solid(0), "word " * 20), Tile(solid(0))]
+    drawn = plate([Row(tiles, {0: "heading " * 20, 1: ""})], ["foot " * 100])
+    assert drawn.any()
+    rows, columns = np.nonzero(drawn)
+    head = rows < MARGIN + 70
+    assert columns[head].max() <= MARGIN + TILE[0] + GAP
+    assert columns.max() < drawn.shape[1] - MARGIN + 2 and columns.min() >= MARGIN - 1
+    with pytest.raises(ValueError, match="got no tile"):
+        plate([Row([None])])
+
+
+def test_heat_is_black_at_nothing_white_at_its_end_and_brighter_between() -> None:
+    shown = heat(np.linspace(0, 40, 256)[None], 40.0)[0].astype(int)
+    assert shown[0].tolist() == [0, 0, 0] and shown[-1].tolist() == [255, 255, 255]
+    assert (np.diff(shown.sum(1)) >= 0).all() and shown.sum(1)[128] == pytest.approx(382, abs=3)
+    assert heat(np.array([[90.0]]), 40.0).tolist() == [[[255, 255, 255]]]
+    with_bar = plate([Row([Tile(solid(0))] * 3)], bar=Bar(40.0, "grey levels"))
+    assert with_bar.ndim == 3 and (with_bar == (255, 255, 255)).all(-1).any()
+
+
+# ---------------------------------------------------------------- the pictures
+def test_every_picture_is_made_and_its_people_follow_from_the_list(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert demo_pictures.main([*given(root), f"out={tmp_path}/p", "ct.face=null"]) == 0
+    assert "texture.png: left out, these weights have no texture branch" in capsys.readouterr().out
+    files = {path.name for path in (tmp_path / "p").iterdir()}
+    assert files == {"reconstruction.png", "edits.png", "variants.png", "ct.png", "pictures.json"}
+    found = json.loads((tmp_path / "p/pictures.json").read_text())
+    assert found["pictures"]["reconstruction"]["people"] == [f"test_{i}" for i in range(PEOPLE)]
+    assert found["pictures"]["edits"]["person"] == "test_2"
+    assert found["pictures"]["edits"]["ages"] == [22, 32, 57, 72]  # 32 years are the person's own, of level 3
+    assert min(found["pictures"]["variants"]["mean spread within the head, grey levels"].values()) > 0
+    with Image.open(
+        tmp_path / "p/edits.png"
+    ) as picture:  # true faces are framed, and the face that was told the truth
+        yellow = (np.asarray(picture).astype(int) == FRAME).all(-1)
+    assert yellow.sum(1).max() >= 2 * TILE[0] and yellow.sum(0).max() >= 2 * TILE[1]
+
+
+def test_the_faces_are_those_of_sample(root: Path, tmp_path: Path) -> None:
+    listed = f"skull={root}/split_data/test.json"
+    settings = [word for word in given(root) if not word.startswith(("data", "ct"))]
+    assert sample.main([listed, *settings, "limit=1", "num_samples=2", f"out={tmp_path}/s", "seed=3"]) == 0
+    studio = open_studio(parse_command_line(PicturesConfig, [*given(root), "batch_size=3"]))
+    faces = studio.draw(cases_of(studio.records[:1]) * 2, [3, 4])
+    for k, face in enumerate(faces):
+        with Image.open(tmp_path / f"s/test_0_{k}.png") as drawn:
+            np.testing.assert_allclose(face.astype(int), np.asarray(drawn).astype(int), atol=1)
+    assert (faces[0] != faces[1]).any()
+
+
+def test_only_true_variants_of_the_same_style_are_shown(root: Path) -> None:
+    studio = open_studio(parse_command_line(PicturesConfig, given(root)))
+    truths = demo_pictures._truths(studio.variants, studio.records[2])
+    assert {known: path.stem for known, path in truths.items()} == {
+        (57, 3): "test_6",
+        (32, 5): "test_7",
+        (32, 3): "test_2",
+    }
+
+
+def test_exemplars_of_other_styles_change_the_face(root: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    cfg = tiny_model_config()
+    cfg.control.texture = TextureConfig(patch_size=9, num_patches=8, width=8)
+    model = ControlledLatentDiffusion(cfg)
+    for p in model.parameters():
+        if not p.any():
+            torch.nn.init.normal_(p, std=0.3)
+    metadata = model_metadata(cfg) | {"sampling": json.dumps({"steps": 2, "control_scales": [1.0]})}
+    write_state_dict(tmp_path / "textured.safetensors", model.state_dict(), metadata)
+    out = [f"out={tmp_path}/p", "only=[texture]", "ct.face=null"]
+    # the discs of these pairs are smaller than a patch: lend faces that are skin all over
+    pictures = np.random.default_rng(0).integers(60, 255, (8, 64, 64), np.uint8)
+    for k, picture in enumerate(pictures):
+        Image.fromarray(picture).save(root / f"pairedCS/craniofacial/test_{k}.png")
+    assert demo_pictures.main([*given(root)[2:], f"weights={tmp_path}/textured.safetensors", *out]) == 0
+    found = json.loads((tmp_path / "p/pictures.json").read_text())["pictures"]["texture"]
+    assert found == {
+        "person": "test_0",
+        "exemplars": {"p4": "test_1.png", "p3": "test_2.png", "p1": "test_3.png", "p5": "test_4.png"},
+    }
+    with Image.open(tmp_path / "p/texture.png") as picture:
+        drawn = np.asarray(picture.convert("L")).astype(int)
+    left = MARGIN + TILE[0] + WIDE
+    bare = tile_at(drawn, MARGIN + 37 + 2 * 28 + TILE[1] + GAP, left)
+    lefts = [left + TILE[0] + WIDE + k * (TILE[0] + GAP) for k in range(4)]
+    faces = [tile_at(drawn, MARGIN + 37 + 2 * 28 + TILE[1] + GAP, x) for x in lefts]
+    assert bare.any() and all((face != bare).any() for face in faces) and (faces[0] != faces[1]).any()
+
+
+def test_what_cannot_be_drawn_is_told_before_anything_is_written(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = write_landmark_pairs(tmp_path / "few", side=64, test=3)
+    for wrong, message in (
+        ([*given(root), "only=[nose]"], "only: got nose"),
+        ([*given(root), "batch_size=0"], "batch_size=0"),
+        ([*given(root), f"data.root={few}"], "lists 3 people, expected 6 or more"),
+        ([*given(root), f"landmark_weights={tmp_path}/none.safetensors"], "no landmark network at"),
+        ([*given(root), f"ct.skull={tmp_path}/none.png"], "none.png"),
+        ([*given(root), "ct.sex=other"], "sex: got 'other'"),
+        ([*given(root), "ct.ethnicity=Caucasian"], "ethnicity: got 'Caucasian'"),
+    ):
+        assert demo_pictures.main([*wrong, f"out={tmp_path}/p"]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "p").exists()
