@@ -13,7 +13,6 @@ face decoded.
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ import torch
 
 from benchmarks.results_file import append_section, machine, table
 from benchmarks.speed_variants import random_model
+from benchmarks.training_steps import forget_peak, peak_bytes
 from cldm.controlled import SD15_CONFIG, ControlledLatentDiffusion, load_model, load_model_config
 from cldm.record import check_creatable, write_json
 from cldm.sampling import SamplingConfig, reconstruct
@@ -96,7 +96,7 @@ class CostConfig:
 
 
 def run(cfg: CostConfig, way: str) -> dict[str, Any]:
-    """Seconds of each step and of decoding, and the peak memory in bytes (on the CPU of the whole process)."""
+    """Seconds of each step and of decoding; peak bytes of the sampling (on the CPU all that is resident)."""
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device = choose_device(cfg.device)
@@ -121,8 +121,7 @@ def run(cfg: CostConfig, way: str) -> dict[str, Any]:
             small = small.eval().requires_grad_(False).to(device)
             guidance = replace(guidance, decoder=small)
         guide = guidance.of(model, cases, skulls)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    forget_peak(device)
     times = [time.perf_counter()]
 
     def tick(_done: int, _of: int) -> None:
@@ -135,19 +134,13 @@ def run(cfg: CostConfig, way: str) -> dict[str, Any]:
     )
     times.append(time.perf_counter())
     assert bool(faces.isfinite().all())
-    on_gpu = device.type == "cuda"
-    peak = (
-        torch.cuda.max_memory_allocated(device)
-        if on_gpu
-        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    )
     steps = [b - a for a, b in pairwise(times[:-1])]
     return {
         "way": way,
         "first": steps[0],
         "steps": steps[1:],
         "decoding": times[-1] - times[-2],
-        "peak": peak,
+        "peak": peak_bytes(device),
         "machine": machine(device),
     }
 

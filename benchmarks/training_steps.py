@@ -29,7 +29,7 @@ from ldm.autoencoder import DiagonalGaussian
 from ldm.device import choose_device
 from ldm.schedule import predict_x0, q_sample
 from ldm.unet import ResBlock
-from muti_control.decoding import SUMMED, with_gradient
+from muti_control.decoding import SUMMED, decoder_layout, with_gradient
 from muti_control.ema import Ema
 from muti_control.loss_config import LossesConfig
 from muti_control.patchgan import PatchGan, PatchGanConfig
@@ -115,6 +115,9 @@ def prepare(model: ControlledLatentDiffusion, name: str) -> None:
         if way.pictures == "none":
             model.first_stage_model.to("meta")
     model.to(memory_format=torch.channels_last if way.channels_last else torch.contiguous_format)
+    if way.pictures == "ours":  # as the control stage has it
+        device = next(model.control_model.parameters()).device
+        model.first_stage_model.to(memory_format=decoder_layout(device))
     model.unet.recomputes = model.control_model.recomputes = way.recompute == "blocks"
     for module in model.modules() if way.recompute == "layers" else ():
         if isinstance(module, (ResBlock, BasicTransformerBlock)):
@@ -256,6 +259,15 @@ def peak_bytes(device: torch.device) -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
 
 
+def forget_peak(device: torch.device) -> None:
+    """Let :func:`peak_bytes` begin anew, from what is in use now."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
 def run(request: dict[str, Any]) -> dict[str, Any]:
     """Prepare, do ``warmup`` and ``reps`` steps.
 
@@ -267,11 +279,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     before = peak_bytes(device)
     model = random_weights(request.get("model", str(SD15_CONFIG)), device)
     prepare(model, request["variant"])
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:  # what building took is not what training takes
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    forget_peak(device)  # what building took is not what training takes
     step = training_step(model, WAYS[request["variant"]], device, request["batch"], request["size"])
     seconds, cpu_seconds, losses = [], [], []
     for _ in range(request.get("warmup", 1) + request["reps"]):
