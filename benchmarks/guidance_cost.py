@@ -34,7 +34,7 @@ from cldm.sampling import SamplingConfig, reconstruct
 from cldm.spgd import GRADIENTS, MODES
 from data.cases import Case
 from ldm.config import parse_command_line
-from ldm.device import choose_device, choose_precision
+from ldm.device import choose_device, choose_precision, preferred_layout
 from muti_control.guidance import GuidanceConfig, load_guidance
 from muti_control.guidance_decoder import GuidanceDecoder, GuidanceDecoderConfig
 from muti_control.preparation import SKULL_LANDMARKS, shipped, shipped_networks
@@ -152,7 +152,7 @@ def _model(cfg: CostConfig, device: torch.device) -> ControlledLatentDiffusion:
     shape = load_model_config(cfg.model)
     shape.image_size = cfg.size
     shape.cond_stage.layers = 1  # not timed: the text is encoded once
-    return random_model(shape).to(device, dtype)
+    return random_model(shape).to(device, dtype).to(memory_format=preferred_layout(device, dtype))
 
 
 # --- the table ------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from benchmarks.training import TrainingConfig, main, rows
+from benchmarks.training import TrainingConfig, calculated, main, rows
 from benchmarks.training_steps import prepare, random_weights, run
 from ldm.latent_diffusion import ModelConfig
 
@@ -67,9 +67,14 @@ def test_the_table(tiny_yaml: str, tmp_path: Path, capsys: pytest.CaptureFixture
         {"variant": "original", "seconds": [4.0], "peak": 2**30},
     ]
     assert rows(TrainingConfig(batch=2), runs) == [
-        ["original", "4.000 s (2.000)", "0.5", "1.00", "2.00 GiB", "1.00"],
-        ["ours", "0.750 s (0.500)", "2.67", "5.33", "1.00 GiB", "0.50"],
+        ["original", "4.000 s (2.000)", "0.5", "1.00", "2.00 GiB", "1.00", ""],
+        ["ours", "0.750 s (0.500)", "2.67", "5.33", "1.00 GiB", "0.50", ""],
     ]
+    on_cpu = [run | {"seconds": [9.0], "cpu_seconds": run["seconds"]} for run in runs]
+    found = rows(TrainingConfig(batch=2, clock="cpu"), on_cpu, {"ours": 2.0**30, "original": None})
+    assert found[1][1] == "0.750 s (0.500)" and [line[-1] for line in found] == ["", "1.00 GiB"]
+    assert main(["clock=sun"]) == 2
+    assert "clock: got 'sun'" in capsys.readouterr().err
     assert main(["variants=[theirs]"]) == 2
     assert "theirs" in capsys.readouterr().err
     out = tmp_path / "times.json"
@@ -77,3 +82,14 @@ def test_the_table(tiny_yaml: str, tmp_path: Path, capsys: pytest.CaptureFixture
     assert main([*arguments, f"out={out}"]) == 0
     assert "| ours |" in capsys.readouterr().out
     assert json.loads(out.read_text())["config"]["reps"] == 1
+
+
+def test_the_calculation_grows_with_what_a_way_keeps(tiny_yaml: str) -> None:
+    cfg = TrainingConfig(model=tiny_yaml, size=64, batch=2)
+    ways = ("ours_recompute", "ours", "ours_fp32", "ours_losses")
+    less, ours, exact, pictures = (calculated(cfg, way, False) for way in ways)
+    assert less and ours and exact and pictures
+    assert less < ours < pictures and ours < calculated(cfg, "ours", True) and exact != ours
+    recomputed = calculated(cfg, "ours_losses_recompute", False)
+    assert recomputed and less < recomputed < pictures
+    assert calculated(cfg, "original_losses", False) is None
