@@ -125,7 +125,8 @@ class LandmarkReader(nn.Module):
             reader = cls(net, mean, metadata.get("role", "face"))
         except (ValueError, OmegaConfBaseException) as error:
             raise CheckpointError(f"{path} is no landmark network that can be used: {error}") from error
-        return reader.eval().requires_grad_(False).to(device)
+        # as the pictures come to it: else every call would lay the weights out anew
+        return reader.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
 
 def infer_config(state: Mapping[str, Tensor], image_size: int = 256) -> PipNetConfig:
