@@ -126,7 +126,7 @@ class LandmarkReader(nn.Module):
         except (ValueError, OmegaConfBaseException) as error:
             raise CheckpointError(f"{path} is no landmark network that can be used: {error}") from error
         # as the pictures come to it: else every call would lay the weights out anew
-        return reader.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+        return reader.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
 
 
 def infer_config(state: Mapping[str, Tensor], image_size: int = 256) -> PipNetConfig:
