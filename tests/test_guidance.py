@@ -197,6 +197,14 @@ def test_the_decoder_is_differentiated_as_it_is_fastest(weights: Path) -> None:
     assert torch.allclose(found.float(), model.decode(z.bfloat16()).float(), atol=0.05)
 
 
+def test_a_landmark_network_lies_as_the_pictures_come_to_it(tmp_path: Path) -> None:
+    tiny_reader().save(tmp_path / "face.safetensors")
+    net = LandmarkReader.load(tmp_path / "face.safetensors").net
+    picture = net.normalise(torch.rand(2, 3, 80, 80))
+    for lying in (picture, net.conv1.weight):
+        assert lying.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
