@@ -64,7 +64,7 @@ bench: $(VENV)/.dev  ## a model beside its controls, baselines and ceiling (COHO
 		echo "no cohort in '$(COHORT)': run 'make cohort' first, or pass COHORT=FOLDER" >&2; exit 2; }
 	@$(PY) evaluate.py "configs/evaluate/$(PRESET).yaml" weights="$(WEIGHTS)" data.root="$(COHORT)"
 
-cohort: $(VENV)/.dev  ## make the synthetic cohort (COHORT=FOLDER); the demo model's is format 1: see models/demo/README.md
+cohort: $(VENV)/.dev  ## make the synthetic cohort (COHORT=FOLDER)
 	@$(PY) -m data.cohort "$(COHORT)" num_subjects=5000 seed=1 valid_subjects=250 test_subjects=500 ceiling=true
 
 include configs/demo/train.mk

@@ -237,13 +237,16 @@ def test_rank_figures_by_hand():
 
 @pytest.fixture(scope="module")
 def small_cohort(tmp_path_factory) -> Path:
-    """The shipped pairs with "expected" faces (their own, blurred) and "turned" ones (their own, shifted)."""
+    """The shipped pairs with "expected" faces (their own, blurred) and "turned" ones (their own, shifted); all are said to
+    be Asian, so that there are some of a group among so few.
+    """
     root = tmp_path_factory.mktemp("cohort")
     shutil.copytree(DATA / "pairedCS", root / "pairedCS")
     shutil.copytree(DATA / "split_data", root / "split_data")
     faces, marks = root / "pairedCS" / "craniofacial", root / "pairedCS" / "landmarks"
     lines = [json.loads(line) for line in (root / "split_data" / "test.json").read_text().splitlines()]
-    lists: dict[str, list[dict]] = {"ceiling": [], "test_views": []}
+    lines = [{**line, "ethnicity": "Asian"} for line in lines]
+    lists: dict[str, list[dict]] = {"test": lines, "ceiling": [], "test_views": []}
     for folder in ("ceiling", "views"):
         (faces / folder).mkdir()
         (marks / folder).mkdir()

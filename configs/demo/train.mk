@@ -19,7 +19,7 @@ DECODER = $(RUNS)/demo_guidance_decoder/model.safetensors
 
 .PHONY: train-demo
 .NOTPARALLEL:
-train-demo: $(VENV)/.dev $(FACE_2) $(READ) $(CONTROL) $(DECODER)  ## train the demo model from nothing, about 4 hours on two cores; it goes on where it stopped
+train-demo: $(VENV)/.dev $(FACE_2) $(READ) $(CONTROL) $(DECODER)  ## train the demo model from nothing, about 5 hours on two cores; it goes on where it stopped
 	@echo "done: $(CONTROL)"
 	@echo "how good is it: $(PY) evaluate.py configs/evaluate/full.yaml weights=$(CONTROL) landmark_weights=$(SKULL) data.root=$(COHORT)"
 
@@ -44,18 +44,18 @@ $(READ): | $(SKULL)
 	@$(PY) -m muti_control.pipnet.predict weights="$(SKULL)" data.root="$(COHORT)" out="$@"
 
 $(AUTOENCODER): | $(LISTS)
-	@echo "--- 6 of 9: the autoencoder (41 minutes)"
+	@echo "--- 6 of 9: the autoencoder (50 minutes)"
 	@$(call STAGE,configs/demo/autoencoder.yaml)
 
 $(BASE): | $(AUTOENCODER)
-	@echo "--- 7 of 9: text to face (34 minutes)"
+	@echo "--- 7 of 9: text to face (55 minutes)"
 	@$(call STAGE,configs/demo/base.yaml) init="$(AUTOENCODER)"
 
 $(START): | $(BASE)
 	@$(PY) tool_add_control.py "$(BASE)" "$@" landmarks=106 texture=true
 
 $(CONTROL): | $(START) $(READ)
-	@echo "--- 8 of 9: skull, landmarks, texture and text to face (40 minutes)"
+	@echo "--- 8 of 9: skull, landmarks, texture and text to face (90 minutes)"
 	@$(call STAGE,configs/demo/control.yaml) init="$(START)" 'landmarks.predicted=["$(READ)"]'
 
 $(DECODER): | $(AUTOENCODER)
