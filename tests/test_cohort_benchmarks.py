@@ -237,8 +237,9 @@ def test_rank_figures_by_hand():
 
 @pytest.fixture(scope="module")
 def small_cohort(tmp_path_factory) -> Path:
-    """The shipped pairs with "expected" faces (their own, blurred) and "turned" ones (their own, shifted); all are said to
-    be Asian, so that there are some of a group among so few.
+    """The shipped pairs with "expected" faces (their own, blurred) and "turned" ones (their own, shifted).
+
+    All are said to be Asian, so that there are some of a group among so few.
     """
     root = tmp_path_factory.mktemp("cohort")
     shutil.copytree(DATA / "pairedCS", root / "pairedCS")

@@ -27,6 +27,7 @@ def test_every_stage_comes_once_and_in_order(tmp_path: Path) -> None:
     order = [
         "pipnet_face",
         "pipnet_face_fine",
+        "pipnet_face_last",
         "pipnet_skull",
         "autoencoder",
         "base",
@@ -58,5 +59,12 @@ def test_what_is_there_is_kept(tmp_path: Path) -> None:
     (tmp_path / "cohort/split_data").mkdir(parents=True)
     (tmp_path / "cohort/split_data/train.json").touch()
     lines = planned(tmp_path / "runs", tmp_path / "cohort")
-    assert stages(lines) == ["pipnet_face_fine", "pipnet_skull", "base", "control", "guidance_decoder"]
+    assert stages(lines) == [
+        "pipnet_face_fine",
+        "pipnet_face_last",
+        "pipnet_skull",
+        "base",
+        "control",
+        "guidance_decoder",
+    ]
     assert not any("data.cohort" in line for line in lines)

@@ -87,7 +87,9 @@ def test_points_lie_on_the_face(recogniser, faces):
         record = json.loads((DATA / "pairedCS" / "landmarks" / f"{name}.json").read_text(encoding="utf-8"))
         truth = np.array(record["points"])
         error = [np.linalg.norm(points[k] - truth[ours]) for k, ours in DLIB_OF_OURS.items()]
-        assert np.median(error) < 5, name  # px; the face is about 120 px wide. Folds may mislead it at the chin
+        assert np.median(error) < 5, (
+            name
+        )  # px; the face is about 120 px wide. Folds may mislead it at the chin
 
 
 def test_a_person_is_nearer_to_a_blurred_self_than_to_others(recogniser, faces):

@@ -15,7 +15,8 @@ from data.check.likeness import check_likeness
 from data.check.statistics import MIN_PICTURES, limit, where
 
 _SIDES = ("left", "top", "right", "bottom")
-_JPEG = 2.2  # of PictureFacts.lossy; up to 1.3 in our cohort, 3 to 9 in its smooth faces at JPEG quality 75 (1 where grain hides it)
+# Of PictureFacts.lossy: up to 1.3 in our cohort; at JPEG quality 75, 3 to 9 in its smooth faces, and 1 where grain hides it.
+_JPEG = 2.2
 _STRAY = 12  # px at 256 px
 _FEW_LEVELS = 32
 Picture = tuple[Case, PictureFacts]
