@@ -15,7 +15,7 @@ from data.check.likeness import check_likeness
 from data.check.statistics import MIN_PICTURES, limit, where
 
 _SIDES = ("left", "top", "right", "bottom")
-# Of PictureFacts.lossy: up to 1.3 in our cohort; at JPEG quality 75, 3 to 9 in its smooth faces, 1 where grain hides it.
+# Of PictureFacts.lossy: up to 1.3 in our cohort; at JPEG quality 75 3 to 9 in its smooth faces, 1 where grain hides it.
 _JPEG = 2.2
 _STRAY = 12  # px at 256 px
 _FEW_LEVELS = 32
