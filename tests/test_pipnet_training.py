@@ -68,8 +68,8 @@ def test_flip_table_of_the_shipped_pairs_is_that_of_their_layout():
         "brows and eyes"
     )
     assert table[66] == 79 and table[70] == 75 and table[104] == 105, "corners of the eyes, pupils"
-    assert table[51:60].tolist() == [51, 52, 53, 54, 59, 58, 57, 56, 55], (
-        "the bridge and the base of the nose"
+    assert table[51:60].tolist() == [51, 52, 53, 54, 65, 64, 63, 62, 61], (
+        "the bridge and the sides of the nose"
     )
     assert table[84] == 90 and table[87] == 87 and table[93] == 93, "the lips"
 
