@@ -25,13 +25,15 @@ class GaussianConfig:
     """What is drawn.
 
     samples: of every row. gradient: through the denoiser or the last estimate. scales: of guidance. clip: of a step's
-    length, relative to the latent's norm. append: add the table to benchmarks/RESULTS.md.
+    length, relative to the latent's norm. relative_to: latent or estimate, see SpgdConfig. append: add the table to
+    benchmarks/RESULTS.md.
     """
 
     samples: int = 2048
     gradient: str = "estimate"
     scales: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2, 0.5])
     clip: float = 0.5
+    relative_to: str = "latent"
     append: bool = False
 
     def validate(self) -> None:
@@ -41,12 +43,17 @@ class GaussianConfig:
         if not self.scales:
             raise ValueError("scales: got none, expected some numbers")
         for scale in self.scales:
-            SpgdConfig("spgd", self.gradient, scale=scale, clip=self.clip).validate()
+            replace(self.base, mode="spgd", scale=scale).validate()
+
+    @property
+    def base(self) -> SpgdConfig:
+        """What all rows share; off."""
+        return SpgdConfig("off", self.gradient, clip=self.clip, relative_to=self.relative_to)
 
 
 def rows(cfg: GaussianConfig) -> list[tuple[str, list[float]]]:
     """(mode, errors by scale); unguided has one error for all scales."""
-    case, base = Gaussian(), SpgdConfig("off", cfg.gradient, clip=cfg.clip)
+    case, base = Gaussian(), cfg.base
     found = [("off", [case.error(base, cfg.samples)] * len(cfg.scales))]
     for mode in MODES[1:]:
         errors = [case.error(replace(base, mode=mode, scale=scale), cfg.samples) for scale in cfg.scales]

@@ -8,8 +8,9 @@ then the sampler's own update, with the noise predicted at the x_t so reached. T
 last inner step instead, and throws g~ away.
 
 The step has no dimension: g has the gradient's direction with respect to x_t, and as its length that of the gradient
-with respect to the estimate x_0, in units of its root mean square so far; lr is relative to the norm of x_t. So one
-scale serves models and energies of any size, and a gradient that vanishes moves nothing.
+with respect to the estimate x_0, in units of its root mean square so far; lr is relative to the norm of x_t (or to
+sqrt(abar) of it: relative_to). So one scale serves models and energies of any size, and a gradient that vanishes moves
+nothing.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from cldm.ddim import BeforeStep, EpsFn
 
 MODES = ("off", "plain", "warmup", "spgd")
 GRADIENTS = ("estimate", "denoiser")
+RELATIVE_TO = ("latent", "estimate")
 LAST_RATE = 0.01  # of the first step's, at the last one
 
 EnergyGradient = Callable[[Tensor], tuple[Mapping[str, Tensor], Tensor]]
@@ -42,6 +44,8 @@ class SpgdConfig:
     gradient: estimate (the last estimate of x_0 moves with x_t; the denoiser runs once a step) or denoiser (through
     it: exact, 1 + ``inner`` runs a step).
     scale: length of the first step, relative to the latent's norm. clip: the longest step, likewise.
+    relative_to: latent (a step moves x_t by that much, and the estimate of x_0 by 1 / sqrt(abar) times as much, ten
+    times where there is hardly anything but noise) or estimate (it moves the estimate by that much).
     start, end: fractions of the sampling steps between which it acts; every: at each so-many-th of them.
     inner: warm-up steps before each denoising step. beta: of the momentum.
     """
@@ -50,6 +54,7 @@ class SpgdConfig:
     gradient: str = "estimate"
     scale: float = 0.02
     clip: float = 0.1
+    relative_to: str = "latent"
     start: float = 0.0
     end: float = 1.0
     every: int = 1
@@ -58,7 +63,8 @@ class SpgdConfig:
 
     def validate(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
-        for name, allowed in (("mode", MODES), ("gradient", GRADIENTS)):
+        choices = {"mode": MODES, "gradient": GRADIENTS, "relative_to": RELATIVE_TO}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(
                     f"guidance.{name}: got {getattr(self, name)!r}, expected one of {', '.join(allowed)}"
@@ -291,6 +297,8 @@ class Spgd:
             return x_t  # before the first prediction there is no estimate to guide
         x = start = x_t.float()
         reference, rate = norm(start), learning_rate(i, self._num_steps)
+        if cfg.relative_to == "estimate":
+            reference = reference * self._abar.to(x)[t].sqrt()
         smoothed: Tensor | None = None
         inner = []
         for _ in range(cfg.num_inner):
@@ -306,7 +314,7 @@ class Spgd:
             moving = torch.where(per_sample(finite, g), now, 0.0)
             moved = guided_step(x, moving, rate * cfg.scale, cfg.clip, reference)
             if self._record is not None:
-                inner.append(self._inner(energies, strength, g, norm(moved - x) / reference, ~finite))
+                inner.append(self._inner(energies, strength, g, norm(moved - x) / norm(start), ~finite))
             x, smoothed = moved, now
         if self._record is not None:
             self._step, self._moved = GuidedStep(i, int(t[0]), rate, inner), x - start

@@ -77,6 +77,23 @@ def test_two_steps_by_hand() -> None:
         assert torch.allclose(moved, expected, atol=1e-5), gradient
 
 
+@pytest.mark.parametrize("gradient", ["estimate", "denoiser"])
+def test_a_step_may_be_relative_to_the_estimate(gradient: str) -> None:
+    """It moves the estimate, not the latent, by the scale: at abar = 1/4 half as far as one relative to the latent."""
+    x = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
+    abar, t = torch.full((4,), 0.25), torch.tensor([2])
+    for relative_to, expected in (("latent", 0.9), ("estimate", 0.95)):
+        spgd = Spgd(
+            SpgdConfig("plain", gradient, scale=0.1, clip=1.0, relative_to=relative_to),
+            gradient_of(lambda x_0: x_0.flatten(1).square().sum(1) / 2),
+            lambda x_t, _t, _i: torch.zeros_like(x_t),
+            abar,
+            num_steps=3,
+        )
+        spgd.eps(x, t, 0)
+        assert torch.allclose(spgd.before_step(x, t, 0), expected * x, atol=1e-5)
+
+
 def test_units_are_running_means_of_each_sample() -> None:
     unit = RunningNorm()
     assert torch.allclose(unit(torch.tensor([3.0, 0.0, math.nan])), torch.tensor([3.0, 1.0, 1.0]))
@@ -237,6 +254,7 @@ def test_guided_steps_are_those_that_move(gradient: str) -> None:
         ("scale", -1.0, "positive"),
         ("scale", math.nan, "positive"),
         ("clip", 0.0, "positive"),
+        ("relative_to", "noise", "latent, estimate"),
     ],
 )
 def test_bad_settings_are_named(field: str, value: object, expected: str) -> None:
