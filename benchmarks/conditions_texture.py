@@ -129,11 +129,13 @@ def _shift(styles: list[str]) -> list[int]:
 
 @torch.no_grad()
 def _through(drawer: Drawer, pictures: Tensor) -> Tensor:
-    """Pictures encoded and decoded by the model's autoencoder."""
-    model, found = drawer.model, []
+    """Pictures encoded and drawn again by the model's autoencoder, each with grain of its place in the list."""
+    model, found, num_done = drawer.model, [], 0
     for part in pictures.split(drawer.batch_size):
         x = (part * 2 - 1).to(model.device, model.dtype)
-        decoded = model.decode(model.encode_first_stage(x, sample=False).to(model.dtype))
+        places = range(num_done, num_done + len(part))
+        decoded = model.draw(model.encode_first_stage(x, sample=False).to(model.dtype), places)
+        num_done += len(part)
         found.append(((decoded.float().cpu() + 1) / 2).clamp(0, 1))
     return torch.cat(found)
 

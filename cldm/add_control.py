@@ -12,6 +12,7 @@ from torch import Tensor
 from cldm.branches import fresh_branches
 from cldm.controlled import ControlledLatentDiffusion
 from cldm.controlnet import ControlNet
+from ldm.autoencoder import fresh_grain
 from ldm.checkpoint import SD_OPTIONAL, CheckpointError
 from ldm.foreign import CONTROL, MODEL_PARTS, UNET, recognise
 from ldm.latent_diffusion import ModelConfig
@@ -51,17 +52,22 @@ def add_control(
             (unless `replace`).
     """
     left_out = _control_to_leave_out(base, replace)
+    grain = fresh_grain(base, cfg.first_stage, seed)
     base = {key: value for key, value in base.items() if not key.startswith(CONTROL)}
     target = _shapes(cfg)
     optional = re.compile("|".join(SD_OPTIONAL))
     extra = [key for key in base if key not in target]
     foreign = [key for key in extra if key.startswith(MODEL_PARTS) and not optional.search(key)]
     wanted = {key: shape for key, shape in target.items() if not key.startswith(CONTROL)}
-    needed = {key: shape for key, shape in wanted.items() if key in base or not optional.search(key)}
+    needed = {
+        key: shape
+        for key, shape in wanted.items()
+        if key in base or not (key in grain or optional.search(key))
+    }
     _check(base, needed, foreign, "name the right model with config=YAML")
 
     fresh = _fresh_control(base, cfg, seed) if control is None else fresh_branches(control, cfg, seed)
-    fresh |= schedule_buffers(cfg.schedule) | {"logvar": torch.zeros(cfg.schedule.num_timesteps)}
+    fresh |= grain | schedule_buffers(cfg.schedule) | {"logvar": torch.zeros(cfg.schedule.num_timesteps)}
     passed = [key for key in extra if optional.search(key) and key.startswith(MODEL_PARTS)]
     kinds: dict[str, list[str]] = {"passed through": passed, "copied": [], "given": [], "new": []}
     state: dict[str, Tensor] = {key: base[key] for key in passed}

@@ -15,6 +15,7 @@ from cldm.branches import Landmarks, fresh_branches
 from cldm.controlnet import ControlNet
 from cldm.texture import Texture
 from ldm.attention import Context, KeysValues
+from ldm.autoencoder import fresh_grain
 from ldm.checkpoint import SD_OPTIONAL, CheckpointError, load_strict, match_keys, read_state_dict
 from ldm.config import parse_command_line
 from ldm.device import preferred_layout
@@ -172,7 +173,7 @@ def load_model(
     if cfg is None:
         cfg = load_model_config(SD15_CONFIG)
     check_complete(path, state)
-    state |= fresh_branches(state, cfg)
+    state |= fresh_branches(state, cfg) | fresh_grain(state, cfg.first_stage)
     model = check_fit(path, state, cfg)
     model = model.to(dtype).to_empty(device=device)  # only now memory is taken, and no more than is kept
     load_strict(model, state, allow_missing=SD_OPTIONAL, allow_unexpected=SD_OPTIONAL)

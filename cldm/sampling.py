@@ -76,6 +76,7 @@ class SamplingConfig:
     control_start, control_end: fractions of the steps between which the skull acts, and with it all branches.
     landmark_scale, texture_scale: factor on what landmarks and texture add to the control copy; 0 switches them off.
     landmark_start, landmark_end, texture_start, texture_end: fractions of the steps between which they act.
+    grain: of a model whose autoencoder has a grain head, add its grain; false draws the mean picture.
     """
 
     steps: int = 50
@@ -93,6 +94,7 @@ class SamplingConfig:
     texture_start: float = 0.0
     texture_end: float = 1.0
     guidance_drops: list[str] = field(default_factory=lambda: [TEXT])
+    grain: bool = True
 
     @property
     def guidance_summary(self) -> str:
@@ -273,5 +275,8 @@ def reconstruct(
     )
     at_once = max(1, DECODED_AT_ONCE // (height * width))
     to = device if on_device else torch.device("cpu")
-    faces = [model.decode(part.to(model.dtype)).float().to(to) for part in latents.split(at_once)]
+    faces = [
+        model.draw(latents[i : i + at_once].to(model.dtype), seeds[i : i + at_once], cfg.grain).float().to(to)
+        for i in range(0, num, at_once)
+    ]
     return ((torch.cat(faces) + 1) / 2).clamp(0, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -11,6 +12,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ldm.grain import Grain, summary
+
+GRAIN = "first_stage_model.grain."  # keys of the grain head in a checkpoint
+
 
 @dataclass
 class AutoencoderConfig:
@@ -19,6 +24,7 @@ class AutoencoderConfig:
     ch: width at full resolution; ch_mult: width of each level relative to it (each level but the last halves
     the resolution); z_channels: channels of the latent; norm_groups: groups of every GroupNorm.
     gradient_checkpointing: recompute the blocks' activations in the backward pass.
+    grain: filters of the grain head (ldm/grain.py), 0 for none, as in the public files.
     """
 
     in_channels: int = 3
@@ -28,6 +34,7 @@ class AutoencoderConfig:
     z_channels: int = 4
     norm_groups: int = 32
     gradient_checkpointing: bool = False
+    grain: int = 0
 
     @property
     def downscale(self) -> int:
@@ -199,11 +206,15 @@ class Decoder(nn.Module):
             assert isinstance(level, UpLevel)
             level.recomputes = wanted
 
-    def forward(self, z: Tensor) -> Tensor:
+    def features(self, z: Tensor) -> Tensor:
+        """What the last convolution makes the picture of, (B, C, H, W)."""
         h = _run(self.mid, self.conv_in(z), self._recomputes)
         for level in reversed(self.up):
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return F.silu(self.norm_out(h))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.conv_out(self.features(z))
 
 
 class DiagonalGaussian:
@@ -238,6 +249,7 @@ class AutoencoderKL(nn.Module):
         self.decoder = Decoder(cfg)
         self.quant_conv = nn.Conv2d(2 * cfg.z_channels, 2 * cfg.z_channels, 1)
         self.post_quant_conv = nn.Conv2d(cfg.z_channels, cfg.z_channels, 1)
+        self.grain = Grain(cfg.ch * cfg.ch_mult[0], cfg.z_channels, cfg.grain) if cfg.grain else None
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
         """x: (B, 3, H, W) in [-1, 1] -> posterior over (B, z, H/f, W/f).
@@ -253,3 +265,30 @@ class AutoencoderKL(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """z: (B, z, h, w) -> (B, 3, f h, f w), about [-1, 1]. Differentiable: gradients are the caller's choice."""
         return self.decoder(self.post_quant_conv(z))
+
+    def decode_with_features(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`decode`, and the decoder's last features (B, C, f h, f w) that the picture is made of."""
+        features = self.decoder.features(self.post_quant_conv(z))
+        return self.decoder.conv_out(features), features
+
+    def draw(self, z: Tensor, noise: Tensor) -> Tensor:
+        """The picture of :meth:`decode` with grain on it, (B, 3, f h, f w) float32; of an autoencoder that has a head.
+
+        noise: of :func:`ldm.grain.grain_noise`, for pictures of f h x f w px.
+        """
+        assert self.grain is not None
+        picture, features = self.decode_with_features(z)
+        return picture.float() + self.grain(features, picture, summary(picture, z), noise)
+
+
+def fresh_grain(state: Mapping[str, Tensor], cfg: AutoencoderConfig, seed: int = 0) -> dict[str, Tensor]:
+    """Weights, by checkpoint key, of a grain head that ``cfg`` has and ``state`` has not: it adds nothing yet.
+
+    A checkpoint from before the head existed loads with these.
+    """
+    if not cfg.grain or any(key.startswith(GRAIN) for key in state):
+        return {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        grain = Grain(cfg.ch * cfg.ch_mult[0], cfg.z_channels, cfg.grain)
+    return {f"{GRAIN}{name}": value for name, value in grain.state_dict().items()}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ldm.autoencoder import AutoencoderConfig, AutoencoderKL
+from ldm.grain import grain_noise
 from ldm.schedule import ScheduleConfig, schedule_buffers
 from ldm.text import FrozenCLIPEmbedder, TextConfig
 from ldm.unet import UNetConfig, UNetModel
@@ -129,7 +130,7 @@ def check_sizes(part: str, sizes: Mapping[str, object]) -> None:
     for name, value in sizes.items():
         limit = MAX_DEPTH if name in ("num_res_blocks", "transformer_depth", "layers") else MAX_SIZE
         values = value if isinstance(value, list) else [value]
-        low = 0 if name == "attention_levels" else 1
+        low = 0 if name in ("attention_levels", "grain") else 1
         if not values and name != "attention_levels":
             raise ValueError(f"{part}: {name} is an empty list, expected one number for each level")
         if len(values) > MAX_DEPTH:
@@ -192,3 +193,14 @@ class LatentDiffusion(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """Scaled latents (B, z, h, w) -> pictures (B, 3, f h, f w), about [-1, 1]. Carries gradient."""
         return self.first_stage_model.decode(z / self.cfg.scale_factor)
+
+    def draw(self, z: Tensor, keys: Sequence[int | str], grain: bool = True) -> Tensor:
+        """Scaled latents (B, z, h, w) -> pictures as they are to be seen: :meth:`decode`, and grain if there is a head.
+
+        keys: a seed or a name for each sample, from which its grain follows. grain: False for the mean picture.
+        """
+        first_stage, f = self.first_stage_model, self.cfg.first_stage.downscale
+        if first_stage.grain is None or not grain:
+            return self.decode(z)
+        noise = grain_noise(keys, f * z.shape[2], f * z.shape[3])
+        return first_stage.draw(z / self.cfg.scale_factor, noise.to(z.device))

@@ -19,6 +19,9 @@ from muti_control.pictures import psnr
 from muti_control.turns import Turn
 
 DISCRIMINATOR = "discriminator"
+TRAINED = tuple(
+    f"first_stage_model.{part}." for part in ("encoder", "decoder", "quant_conv", "post_quant_conv")
+)  # a grain head has a stage of its own
 
 
 def random_crops(pictures: Tensor, size: int, generator: torch.Generator) -> Tensor:
@@ -43,7 +46,7 @@ class AutoencoderStage(LatentStage):
     def __init__(
         self, cfg: ExperimentConfig, net: LatentDiffusion, train_set: Dataset[Any], valid_set: Dataset[Any]
     ) -> None:
-        super().__init__(cfg, net, train_set, valid_set, trained=("first_stage_model.",))
+        super().__init__(cfg, net, train_set, valid_set, trained=TRAINED)
         self._seen: list[tuple[int, tuple[float, float]]] = []
         self._shown: list[Tensor] = []
         self._judged: tuple[Tensor, Tensor] | None = None  # true and decoded crops of the micro-batch in hand

@@ -19,6 +19,7 @@ from cldm.controlled import (
 )
 from data.manifest import Record, check_disjoint, read_manifest
 from data.paired import PairedDataset
+from ldm.autoencoder import fresh_grain
 from ldm.checkpoint import SD_OPTIONAL, load_strict, read_state_dict
 from ldm.config import ConfigError
 from muti_control.autoencoder_stage import AutoencoderStage
@@ -88,6 +89,7 @@ def build_model(cfg: ExperimentConfig) -> ControlledLatentDiffusion:
             saved = model_config_of(cfg.init, metadata)
             assert saved is not None
             model_cfg.scale_factor = saved.scale_factor
+        state |= fresh_grain(state, model_cfg.first_stage, cfg.train.seed)
         if cfg.stage == "control":
             check_complete(cfg.init, state)
             state |= fresh_branches(state, model_cfg, cfg.train.seed)

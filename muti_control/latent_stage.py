@@ -25,7 +25,10 @@ class LatentStage(Stage):
         return self.net
 
     def architecture(self) -> dict[str, Any]:
-        return asdict(self.model.cfg)
+        facts = asdict(self.model.cfg)
+        if not facts["first_stage"]["grain"]:  # a run from before there was such a setting goes on
+            del facts["first_stage"]["grain"]
+        return facts
 
     def exported_config(self) -> ModelConfig:
         """The architecture as the exported file shall carry it."""

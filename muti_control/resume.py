@@ -16,6 +16,8 @@ from muti_control.run_record import TEXT_KEY, face_text
 
 _ELSEWHERE = ("environment.iccr_diff", "environment.git", "environment.torch", "environment.device")
 """What may differ between the beginning of a run and its end; the record keeps it for each."""
+_BEFORE = {"sampling.grain": True}
+"""What a face from before a setting existed was drawn with."""
 
 
 def resumed(job: Job, earlier: EarlierRun) -> RunFolder:
@@ -71,7 +73,7 @@ def _check_same(path: Path, wanted: Mapping[str, Any]) -> None:
         ) from error
     now = dict(_flat(wanted))
     for key in (*now, *(key for key in found if key not in now)):
-        if key not in _ELSEWHERE and found.get(key) != now.get(key):
+        if key not in _ELSEWHERE and found.get(key, _BEFORE.get(key)) != now.get(key):
             raise OutputError(
                 f"out: {path} was drawn with {key} {found.get(key)}, now it is {now.get(key)}; resume=true continues a "
                 "run with its own settings: undo that, or give another out=FOLDER"

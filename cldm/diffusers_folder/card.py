@@ -30,19 +30,26 @@ To bring it back into one file: `python -m cldm.diffusers_folder import FOLDER O
 """
 
 
-def sampling_notes(sampling: SamplingConfig | None, with_control: bool) -> list[str]:
+NO_GRAIN = "The grain head of its autoencoder is left out: diffusers' has none, and faces come without grain."
+
+
+def sampling_notes(sampling: SamplingConfig | None, with_control: bool, grain: bool = False) -> list[str]:
     """What a caller of diffusers' pipeline must know: settings the folder cannot hold, and those that have no equal.
 
     Args:
         sampling: what the checkpoint recommends, if anything.
         with_control: there is a ControlNet.
+        grain: the model has a grain head, which is not in the folder.
     """
     caller = "Steps, eta, guidance and the control scale are given by the caller: diffusers' layout does not hold them."
     if sampling is None:
         return [
-            f"{caller} The checkpoint recommends none; those in the README.md are common for Stable Diffusion 1.5."
+            f"{caller} The checkpoint recommends none; those in the README.md are common for Stable Diffusion 1.5.",
+            *([NO_GRAIN] if grain else []),
         ]
     differing = without_equal(sampling, with_control)
+    if grain and sampling.grain:
+        differing.append(NO_GRAIN)
     ending = (
         "Its pictures differ from sample.py's for that."
         if differing
@@ -55,8 +62,10 @@ def sampling_notes(sampling: SamplingConfig | None, with_control: bool) -> list[
     ]
 
 
-def model_card(cfg: ModelConfig, sampling: SamplingConfig | None, with_control: bool) -> str:
-    """Text of the README.md, with a script that samples by the recommended settings."""
+def model_card(
+    cfg: ModelConfig, sampling: SamplingConfig | None, with_control: bool, grain: bool = False
+) -> str:
+    """Text of the README.md, with a script that samples by the recommended settings; grain: there was a grain head."""
     arguments = call_arguments(cfg, sampling, with_control)
     arguments["generator"] = "torch.Generator().manual_seed(0)"
     lines = [
@@ -73,5 +82,5 @@ def model_card(cfg: ModelConfig, sampling: SamplingConfig | None, with_control: 
         imports="from PIL import Image\n" if with_control else "",
         skull=open_skull if with_control else "",
         arguments="\n".join(lines),
-        notes="".join(f"- {note}\n" for note in sampling_notes(sampling, with_control)),
+        notes="".join(f"- {note}\n" for note in sampling_notes(sampling, with_control, grain)),
     )

@@ -7,18 +7,20 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from cldm.controlled import model_metadata
 from cldm.diffusers_folder.card import model_card
 from cldm.diffusers_folder.configs import VERSION, FolderError, check_expressible, part_configs
 from cldm.diffusers_folder.keys import PREFIXES, their_keys, to_theirs
 from cldm.diffusers_folder.reading import INDEX, METADATA, NOTES, REST
 from cldm.diffusers_folder.schedulers import scheduler_config
 from cldm.sampling import SamplingConfig
+from ldm.autoencoder import GRAIN
 from ldm.checkpoint import SD_OPTIONAL, write_state_dict
 from ldm.config import parse_command_line
 from ldm.latent_diffusion import ModelConfig
@@ -32,7 +34,7 @@ _FILE = "diffusion_pytorch_model.safetensors"
 
 @dataclass
 class Exported:
-    """What stands in the folder: tensors by part, and the keys that were left out (an EMA copy of the weights)."""
+    """What stands in the folder: tensors by part, and the keys that were left out (an EMA copy, the grain head)."""
 
     parts: dict[str, int] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
@@ -60,10 +62,12 @@ def export_folder(
     with_control = any(key.startswith(PREFIXES["controlnet"]) for key in state)
     check_expressible(cfg, with_control)
     check_unused(folder)
+    drawn_with_grain = bool(cfg.first_stage.grain)
+    state, metadata, cfg, left_out = _without_grain(state, metadata, cfg)
     names = their_keys(cfg)
     if not with_control:
         del names["controlnet"]
-    rest, left_out = _beside_the_parts(state, names)
+    rest, averages = _beside_the_parts(state, names)
     sampling = recommended(metadata)
     tensors = {
         part: {theirs: to_theirs(part, theirs, state[ours]) for ours, theirs in keys.items()}
@@ -89,7 +93,7 @@ def export_folder(
         _write_json(temporary / NOTES / METADATA, {"format": FORMAT, "metadata": dict(metadata)})
         if rest:
             write_state_dict(temporary / NOTES / REST, rest, {})
-        card = model_card(cfg, sampling, with_control)
+        card = model_card(cfg, sampling, with_control, drawn_with_grain)
         (temporary / "README.md").write_text(card, encoding="utf-8", newline="\n")
         if folder.is_dir():
             folder.rmdir()  # empty, as checked
@@ -98,7 +102,20 @@ def export_folder(
         raise FolderError(f"{folder} could not be written: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Exported({part: len(values) for part, values in tensors.items()}, left_out, num_bytes)
+    return Exported({part: len(values) for part, values in tensors.items()}, left_out + averages, num_bytes)
+
+
+def _without_grain(
+    state: Mapping[str, Tensor], metadata: Mapping[str, str], cfg: ModelConfig
+) -> tuple[Mapping[str, Tensor], Mapping[str, str], ModelConfig, list[str]]:
+    """The model without its grain head, for which diffusers' autoencoder has no place, and the head's keys."""
+    if not cfg.first_stage.grain:
+        return state, metadata, cfg, []
+    head = [key for key in state if key.startswith(GRAIN)]
+    cfg = replace(cfg, first_stage=replace(cfg.first_stage, grain=0))
+    if "config" in metadata:
+        metadata = {**metadata, **model_metadata(cfg)}
+    return {key: state[key] for key in state if key not in head}, metadata, cfg, head
 
 
 def check_unused(folder: Path) -> None:

@@ -240,6 +240,7 @@ class Production:
             plan.landmarks,
             plan.guidance[name],
             plan.cfg.texture,
+            plan.sampling[name].grain,
         )
         pictures: dict[str, dict[int, tuple[Path, ...]]] = {}
         seconds: dict[str, float] = {}

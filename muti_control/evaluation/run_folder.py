@@ -40,6 +40,8 @@ def identity_of(config: Mapping[str, Any], read: Mapping[str, str]) -> dict[str,
         settings["guidance"] = _without_operation(settings["guidance"])
     if "guided" in settings:
         settings["guided"] = {name: _without_operation(own) for name, own in settings["guided"].items()}
+    if isinstance(settings.get("sampling"), Mapping):  # of a run from before there was such a setting
+        settings["sampling"] = {"grain": True, **settings["sampling"]}
     return {"settings": settings, "read": dict(read)}
 
 

@@ -141,7 +141,10 @@ class Wanted:
 
 @dataclass
 class Sampler:
-    """A loaded model that draws. config: of the evaluation, as YAML, for the records."""
+    """A loaded model that draws. config: of the evaluation, as YAML, for the records.
+
+    grain: whether true faces through the autoencoder get the grain of its head.
+    """
 
     weights: Weights
     device: torch.device
@@ -152,6 +155,7 @@ class Sampler:
     landmarks: ShownLandmarks
     guidance: GuidanceConfig
     texture: str = "none"
+    grain: bool = True
     _hashes: dict[Path, str] = field(default_factory=dict)
     _model: ControlledLatentDiffusion | None = None
 
@@ -218,7 +222,10 @@ class Sampler:
         return {path: self._hashes[path] for path in paths}
 
     def through_autoencoder(self, faces: Sequence[tuple[Path, Path]], advance: Advance) -> None:
-        """Encode and decode true faces: (true face, picture to write) each; this process's share of them."""
+        """Encode and draw true faces: (true face, picture to write) each; this process's share of them.
+
+        Where there is a grain head, the grain follows from the name of the picture to write.
+        """
         size = self.model.cfg.image_size
         todo = [(source, target) for source, target in self.team.share(faces) if not target.is_file()]
         for start in range(0, len(todo), self.batch_size):
@@ -227,12 +234,9 @@ class Sampler:
             x = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(self.device) * 2 - 1
             with torch.no_grad():
                 latents = self.model.encode_first_stage(x.to(self.model.dtype), sample=False)
-                again = (
-                    (self.model.decode(latents.to(self.model.dtype)).float() / 2 + 0.5)
-                    .permute(0, 2, 3, 1)
-                    .cpu()
-                    .numpy()
-                )
+                names = [target.name for _, target in part]
+                drawn = self.model.draw(latents.to(self.model.dtype), names, self.grain).float()
+                again = (drawn / 2 + 0.5).permute(0, 2, 3, 1).cpu().numpy()
             for (_, target), picture in zip(part, again, strict=True):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 write_png(target, to_uint8(picture))

@@ -1,0 +1,291 @@
+"""The grain head: what it adds to a decoded picture, what it leaves alone, and the files of models with it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import tool_add_control
+from cldm.controlled import ControlledLatentDiffusion, load_model, model_metadata
+from cldm.diffusers_folder.importing import import_folder
+from cldm.diffusers_folder.writing import export_folder
+from cldm.sampling import SamplingConfig, reconstruct
+from ldm.autoencoder import GRAIN, AutoencoderKL
+from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
+from ldm.config import to_yaml
+from ldm.grain import ENERGY_FLOOR, MARGIN, Grain, grain_noise, inside, log_energies, num_summary, summary
+from ldm.latent_diffusion import ModelConfig
+from muti_control.autoencoder_losses import texture_loss
+
+CFG = SamplingConfig(steps=2, spacing="trailing", eta=1.0, guidance_scale=1.0, control_scales=[1.0])
+PROMPTS = ["3D face scan,Asian male,age level 3,normal face."] * 3
+
+
+def faces(num: int, size: int = 64, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Smooth discs on black, and how strong their grain is meant to be: (N, 3, size, size) and (N,)."""
+    draws = torch.Generator().manual_seed(seed)
+    x = torch.linspace(-1, 1, size)
+    disc = ((x[:, None] ** 2 + x**2) < 0.7).float()
+    shade = 0.3 * (2 * x[None] * torch.rand(num, 1, 1, generator=draws) + x[:, None])
+    grey = torch.where(disc > 0, shade * torch.ones(num, size, size), torch.tensor(-1.0))
+    return grey[:, None].repeat(1, 3, 1, 1), 0.02 + 0.25 * torch.rand(num, generator=draws)
+
+
+def trained_head(num_filters: int = 3, features: int = 8) -> Grain:
+    """A head whose amplitudes depend on everything they may depend on."""
+    torch.manual_seed(1)
+    head = Grain(features, 4, num_filters)
+    with torch.no_grad():
+        for p in (*head.amplitude.parameters(), *head.shift.parameters()):
+            p.add_(0.3 * torch.randn_like(p))
+        head.amplitude.bias.add_(2.5)
+    head.measure(torch.randn(5, num_summary(4)) - 5)
+    return head
+
+
+def inputs(num: int = 2, size: int = 32) -> tuple[Tensor, Tensor, Tensor]:
+    pictures, _ = faces(num, size)
+    z = torch.randn(num, 4, size // 8, size // 8)
+    return torch.randn(num, 8, size, size), pictures, summary(pictures, z)
+
+
+# ---------------------------------------------------------------- what is added
+def test_grain_has_mean_zero_and_leaves_black_black() -> None:
+    head, given = trained_head(), inputs(1)
+    seen = torch.cat([head(*given, grain_noise([key], 32, 32)) for key in range(400)]).detach()
+    spread = seen.std(0)
+    lit = given[1].mean(1) > -0.8
+    assert float(spread[lit].min()) > 0.05 and not spread[given[1].mean(1) < -0.96].any()
+    assert float((seen.mean(0)[lit] / spread[lit]).abs().max()) < 0.25  # 5 deviations of a mean over 400
+
+
+def test_strength_depends_on_the_place_and_on_the_whole_picture() -> None:
+    head, (features, pictures, summaries) = trained_head(), inputs(1)
+    noise = grain_noise([0], 32, 32)
+    first = head(features, pictures, summaries, noise)
+    assert not torch.allclose(first, head(features.flip(1), pictures, summaries, noise))
+    assert not torch.allclose(first, head(features, pictures, summaries + 1, noise))
+    window = head(features[..., 8:24, 8:24], pictures[..., 8:24, 8:24], summaries, noise[..., 8:28, 8:28])
+    torch.testing.assert_close(
+        window[..., 1:-1, 1:-1], first[..., 9:23, 9:23]
+    )  # but for what a 3x3 sees beside it
+
+
+def test_a_head_that_was_not_measured_adds_nothing() -> None:
+    given, noise = inputs(), grain_noise([1, 2], 32, 32)
+    fresh = Grain(8, 4, 3)
+    assert not fresh.measured and not fresh(*given, noise).any()
+    fresh.measure(torch.randn(4, num_summary(4)))
+    assert fresh.measured and fresh(*given, noise).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_changes_little(dtype: torch.dtype) -> None:
+    """Also where a summary is the same for all the pictures it was measured on."""
+    features, pictures, summaries = inputs(6)
+    head = trained_head()
+    head.measure(summaries * torch.linspace(0, 1, summaries.shape[1]) - 7.77)
+    usual = summaries * torch.linspace(0, 1, summaries.shape[1]) - 7.77
+    noise = grain_noise(range(6), 32, 32)
+    exact = head(features, pictures, usual, noise)
+    rounded = head.to(dtype)(features.to(dtype), pictures, usual, noise)
+    assert rounded.dtype == torch.float32
+    assert float(((exact - rounded).std() / exact.std()).detach()) < 0.05
+
+
+def test_noise_follows_from_the_key_alone() -> None:
+    both = grain_noise([3, "face.png"], 16, 24)
+    assert both.shape == (2, 1, 16 + 2 * MARGIN, 24 + 2 * MARGIN)
+    assert torch.equal(both[1:], grain_noise(["face.png"], 16, 24))
+    assert not torch.equal(both[:1], grain_noise([4], 16, 24))
+    plain = torch.randn(both[0].shape, generator=torch.Generator().manual_seed(3))
+    assert float((plain - both[0]).abs().max()) > 1  # not the noise that the sampler starts from
+    assert abs(float(both.mean())) < 0.2 and 0.9 < float(both.std()) < 1.1
+
+
+def test_log_energies_are_those_worked_by_hand() -> None:
+    grey = torch.zeros(1, 1, 12, 12)
+    grey[..., ::2] = 0.5  # stripes: neighbours across differ, those two apart do not
+    found = log_energies(grey, torch.ones_like(grey))[0].exp()
+    expected = [0.25, 0, 0, 0, 0.25, 0, 0.25, 0]
+    torch.testing.assert_close(found, torch.tensor(expected) + ENERGY_FLOOR)
+    where = inside(faces(1, 64)[0][:, :1])
+    assert where[0, 0, 32, 32] == 1 and where[0, 0, 32, 6] == 0 and where[0, 0, 0, 0] == 0
+    black = torch.full((1, 1, 32, 32), -1.0)
+    assert summary(black, torch.zeros(1, 4, 4, 4)).isfinite().all() and inside(black).all()
+
+
+def test_head_learns_more_than_one_strength_for_all() -> None:
+    """Grain whose strength differs from face to face and from place to place, told by the features and the latents."""
+
+    def data(num: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        smooth, strength = faces(num, seed=seed)
+        place = torch.linspace(0.2, 1.8, 64).expand(num, 1, 64, 64)
+        lit = (smooth[:, :1] > -0.95).float()
+        grain = strength[:, None, None, None] * place * lit * torch.randn(num, 1, 64, 64)
+        z = torch.randn(num, 4, 8, 8) * strength[:, None, None, None]
+        return smooth + grain, smooth, torch.cat([place, smooth.mean(1, keepdim=True)], 1), z
+
+    true, smooth, features, z = data(24, 0)
+    torch.manual_seed(0)
+    head = Grain(2, 4, 4)
+    whole = summary(smooth, z)
+    head.measure(whole)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2)
+    for step in range(60):
+        rows = torch.arange(8) + 8 * (step % 3)
+        noise = grain_noise([f"{step}/{row}" for row in rows.tolist()], 64, 64)
+        drawn = smooth[rows] + head(features[rows], smooth[rows], whole[rows], noise)
+        loss = texture_loss(drawn, true[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    true, smooth, features, z = data(12, 5)
+    with torch.no_grad():
+        noise = grain_noise(range(12), 64, 64)
+        with_head = texture_loss(smooth + head(features, smooth, summary(smooth, z), noise), true)
+        lit = (smooth[:, :1] > -0.95).float()
+        white = noise[..., MARGIN:-MARGIN, MARGIN:-MARGIN] * lit
+        constant = min(texture_loss(smooth + s * white, true) for s in torch.linspace(0.02, 0.4, 20).tolist())
+    assert with_head < 0.75 * constant < texture_loss(smooth, true), (with_head, constant)
+
+
+# ---------------------------------------------------------------- models with it
+def model_of(cfg: ModelConfig, grain: int) -> ControlledLatentDiffusion:
+    """The same weights with and without a head; the head is one that draws."""
+    torch.manual_seed(0)
+    cfg = replace(cfg, first_stage=replace(cfg.first_stage, grain=grain))
+    model = ControlledLatentDiffusion(cfg)
+    if grain:
+        model.first_stage_model.grain.load_state_dict(trained_head(grain).state_dict())
+    return model.eval()
+
+
+def test_a_model_without_a_head_is_the_public_one(tiny_config: ModelConfig) -> None:
+    assert tiny_config.first_stage.grain == 0
+    plain, grained = model_of(tiny_config, 0), model_of(tiny_config, 3)
+    assert not [key for key in plain.state_dict() if "grain" in key]
+    differing = plain.state_dict().keys() ^ grained.state_dict().keys()
+    assert differing and all(key.startswith(GRAIN) for key in differing)
+    for key, value in plain.state_dict().items():  # whose fresh weights are not shifted by it either
+        assert torch.equal(value, grained.state_dict()[key]), key
+
+
+def test_what_is_drawn_has_grain_and_what_is_decoded_has_none(tiny_config: ModelConfig) -> None:
+    plain, grained = model_of(tiny_config, 0), model_of(tiny_config, 3)
+    z = torch.randn(3, 4, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(plain.decode(z), grained.decode(z))
+        assert torch.equal(plain.draw(z, [1, 2, 3]), plain.decode(z))
+        assert torch.equal(grained.draw(z, [1, 2, 3], grain=False), grained.decode(z))
+        assert not torch.allclose(grained.draw(z, [1, 2, 3]), grained.decode(z))
+        drawn = grained.draw(z, [1, 2, 3])
+        assert torch.equal(drawn, grained.draw(z, [1, 2, 3]))
+        torch.testing.assert_close(drawn[1:2], grained.draw(z[1:2], [2]), atol=1e-5, rtol=1e-4)
+
+
+def test_faces_differ_by_grain_alone_and_a_batch_is_what_its_faces_are_alone(
+    tiny_config: ModelConfig,
+) -> None:
+    plain, grained = model_of(tiny_config, 0), model_of(tiny_config, 3)
+    skulls = torch.rand(3, 3, 64, 64)
+    before = reconstruct(plain, skulls, PROMPTS, [7, 8, 9], CFG)
+    mean = reconstruct(grained, skulls, PROMPTS, [7, 8, 9], replace(CFG, grain=False))
+    assert torch.equal(before, mean)  # the same x_T and the same steps, and no grain
+    drawn = reconstruct(grained, skulls, PROMPTS, [7, 8, 9], CFG)
+    assert float((drawn - mean).abs().max()) > 0.02
+    alone = reconstruct(grained, skulls[1:2], PROMPTS[:1], [8], CFG)
+    torch.testing.assert_close(drawn[1:2], alone, atol=1e-4, rtol=0)
+    blurred = [F.avg_pool2d(faces, 16) for faces in (drawn, mean)]
+    assert float((blurred[0] - blurred[1]).abs().max()) < float((drawn - mean).abs().max()) / 3
+
+
+# ---------------------------------------------------------------- files
+@pytest.fixture
+def written(tiny_config: ModelConfig, tmp_path: Path) -> Path:
+    model = model_of(tiny_config, 3)
+    write_state_dict(tmp_path / "grain.safetensors", model.state_dict(), model_metadata(model.cfg))
+    return tmp_path / "grain.safetensors"
+
+
+def test_a_file_with_a_head_comes_back(written: Path, tiny_config: ModelConfig) -> None:
+    model, _ = load_model(written)
+    assert model.cfg.first_stage.grain == 3
+    expected = model_of(tiny_config, 3).state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+    half, _ = load_model(written, dtype=torch.bfloat16)
+    with torch.no_grad():
+        drawn = half.draw(torch.randn(1, 4, 8, 8).bfloat16(), [1])
+    assert drawn.dtype == torch.float32 and drawn.isfinite().all()
+
+
+def test_a_file_from_before_loads_with_a_head_that_adds_nothing(weights: Path, tmp_path: Path) -> None:
+    model, _ = load_model(weights)
+    config = tmp_path / "grain.yaml"
+    cfg = replace(model.cfg, first_stage=replace(model.cfg.first_stage, grain=5))
+    config.write_text(to_yaml(cfg), encoding="utf-8")
+    later, _ = load_model(weights, config)
+    head = later.first_stage_model.grain
+    assert head is not None and len(head.filters.weight) == 5
+    z = torch.randn(2, 4, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(model.decode(z), later.draw(z, [1, 2]))
+
+
+def test_a_head_that_the_config_does_not_know_is_refused(
+    written: Path, tiny_config: ModelConfig, tmp_path: Path
+) -> None:
+    config = tmp_path / "plain.yaml"
+    config.write_text(to_yaml(tiny_config), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"unexpected \(first_stage_model\.grain\."):
+        load_model(written, config)
+    with pytest.raises(ValueError, match="first_stage: grain=-1"):
+        replace(tiny_config, first_stage=replace(tiny_config.first_stage, grain=-1)).validate()
+
+
+def test_add_control_passes_the_head_through(written: Path, tiny_config: ModelConfig, tmp_path: Path) -> None:
+    state, metadata = read_state_dict(written)
+    base = {key: value for key, value in state.items() if not key.startswith(("control_model.", "logvar"))}
+    write_state_dict(tmp_path / "base.safetensors", base, metadata)
+    assert tool_add_control.main([str(tmp_path / "base.safetensors"), str(tmp_path / "out.safetensors")]) == 0
+    after, _ = read_state_dict(tmp_path / "out.safetensors")
+    heads = [key for key in state if key.startswith(GRAIN)]
+    assert heads and all(torch.equal(after[key], state[key]) for key in heads)
+    assert load_model(tmp_path / "out.safetensors")[0].first_stage_model.grain.measured
+    plain = {key: value for key, value in base.items() if key not in heads}  # and one of a config is made
+    config = tmp_path / "grain.yaml"
+    config.write_text(
+        to_yaml(replace(tiny_config, first_stage=replace(tiny_config.first_stage, grain=3))), encoding="utf-8"
+    )
+    write_state_dict(tmp_path / "plain.safetensors", plain, {})
+    arguments = [str(tmp_path / "plain.safetensors"), str(tmp_path / "new.safetensors"), f"config={config}"]
+    assert tool_add_control.main(arguments) == 0
+    assert not load_model(tmp_path / "new.safetensors")[0].first_stage_model.grain.measured
+
+
+def test_a_diffusers_folder_is_without_it_and_says_so(written: Path, tmp_path: Path) -> None:
+    state, metadata = read_state_dict(written)
+    cfg = load_model(written)[0].cfg
+    done = export_folder(state, metadata, cfg, tmp_path / "folder")
+    assert sorted(done.left_out) == sorted(key for key in state if key.startswith(GRAIN))
+    assert "grain head of its autoencoder is left out" in (tmp_path / "folder/README.md").read_text()
+    again = import_folder(tmp_path / "folder")
+    assert again.cfg.first_stage.grain == 0 and asdict(again.cfg.unet) == asdict(cfg.unet)
+    assert not [line for line in again.log if "is not that of" in line]
+    rest = {key: value for key, value in state.items() if not key.startswith(GRAIN)}
+    assert again.state.keys() == rest.keys()
+    assert all(torch.equal(again.state[key], value) for key, value in rest.items())
+
+
+def test_the_autoencoder_encodes_alike_with_it(tiny_config: ModelConfig) -> None:
+    torch.manual_seed(0)
+    net = AutoencoderKL(replace(tiny_config.first_stage, grain=2))
+    x = torch.rand(1, 3, 32, 32) * 2 - 1
+    picture, features = net.decode_with_features(net.encode(x).mode())
+    assert torch.equal(picture, net.decode(net.encode(x).mode()))
+    assert features.shape == (1, 8, 32, 32)
