@@ -167,6 +167,15 @@ class DecodedEnergies:
         self._decode, self._terms, self._at_once = decode, terms, at_once
         self._typical = {name: RunningNorm() for name in terms}
 
+    @torch.no_grad()
+    def of_pictures(self, faces: Tensor) -> dict[str, Tensor]:
+        """Energies by name, (B,) each, of the batch's faces (B, 3, H, W) in [-1, 1]."""
+        parts = [slice(first, first + self._at_once) for first in range(0, len(faces), self._at_once)]
+        return {
+            name: torch.cat([energy(faces[rows].float(), rows) for rows in parts])
+            for name, (_, energy) in self._terms.items()
+        }
+
     def __call__(self, x_0: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:
         """Energies by name, (B,) each, and the gradient (B, z, h, w), of latents x_0 (B, z, h, w) float32."""
         values: dict[str, list[Tensor]] = {name: [] for name in self._terms}

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import guidance_cost, guidance_gaussian, guidance_stability
 from benchmarks.guidance_cost import CostConfig, rows, run
-from benchmarks.guidance_stability import StabilityConfig, draw
+from benchmarks.guidance_stability import StabilityConfig, draw, share_lower
 from cldm.controlled import load_model
 from cldm.sampling import SamplingConfig
 from data.cases import Known, find_cases
@@ -67,19 +67,27 @@ def test_the_gaussian_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "guidance.scale: got -1" in capsys.readouterr().err
 
 
+def test_an_energy_that_went_down_or_stayed_zero_is_lower() -> None:
+    before = np.array([2.0, 2.0, 0.0, 0.0])
+    assert share_lower(np.array([1.0, 2.0, 0.0, 1e-9]), before) == 0.5
+    assert share_lower(np.full(4, np.nan), before) == 0.0
+
+
 def test_what_breaks_is_seen_before_it_is_clipped(weights: Path, tmp_path: Path) -> None:
     model, _ = load_model(weights)
     cases = find_cases(write_pairs(tmp_path, test=3) / "split_data/test.json", Known())
     cfg = StabilityConfig(batch_size=2)
     sampling = SamplingConfig(3, "trailing", guidance_scale=1.0, control_scales=[1.0])
     guidance = load_guidance(GuidanceConfig("plain", landmarks=0), model, cases, None, Path("none"))
+    assert guidance is not None
     for guided in (None, guidance):
-        drawn = draw(model, cases, sampling, guided, cfg)
+        drawn = draw(model, cases, sampling, guided, cfg, guidance)
+        assert list(drawn.energies) == ["containment"] and drawn.energies["containment"].shape == (3,)
         assert drawn.pixels.shape == (3, 64, 64, 3) and drawn.pixels.dtype == np.uint8
         assert drawn.finite.all() and drawn.in_range.all()
     with torch.no_grad():
         model.first_stage_model.decoder.conv_out.bias.add_(3)
-    assert not draw(model, cases, replace(sampling, eta=0.0), None, cfg).in_range.any()
+    assert not draw(model, cases, replace(sampling, eta=0.0), None, cfg, guidance).in_range.any()
     with torch.no_grad():
         model.first_stage_model.decoder.conv_out.bias[0] = torch.inf
-    assert not draw(model, cases, sampling, None, cfg).finite.any()
+    assert not draw(model, cases, sampling, None, cfg, guidance).finite.any()
