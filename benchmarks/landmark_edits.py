@@ -6,13 +6,16 @@ Test subjects, the same seed throughout, landmarks read off the skull. Three que
 (how far does the drawn chin go, and does the rest stay?), body mass raised with the landmarks read anew for it (how
 much wider is the jaw?), and the same without landmarks. Judged by dlib's own 68 points, which are in no loss and no
 condition; intervals are bootstrapped over subjects.
+
+With guidance (guidance.mode=spgd guidance.scale=0.03), the first two are asked of guided faces too, whose energy wants
+the very landmarks that the branch is shown.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +36,10 @@ from data.manifest import read_manifest
 from ldm.checkpoint import git_revision, sha256
 from ldm.config import ConfigError, parse_command_line
 from ldm.device import choose_device, choose_precision
-from muti_control.case_landmarks import choose_landmarks
+from muti_control.case_landmarks import CaseLandmarks, choose_landmarks
+from muti_control.guidance import Guidance, GuidanceConfig, load_guidance
 from muti_control.pictures import write_grid
-from muti_control.preparation import recommended_sampling
+from muti_control.preparation import recommended_sampling, shipped_networks
 from muti_control.recogniser import Recogniser
 
 Floats = NDArray[np.floating]
@@ -60,6 +64,7 @@ class EditsConfig:
     num: int = 32
     down: float = 6.0
     levels: int = 2
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     seed: int = 0
     batch_size: int = 16
     resamples: int = 10_000
@@ -74,6 +79,7 @@ class EditsConfig:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, expected at least 1")
         if self.levels >= len(BODY_MASS_WORDS):
             raise ConfigError(f"levels: got {self.levels}, expected 1 to {len(BODY_MASS_WORDS) - 1}")
+        self.guidance.validate()
 
 
 def chin_moved(landmarks: Landmarks, down: float) -> Landmarks:
@@ -95,24 +101,47 @@ def heavier(cases: Sequence[Case], levels: int) -> list[Case]:
     ]
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """A source of landmarks that has been asked already."""
+
+    landmarks: Landmarks
+
+    def of(self, cases: Sequence[Case], skulls: Tensor) -> Landmarks:
+        return self.landmarks
+
+    def describe(self, case: Case) -> dict[str, str]:
+        return {"source": "given"}
+
+
 class Drawer:
     """Draws cases with the landmarks it is given, the same seed for each case whatever is asked."""
 
     def __init__(self, model: ControlledLatentDiffusion, sampling: SamplingConfig, cfg: EditsConfig) -> None:
         self.model, self.sampling, self.cfg = model, sampling, cfg
 
-    def __call__(self, cases: Sequence[Case], skulls: Tensor, landmarks: Landmarks | None) -> Tensor:
-        """Faces (B, 3, H, W) in [0, 1]."""
+    def __call__(
+        self,
+        cases: Sequence[Case],
+        skulls: Tensor,
+        landmarks: Landmarks | None,
+        guidance: Guidance | None = None,
+    ) -> Tensor:
+        """Faces (B, 3, H, W) in [0, 1]; guidance pulls them to the landmarks."""
         found, size = [], self.cfg.batch_size
         for start in range(0, len(cases), size):
             rows = slice(start, start + size)
-            shown = None
+            shown = guide = None
             if landmarks is not None:
                 shown = Landmarks(landmarks.points[rows], landmarks.confidence[rows], landmarks.present[rows])
+            if guidance is not None and shown is not None:
+                guide = replace(guidance, targets=Wanted(shown)).of(self.model, cases[rows], skulls[rows])
             prompts = [case.prompt for case in cases[rows]]
             seeds = [self.cfg.seed + start + i for i in range(len(prompts))]
             found.append(
-                reconstruct(self.model, skulls[rows], prompts, seeds, self.sampling, landmarks=shown)
+                reconstruct(
+                    self.model, skulls[rows], prompts, seeds, self.sampling, landmarks=shown, guide=guide
+                )
             )
             print(f"drew {min(start + size, len(cases))} of {len(cases)}", flush=True)
         return torch.cat(found)
@@ -136,6 +165,55 @@ def changes(before: Floats, after: Floats) -> dict[str, Floats]:
     }
 
 
+def guidance_of(
+    cfg: EditsConfig, model: ControlledLatentDiffusion, cases: Sequence[Case], source: CaseLandmarks
+) -> Guidance | None:
+    """Guidance of the settings; its targets are those that a batch is shown. Raises: ValueError."""
+    return load_guidance(shipped_networks(cfg.guidance), model, cases, source, Path(cfg.landmark_weights))
+
+
+def draw_all(
+    cfg: EditsConfig,
+    draw: Drawer,
+    cases: Sequence[Case],
+    more: Sequence[Case],
+    skulls: Tensor,
+    source: CaseLandmarks,
+    guidance: Guidance | None,
+) -> dict[str, Tensor]:
+    """Faces (N, 3, H, W) by what they show; more: the same people with more body mass."""
+    read, anew = source.of(cases, skulls), source.of(more, skulls)
+    moved = chin_moved(read, cfg.down / 256)
+    faces = {
+        "as read": draw(cases, skulls, read),
+        "chin moved": draw(cases, skulls, moved),
+        "heavier": draw(more, skulls, anew),
+        "no landmarks": draw(cases, skulls, None),
+        "heavier, no landmarks": draw(more, skulls, None),
+    }
+    if guidance is not None:
+        faces |= {
+            "as read, guided": draw(cases, skulls, read, guidance),
+            "chin moved, guided": draw(cases, skulls, moved, guidance),
+            "heavier, guided": draw(more, skulls, anew, guidance),
+        }
+    return faces
+
+
+def comparisons(cfg: EditsConfig, guided: bool) -> dict[str, tuple[str, str]]:
+    """Which faces of :func:`draw_all` tell of an edit, before and after it."""
+    chin, mass = f"chin's landmarks {cfg.down:g} px down", f"body mass +{cfg.levels}"
+    found = {
+        chin: ("as read", "chin moved"),
+        f"{mass}, landmarks read anew": ("as read", "heavier"),
+        f"{mass}, no landmarks": ("no landmarks", "heavier, no landmarks"),
+    }
+    if guided:
+        found[f"{chin}, guided"] = ("as read, guided", "chin moved, guided")
+        found[f"{mass}, landmarks read anew, guided"] = ("as read, guided", "heavier, guided")
+    return found
+
+
 def measure(cfg: EditsConfig) -> dict[str, Any]:
     """Draw, judge and write the results. Raises: ValueError for what cannot be measured."""
     cfg.check()
@@ -148,25 +226,14 @@ def measure(cfg: EditsConfig) -> dict[str, Any]:
     source, lacking = choose_landmarks("auto", Path(cfg.landmark_weights), cases, model)
     if source is None:
         raise ConfigError(lacking or f"weights: {cfg.weights} has no landmark branch")
+    guidance = guidance_of(cfg, model, cases, source)
     side = model.cfg.image_size
     skulls = torch.stack([torch.from_numpy(read_skull(c, side)).permute(2, 0, 1) for c in cases])
     more, draw = heavier(cases, cfg.levels), Drawer(model, sampling, cfg)
-    read = source.of(cases, skulls)
-    faces = {
-        "as read": draw(cases, skulls, read),
-        "chin moved": draw(cases, skulls, chin_moved(read, cfg.down / 256)),
-        "heavier": draw(more, skulls, source.of(more, skulls)),
-        "no landmarks": draw(cases, skulls, None),
-        "heavier, no landmarks": draw(more, skulls, None),
-    }
+    faces = draw_all(cfg, draw, cases, more, skulls, source, guidance)
     points = {name: seen_by_dlib(drawn) for name, drawn in faces.items()}
-    compared = {
-        f"chin's landmarks {cfg.down:g} px down": ("as read", "chin moved"),
-        f"body mass +{cfg.levels}, landmarks read anew": ("as read", "heavier"),
-        f"body mass +{cfg.levels}, no landmarks": ("no landmarks", "heavier, no landmarks"),
-    }
     results = {}
-    for name, (before, after) in compared.items():
+    for name, (before, after) in comparisons(cfg, guidance is not None).items():
         results[name] = {
             what: {"mean": float(v.mean()), "interval": interval(v, cfg.resamples, cfg.seed)}
             for what, v in changes(points[before], points[after]).items()

@@ -53,6 +53,13 @@ def test_a_run_compares_each_edit_with_its_own_start(
     assert found["subjects"] == 3  # body mass 4 leaves no room for two levels more
     assert len(found["px of 256"]) == 3 and "chin, down" in capsys.readouterr().out
     assert (tmp_path / "edits.png").is_file()
+    guided = ["guidance.mode=spgd", "guidance.landmarks=0"]
+    more = [*guided, "guidance.inner=1", "resamples=100", "precision=fp32", f"out={tmp_path}/guided"]
+    assert landmark_edits.main([*given, *more]) == 0
+    found = json.loads((tmp_path / "guided.json").read_text())
+    assert len(found["px of 256"]) == 5 and "as read, guided" in found["rows of the picture"]
+    assert landmark_edits.main([*given, "guidance.mode=sgd"]) == 2
+    assert "guidance.mode: got 'sgd'" in capsys.readouterr().err
     assert landmark_edits.main(given[1:]) == 2  # the demo model has no landmark branch: there is no default
     assert "weights" in capsys.readouterr().err
     assert landmark_edits.main([*given, "levels=5"]) == 2
