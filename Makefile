@@ -32,8 +32,9 @@ test: $(VENV)/.dev  ## the test suite, on two cores
 	@$(PY) -m pytest -n 2 --dist loadfile
 
 debug: $(VENV)/.runtime  ## every training stage and sampling, end to end, on tiny networks, in runs/debug_*
-	@rm -rf runs/debug_autoencoder runs/debug_base runs/debug_control runs/debug_pipnet runs/debug_pix2pix runs/debug_guidance_decoder runs/debug_control_ini.safetensors
+	@rm -rf runs/debug_autoencoder runs/debug_grain runs/debug_base runs/debug_control runs/debug_pipnet runs/debug_pix2pix runs/debug_guidance_decoder runs/debug_control_ini.safetensors
 	@$(PY) train.py configs/debug/autoencoder.yaml
+	@$(PY) train.py configs/debug/grain.yaml
 	@$(PY) train.py configs/debug/base.yaml
 	@$(PY) tool_add_control.py runs/debug_base/model.safetensors runs/debug_control_ini.safetensors
 	@$(PY) train.py configs/debug/control.yaml

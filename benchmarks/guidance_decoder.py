@@ -26,8 +26,8 @@ from ldm.checkpoint import load_strict, read_state_dict
 from ldm.config import parse_command_line
 from ldm.device import choose_device
 from ldm.latent_diffusion import ModelConfig
+from muti_control.first_stage import FirstStage
 from muti_control.guidance_decoder import GuidanceDecoder, GuidanceDecoderConfig, load_guidance_decoder
-from muti_control.guidance_decoder_stage import FirstStage
 
 Decode = Callable[[Tensor], Tensor]
 

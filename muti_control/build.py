@@ -14,7 +14,6 @@ from cldm.controlled import (
     ControlledLatentDiffusion,
     check_complete,
     check_fit,
-    model_config_of,
     restore_buffers,
 )
 from data.manifest import Record, check_disjoint, read_manifest
@@ -26,7 +25,9 @@ from muti_control.autoencoder_stage import AutoencoderStage
 from muti_control.config import ExperimentConfig
 from muti_control.control_stage import ControlStage
 from muti_control.diffusion_stages import BaseStage
-from muti_control.guidance_decoder_stage import FirstStage, GuidanceDecoderStage
+from muti_control.first_stage import FirstStage, architecture_of
+from muti_control.grain_stage import Faces, GrainStage
+from muti_control.guidance_decoder_stage import GuidanceDecoderStage
 from muti_control.latents import LatentPairs, face_moments
 from muti_control.parked import park
 from muti_control.pipnet.stage import build_pip_stage
@@ -79,16 +80,7 @@ def build_model(cfg: ExperimentConfig) -> ControlledLatentDiffusion:
     model_cfg = cfg.model
     if cfg.init is not None:
         state, metadata = read_state_dict(cfg.init)
-        model_cfg = cfg.model or model_config_of(cfg.init, metadata)
-        if model_cfg is None:
-            raise ConfigError(
-                f"init: {cfg.init} does not say its architecture; give it as model: (models/cldm_v15.yaml is SD1.5's)"
-            )
-        if model_cfg is cfg.model and "config" in metadata:
-            # The measured scale of the latents belongs to the weights, not to the architecture.
-            saved = model_config_of(cfg.init, metadata)
-            assert saved is not None
-            model_cfg.scale_factor = saved.scale_factor
+        model_cfg = architecture_of(cfg, metadata)
         state |= fresh_grain(state, model_cfg.first_stage, cfg.train.seed)
         if cfg.stage == "control":
             check_complete(cfg.init, state)
@@ -176,6 +168,11 @@ def build_pix2pix_stage(cfg: ExperimentConfig) -> Stage:
 def build_guidance_decoder_stage(cfg: ExperimentConfig) -> Stage:
     """The guidance_decoder stage; of ``init`` it takes the autoencoder alone, and of the pairs the faces' latents."""
     first_stage = FirstStage.of(cfg)
+    got, expected = cfg.guidance_decoder.network.z_channels, first_stage.cfg.first_stage.z_channels
+    if got != expected:
+        raise ConfigError(
+            f"guidance_decoder.network.z_channels: got {got}, expected {expected}, as in {cfg.init}"
+        )
     latents = {}
     for part, records in read_lists(cfg).items():
         pairs = PairedDataset(records, size=first_stage.cfg.image_size)
@@ -187,10 +184,21 @@ def build_guidance_decoder_stage(cfg: ExperimentConfig) -> Stage:
     return GuidanceDecoderStage.of(cfg, first_stage, latents["train"], latents["valid"])
 
 
+def build_grain_stage(cfg: ExperimentConfig) -> Stage:
+    """The grain stage; of ``init`` it trains on the autoencoder alone, with the pairs' faces."""
+    first_stage = FirstStage.of(cfg, cfg.grain.filters)
+    faces = {
+        part: Faces(PairedDataset(records, size=first_stage.cfg.image_size))
+        for part, records in read_lists(cfg).items()
+    }
+    return GrainStage(cfg, first_stage, faces["train"], faces["valid"])
+
+
 # How the stage of each name is built.
 BUILDERS: dict[str, Callable[[ExperimentConfig], Stage]] = {
     **dict.fromkeys(STAGE_CLASSES, build_latent_stage),
     "pipnet": build_pip_stage,
     "pix2pix": build_pix2pix_stage,
     "guidance_decoder": build_guidance_decoder_stage,
+    "grain": build_grain_stage,
 }

@@ -15,14 +15,19 @@ from data.partial import REGIONS
 from ldm.config import ConfigError, parse_command_line
 from ldm.latent_diffusion import ModelConfig
 from muti_control.guidance_decoder import GuidanceDecoderStageConfig
-from muti_control.loss_config import AutoencoderStageConfig, LossesConfig
+from muti_control.loss_config import AutoencoderStageConfig, GrainStageConfig, LossesConfig
 from muti_control.memory import MemoryConfig
 from muti_control.optim_config import OptimConfig
 from muti_control.pipnet.config import PipNetStageConfig
 from muti_control.pix2pix.config import Pix2PixStageConfig
 
-STAGES = ("autoencoder", "base", "control", "pipnet", "pix2pix", "guidance_decoder")
+STAGES = ("autoencoder", "base", "control", "pipnet", "pix2pix", "guidance_decoder", "grain")
 WITHOUT_MODEL = ("pipnet", "pix2pix")  # stages whose architecture stands in their own part of the config
+FROM_INIT = {  # stages that need one, and of which kind
+    "control": "a checkpoint made by tool_add_control.py",
+    "guidance_decoder": "a checkpoint with the autoencoder whose decoder is to be imitated",
+    "grain": "a checkpoint with the autoencoder whose faces are to get grain",
+}
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 LOSS_WEIGHTINGS = ("eps", "x0")
 EXPORT_DTYPES = ("float32", "float16", "bfloat16")
@@ -168,7 +173,7 @@ class PartialSkullConfig:
 class ExperimentConfig:
     """One training run.
 
-    stage: autoencoder, base, control, pipnet, pix2pix or guidance_decoder. name: the run's folder below ``out``.
+    stage: autoencoder, base, control, pipnet, pix2pix, guidance_decoder or grain. name: the run's folder below ``out``.
     init: checkpoint to start from (none: fresh weights). how_to_get_init: what to tell a user who lacks it.
     model: the architecture; with ``init`` it may be left out, the file carries it.
     """
@@ -195,6 +200,7 @@ class ExperimentConfig:
     pipnet: PipNetStageConfig = field(default_factory=PipNetStageConfig)
     pix2pix: Pix2PixStageConfig = field(default_factory=Pix2PixStageConfig)
     guidance_decoder: GuidanceDecoderStageConfig = field(default_factory=GuidanceDecoderStageConfig)
+    grain: GrainStageConfig = field(default_factory=GrainStageConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     @property
@@ -279,7 +285,7 @@ class ExperimentConfig:
                 f"some of {', '.join(REGIONS)}",
             ),
             (
-                self.init or self.model or self.stage in (*WITHOUT_MODEL, "guidance_decoder"),
+                self.init or self.model or self.stage in (*WITHOUT_MODEL, *FROM_INIT),
                 "init",
                 None,
                 "a checkpoint, or a 'model:' to start afresh",
@@ -299,13 +305,7 @@ class ExperimentConfig:
                 )
                 for stage, key, got in self._of_one_stage()
             ),
-            (self.stage != "control" or self.init, "init", None, "a checkpoint made by tool_add_control.py"),
-            (
-                self.stage != "guidance_decoder" or self.init,
-                "init",
-                None,
-                "a checkpoint with the autoencoder whose decoder is to be imitated",
-            ),
+            (self.stage not in FROM_INIT or self.init, "init", None, FROM_INIT.get(self.stage)),
         ]
         for good, key, got, expected in checks:
             if not good:
@@ -317,6 +317,7 @@ class ExperimentConfig:
             "pix2pix": self.pix2pix,
             "autoencoder": self.autoencoder,
             "guidance_decoder": self.guidance_decoder,
+            "grain": self.grain,
         }
         for part, settings in parts.items():
             try:

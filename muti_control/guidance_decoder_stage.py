@@ -9,16 +9,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from cldm.controlled import model_config_of
-from ldm.autoencoder import AutoencoderKL, DiagonalGaussian
-from ldm.checkpoint import git_revision, load_strict, read_state_dict
-from ldm.config import ConfigError
-from ldm.latent_diffusion import ModelConfig
+from ldm.autoencoder import DiagonalGaussian
+from ldm.checkpoint import git_revision
 from muti_control.autoencoder_losses import edge_loss
 from muti_control.config import ExperimentConfig
 from muti_control.draws import generator
+from muti_control.first_stage import FirstStage
 from muti_control.guidance_decoder import GuidanceDecoder, signature
 from muti_control.latents import LatentPairs
 from muti_control.pictures import psnr
@@ -26,38 +24,6 @@ from muti_control.stage import Stage
 
 NUM_SHOWN = 8
 _Shown = tuple[Tensor, Tensor, Tensor, Tensor]  # both decoders' pictures of a latent, then of an altered one
-
-
-class FirstStage(nn.Module):
-    """The autoencoder of a model alone, with the scale of its latents."""
-
-    def __init__(self, cfg: ModelConfig) -> None:
-        super().__init__()
-        self.cfg = cfg
-        self.first_stage_model = AutoencoderKL(cfg.first_stage)
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Scaled latents (B, z, h, w) -> pictures (B, 3, f h, f w), about [-1, 1]."""
-        return self.first_stage_model.decode(z / self.cfg.scale_factor)
-
-    @classmethod
-    def of(cls, cfg: ExperimentConfig) -> FirstStage:
-        """Of the checkpoint ``init``; nothing else of it is loaded. Raises: CheckpointError, ConfigError."""
-        assert cfg.init is not None
-        state, metadata = read_state_dict(cfg.init)
-        model_cfg = cfg.model or model_config_of(cfg.init, metadata)
-        if model_cfg is None:
-            raise ConfigError(
-                f"init: {cfg.init} does not say its architecture; give it as model: (models/cldm_v15.yaml is SD1.5's)"
-            )
-        got, expected = cfg.guidance_decoder.network.z_channels, model_cfg.first_stage.z_channels
-        if got != expected:
-            raise ConfigError(
-                f"guidance_decoder.network.z_channels: got {got}, expected {expected}, as in {cfg.init}"
-            )
-        first_stage = cls(model_cfg)
-        load_strict(first_stage.first_stage_model, state, prefix="first_stage_model.")
-        return first_stage.requires_grad_(False)
 
 
 def altered(z: Tensor, noise: float, blend: float, draws: torch.Generator) -> Tensor:

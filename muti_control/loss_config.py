@@ -1,4 +1,4 @@
-"""Settings of the losses: of the autoencoder, of the decoded face, and of the discriminator that both may have."""
+"""Settings of the losses: of the autoencoder, its grain and the decoded face, and of the discriminator of both."""
 
 from __future__ import annotations
 
@@ -99,6 +99,25 @@ class AutoencoderStageConfig:
             self.discriminator.validate(in_channels=3)
         except ValueError as error:
             raise ValueError(f"discriminator.{error}") from error
+
+
+@dataclass
+class GrainStageConfig:
+    """Of the grain stage, whose loss is ``autoencoder_losses.texture_loss`` of decoded pictures with grain.
+
+    filters: of the noise, in a head that ``init`` has not yet. crop_size: side in px of the random windows it trains on
+    (it validates on whole pictures). crops: windows of each decoded picture.
+    """
+
+    filters: int = 8
+    crop_size: int = 96
+    crops: int = 4
+
+    def validate(self) -> None:
+        """Raises: ValueError naming the field, what was got and what is expected."""
+        for key, low, high in (("filters", 1, 64), ("crop_size", 32, 4096), ("crops", 1, 256)):
+            if not low <= getattr(self, key) <= high:
+                raise ValueError(f"{key}: got {getattr(self, key)!r}, expected {low} to {high}")
 
 
 @dataclass

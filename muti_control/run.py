@@ -33,7 +33,7 @@ from muti_control.turns import odd_settings
 FINGERPRINTED = (
     "optim", "autoencoder", "diffusion", "skull", "landmarks", "texture", "partial", "pipnet",
 )  # fmt: skip
-OF_ONE_STAGE = ("pix2pix", "guidance_decoder")  # the same for the stages that bear the part's name
+OF_ONE_STAGE = ("pix2pix", "guidance_decoder", "grain")  # the same for the stages that bear the part's name
 # What a checkpoint from before a part existed meant by it.
 BEFORE = {
     "losses": "off",
@@ -146,10 +146,11 @@ class Training:
         cfg, trainer = self.cfg, self.trainer
         trained = sum(p.numel() for p in self.stage.trained_parameters().values()) / 1e6
         total = sum(p.numel() for p in self.stage.net.parameters()) / 1e6
+        trained_text = f"{trained:.1f}" if trained >= 0.1 else f"{trained:.3f}"
         where = f"{trainer.strategy.root_device}, {trainer.precision}"
         where += f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
         self._say(
-            f"{cfg.stage} stage: {trained:.1f} of {total:.1f} M parameters trained, on {where}; "
+            f"{cfg.stage} stage: {trained_text} of {total:.1f} M parameters trained, on {where}; "
             f"everything goes to {cfg.run_dir}"
         )
         if self.resumed is not None:
