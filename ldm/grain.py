@@ -77,7 +77,7 @@ def summary(pictures: Tensor, z: Tensor) -> Tensor:
     """
     grey, z = grey_of(pictures), z.float()
     where = inside(grey)
-    cells = _or_all((F.adaptive_avg_pool2d(where, z.shape[2:]) > 0.99).float())  # (B, 1, h, w)
+    cells = _or_all((F.adaptive_avg_pool2d(where, (z.shape[2], z.shape[3])) > 0.99).float())  # (B, 1, h, w)
     found = [log_energies(grey, where), _mean(grey, where), _mean(z, cells)]
     for lag in LATENT_LAGS:
         first, second = _neighbours(z, lag)
@@ -124,10 +124,11 @@ class Grain(nn.Module):
             self.shift = nn.Linear(_HIDDEN, num_filters + _LOCAL)
         self.register_buffer("mean", torch.zeros(num))
         self.register_buffer("deviation", torch.zeros(num))
+        for layer, bias in ((self.amplitude, -4.0), (self.shift, 0.0)):  # softplus(-4): 0.018
+            assert layer.bias is not None
+            nn.init.zeros_(layer.weight)
+            nn.init.constant_(layer.bias, bias)
         with torch.no_grad():
-            for values in (self.amplitude.weight, self.shift.weight, self.shift.bias):
-                values.zero_()
-            self.amplitude.bias.fill_(-4.0)  # softplus of it: 0.018
             self.filters.weight.copy_(_first_filters(num_filters))
 
     @property

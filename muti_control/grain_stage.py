@@ -135,10 +135,10 @@ class GrainStage(Stage):
         drawn = (mean + self.head(features, mean, summary(pictures, z), noise)).clamp(-1, 1)
         mean = mean.clamp(-1, 1)
         where = inside(grey_of(faces))
-        energies = [log_energies(grey_of(x), where).cpu() for x in (faces, mean, drawn)]
+        true, without, with_grain = (log_energies(grey_of(x), where).cpu() for x in (faces, mean, drawn))
         for k, index in enumerate(indices):
             losses = [float(texture_loss(x[k : k + 1], faces[k : k + 1])) for x in (mean, drawn)]
-            self._seen.append((index, (losses[0], losses[1], *(values[k] for values in energies))))
+            self._seen.append((index, (losses[0], losses[1], true[k], without[k], with_grain[k])))
         if batch_idx == 0:
             self._shown = [(x[:NUM_SHOWN] + 1) / 2 for x in (faces, mean, drawn)]
 
@@ -147,11 +147,11 @@ class GrainStage(Stage):
         seen, shown = self.gather(self._seen), self._shown
         self.forget_validation()
         self.show("true_decoded_grain", shown)
-        without, texture = (sum(values) / len(seen) for values in list(zip(*seen, strict=True))[:2])
-        true, mean, drawn = (torch.stack([item[k] for item in seen]) for k in (2, 3, 4))
+        num = len(seen)
+        true, mean, drawn = (torch.stack(x) for x in zip(*((a, b, c) for _, _, a, b, c in seen), strict=True))
         return {
-            "valid/texture": texture,
-            "valid/texture_without": without,
+            "valid/texture": sum(drawn_loss for _, drawn_loss, *_ in seen) / num,
+            "valid/texture_without": sum(mean_loss for mean_loss, *_ in seen) / num,
             "valid/correlation": correlation(true, drawn),
             "valid/correlation_without": correlation(true, mean),
             "valid/bias": float((drawn - true).mean()),
