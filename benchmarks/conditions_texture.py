@@ -134,7 +134,9 @@ def _through(drawer: Drawer, pictures: Tensor) -> Tensor:
     for part in pictures.split(drawer.batch_size):
         x = (part * 2 - 1).to(model.device, model.dtype)
         places = range(num_done, num_done + len(part))
-        decoded = model.draw(model.encode_first_stage(x, sample=False).to(model.dtype), places)
+        decoded = model.draw(
+            model.encode_first_stage(x, sample=False).to(model.dtype), places, drawer.sampling.grain
+        )
         num_done += len(part)
         found.append(((decoded.float().cpu() + 1) / 2).clamp(0, 1))
     return torch.cat(found)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 import tool_add_control
 from cldm.controlled import ControlledLatentDiffusion, load_model, model_metadata
 from cldm.diffusers_folder.importing import import_folder
 from cldm.diffusers_folder.writing import export_folder
+from cldm.record import OutputError
 from cldm.sampling import SamplingConfig, reconstruct
 from ldm.autoencoder import GRAIN, AutoencoderKL
 from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
@@ -21,6 +27,11 @@ from ldm.config import to_yaml
 from ldm.grain import ENERGY_FLOOR, MARGIN, Grain, grain_noise, inside, log_energies, num_summary, summary
 from ldm.latent_diffusion import ModelConfig
 from muti_control.autoencoder_losses import texture_loss
+from muti_control.evaluation.run_folder import identity_of
+from muti_control.evaluation.sampled import Sampler
+from muti_control.processes import Team
+from muti_control.resume import _check_same
+from muti_control.run_record import TEXT_KEY
 
 CFG = SamplingConfig(steps=2, spacing="trailing", eta=1.0, guidance_scale=1.0, control_scales=[1.0])
 PROMPTS = ["3D face scan,Asian male,age level 3,normal face."] * 3
@@ -280,6 +291,39 @@ def test_a_diffusers_folder_is_without_it_and_says_so(written: Path, tmp_path: P
     rest = {key: value for key, value in state.items() if not key.startswith(GRAIN)}
     assert again.state.keys() == rest.keys()
     assert all(torch.equal(again.state[key], value) for key, value in rest.items())
+
+
+def test_true_faces_through_the_autoencoder_get_grain_of_their_name(
+    tiny_config: ModelConfig, tmp_path: Path
+) -> None:
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.full((64, 64), 150, np.uint8)).save(tmp_path / name)
+
+    def drawn(folder: str, names: str, batch_size: int, grain: bool = True) -> list[np.ndarray]:
+        sampler: Any = Sampler.__new__(Sampler)  # the parts of it that this needs
+        sampler.device, sampler.batch_size, sampler.team = torch.device("cpu"), batch_size, Team()
+        sampler.grain, sampler._model = grain, model_of(tiny_config, 3)
+        pairs = [(tmp_path / f"{name}.png", tmp_path / folder / f"{name}.png") for name in names]
+        sampler.through_autoencoder(pairs, lambda _: None)
+        return [np.asarray(Image.open(target)).astype(int) for _, target in pairs]
+
+    both, alone = drawn("both", "ab", 2), drawn("alone", "b", 1)
+    assert abs(both[1] - alone[0]).max() <= 1 < abs(both[0] - both[1]).max()
+    mean = drawn("mean", "ab", 2, grain=False)
+    assert np.array_equal(mean[0], mean[1]) and abs(mean[0] - both[0]).max() > 1
+
+
+def test_runs_from_before_there_was_the_setting_go_on(tmp_path: Path) -> None:
+    before = asdict(CFG)
+    del before["grain"]
+    identities = [identity_of({"sampling": how}, {}) for how in (before, asdict(CFG))]
+    assert identities[0] == identities[1] != identity_of({"sampling": asdict(replace(CFG, grain=False))}, {})
+    note = PngInfo()
+    note.add_text(TEXT_KEY, json.dumps({"sampling": before}))
+    Image.new("L", (2, 2)).save(tmp_path / "face.png", pnginfo=note)
+    _check_same(tmp_path / "face.png", {"sampling": asdict(CFG)})
+    with pytest.raises(OutputError, match=r"sampling\.grain"):
+        _check_same(tmp_path / "face.png", {"sampling": asdict(replace(CFG, grain=False))})
 
 
 def test_the_autoencoder_encodes_alike_with_it(tiny_config: ModelConfig) -> None:
