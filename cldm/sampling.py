@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -273,10 +273,24 @@ def reconstruct(
         before_step=before_step,
         progress=progress,
     )
-    at_once = max(1, DECODED_AT_ONCE // (height * width))
     to = device if on_device else torch.device("cpu")
-    faces = [
-        model.draw(latents[i : i + at_once].to(model.dtype), seeds[i : i + at_once], cfg.grain).float().to(to)
-        for i in range(0, num, at_once)
-    ]
-    return ((torch.cat(faces) + 1) / 2).clamp(0, 1)
+    faces = torch.cat([face.float().to(to) for face in _drawn(model, latents, seeds, texture, cfg)])
+    return ((faces + 1) / 2).clamp(0, 1)
+
+
+def _drawn(
+    model: ControlledLatentDiffusion,
+    latents: Tensor,
+    seeds: Sequence[int],
+    texture: Texture | None,
+    cfg: SamplingConfig,
+) -> Iterator[Tensor]:
+    """The pictures of latents (B, z, h, w), some at a time; grain as the exemplars have it, where there are any."""
+    at_once = max(1, DECODED_AT_ONCE // (latents[0, 0].numel() * model.cfg.first_stage.downscale**2))
+    texture = texture if cfg.texture_scale > 0 else None
+    for first in range(0, len(latents), at_once):
+        rows = slice(first, first + at_once)
+        exemplars, shown = (
+            (None, None) if texture is None else (texture.features[rows], texture.present[rows])
+        )
+        yield model.draw(latents[rows].to(model.dtype), seeds[rows], cfg.grain, exemplars, shown)

@@ -24,7 +24,8 @@ class AutoencoderConfig:
     ch: width at full resolution; ch_mult: width of each level relative to it (each level but the last halves
     the resolution); z_channels: channels of the latent; norm_groups: groups of every GroupNorm.
     gradient_checkpointing: recompute the blocks' activations in the backward pass.
-    grain: filters of the grain head (ldm/grain.py), 0 for none, as in the public files.
+    grain: filters of the grain head (ldm/grain.py), 0 for none, as in the public files. grain_exemplar: how many
+    numbers tell it of an exemplar's surface, 0 if it follows none.
     """
 
     in_channels: int = 3
@@ -35,6 +36,7 @@ class AutoencoderConfig:
     norm_groups: int = 32
     gradient_checkpointing: bool = False
     grain: int = 0
+    grain_exemplar: int = 0
 
     @property
     def downscale(self) -> int:
@@ -249,7 +251,7 @@ class AutoencoderKL(nn.Module):
         self.decoder = Decoder(cfg)
         self.quant_conv = nn.Conv2d(2 * cfg.z_channels, 2 * cfg.z_channels, 1)
         self.post_quant_conv = nn.Conv2d(cfg.z_channels, cfg.z_channels, 1)
-        self.grain = Grain(cfg.ch * cfg.ch_mult[0], cfg.z_channels, cfg.grain) if cfg.grain else None
+        self.grain = _grain_head(cfg) if cfg.grain else None
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
         """x: (B, 3, H, W) in [-1, 1] -> posterior over (B, z, H/f, W/f).
@@ -271,24 +273,38 @@ class AutoencoderKL(nn.Module):
         features = self.decoder.features(self.post_quant_conv(z))
         return self.decoder.conv_out(features), features
 
-    def draw(self, z: Tensor, noise: Tensor) -> Tensor:
+    def draw(
+        self, z: Tensor, noise: Tensor, exemplars: Tensor | None = None, shown: Tensor | None = None
+    ) -> Tensor:
         """The picture of :meth:`decode` with grain on it, (B, 3, f h, f w) float32; of an autoencoder that has a head.
 
-        noise: of :func:`ldm.grain.grain_noise`, for pictures of f h x f w px.
+        noise: of :func:`ldm.grain.grain_noise`, for pictures of f h x f w px. exemplars, shown: see
+        :meth:`ldm.grain.Grain.forward`; a head that follows none does not look at them.
         """
         assert self.grain is not None
         picture, features = self.decode_with_features(z)
-        return picture.float() + self.grain(features, picture, summary(picture, z), noise)
+        if self.grain.exemplar is None:
+            exemplars = shown = None
+        grain = self.grain(features, picture, summary(picture, z), noise, exemplars, shown)
+        return picture.float() + grain
+
+
+def _grain_head(cfg: AutoencoderConfig) -> Grain:
+    return Grain(cfg.ch * cfg.ch_mult[0], cfg.z_channels, cfg.grain, cfg.grain_exemplar)
 
 
 def fresh_grain(state: Mapping[str, Tensor], cfg: AutoencoderConfig, seed: int = 0) -> dict[str, Tensor]:
     """Weights, by checkpoint key, of a grain head that ``cfg`` has and ``state`` has not: it adds nothing yet.
 
-    A checkpoint from before the head existed loads with these.
+    A checkpoint from before the head existed loads with these; to one whose head follows no exemplar, only that is new.
     """
-    if not cfg.grain or any(key.startswith(GRAIN) for key in state):
+    if not cfg.grain:
         return {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        grain = Grain(cfg.ch * cfg.ch_mult[0], cfg.z_channels, cfg.grain)
-    return {f"{GRAIN}{name}": value for name, value in grain.state_dict().items()}
+        grain = _grain_head(cfg)
+    fresh = {f"{GRAIN}{name}": value for name, value in grain.state_dict().items()}
+    own, exemplar = [key for key in state if key.startswith(GRAIN)], f"{GRAIN}exemplar."
+    if any(key.startswith(exemplar) for key in own):
+        return {}
+    return {key: value for key, value in fresh.items() if not own or key.startswith(exemplar)}

@@ -2,7 +2,9 @@
 
 An error by pixels is smallest where grain is wiped out, but the latent still tells how much of it there was. So the
 decoder's picture stays the mean, and the picture that is shown is the mean plus white noise through a few small learned
-filters, each as strong as the place (the decoder's last features) and the whole picture (:func:`summary`) call for.
+filters, each as strong as the place (the decoder's last features) and the whole picture (:func:`summary`) call for. In
+place of the whole picture an exemplar may say how the surface shall look: numbers that tell of its style and of nothing
+else.
 """
 
 from __future__ import annotations
@@ -108,12 +110,14 @@ class Grain(nn.Module):
     Until :meth:`measure` was given what summaries are usual, it adds exactly nothing.
 
     num_features: channels of the decoder's last features. z_channels: of the latent. num_filters: of the noise.
+    num_exemplar: numbers, each of about mean 0 and deviation 1, that tell how an exemplar's surface looks; 0: it
+    follows none.
     """
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, num_features: int, z_channels: int, num_filters: int) -> None:
+    def __init__(self, num_features: int, z_channels: int, num_filters: int, num_exemplar: int = 0) -> None:
         super().__init__()
         num = num_summary(z_channels)
         with torch.random.fork_rng(devices=[]):  # whatever else is drawn, is drawn as without grain
@@ -122,6 +126,7 @@ class Grain(nn.Module):
             self.amplitude = nn.Conv2d(_LOCAL, num_filters, 1)
             self.whole = nn.Linear(num, _HIDDEN)
             self.shift = nn.Linear(_HIDDEN, num_filters + _LOCAL)
+            self.exemplar = nn.Linear(num_exemplar, _HIDDEN) if num_exemplar else None
         self.register_buffer("mean", torch.zeros(num))
         self.register_buffer("deviation", torch.zeros(num))
         for layer, bias in ((self.amplitude, -4.0), (self.shift, 0.0)):  # softplus(-4): 0.018
@@ -147,21 +152,42 @@ class Grain(nn.Module):
         spread = summaries.float().std(0, correction=0)
         self.deviation.copy_(spread.clamp(min=0.01).maximum(0.02 * mean.abs()))
 
-    def forward(self, features: Tensor, pictures: Tensor, summaries: Tensor, noise: Tensor) -> Tensor:
+    def forward(
+        self,
+        features: Tensor,
+        pictures: Tensor,
+        summaries: Tensor,
+        noise: Tensor,
+        exemplars: Tensor | None = None,
+        shown: Tensor | None = None,
+    ) -> Tensor:
         """Grain (B, 1, H, W) float32 for pictures, or for windows of them; of mean 0 over noise, whatever the rest is.
 
         features: (B, C, H, W), the decoder's last, after its norm and SiLU. pictures: (B, 3, H, W) decoded from them.
-        summaries: (B, F), of the whole pictures. noise: as :func:`grain_noise` gives it.
+        summaries: (B, F), of the whole pictures. noise: as :func:`grain_noise` gives it. exemplars: (B, num_exemplar),
+        looked at in place of the summaries where ``shown`` (B,) is True; None: nowhere.
+
+        Raises:
+            ValueError: exemplars of other numbers than the head takes.
         """
         with torch.autocast(features.device.type, enabled=False):
             usual = (summaries.float() - self.mean.float()) / self.deviation.float().clamp(min=1e-4)
-            shift = _linear(self.shift, F.silu(_linear(self.whole, usual.clamp(-LIMIT, LIMIT))))
+            hidden = F.silu(_linear(self.whole, usual.clamp(-LIMIT, LIMIT)))  # (B, _HIDDEN)
+            if exemplars is not None and shown is not None:
+                hidden = torch.where(shown[:, None], self._told(exemplars), hidden)
+            shift = _linear(self.shift, hidden)
             own, among = shift[..., None, None].split([len(self.filters.weight), _LOCAL], dim=1)
             h = F.silu(_conv(self.local, features.float()) + among)  # (B, _LOCAL, H, W)
             strength = F.softplus(_conv(self.amplitude, h) + own)  # (B, filters, H, W)
             lit = ((grey_of(pictures) - BLACK) / RAMP).clamp(0, 1)  # (B, 1, H, W)
             lit = lit * (self.deviation.amax() > 0)
             return lit * (strength * _conv(self.filters, noise.float())).sum(1, keepdim=True)
+
+    def _told(self, exemplars: Tensor) -> Tensor:
+        taken = 0 if self.exemplar is None else self.exemplar.in_features
+        if self.exemplar is None or exemplars.shape[1] != taken:
+            raise ValueError(f"grain: got exemplars of {exemplars.shape[1]} numbers, the head takes {taken}")
+        return F.silu(_linear(self.exemplar, exemplars.float().clamp(-LIMIT, LIMIT)))
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ def check_sizes(part: str, sizes: Mapping[str, object]) -> None:
     for name, value in sizes.items():
         limit = MAX_DEPTH if name in ("num_res_blocks", "transformer_depth", "layers") else MAX_SIZE
         values = value if isinstance(value, list) else [value]
-        low = 0 if name in ("attention_levels", "grain") else 1
+        low = 0 if name in ("attention_levels", "grain", "grain_exemplar") else 1
         if not values and name != "attention_levels":
             raise ValueError(f"{part}: {name} is an empty list, expected one number for each level")
         if len(values) > MAX_DEPTH:
@@ -194,13 +194,23 @@ class LatentDiffusion(nn.Module):
         """Scaled latents (B, z, h, w) -> pictures (B, 3, f h, f w), about [-1, 1]. Carries gradient."""
         return self.first_stage_model.decode(z / self.cfg.scale_factor)
 
-    def draw(self, z: Tensor, keys: Sequence[int | str], grain: bool = True) -> Tensor:
+    def draw(
+        self,
+        z: Tensor,
+        keys: Sequence[int | str],
+        grain: bool = True,
+        exemplars: Tensor | None = None,
+        shown: Tensor | None = None,
+    ) -> Tensor:
         """Scaled latents (B, z, h, w) -> pictures as they are to be seen: :meth:`decode`, and grain if there is a head.
 
         keys: a seed or a name for each sample, from which its grain follows. grain: False for the mean picture.
+        exemplars: (B, F), what tells of the surface a sample is to have, where ``shown`` (B,) is True.
         """
         first_stage, f = self.first_stage_model, self.cfg.first_stage.downscale
         if first_stage.grain is None or not grain:
             return self.decode(z)
         noise = grain_noise(keys, f * z.shape[2], f * z.shape[3])
-        return first_stage.draw(z / self.cfg.scale_factor, noise.to(z.device))
+        if exemplars is not None and shown is not None:
+            exemplars, shown = exemplars.to(z.device), shown.to(z.device)
+        return first_stage.draw(z / self.cfg.scale_factor, noise.to(z.device), exemplars, shown)

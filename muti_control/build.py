@@ -16,13 +16,15 @@ from cldm.controlled import (
     check_fit,
     restore_buffers,
 )
+from cldm.texture import NUM_FEATURES
 from data.manifest import Record, check_disjoint, read_manifest
 from data.paired import PairedDataset
 from ldm.autoencoder import fresh_grain
 from ldm.checkpoint import SD_OPTIONAL, load_strict, read_state_dict
 from ldm.config import ConfigError
+from ldm.latent_diffusion import TextureConfig
 from muti_control.autoencoder_stage import AutoencoderStage
-from muti_control.config import ExperimentConfig
+from muti_control.config import ExperimentConfig, TextureConditionConfig
 from muti_control.control_stage import ControlStage
 from muti_control.diffusion_stages import BaseStage
 from muti_control.first_stage import FirstStage, architecture_of
@@ -35,6 +37,7 @@ from muti_control.pix2pix.stage import Pix2PixStage
 from muti_control.placement import arrange
 from muti_control.stage import Stage
 from muti_control.texts import tabulate_texts
+from muti_control.texture_condition import PairTextures
 from muti_control.trainer import device_of
 
 MakeStage = Callable[[ExperimentConfig, ControlledLatentDiffusion, Dataset[Any], Dataset[Any]], Stage]
@@ -185,10 +188,15 @@ def build_guidance_decoder_stage(cfg: ExperimentConfig) -> Stage:
 
 
 def build_grain_stage(cfg: ExperimentConfig) -> Stage:
-    """The grain stage; of ``init`` it trains on the autoencoder alone, with the pairs' faces."""
-    first_stage = FirstStage.of(cfg, cfg.grain.filters)
+    """The grain stage; of ``init`` it trains on the autoencoder alone, with the pairs' faces and their exemplars."""
+    first_stage = FirstStage.of(cfg, cfg.grain.filters, NUM_FEATURES if cfg.grain.exemplars else 0)
+    size, branch = first_stage.cfg.image_size, first_stage.cfg.control.texture or TextureConfig()
+    shown = TextureConditionConfig(dropout=1 - cfg.grain.exemplars)
     faces = {
-        part: Faces(PairedDataset(records, size=first_stage.cfg.image_size))
+        part: Faces(
+            PairedDataset(records, size=size),
+            PairTextures(records, size, branch, shown) if cfg.grain.exemplars else None,
+        )
         for part, records in read_lists(cfg).items()
     }
     return GrainStage(cfg, first_stage, faces["train"], faces["valid"])

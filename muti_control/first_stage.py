@@ -46,10 +46,11 @@ class FirstStage(nn.Module):
         return self.first_stage_model.decode(z / self.cfg.scale_factor)
 
     @classmethod
-    def of(cls, cfg: ExperimentConfig, grain: int = 0) -> FirstStage:
+    def of(cls, cfg: ExperimentConfig, grain: int = 0, grain_exemplar: int = 0) -> FirstStage:
         """Of the checkpoint ``init``, frozen; nothing else of it is loaded.
 
         grain: filters of the grain head that it is to have; one that the checkpoint has not is a fresh one.
+        grain_exemplar: numbers that tell the head of an exemplar, likewise; 0: as the checkpoint has it.
 
         Raises:
             CheckpointError, ConfigError: the file cannot be read, or is of another architecture.
@@ -63,7 +64,8 @@ class FirstStage(nn.Module):
                 raise ConfigError(
                     f"grain.filters: got {grain}, but {cfg.init} has a head of {got}; give that"
                 )
-            model_cfg = replace(model_cfg, first_stage=replace(model_cfg.first_stage, grain=grain))
+            more = {"grain": grain, "grain_exemplar": grain_exemplar or model_cfg.first_stage.grain_exemplar}
+            model_cfg = replace(model_cfg, first_stage=replace(model_cfg.first_stage, **more))
         state |= fresh_grain(state, model_cfg.first_stage, cfg.train.seed)
         first_stage = cls(model_cfg)
         load_strict(first_stage.first_stage_model, state, prefix="first_stage_model.")

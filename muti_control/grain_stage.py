@@ -21,32 +21,39 @@ from muti_control.autoencoder_losses import texture_loss
 from muti_control.config import ExperimentConfig
 from muti_control.first_stage import FirstStage
 from muti_control.stage import Stage
+from muti_control.texture_condition import PairTextures
 
 NUM_MEASURED = 64  # training faces that tell which summaries are usual
 NUM_SHOWN = 8
 AT_ONCE = 8  # faces
-# Of a validation face: the texture losses and the log energies; both decoded and with grain, energies true as well.
-_Seen = tuple[float, float, Tensor, Tensor, Tensor]
+# Pictures of a validation face beside the true one: as it is decoded, with grain that follows from what is decoded, and
+# with grain that an exemplar asks for. The second bears the bare names of the figures.
+MEAN, OWN, ASKED = "_without", "", "_exemplar"
+# Of a validation face: the texture loss and the log energies of each picture, by name; of the true one as well.
+_Seen = tuple[dict[str, float], dict[str, Tensor]]
+_TRUE = "true"
 
 
 class Faces(Dataset[dict[str, Any]]):
-    """The faces of pairs, without the skulls: ``face`` (3, H, W) in [-1, 1] and ``index``."""
+    """The faces of pairs, without the skulls: ``face`` (3, H, W) in [-1, 1], ``index``; ``texture``: of an exemplar."""
 
-    def __init__(self, pairs: PairedDataset) -> None:
-        self.pairs = pairs
+    def __init__(self, pairs: PairedDataset, textures: PairTextures | None = None) -> None:
+        self.pairs, self.textures = pairs, textures
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"face": self.pairs.face(index), "index": index}
+        item: dict[str, Any] = {"face": self.pairs.face(index), "index": index}
+        return item if self.textures is None else item | {"texture": self.textures.features(index)}
 
 
 class GrainStage(Stage):
     """Trains the grain head; the best checkpoint's faces are the most alike in roughness, place by place.
 
     Beside that stands what it is without grain, and whether those whose skin is the roughest get the most: the
-    correlation over people of the true and the drawn :func:`ldm.grain.log_energies`, the mean over their lags.
+    correlation over people of the true and the drawn :func:`ldm.grain.log_energies`, the mean over their lags; and the
+    same where an exemplar of the same style, another's face, says how the surface shall look.
     """
 
     monitor = "valid/texture"
@@ -118,8 +125,13 @@ class GrainStage(Stage):
         noise = torch.randn(
             len(rows), 1, side + 2 * MARGIN, side + 2 * MARGIN, generator=self.draw("noise")
         ).to(faces.device)
+        exemplars = shown = None
+        if (textures := self._textures(self.train_set)) is not None:
+            given = textures.for_training(batch["index"], batch["texture"], self.draw("texture"))
+            exemplars, shown = (x.to(faces.device)[rows] for x in (given.features, given.present))
         mean = cut(pictures).float()
-        grain = self.head(cut(features), mean, summary(pictures, z)[rows.to(faces.device)], noise)
+        whole = summary(pictures, z)[rows.to(faces.device)]
+        grain = self.head(cut(features), mean, whole, noise, exemplars, shown)
         true = cut(faces)
         loss = texture_loss((mean + grain).clamp(-1, 1), true)
         without = texture_loss(mean.clamp(-1, 1), true)
@@ -129,34 +141,44 @@ class GrainStage(Stage):
 
     def validate_batch(self, batch: dict[str, Any], batch_idx: int) -> None:
         faces, indices = batch["face"], batch["index"].tolist()
-        z, pictures, features = self.decoded(faces)
+        z, decoded, features = self.decoded(faces)
+        whole, mean = summary(decoded, z), decoded.float()
         noise = grain_noise(indices, *faces.shape[2:]).to(faces.device)
-        mean = pictures.float()
-        drawn = (mean + self.head(features, mean, summary(pictures, z), noise)).clamp(-1, 1)
-        mean = mean.clamp(-1, 1)
+        drawn = {MEAN: mean, OWN: mean + self.head(features, mean, whole, noise)}
+        if (textures := self._textures(self.valid_set)) is not None:
+            given = textures.for_validation(batch["index"]).to(faces.device)
+            drawn[ASKED] = mean + self.head(features, mean, whole, noise, given.features, given.present)
+        pictures = {name: x.clamp(-1, 1) for name, x in drawn.items()}
         where = inside(grey_of(faces))
-        true, without, with_grain = (log_energies(grey_of(x), where).cpu() for x in (faces, mean, drawn))
+        energies = {
+            name: log_energies(grey_of(x), where).cpu() for name, x in {_TRUE: faces, **pictures}.items()
+        }
         for k, index in enumerate(indices):
-            losses = [float(texture_loss(x[k : k + 1], faces[k : k + 1])) for x in (mean, drawn)]
-            self._seen.append((index, (losses[0], losses[1], true[k], without[k], with_grain[k])))
+            losses = {
+                name: float(texture_loss(x[k : k + 1], faces[k : k + 1])) for name, x in pictures.items()
+            }
+            self._seen.append((index, (losses, {name: values[k] for name, values in energies.items()})))
         if batch_idx == 0:
-            self._shown = [(x[:NUM_SHOWN] + 1) / 2 for x in (faces, mean, drawn)]
+            self._shown = [(x[:NUM_SHOWN] + 1) / 2 for x in (faces, *pictures.values())]
 
     def validation_scores(self) -> dict[str, float]:
-        """Texture losses, and correlation and bias of log energies, with grain and without."""
+        """Of each picture the texture loss, and correlation and bias of its log energies."""
         seen, shown = self.gather(self._seen), self._shown
         self.forget_validation()
         self.show("true_decoded_grain", shown)
-        num = len(seen)
-        true, mean, drawn = (torch.stack(x) for x in zip(*((a, b, c) for _, _, a, b, c in seen), strict=True))
-        return {
-            "valid/texture": sum(drawn_loss for _, drawn_loss, *_ in seen) / num,
-            "valid/texture_without": sum(mean_loss for mean_loss, *_ in seen) / num,
-            "valid/correlation": correlation(true, drawn),
-            "valid/correlation_without": correlation(true, mean),
-            "valid/bias": float((drawn - true).mean()),
-            "valid/bias_without": float((mean - true).mean()),
-        }
+        true = torch.stack([energies[_TRUE] for _, energies in seen])
+        scores = {}
+        for name in seen[0][0]:
+            found = torch.stack([energies[name] for _, energies in seen])
+            scores[f"valid/texture{name}"] = sum(losses[name] for losses, _ in seen) / len(seen)
+            scores[f"valid/correlation{name}"] = correlation(true, found)
+            scores[f"valid/bias{name}"] = float((found - true).mean())
+        return scores
+
+    @staticmethod
+    def _textures(dataset: Dataset[Any]) -> PairTextures | None:
+        """The exemplars of its faces, if the head is to follow them."""
+        return dataset.textures if isinstance(dataset, Faces) else None
 
     def forget_validation(self) -> None:
         self._seen, self._shown = [], []

@@ -106,18 +106,23 @@ class GrainStageConfig:
     """Of the grain stage, whose loss is ``autoencoder_losses.texture_loss`` of decoded pictures with grain.
 
     filters: of the noise, in a head that ``init`` has not yet. crop_size: side in px of the random windows it trains on
-    (it validates on whole pictures). crops: windows of each decoded picture.
+    (it validates on whole pictures). crops: windows of each decoded picture. exemplars: how often another face of the
+    same style (the manifest's "texture") tells what the surface shall look like, in place of the decoded face itself;
+    0: never, and a new head follows no exemplar when faces are drawn.
     """
 
     filters: int = 8
     crop_size: int = 96
     crops: int = 4
+    exemplars: float = 0.0
 
     def validate(self) -> None:
         """Raises: ValueError naming the field, what was got and what is expected."""
         for key, low, high in (("filters", 1, 64), ("crop_size", 32, 4096), ("crops", 1, 256)):
             if not low <= getattr(self, key) <= high:
                 raise ValueError(f"{key}: got {getattr(self, key)!r}, expected {low} to {high}")
+        if not 0 <= self.exemplars <= 1:
+            raise ValueError(f"exemplars: got {self.exemplars!r}, expected a share, 0 to 1")
 
 
 @dataclass

@@ -21,11 +21,12 @@ from cldm.diffusers_folder.importing import import_folder
 from cldm.diffusers_folder.writing import export_folder
 from cldm.record import OutputError
 from cldm.sampling import SamplingConfig, reconstruct
-from ldm.autoencoder import GRAIN, AutoencoderKL
+from cldm.texture import NUM_FEATURES, Texture
+from ldm.autoencoder import GRAIN, AutoencoderKL, fresh_grain
 from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
 from ldm.config import to_yaml
 from ldm.grain import ENERGY_FLOOR, MARGIN, Grain, grain_noise, inside, log_energies, num_summary, summary
-from ldm.latent_diffusion import ModelConfig
+from ldm.latent_diffusion import ModelConfig, TextureConfig
 from muti_control.autoencoder_losses import texture_loss
 from muti_control.evaluation.run_folder import identity_of
 from muti_control.evaluation.sampled import Sampler
@@ -47,10 +48,10 @@ def faces(num: int, size: int = 64, seed: int = 0) -> tuple[Tensor, Tensor]:
     return grey[:, None].repeat(1, 3, 1, 1), 0.02 + 0.25 * torch.rand(num, generator=draws)
 
 
-def trained_head(num_filters: int = 3, features: int = 8) -> Grain:
+def trained_head(num_filters: int = 3, features: int = 8, num_exemplar: int = 0) -> Grain:
     """A head whose amplitudes depend on everything they may depend on."""
     torch.manual_seed(1)
-    head = Grain(features, 4, num_filters)
+    head = Grain(features, 4, num_filters, num_exemplar)
     with torch.no_grad():
         for p in (*head.amplitude.parameters(), *head.shift.parameters()):
             p.add_(0.3 * torch.randn_like(p))
@@ -85,6 +86,30 @@ def test_strength_depends_on_the_place_and_on_the_whole_picture() -> None:
     torch.testing.assert_close(
         window[..., 1:-1, 1:-1], first[..., 9:23, 9:23]
     )  # but for what a 3x3 sees beside it
+
+
+def test_an_exemplar_speaks_in_place_of_the_whole_picture() -> None:
+    head = trained_head(num_exemplar=5)
+    features, pictures, summaries = inputs(2)
+    noise, exemplars = grain_noise([0, 1], 32, 32), torch.randn(2, 5)
+    with torch.no_grad():
+        without = head(features, pictures, summaries, noise)
+        told = head(features, pictures, summaries, noise, exemplars, torch.tensor([True, False]))
+        assert not torch.allclose(told[0], without[0])
+        assert torch.equal(told[1], without[1])
+        everywhere = torch.ones(2, dtype=torch.bool)
+        moved = head(features, pictures, summaries + 1, noise, exemplars, everywhere)
+        assert torch.equal(moved, head(features, pictures, summaries, noise, exemplars, everywhere))
+        many = torch.cat(
+            [head(features[:1], pictures[:1], summaries[:1], grain_noise([key], 32, 32), exemplars[:1],
+                  everywhere[:1]) for key in range(400)]
+        )  # fmt: skip
+    lit = pictures[0].mean(0) > -0.8
+    assert float((many.mean(0)[0][lit] / many.std(0)[0][lit]).abs().max()) < 0.25  # of mean 0, as ever
+    with pytest.raises(ValueError, match="got exemplars of 4 numbers, the head takes 5"):
+        head(features, pictures, summaries, noise, exemplars[:, :4], everywhere)
+    with pytest.raises(ValueError, match="the head takes 0"):
+        trained_head()(features, pictures, summaries, noise, exemplars, everywhere)
 
 
 def test_a_head_that_was_not_measured_adds_nothing() -> None:
@@ -167,13 +192,14 @@ def test_head_learns_more_than_one_strength_for_all() -> None:
 
 
 # ---------------------------------------------------------------- models with it
-def model_of(cfg: ModelConfig, grain: int) -> ControlledLatentDiffusion:
+def model_of(cfg: ModelConfig, grain: int, num_exemplar: int = 0) -> ControlledLatentDiffusion:
     """The same weights with and without a head; the head is one that draws."""
     torch.manual_seed(0)
-    cfg = replace(cfg, first_stage=replace(cfg.first_stage, grain=grain))
+    cfg = replace(cfg, first_stage=replace(cfg.first_stage, grain=grain, grain_exemplar=num_exemplar))
     model = ControlledLatentDiffusion(cfg)
     if grain:
-        model.first_stage_model.grain.load_state_dict(trained_head(grain).state_dict())
+        head = trained_head(grain, num_exemplar=num_exemplar)
+        model.first_stage_model.grain.load_state_dict(head.state_dict())
     return model.eval()
 
 
@@ -216,6 +242,25 @@ def test_faces_differ_by_grain_alone_and_a_batch_is_what_its_faces_are_alone(
     assert float((blurred[0] - blurred[1]).abs().max()) < float((drawn - mean).abs().max()) / 3
 
 
+def test_the_exemplar_of_a_reconstruction_is_followed_and_geometry_stays(tiny_config: ModelConfig) -> None:
+    """The branch's last layer is still zero: what changes is grain alone."""
+    tiny_config = replace(tiny_config, control=replace(tiny_config.control, texture=TextureConfig(9, 8, 8)))
+    model, skulls = model_of(tiny_config, 3, NUM_FEATURES), torch.rand(3, 3, 64, 64)
+    texture = Texture(torch.randn(3, NUM_FEATURES), torch.tensor([True, False, True]))
+
+    def drawn(shown: Texture | None, cfg: SamplingConfig = CFG) -> Tensor:
+        return reconstruct(model, skulls, PROMPTS, [7, 8, 9], cfg, texture=shown)
+
+    without, followed = drawn(None), drawn(texture)
+    assert float((followed[0] - without[0]).abs().max()) > 0.02
+    assert torch.equal(followed[1], without[1])
+    assert torch.equal(drawn(texture, replace(CFG, grain=False)), drawn(None, replace(CFG, grain=False)))
+    assert torch.equal(drawn(texture, replace(CFG, texture_scale=0.0)), without)
+    alone = reconstruct(model, skulls[2:], PROMPTS[2:], [9], CFG,
+                        texture=Texture(texture.features[2:], texture.present[2:]))  # fmt: skip
+    torch.testing.assert_close(followed[2:], alone, atol=1e-4, rtol=0)
+
+
 # ---------------------------------------------------------------- files
 @pytest.fixture
 def written(tiny_config: ModelConfig, tmp_path: Path) -> Path:
@@ -246,6 +291,23 @@ def test_a_file_from_before_loads_with_a_head_that_adds_nothing(weights: Path, t
     z = torch.randn(2, 4, 8, 8)
     with torch.no_grad():
         assert torch.equal(model.decode(z), later.draw(z, [1, 2]))
+
+
+def test_a_head_from_before_there_were_exemplars_learns_them_anew(
+    written: Path, tiny_config: ModelConfig, tmp_path: Path
+) -> None:
+    first_stage = replace(tiny_config.first_stage, grain=3, grain_exemplar=7)
+    config = tmp_path / "exemplar.yaml"
+    config.write_text(to_yaml(replace(tiny_config, first_stage=first_stage)), encoding="utf-8")
+    state, _ = read_state_dict(written)
+    assert fresh_grain(state, first_stage).keys() == {f"{GRAIN}exemplar.weight", f"{GRAIN}exemplar.bias"}
+    before, later = load_model(written)[0], load_model(written, config)[0]
+    z = torch.randn(2, 4, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(before.draw(z, [1, 2]), later.draw(z, [1, 2]))
+    assert fresh_grain(later.state_dict(), first_stage) == {}
+    damaged = {key: value for key, value in later.state_dict().items() if key != f"{GRAIN}exemplar.bias"}
+    assert fresh_grain(damaged, first_stage) == {}  # what is lost is not made up
 
 
 def test_a_head_that_the_config_does_not_know_is_refused(

@@ -15,13 +15,16 @@ from PIL import Image
 
 import train
 from cldm.controlled import load_model, model_metadata
+from cldm.texture import NUM_FEATURES
 from ldm.autoencoder import GRAIN
 from ldm.checkpoint import read_state_dict, write_state_dict
 from ldm.grain import LAGS
+from ldm.latent_diffusion import TextureConfig
 from muti_control.build import build_stage
 from muti_control.config import DataConfig, ExperimentConfig, TrainConfig
 from muti_control.grain_stage import GrainStage, correlation
 from muti_control.loss_config import GrainStageConfig
+from muti_control.texture_condition import exemplar_features
 
 SETTINGS = (
     "train.batch_size=4", "train.num_valid=4", "train.val_every=1000", "train.accelerator=cpu",
@@ -30,15 +33,23 @@ SETTINGS = (
 )  # fmt: skip
 
 
+STYLES = (6, 14, 22, 30)  # grey levels
+
+
 @pytest.fixture
 def grainy(make_pairs: Callable[..., Path]) -> Path:
     """Pairs whose faces have grain, more of it from face to face."""
-    root = make_pairs(train=8, valid=4)
+    root = make_pairs(train=8, valid=8)
     rng = np.random.default_rng(1)
-    for k, path in enumerate(sorted((root / "pairedCS/craniofacial").iterdir())):
-        pixels = 128 + (6 + 8 * (k % 4)) * rng.standard_normal((64, 64))
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+    for k, name in enumerate(sorted_faces(root)):
+        pixels = 128 + STYLES[k % 4] * rng.standard_normal((64, 64))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / "pairedCS/craniofacial" / name)
     return root
+
+
+def sorted_faces(root: Path) -> list[str]:
+    """Names of all faces; the style of the k-th is STYLES[k % 4]."""
+    return sorted(path.name for path in (root / "pairedCS/craniofacial").iterdir())
 
 
 @pytest.fixture
@@ -125,6 +136,44 @@ def test_training_gives_the_model_it_began_with_and_a_head_that_helps(grainy: Pa
     )
     based, _ = read_state_dict(grainy / "runs/base/model.safetensors")
     assert all(torch.equal(based[key], after[key]) for key in after if key.startswith("first_stage_model."))
+
+
+def test_the_head_learns_to_follow_exemplars(grainy: Path, flat: Path) -> None:
+    """Two exemplars that differ in grain, one face: the rougher one makes the rougher picture."""
+    for split in ("train", "valid"):
+        path = grainy / "split_data" / f"{split}.json"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        names = sorted(line["target"] for line in lines)
+        style = {name: STYLES[sorted_faces(grainy).index(name) % 4] for name in names}
+        for line in lines:  # another's face of the same style
+            same = [name for name in names if style[name] == style[line["target"]]]
+            line["texture"] = same[(same.index(line["target"]) + 1) % len(same)]
+        path.write_text("\n".join(map(json.dumps, lines)))
+    more = ("train.max_steps=60", "train.val_every=60", "grain.exemplars=0.7")
+    assert train.main(arguments(grainy, flat, *more)) == 0
+    run = grainy / "runs/g"
+    with (run / "csv/version_0/metrics.csv").open(encoding="utf-8") as file:
+        last = [row for row in csv.DictReader(file) if row.get("valid/texture")][-1]
+    assert float(last["valid/texture_exemplar"]) < 0.5 * float(last["valid/texture_without"]), last
+    model, _ = load_model(run / "model.safetensors")
+    assert model.cfg.first_stage.grain_exemplar == NUM_FEATURES
+    paths = [grainy / "pairedCS/craniofacial" / name for name in sorted_faces(grainy)]
+    asked = torch.stack([exemplar_features(path, 64, TextureConfig()) for path in paths[:4]])
+    z = torch.zeros(1, 4, 8, 8).expand(4, -1, -1, -1)
+    with torch.no_grad():
+        drawn = model.draw(z, [0] * 4, exemplars=asked, shown=torch.ones(4, dtype=torch.bool))
+        mean = model.draw(z, [0] * 4, grain=False)
+    strength = (drawn - mean).flatten(1).std(1).tolist()
+    assert strength == sorted(strength) and strength[3] > 1.5 * strength[0], strength
+
+
+def test_exemplars_need_some_in_the_manifest(
+    grainy: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main(arguments(grainy, weights, "train.max_steps=1", "grain.exemplars=0.5")) == 2
+    assert "no pair has an exemplar" in capsys.readouterr().err
+    assert train.main(arguments(grainy, weights, "train.max_steps=1", "grain.exemplars=2")) == 2
+    assert "exemplars: got 2.0" in capsys.readouterr().err
 
 
 def test_a_base_model_in_half_precision_keeps_its_tensors(grainy: Path, weights: Path) -> None:
