@@ -26,8 +26,9 @@ class LatentStage(Stage):
 
     def architecture(self) -> dict[str, Any]:
         facts = asdict(self.model.cfg)
-        if not facts["first_stage"]["grain"]:  # a run from before there was such a setting goes on
-            del facts["first_stage"]["grain"]
+        for name in ("grain", "grain_exemplar"):  # a run from before there were such settings goes on
+            if not facts["first_stage"][name]:
+                del facts["first_stage"][name]
         return facts
 
     def exported_config(self) -> ModelConfig:

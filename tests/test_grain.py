@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from ldm.latent_diffusion import ModelConfig, TextureConfig
 from muti_control.autoencoder_losses import texture_loss
 from muti_control.evaluation.run_folder import identity_of
 from muti_control.evaluation.sampled import Sampler
+from muti_control.latent_stage import LatentStage
 from muti_control.processes import Team
 from muti_control.resume import _check_same
 from muti_control.run_record import TEXT_KEY
@@ -341,9 +343,12 @@ def test_add_control_passes_the_head_through(written: Path, tiny_config: ModelCo
     assert not load_model(tmp_path / "new.safetensors")[0].first_stage_model.grain.measured
 
 
-def test_a_diffusers_folder_is_without_it_and_says_so(written: Path, tmp_path: Path) -> None:
-    state, metadata = read_state_dict(written)
-    cfg = load_model(written)[0].cfg
+@pytest.mark.parametrize("num_exemplar", [0, 5])
+def test_a_diffusers_folder_is_without_it_and_says_so(
+    tiny_config: ModelConfig, tmp_path: Path, num_exemplar: int
+) -> None:
+    model = model_of(tiny_config, 3, num_exemplar)
+    state, metadata, cfg = model.state_dict(), model_metadata(model.cfg), model.cfg
     done = export_folder(state, metadata, cfg, tmp_path / "folder")
     assert sorted(done.left_out) == sorted(key for key in state if key.startswith(GRAIN))
     assert "grain head of its autoencoder is left out" in (tmp_path / "folder/README.md").read_text()
@@ -386,6 +391,19 @@ def test_runs_from_before_there_was_the_setting_go_on(tmp_path: Path) -> None:
     _check_same(tmp_path / "face.png", {"sampling": asdict(CFG)})
     with pytest.raises(OutputError, match=r"sampling\.grain"):
         _check_same(tmp_path / "face.png", {"sampling": asdict(replace(CFG, grain=False))})
+
+
+def test_a_training_from_before_there_were_such_settings_goes_on(tiny_config: ModelConfig) -> None:
+    """What a run's checkpoint remembers of its model is as it was, where there is no head."""
+    for grain, num_exemplar, expected in (
+        (0, 0, set()),
+        (3, 0, {"grain"}),
+        (3, 5, {"grain", "grain_exemplar"}),
+    ):
+        first_stage = replace(tiny_config.first_stage, grain=grain, grain_exemplar=num_exemplar)
+        stage: Any = SimpleNamespace(model=SimpleNamespace(cfg=replace(tiny_config, first_stage=first_stage)))
+        known = LatentStage.architecture(stage)["first_stage"]
+        assert {name for name in known if "grain" in name} == expected
 
 
 def test_the_autoencoder_encodes_alike_with_it(tiny_config: ModelConfig) -> None:

@@ -112,7 +112,7 @@ def _without_grain(
     if not cfg.first_stage.grain:
         return state, metadata, cfg, []
     head = [key for key in state if key.startswith(GRAIN)]
-    cfg = replace(cfg, first_stage=replace(cfg.first_stage, grain=0))
+    cfg = replace(cfg, first_stage=replace(cfg.first_stage, grain=0, grain_exemplar=0))
     if "config" in metadata:
         metadata = {**metadata, **model_metadata(cfg)}
     return {key: state[key] for key in state if key not in head}, metadata, cfg, head

@@ -54,7 +54,7 @@ $(AUTOENCODER): | $(LISTS)
 	@$(call STAGE,configs/demo/autoencoder.yaml)
 
 $(GRAIN): | $(AUTOENCODER)
-	@echo "--- 8 of 11: grain for what it decodes (10 minutes)"
+	@echo "--- 8 of 11: grain for what it decodes (6 minutes)"
 	@$(call STAGE,configs/demo/grain.yaml) init="$(AUTOENCODER)"
 
 $(BASE): | $(GRAIN)
