@@ -64,8 +64,9 @@ class FirstStage(nn.Module):
                 raise ConfigError(
                     f"grain.filters: got {grain}, but {cfg.init} has a head of {got}; give that"
                 )
-            more = {"grain": grain, "grain_exemplar": grain_exemplar or model_cfg.first_stage.grain_exemplar}
-            model_cfg = replace(model_cfg, first_stage=replace(model_cfg.first_stage, **more))
+            told = grain_exemplar or model_cfg.first_stage.grain_exemplar
+            first = replace(model_cfg.first_stage, grain=grain, grain_exemplar=told)
+            model_cfg = replace(model_cfg, first_stage=first)
         state |= fresh_grain(state, model_cfg.first_stage, cfg.train.seed)
         first_stage = cls(model_cfg)
         load_strict(first_stage.first_stage_model, state, prefix="first_stage_model.")
