@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter1d
 
 from data.images import IMAGE_SUFFIXES, ImageError, read_image, to_uint8, write_png
 
@@ -138,9 +137,16 @@ def _fracture(rng: np.random.Generator, length: int, height: float) -> NDArray[n
     waves = (0.07, 0.022), (0.018, 0.010)  # reach and standard deviation, in heights
     total = np.zeros(length)
     for reach, strength in waves:
-        line = gaussian_filter1d(rng.standard_normal(length), max(reach * height, 0.5), mode="wrap")
+        line = _smooth_around(rng.standard_normal(length), max(reach * height, 0.5))
         total += strength * line / max(float(line.std()), 1e-9)
     return total
+
+
+def _smooth_around(line: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
+    """A closed line (N,), smoothed by a Gaussian of that standard deviation, in samples, cut off at four of them."""
+    reach = int(4 * sigma + 0.5)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    return np.convolve(np.pad(line, reach, mode="wrap"), kernel / kernel.sum(), mode="valid")
 
 
 def remove_bone(picture: NDArray[np.float32], region: str, seed: int) -> NDArray[np.float32]:

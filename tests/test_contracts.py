@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -270,6 +271,42 @@ def makefiles() -> str:
 
 def make_targets() -> set[str]:
     return set(re.findall(r"^([a-z-]+):", makefiles(), flags=re.M))
+
+
+BLOCKED = """
+import importlib, sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in %r:
+            raise ModuleNotFoundError(f"No module named {name!r}: it is of an extra", name=name)
+
+sys.meta_path.insert(0, Missing())
+for name in %r:
+    importlib.import_module(name)
+"""
+
+
+def test_the_programs_start_without_any_extra():
+    """`make demo` installs the runtime dependencies alone."""
+    extras = {
+        "scipy",
+        "embreex",
+        "pydicom",
+        "SimpleITK",
+        "vtk",
+        "vtkmodules",
+        "dlib",
+        "onnxruntime",
+        "skimage",
+    }
+    extras |= {"diffusers", "matplotlib", "onnx", "pytest", "hypothesis", "face_recognition_models"}
+    programs = ["train", "sample", "tool_add_control", "evaluate", "data.partial", "data.split", "data.check"]
+    programs += ["muti_control.sweep", "muti_control.pipnet.predict", "cldm.diffusers_folder.__main__"]
+    found = subprocess.run(
+        [sys.executable, "-c", BLOCKED % (sorted(extras), programs)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
 
 
 def test_make_help_lists_every_target():
