@@ -78,6 +78,7 @@ class CostConfig:
 
     def validate(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
+        self.ways = ["off" if way == "False" else way for way in self.ways]  # YAML reads a bare off as false
         for way in self.ways:
             mode, *rest = way.split("/")
             good = mode in MODES[1:] and len(rest) == 2 and rest[0] in GRADIENTS and rest[1] in DECODERS

@@ -15,6 +15,7 @@ from benchmarks.guidance_stability import StabilityConfig, draw, share_lower
 from cldm.controlled import load_model
 from cldm.sampling import SamplingConfig
 from data.cases import Known, find_cases
+from ldm.config import parse_command_line
 from muti_control.guidance import GuidanceConfig, load_guidance
 from tests.conftest import write_pairs
 
@@ -25,6 +26,12 @@ def test_a_way_is_run_and_timed(weights: Path) -> None:
         found = run(cfg, way)
         assert len(found["steps"]) == 2 and min(found["steps"]) > 0
         assert found["peak"] > 2**20
+
+
+def test_unguided_may_be_written_without_quotes() -> None:
+    cfg = parse_command_line(CostConfig, ["ways=[off,spgd/estimate/small]"])
+    cfg.validate()
+    assert cfg.ways == ["off", "spgd/estimate/small"]
 
 
 def test_the_table_of_costs() -> None:
