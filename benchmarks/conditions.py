@@ -100,6 +100,7 @@ def measure(cfg: ConditionsConfig) -> dict[str, Any]:
             results["texture"], shown = measure_texture(bench, drawer)
             rows, titles = [*rows, *shown.values()], [*titles, *shown]
         if "partial" in cfg.parts:
+            drawer.sampling.grain = False  # of every face its own: it would count as spread
             results["partial"], shown = measure_partial(bench, drawer, cfg.regions, cfg.samples)
             rows, titles = [*rows, *shown.values()], [*titles, *shown]
         write_grid(Path(f"{cfg.out}_{name}.png"), rows)
