@@ -26,6 +26,7 @@ from benchmarks.kill_resume import KillConfig
 from benchmarks.landmarks import LandmarksConfig
 from benchmarks.parity import ParityConfig
 from benchmarks.signal import SignalConfig
+from benchmarks.stages import StagesConfig
 from benchmarks.training import TrainingConfig
 from cldm.controlled import load_model_config
 from data.check.config import CheckConfig
@@ -58,6 +59,7 @@ KEYS_OF = {
     "benchmarks.framing": FramingConfig,
     "benchmarks.signal": SignalConfig,
     "benchmarks.training": TrainingConfig,
+    "benchmarks.stages": StagesConfig,
     "benchmarks.cost_model": CostConfig,
     "benchmarks.ceiling": CeilingConfig,
     "benchmarks.demo_pictures": PicturesConfig,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from benchmarks import stages
 from benchmarks.training import TrainingConfig, calculated, main, rows
 from benchmarks.training_steps import prepare, random_weights, run
 from ldm.latent_diffusion import ModelConfig
@@ -93,3 +94,29 @@ def test_the_calculation_grows_with_what_a_way_keeps(tiny_yaml: str) -> None:
     recomputed = calculated(cfg, "ours_losses_recompute", False)
     assert recomputed and less < recomputed < pictures
     assert calculated(cfg, "original_losses", False) is None
+
+
+def test_the_other_stages_are_timed(
+    tiny_yaml: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = stages.StagesConfig(model=tiny_yaml, device="cpu", size=64, batch=2, reps=2, threads=1)
+    runs = {name: stages.timed(cfg, name) for name in stages.STAGES}
+    assert {name: run["pictures"] for name, run in runs.items()} == {
+        "latents": 16, "texts": 16, "guidance_decoder": 2
+    }  # fmt: skip
+    assert all(len(run["seconds"]) == 2 and min(run["seconds"]) > 0 for run in runs.values())
+    out = tmp_path / "stages.json"
+    arguments = [f"model={tiny_yaml}", "device=cpu", "size=64", "stages=[texts]", "reps=1", f"out={out}"]
+    assert stages.main(arguments) == 0
+    assert "| texts | 16 | " in capsys.readouterr().out
+    assert [run["stage"] for run in json.loads(out.read_text())["runs"]] == ["texts"]
+
+
+def test_stages_that_cannot_be_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for argument, told in (
+        ("stages=[base]", "stages: got ['base'], expected some of latents, texts, guidance_decoder"),
+        ("size=100", "size: got 100, expected a multiple of 64"),
+        (f"data={tmp_path}/none.json", "none.json"),
+    ):
+        assert stages.main([argument]) == 2
+        assert told in capsys.readouterr().err
