@@ -10,13 +10,14 @@ first, untimed turn warms it up. What a step of control training takes: benchmar
 
 from __future__ import annotations
 
-import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -212,8 +213,8 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"benchmarks.stages: {error}", file=sys.stderr)
         return 2
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        runs = [pool.apply(timed, (cfg, name)) for name in cfg.stages]
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as processes:
+        runs = list(processes.map(timed, [cfg] * len(cfg.stages), cfg.stages))
     header = ["stage", "pictures a turn", "turn", "processor", "pictures/s", "peak memory"]
     text = table(header, rows(runs))
     print(f"{runs[0]['machine']}; {cfg.size} px\n\n{text}")
