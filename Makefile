@@ -66,7 +66,7 @@ bench: $(VENV)/.dev  ## a model beside its controls, baselines and ceiling (COHO
 	@$(PY) evaluate.py "configs/evaluate/$(PRESET).yaml" weights="$(WEIGHTS)" data.root="$(COHORT)"
 
 cohort: $(VENV)/.dev  ## make the synthetic cohort (COHORT=FOLDER)
-	@$(PY) -m data.cohort "$(COHORT)" num_subjects=5000 seed=1 valid_subjects=250 test_subjects=500 ceiling=true
+	@$(PY) -m data.cohort "$(COHORT)" num_subjects=5000 seed=1 valid_subjects=250 test_subjects=500 ceiling=true num_workers=2
 
 include configs/demo/train.mk
 

@@ -33,7 +33,8 @@ PROGRAM = [sys.executable, str(Path(__file__).resolve())]
 def main(arguments: Sequence[str]) -> int:
     """Run, and return the exit code: 0, 2 for what the user can mend, 130 when interrupted."""
     if any(argument in ("-h", "--help", "help") for argument in arguments):
-        print(f"{__doc__}\n{EvaluateConfig.__doc__}\nDefaults:\n\n{to_yaml(EvaluateConfig)}")
+        print(f"{__doc__}\n{EvaluateConfig.__doc__}")
+        print(f"Defaults, before configs/evaluate/quick.yaml or your YAML:\n\n{to_yaml(EvaluateConfig)}")
         return 0
     if arguments[:1] == ["compare"]:
         return compare(arguments[1:])

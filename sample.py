@@ -30,7 +30,8 @@ PROGRAM = [sys.executable, str(Path(__file__).resolve())]
 def main(arguments: Sequence[str]) -> int:
     """Run, and return the exit code: 0, 2 for what the user can mend, 130 when interrupted."""
     if any(argument in ("-h", "--help", "help") for argument in arguments):
-        print(f"{__doc__}\n{SampleConfig.__doc__}\nDefaults:\n\n{to_yaml(SampleConfig)}")
+        print(f"{__doc__}\n{SampleConfig.__doc__}")
+        print(f"Defaults, before what the weights recommend:\n\n{to_yaml(SampleConfig)}")
         return 0
     started = time.monotonic()
     try:

@@ -10,7 +10,8 @@ is trained. All of the base model's weights are passed through untouched.
 
 The architecture is the one recorded in IN; for files of other makers it is models/cldm_v15.yaml
 (Stable Diffusion 1.5), or what config=YAML says. An existing OUT is kept unless force=true.
-A trained control network in IN is refused unless replace=true, which leaves it out.
+A trained control network in IN is refused unless replace=true, which leaves it out, and its branches with it:
+landmarks=N and texture=true say which the new one is to have.
 
 control=FILE takes a ready-made control network instead of a copy: a public ControlNet file for Stable Diffusion
 1.5 (with or without `control_model.` in front of its keys), or the one inside another whole model.
@@ -117,6 +118,8 @@ def run(options: Options) -> None:
     with _named(source):
         cfg = None if options.config else model_config_from_metadata(metadata)
     cfg = cfg or load_model_config(options.config or SD15_CONFIG)
+    if options.replace and not (options.control or options.config):
+        cfg.control.landmarks = cfg.control.texture = None
     if options.landmarks:
         known = cfg.control.landmarks
         if known is not None:

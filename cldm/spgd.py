@@ -15,6 +15,7 @@ nothing.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -100,8 +101,9 @@ class SpgdConfig:
 
     def acts_at(self, i: int, num_steps: int) -> bool:
         """Whether step ``i`` (from 0) of so many is guided."""
-        first = -(-self.start * num_steps // 1)
-        return first <= i < self.end * num_steps and (i - int(first)) % self.every == 0
+        # 0.55 of 100 steps is 55.000000000000007 in floating point: rounded before it is rounded up
+        first, end = (math.ceil(round(share * num_steps, 6)) for share in (self.start, self.end))
+        return first <= i < end and (i - first) % self.every == 0
 
     def guided_steps(self, num_steps: int) -> list[int]:
         """Those of so many that are guided. By the last estimate, the first never is: there is none before it.

@@ -93,6 +93,11 @@ def prompt(b: Biometrics) -> str:
     return f"3D face scan,{b.ethnicity} {b.sex},age level {age_level(b.age)},{body} face."
 
 
+def describe_briefly(b: Biometrics) -> str:
+    """For where there is little room, like ``Asian male, 43 y, normal``."""
+    return f"{b.ethnicity} {b.sex}, {b.age:g} y, {BODY_MASS_WORDS[b.body_mass]}"
+
+
 def describe(b: Biometrics) -> str:
     """The same for people to read, with the age in years, like ``Asian male, 43 years (level 3), normal``."""
     years = f"{b.age:g} years (level {age_level(b.age)})"

@@ -51,7 +51,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
         ValueError: an unknown name, or one this device does not compute in.
     """
     if name == "auto":
-        return torch.bfloat16 if computes_in_bf16(device) else torch.float32
+        name = "bf16" if computes_in_bf16(device) else "fp32"
     if name not in PRECISIONS:
         raise ValueError(f"precision: got {name!r}, expected auto, {', '.join(PRECISIONS)}")
     if name == "bf16" and device.type == "cuda" and not computes_in_bf16(device):
@@ -60,7 +60,15 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
         )
     if name == "fp16" and device.type == "cpu":
         raise ValueError("precision: got 'fp16', which is for GPUs; use precision=fp32 on the CPU")
+    if name == "fp32":
+        compute_in_fp32()
     return PRECISIONS[name]
+
+
+def compute_in_fp32() -> None:
+    """Let a GPU's convolutions and matrix products on fp32 be fp32, not TF32, which has 10 bits for 23."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def preferred_layout(device: torch.device, dtype: torch.dtype) -> torch.memory_format:

@@ -10,6 +10,12 @@ UNET, CONTROL = "model.diffusion_model.", "control_model."
 MODEL_PARTS = (UNET, "first_stage_model.", "cond_stage_model.")
 _SD15_CONTEXT, _SD2_CONTEXT = 768, 1024
 _IMPORT = "python -m cldm.diffusers_folder import FOLDER OUT reads its folder"
+_OURS = {  # how keys of our other networks begin -> what such a network is
+    "cls_layer.": "a landmark network (PIPNet)",
+    "tell.": "a Pix2Pix generator",
+    "scale0_layer0.": "a discriminator (PatchGAN)",
+}
+_DECODER = ("conv_in.", "blocks.", "conv_out.")  # all that the keys of a guidance decoder begin with
 _VARIANTS = {  # channels that enter the first convolution -> what such a model is for
     5: "depth-to-image",
     8: "InstructPix2Pix",
@@ -36,6 +42,9 @@ def _by_names(state: Mapping[str, Tensor]) -> str | None:
             "a training checkpoint of this program, which holds the trained part only (net.* keys): use the "
             "model.safetensors that the finished run exports"
         )
+    for start, ours in _OURS.items():
+        if has(start):
+            return ours
     if "difference" in state:
         return (
             "the difference between a control network and its base ('difference' key), not the network itself"
@@ -50,6 +59,8 @@ def _by_names(state: Mapping[str, Tensor]) -> str | None:
         return f"a diffusers export, down_blocks.* keys ({_IMPORT})"
     if any("lora_" in key for key in state):
         return "a LoRA (lora_* keys), which only changes another model"
+    if state and all(key.startswith(_DECODER) for key in state):
+        return "a small decoder for guidance"
     if not has(UNET, CONTROL):
         return _part(has("encoder.conv_in.", "first_stage_model."), has("text_model.", "cond_stage_model."))
     return None

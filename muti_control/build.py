@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from data.paired import PairedDataset
 from ldm.autoencoder import fresh_grain
 from ldm.checkpoint import SD_OPTIONAL, load_strict, read_state_dict
 from ldm.config import ConfigError
-from ldm.latent_diffusion import TextureConfig
+from ldm.latent_diffusion import ControlConfig, TextureConfig
 from muti_control.autoencoder_stage import AutoencoderStage
 from muti_control.config import ExperimentConfig, TextureConditionConfig
 from muti_control.control_stage import ControlStage
@@ -30,6 +30,7 @@ from muti_control.diffusion_stages import BaseStage
 from muti_control.first_stage import FirstStage, architecture_of
 from muti_control.grain_stage import Faces, GrainStage
 from muti_control.guidance_decoder_stage import GuidanceDecoderStage
+from muti_control.landmark_condition import NO_LANDMARKS
 from muti_control.latents import LatentPairs, face_moments
 from muti_control.parked import park
 from muti_control.pipnet.stage import build_pip_stage
@@ -37,7 +38,7 @@ from muti_control.pix2pix.stage import Pix2PixStage
 from muti_control.placement import arrange
 from muti_control.stage import Stage
 from muti_control.texts import tabulate_texts
-from muti_control.texture_condition import PairTextures
+from muti_control.texture_condition import NO_EXEMPLARS, PairTextures
 from muti_control.trainer import device_of
 
 MakeStage = Callable[[ExperimentConfig, ControlledLatentDiffusion, Dataset[Any], Dataset[Any]], Stage]
@@ -134,10 +135,22 @@ def build_latent_stage(cfg: ExperimentConfig) -> Stage:
         )  # complain now, not at the first validation
     check_gate(cfg, model.cfg.schedule.num_timesteps)
     train_set: Any = sets["train"]
+    if cfg.stage == "control":
+        check_branches(cfg, model.cfg.control, sets["train"].records)
     if cfg.stage != "autoencoder":
         train_set = _cached(cfg, model, sets)
     arrange(cfg, model)
     return STAGE_CLASSES[cfg.stage](cfg, model, train_set, sets["valid"])
+
+
+def check_branches(cfg: ExperimentConfig, branches: ControlConfig, records: Sequence[Record]) -> None:
+    """Raises ConfigError, before anything is encoded, if there is nothing to train a branch on."""
+    known = any(record.landmarks_path is not None for record in records) or cfg.landmarks.predicted
+    if branches.landmarks is not None and not known and cfg.landmarks.dropout < 1:
+        raise ConfigError(NO_LANDMARKS)
+    exemplar = any(record.texture_path is not None for record in records)
+    if branches.texture is not None and not exemplar and cfg.texture.dropout < 1:
+        raise ConfigError(NO_EXEMPLARS)
 
 
 def check_gate(cfg: ExperimentConfig, num_timesteps: int) -> None:

@@ -55,6 +55,11 @@ class ReadOffSkull:
     file: str
     sha256: str
 
+    def check(self, cases: Sequence[Case]) -> None:
+        """Raises ValueError for people of whom the network cannot be told."""
+        if self.reader.takes_biometrics:
+            self.reader.encode([b for case in cases if (b := case.biometrics) is not None])
+
     @torch.no_grad()
     def of(self, cases: Sequence[Case], skulls: Tensor) -> Landmarks:
         side, device = self.reader.net.cfg.image_size, self.reader.reverse.device
@@ -168,7 +173,9 @@ def choose_landmarks(
             None,
             f"no landmark network at {weights}: drawn without landmarks; landmark_weights=FILE gives one",
         )
-    return skull_reader(weights, branch.num_points, model.device), None
+    source = skull_reader(weights, branch.num_points, model.device)
+    source.check(cases)
+    return source, None
 
 
 def skull_reader(weights: Path, num_points: int, device: torch.device) -> ReadOffSkull:

@@ -16,6 +16,11 @@ from data.predicted_landmarks import PredictedLandmarks
 from ldm.config import ConfigError
 from muti_control.config import LandmarkConditionConfig
 
+NO_LANDMARKS = (
+    "the model has a landmark branch, but no pair has landmarks: add a 'landmarks' field to the manifest, or "
+    "predictions by landmarks.predicted=[FILE], or train without them by landmarks.dropout=1"
+)
+
 
 class PairLandmarks:
     """What is known of the landmarks of a list of pairs, looked up by their place in it.
@@ -47,11 +52,8 @@ class PairLandmarks:
             self.known.points[row] = torch.from_numpy(points)
             self.known.present[row] = True
         self.predicted = _predicted(records, num_points, cfg.predicted)
-        if not (self.known.present | self.predicted.present).any():
-            raise ConfigError(
-                "the model has a landmark branch, but no pair has landmarks: add a 'landmarks' field to the "
-                "manifest, or predictions by landmarks.predicted=[FILE]"
-            )
+        if cfg.dropout < 1 and not (self.known.present | self.predicted.present).any():
+            raise ConfigError(NO_LANDMARKS)
 
     def __str__(self) -> str:
         num = len(self.known.present)

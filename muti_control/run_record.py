@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from cldm.record import FORMAT
-from data.biometrics import describe
+from data.biometrics import describe_briefly
 from data.cases import Case, read_skull
 from data.images import read_image, to_uint8, write_png
 from data.sheet import NOTICE, SheetRow, contact_sheet
@@ -119,15 +119,17 @@ def write_sheet(job: Job, page: int) -> None:
 
 def _sheet_row(job: Job, case: Case) -> SheetRow:
     size, person = job.model.cfg.image_size, case.biometrics
+    exemplar = None if job.textures is None else job.textures.path(case)
+    skin = "" if exemplar is None else f", skin as in {exemplar.stem}"
     faces = []
     for k in range(len(job.seeds)):
         with Image.open(job.folder.path / face_name(case, k)) as image:
             faces.append(np.asarray(image))
     return SheetRow(
         title=case.name,
-        detail=describe(person) if person else "nothing known of the person",
+        detail=describe_briefly(person) if person else "nothing known of the person",
         skull=to_uint8(read_skull(case, size)),
         faces=faces,
-        face_labels=[f"seed {seed + case.seed_offset}" for seed in job.seeds],
+        face_labels=[f"seed {seed + case.seed_offset}{skin}" for seed in job.seeds],
         truth=None if case.face_path is None else to_uint8(read_image(case.face_path, size)[0]),
     )

@@ -15,6 +15,11 @@ from ldm.config import ConfigError
 from ldm.latent_diffusion import TextureConfig
 from muti_control.config import TextureConditionConfig
 
+NO_EXEMPLARS = (
+    "the model has a texture branch, but no pair has an exemplar: add a 'texture' field to the manifest, the name of "
+    "another face of the same style, or train without by texture.dropout=1"
+)
+
 
 def exemplar_features(path: Path, size: int, cfg: TextureConfig, seed: int = 0) -> Tensor:
     """(NUM_FEATURES,) float32 of a picture, seen at size x size px.
@@ -46,11 +51,8 @@ class PairTextures:
         self._paths = [record.texture_path for record in records]
         self._features: dict[Path, Tensor] = {}
         self.present = torch.tensor([path is not None for path in self._paths])
-        if not self.present.any():
-            raise ConfigError(
-                "the model has a texture branch, but no pair has an exemplar: add a 'texture' field to the manifest, "
-                "the name of another face of the same style"
-            )
+        if cfg.dropout < 1 and not self.present.any():
+            raise ConfigError(NO_EXEMPLARS)
 
     def __str__(self) -> str:
         return f"texture exemplars of {int(self.present.sum())} of {len(self._paths)} pairs"

@@ -11,7 +11,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from ldm.config import ConfigError
-from ldm.device import computes_in_bf16
+from ldm.device import compute_in_fp32, computes_in_bf16
 from muti_control.callbacks import LogAndProgress, SaveLast, Validate
 from muti_control.checkpoints import BestCheckpoints, WholeFiles
 from muti_control.config import ExperimentConfig
@@ -78,12 +78,15 @@ def build_trainer(cfg: ExperimentConfig, stage: Stage) -> tuple[pl.Trainer, Save
     save_last = SaveLast(folder, cfg.train, pace)
     best = BestCheckpoints(folder, stage.monitor, stage.monitor_mode, cfg.train.keep_best)
     devices, machines = layout(cfg.train.devices)
+    precision = pick_precision(cfg)
+    if precision == "32-true":
+        compute_in_fp32()
     trainer = pl.Trainer(
         accelerator=cfg.train.accelerator,
         devices=devices,
         num_nodes=machines,
         strategy=PlainDdp() if devices * machines > 1 else "auto",
-        precision=pick_precision(cfg),
+        precision=precision,
         max_steps=-1,  # SaveLast stops it
         max_epochs=-1,
         limit_val_batches=0,  # Validate does it

@@ -11,6 +11,7 @@ from landmark_pairs import write_landmark_model
 from PIL import Image
 
 import sample
+from muti_control import preparation
 from muti_control.pipnet.reader import LandmarkReader
 
 NUM = 6
@@ -63,14 +64,32 @@ def test_points_are_read_edited_and_given_back(folder: Path, tmp_path: Path) -> 
 
 
 def test_none_and_a_missing_network_draw_alike_and_the_latter_is_told(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(folder, tmp_path / "none", "landmarks=none") == 0
     assert "landmark network" not in capsys.readouterr().out
-    assert run(folder, tmp_path / "auto", "landmark_weights=nowhere.safetensors") == 0
-    assert "no landmark network at nowhere.safetensors: drawn without landmarks" in capsys.readouterr().out
+    assert run(folder, tmp_path / "auto", "landmark_weights=nowhere.safetensors") == 2  # the user named it
+    assert "landmark_weights: nowhere.safetensors not found" in capsys.readouterr().err
+    assert not (tmp_path / "auto").exists()
+    monkeypatch.setattr(preparation, "ROOT", tmp_path)  # where none is shipped
+    monkeypatch.chdir(tmp_path)
+    assert run(folder, tmp_path / "auto") == 0
+    assert "no landmark network at models/demo/pipnet_skull" in capsys.readouterr().out
     assert np.array_equal(face(tmp_path / "none", "a"), face(tmp_path / "auto", "a"))
     assert not list((tmp_path / "auto").glob("*landmarks*"))
+
+
+def test_an_ethnicity_is_known_in_any_case_and_a_strange_one_is_told_at_once(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader = f"landmark_weights={folder}/pipnet.safetensors"
+    assert run(folder, tmp_path / "small", reader, "ethnicity=asian") == 0
+    assert run(folder, tmp_path / "strange", reader, "ethnicity=Martian") == 2
+    assert "got 'Martian', the landmark network knows Asian; give one of these, or landmarks=none" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "strange").exists()
+    assert run(folder, tmp_path / "strange", reader, "ethnicity=Martian", "landmarks=none") == 0
 
 
 def test_a_run_is_continued_with_its_own_landmarks(

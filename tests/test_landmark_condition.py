@@ -25,6 +25,7 @@ from muti_control.config import (
     LandmarkConditionConfig,
     OptimConfig,
     TrainConfig,
+    load_experiment,
 )
 from muti_control.draws import generator
 from muti_control.landmark_condition import PairLandmarks
@@ -85,12 +86,29 @@ def test_what_does_not_fit_is_told(make_pairs: Callable[..., Path]) -> None:
     bare = read_manifest(root / "split_data" / "valid.json")
     with pytest.raises(ConfigError, match="no pair has landmarks"):
         PairLandmarks(bare, NUM, LandmarkConditionConfig())
+    without = PairLandmarks(bare, NUM, LandmarkConditionConfig(dropout=1.0))
+    assert not without.for_training(torch.arange(2), generator(0, 0, 0, "landmarks")).present.any()
     records = with_landmarks(root, "train")
     with pytest.raises(ConfigError, match="4 points, but the model's landmark branch was made for 7"):
         PairLandmarks(records, 7, LandmarkConditionConfig())
     wrong = predict(root / "p.npz", records, num=3)
     with pytest.raises(ConfigError, match="3 points, but the model's"):
         PairLandmarks(records, NUM, LandmarkConditionConfig([wrong]))
+
+
+def test_a_branch_with_nothing_to_learn_from_is_told_before_anything_is_encoded(
+    tiny_config: ModelConfig, make_pairs: Callable[..., Path]
+) -> None:
+    root = make_pairs(train=2, valid=2)
+    tiny_config.control.landmarks = LandmarkConfig(num_points=NUM, widths=[8])
+    init = root / "ini.safetensors"
+    write_state_dict(init, ControlledLatentDiffusion(tiny_config).state_dict(), model_metadata(tiny_config))
+    common = ["stage=control", "name=bare", f"out={root / 'runs'}", f"init={init}", f"data.root={root}"]
+    small = ["train.num_valid=2", "train.max_steps=1", "sampling.control_scales=[1.0]"]
+    with pytest.raises(ConfigError, match=r"no pair has landmarks.*landmarks\.dropout=1"):
+        prepare(load_experiment([*common, *small]))
+    assert not (root / "runs").exists()
+    prepare(load_experiment([*common, *small, "landmarks.dropout=1"]))
 
 
 def test_the_branch_learns_and_its_effect_is_logged(

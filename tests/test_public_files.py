@@ -11,12 +11,14 @@ import torch
 from conftest import tiny_model_config
 from public_files import NUMPY_CORES, TEXT, lightning_content, public_weights, write_lightning, write_public
 
+import sample
 import tool_add_control
 from cldm.controlled import ControlledLatentDiffusion, load_model, model_metadata
 from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
 from ldm.config import to_yaml
 from ldm.foreign import recognise
 
+ROOT = Path(__file__).resolve().parent.parent
 CFG = tiny_model_config()
 CONTROL = "control_model."
 
@@ -293,6 +295,24 @@ def test_models_of_another_make_are_known_by_name(shapes: dict[str, tuple[int, .
     found = recognise({key: torch.empty(shape, device="meta") for key, shape in shapes.items()})
     assert found is not None
     assert found.startswith(name)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("pipnet_face.safetensors", "a landmark network (PIPNet)"),
+        ("guidance_decoder.safetensors", "a small decoder for guidance"),
+    ],
+)
+def test_our_other_networks_are_called_by_their_name(
+    file: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(ROOT / "models" / "demo" / file)
+    assert recognise(read_state_dict(path)[0]) == name
+    assert sample.main([f"weights={path}", f"out={tmp_path / 'faces'}"]) == 2
+    assert f"this is {name}; expected" in capsys.readouterr().err
+    assert tool_add_control.main([path, str(tmp_path / "out.safetensors")]) == 2
+    assert f"it is {name}" in capsys.readouterr().err
 
 
 def test_what_fits_is_not_called_foreign(whole: ControlledLatentDiffusion) -> None:

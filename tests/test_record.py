@@ -118,6 +118,7 @@ def test_bf16_is_the_default_where_the_processor_has_it(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True}, raising=False)
     assert choose_precision("auto", CPU) == (torch.float32 if capability is None else torch.bfloat16)
     assert choose_precision("auto", torch.device("mps")) == torch.float32
+    assert not torch.backends.cudnn.allow_tf32  # fp32 is fp32 then
 
 
 def test_layout() -> None:

@@ -188,6 +188,8 @@ def test_the_window_and_every() -> None:
     cfg = SpgdConfig("spgd", start=0.25, end=0.75, every=2)
     assert [i for i in range(20) if cfg.acts_at(i, 20)] == [5, 7, 9, 11, 13]
     assert [i for i in range(3) if SpgdConfig("spgd").acts_at(i, 3)] == [0, 1, 2]
+    late = SpgdConfig("spgd", start=0.55)  # 0.55 * 100 is 55.00000000000001 in floating point
+    assert [i for i in range(100) if late.acts_at(i, 100)] == list(range(55, 100))
 
 
 def test_no_inner_step_asks_for_a_number(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,7 @@ def test_what_does_not_fit_is_told(make_pairs: Callable[..., Path]) -> None:
     bare = read_manifest(root / "split_data" / "valid.json")
     with pytest.raises(ConfigError, match="no pair has an exemplar"):
         PairTextures(bare, 64, BRANCH, TextureConditionConfig())
+    assert not PairTextures(bare, 64, BRANCH, TextureConditionConfig(dropout=1.0)).present.any()
     with pytest.raises(TextureError, match=r"train_0\.png: the picture has 8 x 8 px"):
         exemplar_features(root / "pairedCS" / "craniofacial" / "train_0.png", 8, BRANCH)
 

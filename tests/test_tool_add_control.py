@@ -235,6 +235,21 @@ def test_a_trained_control_network_is_replaced_only_when_asked(
     assert not fresh["control_model.zero_convs.0.0.bias"].any()
 
 
+def test_a_replaced_control_network_has_the_branches_that_are_asked_for(
+    base_file: Path, tmp_path: Path
+) -> None:
+    trained, plain, other = (tmp_path / f"{name}.safetensors" for name in ("trained", "plain", "other"))
+    assert tool(base_file, trained, "landmarks=5", "texture=true") == 0
+    assert tool(trained, plain, "replace=true") == 0
+    assert tool(trained, other, "replace=true", "landmarks=7") == 0
+    for path, points in ((plain, None), (other, 7)):
+        state, metadata = read_state_dict(path)
+        branches = json.loads(metadata["config"])["control"]
+        assert branches["texture"] is None
+        assert (branches["landmarks"] or {}).get("num_points") == points
+        assert any("landmark" in key for key in state) == (points is not None)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -27,7 +27,7 @@ train-demo: $(VENV)/.dev $(FACE_3) $(READ) $(CONTROL) $(DECODER)  ## train the d
 
 $(LISTS): | $(VENV)/.dev
 	@echo "--- 1 of 11: the cohort, 5,000 pairs (26 minutes)"
-	@$(PY) -m data.cohort "$(COHORT)" num_subjects=5000 seed=1 valid_subjects=250 test_subjects=500 ceiling=true
+	@$(PY) -m data.cohort "$(COHORT)" num_subjects=5000 seed=1 valid_subjects=250 test_subjects=500 ceiling=true num_workers=2
 
 $(FACE_1): | $(LISTS)
 	@echo "--- 2 of 11: the network that reads landmarks off faces, first step (30 minutes)"

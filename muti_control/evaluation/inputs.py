@@ -89,6 +89,12 @@ def read_inputs(cfg: EvaluateConfig) -> Inputs:
     """
     root = Path(cfg.data.root)
     lists = _Lists(root, cfg.data.images_dir)
+    if not lists.path(cfg.split).is_file():
+        raise InputError(
+            f"data.root: {lists.path(cfg.split)} not found. Give data.root=FOLDER of your own pairs, or make the "
+            "synthetic cohort first: python -m data.cohort cohort num_subjects=5000 seed=1 valid_subjects=250 "
+            "test_subjects=500 ceiling=true"
+        )
     gallery = _one_of_each(lists.read(cfg.split))
     if len(gallery) < 2:
         raise InputError(f"{lists.path(cfg.split)}: one subject only; nobody to mistake it for")

@@ -25,15 +25,16 @@ def encode(people: Sequence[Biometrics], ethnicities: Sequence[str]) -> Tensor:
         ValueError: an ethnicity the network was not trained on.
     """
     rows = []
+    known = [word.lower() for word in ethnicities]
     for person in people:
-        if person.ethnicity not in ethnicities:
+        if person.ethnicity.lower() not in known:
             raise ValueError(
                 f"ethnicity: got {person.ethnicity!r}, the landmark network knows {', '.join(ethnicities)}; give "
-                "one of these, or leave the landmarks' biometrics out"
+                "one of these, or landmarks=none to do without the network"
             )
         age = (person.age - _MIDDLE_AGE) / _AGE_SPREAD
         mass = person.body_mass - (1 + len(BODY_MASS_WORDS)) / 2
         row = [1.0 if person.sex == "male" else -1.0, age, age * age - 1, mass / 2, mass * mass / 2 - 1]
         assert len(row) == NUM_KNOWN
-        rows.append(row + [float(person.ethnicity == word) for word in ethnicities])
+        rows.append(row + [float(person.ethnicity.lower() == word) for word in known])
     return torch.tensor(rows, dtype=torch.float32).view(len(rows), NUM_KNOWN + len(ethnicities))

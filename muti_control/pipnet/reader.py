@@ -61,7 +61,11 @@ class LandmarkReader(nn.Module):
             return self.net(pictures, people)
         if not self.takes_biometrics:
             raise ValueError("this landmark network takes no biometrics; give it the pictures alone")
-        return self.net(pictures, encode(people, self.net.cfg.ethnicities or ()).to(pictures.device))
+        return self.net(pictures, self.encode(people).to(pictures.device))
+
+    def encode(self, people: Sequence[Biometrics]) -> Tensor:
+        """Biometrics as the network takes them, (B, A). Raises: ValueError: an ethnicity it does not know."""
+        return encode(people, self.net.cfg.ethnicities or ())
 
     def forward(
         self, pictures: Tensor, people: Sequence[Biometrics] | Tensor | None = None
