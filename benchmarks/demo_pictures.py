@@ -4,7 +4,8 @@
 
 Who is shown follows from the list alone: the first people of it; for the edits, the first whose own age level and body
 mass lie in the grid. Every face is drawn with the sampler's settings in the weights and landmarks read off the skull;
-unlike `sample.py` with a manifest that names some, without exemplars but in texture.png. `pictures.json` says what is needed to repeat them.
+unlike `sample.py` with a manifest that names some, without exemplars but in texture.png. `pictures.json` says what is
+needed to repeat them.
 
 reconstruction.png   skull, one reconstruction, true face
 edits.png            one skull and seed: age by body mass, beside true faces where the data have them
