@@ -141,7 +141,9 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
     cfg.guidance.guided_steps(cfg.sampling.steps)  # what is wrong is told now
     skull_landmarks = shipped(cfg.landmark_weights)
     if cfg.landmark_weights != SKULL_LANDMARKS and not skull_landmarks.is_file():
-        raise ValueError(f"landmark_weights: {skull_landmarks} not found; landmarks=none draws without")
+        raise ValueError(
+            f"landmark_weights: {skull_landmarks} not found; without it the shipped network reads the skull"
+        )
     landmarks, remark = choose_landmarks(cfg.landmarks, skull_landmarks, cases, model)
     guidance = load_guidance(shipped_networks(cfg.guidance), model, cases, landmarks, skull_landmarks)
     textures, of_texture = choose_textures(cfg.texture, cases, model)

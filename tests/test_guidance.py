@@ -21,6 +21,7 @@ from cldm.controlled import ControlledLatentDiffusion, load_model
 from cldm.sampling import SamplingConfig, reconstruct
 from data.cases import Case, Known, find_cases
 from ldm.checkpoint import sha256
+from muti_control import preparation
 from muti_control.energies import (
     ContainmentEnergy,
     DecodedEnergies,
@@ -363,7 +364,7 @@ def test_each_record_tells_where_the_points_come_from(
             ["guidance.mode=spgd", "guidance.target=tests"],
             "tests lacks 2 of 2 files, the first test_0_landmarks",
         ),
-        (["guidance.mode=spgd", "landmark_weights=none.pth"], "guidance.target=PATH the points"),
+        (["guidance.mode=spgd", "landmark_weights=none.pth"], "landmark_weights: none.pth not found"),
         (
             ["guidance.mode=spgd", "guidance.face_landmark_weights=none.pth"],
             "leave the energy out by guidance.landmarks=0",
@@ -380,6 +381,22 @@ def test_bad_guidance_is_told_before_anything_is_written(
     assert sample(guided_run("bad", *settings)) == 2
     told = capsys.readouterr().err
     assert message in told and told.count("\n") == 1
+    assert not (tmp_path / "bad").exists()
+
+
+def test_guidance_by_landmarks_needs_a_network_or_points(
+    guided_run: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = [
+        word for word in guided_run("bad", "guidance.mode=spgd") if not word.startswith("landmark_weights=")
+    ]
+    monkeypatch.setattr(preparation, "ROOT", tmp_path)  # where no network is shipped
+    monkeypatch.chdir(tmp_path)
+    assert sample(settings) == 2
+    assert "guidance.target=PATH the points" in capsys.readouterr().err
     assert not (tmp_path / "bad").exists()
 
 
