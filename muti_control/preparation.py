@@ -142,7 +142,7 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
     skull_landmarks = shipped(cfg.landmark_weights)
     if cfg.landmark_weights != SKULL_LANDMARKS and not skull_landmarks.is_file():
         raise ValueError(
-            f"landmark_weights: {skull_landmarks} not found; without it the shipped network reads the skull"
+            f"landmark_weights: {skull_landmarks} not found; leave the setting out for the shipped network"
         )
     landmarks, remark = choose_landmarks(cfg.landmarks, skull_landmarks, cases, model)
     guidance = load_guidance(shipped_networks(cfg.guidance), model, cases, landmarks, skull_landmarks)
