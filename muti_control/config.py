@@ -160,7 +160,8 @@ class SkullConditionConfig:
 
 @dataclass
 class PartialSkullConfig:
-    """Of the control stage: skulls of which bone is missing, so that a damaged skull still gives a face.
+    """Of the control stage, and of pipnet's where it reads skulls: skulls of which bone is missing, so that a damaged
+    skull still gives a face, and points that are not led astray.
 
     share: of the training skulls. regions: which part then, each as often (mandible, vault, left, right).
     """
@@ -208,11 +209,15 @@ class ExperimentConfig:
         """Folder of everything the run writes."""
         return Path(self.out) / self.name
 
+    @property
+    def _reads_skulls(self) -> bool:
+        return self.stage == "control" or (self.stage == "pipnet" and self.pipnet.role == "skull")
+
     def _of_one_stage(self) -> list[tuple[str, str, object]]:
         """Settings that are off by default and that one stage alone heeds: that stage, the name, the value."""
         return [
             ("control", "losses", self.losses.wanted),
-            ("control", "partial.share", self.partial.share),
+            (self.stage if self._reads_skulls else "control", "partial.share", self.partial.share),
             ("control", "skull.dropout", self.skull.dropout),
             ("control", "landmarks.predicted", list(self.landmarks.predicted)),
             ("autoencoder", "autoencoder.gan", self.autoencoder.gan),

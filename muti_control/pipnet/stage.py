@@ -14,6 +14,7 @@ from data.manifest import Record, check_disjoint, read_manifest
 from ldm.checkpoint import git_revision, load_strict, read_state_dict
 from ldm.config import ConfigError
 from muti_control.config import ExperimentConfig
+from muti_control.partial_condition import with_missing_bone
 from muti_control.pipnet.attributes import vocabulary
 from muti_control.pipnet.augment import augment
 from muti_control.pipnet.dataset import LandmarkDataset, collate, fold_of
@@ -62,9 +63,11 @@ class PipStage(Stage):
     # --- training -----------------------------------------------------------------------------------------
 
     def loss_of(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """PIPNet's losses on augmented pictures."""
+        """PIPNet's losses on augmented pictures; of a share of the skulls bone is missing."""
         cfg, reader = self.cfg.pipnet, self.reader[0]
         pictures = batch["picture"].float() / 255  # (B, 1 or 3, H, W)
+        if self.cfg.partial.share > 0:
+            pictures = with_missing_bone(pictures, self.cfg.partial, self.draw("partial"))
         pictures, points = augment(pictures, batch["points"], cfg.augment, self.flip, self.draw("augment"))
         attributes = present = None
         if reader.takes_biometrics:
