@@ -5,7 +5,8 @@
 On the test split of a cohort, all methods on the same subjects: normalised mean error (over the distance of the outer
 eye corners) and its cumulative distribution (CED); paired bootstrap intervals over subjects of ridge minus network.
 Ridge gets the same skull pictures and attributes and is chosen on validation. Where the cohort has expected faces
-(`ceiling=true`) their landmarks are the floor: bone and prompt tell no more. Also how much faster the batched read-out
+(`ceiling=true`) their landmarks are the floor: bone and prompt tell no more. The skulls' network reads them with bone
+missing as well. Also how much faster the batched read-out
 is than one point of one picture at a time.
 """
 
@@ -31,6 +32,7 @@ from benchmarks.ridge_landmarks import Inputs, fit_ridge
 from cldm.record import write_json
 from data.landmarks import landmark_fractions
 from data.manifest import Record, read_manifest
+from data.partial import DRAWN, REGIONS, holds_skull, missing_bone
 from ldm.checkpoint import git_revision
 from ldm.config import ConfigError, parse_command_line
 from muti_control.pictures import write_grid
@@ -74,6 +76,24 @@ class LandmarksConfig:
             raise ConfigError(f"resamples: got {self.resamples}, expected at least 100")
         if self.eye_corners is not None and len(self.eye_corners) != 2:
             raise ConfigError(f"eye_corners: got {self.eye_corners}, expected two indices")
+
+
+class WithoutBone(LandmarkDataset):
+    """Skulls without a region of bone; where it is cut follows from the place in the set."""
+
+    def __init__(
+        self, records: Sequence[Record], size: int, ethnicities: Sequence[str] | None, region: str
+    ) -> None:
+        super().__init__(records, "skull", size, ethnicities)
+        self.region = region
+
+    def picture(self, index: int) -> Tensor:
+        picture = super().picture(index)  # (C, H, W) uint8
+        drawn = (picture.amax(0) > 255 * DRAWN).numpy()
+        if not holds_skull(drawn):
+            return picture
+        away = torch.from_numpy(missing_bone(drawn, self.region, index).copy())
+        return torch.where(away, torch.zeros_like(picture), picture)
 
 
 def interval(values: Floats, resamples: int, seed: int) -> tuple[float, float]:
@@ -187,6 +207,9 @@ def measure(config: LandmarksConfig, out: Path) -> dict[str, Any]:
     points: dict[str, Floats] = {"face: network": read_all(face, faces)[0]}
     points["skull: network"] = read_all(skull, asked)[0]
     points["skull: network, biometrics withheld"] = read_all(skull, asked, informed=False)[0]
+    for region in REGIONS:
+        damaged = WithoutBone(lists[config.split], SIDE, known, region)
+        points[f"skull without {region}: network"] = read_all(skull, damaged)[0]
     sets = {
         part: asked if part == config.split else LandmarkDataset(lists[part], "skull", SIDE, known)
         for part in lists

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import landmarks
 from benchmarks.ridge_landmarks import Inputs, fit_ridge
+from data.partial import REGIONS
 from muti_control.pipnet.network import PipNet, PipNetConfig
 from muti_control.pipnet.reader import LandmarkReader
 from tests.landmark_pairs import LAYOUT, write_landmark_pairs
@@ -65,6 +66,7 @@ def test_figures_and_pictures_are_written_and_bad_settings_told(tmp_path, capsys
     }  # fmt: skip
     printed = capsys.readouterr().out
     assert "ridge minus network" in printed and "times)" in printed
+    assert all(f"| skull without {region}: network | " in printed for region in REGIONS)
     for wrong, told in (
         ("split=train", "split: got 'train'"),
         ("resamples=1", "resamples"),

@@ -248,6 +248,20 @@ def test_training_lowers_the_error_and_writes_what_can_be_used(tmp_path, role):
     assert list((home / "images").glob("landmarks_*.png"))
 
 
+def test_damaged_skulls_are_shown_to_the_network_that_reads_skulls_and_to_no_other(tmp_path, capsys):
+    root = write_landmark_pairs(tmp_path, train=8, valid=4)
+    weights = []
+    for share in (0, 1):
+        name = f"share{share}"
+        settings = [f"name={name}", "pipnet.role=skull", f"partial.share={share}", "train.max_steps=2"]
+        assert run(root, config_file(root), *settings) == 0
+        weights.append(LandmarkReader.load(root / "runs" / name / "model.safetensors").net.state_dict())
+    assert not all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+    capsys.readouterr()
+    assert run(root, config_file(root), "pipnet.role=face", "partial.share=0.5") == 2
+    assert "partial.share: got 0.5, expected none" in capsys.readouterr().err
+
+
 def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path):
     root = write_landmark_pairs(tmp_path, train=8, valid=4)
     file = config_file(root)
