@@ -21,7 +21,6 @@ from cldm.controlled import ControlledLatentDiffusion, load_model
 from cldm.sampling import SamplingConfig, reconstruct
 from data.cases import Case, Known, find_cases
 from ldm.checkpoint import sha256
-from muti_control import preparation
 from muti_control.energies import (
     ContainmentEnergy,
     DecodedEnergies,
@@ -381,22 +380,6 @@ def test_bad_guidance_is_told_before_anything_is_written(
     assert sample(guided_run("bad", *settings)) == 2
     told = capsys.readouterr().err
     assert message in told and told.count("\n") == 1
-    assert not (tmp_path / "bad").exists()
-
-
-def test_guidance_by_landmarks_needs_a_network_or_points(
-    guided_run: Callable[..., list[str]],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    settings = [
-        word for word in guided_run("bad", "guidance.mode=spgd") if not word.startswith("landmark_weights=")
-    ]
-    monkeypatch.setattr(preparation, "ROOT", tmp_path)  # where no network is shipped
-    monkeypatch.chdir(tmp_path)
-    assert sample(settings) == 2
-    assert "guidance.target=PATH the points" in capsys.readouterr().err
     assert not (tmp_path / "bad").exists()
 
 
