@@ -41,6 +41,17 @@ class Conditions:
                 f"skull_present: got {tuple(present.shape)} for {got}, expected one for each skull"
             )
 
+    def where(self, kept: Tensor) -> Conditions:
+        """With nothing left to the samples for which ``kept`` (B,) is False."""
+        skull_present, landmarks, texture = self.skull_present, self.landmarks, self.texture
+        if self.skulls is not None:
+            skull_present = kept if skull_present is None else skull_present & kept
+        if landmarks is not None:
+            landmarks = replace(landmarks, present=landmarks.present & kept)
+        if texture is not None:
+            texture = replace(texture, present=texture.present & kept)
+        return Conditions(self.skulls, skull_present, landmarks, texture)
+
     @property
     def numbers(self) -> dict[str, int]:
         """Of how many samples each condition is, by its name."""

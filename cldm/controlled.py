@@ -21,7 +21,7 @@ from ldm.config import parse_command_line
 from ldm.device import preferred_layout
 from ldm.foreign import CONTROL, MODEL_PARTS, recognise
 from ldm.latent_diffusion import LatentDiffusion, ModelConfig
-from ldm.schedule import schedule_buffers
+from ldm.schedule import eps_from_v, schedule_buffers
 
 _NAME_CONFIG = "name the model's YAML instead"
 SD15_CONFIG = Path(__file__).resolve().parent.parent / "models" / "cldm_v15.yaml"
@@ -96,14 +96,20 @@ class ControlledLatentDiffusion(LatentDiffusion):
         x = x_t.to(self.dtype)
         for_unet: Context = context.unet if isinstance(context, ProjectedText) else context.to(self.dtype)
         if hint is None:
-            return self._denoise(x, t, for_unet)
+            return self._as_eps(x_t, t, self._denoise(x, t, for_unet))
         for_control: Context = context.control if isinstance(context, ProjectedText) else context
         control = self.control_model(x, t, for_control, hint, texture)
         if control_scales is not None:
             control = [c * scale for c, scale in zip(control, control_scales, strict=True)]
         if active is not None:
             control = [torch.where(active[:, None, None, None], c, torch.zeros_like(c)) for c in control]
-        return self._denoise(x, t, for_unet, [c.to(self.dtype) for c in control])
+        return self._as_eps(x_t, t, self._denoise(x, t, for_unet, [c.to(self.dtype) for c in control]))
+
+    def _as_eps(self, x_t: Tensor, t: Tensor, output: Tensor) -> Tensor:
+        """The noise, of what the UNet puts out."""
+        if self.cfg.schedule.prediction == "eps":
+            return output
+        return eps_from_v(x_t, t, output, self.alphas_cumprod)
 
     def _denoise(
         self, x: Tensor, t: Tensor, context: Context, control: Sequence[Tensor] | None = None

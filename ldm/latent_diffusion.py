@@ -82,6 +82,7 @@ class ModelConfig:
             if is_dataclass(part):
                 check_sizes(name, vars(part))
         check_sizes("model", {"image_size": self.image_size})
+        self.schedule.validate()
         if self.control.landmarks is not None:
             check_sizes("control.landmarks", vars(self.control.landmarks))
             if not 0 < self.control.landmarks.sigma < math.inf:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+PREDICTIONS = ("eps", "v")
+
 
 @dataclass
 class ScheduleConfig:
@@ -17,11 +19,21 @@ class ScheduleConfig:
 
     linear_start, linear_end: first and last beta (dimensionless variance added in a step).
     num_timesteps: length T of the forward process, in steps.
+    prediction: what the UNet puts out, "eps" (the noise, as Stable Diffusion 1.5 does) or "v". An error of eps is
+    sqrt((1 - abar) / abar) times as large in the clean latent, 15 at the noisiest step; one of v never grows.
     """
 
     num_timesteps: int = 1000
     linear_start: float = 0.00085
     linear_end: float = 0.0120
+    prediction: str = "eps"
+
+    def validate(self) -> None:
+        """Raises ValueError for another prediction."""
+        if self.prediction not in PREDICTIONS:
+            raise ValueError(
+                f"schedule: prediction={self.prediction!r}, expected one of {', '.join(PREDICTIONS)}"
+            )
 
 
 def scaled_linear_betas(cfg: ScheduleConfig) -> Tensor:
@@ -82,3 +94,13 @@ def predict_x0(x_t: Tensor, t: Tensor, eps: Tensor, alphas_cumprod: Tensor) -> T
     """The clean latent implied by a noise estimate: (x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t)."""
     signal, noise = _roots(alphas_cumprod, t, x_t)
     return (x_t - noise * eps) / signal
+
+
+def eps_from_v(x_t: Tensor, t: Tensor, v: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """The noise that goes with v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0, in float32.
+
+    It is sqrt(1 - abar_t) x_t + sqrt(abar_t) v. Source: arXiv 2202.00512 section 4.
+    """
+    x_t = x_t.float()
+    signal, noise = _roots(alphas_cumprod, t, x_t)
+    return noise * x_t + signal * v.float()

@@ -279,4 +279,7 @@ class UNetModel(UNetEncoder):
     def _encoder_learns(self, x: Tensor, context: Context) -> bool:
         """Whether a gradient may be wanted through the encoder half. Under a ControlNet the frozen one needs none."""
         given = [context] if isinstance(context, Tensor) else [k for pair in context for k in pair]
-        return any(p.requires_grad for p in (x, *given, *self.parameters()))
+        own = [
+            p for part in (self.time_embed, self.input_blocks, self.middle_block) for p in part.parameters()
+        ]
+        return any(p.requires_grad for p in (x, *given, *own))

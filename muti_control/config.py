@@ -29,7 +29,8 @@ FROM_INIT = {  # stages that need one, and of which kind
     "grain": "a checkpoint with the autoencoder whose faces are to get grain",
 }
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
-LOSS_WEIGHTINGS = ("eps", "x0")
+LOSS_WEIGHTINGS = ("eps", "x0", "v")
+UNLOCKED = ("none", "decoder", "all")
 EXPORT_DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -115,13 +116,20 @@ class DiffusionStageConfig:
     prompt_dropout: chance that a prompt is replaced by the empty one (what guidance needs).
     train_text_encoder: let the base stage train the text encoder as well.
     loss_weighting: "eps" weighs the noise error alike at every t; "x0" turns it into the error of the clean latent,
-    min(1 / SNR(t), max_loss_weight) times as much, and so towards the noisy steps, where the skull decides.
+    min(1 / SNR(t), max_loss_weight) times as much, and so towards the noisy steps, where the skull decides; "v" into
+    the error of v, 1 / abar(t) times as much.
+    unlocked: what of the UNet the control stage trains beside the control network: none, its decoder half (the public
+    ControlNet's sd_locked=False), or all of it.
+    control_dropout: chance that skull, landmarks and texture of a pair are left out together. Guidance over all of them
+    is away from what the UNet draws alone; one that is unlocked forgets that without such pairs.
     """
 
     prompt_dropout: float = 0.1
     loss_weighting: str = "eps"
     max_loss_weight: float = 25.0
     train_text_encoder: bool = True
+    unlocked: str = "none"
+    control_dropout: float = 0.0
 
 
 @dataclass
@@ -219,6 +227,12 @@ class ExperimentConfig:
             ("control", "losses", self.losses.wanted),
             (self.stage if self._reads_skulls else "control", "partial.share", self.partial.share),
             ("control", "skull.dropout", self.skull.dropout),
+            ("control", "diffusion.control_dropout", self.diffusion.control_dropout),
+            (
+                "control",
+                "diffusion.unlocked",
+                "" if self.diffusion.unlocked == "none" else self.diffusion.unlocked,
+            ),
             ("control", "landmarks.predicted", list(self.landmarks.predicted)),
             ("autoencoder", "autoencoder.gan", self.autoencoder.gan),
             ("autoencoder", "autoencoder.texture_weight", self.autoencoder.texture_weight),
@@ -257,6 +271,12 @@ class ExperimentConfig:
                 self.diffusion.loss_weighting,
                 f"one of {', '.join(LOSS_WEIGHTINGS)}",
             ),
+            (
+                self.diffusion.unlocked in UNLOCKED,
+                "diffusion.unlocked",
+                self.diffusion.unlocked,
+                f"one of {', '.join(UNLOCKED)}",
+            ),
             (train.export in ("best", "last"), "train.export", train.export, "best or last"),
             *((value > 0, key, value, "a positive number") for key, value in positive.items()),
             (bool(self.name.strip()), "name", self.name, "a name for the run's folder"),
@@ -276,6 +296,7 @@ class ExperimentConfig:
             *(
                 (0 <= value <= 1, key, value, "a number in [0, 1]")
                 for key, value in (
+                    ("diffusion.control_dropout", self.diffusion.control_dropout),
                     ("landmarks.known_share", self.landmarks.known_share),
                     ("landmarks.dropout", self.landmarks.dropout),
                     ("texture.dropout", self.texture.dropout),

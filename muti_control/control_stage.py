@@ -32,10 +32,16 @@ from muti_control.texture_condition import PairTextures
 from muti_control.turns import Turn
 
 DISCRIMINATOR = "discriminator"
+_UNET = "model.diffusion_model."
+UNLOCKED_PARTS = {
+    "none": (),
+    "decoder": (f"{_UNET}output_blocks.", f"{_UNET}out."),
+    "all": (_UNET,),
+}
 
 
 class ControlStage(DiffusionStage):
-    """Skull + text -> face; only the control network is trained.
+    """Skull + text -> face; the control network is trained, and of the UNet what ``diffusion.unlocked`` says.
 
     The best checkpoint has the lowest mean absolute error of the reconstructions. Beside it stand the rank-1
     rate among the validation faces and the skull's effect: how much the predicted noise changes, relative to
@@ -52,7 +58,9 @@ class ControlStage(DiffusionStage):
         train_set: Dataset[Any],
         valid_set: Dataset[Any],
     ) -> None:
-        super().__init__(cfg, net, train_set, valid_set, ("control_model.",))
+        super().__init__(
+            cfg, net, train_set, valid_set, ("control_model.", *UNLOCKED_PARTS[cfg.diffusion.unlocked])
+        )
         self._effects: list[tuple[int, dict[str, float]]] = []
         self._landmarks: dict[str, PairLandmarks] = {}
         self._textures: dict[str, PairTextures] = {}
@@ -105,7 +113,11 @@ class ControlStage(DiffusionStage):
         if self._textures:
             textures = self._textures["train"]
             texture = textures.for_training(index, batch["texture"], self.draw("texture")).to(skull.device)
-        return Conditions(skull, present, landmarks, texture)
+        given = Conditions(skull, present, landmarks, texture)
+        if (chance := self.cfg.diffusion.control_dropout) > 0:
+            kept = torch.rand(len(skull), generator=self.draw("control")) >= chance
+            given = given.where(kept.to(skull.device))
+        return given
 
     # --- losses of the decoded face -----------------------------------------------------------------------
 

@@ -105,6 +105,8 @@ class DiffusionStage(LatentStage):
         if cfg.loss_weighting == "eps":
             return torch.ones(len(t), device=t.device)
         abar = self.model.alphas_cumprod[t].float()
+        if cfg.loss_weighting == "v":
+            return 1 / abar
         return ((1 - abar) / abar).clamp(max=cfg.max_loss_weight)  # 1 / SNR
 
     def draw_faces(self, batch: dict[str, Any], with_skull: bool) -> Tensor:
@@ -171,7 +173,7 @@ class BaseStage(DiffusionStage):
         super().__init__(cfg, net, train_set, valid_set, ("model.diffusion_model.", *text))
 
     def predict(self, x_t: Tensor, t: Tensor, context: Tensor, given: Conditions | None) -> Tensor:
-        return self.model.unet(x_t, t, context)
+        return self.controlled.eps(x_t, t, context, None)
 
     def scores(self, faces: Tensor, truths: Tensor) -> dict[str, float]:
         return {"valid/energy_distance": float(energy_distance(small_grey(faces), small_grey(truths)))}

@@ -29,6 +29,8 @@ class LatentStage(Stage):
         for name in ("grain", "grain_exemplar"):  # a run from before there were such settings goes on
             if not facts["first_stage"][name]:
                 del facts["first_stage"][name]
+        if facts["schedule"]["prediction"] == "eps":
+            del facts["schedule"]["prediction"]
         return facts
 
     def exported_config(self) -> ModelConfig:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from cldm.controlled import ControlledLatentDiffusion
@@ -32,6 +34,13 @@ def arrange(cfg: ExperimentConfig, model: ControlledLatentDiffusion) -> Plan:
             f"memory.card: plans the control stage only, and this is {cfg.stage}; set train.batch_size, "
             "train.accumulate and model.unet.gradient_checkpointing by hand"
         )
+    locked = cfg.diffusion.unlocked == "none"
+    if not locked and (given.card or given.half_unet):
+        key = "card" if given.card else "half_unet"
+        raise ConfigError(
+            f"memory.{key}: is for a locked UNet, and diffusion.unlocked is {cfg.diffusion.unlocked}; leave one of the "
+            "two out"
+        )
     mixed = pick_precision(cfg) == "bf16-mixed"
     try:
         plan = choose(
@@ -46,6 +55,7 @@ def arrange(cfg: ExperimentConfig, model: ControlledLatentDiffusion) -> Plan:
             check_compiler()
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    plan = replace(plan, half_unet=plan.half_unet and locked)
     if given != MemoryConfig() and is_first():
         print(plan.describe(given.card), flush=True)
     cfg.train.batch_size, cfg.train.accumulate = plan.batch_size, plan.accumulate

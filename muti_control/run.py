@@ -39,6 +39,8 @@ BEFORE = {
     "losses": "off",
     "autoencoder.texture_weight": "0.0",
     "autoencoder.gan": "0.0",
+    "diffusion.unlocked": "none",
+    "diffusion.control_dropout": "0.0",
     "skull.dropout": "0.0",
     "partial.share": "0.0",
     "partial.regions": str(list(REGIONS)),

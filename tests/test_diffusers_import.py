@@ -186,7 +186,11 @@ def test_the_published_configs_of_stable_diffusion_15_are_understood() -> None:
         ("unet", {"attention_head_dim": [5, 10, 20]}, "Stable Diffusion 2"),
         ("text_encoder", {"hidden_act": "gelu"}, "Stable Diffusion 2"),
         ("unet", {"addition_embed_type": "text_time"}, "Stable Diffusion XL"),
-        ("scheduler", {"prediction_type": "v_prediction"}, "predicts v"),
+        (
+            "scheduler",
+            {"prediction_type": "sample"},
+            "prediction_type is 'sample', but ours are epsilon and v",
+        ),
         ("scheduler", {"beta_schedule": "linear"}, "beta_schedule is 'linear'"),
         ("unet", {"class_embed_type": "timestep"}, "class_embed_type is 'timestep'"),
         ("unet", {"block_out_channels": [16, 40, 32]}, "multiples of the first"),

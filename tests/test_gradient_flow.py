@@ -10,9 +10,9 @@ import torch
 
 from cldm.sampling import SamplingConfig
 from ldm.latent_diffusion import ModelConfig
-from ldm.schedule import predict_x0, q_sample
+from ldm.schedule import eps_from_v, predict_x0, q_sample
 from muti_control.build import build_stage
-from muti_control.config import DataConfig, ExperimentConfig, TrainConfig
+from muti_control.config import DataConfig, DiffusionStageConfig, ExperimentConfig, TrainConfig
 from muti_control.diffusion_stages import DiffusionStage
 from muti_control.stage import Stage
 
@@ -20,10 +20,10 @@ ZERO_LAYERS = ("control_model.zero_convs.", "control_model.middle_block_out.")
 
 
 @pytest.fixture
-def stage_of(tiny_config: ModelConfig, make_pairs: Callable[..., Path]) -> Callable[[str], Stage]:
+def stage_of(tiny_config: ModelConfig, make_pairs: Callable[..., Path]) -> Callable[..., Stage]:
     root = make_pairs(train=4, valid=2)
 
-    def build(name: str) -> Stage:
+    def build(name: str, diffusion: DiffusionStageConfig | None = None) -> Stage:
         cfg = ExperimentConfig(
             stage=name,
             name=name,
@@ -31,6 +31,7 @@ def stage_of(tiny_config: ModelConfig, make_pairs: Callable[..., Path]) -> Calla
             model=tiny_config,
             data=DataConfig(root=str(root)),
             train=TrainConfig(batch_size=2, num_valid=2, precision="32-true"),
+            diffusion=diffusion or DiffusionStageConfig(),
             sampling=SamplingConfig(control_scales=[1.0]),
         )
         return build_stage(cfg)
@@ -145,3 +146,42 @@ def test_x0_weighting_is_the_error_of_the_clean_latent(stage_of: Callable[[str],
     expected = (x_0_hat - x_0).square().flatten(1).mean(1)
     assert torch.allclose(weighted[:3], expected[:3], rtol=1e-3)
     assert float(stage.loss_weights(t)[3]) == stage.cfg.diffusion.max_loss_weight
+
+
+def test_v_weighting_is_the_error_of_v(stage_of: Callable[[str], Stage]) -> None:
+    stage = stage_of("base")
+    assert isinstance(stage, DiffusionStage)
+    stage.cfg.diffusion.loss_weighting = "v"
+    abar, t = stage.net.alphas_cumprod, torch.tensor([3, 200, 600, 999])
+    x_t, v, v_hat = (torch.randn(4, 4, 2, 2) for _ in range(3))
+    errors = eps_from_v(x_t, t, v_hat, abar) - eps_from_v(x_t, t, v, abar)
+    weighted = stage.loss_weights(t) * errors.square().flatten(1).mean(1)
+    assert torch.allclose(weighted, (v_hat - v).square().flatten(1).mean(1), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("unlocked", "parts"),
+    [
+        ("decoder", ("model.diffusion_model.output_blocks.", "model.diffusion_model.out.")),
+        ("all", ("model.diffusion_model.",)),
+    ],
+)
+def test_what_is_unlocked_learns_with_the_control_network(
+    stage_of: Callable[..., Stage], unlocked: str, parts: tuple[str, ...]
+) -> None:
+    stage = stage_of("control", DiffusionStageConfig(unlocked=unlocked))
+    perturb(stage)
+    trained = ("control_model.", *parts)
+    found = gradients(stage)
+    assert {name for name, grad in found.items() if grad is not None} == {
+        name for name in found if name.startswith(trained)
+    }
+    assert all(grad.abs().max() > 0 for grad in found.values() if grad is not None)
+
+
+def test_where_every_condition_is_left_out_only_the_unet_learns(stage_of: Callable[..., Stage]) -> None:
+    stage = stage_of("control", DiffusionStageConfig(unlocked="all", control_dropout=1.0))
+    perturb(stage)
+    for name, grad in gradients(stage).items():
+        learns = name.startswith("model.diffusion_model.")
+        assert (grad is not None and bool(grad.any())) == learns, name

@@ -21,7 +21,7 @@ from ldm.checkpoint import read_state_dict, write_state_dict
 from ldm.config import ConfigError
 from ldm.latent_diffusion import ModelConfig
 from muti_control.activations import StepSizes, measure, measure_decoder, measure_discriminator
-from muti_control.config import DataConfig, ExperimentConfig, TrainConfig
+from muti_control.config import DataConfig, DiffusionStageConfig, ExperimentConfig, TrainConfig
 from muti_control.loss_config import LossesConfig
 from muti_control.memory import GB, SPARE, MemoryConfig, Plan, choose, predicted_bytes
 from muti_control.optim_config import OptimConfig
@@ -125,7 +125,12 @@ def control(
     assert tool_add_control.main(arguments) == 0
 
     def make(
-        name: str, precision: str, memory: MemoryConfig, data: Path = root, workers: int = 0
+        name: str,
+        precision: str,
+        memory: MemoryConfig,
+        data: Path = root,
+        workers: int = 0,
+        unlocked: str = "none",
     ) -> Training:
         cfg = ExperimentConfig(
             stage="control", name=name, out=str(root / "runs"), init=str(root / "ini.safetensors"),
@@ -137,6 +142,7 @@ def control(
             optim=OptimConfig(lr=1e-2, warmup_steps=0),
             sampling=SamplingConfig(steps=2, control_scales=[1.0]),
             memory=memory,
+            diffusion=DiffusionStageConfig(unlocked=unlocked),
         )  # fmt: skip
         return prepare(cfg)
 
@@ -176,6 +182,22 @@ def test_the_frozen_part_is_exported_as_it_came(control: Callable[..., Training]
         not torch.equal(exported[name], init[name]) for name in init if name.startswith("control_model.")
     )
     assert all(value.dtype == torch.float32 for value in exported.values() if value.is_floating_point())
+
+
+def test_an_unlocked_unet_is_trained_in_full_precision(control: Callable[..., Training]) -> None:
+    training = control("unlocked", "bf16-mixed", MemoryConfig(), unlocked="decoder")
+    assert training.stage.net.dtype == torch.float32
+    exported = fitted(training)
+    init, _ = read_state_dict(str(training.cfg.init))
+    changed = {name for name in init if not torch.equal(exported[name], init[name])}
+    assert {name.split(".")[2] for name in changed if name.startswith("model.")} == {"output_blocks", "out"}
+    assert any(name.startswith("control_model.") for name in changed)
+    assert not any(name.startswith(("first_stage_model.", "cond_stage_model.")) for name in changed)
+    for memory, key in ((MemoryConfig(card=24), "card"), (MemoryConfig(half_unet=True), "half_unet")):
+        with pytest.raises(
+            ConfigError, match=rf"memory\.{key}: is for a locked UNet, and diffusion\.unlocked is all"
+        ):
+            control("both", "bf16-mixed", memory, unlocked="all")
 
 
 def test_a_card_plans_the_control_stage_and_no_other(control: Callable[..., Training]) -> None:

@@ -13,6 +13,7 @@ from ldm.unet import UNetConfig
 
 VERSION = "0.36.0"  # of diffusers: what the files are written for
 VOCABULARY = 49408  # tokens of CLIP
+PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction"}  # ours: theirs
 
 
 class FolderError(ValueError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cldm.diffusers_folder.configs import VERSION
+from cldm.diffusers_folder.configs import PREDICTION_TYPES, VERSION
 from cldm.sampling import TEXT, SamplingConfig
 from cldm.spacing import spaced_timesteps
 from ldm.latent_diffusion import ModelConfig
@@ -30,7 +30,7 @@ def scheduler_config(cfg: ScheduleConfig, sampling: SamplingConfig | None) -> di
         "beta_end": cfg.linear_end,
         "beta_schedule": "scaled_linear",
         "trained_betas": None,
-        "prediction_type": "epsilon",
+        "prediction_type": PREDICTION_TYPES[cfg.prediction],
         "steps_offset": 1,  # of the leading spacing only
         "timestep_spacing": sampling.spacing if sampling.spacing in ("leading", "trailing") else "leading",
     }

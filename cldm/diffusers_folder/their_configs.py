@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cldm.diffusers_folder.configs import VOCABULARY, FolderError
+from cldm.diffusers_folder.configs import PREDICTION_TYPES, VOCABULARY, FolderError
 from ldm.autoencoder import AutoencoderConfig
 from ldm.latent_diffusion import ControlConfig, ModelConfig
 from ldm.schedule import ScheduleConfig
@@ -66,7 +66,6 @@ _SAME_VAE: dict[str, Any] = {
 _SAME_TEXT: dict[str, Any] = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "vocab_size": VOCABULARY}
 _SAME_SCHEDULE: dict[str, Any] = {
     "trained_betas": None,
-    "prediction_type": "epsilon",
     "rescale_betas_zero_snr": False,
 }
 
@@ -78,7 +77,7 @@ def refuse_other_models(parts: Mapping[str, Mapping[str, Any]]) -> None:
         parts: JSON content by part, "model_index" among them; parts may be missing.
     """
     index, unet = parts.get("model_index", {}), parts.get("unet", {})
-    text, schedule = parts.get("text_encoder", {}), parts.get("scheduler", {})
+    text = parts.get("text_encoder", {})
     found = ""
     if (
         _has(index, "text_encoder_2")
@@ -92,8 +91,6 @@ def refuse_other_models(parts: Mapping[str, Mapping[str, Any]]) -> None:
         found = "an inpainting model, whose UNet reads 9 channels"
     elif text.get("hidden_act") == "gelu" or _varied(unet.get("attention_head_dim")):
         found = f"Stable Diffusion 2, whose text embedding is {unet.get('cross_attention_dim')} wide"
-    elif schedule.get("prediction_type") == "v_prediction":
-        found = "a model that predicts v and not the noise"
     if found:
         raise FolderError(f"it is {found}; expected Stable Diffusion 1.x or a model of the same kind")
 
@@ -292,7 +289,14 @@ def _schedule(config: Mapping[str, Any]) -> ScheduleConfig:
     kind = config.get("beta_schedule", "linear")
     if kind != "scaled_linear":
         raise FolderError(f"scheduler: beta_schedule is {kind!r}, but ours is 'scaled_linear' only")
+    predicted = config.get("prediction_type", "epsilon")
+    known = {theirs: ours for ours, theirs in PREDICTION_TYPES.items()}
+    if predicted not in known:
+        raise FolderError(
+            f"scheduler: prediction_type is {predicted!r}, but ours are {' and '.join(known)} only"
+        )
     return ScheduleConfig(
+        prediction=known[predicted],
         num_timesteps=_count("scheduler", config, "num_train_timesteps", 1000),
         linear_start=_positive("scheduler", config, "beta_start", 0.0001),
         linear_end=_positive("scheduler", config, "beta_end", 0.02),
