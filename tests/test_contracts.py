@@ -21,6 +21,7 @@ from benchmarks.anatomy import AnatomyConfig
 from benchmarks.ceiling import CeilingConfig
 from benchmarks.cost_model import CostConfig
 from benchmarks.demo_pictures import PicturesConfig
+from benchmarks.denoising import DenoisingConfig
 from benchmarks.framing import FramingConfig
 from benchmarks.kill_resume import KillConfig
 from benchmarks.landmarks import LandmarksConfig
@@ -60,6 +61,7 @@ KEYS_OF = {
     "benchmarks.signal": SignalConfig,
     "benchmarks.training": TrainingConfig,
     "benchmarks.stages": StagesConfig,
+    "benchmarks.denoising": DenoisingConfig,
     "benchmarks.cost_model": CostConfig,
     "benchmarks.ceiling": CeilingConfig,
     "benchmarks.demo_pictures": PicturesConfig,
