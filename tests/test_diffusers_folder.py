@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import diffusers
@@ -273,6 +273,37 @@ def test_nothing_is_overwritten_or_left_behind(
     assert main(["import", str(tmp_path / "empty"), str(tmp_path / "file.safetensors"), "force=true"]) == 0
 
 
+def test_branches_are_left_out_and_the_rest_draws_as_without_their_conditions(tmp_path: Path, capsys) -> None:
+    cfg = replace(
+        CFG,
+        control=replace(
+            CFG.control, landmarks=LandmarkConfig(num_points=5, widths=[4, 4]), texture=TextureConfig()
+        ),
+        first_stage=replace(CFG.first_stage, grain=4),
+    )
+    torch.manual_seed(1)
+    model = ControlledLatentDiffusion(cfg)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    metadata = {**model_metadata(cfg), "sampling": json.dumps(SAMPLING)}
+    write_state_dict(tmp_path / "m.safetensors", model.state_dict(), metadata)
+    assert main(["export", str(tmp_path / "m.safetensors"), str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "The landmarks and texture branches of its ControlNet are left out" in said
+    assert "landmarks=none texture=none" in (tmp_path / "out/README.md").read_text()
+    assert "faces come without grain" in said
+    imported(tmp_path / "out", tmp_path / "back.safetensors")
+    back, _ = load_model(tmp_path / "back.safetensors")
+    assert back.cfg.control.landmarks is None and back.cfg.control.texture is None
+    skulls = torch.rand(1, 3, 64, 64)
+    ours, theirs = (
+        reconstruct(net, skulls, [PROMPT], [11], SamplingConfig(**SAMPLING, grain=False))
+        for net in (model, back)
+    )
+    assert torch.equal(ours, theirs)
+
+
 def test_what_diffusers_cannot_be_configured_to_be(tiny_config: ModelConfig, capsys) -> None:
     check_expressible(tiny_config)
     for section, name, value in (
@@ -280,8 +311,6 @@ def test_what_diffusers_cannot_be_configured_to_be(tiny_config: ModelConfig, cap
         ("unet", "channel_mult", [2, 2]),
         ("first_stage", "ch_mult", [2, 1, 1, 1]),
         ("cond_stage", "vocab_size", 100),
-        ("control", "landmarks", LandmarkConfig()),
-        ("control", "texture", TextureConfig()),
     ):
         kept = getattr(getattr(tiny_config, section), name)
         setattr(getattr(tiny_config, section), name, value)

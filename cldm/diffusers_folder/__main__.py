@@ -98,9 +98,7 @@ def run_export(options: Options) -> None:
         print(f"{part:<12}  {count:>4} tensors")
     if done.left_out:
         print(key_table({"left out": done.left_out}))
-    for note in sampling_notes(
-        recommended(metadata), "controlnet" in done.parts, bool(cfg.first_stage.grain)
-    ):
+    for note in sampling_notes(recommended(metadata), "controlnet" in done.parts, done.lacking):
         print(f"note: {note}")
     print(f"wrote {target}: {done.num_bytes / 2**20:.1f} MiB; how to sample from it: {target / 'README.md'}")
 

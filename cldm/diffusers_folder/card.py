@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Collection
 
 from cldm.diffusers_folder.schedulers import call_arguments, without_equal
 from cldm.sampling import SamplingConfig
@@ -31,25 +32,33 @@ To bring it back into one file: `python -m cldm.diffusers_folder import FOLDER O
 
 
 NO_GRAIN = "The grain head of its autoencoder is left out: diffusers' has none, and faces come without grain."
+NO_BRANCHES = (
+    "The {names} of its ControlNet are left out: diffusers' knows one picture as a condition. "
+    "Faces are those of sample.py with landmarks=none texture=none."
+)
 
 
-def sampling_notes(sampling: SamplingConfig | None, with_control: bool, grain: bool = False) -> list[str]:
+def sampling_notes(
+    sampling: SamplingConfig | None, with_control: bool, lacking: Collection[str] = ()
+) -> list[str]:
     """What a caller of diffusers' pipeline must know: settings the folder cannot hold, and those that have no equal.
 
     Args:
         sampling: what the checkpoint recommends, if anything.
         with_control: there is a ControlNet.
-        grain: the model has a grain head, which is not in the folder.
+        lacking: what the model has and the folder has not, some of "grain", "landmarks", "texture".
     """
     caller = "Steps, eta, guidance and the control scale are given by the caller: diffusers' layout does not hold them."
+    branches = [name for name in ("landmarks", "texture") if name in lacking]
+    without = [NO_BRANCHES.format(names=f"{' and '.join(branches)} branches")] if branches else []
+    if "grain" in lacking and (sampling is None or sampling.grain):
+        without.append(NO_GRAIN)
     if sampling is None:
         return [
             f"{caller} The checkpoint recommends none; those in the README.md are common for Stable Diffusion 1.5.",
-            *([NO_GRAIN] if grain else []),
+            *without,
         ]
-    differing = without_equal(sampling, with_control)
-    if grain and sampling.grain:
-        differing.append(NO_GRAIN)
+    differing = without_equal(sampling, with_control) + without
     ending = (
         "Its pictures differ from sample.py's for that."
         if differing
@@ -63,9 +72,9 @@ def sampling_notes(sampling: SamplingConfig | None, with_control: bool, grain: b
 
 
 def model_card(
-    cfg: ModelConfig, sampling: SamplingConfig | None, with_control: bool, grain: bool = False
+    cfg: ModelConfig, sampling: SamplingConfig | None, with_control: bool, lacking: Collection[str] = ()
 ) -> str:
-    """Text of the README.md, with a script that samples by the recommended settings; grain: there was a grain head."""
+    """Text of the README.md, with a script that samples by the recommended settings; lacking: what is left out."""
     arguments = call_arguments(cfg, sampling, with_control)
     arguments["generator"] = "torch.Generator().manual_seed(0)"
     lines = [
@@ -82,5 +91,5 @@ def model_card(
         imports="from PIL import Image\n" if with_control else "",
         skull=open_skull if with_control else "",
         arguments="\n".join(lines),
-        notes="".join(f"- {note}\n" for note in sampling_notes(sampling, with_control, grain)),
+        notes="".join(f"- {note}\n" for note in sampling_notes(sampling, with_control, lacking)),
     )

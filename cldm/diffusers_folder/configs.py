@@ -37,11 +37,6 @@ def check_expressible(cfg: ModelConfig, with_control: bool = True) -> None:
             f"control.hint_widths={hint} (there, the convolutions but the last stand in pairs: "
             "expected a, a, b, b, c, c, d)"
         )
-    for name in ("landmarks", "texture"):
-        if with_control and getattr(cfg.control, name) is not None:
-            problems.append(
-                f"control.{name} (its ControlNet knows one picture as a condition, and no branches)"
-            )
     if cfg.cond_stage.vocab_size != VOCABULARY:
         problems.append(
             f"cond_stage.vocab_size={cfg.cond_stage.vocab_size} (CLIP's tokenizer has {VOCABULARY})"

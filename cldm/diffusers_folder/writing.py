@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cldm.branches import BRANCHES
 from cldm.controlled import model_metadata
 from cldm.diffusers_folder.card import model_card
 from cldm.diffusers_folder.configs import VERSION, FolderError, check_expressible, part_configs
@@ -34,8 +35,12 @@ _FILE = "diffusion_pytorch_model.safetensors"
 
 @dataclass
 class Exported:
-    """What stands in the folder: tensors by part, and the keys that were left out (an EMA copy, the grain head)."""
+    """What stands in the folder: tensors by part, the keys that were left out (an EMA copy and what the folder lacks).
 
+    lacking: what of the model diffusers has no place for, some of "grain", "landmarks", "texture".
+    """
+
+    lacking: list[str] = field(default_factory=list)
     parts: dict[str, int] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     num_bytes: int = 0
@@ -62,8 +67,7 @@ def export_folder(
     with_control = any(key.startswith(PREFIXES["controlnet"]) for key in state)
     check_expressible(cfg, with_control)
     check_unused(folder)
-    drawn_with_grain = bool(cfg.first_stage.grain)
-    state, metadata, cfg, left_out = _without_grain(state, metadata, cfg)
+    state, metadata, cfg, lacking, left_out = _what_has_a_place(state, metadata, cfg)
     names = their_keys(cfg)
     if not with_control:
         del names["controlnet"]
@@ -93,7 +97,7 @@ def export_folder(
         _write_json(temporary / NOTES / METADATA, {"format": FORMAT, "metadata": dict(metadata)})
         if rest:
             write_state_dict(temporary / NOTES / REST, rest, {})
-        card = model_card(cfg, sampling, with_control, drawn_with_grain)
+        card = model_card(cfg, sampling, with_control, lacking)
         (temporary / "README.md").write_text(card, encoding="utf-8", newline="\n")
         if folder.is_dir():
             folder.rmdir()  # empty, as checked
@@ -102,20 +106,32 @@ def export_folder(
         raise FolderError(f"{folder} could not be written: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Exported({part: len(values) for part, values in tensors.items()}, left_out + averages, num_bytes)
+    counts = {part: len(values) for part, values in tensors.items()}
+    return Exported(lacking, counts, left_out + averages, num_bytes)
 
 
-def _without_grain(
+def _what_has_a_place(
     state: Mapping[str, Tensor], metadata: Mapping[str, str], cfg: ModelConfig
-) -> tuple[Mapping[str, Tensor], Mapping[str, str], ModelConfig, list[str]]:
-    """The model without its grain head, for which diffusers' autoencoder has no place, and the head's keys."""
-    if not cfg.first_stage.grain:
-        return state, metadata, cfg, []
-    head = [key for key in state if key.startswith(GRAIN)]
-    cfg = replace(cfg, first_stage=replace(cfg.first_stage, grain=0, grain_exemplar=0))
+) -> tuple[Mapping[str, Tensor], Mapping[str, str], ModelConfig, list[str], list[str]]:
+    """The model without its grain head and its ControlNet's branches; their names, and their keys.
+
+    The head adds to what is decoded, the branches to the hint: without them all else draws as before.
+    """
+    prefixes = {name: f"{BRANCHES}{name}." for name in ("landmarks", "texture") if getattr(cfg.control, name)}
+    if cfg.first_stage.grain:
+        prefixes["grain"] = GRAIN
+    if not prefixes:
+        return state, metadata, cfg, [], []
+    cfg = replace(
+        cfg,
+        first_stage=replace(cfg.first_stage, grain=0, grain_exemplar=0),
+        control=replace(cfg.control, landmarks=None, texture=None),
+    )
     if "config" in metadata:
         metadata = {**metadata, **model_metadata(cfg)}
-    return {key: state[key] for key in state if key not in head}, metadata, cfg, head
+    left_out = [key for key in state if key.startswith(tuple(prefixes.values()))]
+    kept = {key: value for key, value in state.items() if key not in set(left_out)}
+    return kept, metadata, cfg, list(prefixes), left_out
 
 
 def check_unused(folder: Path) -> None:
