@@ -65,12 +65,12 @@ def trace_plot(trace: Mapping[str, Any], title: str) -> NDArray[np.uint8]:
     energies = []
     for name in names:
         values = [_or_nan(one["energies"][name]) for _, one in inner]
-        first = next((value for value in values if value > 0), 1.0)
-        energies.append(Series(f"{name} (1 = {first:.3g})", x, [value / first for value in values]))
+        most = max((value for value in values if value > 0), default=1.0)
+        energies.append(Series(f"{name} (1 = {most:.3g})", x, [value / most for value in values]))
     at = "denoising step"
     whole = [step["step"] for step in steps]
     panels = [
-        Panel("energies, relative to the first", at, energies),
+        Panel("energies, each relative to its largest", at, energies),
         Panel(
             "angles, degrees",
             at,
