@@ -22,6 +22,7 @@ from benchmarks.ceiling import CeilingConfig
 from benchmarks.cost_model import CostConfig
 from benchmarks.demo_pictures import PicturesConfig
 from benchmarks.denoising import DenoisingConfig
+from benchmarks.edits import EditsConfig
 from benchmarks.framing import FramingConfig
 from benchmarks.kill_resume import KillConfig
 from benchmarks.landmarks import LandmarksConfig
@@ -61,6 +62,7 @@ KEYS_OF = {
     "benchmarks.signal": SignalConfig,
     "benchmarks.training": TrainingConfig,
     "benchmarks.stages": StagesConfig,
+    "benchmarks.edits": EditsConfig,
     "benchmarks.denoising": DenoisingConfig,
     "benchmarks.cost_model": CostConfig,
     "benchmarks.ceiling": CeilingConfig,

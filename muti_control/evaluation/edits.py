@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from data.manifest import Record
@@ -26,8 +26,13 @@ class EditPlan:
 
 def find_edits(inputs: Inputs, limit: int) -> list[EditPlan]:
     """The edits that the data know the truth of, each of at most ``limit`` probes, the first that have it."""
+    return edits_of(inputs.probes, inputs.variants, limit)
+
+
+def edits_of(probes: Sequence[Record], variants: Sequence[Record], limit: int) -> list[EditPlan]:
+    """As :func:`find_edits`, of lists that were read already."""
     by_subject: dict[str, list[Record]] = {}
-    for record in inputs.variants:
+    for record in variants:
         by_subject.setdefault(record.subject, []).append(record)
     found: dict[tuple[str, str], dict[int, Record]] = {
         ("age_up", f"older by about {YEARS} years"): {},
@@ -35,11 +40,11 @@ def find_edits(inputs: Inputs, limit: int) -> list[EditPlan]:
         ("body_mass_up", "body mass two levels up"): {},
         ("body_mass_down", "body mass two levels down"): {},
     }
-    for i, probe in enumerate(inputs.probes):
-        variants = by_subject.get(probe.subject, [])
+    for i, probe in enumerate(probes):
+        own = by_subject.get(probe.subject, [])
         for (name, _), chosen in found.items():
             truth = _variant(
-                probe, variants, "age" if name.startswith("age") else "body_mass", name.endswith("up")
+                probe, own, "age" if name.startswith("age") else "body_mass", name.endswith("up")
             )
             if truth is not None and len(chosen) < limit:
                 chosen[i] = truth
