@@ -1,6 +1,6 @@
 """How far off is the clean latent that a model makes out of a noised one, at each step and for whom?
 
-    python -m benchmarks.denoising data.root=COHORT weights=FILE [key=value ...]
+    python -m benchmarks.denoising data.root=COHORT 'weights=[FILE, ...]' [key=value ...]
 
 One noised latent of each person and step, the same for every file; the mean squared error of the clean latent that
 the predicted noise implies (the latent's variance is about 1). Beside a person's own skull and landmarks stand those
@@ -48,7 +48,7 @@ class DenoisingConfig:
     """What is measured.
 
     weights: whole models by file name. landmark_weights: the network that reads skulls. steps: of noise.
-    num: people of each list. device, precision, batch_size: as for sample.py. out: JSON file.
+    num: at most so many people of each list. device, precision, batch_size: as for sample.py. out: JSON file.
     append: add the table to benchmarks/RESULTS.md.
     """
 
@@ -103,14 +103,16 @@ def errors(
         faces = torch.stack([pairs.face(i) for i in rows]).to(model.device, model.dtype)
         z = model.encode_first_stage(faces, sample=False).float()
         others = [(i + 1) % len(records) for i in rows]
-        given = dict(zip(SHOWN, (conditions(rows), conditions(others), None), strict=True))
+        given = {
+            name: None if shown is None else encode(model, shown, num, *faces.shape[-2:]).acting()
+            for name, shown in zip(SHOWN, (conditions(rows), conditions(others), None), strict=True)
+        }
         text = model.project_text(model.encode_text([pairs.prompt(i) for i in rows]))
         for t in cfg.steps:
             steps = torch.full((num,), t, device=model.device)
             noise = torch.randn(z.shape, generator=generator).to(model.device)
             x_t = q_sample(z, steps, noise, model.alphas_cumprod)
-            for name, shown in given.items():
-                acting = None if shown is None else encode(model, shown, num, *faces.shape[-2:]).acting()
+            for name, acting in given.items():
                 if acting is None:
                     eps = model.eps(x_t, steps, text, None)
                 else:
@@ -132,6 +134,9 @@ def measure(cfg: DenoisingConfig, device: torch.device) -> list[dict[str, Any]]:
         name: read_manifest(Path(cfg.data.root) / "split_data" / f"{name}.json")[: cfg.num]
         for name in cfg.data.splits
     }
+    for name, records in lists.items():
+        if len(records) < 2:
+            raise ConfigError(f"data.splits: {name} lists one pair, expected at least two to exchange skulls")
     runs = []
     for file in cfg.weights:
         model, _ = load_model(file, device=device, dtype=choose_precision(cfg.precision, device))
@@ -175,7 +180,7 @@ def main(argv: Sequence[str]) -> int:
     text = table(
         ["weights", "people", "skull and landmarks", *(f"t = {t}" for t in cfg.steps)], rows_of(runs)
     )
-    print(f"{machine(device)}; {cfg.num} people of each list; mean ± standard error\n\n{text}")
+    print(f"{machine(device)}; at most {cfg.num} people of each list; mean ± standard error\n\n{text}")
     Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
     write_json(Path(cfg.out), {"config": asdict(cfg), "runs": runs})
     if cfg.append:

@@ -67,13 +67,14 @@ def test_conditions_and_steps_are_told_apart(
 def test_what_cannot_be_measured_is_told(
     weights: Path, make_pairs: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = make_pairs(train=4, valid=4)
+    root = make_pairs(train=4, valid=4, test=1)
     good = {"data.root": str(root), "weights": f"[{weights}]"}
     for key, value, message in (
         ("num", "1", "num: got 1, expected at least 2"),
         ("steps", "[]", "steps: got an empty list"),
         ("steps", "[1000]", f"steps: got 1000, but {weights} has steps 0 to 999"),
         ("weights", "[no.safetensors]", "no.safetensors"),
+        ("data.splits", "[test]", "test lists one pair, expected at least two"),
         ("data.root", "nowhere", "nowhere"),
     ):
         assert main([f"{k}={v}" for k, v in {**good, key: value}.items()]) == 2

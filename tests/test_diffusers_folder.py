@@ -304,6 +304,20 @@ def test_branches_are_left_out_and_the_rest_draws_as_without_their_conditions(tm
     assert torch.equal(ours, theirs)
 
 
+def test_a_base_model_keeps_the_branches_that_are_planned_for_its_control_network(
+    tmp_path: Path, capsys
+) -> None:
+    cfg = replace(CFG, control=replace(CFG.control, landmarks=LandmarkConfig(num_points=5, widths=[4, 4])))
+    state = ControlledLatentDiffusion(cfg).state_dict()
+    base = {key: value for key, value in state.items() if not key.startswith("control_model.")}
+    write_state_dict(tmp_path / "base.safetensors", base, model_metadata(cfg))
+    assert main(["export", str(tmp_path / "base.safetensors"), str(tmp_path / "out")]) == 0
+    assert "left out" not in capsys.readouterr().out
+    back, metadata = imported(tmp_path / "out", tmp_path / "back.safetensors")
+    assert same(back, base)
+    assert model_config_from_metadata(metadata) == cfg
+
+
 def test_what_diffusers_cannot_be_configured_to_be(tiny_config: ModelConfig, capsys) -> None:
     check_expressible(tiny_config)
     for section, name, value in (

@@ -67,7 +67,7 @@ def export_folder(
     with_control = any(key.startswith(PREFIXES["controlnet"]) for key in state)
     check_expressible(cfg, with_control)
     check_unused(folder)
-    state, metadata, cfg, lacking, left_out = _what_has_a_place(state, metadata, cfg)
+    state, metadata, cfg, lacking, left_out = _what_has_a_place(state, metadata, cfg, with_control)
     names = their_keys(cfg)
     if not with_control:
         del names["controlnet"]
@@ -111,27 +111,29 @@ def export_folder(
 
 
 def _what_has_a_place(
-    state: Mapping[str, Tensor], metadata: Mapping[str, str], cfg: ModelConfig
+    state: Mapping[str, Tensor], metadata: Mapping[str, str], cfg: ModelConfig, with_control: bool
 ) -> tuple[Mapping[str, Tensor], Mapping[str, str], ModelConfig, list[str], list[str]]:
     """The model without its grain head and its ControlNet's branches; their names, and their keys.
 
-    The head adds to what is decoded, the branches to the hint: without them all else draws as before.
+    The head adds to what is decoded, the branches to the hint: without them all else draws as before. A base model,
+    which has no control network yet, keeps the branches that its metadata plan for one.
     """
-    prefixes = {name: f"{BRANCHES}{name}." for name in ("landmarks", "texture") if getattr(cfg.control, name)}
+    planned = [name for name in ("landmarks", "texture") if getattr(cfg.control, name)]
+    prefixes = {name: f"{BRANCHES}{name}." for name in planned if with_control}
+    bare = replace(cfg, control=replace(cfg.control, landmarks=None, texture=None))
     if cfg.first_stage.grain:
         prefixes["grain"] = GRAIN
+        cfg, bare = (
+            replace(one, first_stage=replace(one.first_stage, grain=0, grain_exemplar=0))
+            for one in (cfg, bare)
+        )
     if not prefixes:
-        return state, metadata, cfg, [], []
-    cfg = replace(
-        cfg,
-        first_stage=replace(cfg.first_stage, grain=0, grain_exemplar=0),
-        control=replace(cfg.control, landmarks=None, texture=None),
-    )
+        return state, metadata, bare, [], []
     if "config" in metadata:
-        metadata = {**metadata, **model_metadata(cfg)}
-    left_out = [key for key in state if key.startswith(tuple(prefixes.values()))]
-    kept = {key: value for key, value in state.items() if key not in set(left_out)}
-    return kept, metadata, cfg, list(prefixes), left_out
+        metadata = {**metadata, **model_metadata(bare if with_control else cfg)}
+    kept = {key: value for key, value in state.items() if not key.startswith(tuple(prefixes.values()))}
+    left_out = [key for key in state if key not in kept]
+    return kept, metadata, bare, list(prefixes), left_out
 
 
 def check_unused(folder: Path) -> None:
