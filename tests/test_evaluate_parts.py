@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,11 +9,7 @@ import pytest
 import torch
 
 from ldm.checkpoint import write_state_dict
-from ldm.config import parse_command_line
 from muti_control.evaluation import backbone, progress
-from muti_control.evaluation.config import EvaluateConfig
-from muti_control.evaluation.edits import find_edits
-from muti_control.evaluation.inputs import read_inputs
 from muti_control.evaluation.onnx_recogniser import TEMPLATE, OnnxEye, aligned, cosine_distances, five_points
 from muti_control.evaluation.ood import Density, OddityError, nearest_distances, score_skulls
 from muti_control.evaluation.sightings import CacheError, Sightings
@@ -149,31 +144,7 @@ def test_features_for_kid_are_those_of_torchvisions_network(tmp_path, monkeypatc
         backbone.Backbone(path)
 
 
-# ---------------------------------------------------------------- edits, cache, progress
-def test_edits_are_those_whose_truth_the_data_hold(make_pairs):
-    root = make_pairs(train=3, valid=2, test=3)  # the test split: ages 20, 20, 50, body mass 4
-    own = [json.loads(line) for line in (root / "split_data/test.json").read_text().splitlines()]
-    lines = [own[0], own[1]]
-    for person, number, changes in (
-        (0, 1, {"age": 48, "changed": ["age"]}),
-        (0, 2, {"age": 90, "changed": ["age"]}),
-        (0, 0, {"body_mass": "2", "changed": ["body_mass"]}),
-        (1, 2, {"body_mass": "3", "changed": ["body_mass"]}),
-        (1, 0, {"age": 45, "body_mass": "2", "changed": ["age", "body_mass"]}),
-    ):
-        lines.append(own[person] | {"target": f"train_{number}.png"} | changes)
-    (root / "split_data/variants.json").write_text("\n".join(map(json.dumps, lines)))
-    config = parse_command_line(EvaluateConfig, [f"data.root={root}", "num=0"])
-    found = {edit.name: edit for edit in find_edits(read_inputs(config), 5)}
-    assert set(found) == {
-        "age_up",
-        "body_mass_down",
-    }  # one level lighter, or two things at once, is none of them
-    assert {i: r.biometrics.age for i, r in found["age_up"].variants.items()} == {0: 48}
-    assert {i: r.biometrics.body_mass for i, r in found["body_mass_down"].variants.items()} == {0: 2}
-    assert not find_edits(read_inputs(config), 0)
-
-
+# ---------------------------------------------------------------- cache, progress
 class CountingEye:
     """Sees the mean of a picture, and no face in a black one."""
 

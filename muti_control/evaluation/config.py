@@ -11,7 +11,7 @@ from cldm.sampling import SamplingConfig
 from ldm.config import ConfigError, parse_command_line
 from muti_control.evaluation.features import DISTANCES, FEATURE_SIZE
 from muti_control.evaluation.registry import METHODS
-from muti_control.guidance import GuidanceConfig
+from muti_control.guidance import FACE_LANDMARKS, GuidanceConfig
 from muti_control.preparation import SKULL_LANDMARKS, check_missing
 
 RECOGNISERS = ("dlib", "landmarks", "picture")
@@ -56,6 +56,7 @@ class EvaluateConfig:
     bootstrap: draws of probes behind each interval.
     landmarks: what models with a landmark branch are shown: auto (read off the skull by ``landmark_weights``), none, or
         known (the true ones of the data, which nobody has in practice: what better landmarks could be worth).
+    face_landmark_weights: the network that edits are read with, off the faces; null: dlib's points alone.
     texture: what models with a texture branch are shown: none, a picture for all, or auto (the exemplar that the
         manifest names: another person's face of the true face's own style, which no baseline is told).
     missing: bone that is taken away from every probe's skull (mandible, vault, left, right).
@@ -96,6 +97,7 @@ class EvaluateConfig:
     guided: dict[str, Any] = field(default_factory=dict)
     landmarks: str = "auto"
     landmark_weights: str = SKULL_LANDMARKS
+    face_landmark_weights: str | None = FACE_LANDMARKS
     texture: str = "none"
     missing: str | None = None
     device: str = "auto"

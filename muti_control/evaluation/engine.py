@@ -18,7 +18,7 @@ from muti_control.evaluation.cases import choose_cases
 from muti_control.evaluation.faces import Faces, read_grey
 from muti_control.evaluation.inputs import Inputs
 from muti_control.evaluation.judging import Bench, Gallery, all_paths
-from muti_control.evaluation.measuring import MEASURES, Measuring
+from muti_control.evaluation.measuring import MEASURES, Measuring, pictures_of_edit
 from muti_control.evaluation.ood import OddityError, score_skulls, small_skulls
 from muti_control.evaluation.plan import Plan
 from muti_control.evaluation.production import Made, Production
@@ -106,7 +106,29 @@ def _look(plan: Plan, made: Made, sightings: Sightings, progress: Progress) -> N
         sightings.look_at_all(eyes, read_grey(path, plan.inputs.size))
         plan.team.check()
         progress.advance()
+    readers = [reader.eye for reader in plan.readers]
+    for path in plan.team.share(plan.team.broadcast(_of_edits(plan, made) if readers else [])):
+        sightings.look_at_all(readers, read_grey(path, plan.inputs.size))
+        plan.team.check()
     plan.team.wait_for_all()
+
+
+def _of_edits(plan: Plan, made: Made) -> list[Path]:
+    """Every picture that an edit is measured on, each once."""
+    truths = _truths(plan.inputs)
+    found = [
+        path
+        for edit, faces in made.edits
+        if (before := made.of(faces.info.name)) is not None
+        for paths in pictures_of_edit(edit, before, faces, truths).values()
+        for path in paths
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _truths(inputs: Inputs) -> list[Path]:
+    """The probes' true faces."""
+    return [record.face_path for record in inputs.probes if record.face_path is not None]
 
 
 def _measure(
@@ -120,7 +142,7 @@ def _measure(
     bench = Bench(plan.judges, gallery, inputs.rows, inputs.size, sightings)
     groups = [groups_of(record.biometrics) for record in inputs.probes]
     measuring = Measuring(
-        bench, groups, [truths[row] for row in inputs.rows], how, folder, plan.backbone, plan.lpips
+        bench, groups, _truths(inputs), how, folder, plan.backbone, plan.lpips, plan.readers
     )
     progress.begin(JUDGE)
     judged = {faces.info.name: measuring.judge(faces, progress.advance) for faces in made.methods}
@@ -136,8 +158,9 @@ def _measure(
         told = measuring.judge(made.told, progress.advance)
         sensitivity.append(measuring.sensitivity(own, told, "text", "another person's attributes"))
     edits = [
-        measuring.edit(edit, judged[faces.info.name], measuring.judge(faces, progress.advance))
+        found
         for edit, faces in made.edits
+        for found in measuring.edits(edit, judged[faces.info.name], measuring.judge(faces, progress.advance))
     ]
     diversity = measuring.diversity(own)
     progress.begin(STRANGE)

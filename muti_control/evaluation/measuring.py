@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from data.biometrics import describe
 from data.images import write_png
+from muti_control.evaluation.edit_readers import EditReader
 from muti_control.evaluation.edits import EditPlan
 from muti_control.evaluation.faces import Faces, read_grey
 from muti_control.evaluation.judging import Bench, Verdict
@@ -37,7 +38,6 @@ from muti_control.recogniser import Pictures
 Floats = NDArray[np.floating]
 SHOWN_EDITS = 3  # probes of each edit that the report shows
 WITHIN = (1, 10)  # ranks that count as a hit in coverage
-SPACE = "dlib's 68 points, similarity-aligned, px"
 CHANGE = Measure(
     "change", "change of the picture", "grey levels of 255", "", 2, "Mean absolute difference of pixels."
 )
@@ -77,7 +77,7 @@ class Measuring:
     """Measures one run.
 
     groups: of each probe, for the breakdown; truths: their true faces. folder: of the run, for pictures.
-    backbone, lpips: of KID and LPIPS, where weights are given.
+    backbone, lpips: of KID and LPIPS, where weights are given. readers: of edits, the best first.
     """
 
     bench: Bench
@@ -87,6 +87,7 @@ class Measuring:
     folder: Path
     backbone: Eye | None = None
     lpips: Lpips | None = None
+    readers: Sequence[EditReader] = ()
 
     def judge(self, faces: Faces, advance: Callable[[int], None]) -> Judged:
         """Hold every face of a method against the gallery."""
@@ -231,40 +232,47 @@ class Measuring:
         return {name: measured(row, self.how) for name, row in values.items() if np.isfinite(row).any()}
 
     # ------------------------------------------------------------ edits
-    def edit(self, plan: EditPlan, before: Judged, after: Judged) -> Edit | NotRun:
-        """The change of the reconstruction against the true change, in dlib's points."""
+    def edits(self, plan: EditPlan, before: Judged, after: Judged) -> list[Edit | NotRun]:
+        """The change of the reconstruction against the true change, by each reader."""
+        if not self.readers:
+            reason = "nothing reads the faces: give face_landmark_weights=FILE, or dlib among the recognisers"
+            return [NotRun(f"edit {plan.name}", plan.label, reason)]
+        found: list[Edit | NotRun] = []
+        for reader in self.readers:
+            drawn = before.faces.info.kind != "limit"
+            shown = SHOWN_EDITS if drawn and reader is self.readers[0] else 0
+            found.append(self._edit(plan, reader, before, after, shown))
+        return found
+
+    def _edit(
+        self, plan: EditPlan, reader: EditReader, before: Judged, after: Judged, shown: int
+    ) -> Edit | NotRun:
         rows: list[Floats] = []
         probes: list[int] = []
-        for i, variant in plan.variants.items():
-            assert variant.face_path is not None
-            seen = (
-                before.seen[i][0],
-                after.seen[i][0],
-                self._look(self.truths[i]),
-                self._look(variant.face_path),
-            )
+        for i, paths in pictures_of_edit(plan, before.faces, after.faces, self.truths).items():
+            seen = [self._see(reader.eye, path) for path in paths]
             known = [vector for vector in seen if vector is not None]
             if len(known) == len(seen):
                 rows.append(np.stack(known))
                 probes.append(i)
         name, label = plan.name, plan.label
         if not rows:
-            return NotRun(f"edit {name}", label, "dlib found a face in too few of the pictures")
+            return NotRun(f"edit {name}", label, f"{reader.eye.name} found a face in too few of the pictures")
         old, new, true_old, true_new = (
-            points(column).astype(np.float64) for column in np.stack(rows, axis=1)
+            reader.points(column).astype(np.float64) for column in np.stack(rows, axis=1)
         )
         judge = "dlib" if "dlib" in after.verdicts else self.bench.judges[0].name
         return edit(
             before.faces.info.name,
             name,
             label,
-            SPACE,
+            reader.space,
             (old, new),
             (true_old, true_new),
             probes,
             after.verdicts[judge].ranks[probes] == 1,
             before.verdicts[judge].ranks[probes] == 1,
-            [self._edit_pictures(plan, i, before, after) for i in probes[:SHOWN_EDITS]],
+            [self._edit_pictures(plan, i, before, after) for i in probes[:shown]],
             resampling=self.how,
         )
 
@@ -287,4 +295,18 @@ class Measuring:
 
     def _look(self, path: Path) -> Vector | None:
         eye = next((eye for eye in self.bench.eyes if eye.name == "dlib"), None)
-        return None if eye is None else self.bench.sightings.look(eye, read_grey(path, self.bench.size))
+        return None if eye is None else self._see(eye, path)
+
+    def _see(self, eye: Eye, path: Path) -> Vector | None:
+        return self.bench.sightings.look(eye, read_grey(path, self.bench.size))
+
+
+def pictures_of_edit(
+    plan: EditPlan, before: Faces, after: Faces, truths: Sequence[Path]
+) -> dict[int, tuple[Path, Path, Path, Path]]:
+    """Of each probe: drawn before and after the edit, and the person's true faces before and after it."""
+    found = {}
+    for i, variant in plan.variants.items():
+        assert variant.face_path is not None
+        found[i] = before.pictures[i][0], after.pictures[i][0], truths[i], variant.face_path
+    return found

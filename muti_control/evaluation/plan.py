@@ -18,6 +18,7 @@ from ldm.device import choose_device, choose_precision
 from muti_control.evaluation.backbone import Backbone
 from muti_control.evaluation.config import EvaluateConfig
 from muti_control.evaluation.controls import Donors, shuffled_donors, with_skull_of
+from muti_control.evaluation.edit_readers import EditReader, LandmarkEye, edit_readers
 from muti_control.evaluation.elsewhere import find_faces
 from muti_control.evaluation.inputs import InputError, Inputs, read_inputs
 from muti_control.evaluation.lpips import Lpips
@@ -62,7 +63,7 @@ class Plan:
     whatever they are told of the person: these are not asked for edits.
     pix2pix: that baseline's network.
     elsewhere: the folder's pictures of every probe. subject: name of the method that everything is about.
-    command: what repeats the run. donors: who lends each probe a skull.
+    command: what repeats the run. donors: who lends each probe a skull. readers: what edits are measured with.
     """
 
     cfg: EvaluateConfig
@@ -79,6 +80,7 @@ class Plan:
     pix2pix: Translator | None
     elsewhere: Sequence[tuple[Path, ...]]
     judges: Sequence[Judge]
+    readers: Sequence[EditReader]
     backbone: Backbone | None
     lpips: Lpips | None
     donors: Donors
@@ -110,6 +112,11 @@ class Plan:
         read += [HashedFile(path, sha256(path)) for path in networks if path is not None]
         networks_of_ours = {
             path: digest for w in self.weights.values() for path, digest in w.networks.items()
+        }
+        networks_of_ours |= {
+            str(self.cfg.face_landmark_weights): reader.eye.identity["pipnet"]
+            for reader in self.readers
+            if isinstance(reader.eye, LandmarkEye)
         }
         return read + [HashedFile(path, digest) for path, digest in networks_of_ours.items()]
 
@@ -164,6 +171,8 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Plan:
     if shown := [name for name, found in weights.items() if found.shown_landmarks]:
         inputs = replace(inputs, remarks=(*inputs.remarks, landmarks.remark(shown)))
     inputs = replace(inputs, remarks=(*inputs.remarks, *_of_texture(cfg.texture, weights)))
+    readers = _readers(cfg, inputs, judges)
+    inputs = replace(inputs, remarks=(*inputs.remarks, *_of_readers(readers, guidance)))
     sampling = {name: _sampling(given, found) for name, found in weights.items()}
     for name, how in guidance.items():
         _check_window(name, how, sampling[name])
@@ -188,6 +197,7 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Plan:
         pix2pix=pix2pix,
         elsewhere=elsewhere,
         judges=judges,
+        readers=readers,
         backbone=None if cfg.kid is None else Backbone(Path(cfg.kid)),
         lpips=None if cfg.lpips is None else Lpips(Path(cfg.lpips), _path(cfg.lpips_heads)),
         donors=donors,
@@ -195,6 +205,19 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Plan:
         device=device,
         dtype=dtype,
     )
+
+
+def _readers(cfg: EvaluateConfig, inputs: Inputs, judges: Sequence[Judge]) -> list[EditReader]:
+    """What edits are measured with; nothing where there are none. Raises: InputError, CheckpointError."""
+    if not (cfg.edited and inputs.variants):
+        return []
+    network = None if cfg.face_landmark_weights is None else shipped(cfg.face_landmark_weights)
+    if network is not None and not network.is_file():
+        raise InputError(
+            f"face_landmark_weights: {network} not found; give the network that edits are read with, or "
+            "face_landmark_weights=null to read them by dlib's points, which are too unsteady for most edits"
+        )
+    return edit_readers(network, judges)
 
 
 def _guided_cases(cfg: EvaluateConfig, inputs: Inputs, donors: Donors, name: str) -> list[Case]:
@@ -231,6 +254,21 @@ def _of_guidance(guidance: Mapping[str, GuidanceConfig], cfg: EvaluateConfig) ->
             "The faces with another's skull are not guided: the points in guidance.target are the probes' own."
         )
     return remarks
+
+
+def _of_readers(readers: Sequence[EditReader], guidance: Mapping[str, GuidanceConfig]) -> list[str]:
+    """Who reads edits and guided the faces too."""
+    network = next((r.eye.identity["pipnet"] for r in readers if isinstance(r.eye, LandmarkEye)), None)
+    led = [
+        name
+        for name, how in guidance.items()
+        if how.acts and how.landmarks > 0 and sha256(how.face_landmark_weights) == network
+    ]
+    if not led:
+        return []
+    return [
+        f"Edits of {', '.join(led)} are read by the network that guided their landmarks: it flatters them."
+    ]
 
 
 def _of_texture(choice: str, weights: Mapping[str, Weights]) -> list[str]:

@@ -71,7 +71,8 @@ class Production:
             steps = sum(wanted.steps for _, wanted in runs)
             stages[f"{SAMPLE} ({name})"] = (-(-steps // size), 0.05)
         if "autoencoder" in plan.names:
-            stages[DECODE] = (-(-len(plan.inputs.rows) // size), 0.3)
+            decoded = len(plan.inputs.rows) + sum(len(edit.variants) for edit in self._edits)
+            stages[DECODE] = (-(-decoded // size), 0.3)
         return stages
 
     def make(self, progress: Progress) -> Made:
@@ -252,7 +253,7 @@ class Production:
             made_of = zip(wanted.cases, faces_of(wanted), strict=True)
             pictures[purpose] = {place[case.name]: paths for case, paths in made_of}
         if "autoencoder" in plan.names and name == "model":
-            by_name["autoencoder"] = self._through_autoencoder(sampler, progress)
+            by_name["autoencoder"] = self._through_autoencoder(sampler, made, progress)
         for key, own, more in (
             (name, "own", "more"),
             ("shuffled", "shuffled", "shuffled_more"),
@@ -270,16 +271,23 @@ class Production:
             if edit.name in pictures:
                 made.edits.append((edit, self._faces(name, pictures[edit.name])))
 
-    def _through_autoencoder(self, sampler: Sampler, progress: Progress) -> Faces:
+    def _through_autoencoder(self, sampler: Sampler, made: Made, progress: Progress) -> Faces:
+        """The true faces, and those after the edits: what can be read of an edit off pictures of the model at all."""
         cases = self._plan.inputs.probe_cases
-        targets = [self._folder / "autoencoder" / f"{case.name}_0.png" for case in cases]
-        sources = [case.face_path for case in cases if case.face_path is not None]
-        started = time.monotonic()
+        sources = {i: case.face_path for i, case in enumerate(cases) if case.face_path is not None}
         progress.begin(DECODE)
-        sampler.through_autoencoder(list(zip(sources, targets, strict=True)), progress.advance)
-        return self._faces(
-            "autoencoder", {i: (path,) for i, path in enumerate(targets)}, seconds=time.monotonic() - started
-        )
+
+        def decoded(folder: str, faces: Mapping[int, Path]) -> Faces:
+            targets = {i: self._folder / folder / f"{cases[i].name}_0.png" for i in faces}
+            started = time.monotonic()
+            sampler.through_autoencoder([(faces[i], targets[i]) for i in faces], progress.advance)
+            seconds = time.monotonic() - started
+            return self._faces("autoencoder", {i: (path,) for i, path in targets.items()}, seconds=seconds)
+
+        for edit in self._edits:
+            after = {i: r.face_path for i, r in edit.variants.items() if r.face_path is not None}
+            made.edits.append((edit, decoded(f"autoencoder_{edit.name}", after)))
+        return decoded("autoencoder", sources)
 
     # ------------------------------------------------------------ what the data hold
     def _from_the_cohort(self, by_name: dict[str, Faces]) -> None:

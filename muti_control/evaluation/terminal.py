@@ -16,8 +16,8 @@ def table(evaluation: Evaluation) -> str:
             found = method.identification.get(name)
             cells.append("" if found is None else f"{_share(found.rank1)}  {100 * found.rank5.value:5.1f}")
         rows.append(cells)
-    chance = 100 / evaluation.protocol.gallery_size
-    rows.append(["chance", *[f"{chance:5.1f}" + " " * 14 + f"{5 * chance:5.1f}"] * len(names)])
+    chance, five = (100 * min(k / evaluation.protocol.gallery_size, 1) for k in (1, 5))
+    rows.append(["chance", *[f"{chance:5.1f}" + " " * 14 + f"{five:5.1f}"] * len(names)])
     widths = [max(len(row[k]) for row in rows) for k in range(len(head))]
     lines = [
         "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

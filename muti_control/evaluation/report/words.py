@@ -20,6 +20,7 @@ from muti_control.evaluation.results import Coverage, Curve, Edit, Evaluation, F
 
 EVALUATED, RIVALS = ("model", "folder"), ("model", "folder", "baseline")
 SHUFFLED = "shuffled"  # the control that gets the skull of another person
+AUTOENCODER = "autoencoder"  # the limit that the true faces reach
 
 
 @dataclass(frozen=True)
@@ -304,9 +305,12 @@ def _widest(parts: Sequence[Coverage], judge: Recogniser | None) -> list[Coverag
 
 
 def _edits_of(parts: Sequence[Edit], evaluated: Method | None) -> list[Edit]:
-    """The evaluated method's edits, or the first one's where none is evaluated; the table has all."""
+    """The evaluated method's edits, or the first one's where none is evaluated, by the first reader; the tables have
+    all.
+    """
     name = evaluated.name if evaluated is not None else parts[0].method if parts else ""
-    return [part for part in parts if part.method == name]
+    own = [part for part in parts if part.method == name]
+    return [part for part in own if part.space == own[0].space]
 
 
 def _coverage(part: Coverage, evaluation: Evaluation) -> str:
@@ -338,6 +342,9 @@ def _edit(part: Edit, evaluation: Evaluation) -> str:
         after, before = per_cent(part.kept.value), per_cent(part.kept_before.value)
         kept = f"; the own face is the most similar for {after} after the edit, {before} before"
     made = f"{name} makes {with_interval(part.projection)} of the true change{angle}"
+    same = (e for e in evaluation.edits if (e.name, e.space) == (part.name, part.space))
+    if (limit := next((e for e in same if e.method == AUTOENCODER != part.method), None)) is not None:
+        made += f" (read off the true faces through the autoencoder: {per_cent(limit.projection.value)})"
     return f"Edit, {part.label} ({plural(part.projection.n, 'pair')}): {made}{kept}."
 
 
