@@ -122,6 +122,7 @@ def made_up(
         name: rng.geometric(p, (len(subset), 8)).clip(1, gallery)
         for name, p in (("model", 0.12), ("shuffled", 0.03))
     }
+    joint = {name: np.minimum.accumulate(ranks, axis=1) for name, ranks in several.items()}
     edges = np.linspace(0, 8, 33)
     command = f"python evaluate.py weights={WEIGHTS.path} data.root=cohort preset=quick"
     return Evaluation(
@@ -141,7 +142,7 @@ def made_up(
             NotRun("pix2pix", "Pix2Pix", "It is not built yet."),
             NotRun("kid", "KID", "No feature network was given."),
         ),
-        coverage=tuple(coverage("dlib", several, within, subset.tolist(), how) for within in (1, 5)),
+        coverage=tuple(coverage("dlib", several, within, subset.tolist(), how, joint) for within in (1, 5)),
         diversity=(Diversity("model", 8, {"mean_absolute": measured(rng.gamma(9, 0.5, num_probes), how)}),),
         edits=tuple(make_edits(folder, picture, rng, how, num_probes)),
         sensitivity=tuple(make_sensitivity(rng, how, num_probes)),

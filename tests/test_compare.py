@@ -63,6 +63,10 @@ def test_coverage_and_edits_are_compared_where_both_have_them(runs):
         ("shuffled", "best of 8: within 1"),
     }
     assert rows[0].second == 1 and rows[0].first == pytest.approx(np.mean(np.array(part.hits["model"]) > 0))
+    last = {name: tuple(1 for _ in ranks) for name, ranks in part.ranks_together.items()}
+    found = replace(first, coverage=(replace(part, ranks_together=last),), edits=())
+    rows = [row for row in compare(first, found).rows if row.verdict != "same"]
+    assert {row.column.label for row in rows} == {"8 together: within 1"} and rows[0].second == 1
     weaker = replace(first.edits[0], projections=tuple(p / 2 for p in first.edits[0].projections))
     (row,) = [r for r in compare(first, replace(first, edits=(weaker,))).rows if r.part == "edits"]
     assert row.first == pytest.approx(

@@ -10,6 +10,7 @@ import torch
 
 from ldm.checkpoint import write_state_dict
 from muti_control.evaluation import backbone, progress
+from muti_control.evaluation.judging import Verdict
 from muti_control.evaluation.onnx_recogniser import TEMPLATE, OnnxEye, aligned, cosine_distances, five_points
 from muti_control.evaluation.ood import Density, OddityError, nearest_distances, score_skulls
 from muti_control.evaluation.sightings import CacheError, Sightings
@@ -145,6 +146,23 @@ def test_features_for_kid_are_those_of_torchvisions_network(tmp_path, monkeypatc
 
 
 # ---------------------------------------------------------------- cache, progress
+def test_faces_that_miss_alone_find_the_truth_together():
+    found = Verdict.empty(2)
+    for row in ([4, 1, 9, 9], [4, 9, 1, 9], [4, 9, 9, 1]):  # each mistakes the first face for another one
+        found.enter(0, np.array(row, float), truth=0, excluded=-1, size=4)
+    assert found.draws[0] == [2, 2, 2] and found.together[0] == [2, 1, 1]
+    assert found.ranks[0] == 2  # that of the first face, as of a method that draws one
+    found.enter(
+        1, None, truth=1, excluded=-1, size=4
+    )  # no face in the first picture, and the truth in the second
+    found.enter(1, np.array([5.0, 1, 9, 9]), truth=1, excluded=-1, size=4)
+    assert found.draws[1] == [4, 1] and found.together[1] == [4, 1] and found.missed == {1}
+    found.enter(
+        1, np.array([0.0, 7, 9, 9]), truth=1, excluded=0, size=4
+    )  # whoever lent the skull does not count
+    assert found.together[1] == [4, 1, 1]
+
+
 class CountingEye:
     """Sees the mean of a picture, and no face in a black one."""
 

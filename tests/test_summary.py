@@ -81,6 +81,13 @@ def test_coverage_begins_at_rank_one_of_a_draw_and_rises():
     assert model.value[0] == pytest.approx((ranks["model"] <= 5).mean())
     assert model.value[-1] == pytest.approx((ranks["model"] <= 5).any(axis=1).mean())
     assert (np.diff(model.value) >= 0).all() and set(shuffled.value) == {0}
+    assert not found.together
+    falling = np.minimum.accumulate(ranks["model"], axis=1)
+    joint = coverage("dlib", ranks, 5, list(range(0, 30, 2)), together={"model": falling})
+    assert joint.ranks_together["model"] == tuple(falling[:, -1])
+    assert joint.together["model"].value == pytest.approx((falling <= 5).mean(axis=0))
+    with pytest.raises(ValueError, match="expected one shape"):
+        coverage("dlib", ranks, 5, list(range(15)), together={"model": falling[:, :4]})
     with pytest.raises(ValueError, match="expected one shape"):
         coverage("dlib", ranks | {"shuffled": ranks["shuffled"][:, :4]}, 5, list(range(15)))
 

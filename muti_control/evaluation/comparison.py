@@ -199,20 +199,32 @@ def _row(
 
 
 def _coverage_rows(first: Evaluation, second: Evaluation, how: Resampling) -> Iterator[Row]:
-    """Best of K where both drew K faces for the same skulls."""
+    """Best of K, and K together, where both drew K faces for the same skulls."""
     others = {(part.recogniser, part.within, part.draws, part.probes): part for part in second.coverage}
     for part in first.coverage:
         other = others.get((part.recogniser, part.within, part.draws, part.probes))
         judge = first.recogniser(part.recogniser)
         if other is None or judge is None:
             continue
-        label = f"best of {part.draws}: within {part.within}"
-        column = Column(part.recogniser, "coverage", label, "%", "higher", 1, 100)
-        for name, hits in part.hits.items():
-            method = first.method(name)
-            if name in other.hits and method is not None:
-                values = [best_of_chance(h, part.draws)[:, -1] for h in (hits, other.hits[name])]
-                row = _row(name, method.label, judge.label, column, values[0], values[1], how)
+        best = [
+            {name: best_of_chance(hits, part.draws)[:, -1] for name, hits in one.hits.items()}
+            for one in (part, other)
+        ]
+        together = [
+            {
+                name: np.asarray(np.array(r) <= part.within, np.float64)
+                for name, r in one.ranks_together.items()
+            }
+            for one in (part, other)
+        ]
+        for label, (mine, theirs) in (("best of {}", best), ("{} together", together)):
+            told = f"{label.format(part.draws)}: within {part.within}"
+            column = Column(part.recogniser, "coverage", told, "%", "higher", 1, 100)
+            for name in [name for name in mine if name in theirs]:
+                method = first.method(name)
+                if method is None:
+                    continue
+                row = _row(name, method.label, judge.label, column, mine[name], theirs[name], how)
                 if row is not None:
                     yield row
 

@@ -70,7 +70,8 @@ class Gallery:
 class Verdict:
     """One judge on one method: per probe (P,), NaN or 0 where it has no face. nearest: gallery column, -1 for none.
 
-    draws: probe -> rank of every face drawn of it.
+    draws: probe -> rank of every face drawn of it. together: probe -> rank by the mean distance of its first k faces,
+    k = 1, 2, ...
     """
 
     ranks: NDArray[np.int64]
@@ -79,6 +80,8 @@ class Verdict:
     nearest: NDArray[np.int64]
     missed: set[int] = field(default_factory=set)
     draws: dict[int, list[int]] = field(default_factory=dict)
+    together: dict[int, list[int]] = field(default_factory=dict)
+    _sums: dict[int, Floats] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, num: int) -> Verdict:
@@ -89,11 +92,11 @@ class Verdict:
         """Enter the next face of a probe: its distances (G,), or None where the judge finds no face in it."""
         first = probe not in self.draws
         missed = distances is None or distances[truth] >= _NOWHERE
-        rank = size
-        if distances is not None and not missed:
-            column = np.array([excluded])
-            rank = int(ranks_of_truth(distances[None], np.array([truth]), column)[0])
-        self.draws.setdefault(probe, []).append(rank)
+        self.draws.setdefault(probe, []).append(_rank(distances, truth, excluded, size))
+        rank = self.draws[probe][-1]
+        if distances is not None:  # a sum orders the gallery as the mean does; faces without one say nothing
+            self._sums[probe] = self._sums.get(probe, 0.0) + distances
+        self.together.setdefault(probe, []).append(_rank(self._sums.get(probe), truth, excluded, size))
         if not first:
             return
         self.ranks[probe] = rank
@@ -122,6 +125,13 @@ class Verdict:
             excluded=excluded,
             resampling=how,
         )
+
+
+def _rank(distances: Floats | None, truth: int, excluded: int, size: int) -> int:
+    """Of the true face by (G,) distances; the last where there are none, or the truth cannot be found."""
+    if distances is None or distances[truth] >= _NOWHERE:
+        return size
+    return int(ranks_of_truth(distances[None], np.array([truth]), np.array([excluded]))[0])
 
 
 @dataclass(frozen=True)

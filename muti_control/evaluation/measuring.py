@@ -165,7 +165,7 @@ class Measuring:
 
     # ------------------------------------------------------------ several faces of one skull
     def coverage(self, own: Judged, swapped: Judged | None) -> list[Coverage]:
-        """Is the true face within the best of k, beside the same with another's skull?"""
+        """Is the true face within the best of k, or found by k together, beside the same with another's skull?"""
         both = [own] if swapped is None else [own, swapped]
         draws = max(len(paths) for paths in own.faces.pictures.values())
         probes = [
@@ -182,6 +182,7 @@ class Measuring:
                 within,
                 probes,
                 self.how,
+                {j.faces.info.name: [j.verdicts[judge.name].together[i] for i in probes] for j in both},
             )
             for judge in self.bench.judges
             for within in WITHIN

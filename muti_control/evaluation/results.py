@@ -263,6 +263,9 @@ class Coverage:
         curves: method's name -> chance of at least one hit in k of the K draws, k = 1 .. K, averaged over probes.
             It holds the method and its control with swapped skulls.
         hits: method's name -> hits among the K draws, per entry of ``probes``.
+        together: method's name -> share of probes that k draws find together, k = 1 .. K: the rank is by the mean of
+            their distances to each face of the gallery. Empty in files from before there was this.
+        ranks_together: method's name -> rank by all K draws, per entry of ``probes``.
     """
 
     recogniser: str
@@ -271,6 +274,8 @@ class Coverage:
     probes: tuple[int, ...]
     curves: Mapping[str, Curve]
     hits: Mapping[str, tuple[int, ...]]
+    together: Mapping[str, Curve] = field(default_factory=dict)
+    ranks_together: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

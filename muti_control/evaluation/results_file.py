@@ -141,10 +141,13 @@ def check(evaluation: Evaluation) -> None:
             aligned(measured.values, f"{here}, {name}: values")
     for coverage in evaluation.coverage:
         known([coverage.recogniser], recognisers, "coverage")
-        known([*coverage.curves, *coverage.hits], methods, "coverage")
+        known([*coverage.curves, *coverage.hits, *coverage.together], methods, "coverage")
+        known(coverage.ranks_together, methods, "coverage")
         within(coverage.probes, "coverage")
         for name, hits in coverage.hits.items():
             aligned(hits, f"coverage, {name}: hits", len(coverage.probes))
+        for name, ranks in coverage.ranks_together.items():
+            aligned(ranks, f"coverage, {name}: ranks_together", len(coverage.probes))
     for diversity in evaluation.diversity:
         known([diversity.method], methods, "diversity")
         known(diversity.measures, measures, "diversity")

@@ -203,19 +203,22 @@ def coverage(
     within: int,
     probes: Sequence[int],
     resampling: Resampling | None = None,
+    together: Mapping[str, ArrayLike] | None = None,
 ) -> Coverage:
-    """The best of k of K draws.
+    """The best of k of K draws, and the first k of them together.
 
     Args:
         ranks: method's name -> (P', K) rank of every draw, P' the entries of ``probes``; K is the same for all.
         within: a draw of at most this rank is a hit.
+        together: method's name -> (P', K) rank by the first k draws together.
 
     Raises:
         ValueError: shapes that disagree.
     """
     how = resampling or Resampling()
     tables = {name: np.asarray(table) for name, table in ranks.items()}
-    shapes = {table.shape for table in tables.values()}
+    joint = {name: np.asarray(table) for name, table in (together or {}).items()}
+    shapes = {table.shape for table in (*tables.values(), *joint.values())}
     if len(shapes) != 1 or next(iter(shapes))[:1] != (len(probes),):
         raise ValueError(f"ranks of shapes {sorted(shapes)}: expected one shape ({len(probes)}, K)")
     draws = next(iter(shapes))[1]
@@ -228,6 +231,10 @@ def coverage(
         probes=tuple(int(i) for i in probes),
         curves={name: how.share_curve(at, best_of_chance(count, draws)) for name, count in hits.items()},
         hits={name: tuple(int(h) for h in count) for name, count in hits.items()},
+        together={
+            name: how.share_curve(at, (table <= within).astype(np.float64)) for name, table in joint.items()
+        },
+        ranks_together={name: tuple(int(rank) for rank in table[:, -1]) for name, table in joint.items()},
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from muti_control.evaluation.report import markup, svg
 from muti_control.evaluation.report.cells import label_of
 from muti_control.evaluation.report.markup import Numbering
 from muti_control.evaluation.report.words import Roles, plural, sentence
-from muti_control.evaluation.results import Coverage, Evaluation, Figure
+from muti_control.evaluation.results import Coverage, Curve, Evaluation, Figure
 
 _CURVE_SKIPS = ("permuted",)  # the line of guessing stands for it
 
@@ -70,42 +72,59 @@ def _hundred(values: tuple[float, ...]) -> list[float]:
 
 
 def coverage(evaluation: Evaluation, numbers: Numbering) -> str:
-    """Best of k faces, beside the same with the skulls of others; and how far the draws lie apart."""
+    """Best of k faces and k faces together, beside the same with the skulls of others."""
+    best = (
+        "Is the true face within the best of k? A hit is a drawn face with the true face within the given rank; "
+        "the curve is the chance of at least one hit among k faces, beside that of faces drawn for the skull of "
+        f"another person. On {_probes_of(evaluation.coverage)}."
+    )
+    joint = (
+        "Do k faces find more together? The gallery is ordered by the mean distance to the first k faces drawn, which "
+        "takes no knowledge of the truth, beside the same with the skull of another person."
+    )
+    parts = [(part, part.curves) for part in evaluation.coverage]
+    together = [(part, part.together) for part in evaluation.coverage if part.together]
+    return _of_k(evaluation, numbers, parts, "Best of k", "at least one hit, %", best) + _of_k(
+        evaluation, numbers, together, "k together", "found, %", joint
+    )
+
+
+def _of_k(
+    evaluation: Evaluation,
+    numbers: Numbering,
+    parts: Sequence[tuple[Coverage, Mapping[str, Curve]]],
+    name: str,
+    axis: str,
+    caption: str,
+) -> str:
+    """A figure of curves over the number of faces, a panel for each recogniser and rank."""
     panels: list[str] = []
     keys: dict[tuple[str, str], None] = {}
     look = styles(evaluation)
-    for part in evaluation.coverage:
+    for part, curves in parts:
         judge = evaluation.recogniser(part.recogniser)
         lines = [
             svg.Line(
                 label_of(evaluation, n), look[n], c.x, _hundred(c.value), _hundred(c.low), _hundred(c.high)
             )
-            for n, c in part.curves.items()
+            for n, c in curves.items()
         ]
-        keys |= {(look[n], label_of(evaluation, n)): None for n in part.curves}
+        keys |= {(look[n], label_of(evaluation, n)): None for n in curves}
         at = range(1, part.draws + 1)
         share = min(part.within / evaluation.protocol.gallery_size, 1)
-        lines.append(svg.Line("guessing", "chance", list(at), [100 * (1 - (1 - share) ** k) for k in at]))
+        guesses = [1 - (1 - share) ** k if curves is part.curves else share for k in at]
+        lines.append(svg.Line("guessing", "chance", list(at), [100 * guess for guess in guesses]))
         top = svg.nice_top(max(max(line.high or line.y) for line in lines))
         step = max(1, part.draws // 8)
         marks = sorted({1, *range(step, part.draws + 1, step), part.draws})
         title = f"within rank {part.within}" if part.within > 1 else "rank 1"
         title = f"{judge.label if judge else part.recogniser}, {title}"
-        chart = svg.line_chart(
-            f"Best of k: {title}", lines, "faces drawn per skull, k", "at least one hit, %", False, top, marks
-        )
+        chart = svg.line_chart(f"{name}: {title}", lines, "faces drawn per skull, k", axis, False, top, marks)
         panels.append(markup.panel(title, chart))
-    figure = ""
-    if panels:
-        caption = (
-            "Is the true face within the best of k? A hit is a drawn face with the true face within the given rank; "
-            "the curve is the chance of at least one hit among k faces, beside that of faces drawn for the skull of "
-            f"another person. On {_probes_of(evaluation.coverage)}."
-        )
-        figure = markup.figure(
-            numbers.figure(), caption, *panels, legend=markup.legend([*keys, ("chance", "guessing")])
-        )
-    return figure
+    if not panels:
+        return ""
+    legend = markup.legend([*keys, ("chance", "guessing")])
+    return markup.figure(numbers.figure(), caption, *panels, legend=legend)
 
 
 def _probes_of(parts: tuple[Coverage, ...]) -> str:

@@ -170,6 +170,7 @@ def findings(evaluation: Evaluation) -> list[str]:
         _against_shuffled(evaluation, roles),
         _against_ceiling(evaluation, roles),
         *(_coverage(part, evaluation) for part in _widest(evaluation.coverage, roles.judge)),
+        *(_together(part, evaluation) for part in _strictest(evaluation.coverage, roles.judge)),
         *(_edit(part, evaluation) for part in _edits_of(evaluation.edits, roles.evaluated)),
         _pictures(evaluation),
         unusual_skulls(evaluation),
@@ -304,6 +305,12 @@ def _widest(parts: Sequence[Coverage], judge: Recogniser | None) -> list[Coverag
     return [max(found, key=lambda part: part.within)] if found else []
 
 
+def _strictest(parts: Sequence[Coverage], judge: Recogniser | None) -> list[Coverage]:
+    """The first recogniser's part with the least generous definition of a hit."""
+    found = [part for part in parts if judge is not None and part.recogniser == judge.name]
+    return [min(found, key=lambda part: part.within)] if found else []
+
+
 def _edits_of(parts: Sequence[Edit], evaluated: Method | None) -> list[Edit]:
     """The evaluated method's edits, or the first one's where none is evaluated, by the first reader; the tables have
     all.
@@ -326,6 +333,20 @@ def _coverage(part: Coverage, evaluation: Evaluation) -> str:
         f"{_last(curve)} of {plural(len(part.probes), 'skull')} ({judge.label}; one face: {per_cent(curve.value[0])})"
     )
     control = part.curves.get(SHUFFLED)
+    return text + (f"; with the skull of another person {_last(control)}." if control is not None else ".")
+
+
+def _together(part: Coverage, evaluation: Evaluation) -> str:
+    name = next((n for n in part.together if n != SHUFFLED), None)
+    judge = evaluation.recogniser(part.recogniser)
+    if name is None or judge is None:
+        return ""
+    curve, control = part.together[name], part.together.get(SHUFFLED)
+    within = "the most similar" if part.within == 1 else f"among the {part.within} most similar"
+    text = (
+        f"Searched for with {part.draws} faces together, the true face is {within} for {_last(curve)} of "
+        f"{plural(len(part.probes), 'skull')} ({judge.label}; with the first face alone: {per_cent(curve.value[0])})"
+    )
     return text + (f"; with the skull of another person {_last(control)}." if control is not None else ".")
 
 
