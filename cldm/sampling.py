@@ -244,20 +244,22 @@ def reconstruct(
 
         return eps_fn
 
-    if cfg.guidance_scale == 1.0:
+    acts = cfg.control_end > cfg.control_start
+    drops = [n for n in cfg.guidance_drops if n == TEXT or (acts and getattr(encoded, n) is not None)]
+    if cfg.guidance_scale == 1.0 or not drops:  # nothing to sharpen: both branches would be the same
         predicted = eps_of(encoded, model.project_text(context))
     else:
         uncond = context
-        if TEXT in cfg.guidance_drops:
+        if TEXT in drops:
             uncond = model.encode_text([negative_prompt]).expand(num, -1, -1)
-        unknown = encoded.without(cfg.guidance_drops)
+        unknown = encoded.without(drops)
         if (
             unknown.acting() is None and encoded.acting() is not None
         ):  # the base model needs no control network
             both = (eps_of(unknown, model.project_text(uncond)), eps_of(encoded, model.project_text(context)))
             predicted = classifier_free_apart(*both, cfg.guidance_scale)
         else:
-            doubled = encoded.doubled(cfg.guidance_drops)
+            doubled = encoded.doubled(drops)
             eps_both = eps_of(doubled, model.project_text(torch.cat([uncond, context])))
             predicted = classifier_free(eps_both, cfg.guidance_scale)
     before_step: BeforeStep | None = None

@@ -188,6 +188,26 @@ def test_what_guidance_drops(branched: ControlledLatentDiffusion, skulls: Tensor
     assert torch.allclose(draw(2.5), alone + 2.5 * (given - alone), atol=2e-6)
 
 
+@pytest.mark.parametrize("switched_off", [False, True])
+def test_what_is_not_there_cannot_be_sharpened(
+    branched: ControlledLatentDiffusion, skulls: Tensor, switched_off: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guidance over the skull, of a face without one: both branches would be the same, and one is enough."""
+    rows: list[int] = []
+    eps = branched.eps
+    monkeypatch.setattr(branched, "eps", lambda x_t, *more: rows.append(len(x_t)) or eps(x_t, *more))
+
+    def draw(scale: float) -> Tensor:
+        rows.clear()
+        cfg = SamplingConfig(2, "trailing", 0.0, scale, [1.0], guidance_drops=["skull", "landmarks"])
+        cfg.control_end = 0.0 if switched_off else 1.0
+        return reconstruct(branched, skulls if switched_off else None, PROMPTS, [1, 2], cfg)
+
+    guided = draw(2.5)
+    assert rows == [2, 2]
+    assert torch.equal(guided, draw(1.0))
+
+
 def test_guidance_that_drops_nothing_is_refused() -> None:
     for wrong in ([], ["face"], ["text", "bone"]):
         with pytest.raises(ValueError, match="guidance_drops"):
