@@ -10,7 +10,8 @@ LISTS = $(COHORT)/split_data/train.json
 FACE_1 = $(RUNS)/demo_pipnet_face/model.safetensors
 FACE_2 = $(RUNS)/demo_pipnet_face_fine/model.safetensors
 FACE_3 = $(RUNS)/demo_pipnet_face_last/model.safetensors
-SKULL = $(RUNS)/demo_pipnet_skull/model.safetensors
+SKULL_1 = $(RUNS)/demo_pipnet_skull/model.safetensors
+SKULL = $(RUNS)/demo_pipnet_skull_fine/model.safetensors
 READ = $(RUNS)/demo_landmarks.npz
 AUTOENCODER = $(RUNS)/demo_autoencoder/model.safetensors
 GRAIN = $(RUNS)/demo_grain/model.safetensors
@@ -21,53 +22,57 @@ DECODER = $(RUNS)/demo_guidance_decoder/model.safetensors
 
 .PHONY: train-demo
 .NOTPARALLEL:
-train-demo: $(VENV)/.dev $(FACE_3) $(READ) $(CONTROL) $(DECODER)  ## train the demo model from nothing, about 5 and a half hours on two cores; it goes on where it stopped
+train-demo: $(VENV)/.dev $(FACE_3) $(READ) $(CONTROL) $(DECODER)  ## train the demo model from nothing, about 6 hours on two cores; it goes on where it stopped
 	@echo "done: $(CONTROL)"
 	@echo "how good is it: $(PY) evaluate.py configs/evaluate/full.yaml weights=$(CONTROL) landmark_weights=$(SKULL) data.root=$(COHORT)"
 
 $(LISTS): | $(VENV)/.dev
-	@echo "--- 1 of 11: the cohort, 5,000 pairs (26 minutes)"
+	@echo "--- 1 of 12: the cohort, 5,000 pairs (26 minutes)"
 	@$(PY) -m data.cohort "$(COHORT)" num_subjects=5000 seed=1 valid_subjects=250 test_subjects=500 ceiling=true num_workers=2
 
 $(FACE_1): | $(LISTS)
-	@echo "--- 2 of 11: the network that reads landmarks off faces, first step (30 minutes)"
+	@echo "--- 2 of 12: the network that reads landmarks off faces, first step (30 minutes)"
 	@$(call STAGE,configs/demo/pipnet_face.yaml)
 
 $(FACE_2): | $(FACE_1)
-	@echo "--- 3 of 11: the same, second step (30 minutes)"
+	@echo "--- 3 of 12: the same, second step (30 minutes)"
 	@$(call STAGE,configs/demo/pipnet_face_fine.yaml) init="$(FACE_1)"
 
 $(FACE_3): | $(FACE_2)
-	@echo "--- 4 of 11: the same, last step (11 minutes)"
+	@echo "--- 4 of 12: the same, last step (11 minutes)"
 	@$(call STAGE,configs/demo/pipnet_face_last.yaml) init="$(FACE_2)"
 
-$(SKULL): | $(FACE_1)
-	@echo "--- 5 of 11: the network that reads the face's landmarks off skulls (19 minutes)"
+$(SKULL_1): | $(FACE_1)
+	@echo "--- 5 of 12: the network that reads the face's landmarks off skulls, first step (19 minutes)"
 	@$(call STAGE,configs/demo/pipnet_skull.yaml) init="$(FACE_1)"
 
+$(SKULL): | $(SKULL_1)
+	@echo "--- 6 of 12: the same, second step (19 minutes)"
+	@$(call STAGE,configs/demo/pipnet_skull_fine.yaml) init="$(SKULL_1)"
+
 $(READ): | $(SKULL)
-	@echo "--- 6 of 11: the landmarks of every skull (3 minutes)"
+	@echo "--- 7 of 12: the landmarks of every skull (3 minutes)"
 	@$(PY) -m muti_control.pipnet.predict weights="$(SKULL)" data.root="$(COHORT)" out="$@"
 
 $(AUTOENCODER): | $(LISTS)
-	@echo "--- 7 of 11: the autoencoder (50 minutes)"
+	@echo "--- 8 of 12: the autoencoder (50 minutes)"
 	@$(call STAGE,configs/demo/autoencoder.yaml)
 
 $(GRAIN): | $(AUTOENCODER)
-	@echo "--- 8 of 11: grain for what it decodes (6 minutes)"
+	@echo "--- 9 of 12: grain for what it decodes (6 minutes)"
 	@$(call STAGE,configs/demo/grain.yaml) init="$(AUTOENCODER)"
 
 $(BASE): | $(GRAIN)
-	@echo "--- 9 of 11: text to face (55 minutes)"
+	@echo "--- 10 of 12: text to face (55 minutes)"
 	@$(call STAGE,configs/demo/base.yaml) init="$(GRAIN)"
 
 $(START): | $(BASE)
 	@$(PY) tool_add_control.py "$(BASE)" "$@" landmarks=106 texture=true
 
 $(CONTROL): | $(START) $(READ)
-	@echo "--- 10 of 11: skull, landmarks, texture and text to face (90 minutes)"
+	@echo "--- 11 of 12: skull, landmarks, texture and text to face (90 minutes)"
 	@$(call STAGE,configs/demo/control.yaml) init="$(START)" 'landmarks.predicted=["$(READ)"]'
 
 $(DECODER): | $(AUTOENCODER)
-	@echo "--- 11 of 11: the small decoder for guidance (14 minutes)"
+	@echo "--- 12 of 12: the small decoder for guidance (14 minutes)"
 	@$(call STAGE,configs/demo/guidance_decoder.yaml) init="$(AUTOENCODER)"
