@@ -164,7 +164,7 @@ def test_parts_that_are_missing_leave_no_heading(folder, evaluation):
     text = report(none, folder)
     Page(text)
     for heading in (
-        "Best of k faces",
+        "Several faces",
         "Edits",
         "Sensitivity",
         "Unusual skulls",

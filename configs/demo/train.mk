@@ -47,7 +47,7 @@ $(SKULL_1): | $(FACE_1)
 	@$(call STAGE,configs/demo/pipnet_skull.yaml) init="$(FACE_1)"
 
 $(SKULL): | $(SKULL_1)
-	@echo "--- 6 of 12: the same, second step (19 minutes)"
+	@echo "--- 6 of 12: the same, second step (25 minutes)"
 	@$(call STAGE,configs/demo/pipnet_skull_fine.yaml) init="$(SKULL_1)"
 
 $(READ): | $(SKULL)

@@ -44,7 +44,7 @@ def report(evaluation: Evaluation, folder: Path) -> str:
         ("results", "Results", tables.main_table(evaluation, numbers) + charts.curves(evaluation, numbers)),
         ("differences", "Differences skull by skull", tables.difference_table(evaluation, numbers)),
         ("cases", "Best, median and worst", sections.cases(evaluation, folder, numbers)),
-        ("coverage", "Best of k faces", charts.coverage(evaluation, numbers) + sections.diversity(evaluation, numbers)),
+        ("coverage", "Several faces", charts.coverage(evaluation, numbers) + sections.diversity(evaluation, numbers)),
         ("groups", "By group of people", charts.groups(evaluation, numbers)),
         ("recognisers", "Each recogniser", "".join(
             tables.recogniser_table(evaluation, judge, numbers) for judge in evaluation.recognisers
