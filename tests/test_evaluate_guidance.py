@@ -137,7 +137,8 @@ def test_the_networks_behind_a_face_are_among_its_files(
         (("landmarks=known", "guidance.mode=plain"), {face}),
         (("landmarks=auto", "guidance.mode=plain", "guidance.landmarks=0"), {skull}),
     ):
-        found = {file.path: file.sha256 for file in prepare(arguments(root, *more)).files}
+        plan = prepare(arguments(root, *more, "edited=0"))  # nor the network that reads edits
+        found = {file.path: file.sha256 for file in plan.files}
         weights = root / "model.safetensors"
         assert found == {str(path): sha256(path) for path in (weights, *wanted)}
 
@@ -150,6 +151,9 @@ def test_known_landmarks_are_drawn_without_edits(
         more = ("methods=[model]", "told=0", f"landmarks={choice}", f"name={choice}")
         assert evaluate.main(arguments(root, *more)) == 0
         assert bool(list(Path(f"results/{choice}/faces").glob("model_body_mass*"))) == edited
+        reasons = [left.reason for left in read_results(Path(f"results/{choice}")).not_run]
+        unchanged = any("no true face changed in landmarks by" in reason for reason in reasons)
+        assert unchanged == edited  # these variants show the very same pictures
 
 
 def test_guidance_that_cannot_act_is_told(

@@ -32,7 +32,7 @@ from muti_control.evaluation.results import (
 )
 from muti_control.evaluation.run_folder import CASES
 from muti_control.evaluation.statistics import mean_pairwise_distance
-from muti_control.evaluation.summary import Resampling, coverage, edit, measured
+from muti_control.evaluation.summary import NoChangeError, Resampling, coverage, edit, measured
 from muti_control.recogniser import Pictures
 
 Floats = NDArray[np.floating]
@@ -263,19 +263,22 @@ class Measuring:
             reader.points(column).astype(np.float64) for column in np.stack(rows, axis=1)
         )
         judge = "dlib" if "dlib" in after.verdicts else self.bench.judges[0].name
-        return edit(
-            before.faces.info.name,
-            name,
-            label,
-            reader.space,
-            (old, new),
-            (true_old, true_new),
-            probes,
-            after.verdicts[judge].ranks[probes] == 1,
-            before.verdicts[judge].ranks[probes] == 1,
-            [self._edit_pictures(plan, i, before, after) for i in probes[:shown]],
-            resampling=self.how,
-        )
+        try:
+            return edit(
+                before.faces.info.name,
+                name,
+                label,
+                reader.space,
+                (old, new),
+                (true_old, true_new),
+                probes,
+                after.verdicts[judge].ranks[probes] == 1,
+                before.verdicts[judge].ranks[probes] == 1,
+                [self._edit_pictures(plan, i, before, after) for i in probes[:shown]],
+                resampling=self.how,
+            )
+        except NoChangeError as error:
+            return NotRun(f"edit {name}", label, str(error))
 
     def _edit_pictures(self, plan: EditPlan, probe: int, before: Judged, after: Judged) -> EditPicture:
         """One probe before and after the edit, and the same of the person, copied beside the results."""

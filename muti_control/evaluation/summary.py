@@ -43,6 +43,10 @@ GROUP_ORDER: dict[str, tuple[str, ...]] = {  # attributes and their groups, in t
 }
 
 
+class NoChangeError(ValueError):
+    """No true face changes with an edit, so there is nothing to compare with."""
+
+
 @dataclass(frozen=True)
 class Resampling:
     """How intervals are made. draws: of probes; seed: the same for all figures of a run, which pairs them."""
@@ -260,7 +264,7 @@ def edit(
         kept, kept_before: (N,) whether the own face is the nearest, after the edit and before.
 
     Raises:
-        ValueError: no pair whose true face changed.
+        NoChangeError: no pair whose true face changed.
     """
     how = resampling or Resampling()
     changes = [
@@ -272,7 +276,7 @@ def edit(
     predicted_sizes, true_sizes = (np.linalg.norm(change, axis=1) / per_point for change in changes)
     known = np.isfinite(projections)
     if not known.any():
-        raise ValueError(f"edit {name}: no true face changed, so there is nothing to compare with")
+        raise NoChangeError(f"no true face changed in {space}, so there is nothing to compare with")
     turned = np.isfinite(angles)
     return Edit(
         method=method,
