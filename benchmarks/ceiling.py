@@ -9,6 +9,8 @@ face descriptor, and the Procrustes distance of dlib's 68 points. The probes:
 
 - *ceiling*: the subject's own bone under the soft tissue to be expected from what the prompt says (sex, age level,
   ethnicity, body mass level), in the subject's surface style. No reconstruction from skull and prompt can know more.
+- *ceiling, neutral surface*: the same in the middle of all surface styles, since neither skull nor prompt tells the
+  subject's; an exemplar does.
 - *ceiling of another*: the ceiling face of another subject of the same sex, age level, body mass and ethnicity, whose
   own face does not count: what a model scores that knows everything but the skull.
 - *attributes only*: the mean training face of the group.
@@ -106,12 +108,15 @@ def probes_of(root: Path, gallery: Sequence[Shown], seed: int) -> dict[str, Prob
     names = [shown.record.subject for shown in expected]
     donors = shuffle_within_groups(groups, groups, names, names, np.random.default_rng(seed))
     lent = donors >= 0
-    kinds = {
-        "ceiling": Probes([shown.face for shown in expected], truth),
-        "ceiling of another": Probes(
-            [expected[k].face for k in donors[lent]], truth[lent], truth[donors[lent]]
-        ),
-    }
+    kinds = {"ceiling": Probes([shown.face for shown in expected], truth)}
+    if has_manifest(root, "ceiling_neutral"):  # older cohorts have none
+        plain = [shown for shown in read_cohort(root, "ceiling_neutral") if shown.record.subject in column]
+        kinds["ceiling, neutral surface"] = Probes(
+            [shown.face for shown in plain], np.array([column[shown.record.subject] for shown in plain])
+        )
+    kinds["ceiling of another"] = Probes(
+        [expected[k].face for k in donors[lent]], truth[lent], truth[donors[lent]]
+    )
     train = read_cohort(root, "train")
     faces = np.stack([shown.face.astype(np.float32).ravel() for shown in train])
     own_groups = [shown.group for shown in gallery]

@@ -38,6 +38,7 @@ METHODS = {  # name: (label, kind, note, share of the person in the face, noise)
     "shuffled": ("model, skull of another", "control", "The skull of another person of the group.", 0.12, 0.7),
     "attributes": ("model, no skull", "control", "The control network is off.", 0.1, 0.7),
     "ceiling": ("ceiling", "ceiling", "The true bone under the soft tissue to be expected.", 0.95, 0.35),
+    "ceiling_neutral": ("ceiling, neutral", "ceiling", "The same in a neutral style.", 0.9, 0.4),
     "turned": ("true face, turned", "limit", "Another view of the true face.", 0.97, 0.3),
 }  # fmt: skip
 MEASURES = (

@@ -247,15 +247,16 @@ def small_cohort(tmp_path_factory) -> Path:
     faces, marks = root / "pairedCS" / "craniofacial", root / "pairedCS" / "landmarks"
     lines = [json.loads(line) for line in (root / "split_data" / "test.json").read_text().splitlines()]
     lines = [{**line, "ethnicity": "Asian"} for line in lines]
-    lists: dict[str, list[dict]] = {"test": lines, "ceiling": [], "test_views": []}
-    for folder in ("ceiling", "views"):
+    lists: dict[str, list[dict]] = {"test": lines, "ceiling": [], "ceiling_neutral": [], "test_views": []}
+    for folder in ("ceiling", "ceiling_neutral", "views"):
         (faces / folder).mkdir()
         (marks / folder).mkdir()
     for line in lines:
         face = Image.open(faces / line["target"])
         face.filter(ImageFilter.GaussianBlur(1)).save(faces / "ceiling" / line["target"])
+        face.filter(ImageFilter.GaussianBlur(3)).save(faces / "ceiling_neutral" / line["target"])
         Image.fromarray(np.roll(np.asarray(face), 3, axis=1)).save(faces / "views" / line["target"])
-        for name, folder in (("ceiling", "ceiling"), ("test_views", "views")):
+        for name, folder in (("ceiling",) * 2, ("ceiling_neutral",) * 2, ("test_views", "views")):
             points = f"landmarks/{folder}/{Path(line['landmarks']).name}"
             shutil.copy(root / "pairedCS" / line["landmarks"], root / "pairedCS" / points)
             extra = {"extra": {"yaw": 3.0, "pitch": 0.0}} if folder == "views" else {}
@@ -273,6 +274,8 @@ def test_ceiling_from_end_to_end(small_cohort, tmp_path, capsys):
     assert record["gallery"] == 6 and record["recogniser"]["chip"] == 150
     own = record["figures"]["ceiling"]["descriptor"]
     assert own["num"] == 6 and own["rank1"] == 1 and own["distance_own"] < own["distance_others"]
+    plain = record["figures"]["ceiling, neutral surface"]["descriptor"]
+    assert plain["num"] == 6 and plain["distance_own"] > own["distance_own"]  # blurred more
     assert record["figures"]["true face, turned"]["descriptor"]["rank1"] == 1
     assert record["figures"]["attributes only"]["descriptor"]["num"] == 6
     assert "| chance |" in capsys.readouterr().out

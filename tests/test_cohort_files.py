@@ -105,10 +105,15 @@ def test_variants_stand_on_the_one_skull_of_their_subject(cohort: Path) -> None:
 
 
 def test_expected_faces_are_those_of_the_test_split(cohort: Path) -> None:
-    expected, test = listed(cohort, "ceiling"), listed(cohort, "test")
-    assert [(r.source, Path(r.target or "").name) for r in expected] == [(r.source, r.target) for r in test]
-    for one, true in zip(expected, test, strict=True):
+    expected, neutral, test = (listed(cohort, name) for name in ("ceiling", "ceiling_neutral", "test"))
+    for faces in (expected, neutral):
+        assert [(r.source, Path(r.target or "").name) for r in faces] == [(r.source, r.target) for r in test]
+    for one, plain, true in zip(expected, neutral, test, strict=True):
         assert one.changed == ("soft",) and one.style == true.style
+        assert plain.changed == ("soft", "style") and plain.style == "p00" and plain.texture is None
+        assert np.array_equal(marks(one), marks(plain))
+        assert np.array_equal(grey(one.face_path) > 0, grey(plain.face_path) > 0)
+        assert not np.array_equal(grey(one.face_path), grey(plain.face_path))
         assert age_level(one.biometrics.age) == age_level(true.biometrics.age)
         assert one.biometrics.body_mass == true.biometrics.body_mass
         assert 0.2 < np.abs(marks(one) - marks(true)).mean() < 8
@@ -278,6 +283,6 @@ def test_variants_are_of_the_test_split_first_and_to_other_levels_only() -> None
         for variant in variants:
             assert (variant.subject.body_mass != subject.body_mass) == (variant.changed == "body_mass")
             assert (variant.style.protocol != style.protocol) == (variant.changed == "style")
-        extra = 9 * (index in varied_subjects(config)) + (index in splits["test"])
+        extra = 9 * (index in varied_subjects(config)) + 2 * (index in splits["test"])
         assert len(names[index]) == len(set(names[index])) == 3 + extra
     assert all(body_mass_level(bmi) == level for level, bmi in BMI_OF_LEVEL.items())

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import evaluate
+from muti_control.evaluation.report.words import findings
 from muti_control.evaluation.results import Evaluation
 from muti_control.evaluation.results_file import read_results, to_json
 
@@ -56,6 +57,26 @@ def true_faces(data: Path, folder: Path, names: list[str] | None = None) -> Path
     return folder
 
 
+def test_each_ceiling_is_judged_by_its_own_faces(data, run):
+    lines = [json.loads(line) for line in (data / "split_data/test.json").read_text().splitlines()]
+    faces = data / "pairedCS/craniofacial"
+    for name, shown in (
+        ("ceiling", lines),
+        ("ceiling_neutral", lines[1:] + lines[:1]),
+    ):  # true, and another's
+        (faces / name).mkdir()
+        for line, other in zip(lines, shown, strict=True):
+            shutil.copy(faces / other["target"], faces / name / line["target"])
+        named = [{**line, "target": f"{name}/{line['target']}"} for line in lines]
+        text = "".join(json.dumps(line) + "\n" for line in named)
+        (data / f"split_data/{name}.json").write_text(text, encoding="utf-8")
+    evaluation = run(f"faces={true_faces(data, Path('made'))}")
+    assert (rank1(evaluation, "ceiling"), rank1(evaluation, "ceiling_neutral")) == (1, 0)
+    told = " ".join(findings(evaluation))
+    assert "The ceiling is 100.0 %" in told and "reaches 100 % of it" in told
+    assert "neutral surface" not in told  # no share of nothing
+
+
 def test_true_faces_are_found_and_baselines_stand_beside_them(data, run, capsys):
     evaluation = run(f"faces={true_faces(data, Path('made'))}")
     assert rank1(evaluation, "folder") == 1
@@ -64,6 +85,7 @@ def test_true_faces_are_found_and_baselines_stand_beside_them(data, run, capsys)
     assert any("gallery has 6 faces" in remark for remark in evaluation.protocol.remarks)
     reasons = {left.name: left.reason for left in evaluation.not_run}
     assert "weights=FILE" in reasons["model"] and "ceiling=true" in reasons["ceiling"]
+    assert "neutral" in reasons["ceiling_neutral"]
     assert {p.role for case in evaluation.cases for p in case.pictures} >= {
         "skull",
         "reconstruction",

@@ -192,9 +192,16 @@ def test_roles_are_found_by_kind_and_strength(evaluation):
     roles = Roles.of(evaluation)
     names = [
         method.name
-        for method in (roles.evaluated, roles.baseline, roles.shuffled, roles.ceiling, roles.limit)
+        for method in (
+            roles.evaluated,
+            roles.baseline,
+            roles.shuffled,
+            roles.ceiling,
+            roles.neutral,
+            roles.limit,
+        )
     ]
-    assert names == ["model", "ridge", "shuffled", "ceiling", "turned"]
+    assert names == ["model", "ridge", "shuffled", "ceiling", "ceiling_neutral", "turned"]
 
 
 def test_without_results_there_is_no_report(tmp_path):

@@ -36,7 +36,8 @@ class CohortConfig:
             of the test split first, then of valid, then of train.
         variant_ages, variant_masses: years and levels of these faces; a subject's own level is left out.
         variant_styles: how many other scanner protocols.
-        ceiling: also draw, for the test subjects, the face to be expected from skull and prompt.
+        ceiling: also draw, for the test subjects, the face to be expected from skull and prompt, in the true face's
+            surface style and in a neutral one.
         shards: also pack everything into a few large files, in the folder ``packed``.
         num_workers: processes; the pictures do not depend on it.
     """

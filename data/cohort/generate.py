@@ -1,8 +1,9 @@
 """Writes a cohort: pictures and landmarks by several processes, then the manifests.
 
 Layout under OUT: ``pairedCS/{skull,craniofacial}/<name>.png``, ``pairedCS/landmarks/<name>.json`` (further pictures in
-the folders ``views``, ``variants`` and ``ceiling`` of these), ``subjects/<name>.json`` (everything known of a picture;
-written last, it marks a finished one), ``split_data/*.json`` (JSON lines) and ``cohort.json`` (how it was made).
+the folders ``views``, ``variants``, ``ceiling`` and ``ceiling_neutral`` of these), ``subjects/<name>.json`` (everything
+known of a picture; written last, it marks a finished one), ``split_data/*.json`` (JSON lines) and ``cohort.json`` (how
+it was made).
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from data.cohort.config import FACE_DIR, LANDMARK_DIR, SKULL_DIR, SPLIT_DIR, SUB
 from data.cohort.lists import wanted_names, write_lists
 from data.cohort.pair import Pair
 from data.cohort.template import HeadTemplate
-from data.cohort.variants import make_pictures
+from data.cohort.variants import EXPECTED, make_pictures
 from data.images import write_png
 from data.pack import PackConfig, pack
 from data.workers import alone, begin, processes
 
-FURTHER = ("", "views", "variants", "ceiling")
+ASKED_BY = {"views": "views", "variants": "variants", **dict.fromkeys(EXPECTED, "ceiling")}  # folder: setting
 Job = tuple[int, frozenset[str]]  # a subject's index and the names of the pictures to make of it
 
 
@@ -79,9 +80,11 @@ def _claim(out: Path, config: CohortConfig) -> None:
 
 
 def _make_folders(out: Path, config: CohortConfig) -> None:
-    asked = ("", *(name for name in FURTHER[1:] if getattr(config, name)))
+    asked = ("", *(name for name, setting in ASKED_BY.items() if getattr(config, setting)))
     further = [f"{folder}/{name}" for folder in (SKULL_DIR, FACE_DIR, LANDMARK_DIR) for name in asked]
-    skulls = [f"{SKULL_DIR}/{name}" for name in FURTHER[2:]]  # variants and expected faces share the skull
+    skulls = [
+        f"{SKULL_DIR}/{name}" for name in ASKED_BY if name != "views"
+    ]  # variants and expected faces share the skull
     for folder in (*further, SUBJECT_DIR, SPLIT_DIR):
         if folder not in skulls:
             (out / folder).mkdir(parents=True, exist_ok=True)

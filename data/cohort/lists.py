@@ -2,7 +2,7 @@
 
 ``{train,valid,test}.json`` list the frontal pairs. ``{train,valid,test}_views.json`` (with ``views``) list those and
 the turned ones. ``variants.json`` lists the subjects chosen for it, each with its own face and then with its others;
-``ceiling.json`` lists the expected faces of the test subjects.
+``ceiling.json`` and ``ceiling_neutral.json`` list the expected faces of the test subjects.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from data.cohort.config import SPLIT_DIR, SUBJECT_DIR, CohortConfig
 from data.cohort.protocols import draw_face_style
 from data.cohort.subject import subject_name
-from data.cohort.variants import names_of, view_labels
+from data.cohort.variants import EXPECTED, names_of, view_labels
 from data.manifest import FIELDS
 
 SPLITS = ("train", "valid", "test")
@@ -83,8 +83,9 @@ def write_lists(out: Path, config: CohortConfig, write_text: Any) -> None:
         names = [name for k in varied_subjects(config) for name in names_of(no_views, k, True, False)]
         write_text(out / SPLIT_DIR / "variants.json", _lines(out, names, exemplars, changed=True))
     if config.ceiling:
-        names = [f"{subject_name(k)}_ceiling" for k in splits["test"]]
-        write_text(out / SPLIT_DIR / "ceiling.json", _lines(out, names, exemplars, changed=True))
+        for manifest, label in EXPECTED.items():
+            names = [subject_name(k) + label for k in splits["test"]]
+            write_text(out / SPLIT_DIR / f"{manifest}.json", _lines(out, names, exemplars, changed=True))
 
 
 def _lines(out: Path, names: Sequence[str], exemplars: Exemplars, changed: bool = False) -> str:

@@ -63,7 +63,7 @@ class Pair:
     def stem(self) -> str:
         """Of the face and landmark files below their folders, with ``/``."""
         name = (
-            self.subject.name if self.folder == "ceiling" else self.name
+            self.subject.name if self.folder.startswith("ceiling") else self.name
         )  # as the true face, to be laid beside it
         return f"{self.folder}/{name}" if self.folder else name
 

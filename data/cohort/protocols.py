@@ -23,7 +23,8 @@ _STREAM = 1000  # apart from the streams that draw the subject
 
 @dataclass(frozen=True)
 class ScanStyle:
-    """A protocol (1 .. NUM_PROTOCOLS), the style that one scan with it has, and the seed of its grain and noise."""
+    """A protocol (1 .. NUM_PROTOCOLS; 0: none of them), the style that one scan with it has, and the seed of its grain
+    and noise."""
 
     protocol: int
     surface: SurfaceStyle
@@ -72,6 +73,11 @@ def with_protocol(style: ScanStyle, number: int) -> ScanStyle:
 def scanned_again(style: ScanStyle) -> ScanStyle:
     """The protocol of a scan, to its letter, with grain and noise of its own: all that an exemplar can tell."""
     return replace(with_protocol(style, style.protocol), seed=style.seed + 1)
+
+
+def neutral(style: ScanStyle) -> ScanStyle:
+    """Every setting in the middle of its range: what to expect of a style that nothing tells; another grain."""
+    return ScanStyle(0, _style(np.full(6, 0.5)), style.seed + 1)
 
 
 def _draw(seed: int, index: int, surface: int) -> ScanStyle:

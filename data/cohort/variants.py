@@ -10,7 +10,14 @@ import numpy as np
 from data.cohort.anatomy import build_head
 from data.cohort.config import NUM_PROTOCOLS, CohortConfig
 from data.cohort.pair import MAX_ATTEMPTS, FramingError, Pair, Sitter, camera_of, fits, seat
-from data.cohort.protocols import ScanStyle, draw_face_style, protocol_name, scanned_again, with_protocol
+from data.cohort.protocols import (
+    ScanStyle,
+    draw_face_style,
+    neutral,
+    protocol_name,
+    scanned_again,
+    with_protocol,
+)
 from data.cohort.subject import (
     Subject,
     age_level,
@@ -25,6 +32,10 @@ from data.render import Camera
 
 BMI_OF_LEVEL = {1: 16.0, 2: 17.8, 3: 19.8, 4: 23.0, 5: 28.0}  # kg/m2 of a variant, well inside its level
 VIEW_YAW, VIEW_PITCH = 12.0, 8.0  # degrees at most from the cohort's own pose
+EXPECTED = {
+    "ceiling": "_ceiling",
+    "ceiling_neutral": "_neutral",
+}  # list and folder: what names of pictures end in
 VARIANT_BORDER_PX = 1  # a variant may come closer to the border than the subject itself, but is never cut
 _VIEW_STREAM, _STYLE_STREAM = 1010, 1011  # apart from those of subjects and protocols
 
@@ -73,11 +84,14 @@ def make_pictures(
         if own.subject.name + variant.label in wanted:
             pair = _other_face(template, sitter, own, variant)
             yield replace(pair, folder="variants", label=variant.label, changed=(variant.changed,))
-    if f"{own.subject.name}_ceiling" in wanted:
-        again = scanned_again(own.face_style)
-        expected = Variant("_ceiling", "soft", expected_soft(own.subject), again)
-        pair = _other_face(template, sitter, own, expected)
-        yield replace(pair, folder="ceiling", label="_ceiling", changed=("soft",))
+    styles = {"ceiling": scanned_again, "ceiling_neutral": neutral}
+    for folder, label in EXPECTED.items():
+        if own.subject.name + label in wanted:
+            style = styles[folder](own.face_style)
+            expected = Variant(label, "soft", expected_soft(own.subject), style)
+            pair = _other_face(template, sitter, own, expected)
+            changed = ("soft",) if folder == "ceiling" else ("soft", "style")
+            yield replace(pair, folder=folder, label=label, changed=changed)
 
 
 def names_of(config: CohortConfig, index: int, with_variants: bool, with_ceiling: bool) -> list[str]:
@@ -88,7 +102,7 @@ def names_of(config: CohortConfig, index: int, with_variants: bool, with_ceiling
         subject, style = draw_subject(config.seed, index), draw_face_style(config.seed, index)
         labels += [variant.label for variant in variants_of(config, subject, style, index)]
     if with_ceiling:
-        labels.append("_ceiling")
+        labels += EXPECTED.values()
     return [name + label for label in labels]
 
 

@@ -21,6 +21,7 @@ from ldm.checkpoint import sha256
 from muti_control.evaluation.baselines import Group
 from muti_control.evaluation.config import EvaluateConfig
 from muti_control.evaluation.features import FEATURE_SIZE
+from muti_control.evaluation.registry import CEILINGS
 from muti_control.evaluation.results import HashedFile
 
 ASKED_GALLERY = 500  # faces that the protocol asks for
@@ -37,8 +38,8 @@ class Inputs:
 
     gallery: one record of each subject of the split. cases: the same as cases. rows: (P,) which of them are probes.
     train, valid: what baselines learn from and are chosen on; empty where there is no such list.
-    trained_on: pairs the model learnt from. expected, turned: subject -> record of the expected face, and of another
-    view. variants: true faces at other ages and body masses. size: side in px at which faces are compared.
+    trained_on: pairs the model learnt from. expected: for each ceiling, subject -> record of the expected face; turned:
+    of another view. variants: true faces at other ages and body masses. size: side in px at which faces are compared.
     remarks: what the reader must know of all that.
     """
 
@@ -50,7 +51,7 @@ class Inputs:
     train: Sequence[Record]
     valid: Sequence[Record]
     trained_on: Sequence[Record]
-    expected: Mapping[str, Record]
+    expected: Mapping[str, Mapping[str, Record]]
     turned: Mapping[str, Record]
     variants: Sequence[Record]
     manifests: Sequence[HashedFile]
@@ -111,7 +112,9 @@ def read_inputs(cfg: EvaluateConfig) -> Inputs:
     rows = probe_rows(len(gallery), cfg.num, cfg.seed)
     subjects = {record.subject for record in gallery}
     own = {record.subject: record for record in gallery}
-    expected = {r.subject: r for r in lists.read_optional("ceiling") if r.subject in subjects}
+    expected = {
+        name: {r.subject: r for r in lists.read_optional(name) if r.subject in subjects} for name in CEILINGS
+    }
     views = [
         record
         for record in lists.read_optional(f"{cfg.split}_views")

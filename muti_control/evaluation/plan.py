@@ -362,8 +362,13 @@ def _obstacle(name: str, cfg: EvaluateConfig, inputs: Inputs) -> str | None:
         return f"{inputs.root} has no split_data/train.json to learn from"
     if name == "ridge" and not inputs.valid:
         return f"{inputs.root} has no split_data/valid.json to choose its penalty on"
-    if name in ("ceiling", "ceiling_shuffled") and not inputs.expected:
+    if name in ("ceiling", "ceiling_shuffled") and not inputs.expected["ceiling"]:
         return f"{inputs.root} has no expected faces; a synthetic cohort gets them by ceiling=true"
+    if name == "ceiling_neutral" and not inputs.expected[name]:
+        return (
+            f"{inputs.root} has no expected faces in a neutral style; a synthetic cohort gets them by "
+            "ceiling=true (an older one by the same command once more)"
+        )
     if name == "turned" and not inputs.turned:
         return f"{inputs.root} has no other views of these people; a synthetic cohort gets them by views=1"
     return None

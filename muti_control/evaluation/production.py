@@ -19,7 +19,7 @@ from muti_control.evaluation.faces import Faces
 from muti_control.evaluation.learnt import Drawing, Learnt, skull_features
 from muti_control.evaluation.plan import Plan
 from muti_control.evaluation.progress import Progress
-from muti_control.evaluation.registry import OF_PIX2PIX, OF_TRAINING, MethodInfo
+from muti_control.evaluation.registry import CEILINGS, OF_PIX2PIX, OF_TRAINING, MethodInfo
 from muti_control.evaluation.run_folder import FACES
 from muti_control.evaluation.sampled import Sampler, Wanted, faces_of
 from muti_control.evaluation.translated import Task
@@ -292,25 +292,23 @@ class Production:
     # ------------------------------------------------------------ what the data hold
     def _from_the_cohort(self, by_name: dict[str, Faces]) -> None:
         inputs, names = self._plan.inputs, self._plan.names
-        if "ceiling" in names:
-            by_name["ceiling"] = self._faces(
-                "ceiling", self._pictures(dict(enumerate(inputs.probes)), inputs.expected)
-            )
+        probes = dict(enumerate(inputs.probes))
+        for name in CEILINGS:
+            if name in names:
+                by_name[name] = self._faces(name, self._pictures(probes, inputs.expected[name]))
         if "ceiling_shuffled" in names:
             lent = {
                 i: inputs.gallery[column]
                 for i, column in enumerate(self._plan.donors.columns)
-                if column >= 0 and inputs.gallery[column].subject in inputs.expected
+                if column >= 0 and inputs.gallery[column].subject in inputs.expected["ceiling"]
             }
             columns = {i: int(self._plan.donors.columns[i]) for i in lent}
             if lent:
                 by_name["ceiling_shuffled"] = self._faces(
-                    "ceiling_shuffled", self._pictures(lent, inputs.expected), columns
+                    "ceiling_shuffled", self._pictures(lent, inputs.expected["ceiling"]), columns
                 )
         if "turned" in names:
-            by_name["turned"] = self._faces(
-                "turned", self._pictures(dict(enumerate(inputs.probes)), inputs.turned)
-            )
+            by_name["turned"] = self._faces("turned", self._pictures(probes, inputs.turned))
 
     @staticmethod
     def _pictures(whose: Mapping[int, Record], faces: Mapping[str, Record]) -> dict[int, tuple[Path, ...]]:

@@ -68,7 +68,13 @@ _ALL = (
         "ceiling",
         "ceiling: expected face",
         "ceiling",
-        "The true bone under the soft tissue to be expected from the attributes: no method can know more.",
+        "The true bone under the soft tissue to be expected from the attributes, in the true face's surface style.",
+    ),
+    MethodInfo(
+        "ceiling_neutral",
+        "ceiling, neutral surface",
+        "ceiling",
+        "The same in the middle of all surface styles: neither skull nor attributes tell the true one.",
     ),
     MethodInfo(
         "ceiling_shuffled",
@@ -87,6 +93,7 @@ _ALL = (
     ),
 )
 METHODS = {info.name: info for info in _ALL}
+CEILINGS = ("ceiling", "ceiling_neutral")  # named as their lists of faces
 OF_THE_MODEL = ("model", "shuffled", "attributes", "autoencoder")
 OF_PIX2PIX = ("pix2pix", "pix2pix_shuffled")
 OF_TRAINING = ("ridge", "nearest", "group_mean", "mean_face")

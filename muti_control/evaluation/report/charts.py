@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from muti_control.evaluation.report import markup, svg
 from muti_control.evaluation.report.cells import label_of
 from muti_control.evaluation.report.markup import Numbering
-from muti_control.evaluation.report.words import Roles, plural, sentence
+from muti_control.evaluation.report.words import NEUTRAL, Roles, plural, sentence
 from muti_control.evaluation.results import Coverage, Curve, Evaluation, Figure
 
 _CURVE_SKIPS = ("permuted",)  # the line of guessing stands for it
@@ -23,6 +23,8 @@ def styles(evaluation: Evaluation) -> dict[str, str]:
     for method in evaluation.methods:
         kinds = {"model": colours, "folder": colours, "baseline": baselines, "control": controls}
         found[method.name] = next(kinds[method.kind], "control") if method.kind in kinds else method.kind
+        if method.name == NEUTRAL:
+            found[method.name] = "ceiling neutral"
     return found
 
 

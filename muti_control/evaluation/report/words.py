@@ -20,6 +20,7 @@ from muti_control.evaluation.results import Coverage, Curve, Edit, Evaluation, F
 
 EVALUATED, RIVALS = ("model", "folder"), ("model", "folder", "baseline")
 SHUFFLED = "shuffled"  # the control that gets the skull of another person
+NEUTRAL = "ceiling_neutral"  # the ceiling in a surface style of nobody's
 AUTOENCODER = "autoencoder"  # the limit that the true faces reach
 
 
@@ -28,8 +29,8 @@ class Roles:
     """Who plays which part in the sentences; None where the run has nobody for it.
 
     evaluated: the model or folder in question. judge: the first recogniser. baseline: the best by rank-1, then MRR.
-    shuffled: the evaluated model with the skulls of others. ceiling: the best that skull and prompt allow.
-    limit: the true face in another picture.
+    shuffled: the evaluated model with the skulls of others. ceiling: the best that skull and prompt allow, in the true
+    face's surface style; neutral: in a neutral one. limit: the true face in another picture.
     """
 
     evaluated: Method | None
@@ -37,6 +38,7 @@ class Roles:
     baseline: Method | None
     shuffled: Method | None
     ceiling: Method | None
+    neutral: Method | None
     limit: Method | None
 
     @classmethod
@@ -61,7 +63,8 @@ class Roles:
             judge=judge,
             baseline=max(judged("baseline"), key=strength, default=None),
             shuffled=next((m for m in judged("control") if m.name == SHUFFLED), None),
-            ceiling=next(iter(judged("ceiling")), None),
+            ceiling=next((m for m in judged("ceiling") if m.name != NEUTRAL), None),
+            neutral=next((m for m in judged("ceiling") if m.name == NEUTRAL), None),
             limit=next((m for m in judged("limit") if m.name == "turned"), None),
         )
 
@@ -282,21 +285,28 @@ def _three(value: float) -> str:
 
 
 def _against_ceiling(evaluation: Evaluation, roles: Roles) -> str:
+    """How much of each ceiling the method in question reaches."""
     method = roles.evaluated or roles.baseline
-    if method is None or roles.ceiling is None or roles.judge is None:
-        return ""
-    column = _rank1(evaluation, roles.judge)
-    own, best = column.values(method), column.values(roles.ceiling)
-    if own is None or best is None:
-        return ""
-    both = np.isfinite(own) & np.isfinite(best)
-    if not both.any() or not best[both].mean():
-        return ""
-    ceiling = roles.ceiling.identification[roles.judge.name].rank1
-    return (
-        f"The ceiling is {with_interval(ceiling)}: the true bone under the soft tissue to be expected. "
-        f"{sentence(the(method))} reaches {100 * own[both].mean() / best[both].mean():.0f} % of it."
-    )
+    ceilings = (
+        (roles.ceiling, "The ceiling is {}: the true bone under the soft tissue to be expected, in the style of the "
+         "true face's surface."),
+        (roles.neutral, "With a neutral surface, since neither skull nor attributes tell the true one's style, the "
+         "ceiling is {}."),
+    )  # fmt: skip
+    told = []
+    for ceiling, words in ceilings:
+        if method is None or ceiling is None or roles.judge is None:
+            continue
+        column = _rank1(evaluation, roles.judge)
+        own, best = column.values(method), column.values(ceiling)
+        if own is None or best is None:
+            continue
+        both = np.isfinite(own) & np.isfinite(best)
+        if both.any() and best[both].mean():
+            share = 100 * own[both].mean() / best[both].mean()
+            height = with_interval(ceiling.identification[roles.judge.name].rank1)
+            told.append(f"{words.format(height)} {sentence(the(method))} reaches {share:.0f} % of it.")
+    return " ".join(told)
 
 
 def _widest(parts: Sequence[Coverage], judge: Recogniser | None) -> list[Coverage]:
