@@ -31,7 +31,7 @@ from cldm.record import check_creatable, write_json
 from data.manifest import read_manifest
 from data.paired import PairedDataset
 from ldm.config import parse_command_line
-from ldm.device import choose_device, computes_in_bf16
+from ldm.device import choose_device, prefers_bf16
 from muti_control.config import ExperimentConfig, load_experiment
 from muti_control.first_stage import FirstStage
 from muti_control.guidance_decoder_stage import GuidanceDecoderStage
@@ -132,7 +132,7 @@ def _step(
 ) -> Turn:
     parameters = list(stage.net.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=cfg.optim.lr, fused=True)
-    half = computes_in_bf16(device)
+    half = prefers_bf16(device)
 
     def turn(folder: Path) -> int:
         with torch.autocast(device.type, torch.bfloat16, enabled=half):

@@ -44,14 +44,24 @@ def computes_in_bf16(device: torch.device) -> bool:
     return native is not None and bool(native())
 
 
+def prefers_bf16(device: torch.device) -> bool:
+    """Whether bf16 is also faster there than fp32. On Intel processors that takes AMX: by AVX-512 alone they are slower
+    in bf16, AMD's faster (benchmarks/RESULTS.md)."""
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        capabilities = torch.cpu.get_capabilities()
+        if "intel" in str(capabilities.get("cpu_name", "")).lower() and not capabilities.get("amx_bf16"):
+            return False
+    return computes_in_bf16(device)
+
+
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """``auto``: bf16 where the device computes in it, else fp32. Otherwise the precision named.
+    """``auto``: bf16 where the device is faster by it, else fp32. Otherwise the precision named.
 
     Raises:
         ValueError: an unknown name, or one this device does not compute in.
     """
     if name == "auto":
-        name = "bf16" if computes_in_bf16(device) else "fp32"
+        name = "bf16" if prefers_bf16(device) else "fp32"
     if name not in PRECISIONS:
         raise ValueError(f"precision: got {name!r}, expected auto, {', '.join(PRECISIONS)}")
     if name == "bf16" and device.type == "cuda" and not computes_in_bf16(device):

@@ -69,7 +69,7 @@ class TrainConfig:
     step. val_every, save_every: optimizer steps between validations (with pictures) and between checkpoints.
     save_minutes: a checkpoint at least so often, 0 for save_every alone. keep_best: how many of the best validations
     keep their weights. log_every: steps between lines of the logs, 0 for a tenth of val_every, at most 10.
-    num_valid: validation pairs looked at. precision: auto is bf16-mixed where the hardware has it, else 32-true;
+    num_valid: validation pairs looked at. precision: auto is bf16-mixed where that is faster, else 32-true;
     16-mixed is for GPUs older than that. accelerator: as Lightning names them. devices: how many on this machine (under
     torchrun and srun as many as they start). num_threads: of torch on the CPU, 0 for its own choice.
     export: which averaged weights the exported file holds, those of the best validation or the last ones.

@@ -48,8 +48,8 @@ class SampleConfig:
     texture: for weights with a texture branch: a face whose look of the skin (and nothing else) is wanted; auto (what a
     manifest names, else none) or none. missing: bone to take away first: mandible, vault, left or right.
     weights: checkpoint. model: YAML of its architecture, where the file does not carry it.
-    device: auto, cpu, cuda, cuda:1, mps. precision: auto (bf16 where the device
-        computes in it, else fp32), fp32, bf16, fp16.
+    device: auto, cpu, cuda, cuda:1, mps. precision: auto (bf16 where the device is
+        faster by it, else fp32), fp32, bf16, fp16.
     compile: compile the network's blocks first: minutes, repaid by many faces on a GPU.
     devices: how many GPUs to use side by side (on the CPU: processes); auto: all. torchrun and srun work too.
     batch_size: faces drawn together; each depends on its own skull, prompt and seed alone.

@@ -11,7 +11,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from ldm.config import ConfigError
-from ldm.device import compute_in_fp32, computes_in_bf16
+from ldm.device import compute_in_fp32, prefers_bf16
 from muti_control.callbacks import LogAndProgress, SaveLast, Validate
 from muti_control.checkpoints import BestCheckpoints, WholeFiles
 from muti_control.config import ExperimentConfig
@@ -29,7 +29,7 @@ def device_of(cfg: ExperimentConfig) -> torch.device:
 
 
 def pick_precision(cfg: ExperimentConfig) -> Literal["bf16-mixed", "16-mixed", "32-true"]:
-    """For ``auto``: bf16-mixed where the hardware computes in bf16, else fp32.
+    """For ``auto``: bf16-mixed where the hardware is faster by it, else fp32.
 
     Raises:
         ConfigError: 16-mixed without a CUDA device.
@@ -40,7 +40,7 @@ def pick_precision(cfg: ExperimentConfig) -> Literal["bf16-mixed", "16-mixed", "
             "train.precision: got 16-mixed, which needs a CUDA device; use train.precision=auto (bf16-mixed or 32-true)"
         )
     if wanted == "auto":
-        return "bf16-mixed" if computes_in_bf16(device_of(cfg)) else "32-true"
+        return "bf16-mixed" if prefers_bf16(device_of(cfg)) else "32-true"
     return {"bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"}.get(wanted, "32-true")  # type: ignore[return-value]
 
 

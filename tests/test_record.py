@@ -22,7 +22,7 @@ from cldm.record import (
     unused_folder,
     write_json,
 )
-from ldm.device import choose_device, choose_precision, computes_in_bf16, preferred_layout
+from ldm.device import choose_device, choose_precision, preferred_layout, prefers_bf16
 
 CPU = torch.device("cpu")
 
@@ -111,12 +111,22 @@ def test_neither_inputs_nor_files_of_the_user_are_overwritten(tmp_path: Path) ->
             check_overwriting([ours], [new], [spelling])
 
 
-@pytest.mark.parametrize("capability", ["avx512_bf16", "amx_bf16", None])
-def test_bf16_is_the_default_where_the_processor_has_it(
-    capability: str | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("capabilities", "default"),
+    [
+        ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, torch.bfloat16),
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": True, "cpu_name": "Intel Xeon"}, torch.float32),
+        ({"avx512_bf16": True, "amx_bf16": True, "cpu_name": "Intel Xeon"}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"cpu_name": "AMD EPYC"}, torch.float32),
+    ],
+)
+def test_bf16_is_the_default_where_the_processor_is_faster_by_it(
+    capabilities: dict[str, object], default: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True}, raising=False)
-    assert choose_precision("auto", CPU) == (torch.float32 if capability is None else torch.bfloat16)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert choose_precision("auto", CPU) == default
     assert choose_precision("auto", torch.device("mps")) == torch.float32
     assert not torch.backends.cudnn.allow_tf32  # fp32 is fp32 then
 
@@ -130,7 +140,7 @@ def test_layout() -> None:
 def test_devices_and_precisions() -> None:
     assert choose_device("cpu") == CPU
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert choose_precision("auto", CPU) == (torch.bfloat16 if computes_in_bf16(CPU) else torch.float32)
+    assert choose_precision("auto", CPU) == (torch.bfloat16 if prefers_bf16(CPU) else torch.float32)
     assert choose_precision("fp32", CPU) == torch.float32
     assert choose_precision("bf16", CPU) == torch.bfloat16
     for name in ("gpu", "cuda:99", "meta", ""):
