@@ -82,9 +82,8 @@ def _claim(out: Path, config: CohortConfig) -> None:
 def _make_folders(out: Path, config: CohortConfig) -> None:
     asked = ("", *(name for name, setting in ASKED_BY.items() if getattr(config, setting)))
     further = [f"{folder}/{name}" for folder in (SKULL_DIR, FACE_DIR, LANDMARK_DIR) for name in asked]
-    skulls = [
-        f"{SKULL_DIR}/{name}" for name in ASKED_BY if name != "views"
-    ]  # variants and expected faces share the skull
+    # Variants and expected faces share the skull.
+    skulls = [f"{SKULL_DIR}/{name}" for name in ASKED_BY if name != "views"]
     for folder in (*further, SUBJECT_DIR, SPLIT_DIR):
         if folder not in skulls:
             (out / folder).mkdir(parents=True, exist_ok=True)

@@ -32,10 +32,8 @@ from data.render import Camera
 
 BMI_OF_LEVEL = {1: 16.0, 2: 17.8, 3: 19.8, 4: 23.0, 5: 28.0}  # kg/m2 of a variant, well inside its level
 VIEW_YAW, VIEW_PITCH = 12.0, 8.0  # degrees at most from the cohort's own pose
-EXPECTED = {
-    "ceiling": "_ceiling",
-    "ceiling_neutral": "_neutral",
-}  # list and folder: what names of pictures end in
+# List and folder of expected faces: what the names of their pictures end in.
+EXPECTED = {"ceiling": "_ceiling", "ceiling_neutral": "_neutral"}
 VARIANT_BORDER_PX = 1  # a variant may come closer to the border than the subject itself, but is never cut
 _VIEW_STREAM, _STYLE_STREAM = 1010, 1011  # apart from those of subjects and protocols
 
