@@ -20,11 +20,11 @@ import torch
 
 from ldm.config import to_yaml
 from muti_control.evaluation.compare import main as compare
-from muti_control.evaluation.config import EvaluateConfig
 from muti_control.evaluation.engine import evaluate, open_folder
 from muti_control.evaluation.plan import prepare
-from muti_control.evaluation.results import REPORT
-from muti_control.evaluation.run_folder import release
+from muti_control.evaluation.protocol.config import EvaluateConfig
+from muti_control.evaluation.protocol.run_folder import release
+from muti_control.evaluation.results.results import REPORT
 from muti_control.evaluation.terminal import table
 
 PROGRAM = [sys.executable, str(Path(__file__).resolve())]

@@ -20,9 +20,9 @@ import torch
 
 from data.sheet import NOTICE
 from ldm.config import to_yaml
-from muti_control.preparation import SampleConfig, prepare
-from muti_control.processes import ProcessError
-from muti_control.reconstruction import reconstruct_cases
+from muti_control.distributed import ProcessError
+from muti_control.sampling.draw import reconstruct_cases
+from muti_control.sampling.prepare import SampleConfig, prepare
 
 PROGRAM = [sys.executable, str(Path(__file__).resolve())]
 

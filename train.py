@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     signal stopped it before the end: saved, and the same command continues."""
     if any(arg in ("-h", "--help") for arg in argv):
         from ldm.config import to_yaml
-        from muti_control.config import ExperimentConfig
+        from muti_control.training.config import ExperimentConfig
 
         print(f"{__doc__}\n{ExperimentConfig.__doc__}")
         print("Every key, with what it is where neither the config nor the command line says it:\n")
@@ -30,8 +30,8 @@ def main(argv: list[str]) -> int:
 
     from data.images import ImageError
     from ldm.checkpoint import CheckpointError
-    from muti_control.config import load_experiment
-    from muti_control.run import prepare
+    from muti_control.training.config import load_experiment
+    from muti_control.training.run import prepare
 
     logging.getLogger("pytorch_lightning").setLevel(
         logging.WARNING

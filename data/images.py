@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from data.shards import ShardError, inside_pack, read_bytes
+from data.packs.shards import ShardError, inside_pack, read_bytes
 
 MAX_PIXELS = 64_000_000
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -69,7 +69,7 @@ def read_image(path: str | os.PathLike[str], size: int = 256) -> tuple[np.ndarra
     orientation is applied. A picture that is not square is scaled to fit and centred on black.
 
     Args:
-        path: the file, also one in a pack (data.shards). The format is told from its contents, not from its name.
+        path: the file, also one in a pack (data.packs.shards). The format is told from its contents, not from its name.
         size: side of the result in px.
 
     Returns:

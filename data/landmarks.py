@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from data.manifest import Record
-from data.shards import ShardError, read_bytes
+from data.packs.shards import ShardError, read_bytes
 
 MAX_BYTES = 4_000_000
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data.biometrics import Biometrics, BiometricsError
-from data.shards import INDEX_SUFFIX, ShardError, file_names, folder_names, is_folder
+from data.packs.shards import INDEX_SUFFIX, ShardError, file_names, folder_names, is_folder
 
 SKULL_FOLDERS = ("skull", "skulls", "Skull", "Skulls")
 FACE_FOLDERS = ("craniofacial", "Craniofacial", "face", "faces")

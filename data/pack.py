@@ -21,8 +21,17 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.manifest import PICTURE_ROOT, ManifestError, find_images_dir, read_manifest
+from data.packs.shards import (
+    INDEX_SUFFIX,
+    Entry,
+    Shard,
+    ShardError,
+    index_text,
+    open_pack,
+    read_bytes,
+    sha256_of,
+)
 from data.settings import merged
-from data.shards import INDEX_SUFFIX, Entry, Shard, ShardError, index_text, open_pack, read_bytes, sha256_of
 
 MANIFEST_DIR = "split_data"
 INDEX = PICTURE_ROOT + INDEX_SUFFIX

@@ -46,7 +46,7 @@ class PredictedLandmarks:
             first = lacking[0]
             raise PredictionsError(
                 f"the predicted landmarks lack {len(lacking)} of {len(records)} pairs (the first: {first.source}, line "
-                f"{first.line}); make them of the same list: python -m muti_control.pipnet.crossfit"
+                f"{first.line}); make them of the same list: python -m muti_control.training.crossfit"
             )
         return np.array([place[(r.source, r.target or "")] for r in records], np.int64)
 
@@ -78,7 +78,7 @@ class PredictedLandmarks:
             reason = " ".join(str(error).split())[:120]
             raise PredictionsError(
                 f"{path} holds no predicted landmarks ({type(error).__name__}: {reason}); python -m "
-                "muti_control.pipnet.crossfit writes such a file"
+                "muti_control.training.crossfit writes such a file"
             ) from error
         points, num = content["points"], len(content["sources"])
         whole = points.ndim == 3 and points.shape[2] == 2 and content["confidences"].shape == points.shape[:2]

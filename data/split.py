@@ -21,8 +21,8 @@ from data.biometrics import age_level
 from data.check.cases import Case, read_lists
 from data.check.config import CheckConfig
 from data.check.lists import numbered, plain_name
+from data.packs.shards import read_bytes
 from data.settings import merged
-from data.shards import read_bytes
 
 STRATA = ("sex", "age", "body_mass", "ethnicity")
 _UNKNOWN = "is no field of a manifest"  # such a field is the user's own, and is copied

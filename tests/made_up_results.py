@@ -9,7 +9,7 @@ import numpy as np
 
 from data.biometrics import Biometrics
 from data.images import write_png
-from muti_control.evaluation.results import (
+from muti_control.evaluation.results.results import (
     Case,
     CasePicture,
     Diversity,
@@ -26,8 +26,15 @@ from muti_control.evaluation.results import (
     Sensitivity,
     Subject,
 )
-from muti_control.evaluation.statistics import ranks_of_truth
-from muti_control.evaluation.summary import Resampling, coverage, edit, groups_of, identification, measured
+from muti_control.evaluation.results.statistics import ranks_of_truth
+from muti_control.evaluation.results.summary import (
+    Resampling,
+    coverage,
+    edit,
+    groups_of,
+    identification,
+    measured,
+)
 
 Picture = Callable[[str, int], np.ndarray]
 METHODS = {  # name: (label, kind, note, share of the person in the face, noise)

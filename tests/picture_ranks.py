@@ -8,9 +8,9 @@ import sys
 
 import torch
 
-from muti_control.config import load_experiment
-from muti_control.control_stage import ControlStage
-from muti_control.run import prepare
+from muti_control.training.config import load_experiment
+from muti_control.training.run import prepare
+from muti_control.training.stages.control import ControlStage
 
 torch.set_num_threads(1)
 training = prepare(load_experiment(sys.argv[1:]))

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import train
-from muti_control.autoencoder_losses import gradient_ratio, surface_energies, texture_loss
-from muti_control.autoencoder_stage import AutoencoderStage
-from muti_control.callbacks import Validate
-from muti_control.config import load_experiment
-from muti_control.run import prepare
+from muti_control.losses.autoencoder import gradient_ratio, surface_energies, texture_loss
+from muti_control.training.callbacks import Validate
+from muti_control.training.config import load_experiment
+from muti_control.training.run import prepare
+from muti_control.training.stages.autoencoder import AutoencoderStage
 
 
 def grainy(amount: float, seed: int, flat: float = 0.2) -> Tensor:

@@ -14,20 +14,20 @@ import pytest
 import torch
 from torch import Tensor
 
-import data.hashes
-import muti_control.latents
+import data.packs.hashes
+import muti_control.training.latents
 from cldm.controlled import ControlledLatentDiffusion
-from data.hashes import FileHashes
 from data.manifest import read_manifest
 from data.pack import pack
+from data.packs.hashes import FileHashes
 from data.paired import PairedDataset
 from ldm.checkpoint import CheckpointError
 from ldm.config import ConfigError
 from ldm.latent_diffusion import ModelConfig
-from muti_control.first import is_first, wait_for
-from muti_control.latents import LatentPairs, face_moments
-from muti_control.rows import Rows, RowStore
-from muti_control.texts import TextTable, tabulate_texts, text_embeddings
+from muti_control.rank_zero import is_first, wait_for
+from muti_control.training.latents import LatentPairs, face_moments
+from muti_control.training.tensor_store import Rows, RowStore
+from muti_control.training.texts import TextTable, tabulate_texts, text_embeddings
 
 CPU = torch.device("cpu")
 
@@ -49,7 +49,7 @@ def model(tiny_config: ModelConfig) -> ControlledLatentDiffusion:
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Path]]:
     """Paths of the files that were read for their hash, and of the pictures that were encoded."""
     seen: dict[str, list[Path]] = {"hashed": [], "encoded": []}
-    read_bytes, read_image = data.hashes.read_bytes, muti_control.latents.read_image
+    read_bytes, read_image = data.packs.hashes.read_bytes, muti_control.training.latents.read_image
 
     def hashing(path: Path) -> bytes:
         seen["hashed"].append(path)
@@ -59,8 +59,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Path]]:
         seen["encoded"].append(path)
         return read_image(path, size)
 
-    monkeypatch.setattr(data.hashes, "read_bytes", hashing)
-    monkeypatch.setattr(muti_control.latents, "read_image", encoding)
+    monkeypatch.setattr(data.packs.hashes, "read_bytes", hashing)
+    monkeypatch.setattr(muti_control.training.latents, "read_image", encoding)
     return seen
 
 
@@ -160,8 +160,8 @@ def test_a_broken_off_computation_goes_on(
 ) -> None:
     pairs = pairs_of(make_pairs(train=10))
     whole = all_rows(face_moments(model, pairs, tmp_path / "whole", CPU))
-    monkeypatch.setattr(muti_control.latents, "ROWS_PER_PART", 4)
-    monkeypatch.setattr(muti_control.latents, "_BATCH", 2)
+    monkeypatch.setattr(muti_control.training.latents, "ROWS_PER_PART", 4)
+    monkeypatch.setattr(muti_control.training.latents, "_BATCH", 2)
     write = RowStore.write
 
     def breaks(store: RowStore, keys: list[str], rows: Tensor) -> None:
@@ -273,7 +273,9 @@ def test_the_others_wait_and_give_up_when_nothing_comes(
     root = make_pairs(train=3)
     whole = all_rows(face_moments(model, pairs_of(root), tmp_path / "cache", CPU))
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(muti_control.latents, "_encode", lambda *a: pytest.fail("the second process encoded"))
+    monkeypatch.setattr(
+        muti_control.training.latents, "_encode", lambda *a: pytest.fail("the second process encoded")
+    )
     assert torch.equal(all_rows(face_moments(model, pairs_of(root), tmp_path / "cache", CPU)), whole)
     store, began = RowStore(tmp_path / "later"), time.monotonic()
     later = threading.Timer(0.3, lambda: RowStore(store.folder).write(["a"], torch.ones(1, 2)))

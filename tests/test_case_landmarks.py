@@ -11,8 +11,8 @@ from landmark_pairs import write_landmark_model
 from PIL import Image
 
 import sample
-from muti_control import preparation
-from muti_control.pipnet.reader import LandmarkReader
+from muti_control.networks.pipnet.reader import LandmarkReader
+from muti_control.sampling import prepare as preparation
 
 NUM = 6
 PERSON = ["sex=female", "age=40", "ethnicity=Asian", "body_mass=4"]

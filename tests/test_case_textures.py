@@ -21,10 +21,10 @@ from data.manifest import ManifestError, read_manifest
 from data.partial import remove_bone
 from ldm.checkpoint import write_state_dict
 from ldm.latent_diffusion import TextureConfig
-from muti_control.case_textures import choose_textures
-from muti_control.evaluation.config import EvaluateConfig
+from muti_control.conditions.case_textures import choose_textures
+from muti_control.conditions.pair_textures import exemplar_features
 from muti_control.evaluation.plan import prepare
-from muti_control.texture_condition import exemplar_features
+from muti_control.evaluation.protocol.config import EvaluateConfig
 
 BRANCH = TextureConfig(patch_size=9, num_patches=8, width=8)
 

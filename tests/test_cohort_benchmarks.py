@@ -12,10 +12,10 @@ import pytest
 from PIL import Image, ImageFilter
 from scipy.stats import mannwhitneyu
 
-from benchmarks import anatomy, ceiling, framing, signal
-from benchmarks.anatomy import Measured
-from benchmarks.cohort_pictures import read_cohort
-from benchmarks.craniometry import (
+from benchmarks.cohort import anatomy, framing, signal
+from benchmarks.cohort.anatomy import Measured
+from benchmarks.cohort.cohort_pictures import read_cohort
+from benchmarks.cohort.craniometry import (
     Anchors,
     SkullSites,
     Surface,
@@ -27,8 +27,9 @@ from benchmarks.craniometry import (
     skull_distances,
     widest,
 )
-from benchmarks.norms import DEPTHS, HEAD, SEX_FROM_SKULL, SKULL, SOURCES
-from benchmarks.tissue_depth import tissue_depths
+from benchmarks.cohort.norms import DEPTHS, HEAD, SEX_FROM_SKULL, SKULL, SOURCES
+from benchmarks.cohort.tissue_depth import tissue_depths
+from benchmarks.model import ceiling
 from data.cohort.anatomy import build_head
 from data.cohort.subject import draw_subject, with_bmi
 from data.cohort.template import HeadTemplate

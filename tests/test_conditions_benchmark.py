@@ -1,4 +1,4 @@
-"""benchmarks.conditions: its read-outs and comparisons, on numbers whose answer is known."""
+"""benchmarks.model.conditions: its read-outs and comparisons, on numbers whose answer is known."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.conditions import ConditionsConfig, lines_of, main
-from benchmarks.conditions_drawing import Bench, Ridge
-from benchmarks.conditions_partial import EYES, WHOLE, _compared, _errors
-from benchmarks.conditions_texture import _scramble, _shift, _slopes
+from benchmarks.model.conditions import ConditionsConfig, lines_of, main
+from benchmarks.model.conditions_drawing import Bench, Ridge
+from benchmarks.model.conditions_partial import EYES, WHOLE, _compared, _errors
+from benchmarks.model.conditions_texture import _scramble, _shift, _slopes
 from cldm.texture import texture_features
 from ldm.config import ConfigError
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from benchmarks.cost_model import (
+from benchmarks.training.cost_model import (
     CARDS,
     UPDATE_BYTES,
     Cost,

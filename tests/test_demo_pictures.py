@@ -1,4 +1,4 @@
-"""benchmarks.demo_pictures: who is shown, that the faces are those of sample.py, and plates pixel by pixel."""
+"""benchmarks.model.demo_pictures: who is shown, that the faces are those of sample.py, and plates pixel by pixel."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from landmark_pairs import LAYOUT, write_landmark_model, write_landmark_pairs
 from PIL import Image
 
 import sample
-from benchmarks import demo_pictures
-from benchmarks.demo_pictures import PEOPLE, PicturesConfig, open_studio
-from benchmarks.plate import CROP, FRAME, GAP, MARGIN, TILE, WIDE, Bar, Row, Tile, heat, middle, plate
+from benchmarks.model import demo_pictures
+from benchmarks.model.demo_pictures import PEOPLE, PicturesConfig, open_studio
+from benchmarks.model.plate import CROP, FRAME, GAP, MARGIN, TILE, WIDE, Bar, Row, Tile, heat, middle, plate
 from cldm.controlled import ControlledLatentDiffusion, model_metadata
 from data.cases import cases_of
 from ldm.checkpoint import write_state_dict

@@ -1,4 +1,4 @@
-"""benchmarks.denoising: the error of the clean latent, by step and by what the model is shown."""
+"""benchmarks.model.denoising: the error of the clean latent, by step and by what the model is shown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.denoising import SHOWN, main
+from benchmarks.model.denoising import SHOWN, main
 from cldm.controlled import ControlledLatentDiffusion, load_model, model_metadata
 from data.manifest import read_manifest
 from data.paired import PairedDataset

@@ -1,4 +1,4 @@
-"""benchmarks.edits: the share of a true change that drawn faces make, on pictures whose points are known."""
+"""benchmarks.model.edits: the share of a true change that drawn faces make, on pictures whose points are known."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import edits
-from benchmarks.edits import ANOTHERS, main
+from benchmarks.model import edits
+from benchmarks.model.edits import ANOTHERS, main
 
 PLACES = [
     (64, 64),

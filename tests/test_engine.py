@@ -18,13 +18,13 @@ import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
-from muti_control.config import ExperimentConfig
-from muti_control.draws import EndlessBatches
-from muti_control.optim_config import OptimConfig
-from muti_control.ranks import average_gradients, gather, largest, layout
-from muti_control.stage import Stage
-from muti_control.trainer import build_trainer
-from muti_control.turns import Turn, odd_settings
+from muti_control.optim import OptimConfig
+from muti_control.training.config import ExperimentConfig
+from muti_control.training.optimizers import Turn, odd_settings
+from muti_control.training.ranks import average_gradients, gather, largest, layout
+from muti_control.training.seeded_batches import EndlessBatches
+from muti_control.training.stage import Stage
+from muti_control.training.trainer import build_trainer
 from tests.tiny_stages import (
     JUDGE,
     NUM_ITEMS,
@@ -261,7 +261,7 @@ def test_processes_are_counted_as_they_were_started(monkeypatch: pytest.MonkeyPa
 def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
     """As Lightning starts them: the second waits for the first, which is shot down."""
     child = (
-        "import time; from muti_control.first import end_with_parent; end_with_parent(0.01); "
+        "import time; from muti_control.rank_zero import end_with_parent; end_with_parent(0.01); "
         "print('there', flush=True); time.sleep(20); print('still there')"
     )
     parent = (

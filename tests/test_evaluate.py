@@ -16,8 +16,8 @@ from PIL import Image
 
 import evaluate
 from muti_control.evaluation.report.words import findings
-from muti_control.evaluation.results import Evaluation
-from muti_control.evaluation.results_file import read_results, to_json
+from muti_control.evaluation.results.results import Evaluation
+from muti_control.evaluation.results.results_file import read_results, to_json
 
 SMALL = ("recognisers=[picture]", "device=cpu", "precision=fp32", "bootstrap=200", "name=run", "num=0")
 

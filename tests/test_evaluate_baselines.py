@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.manifest import read_manifest
-from muti_control.evaluation.baselines import (
+from muti_control.evaluation.judges.features import DISTANCES, picture_features
+from muti_control.evaluation.methods.baselines import (
     Components,
     Ridge,
     Vocabulary,
@@ -15,10 +16,9 @@ from muti_control.evaluation.baselines import (
     nearest_skull,
     shuffle_within_groups,
 )
-from muti_control.evaluation.controls import permuted, shuffled_donors
-from muti_control.evaluation.features import DISTANCES, picture_features
-from muti_control.evaluation.inputs import probe_rows
-from muti_control.evaluation.statistics import (
+from muti_control.evaluation.methods.controls import permuted, shuffled_donors
+from muti_control.evaluation.protocol.inputs import probe_rows
+from muti_control.evaluation.results.statistics import (
     bootstrap_interval,
     rank1_gain,
     rank1_in_smaller_gallery,

@@ -12,15 +12,15 @@ import torch.nn.functional as F
 
 from evaluate import main
 from ldm.config import parse_command_line
-from muti_control.evaluation.config import EvaluateConfig
-from muti_control.evaluation.edits import find_edits
-from muti_control.evaluation.faces import read_grey
-from muti_control.evaluation.inputs import InputError, read_inputs
+from muti_control.evaluation.methods.edits import find_edits
+from muti_control.evaluation.methods.faces import read_grey
 from muti_control.evaluation.plan import ROOT, prepare
-from muti_control.evaluation.results_file import read_results
-from muti_control.guidance import FACE_LANDMARKS
-from muti_control.pipnet.reader import LandmarkReader
-from muti_control.preparation import SKULL_LANDMARKS
+from muti_control.evaluation.protocol.config import EvaluateConfig
+from muti_control.evaluation.protocol.inputs import InputError, read_inputs
+from muti_control.evaluation.results.results_file import read_results
+from muti_control.networks.pipnet.reader import LandmarkReader
+from muti_control.sampling.prepare import SKULL_LANDMARKS
+from muti_control.sampling.spgd import FACE_LANDMARKS
 
 
 def with_variants(root: Path) -> Path:

@@ -14,7 +14,7 @@ from PIL import Image
 import evaluate
 from data.landmarks import landmark_fractions
 from data.manifest import read_manifest
-from muti_control.evaluation.results_file import read_results
+from muti_control.evaluation.results.results_file import read_results
 
 SMALL = ("recognisers=[picture]", "device=cpu", "precision=fp32", "bootstrap=50", "num=3", "samples=1")
 ALSO = ("edited=0", "told=0", "methods=[model,shuffled]")

@@ -9,12 +9,19 @@ import pytest
 import torch
 
 from ldm.checkpoint import write_state_dict
-from muti_control.evaluation import backbone, progress
+from muti_control.evaluation.judges import backbone
+from muti_control.evaluation.judges.dlib_recogniser import RecogniserError
+from muti_control.evaluation.judges.onnx_recogniser import (
+    TEMPLATE,
+    OnnxEye,
+    aligned,
+    cosine_distances,
+    five_points,
+)
+from muti_control.evaluation.judges.ood import Density, OddityError, nearest_distances, score_skulls
+from muti_control.evaluation.judges.sightings import CacheError, Sightings
 from muti_control.evaluation.judging import Verdict
-from muti_control.evaluation.onnx_recogniser import TEMPLATE, OnnxEye, aligned, cosine_distances, five_points
-from muti_control.evaluation.ood import Density, OddityError, nearest_distances, score_skulls
-from muti_control.evaluation.sightings import CacheError, Sightings
-from muti_control.recogniser import RecogniserError
+from muti_control.evaluation.protocol import progress
 
 RNG_SEED = 3
 

@@ -11,10 +11,10 @@ import torch
 from cldm.sampling import SamplingConfig
 from ldm.latent_diffusion import ModelConfig
 from ldm.schedule import eps_from_v, predict_x0, q_sample
-from muti_control.build import build_stage
-from muti_control.config import DataConfig, DiffusionStageConfig, ExperimentConfig, TrainConfig
-from muti_control.diffusion_stages import DiffusionStage
-from muti_control.stage import Stage
+from muti_control.training.build import build_stage
+from muti_control.training.config import DataConfig, DiffusionStageConfig, ExperimentConfig, TrainConfig
+from muti_control.training.stage import Stage
+from muti_control.training.stages.base import DiffusionStage
 
 ZERO_LAYERS = ("control_model.zero_convs.", "control_model.middle_block_out.")
 

@@ -28,13 +28,13 @@ from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
 from ldm.config import to_yaml
 from ldm.grain import ENERGY_FLOOR, MARGIN, Grain, grain_noise, inside, log_energies, num_summary, summary
 from ldm.latent_diffusion import ModelConfig, TextureConfig
-from muti_control.autoencoder_losses import texture_loss
-from muti_control.evaluation.run_folder import identity_of
-from muti_control.evaluation.sampled import Sampler
-from muti_control.latent_stage import LatentStage
-from muti_control.processes import Team
-from muti_control.resume import _check_same
-from muti_control.run_record import TEXT_KEY
+from muti_control.distributed import Team
+from muti_control.evaluation.methods.sampled import Sampler
+from muti_control.evaluation.protocol.run_folder import identity_of
+from muti_control.losses.autoencoder import texture_loss
+from muti_control.sampling.record import TEXT_KEY
+from muti_control.sampling.resume import _check_same
+from muti_control.training.latent_stage import LatentStage
 
 CFG = SamplingConfig(steps=2, spacing="trailing", eta=1.0, guidance_scale=1.0, control_scales=[1.0])
 PROMPTS = ["3D face scan,Asian male,age level 3,normal face."] * 3

@@ -20,11 +20,11 @@ from ldm.autoencoder import GRAIN
 from ldm.checkpoint import read_state_dict, write_state_dict
 from ldm.grain import LAGS
 from ldm.latent_diffusion import TextureConfig
-from muti_control.build import build_stage
-from muti_control.config import DataConfig, ExperimentConfig, TrainConfig
-from muti_control.grain_stage import GrainStage, correlation
-from muti_control.loss_config import GrainStageConfig
-from muti_control.texture_condition import exemplar_features
+from muti_control.conditions.pair_textures import exemplar_features
+from muti_control.losses.config import GrainStageConfig
+from muti_control.training.build import build_stage
+from muti_control.training.config import DataConfig, ExperimentConfig, TrainConfig
+from muti_control.training.stages.grain import GrainStage, correlation
 
 SETTINGS = (
     "train.batch_size=4", "train.num_valid=4", "train.val_every=1000", "train.accelerator=cpu",

@@ -15,13 +15,16 @@ from PIL import Image
 from torch import Tensor
 
 import ldm.autoencoder
-import muti_control.run_record
+import muti_control.sampling.record
 from cldm.branches import Landmarks
 from cldm.controlled import ControlledLatentDiffusion, load_model
 from cldm.sampling import SamplingConfig, reconstruct
 from data.cases import Case, Known, find_cases
 from ldm.checkpoint import sha256
-from muti_control.energies import (
+from muti_control.networks.patchgan import PatchGan, PatchGanConfig
+from muti_control.networks.pipnet.network import PipNet, PipNetConfig
+from muti_control.networks.pipnet.reader import LandmarkReader
+from muti_control.sampling.energies import (
     ContainmentEnergy,
     DecodedEnergies,
     Energy,
@@ -29,10 +32,7 @@ from muti_control.energies import (
     RealismEnergy,
     TextureEnergy,
 )
-from muti_control.guidance import BatchGuidance, GuidanceConfig, decoder_of, load_guidance
-from muti_control.patchgan import PatchGan, PatchGanConfig
-from muti_control.pipnet.network import PipNet, PipNetConfig
-from muti_control.pipnet.reader import LandmarkReader
+from muti_control.sampling.spgd import BatchGuidance, GuidanceConfig, decoder_of, load_guidance
 from sample import main as sample
 from tests.landmark_pairs import LAYOUT, write_landmark_pairs
 
@@ -434,13 +434,13 @@ def test_the_introduction_says_how_it_is_guided_or_that_it_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     footers = []
-    real = muti_control.run_record.contact_sheet
+    real = muti_control.sampling.record.contact_sheet
 
     def watched(rows: Any, footer: Any) -> Any:
         footers.append(list(footer))
         return real(rows, footer)
 
-    monkeypatch.setattr(muti_control.run_record, "contact_sheet", watched)
+    monkeypatch.setattr(muti_control.sampling.record, "contact_sheet", watched)
 
     def told(out: str, *settings: str) -> str:
         assert sample(guided_run(out, "limit=1", *settings)) == 0

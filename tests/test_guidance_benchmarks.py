@@ -1,4 +1,4 @@
-"""benchmarks.guidance_cost and benchmarks.guidance_stability on a model of a few weights."""
+"""benchmarks.sampling.spgd_cost and benchmarks.sampling.spgd_stability on a model of a few weights."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import guidance_cost, guidance_gaussian, guidance_stability
-from benchmarks.guidance_cost import CostConfig, rows, run
-from benchmarks.guidance_stability import StabilityConfig, draw, share_lower
+from benchmarks.sampling import spgd_cost as guidance_cost
+from benchmarks.sampling import spgd_gaussian as guidance_gaussian
+from benchmarks.sampling import spgd_stability as guidance_stability
+from benchmarks.sampling.spgd_cost import CostConfig, rows, run
+from benchmarks.sampling.spgd_stability import StabilityConfig, draw, share_lower
 from cldm.controlled import load_model
 from cldm.sampling import SamplingConfig
 from data.cases import Known, find_cases
 from ldm.config import parse_command_line
-from muti_control.guidance import GuidanceConfig, load_guidance
+from muti_control.sampling.spgd import GuidanceConfig, load_guidance
 from tests.conftest import write_pairs
 
 

@@ -15,9 +15,7 @@ import train
 from cldm.controlled import load_model
 from ldm.autoencoder import AutoencoderConfig, AutoencoderKL
 from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
-from muti_control.build import build_stage
-from muti_control.config import DataConfig, ExperimentConfig, TrainConfig
-from muti_control.guidance_decoder import (
+from muti_control.networks.guidance_decoder import (
     GuidanceDecoder,
     GuidanceDecoderConfig,
     GuidanceDecoderStageConfig,
@@ -25,7 +23,9 @@ from muti_control.guidance_decoder import (
     same_autoencoder,
     signature,
 )
-from muti_control.guidance_decoder_stage import GuidanceDecoderStage, altered
+from muti_control.training.build import build_stage
+from muti_control.training.config import DataConfig, ExperimentConfig, TrainConfig
+from muti_control.training.stages.guidance_decoder import GuidanceDecoderStage, altered
 
 TINY = GuidanceDecoderConfig(widths=[6, 5, 4], blocks=[1, 1, 0])
 

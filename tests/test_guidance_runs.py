@@ -15,14 +15,14 @@ from PIL import Image
 
 from cldm.controlled import load_model
 from cldm.spgd import GuidedStep, InnerStep
-from muti_control.charts import Panel, Series, draw_panels
-from muti_control.evaluation.config import EvaluateConfig
-from muti_control.evaluation.results_file import read_results
-from muti_control.evaluation.run_folder import identity_of
-from muti_control.guidance import GuidanceConfig
-from muti_control.guidance_decoder import GuidanceDecoder, GuidanceDecoderConfig, signature
-from muti_control.guidance_trace import trace_of, trace_plot
-from muti_control.sweep import Row, advice, arguments_of, best_of, main, rows_of, table
+from muti_control.evaluation.protocol.config import EvaluateConfig
+from muti_control.evaluation.protocol.run_folder import identity_of
+from muti_control.evaluation.results.results_file import read_results
+from muti_control.evaluation.sweep import Row, advice, arguments_of, best_of, main, rows_of, table
+from muti_control.networks.guidance_decoder import GuidanceDecoder, GuidanceDecoderConfig, signature
+from muti_control.sampling.charts import Panel, Series, draw_panels
+from muti_control.sampling.spgd import GuidanceConfig
+from muti_control.sampling.trace import trace_of, trace_plot
 from sample import main as sample
 from tests.landmark_pairs import write_landmark_pairs
 from tests.test_guidance import guided_run, tiny_reader

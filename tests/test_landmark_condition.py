@@ -19,7 +19,8 @@ from data.predicted_landmarks import PredictedLandmarks
 from ldm.checkpoint import read_state_dict, write_state_dict
 from ldm.config import ConfigError
 from ldm.latent_diffusion import LandmarkConfig, ModelConfig
-from muti_control.config import (
+from muti_control.conditions.pair_landmarks import PairLandmarks
+from muti_control.training.config import (
     DataConfig,
     ExperimentConfig,
     LandmarkConditionConfig,
@@ -27,9 +28,8 @@ from muti_control.config import (
     TrainConfig,
     load_experiment,
 )
-from muti_control.draws import generator
-from muti_control.landmark_condition import PairLandmarks
-from muti_control.run import prepare
+from muti_control.training.run import prepare
+from muti_control.training.seeded_batches import generator
 
 NUM = 4
 

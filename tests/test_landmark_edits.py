@@ -1,4 +1,4 @@
-"""benchmarks.landmark_edits: what it moves, what it reads, and a whole run on a tiny model."""
+"""benchmarks.model.landmark_edits: what it moves, what it reads, and a whole run on a tiny model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 import torch
 from landmark_pairs import LAYOUT, write_landmark_model, write_landmark_pairs
 
-from benchmarks import landmark_edits
-from benchmarks.landmark_edits import CHIN, changes, chin_moved
+from benchmarks.model import landmark_edits
+from benchmarks.model.landmark_edits import CHIN, changes, chin_moved
 from cldm.branches import Landmarks
 
 

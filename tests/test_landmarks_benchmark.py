@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import landmarks
-from benchmarks.ridge_landmarks import Inputs, fit_ridge
+from benchmarks.model import landmarks
+from benchmarks.model.ridge_landmarks import Inputs, fit_ridge
 from data.partial import REGIONS
-from muti_control.pipnet.network import PipNet, PipNetConfig
-from muti_control.pipnet.reader import LandmarkReader
+from muti_control.networks.pipnet.network import PipNet, PipNetConfig
+from muti_control.networks.pipnet.reader import LandmarkReader
 from tests.landmark_pairs import LAYOUT, write_landmark_pairs
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchmetrics.functional.image.lpips import _LPIPS
 
-from muti_control.evaluation.lpips import Lpips
+from muti_control.evaluation.judges.lpips import Lpips
 
 
 @pytest.fixture(scope="module")

@@ -20,14 +20,14 @@ from ldm.autoencoder import AutoencoderKL
 from ldm.checkpoint import read_state_dict, write_state_dict
 from ldm.config import ConfigError
 from ldm.latent_diffusion import ModelConfig
-from muti_control.activations import StepSizes, measure, measure_decoder, measure_discriminator
-from muti_control.config import DataConfig, DiffusionStageConfig, ExperimentConfig, TrainConfig
-from muti_control.loss_config import LossesConfig
-from muti_control.memory import GB, SPARE, MemoryConfig, Plan, choose, predicted_bytes
-from muti_control.optim_config import OptimConfig
-from muti_control.patchgan import PatchGan, PatchGanConfig
-from muti_control.placement import READER_WEIGHTS, picture_bytes
-from muti_control.run import Training, prepare
+from muti_control.losses.config import LossesConfig
+from muti_control.networks.patchgan import PatchGan, PatchGanConfig
+from muti_control.optim import OptimConfig
+from muti_control.training.activations import StepSizes, measure, measure_decoder, measure_discriminator
+from muti_control.training.config import DataConfig, DiffusionStageConfig, ExperimentConfig, TrainConfig
+from muti_control.training.memory import GB, SPARE, MemoryConfig, Plan, choose, predicted_bytes
+from muti_control.training.placement import READER_WEIGHTS, picture_bytes
+from muti_control.training.run import Training, prepare
 
 
 @pytest.fixture(scope="module")

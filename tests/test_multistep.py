@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import samplers
+from benchmarks.sampling import samplers
 from cldm.ddim import sample_ddim
 from cldm.multistep import sample_multistep
 from cldm.sampling import SAMPLERS

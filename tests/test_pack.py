@@ -19,11 +19,11 @@ from data.cases import Known, find_cases
 from data.images import ImageError, read_image
 from data.manifest import ManifestError, read_manifest, relocate
 from data.pack import INDEX, PackConfig, main, pack
+from data.packs.shards import ShardError, open_pack, read_bytes
 from data.paired import PairedDataset
-from data.shards import ShardError, open_pack, read_bytes
 from ldm.latent_diffusion import ModelConfig
-from muti_control.config import DataConfig, ExperimentConfig, TrainConfig
-from muti_control.run import prepare
+from muti_control.training.config import DataConfig, ExperimentConfig, TrainConfig
+from muti_control.training.run import prepare
 
 NUM = 12
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
-from muti_control.patchgan import (
+from muti_control.networks.patchgan import (
     PatchGan,
     PatchGanConfig,
     accuracy,

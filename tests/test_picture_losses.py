@@ -19,16 +19,16 @@ from torch import Tensor
 from cldm.sampling import SamplingConfig
 from ldm.latent_diffusion import ControlConfig, LandmarkConfig, ModelConfig, TextureConfig
 from ldm.schedule import predict_x0
-from muti_control.build import build_stage
-from muti_control.config import DataConfig, ExperimentConfig, TrainConfig
-from muti_control.control_stage import ControlStage
-from muti_control.decoding import gated_rows, judge, with_gradient
-from muti_control.loss_config import DiscriminatorConfig, LossesConfig
-from muti_control.loss_weights import LossWeights, gradient_norms
-from muti_control.patchgan import PatchGan, PatchGanConfig, judged
-from muti_control.picture_losses import feature_matching, landmark_error
-from muti_control.pipnet.network import PipNet, PipNetConfig
-from muti_control.pipnet.reader import LandmarkReader
+from muti_control.losses.config import DiscriminatorConfig, LossesConfig
+from muti_control.losses.decoding import gated_rows, judge, with_gradient
+from muti_control.losses.picture import feature_matching, landmark_error
+from muti_control.losses.weights import LossWeights, gradient_norms
+from muti_control.networks.patchgan import PatchGan, PatchGanConfig, judged
+from muti_control.networks.pipnet.network import PipNet, PipNetConfig
+from muti_control.networks.pipnet.reader import LandmarkReader
+from muti_control.training.build import build_stage
+from muti_control.training.config import DataConfig, ExperimentConfig, TrainConfig
+from muti_control.training.stages.control import ControlStage
 from tests.landmark_pairs import LAYOUT, write_landmark_pairs
 
 TERMS = ("gan", "fm", "lm")

@@ -6,7 +6,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchmetrics.image.kid import poly_mmd
 
-from muti_control.evaluation.picture_measures import MAX_PSNR, kid, psnr, ssim
+from muti_control.evaluation.judges.picture_measures import MAX_PSNR, kid, psnr, ssim
 
 
 @pytest.fixture

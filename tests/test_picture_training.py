@@ -17,10 +17,10 @@ import torch
 import train
 from ldm.checkpoint import read_state_dict
 from ldm.config import ConfigError
-from muti_control.config import load_experiment
-from muti_control.control_stage import ControlStage
-from muti_control.patchgan import PatchGan
-from muti_control.run import check_same_run, prepare
+from muti_control.networks.patchgan import PatchGan
+from muti_control.training.config import load_experiment
+from muti_control.training.run import check_same_run, prepare
+from muti_control.training.stages.control import ControlStage
 from tests.landmark_pairs import write_landmark_pairs
 from tests.test_picture_losses import write_reader
 from tests.test_training import At, Crash, crash

@@ -21,13 +21,13 @@ import pytest
 import torch
 from PIL import Image
 
-import muti_control.reconstruction as reconstruction
+import muti_control.sampling.draw as reconstruction
 import sample
 from cldm.sampling import reconstruct
 from data.images import read_image, to_uint8
-from muti_control.job import Job
-from muti_control.pipeline import WriteBehind, read_ahead
-from muti_control.run_record import run_record
+from muti_control.sampling.job import Job
+from muti_control.sampling.pipeline import WriteBehind, read_ahead
+from muti_control.sampling.record import run_record
 
 
 def test_items_come_in_order_and_only_so_many_are_read_ahead() -> None:

@@ -1,4 +1,4 @@
-"""muti_control.pipnet.predict: one network's landmarks of whole lists, for the landmark branch."""
+"""muti_control.training.predict_landmarks: one network's landmarks of whole lists, for the landmark branch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from landmark_pairs import LAYOUT, write_landmark_model, write_landmark_pairs
 from data.landmarks import landmark_fractions
 from data.manifest import read_manifest
 from data.predicted_landmarks import PredictedLandmarks
-from muti_control.pipnet import predict
-from muti_control.pipnet.predict import error_of
-from muti_control.pipnet.reader import LandmarkReader
+from muti_control.networks.pipnet.reader import LandmarkReader
+from muti_control.training import predict_landmarks as predict
+from muti_control.training.predict_landmarks import error_of
 
 
 @pytest.fixture

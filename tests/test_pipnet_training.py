@@ -13,11 +13,9 @@ import train
 from data.landmarks import LandmarksError, landmark_fractions, read_landmarks
 from data.manifest import read_manifest
 from data.predicted_landmarks import PredictedLandmarks, PredictionsError
-from muti_control.draws import generator
-from muti_control.pipnet import crossfit, export
-from muti_control.pipnet.augment import AugmentConfig, augment
-from muti_control.pipnet.dataset import LandmarkDataset, fold_of
-from muti_control.pipnet.meanface import (
+from muti_control.networks.pipnet import export
+from muti_control.networks.pipnet.augment import AugmentConfig, augment
+from muti_control.networks.pipnet.meanface import (
     flip_table,
     mean_face,
     neighbours,
@@ -25,8 +23,11 @@ from muti_control.pipnet.meanface import (
     reverse_index,
     write_meanface,
 )
-from muti_control.pipnet.measures import ced, ced_area, eye_corners, nme
-from muti_control.pipnet.reader import LandmarkReader
+from muti_control.networks.pipnet.measures import ced, ced_area, eye_corners, nme
+from muti_control.networks.pipnet.reader import LandmarkReader
+from muti_control.training import crossfit
+from muti_control.training.landmark_pairs import LandmarkDataset, fold_of
+from muti_control.training.seeded_batches import generator
 from tests.landmark_pairs import CORNERS, LAYOUT, MIRRORED, picture_of, write_landmark_pairs
 
 STILL = AugmentConfig(**dict.fromkeys(vars(AugmentConfig()), 0.0))

@@ -17,15 +17,15 @@ import train
 from data.biometrics import Biometrics
 from data.cases import Case
 from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
-from muti_control.build import build_stage
-from muti_control.config import DataConfig, ExperimentConfig, TrainConfig, load_experiment
-from muti_control.evaluation.results_file import read_results
-from muti_control.evaluation.translated import Task, Translator
-from muti_control.patchgan import PatchGan, PatchGanConfig
-from muti_control.pix2pix.config import Pix2PixStageConfig
-from muti_control.pix2pix.network import Generator, GeneratorConfig, encode, vocabulary
-from muti_control.pix2pix.stage import Pix2PixStage
-from muti_control.reconstruction import ReconstructionError
+from muti_control.evaluation.methods.translated import Task, Translator
+from muti_control.evaluation.results.results_file import read_results
+from muti_control.networks.patchgan import PatchGan, PatchGanConfig
+from muti_control.networks.pix2pix import Generator, GeneratorConfig, encode, vocabulary
+from muti_control.networks.pix2pix_config import Pix2PixStageConfig
+from muti_control.sampling.draw import ReconstructionError
+from muti_control.training.build import build_stage
+from muti_control.training.config import DataConfig, ExperimentConfig, TrainConfig, load_experiment
+from muti_control.training.stages.pix2pix import Pix2PixStage
 
 MAN, WOMAN = Biometrics("male", 13.0, "Asian", 1), Biometrics("female", 70.0, "Asian", 5)
 TINY = GeneratorConfig(image_size=32, width=4, levels=4, embedding=6, ethnicities=["Asian"])
@@ -345,7 +345,7 @@ def test_it_is_a_baseline_with_its_control(
 
 
 def test_the_right_picture_is_drawn_for_each_probe(trained: Path, tmp_path: Path) -> None:
-    from muti_control.evaluation.faces import read_grey
+    from muti_control.evaluation.methods.faces import read_grey
 
     translator = Translator.look(trained / "runs/p/model.safetensors")
     skull = trained / "pairedCS/skull"

@@ -17,9 +17,9 @@ import pytest
 import torch
 from PIL import Image
 
-import muti_control.processes as processes
+import muti_control.distributed as processes
 import sample
-from muti_control.processes import ProcessError, Team, find_team
+from muti_control.distributed import ProcessError, Team, find_team
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="process groups are of POSIX")

@@ -6,7 +6,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from muti_control.config import load_experiment
+from muti_control.training.config import load_experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from scipy.linalg import orthogonal_procrustes
 
-from muti_control.recogniser import (
+from muti_control.evaluation.judges.dlib_recogniser import (
     Recogniser,
     RecogniserConfig,
     RecogniserError,
@@ -137,7 +137,7 @@ def test_without_dlib_the_message_says_how_to_get_it():
     code = (
         "import importlib.util as u; real = u.find_spec\n"
         "u.find_spec = lambda name, *a: None if name == 'dlib' else real(name, *a)\n"
-        "from muti_control.recogniser import Recogniser, RecogniserError\n"
+        "from muti_control.evaluation.judges.dlib_recogniser import Recogniser, RecogniserError\n"
         "try:\n    Recogniser()\nexcept RecogniserError as error:\n    print(error)\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,8 +8,8 @@ import pytest
 
 from muti_control.evaluation.report import report, svg, write_report
 from muti_control.evaluation.report.words import Roles, findings, limits, what_was_evaluated
-from muti_control.evaluation.results_file import ResultsError, write_results
-from muti_control.evaluation.summary import identification
+from muti_control.evaluation.results.results_file import ResultsError, write_results
+from muti_control.evaluation.results.summary import identification
 from tests.made_up_results import made_up
 
 VOID = {"meta", "img"}

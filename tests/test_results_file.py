@@ -7,8 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from muti_control.evaluation.results import Evaluation, Figure, Method, Probe, Protocol, Subject
-from muti_control.evaluation.results_file import ResultsError, from_json, read_results, to_json, write_results
+from muti_control.evaluation.results.results import Evaluation, Figure, Method, Probe, Protocol, Subject
+from muti_control.evaluation.results.results_file import (
+    ResultsError,
+    from_json,
+    read_results,
+    to_json,
+    write_results,
+)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import muti_control.reconstruction as reconstruction
+import muti_control.sampling.draw as reconstruction
 import sample
 from data.images import write_png
 

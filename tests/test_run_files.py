@@ -15,18 +15,18 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-import muti_control.run
+import muti_control.training.run
 import train
-from benchmarks import kill_resume
-from benchmarks.kill_resume import KillConfig, Start
+from benchmarks.training import kill_resume
+from benchmarks.training.kill_resume import KillConfig, Start
 from ldm.config import ConfigError
-from muti_control import ranks
-from muti_control.callbacks import SaveLast
-from muti_control.checkpoints import BestCheckpoints, WholeFiles, read_run
-from muti_control.config import ExperimentConfig
-from muti_control.pace import Pace, in_words
-from muti_control.stage import Stage
-from muti_control.trainer import build_trainer
+from muti_control.training import ranks
+from muti_control.training.callbacks import SaveLast
+from muti_control.training.checkpoints import BestCheckpoints, WholeFiles, read_run
+from muti_control.training.config import ExperimentConfig
+from muti_control.training.stage import Stage
+from muti_control.training.throughput import Pace, in_words
+from muti_control.training.trainer import build_trainer
 from tests.tiny_stages import Plain, make_config
 
 CONTENT = {"fingerprint": {}, "state_dict": {}, "ema": {}}
@@ -138,7 +138,7 @@ def test_signals_save_between_steps_and_stop(tmp_path: Path, signum: int) -> Non
     stage = Plain(cfg)
     trainer, save_last = build_trainer(cfg, stage)
     trainer.callbacks.insert(0, Send(5, signum))  # in the middle of the third step
-    with muti_control.run.handlers_restored():
+    with muti_control.training.run.handlers_restored():
         trainer.fit(stage)
     assert save_last.stopped and save_last.signal == signum
     assert torch.load(save_last.path, weights_only=True)["updates"] == 3
@@ -160,7 +160,7 @@ def test_a_signal_that_comes_while_processes_agree_is_not_lost(
     stage = Plain(cfg)
     trainer, save_last = build_trainer(cfg, stage)
     monkeypatch.setattr(ranks, "largest", late)
-    with muti_control.run.handlers_restored():
+    with muti_control.training.run.handlers_restored():
         trainer.fit(stage)
     assert save_last.stopped and save_last.signal == signal.SIGTERM
     assert stage.updates == 4
@@ -177,7 +177,7 @@ def test_exit_codes_say_what_stopped_it(
     code: int,
 ) -> None:
     """A run that is stopped leaves no finished model; the same command ends it."""
-    build = muti_control.run.build_trainer
+    build = muti_control.training.run.build_trainer
     sent = [Send(2, signum)]
 
     def with_signal(cfg: ExperimentConfig, stage: Stage) -> tuple[pl.Trainer, SaveLast]:
@@ -185,7 +185,7 @@ def test_exit_codes_say_what_stopped_it(
         trainer.callbacks[:0] = [sent.pop()] if sent else []
         return trainer, save_last
 
-    monkeypatch.setattr(muti_control.run, "build_trainer", with_signal)
+    monkeypatch.setattr(muti_control.training.run, "build_trainer", with_signal)
     command = make_tiny_run(4)
     exported = Path(command[0]).parent / "pairs/runs/tiny/model.safetensors"
     assert train.main(command) == code
@@ -199,7 +199,7 @@ def test_exit_codes_say_what_stopped_it(
 
 
 def test_a_run_that_is_shot_down_again_and_again_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
-    """The short version of benchmarks/kill_resume.py: SIGKILL twice, SIGTERM once."""
+    """The short version of benchmarks/training/kill_resume.py: SIGKILL twice, SIGTERM once."""
     starts, problems, num_values = kill_resume.compare(
         KillConfig(kills=2, terms=1, steps=60, reach=8, forked=True), tmp_path
     )

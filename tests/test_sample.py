@@ -17,7 +17,7 @@ import torch
 from conftest import tiny_model_config
 from PIL import Image
 
-import muti_control.reconstruction as reconstruction
+import muti_control.sampling.draw as reconstruction
 import sample
 from cldm.controlled import ControlledLatentDiffusion, load_model, model_metadata
 from cldm.sampling import SamplingConfig
@@ -25,10 +25,12 @@ from data.cases import Known, find_cases
 from data.images import ImageError
 from data.sheet import NOTICE
 from ldm.checkpoint import sha256, write_state_dict
-from muti_control import job, preparation, run_record
-from muti_control.job import Draw
-from muti_control.preparation import recommended_sampling
-from muti_control.reconstruction import draw_faces, read_skulls
+from muti_control.sampling import job
+from muti_control.sampling import prepare as preparation
+from muti_control.sampling import record as run_record
+from muti_control.sampling.draw import draw_faces, read_skulls
+from muti_control.sampling.job import Draw
+from muti_control.sampling.prepare import recommended_sampling
 
 QUICK = SamplingConfig(steps=3, guidance_scale=2.0, control_scales=[1.0])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from muti_control.config import load_experiment
+from muti_control.training.config import load_experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "configs" / "sd15" / "slurm.sh"

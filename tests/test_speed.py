@@ -1,4 +1,4 @@
-"""benchmarks.speed: what it compares computes the same, and its report holds what was measured."""
+"""benchmarks.sampling.speed: what it compares computes the same, and its report holds what was measured."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks import results_file, speed
+from benchmarks import results_file
+from benchmarks.sampling import speed
 
 TINY = {
     "image_size": 64,
@@ -52,7 +53,7 @@ def test_all_ways_draw_the_same(
                 assert one[what][name]["difference"] < 1e-3
             assert 0 < one[what]["ours_bf16"]["difference"] < 0.2
             assert f"{one[what]['original']['median']:.4g} s" in printed
-    assert "python -m benchmarks.speed model=" in results.read_text()
+    assert "python -m benchmarks.sampling.speed model=" in results.read_text()
     assert "| ours_bf16 |" in results.read_text()
 
 

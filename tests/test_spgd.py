@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.gaussian_case import ABAR, SHAPE, Gaussian
+from benchmarks.sampling.gaussian_case import ABAR, SHAPE, Gaussian
 from cldm.sampling import SAMPLERS
 from cldm.spacing import spaced_timesteps
 from cldm.spgd import (

@@ -10,8 +10,8 @@ from scipy.spatial import procrustes
 from skimage.transform import estimate_transform
 from torchmetrics.functional.retrieval import retrieval_average_precision, retrieval_reciprocal_rank
 
-from muti_control.evaluation import statistics
-from muti_control.evaluation.statistics import (
+from muti_control.evaluation.results import statistics
+from muti_control.evaluation.results.statistics import (
     average_precision,
     best_of_chance,
     best_of_least,

@@ -1,4 +1,4 @@
-"""What patches tell of a style: the statistics that benchmarks.style takes, and its regression."""
+"""What patches tell of a style: the statistics that benchmarks.cohort.style takes, and its regression."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.style import main, patch_statistics, ridge_r2
+from benchmarks.cohort.style import main, patch_statistics, ridge_r2
 
 
 def test_patches_feel_grain_and_its_direction_and_no_slow_shading() -> None:

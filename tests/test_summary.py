@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 
 from data.biometrics import Biometrics
-from muti_control.evaluation.results_file import to_json
-from muti_control.evaluation.summary import Resampling, coverage, edit, groups_of, identification, measured
+from muti_control.evaluation.results.results_file import to_json
+from muti_control.evaluation.results.summary import (
+    Resampling,
+    coverage,
+    edit,
+    groups_of,
+    identification,
+    measured,
+)
 
 
 def rng(seed: int = 0) -> np.random.Generator:

@@ -18,7 +18,8 @@ from data.manifest import Record, read_manifest
 from ldm.checkpoint import read_state_dict, write_state_dict
 from ldm.config import ConfigError
 from ldm.latent_diffusion import ModelConfig, TextureConfig
-from muti_control.config import (
+from muti_control.conditions.pair_textures import PairTextures, exemplar_features
+from muti_control.training.config import (
     DataConfig,
     ExperimentConfig,
     OptimConfig,
@@ -27,9 +28,8 @@ from muti_control.config import (
     TextureConditionConfig,
     TrainConfig,
 )
-from muti_control.draws import generator
-from muti_control.run import prepare
-from muti_control.texture_condition import PairTextures, exemplar_features
+from muti_control.training.run import prepare
+from muti_control.training.seeded_batches import generator
 
 BRANCH = TextureConfig(patch_size=9, num_patches=8, width=8)
 

@@ -26,13 +26,13 @@ from data.manifest import ManifestError
 from ldm.checkpoint import read_state_dict, write_state_dict
 from ldm.config import ConfigError
 from ldm.latent_diffusion import ModelConfig
-from muti_control.config import STAGES, DataConfig, ExperimentConfig, TrainConfig, load_experiment
-from muti_control.draws import EndlessBatches, generator
-from muti_control.ema import Ema
-from muti_control.optim_config import OptimConfig
-from muti_control.pictures import energy_distance, psnr, rank_one
-from muti_control.run import prepare
-from muti_control.turns import learning_rate_factor
+from muti_control.optim import OptimConfig
+from muti_control.training.config import STAGES, DataConfig, ExperimentConfig, TrainConfig, load_experiment
+from muti_control.training.ema import Ema
+from muti_control.training.optimizers import learning_rate_factor
+from muti_control.training.pictures import energy_distance, psnr, rank_one
+from muti_control.training.run import prepare
+from muti_control.training.seeded_batches import EndlessBatches, generator
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,4 +1,4 @@
-"""benchmarks.training compares ways that compute the same thing."""
+"""benchmarks.training.training compares ways that compute the same thing."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from benchmarks import stages
-from benchmarks.training import TrainingConfig, calculated, main, rows
-from benchmarks.training_steps import prepare, random_weights, run
+from benchmarks.training import stages
+from benchmarks.training.training import TrainingConfig, calculated, main, rows
+from benchmarks.training.training_steps import prepare, random_weights, run
 from ldm.latent_diffusion import ModelConfig
 
 

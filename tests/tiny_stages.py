@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from muti_control.config import ExperimentConfig, TrainConfig
-from muti_control.optim_config import OptimConfig
-from muti_control.stage import Stage
-from muti_control.trainer import build_trainer
-from muti_control.turns import Turn
+from muti_control.optim import OptimConfig
+from muti_control.training.config import ExperimentConfig, TrainConfig
+from muti_control.training.optimizers import Turn
+from muti_control.training.stage import Stage
+from muti_control.training.trainer import build_trainer
 
 NUM_ITEMS = 12
 

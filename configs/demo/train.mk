@@ -52,7 +52,7 @@ $(SKULL): | $(SKULL_1)
 
 $(READ): | $(SKULL)
 	@echo "--- 7 of 12: the landmarks of every skull (3 minutes)"
-	@$(PY) -m muti_control.pipnet.predict weights="$(SKULL)" data.root="$(COHORT)" out="$@"
+	@$(PY) -m muti_control.training.predict_landmarks weights="$(SKULL)" data.root="$(COHORT)" out="$@"
 
 $(AUTOENCODER): | $(LISTS)
 	@echo "--- 8 of 12: the autoencoder (50 minutes)"

@@ -15,7 +15,7 @@ from data.check.config import CheckConfig
 from data.check.facts import PairFacts, PictureFacts
 from data.check.findings import Finding
 from data.manifest import Finder, ManifestError, Problem, name_within, read_manifest
-from data.shards import INDEX_SUFFIX
+from data.packs.shards import INDEX_SUFFIX
 
 LIST_SUFFIXES = (".json", ".jsonl")
 ROLES = {"train": "train", "valid": "valid", "val": "valid", "dev": "valid", "test": "test"}

@@ -13,7 +13,7 @@ from PIL import Image
 
 from data.check.silhouette import Silhouette, grow, silhouette
 from data.images import ImageError, read_image, to_uint8
-from data.shards import ShardError, read_bytes
+from data.packs.shards import ShardError, read_bytes
 
 SIZE = 256  # px at which everything is measured
 THUMB = 64  # px of the small picture that is kept

@@ -14,7 +14,7 @@ from data.check.findings import Finding
 from data.check.statistics import MIN_PICTURES
 from data.images import IMAGE_SUFFIXES
 from data.manifest import Problem
-from data.shards import file_names, folder_names, is_folder
+from data.packs.shards import file_names, folder_names, is_folder
 
 _MOSTLY = 0.7  # share of all that have one value, from which it looks filled in
 _YEAR = range(1880, 2101)

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from data.cohort.config import SPLIT_DIR
 from data.images import ImageError, read_image, to_uint8, write_png
 from data.manifest import ManifestError, Record, read_manifest
-from data.shards import read_bytes
+from data.packs.shards import read_bytes
 
 _LABEL, _GAP = 18, 6  # px
 _SEEN, _HIDDEN = (255, 70, 50), (120, 120, 140)

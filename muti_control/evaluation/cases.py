@@ -9,11 +9,11 @@ import numpy as np
 
 from data.cases import read_skull
 from data.images import to_uint8, write_png
-from muti_control.evaluation.faces import read_grey
-from muti_control.evaluation.inputs import Inputs
 from muti_control.evaluation.measuring import Judged
-from muti_control.evaluation.results import Case, CasePicture
-from muti_control.evaluation.run_folder import CASES
+from muti_control.evaluation.methods.faces import read_grey
+from muti_control.evaluation.protocol.inputs import Inputs
+from muti_control.evaluation.protocol.run_folder import CASES
+from muti_control.evaluation.results.results import Case, CasePicture
 
 EACH = 3  # cases of each kind
 BESIDE = ("ridge", "ceiling")  # methods shown beside the one that is judged

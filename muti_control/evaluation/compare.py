@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from muti_control.evaluation.comparison import Comparison, cells, compare, summary
 from muti_control.evaluation.report import write_page
 from muti_control.evaluation.report.comparison import comparison_page
-from muti_control.evaluation.results_file import ResultsError, read_results
+from muti_control.evaluation.results.comparison import Comparison, cells, compare, summary
+from muti_control.evaluation.results.results_file import ResultsError, read_results
 
 PAGE = "compare.html"
 USAGE = (

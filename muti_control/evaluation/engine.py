@@ -12,19 +12,21 @@ from omegaconf import OmegaConf
 
 from cldm.record import environment
 from data.cases import cases_of
-from data.shards import picture_sha256
+from data.packs.shards import picture_sha256
 from data.sheet import NOTICE
 from muti_control.evaluation.cases import choose_cases
-from muti_control.evaluation.faces import Faces, read_grey
-from muti_control.evaluation.inputs import Inputs
+from muti_control.evaluation.judges.ood import OddityError, score_skulls, small_skulls
+from muti_control.evaluation.judges.sightings import Sightings
 from muti_control.evaluation.judging import Bench, Gallery, all_paths
 from muti_control.evaluation.measuring import MEASURES, Measuring, pictures_of_edit
-from muti_control.evaluation.ood import OddityError, score_skulls, small_skulls
+from muti_control.evaluation.methods.faces import Faces, read_grey
 from muti_control.evaluation.plan import Plan
 from muti_control.evaluation.production import Made, Production
-from muti_control.evaluation.progress import Progress
+from muti_control.evaluation.protocol.inputs import Inputs
+from muti_control.evaluation.protocol.progress import Progress
+from muti_control.evaluation.protocol.run_folder import choose_folder, claim, identity_of
 from muti_control.evaluation.report import write_report
-from muti_control.evaluation.results import (
+from muti_control.evaluation.results.results import (
     Evaluation,
     NotRun,
     OutOfDistribution,
@@ -33,10 +35,8 @@ from muti_control.evaluation.results import (
     Recogniser,
     Subject,
 )
-from muti_control.evaluation.results_file import write_results
-from muti_control.evaluation.run_folder import choose_folder, claim, identity_of
-from muti_control.evaluation.sightings import Sightings
-from muti_control.evaluation.summary import Resampling, groups_of
+from muti_control.evaluation.results.results_file import write_results
+from muti_control.evaluation.results.summary import Resampling, groups_of
 
 LOOK, GALLERY, JUDGE, STRANGE = "looking at the faces", "gallery", "judging", "unlike skulls"
 

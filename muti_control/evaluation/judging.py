@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from muti_control.evaluation.faces import Faces, read_grey
-from muti_control.evaluation.recognisers import Eye, Judge, Vector
-from muti_control.evaluation.results import Identification
-from muti_control.evaluation.sightings import Sightings
-from muti_control.evaluation.statistics import ranks_of_truth
-from muti_control.evaluation.summary import Resampling, identification
-from muti_control.recogniser import Pictures
+from muti_control.evaluation.judges.dlib_recogniser import Pictures
+from muti_control.evaluation.judges.recognisers import Eye, Judge, Vector
+from muti_control.evaluation.judges.sightings import Sightings
+from muti_control.evaluation.methods.faces import Faces, read_grey
+from muti_control.evaluation.results.results import Identification
+from muti_control.evaluation.results.statistics import ranks_of_truth
+from muti_control.evaluation.results.summary import Resampling, identification
 
 Floats = NDArray[np.floating]
 _NOWHERE = 1e9  # distance to a gallery face in which the recogniser finds none

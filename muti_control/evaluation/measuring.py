@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 
 from data.biometrics import describe
 from data.images import write_png
-from muti_control.evaluation.edit_readers import EditReader
-from muti_control.evaluation.edits import EditPlan
-from muti_control.evaluation.faces import Faces, read_grey
+from muti_control.evaluation.judges.dlib_recogniser import Pictures
+from muti_control.evaluation.judges.edit_readers import EditReader
+from muti_control.evaluation.judges.lpips import LPIPS, Lpips
+from muti_control.evaluation.judges.picture_measures import KID, PSNR, SSIM, kid, psnr, ssim
+from muti_control.evaluation.judges.recognisers import Eye, Vector, descriptors, points
 from muti_control.evaluation.judging import Bench, Verdict
-from muti_control.evaluation.lpips import LPIPS, Lpips
-from muti_control.evaluation.picture_measures import KID, PSNR, SSIM, kid, psnr, ssim
-from muti_control.evaluation.recognisers import Eye, Vector, descriptors, points
-from muti_control.evaluation.results import (
+from muti_control.evaluation.methods.edits import EditPlan
+from muti_control.evaluation.methods.faces import Faces, read_grey
+from muti_control.evaluation.protocol.run_folder import CASES
+from muti_control.evaluation.results.results import (
     Coverage,
     Diversity,
     Edit,
@@ -30,10 +32,8 @@ from muti_control.evaluation.results import (
     NotRun,
     Sensitivity,
 )
-from muti_control.evaluation.run_folder import CASES
-from muti_control.evaluation.statistics import mean_pairwise_distance
-from muti_control.evaluation.summary import NoChangeError, Resampling, coverage, edit, measured
-from muti_control.recogniser import Pictures
+from muti_control.evaluation.results.statistics import mean_pairwise_distance
+from muti_control.evaluation.results.summary import NoChangeError, Resampling, coverage, edit, measured
 
 Floats = NDArray[np.floating]
 SHOWN_EDITS = 3  # probes of each edit that the report shows

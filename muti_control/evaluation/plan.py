@@ -11,26 +11,26 @@ import torch
 
 from cldm.sampling import SamplingConfig
 from data.cases import Case
-from data.shards import picture_sha256
+from data.packs.shards import picture_sha256
 from ldm.checkpoint import sha256
 from ldm.config import parse_command_line
 from ldm.device import choose_device, choose_precision
-from muti_control.evaluation.backbone import Backbone
-from muti_control.evaluation.config import EvaluateConfig
-from muti_control.evaluation.controls import Donors, shuffled_donors, with_skull_of
-from muti_control.evaluation.edit_readers import EditReader, LandmarkEye, edit_readers
-from muti_control.evaluation.elsewhere import find_faces
-from muti_control.evaluation.inputs import InputError, Inputs, read_inputs
-from muti_control.evaluation.lpips import Lpips
-from muti_control.evaluation.onnx_recogniser import onnx_judge
-from muti_control.evaluation.recognisers import Judge, judges_of
-from muti_control.evaluation.registry import METHODS, OF_PIX2PIX, OF_THE_MODEL, MethodInfo
-from muti_control.evaluation.results import HashedFile, NotRun
-from muti_control.evaluation.sampled import ShownLandmarks, Weights
-from muti_control.evaluation.translated import Translator
-from muti_control.guidance import GuidanceConfig
-from muti_control.preparation import shipped, shipped_networks
-from muti_control.processes import Team, find_team
+from muti_control.distributed import Team, find_team
+from muti_control.evaluation.judges.backbone import Backbone
+from muti_control.evaluation.judges.edit_readers import EditReader, LandmarkEye, edit_readers
+from muti_control.evaluation.judges.lpips import Lpips
+from muti_control.evaluation.judges.onnx_recogniser import onnx_judge
+from muti_control.evaluation.judges.recognisers import Judge, judges_of
+from muti_control.evaluation.methods.controls import Donors, shuffled_donors, with_skull_of
+from muti_control.evaluation.methods.elsewhere import find_faces
+from muti_control.evaluation.methods.sampled import ShownLandmarks, Weights
+from muti_control.evaluation.methods.translated import Translator
+from muti_control.evaluation.protocol.config import EvaluateConfig
+from muti_control.evaluation.protocol.inputs import InputError, Inputs, read_inputs
+from muti_control.evaluation.protocol.registry import METHODS, OF_PIX2PIX, OF_THE_MODEL, MethodInfo
+from muti_control.evaluation.results.results import HashedFile, NotRun
+from muti_control.sampling.prepare import shipped, shipped_networks
+from muti_control.sampling.spgd import GuidanceConfig
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PRESETS = ("quick", "full")

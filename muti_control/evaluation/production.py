@@ -13,16 +13,16 @@ from data.biometrics import Biometrics
 from data.cases import Case
 from data.manifest import Record
 from ldm.config import to_yaml
-from muti_control.evaluation.controls import permuted, told_another, with_skull_of
-from muti_control.evaluation.edits import EditPlan, find_edits
-from muti_control.evaluation.faces import Faces
-from muti_control.evaluation.learnt import Drawing, Learnt, skull_features
+from muti_control.evaluation.methods.controls import permuted, told_another, with_skull_of
+from muti_control.evaluation.methods.edits import EditPlan, find_edits
+from muti_control.evaluation.methods.faces import Faces
+from muti_control.evaluation.methods.learnt import Drawing, Learnt, skull_features
+from muti_control.evaluation.methods.sampled import Sampler, Wanted, faces_of
+from muti_control.evaluation.methods.translated import Task
 from muti_control.evaluation.plan import Plan
-from muti_control.evaluation.progress import Progress
-from muti_control.evaluation.registry import CEILINGS, OF_PIX2PIX, OF_TRAINING, MethodInfo
-from muti_control.evaluation.run_folder import FACES
-from muti_control.evaluation.sampled import Sampler, Wanted, faces_of
-from muti_control.evaluation.translated import Task
+from muti_control.evaluation.protocol.progress import Progress
+from muti_control.evaluation.protocol.registry import CEILINGS, OF_PIX2PIX, OF_TRAINING, MethodInfo
+from muti_control.evaluation.protocol.run_folder import FACES
 
 LEARN, DRAW, TRANSLATE, SAMPLE, DECODE = (
     "reading the training pairs",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from muti_control.evaluation.results import Evaluation, Figure
+from muti_control.evaluation.results.results import Evaluation, Figure
 
 
 def table(evaluation: Evaluation) -> str:

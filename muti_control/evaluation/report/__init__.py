@@ -10,8 +10,8 @@ from pathlib import Path
 from muti_control.evaluation.report import charts, markup, sections, tables
 from muti_control.evaluation.report.markup import Numbering
 from muti_control.evaluation.report.words import findings, limits, what_was_evaluated
-from muti_control.evaluation.results import REPORT, Evaluation
-from muti_control.evaluation.results_file import read_results
+from muti_control.evaluation.results.results import REPORT, Evaluation
+from muti_control.evaluation.results.results_file import read_results
 
 
 def write_report(folder: str | os.PathLike[str]) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from muti_control.evaluation.report import markup
 from muti_control.evaluation.report.markup import Cell
-from muti_control.evaluation.results import Evaluation, Figure, Measure, Measured, Probe
+from muti_control.evaluation.results.results import Evaluation, Figure, Measure, Measured, Probe
 
 
 def label_of(evaluation: Evaluation, name: str) -> str:

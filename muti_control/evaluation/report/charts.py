@@ -8,7 +8,7 @@ from muti_control.evaluation.report import markup, svg
 from muti_control.evaluation.report.cells import label_of
 from muti_control.evaluation.report.markup import Numbering
 from muti_control.evaluation.report.words import NEUTRAL, Roles, plural, sentence
-from muti_control.evaluation.results import Coverage, Curve, Evaluation, Figure
+from muti_control.evaluation.results.results import Coverage, Curve, Evaluation, Figure
 
 _CURVE_SKIPS = ("permuted",)  # the line of guessing stands for it
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from muti_control.evaluation.comparison import Comparison, Row, cells, summary
 from muti_control.evaluation.report import markup
 from muti_control.evaluation.report.markup import Cell, Numbering
 from muti_control.evaluation.report.words import plural, what_was_evaluated
+from muti_control.evaluation.results.comparison import Comparison, Row, cells, summary
 
 _MARKS = {"better": "best", "worse": "worse", "unclear": "faint", "same": "faint"}
 

@@ -12,7 +12,7 @@ from muti_control.evaluation.report import markup, svg
 from muti_control.evaluation.report.cells import figure_cell, label_of, measure_cell, measure_head, person
 from muti_control.evaluation.report.markup import Cell, Numbering
 from muti_control.evaluation.report.words import AUTOENCODER, Roles, plural, sentence, unusual_skulls
-from muti_control.evaluation.results import CASE_KINDS, Case, Evaluation, Recogniser
+from muti_control.evaluation.results.results import CASE_KINDS, Case, Evaluation, Recogniser
 
 
 def diversity(evaluation: Evaluation, numbers: Numbering) -> str:

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from muti_control.evaluation.columns import (
+from muti_control.evaluation.report.markup import Cell, Numbering, paragraph, table
+from muti_control.evaluation.report.words import RIVALS, Roles, interval_text, plural, sentence, the
+from muti_control.evaluation.results.columns import (
     Column,
     difference,
     identification_columns,
     picture_columns,
     resampling_of,
 )
-from muti_control.evaluation.report.markup import Cell, Numbering, paragraph, table
-from muti_control.evaluation.report.words import RIVALS, Roles, interval_text, plural, sentence, the
-from muti_control.evaluation.results import Evaluation, Method, Recogniser
+from muti_control.evaluation.results.results import Evaluation, Method, Recogniser
 
 DAGGER = "\N{DAGGER}"
 ARROWS = "\N{UPWARDS ARROW} higher is better, \N{DOWNWARDS ARROW} lower."

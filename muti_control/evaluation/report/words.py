@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from muti_control.evaluation.columns import (
+from muti_control.evaluation.report.markup import MINUS
+from muti_control.evaluation.results.columns import (
     Column,
     Difference,
     difference,
@@ -15,8 +16,15 @@ from muti_control.evaluation.columns import (
     picture_columns,
     resampling_of,
 )
-from muti_control.evaluation.report.markup import MINUS
-from muti_control.evaluation.results import Coverage, Curve, Edit, Evaluation, Figure, Method, Recogniser
+from muti_control.evaluation.results.results import (
+    Coverage,
+    Curve,
+    Edit,
+    Evaluation,
+    Figure,
+    Method,
+    Recogniser,
+)
 
 EVALUATED, RIVALS = ("model", "folder"), ("model", "folder", "baseline")
 SHUFFLED = "shuffled"  # the control that gets the skull of another person

@@ -1,0 +1,244 @@
+"""How well can any reconstruction be recognised? The ceiling, its controls, and the recogniser's own limit.
+
+    python -m benchmarks.model.ceiling [key=value ...]
+    python -m benchmarks.model.ceiling cohort=cohort gallery=500
+
+The gallery is the true frontal faces of test subjects. A probe is one face of each, and its rank the place of its own
+subject by distance to the gallery, under two judges that train nothing here (muti_control/evaluation/judges/dlib_recogniser.py): dlib's
+face descriptor, and the Procrustes distance of dlib's 68 points. The probes:
+
+- *ceiling*: the subject's own bone under the soft tissue to be expected from what the prompt says (sex, age level,
+  ethnicity, body mass level), in the subject's surface style. No reconstruction from skull and prompt can know more.
+- *ceiling, neutral surface*: the same in the middle of all surface styles, since neither skull nor prompt tells the
+  subject's; an exemplar does.
+- *ceiling of another*: the ceiling face of another subject of the same sex, age level, body mass and ethnicity, whose
+  own face does not count: what a model scores that knows everything but the skull.
+- *attributes only*: the mean training face of the group.
+- *true face, turned*: another view of the true face: how far the recogniser itself can be trusted.
+
+Needs a cohort made with ceiling=true, and views=1 or more for the last one.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from benchmarks.cohort.cohort_pictures import Shown, has_manifest, read_cohort
+from cldm.record import write_json
+from ldm.checkpoint import git_revision
+from ldm.config import parse_command_line
+from muti_control.evaluation.judges.dlib_recogniser import (
+    Recogniser,
+    RecogniserConfig,
+    descriptor_distances,
+    procrustes_distances,
+)
+from muti_control.evaluation.methods.baselines import group_mean, shuffle_within_groups
+from muti_control.evaluation.results.statistics import bootstrap_interval, ranks_of_truth
+
+Ints = NDArray[np.integer]
+JUDGES = {"descriptor": descriptor_distances, "points": procrustes_distances}
+
+
+@dataclass
+class CeilingConfig:
+    """What is measured.
+
+    cohort: folder of `python -m data.cohort` with ceiling=true.
+    gallery: how many test subjects, the first of the list; 0 takes all.
+    detector: let dlib look for each face instead of taking the place that the cohort's camera puts it at.
+    cache: file of what the recogniser has seen before; null looks at every picture anew.
+    seed: of the donors and of the bootstrap.  out: OUT.json.
+    """
+
+    cohort: str = "cohort"
+    gallery: int = 500
+    detector: bool = False
+    cache: str | None = "benchmarks/results/recogniser_cache.npz"
+    seed: int = 0
+    out: str = "benchmarks/results/ceiling"
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Pictures (P, H, W), the gallery column of each one's subject, and a column that does not count (-1: none)."""
+
+    pictures: Sequence[NDArray[np.uint8]]
+    truth: Ints
+    excluded: Ints | None = None
+
+
+def gallery_of(root: Path, size: int) -> list[Shown]:
+    """The frontal pairs of the first ``size`` test subjects.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    gallery = read_cohort(root, "test", size)
+    if size and len(gallery) < size:
+        raise ValueError(
+            f"gallery={size}: {root} has {len(gallery)} test subjects; make a cohort with test_subjects={size}, or "
+            "give gallery=0 for all"
+        )
+    return gallery
+
+
+def probes_of(root: Path, gallery: Sequence[Shown], seed: int) -> dict[str, Probes]:
+    """All kinds of probes that the cohort has pictures for.
+
+    Raises:
+        ValueError: the cohort has no expected faces.
+    """
+    column = {shown.record.subject: k for k, shown in enumerate(gallery)}
+    if not has_manifest(root, "ceiling"):
+        raise ValueError(f"{root} has no expected faces: run python -m data.cohort {root} ... ceiling=true")
+    expected = [shown for shown in read_cohort(root, "ceiling") if shown.record.subject in column]
+    truth = np.array([column[shown.record.subject] for shown in expected])
+    groups = [gallery[k].group for k in truth]
+    names = [shown.record.subject for shown in expected]
+    donors = shuffle_within_groups(groups, groups, names, names, np.random.default_rng(seed))
+    lent = donors >= 0
+    kinds = {"ceiling": Probes([shown.face for shown in expected], truth)}
+    if has_manifest(root, "ceiling_neutral"):  # older cohorts have none
+        plain = [shown for shown in read_cohort(root, "ceiling_neutral") if shown.record.subject in column]
+        kinds["ceiling, neutral surface"] = Probes(
+            [shown.face for shown in plain], np.array([column[shown.record.subject] for shown in plain])
+        )
+    kinds["ceiling of another"] = Probes(
+        [expected[k].face for k in donors[lent]], truth[lent], truth[donors[lent]]
+    )
+    train = read_cohort(root, "train")
+    faces = np.stack([shown.face.astype(np.float32).ravel() for shown in train])
+    own_groups = [shown.group for shown in gallery]
+    means = group_mean(faces, [shown.group for shown in train], own_groups)
+    side = gallery[0].face.shape
+    kinds["attributes only"] = Probes(
+        [np.rint(mean).astype(np.uint8).reshape(side) for mean in means], np.arange(len(gallery))
+    )
+    if has_manifest(root, "test_views"):
+        turned: dict[str, Shown] = {}
+        for shown in read_cohort(root, "test_views"):
+            if shown.record.extra and shown.record.subject in column:
+                turned.setdefault(shown.record.subject, shown)
+        kinds["true face, turned"] = Probes(
+            [shown.face for shown in turned.values()], np.array([column[name] for name in turned])
+        )
+    return {name: probes for name, probes in kinds.items() if len(probes.truth)}
+
+
+def rank_figures(
+    distances: NDArray[np.floating], truth: Ints, excluded: Ints | None, seed: int
+) -> dict[str, Any]:
+    """Rank-1 and rank-5 with 95 % bootstrap intervals over probes (gallery fixed), mean rank, and median distances.
+
+    Args:
+        distances: (P, G), smaller is nearer.  truth: (P,) column of each probe's subject.
+        excluded: as for `ranks_of_truth`.
+    """
+    ranks = ranks_of_truth(distances, truth, excluded)
+    rng = np.random.default_rng(seed)
+    own = distances[np.arange(len(truth)), truth]
+    others = distances.copy()
+    others[np.arange(len(truth)), truth] = np.nan
+    return {
+        "num": len(truth),
+        "rank1": float((ranks == 1).mean()),
+        "rank1_interval": bootstrap_interval((ranks == 1).astype(float), rng),
+        "rank5": float((ranks <= 5).mean()),
+        "rank5_interval": bootstrap_interval((ranks <= 5).astype(float), rng),
+        "mean_rank": float(ranks.mean()),
+        "distance_own": float(np.median(own)),
+        "distance_others": float(np.nanmedian(others)),
+    }
+
+
+def measure(config: CeilingConfig) -> dict[str, Any]:
+    """All figures with what made them.
+
+    Raises:
+        ValueError: as its parts do (RecogniserError and ManifestError are such).
+    """
+    settings = RecogniserConfig(rectangle=None) if config.detector else RecogniserConfig()
+    recogniser = Recogniser(settings)
+    root = Path(config.cohort)
+    gallery = gallery_of(root, config.gallery)
+    kinds = probes_of(root, gallery, config.seed)
+    cache = None if config.cache is None else Path(config.cache)
+
+    def look(name: str, pictures: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[np.float32]]:
+        bar = partial(tqdm, desc=name, unit="face", leave=False)
+        descriptors, points = recogniser.look_at_all(pictures, cache, bar)
+        return {"descriptor": descriptors, "points": points}
+
+    started = time.perf_counter()
+    known = look("gallery", [shown.face for shown in gallery])
+    figures: dict[str, Any] = {}
+    for name, probes in kinds.items():
+        seen = look(name, probes.pictures)
+        figures[name] = {
+            judge: rank_figures(
+                distance(seen[judge], known[judge]), probes.truth, probes.excluded, config.seed
+            )
+            for judge, distance in JUDGES.items()
+        }
+    return {
+        "config": asdict(config),
+        "git": git_revision(),
+        "recogniser": recogniser.identity,
+        "gallery": len(gallery),
+        "seconds": time.perf_counter() - started,
+        "figures": figures,
+    }
+
+
+def table(record: dict[str, Any]) -> str:
+    """Markdown, one line per kind of probe."""
+    head = ["probe", "probes"]
+    for judge in JUDGES:
+        head += [f"{judge}: rank-1 [95 %]", "rank-5 [95 %]", "mean rank", "own / others"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name, by_judge in record["figures"].items():
+        cells = [name, str(by_judge["descriptor"]["num"])]
+        for judge in JUDGES:
+            f = by_judge[judge]
+            for rank in ("rank1", "rank5"):
+                low, high = f[f"{rank}_interval"]
+                cells.append(f"{100 * f[rank]:.1f} % [{100 * low:.0f}, {100 * high:.0f}]")
+            cells += [f"{f['mean_rank']:.1f}", f"{f['distance_own']:.3f} / {f['distance_others']:.3f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    size = record["gallery"]
+    chance = [f"{100 / size:.1f} %", f"{500 / size:.1f} %", f"{(size + 1) / 2:.1f}", ""]
+    lines.append("| " + " | ".join(["chance", "", *chance, *chance]) + " |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command. Returns the exit code: 0, or 2 (130: interrupted) with one message on stderr."""
+    try:
+        config = parse_command_line(CeilingConfig, arguments)
+        out = Path(config.out).with_suffix(".json")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        record = measure(config)
+        write_json(out, record)
+    except (ValueError, OSError) as error:
+        print(f"ceiling: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nceiling: interrupted; no figures were written", file=sys.stderr)
+        return 130
+    print(f"gallery of {record['gallery']}\n\n{table(record)}\n\nfigures: {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

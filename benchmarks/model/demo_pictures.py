@@ -1,0 +1,428 @@
+"""The pictures of the README: what a model draws, for people of the test split whom nobody picked.
+
+    python -m benchmarks.model.demo_pictures [weights=models/demo/iccr_demo.safetensors] [data.root=cohort] [key=value ...]
+
+Who is shown follows from the list alone: the first people of it; for the edits, the first whose own age level and body
+mass lie in the grid. Every face is drawn with the sampler's settings in the weights and landmarks read off the skull;
+unlike `sample.py` with a manifest that names some, without exemplars but in texture.png. `pictures.json` says what is
+needed to repeat them.
+
+reconstruction.png   skull, one reconstruction, true face
+edits.png            one skull and seed: age by body mass, beside true faces where the data have them
+variants.png         one skull, many seeds: their mean, and where they differ
+texture.png          one skull and seed: exemplars of other surface styles (weights with a texture branch)
+ct.png               a CT's skull, told four body masses, beside its own skin
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.model.plate import Bar, Pixels, Row, Tile, heat, plate
+from cldm.controlled import ControlledLatentDiffusion, load_model
+from cldm.record import check_creatable, environment, write_json
+from cldm.sampling import SamplingConfig
+from data.biometrics import Biometrics, age_level
+from data.cases import Case, cases_of, check_pictures, read_skull
+from data.images import read_image, to_uint8, write_png
+from data.manifest import Record, read_manifest
+from data.sheet import NOTICE
+from ldm.checkpoint import sha256
+from ldm.config import ConfigError, parse_command_line
+from ldm.device import choose_device, choose_precision
+from muti_control.conditions.case_landmarks import CaseLandmarks, choose_landmarks
+from muti_control.conditions.case_textures import CaseTextures
+from muti_control.evaluation.protocol.config import DataConfig
+from muti_control.sampling.draw import draw_faces, read_skulls
+from muti_control.sampling.prepare import DEMO_WEIGHTS, SKULL_LANDMARKS, recommended_sampling, shipped
+
+PEOPLE, BOTH, SAMPLES, STYLES = 6, 2, 8, 4  # how many are shown
+AGES, MASSES = (22, 40, 57, 72), (1, 3, 5)  # of the edits: a year in each of the age levels 2 to 5
+CT_MASSES = (2, 3, 4, 5)
+SKIN = 20  # grey levels: darker than that is background
+ZOOM = 44 / 256  # side of the patch of skin that is shown larger
+OPEN_CT = "data/ct/open_ct_skull.png", "data/ct/open_ct_face.png"
+
+
+@dataclass
+class CtConfig:
+    """A CT as `python -m data.ct` draws it, and what is said of the person.
+
+    skull, face: its pictures. Default: the open CT's (see data/ct/README.md), of which neither sex nor age is known.
+    face=null: its skin is not shown.
+    """
+
+    skull: str = OPEN_CT[0]
+    face: str | None = OPEN_CT[1]
+    sex: str = "male"
+    age: float = 40
+    ethnicity: str = "Caucasian"
+
+
+@dataclass
+class PicturesConfig:
+    """What is drawn.
+
+    weights: a control model. landmark_weights: the network that reads skulls, for weights with a landmark branch.
+    data.root: folder of `python -m data.cohort`. out: folder for the pictures; those of an earlier run are replaced.
+    only: names of pictures; all. ct: the head CT of ct.png. seed, batch_size, device, precision: as for sample.py.
+    """
+
+    weights: str = DEMO_WEIGHTS
+    landmark_weights: str = SKULL_LANDMARKS
+    data: DataConfig = field(default_factory=DataConfig)
+    out: str = "models/demo/pictures"
+    only: list[str] = field(default_factory=list)
+    ct: CtConfig = field(default_factory=CtConfig)
+    seed: int = 0
+    batch_size: int = 4
+    device: str = "auto"
+    precision: str = "auto"
+
+    def check(self) -> None:
+        """Raises: ConfigError naming the setting."""
+        unknown = [name for name in self.only if name not in PICTURES]
+        if unknown:
+            raise ConfigError(f"only: got {', '.join(unknown)}, expected some of {', '.join(PICTURES)}")
+        if self.batch_size < 1 or self.seed < 0:
+            raise ConfigError(
+                f"batch_size={self.batch_size}, seed={self.seed}: expected at least 1, and 0 or more"
+            )
+
+
+@dataclass
+class Studio:
+    """A model that draws, and the people of the test split. ``drawn`` counts faces, ``told`` is for pictures.json."""
+
+    cfg: PicturesConfig
+    model: ControlledLatentDiffusion
+    sampling: SamplingConfig
+    landmarks: CaseLandmarks | None
+    records: list[Record]
+    variants: list[Record]
+    footer: str
+    drawn: int = 0
+    told: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Of the model's pictures, px."""
+        return self.model.cfg.image_size
+
+    def draw(
+        self, cases: Sequence[Case], seeds: Sequence[int], exemplars: bool = False, grain: bool = True
+    ) -> list[Pixels]:
+        """Faces (S, S, 3) uint8, one for each case and seed; exemplars: of the cases' own ``texture_path``."""
+        sampling = replace(self.sampling, grain=grain and self.sampling.grain)
+        branch = self.model.cfg.control.texture
+        textures = CaseTextures(branch, self.size) if exemplars and branch is not None else None
+        draws = [(case, 0, seed) for case, seed in zip(cases, seeds, strict=True)]
+        found: list[Pixels] = []
+        for start in range(0, len(draws), self.cfg.batch_size):
+            part = draws[start : start + self.cfg.batch_size]
+            skulls = read_skulls(part, self.size)
+            faces = draw_faces(
+                self.model, part, skulls, sampling, landmarks=self.landmarks, textures=textures
+            )
+            found += list(faces.wait())
+        self.drawn += len(found)
+        return found
+
+    def one_each(self, cases: Sequence[Case]) -> list[Pixels]:
+        """A face of each case, all of the same seed."""
+        return self.draw(cases, [self.cfg.seed] * len(cases))
+
+    def skull(self, case: Case) -> Pixels:
+        return to_uint8(read_skull(case, self.size))
+
+    def picture(self, path: Path | None) -> Pixels:
+        """A true face; black where there is none."""
+        blank = np.zeros((self.size, self.size, 3), np.uint8)
+        return blank if path is None else to_uint8(read_image(path, self.size)[0])
+
+
+def known_of(case: Case) -> str:
+    """What the prompt says of a person, for a caption."""
+    who = case.biometrics
+    return (
+        "" if who is None else f"{who.sex[0].upper()} {who.age:g}, {who.ethnicity}, body mass {who.body_mass}"
+    )
+
+
+def told(case: Case, **changes: Any) -> Case:
+    """The same skull with other biometrics."""
+    assert case.biometrics is not None
+    return replace(case, biometrics=replace(case.biometrics, **changes))
+
+
+# ---------------------------------------------------------------- the pictures
+def reconstruction(studio: Studio) -> Pixels:
+    """Skull | reconstruction | true face, two people a row."""
+    cases = cases_of(studio.records[:PEOPLE])
+    faces = studio.one_each(cases)
+    studio.told["people"] = [case.name for case in cases]
+    rows = []
+    for start in range(0, len(cases), 2):
+        tiles: list[Tile | None] = []
+        for case, face in zip(cases[start : start + 2], faces[start : start + 2], strict=True):
+            tiles += [
+                Tile(studio.skull(case), "skull"),
+                Tile(face, "reconstruction"),
+                Tile(studio.picture(case.face_path), "true face"),
+            ]
+        headings = {3 * k: known_of(case) for k, case in enumerate(cases[start : start + 2])}
+        rows.append(Row(tiles, headings))
+    chosen = f"the first {len(cases)} people of the test list, seed {studio.cfg.seed}"
+    return plate(rows, _footer(studio, chosen), wide=[2])
+
+
+def edits(studio: Studio) -> Pixels:
+    """Age by body mass over one skull and seed, below and beside true faces where the data have them."""
+    place = next((i for i, r in enumerate(studio.records) if _in_grid(r.biometrics)), 0)
+    record = studio.records[place]
+    case, own = cases_of([record])[0], record.biometrics
+    ages = [own.age if age_level(age) == age_level(own.age) else age for age in AGES]
+    faces = iter(studio.one_each([told(case, age=age, body_mass=mass) for mass in MASSES for age in ages]))
+    truths = _truths(studio.variants, record)
+
+    def true(age: float, mass: int, caption: str) -> Tile | None:
+        path = truths.get((age, mass))
+        is_own = (age, mass) == (own.age, own.body_mass)
+        return None if path is None else Tile(studio.picture(path), f"true: {caption}", is_own)
+
+    def drawn(age: float, mass: int) -> Tile:
+        return Tile(next(faces), f"age {age:g}, mass {mass}", (age, mass) == (own.age, own.body_mass))
+
+    first = [true(age, own.body_mass, f"age {age:g}") for age in ages]
+    rows = [
+        Row([Tile(studio.skull(case), "skull"), *first], {0: f"{known_of(case)}: true faces at four ages"})
+    ]
+    for mass in MASSES:
+        heading = {1: "reconstructions: one skull, one seed, told other ages and body masses"}
+        tiles = [true(own.age, mass, f"mass {mass}"), *(drawn(age, mass) for age in ages)]
+        rows.append(Row(tiles, heading if mass == MASSES[0] else {}))
+    studio.told |= {"person": case.name, "ages": ages, "masses": MASSES}
+    chosen = f"person {place + 1} of the test list, the first whose own values lie in the grid; seed {studio.cfg.seed}"
+    return plate(rows, _footer(studio, chosen), wide=[0])
+
+
+def _in_grid(who: Biometrics) -> bool:
+    return who.body_mass in MASSES and age_level(who.age) in {age_level(age) for age in AGES}
+
+
+def _truths(variants: Sequence[Record], record: Record) -> dict[tuple[float, int], Path]:
+    """True faces of one person and style: (age, body mass) -> picture."""
+    same = [r for r in variants if r.subject == record.subject and not {*r.changed} - {"age", "body_mass"}]
+    return {
+        (r.biometrics.age, r.biometrics.body_mass): r.face_path
+        for r in (*same, record)
+        if r.face_path is not None
+    }
+
+
+def variants(studio: Studio) -> Pixels:
+    """Eight faces of each skull, their mean, and the standard deviation of their grey levels, pixel by pixel.
+
+    Without grain, which differs from seed to seed everywhere and says nothing of the face.
+    """
+    cases = cases_of(studio.records[:BOTH])
+    seeds = [studio.cfg.seed + k for k in range(SAMPLES)]
+    shown = [
+        np.stack(studio.draw([case] * SAMPLES, seeds, grain=False)).mean(-1) for case in cases
+    ]  # (SAMPLES, S, S) each
+    spreads: list[NDArray[np.floating]] = [grey.std(0, ddof=1) for grey in shown]
+    heads = [grey.mean(0) > SKIN for grey in shown]
+    within = np.concatenate([spread[head] for spread, head in zip(spreads, heads, strict=True)])
+    upper = 10 * max(1, round(float(np.quantile(within, 0.95)) / 10)) if len(within) else 10
+    rows = []
+    for case, grey, spread, head in zip(cases, shown, spreads, heads, strict=True):
+        faces = [
+            Tile(face.round().astype(np.uint8), f"seed {seed}")
+            for face, seed in zip(grey, seeds, strict=True)
+        ]
+        first = [Tile(studio.skull(case), "skull"), Tile(studio.picture(case.face_path), "true face")]
+        second = [
+            Tile(grey.mean(0).round().astype(np.uint8), "mean of 8"),
+            Tile(heat(spread, upper), "spread of 8"),
+        ]
+        half = SAMPLES // 2
+        rows += [Row([*first, *faces[:half]], {0: known_of(case)}), Row([*second, *faces[half:]])]
+        mean = round(float(spread[head].mean()), 1) if head.any() else 0.0
+        studio.told.setdefault("mean spread within the head, grey levels", {})[case.name] = mean
+    chosen = f"the first {len(cases)} people of the test list, seeds {seeds[0]} to {seeds[-1]}, without grain"
+    bar = Bar(upper, "standard deviation over the eight faces, grey levels of 255")
+    return plate(rows, _footer(studio, chosen), wide=[1], bar=bar)
+
+
+def texture(studio: Studio) -> Pixels | None:
+    """A face without an exemplar and with four of other styles, over patches of exemplar and face."""
+    if studio.model.cfg.control.texture is None:
+        print("texture.png: left out, these weights have no texture branch")
+        return None
+    record = studio.records[0]
+    lent = {
+        str(r.style): r
+        for r in reversed(studio.records[1:])
+        if r.face_path and r.style not in (None, record.style)
+    }
+    chosen = sorted(lent.values(), key=lambda r: r.line)[:STYLES]
+    if not chosen:
+        print("texture.png: left out, the test list names no 'style'")
+        return None
+    case = cases_of([record])[0]
+    bare = replace(case, texture_path=None)
+    cases = [replace(case, texture_path=r.face_path) for r in chosen]
+    faces = studio.draw([bare, *cases], [studio.cfg.seed] * (1 + len(cases)), exemplars=True)
+    studio.told |= {"person": case.name, "exemplars": {str(r.style): r.source for r in chosen}}
+    true = studio.picture(case.face_path)
+    rows = [
+        Row(
+            [Tile(studio.skull(case), "skull"), None]
+            + [Tile(_patch(studio.picture(r.face_path)), f"style {r.style}") for r in chosen],
+            {0: known_of(case), 2: "exemplars: skin of other people, of other styles"},
+        ),
+        Row([Tile(true, f"true face ({record.style})"), *(Tile(face, name) for face, name in zip(
+            faces, ["no exemplar", *(f"with {r.style}" for r in chosen)], strict=True))]),
+        Row([Tile(_patch(true), "its forehead"), *(Tile(_patch(face), "its forehead") for face in faces)]),
+    ]  # fmt: skip
+    rule = f"the first of the test list, seed {studio.cfg.seed}; exemplars: the next people of other styles"
+    return plate(rows, _footer(studio, rule), wide=[0, 1])
+
+
+def _patch(face: Pixels) -> Pixels:
+    """A square of the forehead, a tile high; (S, S, 3) like the face."""
+    size = len(face)
+    head = np.flatnonzero(face.mean((1, 2)) > SKIN / 2)
+    top = int(head[0]) if len(head) else 0
+    side = max(2, round(ZOOM * size))
+    y = min(size - side, top + round(0.08 * size))
+    x = (size - side) // 2
+    patch = face[y : y + side, x : x + side]
+    return patch[np.arange(size) * side // size][:, np.arange(size) * side // size]
+
+
+def ct(studio: Studio) -> Pixels:
+    """A CT's skull, what is drawn for four body masses, and the CT's own skin."""
+    cfg = studio.cfg.ct
+    case = _ct_case(cfg)
+    faces = studio.one_each([told(case, body_mass=mass) for mass in CT_MASSES])
+    tiles: list[Tile | None] = [Tile(studio.skull(case), "skull of a head CT")]
+    tiles += [Tile(face, f"body mass {mass}") for face, mass in zip(faces, CT_MASSES, strict=True)]
+    if case.face_path is not None:
+        tiles.append(Tile(studio.picture(case.face_path), "skin of that CT"))
+    said = f"told {cfg.sex}, {cfg.age:g}, {cfg.ethnicity}; seed {studio.cfg.seed}"
+    source = "head CT 0051 of invesalius-examples (GPL-2.0-only), sex and age unknown: " * (
+        cfg.skull == OPEN_CT[0]
+    )
+    return plate([Row(tiles)], _footer(studio, source + said), wide=[0, len(CT_MASSES)])
+
+
+def _ct_case(cfg: CtConfig) -> Case:
+    who = Biometrics.parse(sex=cfg.sex, age=cfg.age, ethnicity=cfg.ethnicity, body_mass=CT_MASSES[0])
+    return Case("ct", shipped(cfg.skull), who, None if cfg.face is None else shipped(cfg.face))
+
+
+def _footer(studio: Studio, chosen: str) -> list[str]:
+    return [chosen[:1].upper() + chosen[1:] + ".", f"{NOTICE} {studio.footer}"]
+
+
+PICTURES: Mapping[str, Callable[[Studio], Pixels | None]] = {
+    "reconstruction": reconstruction,
+    "edits": edits,
+    "variants": variants,
+    "texture": texture,
+    "ct": ct,
+}
+
+
+# ---------------------------------------------------------------- the run
+def open_studio(cfg: PicturesConfig) -> Studio:
+    """Load what is needed, and look at every picture once. Raises: ValueError, OSError."""
+    lists = Path(cfg.data.root) / "split_data"
+    records = read_manifest(lists / "test.json", cfg.data.images_dir)
+    if len(records) < max(PEOPLE, BOTH):
+        raise ConfigError(
+            f"data.root: {lists / 'test.json'} lists {len(records)} people, expected {PEOPLE} or more"
+        )
+    further = lists / "variants.json"
+    variants = read_manifest(further, cfg.data.images_dir) if further.is_file() else []
+    device, weights = choose_device(cfg.device), shipped(cfg.weights)
+    dtype = choose_precision(cfg.precision, device)
+    model, metadata = load_model(weights, device=device, dtype=dtype)
+    sampling = SamplingConfig(**recommended_sampling(metadata, model.cfg.unet.num_control_outputs))
+    cases = [*cases_of(records[:PEOPLE]), _ct_case(cfg.ct)]
+    check_pictures(cases, model.cfg.image_size)
+    landmarks, lacking = choose_landmarks("auto", shipped(cfg.landmark_weights), cases, model)
+    if lacking is not None:
+        raise ConfigError(lacking)
+    if landmarks is not None:  # whoever it does not know is told now, not between two pictures
+        landmarks.of(cases, read_skulls([(case, 0, 0) for case in cases], model.cfg.image_size))
+    file = {"file": weights.name, "sha256": sha256(weights), "step": metadata.get("step", "unknown")}
+    print(
+        f"{weights.name}: {sampling.steps} steps on {device}, landmarks {'none' if landmarks is None else 'auto'}"
+    )
+    return Studio(
+        cfg,
+        model,
+        sampling,
+        landmarks,
+        records,
+        variants,
+        footer=f"{weights.name} (sha256 {file['sha256'][:12]}), {sampling.steps} steps of {sampling.sampler}.",
+        told={
+            "weights": file,
+            "landmarks": None if landmarks is None else landmarks.describe(cases[0]),
+            "test list": {"folder": lists.parent.name, "sha256": sha256(lists / "test.json")},
+            "seed": cfg.seed,
+            "environment": environment(device, dtype),
+        },
+    )
+
+
+def make_pictures(cfg: PicturesConfig) -> list[Path]:
+    """Draw and write the pictures and their record; returns the files. Raises: ValueError, OSError."""
+    cfg.check()
+    folder = Path(cfg.out)
+    check_creatable(folder)
+    studio = open_studio(cfg)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    of_run, told_of = studio.told, {}
+    for name in cfg.only or PICTURES:
+        started, before, studio.told = time.monotonic(), studio.drawn, {}
+        picture = PICTURES[name](studio)
+        if picture is None:
+            continue
+        file = folder / f"{name}.png"
+        write_png(file, picture, {"Comment": NOTICE})
+        written.append(file)
+        told_of[name] = studio.told
+        print(f"{file}: {studio.drawn - before} faces in {time.monotonic() - started:.0f} s", flush=True)
+    record = folder / "pictures.json"
+    write_json(record, of_run | {"sampling": asdict(studio.sampling), "pictures": told_of})
+    return [*written, record]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command. Returns the exit code."""
+    if any(word in ("-h", "--help") for word in arguments):
+        print(f"{__doc__}\n{PicturesConfig.__doc__}\n{CtConfig.__doc__}")
+        return 0
+    try:
+        make_pictures(parse_command_line(PicturesConfig, arguments))
+    except (ValueError, OSError) as error:
+        print(f"demo_pictures: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,121 @@
+"""How near each sampler comes to the converged solution, by its number of steps.
+
+    python -m benchmarks.sampling.samplers [key=value ...]
+
+From the same first noise, without further noise (eta 0), every solver of the probability-flow ODE tends to the same
+picture. The reference is UniPC with many steps; the figure is the mean absolute difference from it, in grey levels of
+255. It says how well a solver solves, not how good the pictures are: for that, `python evaluate.py` with
+`sampling.sampler=...`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.results_file import append_section, table
+from cldm.controlled import ControlledLatentDiffusion, load_model
+from cldm.sampling import SamplingConfig, reconstruct
+from data.biometrics import prompt
+from data.images import read_image
+from data.manifest import read_manifest
+from ldm.config import parse_command_line
+from ldm.device import choose_device
+from muti_control.sampling.prepare import recommended_sampling
+
+WAYS = (
+    ("ddim", "trailing"),
+    ("ddim", "karras"),
+    ("dpmpp_2m", "trailing"),
+    ("dpmpp_2m", "karras"),
+    ("unipc", "karras"),
+)
+
+
+@dataclass
+class SamplersConfig:
+    """What is compared.
+
+    weights: the model. manifest: whose skulls; num: how many of them. steps: numbers of steps to try.
+    reference_steps: of the solution that counts as converged. append: add the table to benchmarks/RESULTS.md.
+    """
+
+    weights: str = "models/demo/iccr_demo.safetensors"
+    manifest: str = "data/split_data/test.json"
+    num: int = 6
+    steps: list[int] = field(default_factory=lambda: [10, 20, 50])
+    reference_steps: int = 400
+    device: str = "auto"
+    append: bool = False
+
+    def validate(self) -> None:
+        """Raises ValueError naming the field, its value and what is allowed."""
+        if self.num < 1:
+            raise ValueError(f"num: got {self.num}, expected at least 1")
+        for steps in (*self.steps, self.reference_steps):
+            if not 1 <= steps <= 999:
+                raise ValueError(f"steps: got {steps}, expected 1..999")
+        if not self.steps:
+            raise ValueError("steps: got an empty list, expected numbers of steps")
+
+
+def differences(
+    model: ControlledLatentDiffusion, cfg: SamplersConfig, sampling: SamplingConfig
+) -> dict[tuple[str, str], list[float]]:
+    """Mean absolute difference from the reference, in grey levels, for every way and number of steps."""
+    records = read_manifest(cfg.manifest)[: cfg.num]
+    pictures = [read_image(record.skull_path, model.cfg.image_size)[0] for record in records]
+    skulls = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+    prompts = [prompt(record.biometrics) for record in records]
+
+    def draw(sampler: str, spacing: str, steps: int) -> Tensor:
+        how = replace(sampling, sampler=sampler, spacing=spacing, steps=steps, eta=0.0)
+        return reconstruct(model, skulls, prompts, range(len(records)), how)
+
+    reference = draw("unipc", "karras", cfg.reference_steps)
+    return {
+        way: [255 * float((draw(*way, steps) - reference).abs().mean()) for steps in cfg.steps]
+        for way in tqdm(WAYS, desc="samplers", file=sys.stderr, dynamic_ncols=True)
+    }
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run, and return the exit code: 0, or 2 for what the user can mend."""
+    if any(argument in ("-h", "--help", "help") for argument in arguments):
+        print(f"{__doc__}\n{SamplersConfig.__doc__}")
+        return 0
+    try:
+        cfg = parse_command_line(SamplersConfig, arguments)
+        cfg.validate()
+        device = choose_device(cfg.device)
+        read_manifest(cfg.manifest)
+        model, metadata = load_model(cfg.weights, device=device)
+        recommended = recommended_sampling(metadata, model.cfg.unet.num_control_outputs)
+        sampling = parse_command_line(
+            SamplingConfig, [], base=recommended, base_name="settings in the weights"
+        )
+    except (ValueError, OSError) as error:
+        print(f"benchmarks.sampling.samplers: {error}", file=sys.stderr)
+        return 2
+    found = differences(model, cfg, sampling)
+    rows = [[*way, *(f"{value:.2f}" for value in values)] for way, values in found.items()]
+    body = (
+        f"Mean absolute difference from {cfg.reference_steps} steps of UniPC, in grey levels of 255, eta 0, "
+        f"{cfg.num} skulls of {cfg.manifest}:\n\n"
+        + table(["sampler", "spacing", *(f"{steps} steps" for steps in cfg.steps)], rows)
+    )
+    print(body)
+    if cfg.append:
+        command = " ".join(["python -m benchmarks.sampling.samplers", *arguments])
+        append_section("Samplers: how near the converged solution", command, device, body)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,284 @@
+"""``python -m benchmarks.training.kill_resume [key=value ...]``: a training that is killed again and again, and one that is not.
+
+Trains a tiny base stage on the pairs that come with the repository, on the CPU in fp32: once undisturbed, once shot
+down at random moments by SIGKILL and SIGTERM, always started again by the same command. Compares every logged loss and
+validation score and the exported weights, and reads every checkpoint that a signal left behind. Exit code 1
+if anything differs, cannot be read or was lost.
+"""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.results_file import machine, table
+from ldm.checkpoint import read_state_dict
+from ldm.config import parse_command_line
+from ldm.containers import load_pickle
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SAVE_EVERY = 7
+CONFIG = """
+stage: base
+name: NAME
+data: {root: DATA}
+train: {max_steps: STEPS, batch_size: 2, accumulate: 2, val_every: 40, save_every: SAVES, log_every: 1, num_valid: 4,
+  num_threads: 1, precision: 32-true, accelerator: cpu}
+optim: {warmup_steps: 10, schedule: cosine, ema_decay: 0.9}
+sampling: {steps: 2, control_scales: [1.0]}
+model:
+  image_size: 64
+  unet: {model_channels: 16, channel_mult: [1, 2], num_res_blocks: 1, attention_levels: [1], num_heads: 2,
+    context_dim: 16, norm_groups: 4}
+  first_stage: {ch: 8, ch_mult: [1, 1, 1, 1], num_res_blocks: 1, norm_groups: 4}
+  cond_stage: {width: 16, layers: 1, heads: 2, intermediate: 16}
+"""
+
+
+@dataclass
+class KillConfig:
+    """The trial.
+
+    kills, terms: how often by SIGKILL, how often by SIGTERM, in random order. steps: of the run; too few, and it ends
+    before all signals are sent (told, and counted as a failure). reach: a signal comes after 1 to so many steps of its
+    start and a random part of a step; one signal in five comes while the program starts. seed: of the moments.
+    forked: fork every start from a process that has imported PyTorch already, which spares seconds each.
+    """
+
+    kills: int = 10
+    terms: int = 5
+    steps: int = 400
+    reach: int = 20
+    seed: int = 0
+    forked: bool = False
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of the disturbed run: the signal that ended it, its exit code and what was left behind.
+
+    begun: step it went on from. logged: last step in its log. saved: step of ``last.ckpt`` afterwards.
+    """
+
+    name: str
+    code: int
+    begun: int
+    logged: int
+    saved: int
+
+
+class Process:
+    """A start of ``train.py``: a command of its own, or a fork. Its output goes to a file."""
+
+    def __init__(self, arguments: list[str], output: Path, forked: bool) -> None:
+        self.output = output
+        self._fork: Any = None
+        if forked:
+            self._fork = FORKS.Process(target=_train, args=(arguments, str(output)))
+            self._fork.start()
+            self.pid = int(self._fork.pid)
+            return
+        with output.open("w") as file:
+            self._popen = subprocess.Popen(
+                [sys.executable, str(ROOT / "train.py"), *arguments],
+                env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        self.pid = self._popen.pid
+
+    def code(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        return self._popen.poll() if self._fork is None else self._fork.exitcode
+
+    def wait(self) -> int:
+        """The exit code, once there is one; RuntimeError after ten minutes."""
+        deadline = time.monotonic() + 600
+        while (code := self.code()) is None:
+            if time.monotonic() > deadline:
+                os.kill(self.pid, signal.SIGKILL)
+                raise RuntimeError(f"train.py did not end: {self.output.read_text()[-2000:]}")
+            time.sleep(0.02)
+        return code
+
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["train", "muti_control.training.run"])
+
+
+def _train(arguments: list[str], output: str) -> None:
+    """In a fork: what ``python train.py`` does."""
+    import train
+
+    file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.exit(train.main(arguments))
+
+
+def arguments_of(folder: Path, name: str, steps: int) -> list[str]:
+    """What ``train.py`` is given to start and to continue a run, with its config written."""
+    config = folder / f"{name}.yaml"
+    text = CONFIG.replace("NAME", name).replace("DATA", str(ROOT / "data")).replace("STEPS", str(steps))
+    text = text.replace("SAVES", str(SAVE_EVERY))
+    config.write_text(text, encoding="utf-8")
+    return [str(config), f"out={folder / 'runs'}"]
+
+
+def read_logs(run: Path) -> list[list[dict[str, str]]]:
+    """The rows of every start's log, in the order of the starts; a row that a kill cut short is left out."""
+    logs = sorted(run.glob("csv/version_*/metrics.csv"), key=lambda p: int(p.parent.name.split("_")[1]))
+    starts = []
+    for path in logs:
+        with path.open(encoding="utf-8", newline="") as file:
+            whole = [line for line in file.read().splitlines(keepends=True) if line.endswith("\n")]
+        starts.append(list(csv.DictReader(whole)))
+    return starts
+
+
+def compared(run: Path) -> list[dict[tuple[int, str], str]]:
+    """What must be the same, by start: every loss, gradient norm and score by (step, name), as the log has it."""
+    return [
+        {
+            (int(row["step"]), key): value
+            for row in rows
+            for key, value in row.items()
+            if value and key and key.startswith(("train/", "valid/"))
+        }
+        for rows in read_logs(run)
+    ]
+
+
+def saved_step(run: Path) -> int:
+    """The step of ``last.ckpt``, 0 without one. Raises CheckpointError if it, or one beside it, cannot be read."""
+    steps = {"last.ckpt": 0}
+    for path in (run / "checkpoints").glob("*.ckpt"):
+        steps[path.name] = int(load_pickle(path)["updates"])
+    return steps["last.ckpt"]
+
+
+def shoot(process: Process, log: Path, signum: int, num_steps: int, delay: float) -> int:
+    """Send it a signal ``delay`` seconds after it logged ``num_steps`` steps (0: after its start); its exit code."""
+    deadline = time.monotonic() + 600
+    while num_steps and process.code() is None and time.monotonic() < deadline:
+        if log.is_file() and log.read_bytes().count(b"\n") > num_steps:  # the first line has the names
+            break
+        time.sleep(0.005)
+    time.sleep(delay)
+    if process.code() is None:
+        os.kill(process.pid, signum)
+    return process.wait()
+
+
+def disturb(cfg: KillConfig, folder: Path) -> tuple[list[Start], list[str]]:
+    """Shoot the run down as often as asked, then let it end; every start, and what was wrong."""
+    rng = random.Random(cfg.seed)
+    signals = [signal.SIGKILL] * cfg.kills + [signal.SIGTERM] * cfg.terms
+    rng.shuffle(signals)
+    run, arguments = folder / "runs" / "disturbed", arguments_of(folder, "disturbed", cfg.steps)
+    output = folder / "output.txt"
+    starts: list[Start] = []
+    problems: list[str] = []
+    begun = 0
+    for number, signum in enumerate(signals, 1):
+        before = len(read_logs(run))
+        early = number % 5 == 0
+        moment = (0, rng.uniform(0, 5)) if early else (rng.randint(1, cfg.reach), rng.uniform(0, 0.05))
+        process = Process(arguments, output, cfg.forked)
+        code = shoot(process, run / "csv" / f"version_{before}" / "metrics.csv", signum, *moment)
+        saved = saved_step(run)
+        logs = read_logs(run)
+        last_row = logs[-1][-1] if len(logs) > before and logs[-1] else None
+        logged = begun if last_row is None else int(last_row["step"]) + 1
+        starts.append(Start(signum.name, code, begun, logged, saved))
+        problems += [f"start {number}: {text}" for text in judge(starts[-1], output.read_text())]
+        if code in (0, 1, 2):
+            break
+        begun = saved
+    if Process(arguments, output, cfg.forked).wait() != 0:
+        problems.append(f"the last start failed: {output.read_text()[-2000:]}")
+    return starts, problems
+
+
+def judge(start: Start, output: str) -> list[str]:
+    """What is wrong with a start that a signal ended."""
+    expected = {"SIGKILL": (-signal.SIGKILL,), "SIGTERM": (-signal.SIGTERM, 128 + signal.SIGTERM)}[start.name]
+    problems = []
+    if start.code not in expected:
+        problems.append(f"{start.name} gave exit code {start.code}: {output[-500:]}")
+    if start.saved < start.begun:
+        problems.append(f"went back from step {start.begun} to {start.saved}")
+    if start.code == 128 + signal.SIGTERM and start.saved < start.logged:
+        problems.append(f"SIGTERM at step {start.logged} saved step {start.saved} only")
+    if start.logged - start.saved > SAVE_EVERY:  # the save that is due at that step may have been under way
+        problems.append(f"step {start.logged} was reached and only step {start.saved} is left")
+    return problems
+
+
+def compare(cfg: KillConfig, folder: Path) -> tuple[list[Start], list[str], int]:
+    """The trial in ``folder``: all starts, everything that is wrong, and how many logged values were compared."""
+    output = folder / "undisturbed.txt"
+    arguments = arguments_of(folder, "undisturbed", cfg.steps)
+    if Process(arguments, output, cfg.forked).wait() != 0:
+        return [], [f"the undisturbed run failed: {output.read_text()[-2000:]}"], 0
+    starts, problems = disturb(cfg, folder)
+    if len(starts) < cfg.kills + cfg.terms:
+        problems.append(f"the run ended after {len(starts)} signals: give a larger steps=")
+    (expected,) = compared(folder / "runs" / "undisturbed")
+    found = compared(folder / "runs" / "disturbed")
+    together: dict[Any, str] = {}
+    for log in found:
+        for key, value in log.items():
+            if expected.get(key) != value:
+                problems.append(f"step {key[0]} {key[1]}: {value}, undisturbed {expected.get(key)}")
+        together |= log
+    lost = {key for key in expected if key not in together and key[1] not in ("train/skipped",)}
+    hidden = sorted({step for step, _ in lost})
+    if len(hidden) > len(
+        starts
+    ):  # the line a kill hits may not be on disk, when the step is already in a checkpoint
+        problems.append(f"no log of the steps {hidden}")
+    one, other = (
+        read_state_dict(folder / "runs" / n / "model.safetensors")[0] for n in ("undisturbed", "disturbed")
+    )
+    problems += [f"exported {name} differs" for name in one if not torch.equal(one[name], other[name])]
+    return starts, problems, sum(map(len, found))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(__doc__)
+        return 0
+    try:
+        cfg = parse_command_line(KillConfig, list(arguments))
+    except ValueError as error:
+        print(f"benchmarks.training.kill_resume: {error}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as folder:
+        starts, problems, num_values = compare(cfg, Path(folder))
+    rows = [
+        [str(n), s.name, str(s.code), str(s.begun), str(s.logged), str(s.saved)]
+        for n, s in enumerate(starts, 1)
+    ]
+    print(machine(torch.device("cpu")))
+    print(table(["start", "ended by", "exit code", "went on from step", "reached", "last.ckpt"], rows))
+    print(f"{num_values} logged values compared with the undisturbed run's; {len(problems)} problems")
+    print("\n".join(problems))
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""What a step of control training takes, beside the published code's way, on the same random weights at SD1.5 size.
+
+    python -m benchmarks.training.training                                  on the CPU or GPU at hand, one picture a step
+    python -m benchmarks.training.training device=cuda batch=22 rounds=3 reps=10 append=true
+
+    python -m benchmarks.training.training variants=[original_losses,ours_losses,ours_losses_recompute]      with all losses
+
+The same loss in the variants that are compared: of the noise alone, or (``_losses``) with realism, feature matching and
+landmarks of decoded faces: the published code decodes every face and gets no gradient for it; ours decodes up to four
+of a batch with a gradient, and trains the discriminator. ``original``: fp32; autoencoder and text encoder at every
+step; gradients of the UNet's decoder that no optimizer takes; residual and transformer layers recomputed, attention by
+its matrix, as the published configuration says. ``original_stored``: the same without recomputation. ``ours``: what
+train.py does.
+Each runs in a process of its own, in turns; the medians and the peak of the memory are compared, and for ours what
+``memory.card`` plans with: the memory by calculation. On a busy machine: clock=cpu threads=1.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.results_file import append_section, table
+from benchmarks.training.training_steps import WAYS
+from cldm.controlled import SD15_CONFIG, load_model_config
+from cldm.record import check_creatable, write_json
+from ldm.autoencoder import AutoencoderKL
+from ldm.config import parse_command_line
+from ldm.device import choose_device
+from muti_control.losses.config import LossesConfig
+from muti_control.training.activations import measure
+from muti_control.training.config import ExperimentConfig
+from muti_control.training.memory import Plan, predicted_bytes
+from muti_control.training.placement import picture_bytes
+
+GIB = 2**30
+CLOCKS = {"wall": "seconds", "cpu": "cpu_seconds"}
+
+
+@dataclass
+class TrainingConfig:
+    """What is timed.
+
+    model: YAML of the architecture. device: auto, cpu, cuda. size: px. batch: pictures a step.
+    variants: names of benchmarks.training.training_steps.WAYS, the first is what the others are compared with.
+    rounds: processes of each variant. reps: timed steps of each, after `warmup` untimed. threads: of torch on the CPU,
+    0 for its own choice. clock: wall, or cpu: the processor's own seconds, of all threads. out: JSON file with every
+    time. append: add the table to benchmarks/RESULTS.md.
+    """
+
+    model: str = str(SD15_CONFIG)
+    device: str = "auto"
+    size: int = 256
+    batch: int = 1
+    variants: list[str] = field(default_factory=lambda: ["original", "ours"])
+    rounds: int = 2
+    reps: int = 3
+    warmup: int = 1
+    threads: int = 0
+    clock: str = "wall"
+    out: str = "benchmarks/results/training.json"
+    append: bool = False
+
+    def validate(self) -> None:
+        """Raises ValueError naming the field, its value and what is allowed."""
+        unknown = [name for name in self.variants if name not in WAYS]
+        if unknown or not self.variants:
+            raise ValueError(f"variants: got {self.variants}, expected some of {', '.join(WAYS)}")
+        for name in ("size", "batch", "rounds", "reps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        if self.clock not in CLOCKS:
+            raise ValueError(f"clock: got {self.clock!r}, expected one of {', '.join(CLOCKS)}")
+        if self.warmup < 0 or self.threads < 0:
+            raise ValueError(f"warmup={self.warmup}, threads={self.threads}: expected 0 or more")
+
+
+def measured(cfg: TrainingConfig, variant: str) -> dict[str, Any]:
+    """One process of one variant. Raises: RuntimeError with the end of its messages if it fails."""
+    request = {key: getattr(cfg, key) for key in ("model", "size", "batch", "reps", "warmup", "threads")}
+    request |= {"variant": variant, "device": str(choose_device(cfg.device))}
+    command = [sys.executable, "-m", "benchmarks.training.training_steps", json.dumps(request)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{variant} failed:\n{done.stderr[-1500:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def calculated(cfg: TrainingConfig, variant: str, on_gpu: bool) -> float | None:
+    """Bytes by the calculation that ``memory.card`` plans with; None for what train.py does not do."""
+    way = WAYS[variant]
+    if not way.cached or way.recompute == "layers":
+        return None
+    shape = load_model_config(cfg.model)
+    shape.image_size = cfg.size
+    recompute = way.recompute == "blocks"
+    plan = Plan(cfg.batch, 1, recompute, recompute, half_unet=way.half)
+    others = 0
+    if way.pictures == "ours":
+        losses = LossesConfig(gan=1, fm=28, lm=150, by="weight", chunk=1, recompute=recompute)
+        whole = ExperimentConfig(stage="control", name="cost", losses=losses)
+        whole.train.batch_size = cfg.batch
+        with torch.device("meta"):
+            decoder = AutoencoderKL(shape.first_stage).decoder
+        others = picture_bytes(whole, shape, way.half) + 4 * sum(p.numel() for p in decoder.parameters())
+    return predicted_bytes(measure(shape), plan, others, way.half, on_gpu)
+
+
+def rows(
+    cfg: TrainingConfig, runs: Sequence[dict[str, Any]], counted: Mapping[str, float | None] | None = None
+) -> list[list[str]]:
+    """A line a variant: median and fastest step, samples a second, peak, both relative to the first variant; and the
+    memory by calculation.
+    """
+    clock = CLOCKS[cfg.clock]
+    seconds = {
+        name: [s for run in runs if run["variant"] == name for s in run[clock]] for name in cfg.variants
+    }
+    peaks = {name: max(run["peak"] for run in runs if run["variant"] == name) for name in cfg.variants}
+    first = cfg.variants[0]
+    lines = []
+    for name in cfg.variants:
+        middle = statistics.median(seconds[name])
+        own = (counted or {}).get(name)
+        lines.append(
+            [
+                name,
+                f"{middle:.3f} s ({min(seconds[name]):.3f})",
+                f"{cfg.batch / middle:.3g}",
+                f"{statistics.median(seconds[first]) / middle:.2f}",
+                f"{peaks[name] / GIB:.2f} GiB",
+                f"{peaks[name] / peaks[first]:.2f}",
+                "" if own is None else f"{own / GIB:.2f} GiB",
+            ]
+        )
+    return lines
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status: 0, or 2 for arguments that cannot be used."""
+    if any(argument in ("-h", "--help") for argument in argv):
+        print(__doc__)
+        return 0
+    try:
+        cfg = parse_command_line(TrainingConfig, argv)
+        cfg.validate()
+        device = choose_device(cfg.device)
+        check_creatable(Path(cfg.out).parent)
+    except ValueError as error:
+        print(f"benchmarks.training.training: {error}", file=sys.stderr)
+        return 2
+    turns = [name for k in range(cfg.rounds) for name in (cfg.variants if k % 2 == 0 else cfg.variants[::-1])]
+    runs = [measured(cfg, name) for name in tqdm(turns, desc="processes", file=sys.stderr, disable=None)]
+    header = ["way", f"step: median (fastest), {cfg.clock}", "pictures/s", "times faster", "peak memory"]
+    header += ["of the first's", "by calculation"]
+    on_gpu = device.type == "cuda"
+    # what is resident before a model is there, the libraries, is no part of the calculation on a CPU
+    before = 0 if on_gpu else min(run["before"] for run in runs)
+    counted = {name: own and own + before for name in cfg.variants for own in [calculated(cfg, name, on_gpu)]}
+    text = table(header, rows(cfg, runs, counted))
+    print(f"{runs[0]['machine']}; {cfg.size} px, batch {cfg.batch}\n\n{text}")
+    Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
+    write_json(Path(cfg.out), {"config": asdict(cfg), "runs": runs})
+    if cfg.append:
+        command = " ".join(["python -m benchmarks.training.training", *argv])
+        append_section("A step of training", command, device, text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

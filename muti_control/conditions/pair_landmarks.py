@@ -1,0 +1,111 @@
+"""Landmarks of the training and validation pairs as a condition: known, predicted, or absent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cldm.branches import Landmarks
+from data.landmarks import landmark_fractions
+from data.manifest import Record
+from data.predicted_landmarks import PredictedLandmarks
+from ldm.config import ConfigError
+from muti_control.training.config import LandmarkConditionConfig
+
+NO_LANDMARKS = (
+    "the model has a landmark branch, but no pair has landmarks: add a 'landmarks' field to the manifest, or "
+    "predictions by landmarks.predicted=[FILE], or train without them by landmarks.dropout=1"
+)
+
+
+class PairLandmarks:
+    """What is known of the landmarks of a list of pairs, looked up by their place in it.
+
+    Args:
+        records: the pairs. num_points: of the model's branch.
+        cfg: which predictions to use, and how often which kind is shown in training.
+
+    Raises:
+        ConfigError: a landmark file with another number of points, or no pair with any landmarks.
+        ValueError: a file that cannot be read (the message names it).
+    """
+
+    def __init__(self, records: Sequence[Record], num_points: int, cfg: LandmarkConditionConfig) -> None:
+        self.cfg = cfg
+        shape = (len(records), num_points)
+        self.known = Landmarks(
+            torch.zeros(*shape, 2), torch.ones(shape), torch.zeros(shape[0], dtype=torch.bool)
+        )
+        for row, record in enumerate(records):
+            if record.landmarks_path is None:
+                continue
+            points, _ = landmark_fractions(record)
+            if len(points) != num_points:
+                raise ConfigError(
+                    f"{record.landmarks_path}: {len(points)} points, but the model's landmark branch was made for "
+                    f"{num_points}; make one with landmarks={len(points)} (tool_add_control.py)"
+                )
+            self.known.points[row] = torch.from_numpy(points)
+            self.known.present[row] = True
+        self.predicted = _predicted(records, num_points, cfg.predicted)
+        if cfg.dropout < 1 and not (self.known.present | self.predicted.present).any():
+            raise ConfigError(NO_LANDMARKS)
+
+    def __str__(self) -> str:
+        num = len(self.known.present)
+        return (
+            f"landmarks of {num} pairs: {int(self.known.present.sum())} known, "
+            f"{int(self.predicted.present.sum())} predicted"
+        )
+
+    def for_training(self, index: Tensor, generator: torch.Generator) -> Landmarks:
+        """Of pairs ``index`` (B,): a mix of known, predicted and absent ones, drawn from ``generator``."""
+        known, predicted = _take(self.known, index), _take(self.predicted, index)
+        show, which = torch.rand(2, len(index), generator=generator)
+        use_known = known.present & (~predicted.present | (which < self.cfg.known_share))
+        return _choose(use_known, known, predicted, show >= self.cfg.dropout)
+
+    def for_validation(self, index: Tensor) -> Landmarks:
+        """Of pairs ``index`` (B,): the predicted ones, as at sampling time, else the known ones."""
+        known, predicted = _take(self.known, index), _take(self.predicted, index)
+        return _choose(~predicted.present, known, predicted, torch.ones_like(known.present))
+
+
+def _predicted(records: Sequence[Record], num_points: int, files: Sequence[str]) -> Landmarks:
+    """The predictions of all files for the records; present where one has the pair."""
+    shape = (len(records), num_points)
+    found = Landmarks(torch.zeros(*shape, 2), torch.zeros(shape), torch.zeros(shape[0], dtype=torch.bool))
+    rows = {(record.source, record.target or ""): row for row, record in enumerate(records)}
+    for file in files:
+        predictions = PredictedLandmarks.read(Path(file))
+        if predictions.points.shape[1] != num_points:
+            raise ConfigError(
+                f"{file}: {predictions.points.shape[1]} points, but the model's landmark branch was made for "
+                f"{num_points}"
+            )
+        pairs = zip(predictions.sources, predictions.targets, strict=True)
+        places = [(rows[pair], k) for k, pair in enumerate(pairs) if pair in rows]
+        if places:
+            here, there = np.array(places).T
+            found.points[here] = torch.from_numpy(predictions.points[there])
+            found.confidence[here] = torch.from_numpy(predictions.confidences[there])
+            found.present[here] = True
+    return found
+
+
+def _take(landmarks: Landmarks, index: Tensor) -> Landmarks:
+    index = index.cpu()
+    return Landmarks(landmarks.points[index], landmarks.confidence[index], landmarks.present[index])
+
+
+def _choose(first: Tensor, one: Landmarks, other: Landmarks, shown: Tensor) -> Landmarks:
+    """Sample by sample the one where ``first`` (B,) bool, else the other; present where it is and is ``shown``."""
+    return Landmarks(
+        torch.where(first[:, None, None], one.points, other.points),
+        torch.where(first[:, None], one.confidence, other.confidence),
+        torch.where(first, one.present, other.present) & shown,
+    )

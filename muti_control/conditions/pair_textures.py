@@ -1,0 +1,81 @@
+"""Exemplars of the training and validation pairs as a condition: another subject's face of the same style."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cldm.texture import NUM_FEATURES, Texture, TextureError, skin_patches, texture_features
+from data.images import read_image
+from data.manifest import Record
+from ldm.config import ConfigError
+from ldm.latent_diffusion import TextureConfig
+from muti_control.training.config import TextureConditionConfig
+
+NO_EXEMPLARS = (
+    "the model has a texture branch, but no pair has an exemplar: add a 'texture' field to the manifest, the name of "
+    "another face of the same style, or train without by texture.dropout=1"
+)
+
+
+def exemplar_features(path: Path, size: int, cfg: TextureConfig, seed: int = 0) -> Tensor:
+    """(NUM_FEATURES,) float32 of a picture, seen at size x size px.
+
+    Raises:
+        ImageError: it cannot be read. TextureError: it shows no skin. Both name the file.
+    """
+    picture = torch.from_numpy(read_image(path, size)[0]).permute(2, 0, 1)  # (3, H, W)
+    try:
+        return texture_features(skin_patches(picture, cfg, seed))
+    except TextureError as error:
+        raise TextureError(f"{path}: {error}") from error
+
+
+class PairTextures:
+    """The exemplars of a list of pairs, looked up by their place in it; each is read once, when it is needed first.
+
+    Args:
+        records: the pairs. size: of the pictures in px. branch: of the model. cfg: how often they are shown.
+
+    Raises:
+        ConfigError: no pair has an exemplar.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], size: int, branch: TextureConfig, cfg: TextureConditionConfig
+    ) -> None:
+        self.cfg, self._size, self._branch = cfg, size, branch
+        self._paths = [record.texture_path for record in records]
+        self._features: dict[Path, Tensor] = {}
+        self.present = torch.tensor([path is not None for path in self._paths])
+        if cfg.dropout < 1 and not self.present.any():
+            raise ConfigError(NO_EXEMPLARS)
+
+    def __str__(self) -> str:
+        return f"texture exemplars of {int(self.present.sum())} of {len(self._paths)} pairs"
+
+    def features(self, index: int) -> Tensor:
+        """Of one pair's exemplar, (NUM_FEATURES,); zeros where it has none.
+
+        Raises:
+            ImageError, TextureError: it cannot be used.
+        """
+        path = self._paths[index]
+        if path is None:
+            return torch.zeros(NUM_FEATURES)
+        if path not in self._features:
+            self._features[path] = exemplar_features(path, self._size, self._branch)
+        return self._features[path]
+
+    def for_training(self, index: Tensor, features: Tensor, generator: torch.Generator) -> Texture:
+        """Of pairs ``index`` (B,), whose features (B, NUM_FEATURES) the loader has read; some are left out."""
+        show = torch.rand(len(index), generator=generator) >= self.cfg.dropout
+        return Texture(features, self.present[index.cpu()] & show)
+
+    def for_validation(self, index: Tensor) -> Texture:
+        """Of pairs ``index`` (B,)."""
+        found = torch.stack([self.features(int(i)) for i in index])
+        return Texture(found, self.present[index.cpu()])

@@ -1,0 +1,126 @@
+"""A face recogniser of the user's own, from an ONNX file.
+
+The face is found by dlib and laid by its eyes, nose and mouth onto the usual five-point template, as ArcFace and its
+like are trained; the input is (1, 3, S, S) RGB, (grey - 127.5) / 127.5, the output one vector, compared by the cosine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from muti_control.evaluation.judges.dlib_recogniser import Pictures, RecogniserError
+from muti_control.evaluation.judges.recognisers import DlibEye, Judge, Vector, points
+
+Floats = NDArray[np.floating]
+
+TEMPLATE_SIDE = 112
+TEMPLATE = np.array(
+    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
+)
+"""Eyes, tip of the nose, corners of the mouth in px of 112. Source: InsightFace, python-package, face_align.py."""
+
+
+class OnnxEye:
+    """The vector (D,) that an ONNX network makes of an aligned face.
+
+    Raises:
+        RecogniserError: onnxruntime is not installed, or the file is no such network.
+    """
+
+    name, cached = "onnx", True
+
+    def __init__(self, path: Path, dlib: DlibEye) -> None:
+        if find_spec("onnxruntime") is None:
+            raise RecogniserError(
+                "onnx: python -m pip install onnxruntime  (the `eval` extra) reads such files"
+            )
+        import onnxruntime
+
+        if not path.is_file():
+            raise RecogniserError(f"onnx: {path} is no file; give a face recogniser in ONNX format")
+        contents = path.read_bytes()
+        try:
+            self._session = onnxruntime.InferenceSession(contents, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's errors have no common base but this
+            raise RecogniserError(
+                f"onnx: {path} cannot be read as a network ({str(error).splitlines()[0]})"
+            ) from error
+        self._side = _side(path, self._session)
+        self._dlib = dlib
+        self.identity: dict[str, Any] = {
+            "onnx": sha256(contents).hexdigest(),
+            "onnxruntime": onnxruntime.__version__,
+            "found_by": dlib.identity,
+        }
+
+    def look(self, picture: Pictures) -> Vector | None:
+        seen = self._dlib.look(picture)
+        if seen is None:
+            return None
+        chip = aligned(picture, points(seen[None])[0], self._side).astype(np.float32)
+        planes = np.repeat(((chip - 127.5) / 127.5)[None, None], 3, axis=1)
+        (answer, *_) = self._session.run(None, {self._session.get_inputs()[0].name: planes})
+        return np.asarray(answer, np.float32).ravel()
+
+
+def _side(path: Path, session: Any) -> int:
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    shape = inputs[0].shape if len(inputs) == 1 else []
+    fits = len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3]
+    if not fits or not isinstance(shape[2], int) or not outputs:
+        wanted = [tuple(one.shape) for one in inputs]
+        raise RecogniserError(f"onnx: {path} takes {wanted}; expected one input (1, 3, S, S), S a number")
+    return int(shape[2])
+
+
+def five_points(face: Floats) -> Floats:
+    """(5, 2) eyes, tip of the nose and corners of the mouth of dlib's 68 points (68, 2)."""
+    return np.stack([face[36:42].mean(axis=0), face[42:48].mean(axis=0), face[30], face[48], face[54]])
+
+
+def aligned(picture: Pictures, face: Floats, side: int) -> Pictures:
+    """(side, side) uint8: the face laid onto the template by shift, turn and scale (least squares).
+
+    Args:
+        picture: (H, W) uint8.  face: (68, 2) px, dlib's points in it.
+    """
+    source, target = (p[:, 0] + 1j * p[:, 1] for p in (five_points(face), TEMPLATE * side / TEMPLATE_SIDE))
+    centred = target - target.mean()
+    back = (centred.conj() * (source - source.mean())).sum() / (
+        np.abs(centred) ** 2
+    ).sum()  # template -> picture
+    shift = source.mean() - back * target.mean()
+    # Pillow asks where the middle of each pixel comes from; points are given in pixel indices
+    corner = shift + 0.5 * (1 + 1j) - back * 0.5 * (1 + 1j)
+    matrix = (back.real, -back.imag, corner.real, back.imag, back.real, corner.imag)
+    laid = Image.fromarray(picture).transform(
+        (side, side), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC
+    )
+    return np.asarray(laid)
+
+
+def cosine_distances(probes: Floats, gallery: Floats) -> Floats:
+    """1 - cosine, (P, G) in [0, 2], of vectors (P, D) and (G, D)."""
+    p, g = (np.asarray(rows, np.float64) for rows in (probes, gallery))
+    p, g = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) for rows in (p, g))
+    return 1 - p @ g.T
+
+
+def onnx_judge(path: Path, rectangle: Sequence[float]) -> Judge:
+    """The judge that compares the vectors of an ONNX network. Raises: RecogniserError."""
+    return Judge(
+        "onnx",
+        path.stem,
+        "1 - cosine",
+        "A recogniser of the user's own; faces are found and aligned by dlib's points.",
+        OnnxEye(path, DlibEye(rectangle)),
+        cosine_distances,
+    )

@@ -1,0 +1,96 @@
+"""Who lends whom a skull, a name or attributes: the controls that stand beside every figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.cases import Case
+from data.manifest import Record
+from muti_control.evaluation.methods.baselines import shuffle_within_groups
+from muti_control.evaluation.protocol.inputs import group_of
+
+
+@dataclass(frozen=True)
+class Donors:
+    """Whose skull each probe is given instead of its own.
+
+    records: None where nobody fits. columns: (P,) where the donor's own face stands in the gallery, -1 if it does not.
+    That face is what a method that follows the skull draws, so it would push the control below chance: it does not
+    count for this probe. origins: ``held_out``, ``train``, ``outside`` (the probe's group) or ``nobody``.
+    """
+
+    records: Sequence[Record | None]
+    columns: NDArray[np.integer]
+    origins: Sequence[str]
+
+    def counts(self) -> dict[str, int]:
+        """How many of each origin."""
+        return {origin: self.origins.count(origin) for origin in ("held_out", "train", "outside", "nobody")}
+
+
+def shuffled_donors(
+    probes: Sequence[Record], gallery: Sequence[Record], train: Sequence[Record], seed: int
+) -> Donors:
+    """For each probe another subject's record of the same sex, age level, body mass and ethnicity.
+
+    Donors are held-out subjects where the group has one, else training subjects, else (outside the group) training
+    subjects of the same sex and age level.
+    """
+    rng = np.random.default_rng(seed)
+    groups, in_gallery, in_train = ([group_of(r) for r in records] for records in (probes, gallery, train))
+    subjects, known, learnt = ([r.subject for r in records] for records in (probes, gallery, train))
+    held_out = shuffle_within_groups(groups, in_gallery, subjects, known, rng)
+    trained = shuffle_within_groups(groups, in_train, subjects, learnt, rng)
+    short = shuffle_within_groups([g[:2] for g in groups], [g[:2] for g in in_train], subjects, learnt, rng)
+    donors: list[Record | None] = []
+    origins: list[str] = []
+    for i in range(len(probes)):
+        if held_out[i] >= 0:
+            donors.append(gallery[held_out[i]])
+            origins.append("held_out")
+        elif trained[i] >= 0:
+            donors.append(train[trained[i]])
+            origins.append("train")
+        elif short[i] >= 0:
+            donors.append(train[short[i]])
+            origins.append("outside")
+        else:
+            donors.append(None)
+            origins.append("nobody")
+    return Donors(donors, held_out, origins)
+
+
+def with_skull_of(case: Case, donor: Record) -> Case:
+    """A case with another person's skull, and with that person's truth wherever a method is shown any of it.
+
+    What the prompt and the exemplar tell stays the case's own: the control differs from the method by the skull alone.
+    """
+    return replace(
+        case,
+        skull_path=donor.skull_path,
+        face_path=donor.face_path,
+        landmarks_path=donor.landmarks_path,
+    )
+
+
+def permuted(num: int, seed: int) -> NDArray[np.int64]:
+    """(num,) whose face each probe is held to be: somebody else's, each once."""
+    order = np.random.default_rng([seed, num]).permutation(num)
+    other = np.empty(num, np.int64)
+    other[order] = np.roll(order, 1)
+    return other
+
+
+def told_another(probes: Sequence[Record], seed: int) -> list[int]:
+    """For each probe the index of another one that the prompt tells apart from it; itself where there is none."""
+    rng = np.random.default_rng([seed, len(probes), 1])
+    groups = [group_of(record) for record in probes]
+    chosen = []
+    for i, group in enumerate(groups):
+        others = [j for j in range(len(probes)) if groups[j] != group]
+        chosen.append(int(rng.choice(others)) if others else i)
+    return chosen

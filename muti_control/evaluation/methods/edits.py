@@ -1,0 +1,63 @@
+"""Edits of age and body mass whose truth is known: the cohort's own faces of a subject after them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from data.manifest import Record
+from muti_control.evaluation.protocol.inputs import Inputs
+
+MASS_LEVELS = 2  # how far body mass is moved
+LEAST_YEARS, YEARS = (
+    10,
+    25,
+)  # an older or younger face is at least so far away, and as near to the second as there is
+
+
+@dataclass(frozen=True)
+class EditPlan:
+    """One kind of edit. variants: probe -> the person's true face after it."""
+
+    name: str
+    label: str
+    variants: Mapping[int, Record]
+
+
+def find_edits(inputs: Inputs, limit: int) -> list[EditPlan]:
+    """The edits that the data know the truth of, each of at most ``limit`` probes, the first that have it."""
+    return edits_of(inputs.probes, inputs.variants, limit)
+
+
+def edits_of(probes: Sequence[Record], variants: Sequence[Record], limit: int) -> list[EditPlan]:
+    """As :func:`find_edits`, of lists that were read already."""
+    by_subject: dict[str, list[Record]] = {}
+    for record in variants:
+        by_subject.setdefault(record.subject, []).append(record)
+    found: dict[tuple[str, str], dict[int, Record]] = {
+        ("age_up", f"older by about {YEARS} years"): {},
+        ("age_down", f"younger by about {YEARS} years"): {},
+        ("body_mass_up", "body mass two levels up"): {},
+        ("body_mass_down", "body mass two levels down"): {},
+    }
+    for i, probe in enumerate(probes):
+        own = by_subject.get(probe.subject, [])
+        for (name, _), chosen in found.items():
+            truth = _variant(
+                probe, own, "age" if name.startswith("age") else "body_mass", name.endswith("up")
+            )
+            if truth is not None and len(chosen) < limit:
+                chosen[i] = truth
+    return [EditPlan(name, label, chosen) for (name, label), chosen in found.items() if chosen]
+
+
+def _variant(probe: Record, variants: list[Record], changed: str, up: bool) -> Record | None:
+    """The true face of this person after the edit, where there is one."""
+    sign = 1 if up else -1
+    those = [r for r in variants if r.changed == (changed,) and r.face_path is not None]
+    if changed == "body_mass":
+        wanted = probe.biometrics.body_mass + sign * MASS_LEVELS
+        return next((r for r in those if r.biometrics.body_mass == wanted), None)
+    steps = {r.line: sign * (r.biometrics.age - probe.biometrics.age) for r in those}
+    far = [r for r in those if steps[r.line] >= LEAST_YEARS]
+    return min(far, key=lambda r: abs(steps[r.line] - YEARS), default=None)

@@ -1,0 +1,142 @@
+"""Reconstructions made by another program: a folder of pictures, and whose each is."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from data.images import IMAGE_SUFFIXES, picture_size
+from data.manifest import Record, name_within
+from muti_control.evaluation.protocol.inputs import InputError
+
+COLUMNS = ("probe", "picture")
+_SHOWN = 20
+
+
+def find_faces(folder: Path, mapping: Path | None, probes: Sequence[Record]) -> list[tuple[Path, ...]]:
+    """The pictures of every probe, as many of each.
+
+    Args:
+        folder: of the pictures; what lies in it and belongs to nobody is left alone.
+        mapping: CSV with a head line and the columns ``probe`` (a subject, or the file name of its skull or face, with
+            or without its ending) and ``picture`` (a file name in the folder); several lines of one probe are several
+            faces drawn of it. None: the pictures are called after the probes, alone or followed by _0, _1, ... as
+            those of sample.py are.
+
+    Raises:
+        InputError: no such folder, a mapping with mistakes, a probe without a picture, pictures of different size.
+        ImageError: one that is none.
+    """
+    if not folder.is_dir():
+        raise InputError(f"faces: {folder} is no folder; give the folder of the pictures")
+    found = _by_mapping(folder, mapping, probes) if mapping is not None else _by_name(folder, probes)
+    missing = [record.subject for record, paths in zip(probes, found, strict=True) if not paths]
+    if missing:
+        shown = ", ".join(missing[:_SHOWN]) + (
+            f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        )
+        hint = (
+            f"{mapping} names none for them"
+            if mapping is not None
+            else f"expected e.g. {Path(_names(probes[0])[0]).stem}.png, or mapping=CSV"
+        )
+        raise InputError(f"faces: {folder} lacks {len(missing)} of {len(probes)} probes ({hint}): {shown}")
+    counts = {len(paths) for paths in found}
+    if len(counts) > 1:
+        few = next(r.subject for r, paths in zip(probes, found, strict=True) if len(paths) == min(counts))
+        raise InputError(
+            f"faces: {folder} has {min(counts)} to {max(counts)} pictures of a probe ({few} has {min(counts)}); "
+            "expected as many of each"
+        )
+    _check_sizes(folder, [path for paths in found for path in paths])
+    return [tuple(paths) for paths in found]
+
+
+def _names(record: Record) -> list[str]:
+    """What a picture of this probe may be called, without its ending."""
+    given = [record.target or record.source, record.source, record.subject]
+    stems = [name if name == record.subject else str(Path(name).with_suffix("")) for name in given]
+    return list(dict.fromkeys([*stems, *(Path(stem).name for stem in stems)]))
+
+
+def _by_name(folder: Path, probes: Sequence[Record]) -> list[list[Path]]:
+    files: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+            stem = path.relative_to(folder).with_suffix("").as_posix()
+            if stem in files:
+                raise InputError(f"faces: {files[stem]} and {path} have one name; keep one of them")
+            files[stem] = path
+    found = []
+    for record in probes:
+        names = _names(record)
+        own = next(([files[name]] for name in names if name in files), [])
+        found.append(own or next((drawn for name in names if (drawn := _numbered(files, name))), []))
+    return found
+
+
+def _numbered(files: Mapping[str, Path], name: str) -> list[Path]:
+    drawn: list[Path] = []
+    while f"{name}_{len(drawn)}" in files:
+        drawn.append(files[f"{name}_{len(drawn)}"])
+    return drawn
+
+
+def _by_mapping(folder: Path, mapping: Path, probes: Sequence[Record]) -> list[list[Path]]:
+    place: dict[str, set[int]] = defaultdict(set)
+    for i, record in enumerate(probes):
+        for name in [*_names(record), record.source, record.target or record.source]:
+            place[name].add(i)
+    found: list[list[Path]] = [[] for _ in probes]
+    problems: list[str] = []
+    for line, (probe, picture) in _rows(mapping):
+        path = folder / (name_within(picture) or "")
+        if name_within(picture) is None or not path.is_file():
+            problems.append(f"line {line}: no file {folder / picture}")
+        elif len(place.get(probe, ())) > 1:
+            problems.append(f"line {line}: {probe!r} may be several probes; give the skull's file name")
+        elif probe in place:  # others are subjects who are no probes of this run
+            found[next(iter(place[probe]))].append(path)
+    if problems:
+        more = [f"... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+        raise InputError("\n  ".join([f"{mapping}: {len(problems)} problem(s)", *problems[:_SHOWN], *more]))
+    return found
+
+
+def _rows(mapping: Path) -> list[tuple[int, tuple[str, str]]]:
+    if not mapping.is_file():
+        raise InputError(
+            f"mapping: {mapping} does not exist; give a CSV file with the columns {' and '.join(COLUMNS)}"
+        )
+    try:
+        with mapping.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, restval="")
+            heads = reader.fieldnames or []
+            absent = [column for column in COLUMNS if column not in heads]
+            if absent:
+                raise InputError(
+                    f"mapping: {mapping} has the columns {list(heads)}; its first line must name "
+                    f"{' and '.join(COLUMNS)}"
+                )
+            return [(reader.line_num, (row["probe"].strip(), row["picture"].strip())) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"mapping: {mapping} cannot be read as UTF-8 CSV ({error})") from error
+
+
+def _check_sizes(folder: Path, paths: Sequence[Path]) -> None:
+    sizes = {path: picture_size(path) for path in dict.fromkeys(paths)}
+    first = next(iter(sizes.values()))
+    odd = [f"{path.name} ({w} x {h})" for path, (w, h) in sizes.items() if (w, h) != first]
+    if odd:
+        more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
+        raise InputError(
+            f"faces: the pictures in {folder} differ in size: the first has {first[0]} x {first[1]} px, but not "
+            f"{', '.join(odd[:_SHOWN])}{more}"
+        )
+    if first[0] != first[1]:
+        raise InputError(
+            f"faces: the pictures in {folder} have {first[0]} x {first[1]} px; expected squares, framed as "
+            "the true faces"
+        )

@@ -1,0 +1,170 @@
+"""Faces from the training pairs alone: the baselines, drawn at full resolution while the pairs stream by."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.cases import Case, read_skull
+from data.images import to_uint8, write_png
+from data.manifest import Record
+from muti_control.evaluation.judges.features import picture_features
+from muti_control.evaluation.methods.baselines import (
+    Ridge,
+    Vocabulary,
+    choose_ridge,
+    nearest_skull,
+    weights_group_mean,
+)
+from muti_control.evaluation.methods.faces import read_grey
+from muti_control.evaluation.protocol.inputs import group_of
+
+Floats = NDArray[np.floating]
+Advance = Callable[[int], None]
+_AT_ONCE = 64  # training faces held at full resolution
+_ROWS_AT_ONCE = 1024  # faces drawn in one pass over the training pairs
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Features of a list of pairs, and who they are."""
+
+    records: Sequence[Record]
+    skulls: Floats
+    faces: Floats
+
+    @classmethod
+    def read(cls, records: Sequence[Record], size: int, advance: Advance) -> Pairs:
+        """Of the pictures brought to ``size`` px. Raises: ImageError."""
+        skulls, faces = [], []
+        for record in records:
+            assert record.face_path is not None
+            skulls.append(_feature(record.skull_path, size))
+            faces.append(_feature(record.face_path, size))
+            advance(1)
+        return cls(records, np.stack(skulls), np.stack(faces))
+
+
+def skull_features(cases: Sequence[Case], size: int) -> Floats:
+    """(N, D) of skulls alone, less the bone that is missing. Raises: ImageError, PartialError."""
+    pictures = (to_uint8(read_skull(case, size).mean(axis=2)) for case in cases)
+    return np.stack([picture_features(picture[None].astype(np.float32) / 255)[0] for picture in pictures])
+
+
+def _feature(path: Path, size: int) -> Floats:
+    return picture_features(read_grey(path, size)[None].astype(np.float32) / 255)[0]
+
+
+@dataclass(frozen=True)
+class ChosenRidge:
+    """PCA + ridge with the penalty that served the validation pairs best."""
+
+    model: Ridge
+    vocabulary: Vocabulary
+    strength: float
+    chosen: dict[str, float]
+
+    @classmethod
+    def of(cls, train: Pairs, valid: Pairs) -> ChosenRidge:
+        groups = [group_of(record) for record in train.records]
+        vocabulary = Vocabulary.of(groups)
+        model, strength, chosen = choose_ridge(
+            (train.skulls, vocabulary.encode(groups), train.faces),
+            (valid.skulls, vocabulary.encode([group_of(record) for record in valid.records]), valid.faces),
+        )
+        return cls(model, vocabulary, strength, chosen)
+
+    def weights(self, skulls: Floats, records: Sequence[Record]) -> Floats:
+        """(P, N) of the training faces, for skulls (P, D) and what the records tell of the people."""
+        told = self.vocabulary.encode([group_of(record) for record in records])
+        return self.model.weights(skulls, told, self.strength)
+
+
+class Drawing:
+    """Faces that are weighted sums of training faces, to be drawn together in one pass over these."""
+
+    def __init__(self, train: Sequence[Record], size: int) -> None:
+        self._train, self._size = train, size
+        self._rows: list[NDArray[np.float32]] = []
+        self._targets: list[list[Path]] = []
+        self._known: dict[bytes, int] = {}
+
+    def add(self, weights: Floats, path: Path) -> None:
+        """Draw the sum with ``weights`` (N,) into ``path``; equal sums are computed once."""
+        row = np.asarray(weights, np.float32)
+        place = self._known.setdefault(row.tobytes(), len(self._rows))
+        if place == len(self._rows):
+            self._rows.append(row)
+            self._targets.append([])
+        self._targets[place].append(path)
+
+    @property
+    def passes(self) -> int:
+        """How often the training faces will be read."""
+        return -(-len(self._rows) // _ROWS_AT_ONCE)
+
+    def draw(self, advance: Advance) -> None:
+        """Write all pictures, grey. Raises: ImageError, OSError."""
+        for start in range(0, len(self._rows), _ROWS_AT_ONCE):
+            weights = np.stack(self._rows[start : start + _ROWS_AT_ONCE])
+            sums = np.zeros((len(weights), self._size**2), np.float32)
+            for first in range(0, len(self._train), _AT_ONCE):
+                part = self._train[first : first + _AT_ONCE]
+                faces = np.stack([_face(record, self._size) for record in part])
+                sums += weights[:, first : first + _AT_ONCE] @ faces
+                advance(len(part))
+            for row, targets in zip(sums, self._targets[start : start + _ROWS_AT_ONCE], strict=True):
+                picture = np.rint(row.clip(0, 255)).astype(np.uint8).reshape(self._size, self._size)
+                for path in targets:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_png(path, picture)
+
+
+def _face(record: Record, size: int) -> NDArray[np.float32]:
+    assert record.face_path is not None
+    return read_grey(record.face_path, size).reshape(-1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What the training pairs teach. ridge: None without a validation list to choose it on."""
+
+    train: Pairs
+    ridge: ChosenRidge | None
+    seconds: float
+
+    @classmethod
+    def of(
+        cls, train: Sequence[Record], valid: Sequence[Record], size: int, with_ridge: bool, advance: Advance
+    ) -> Learnt:
+        """Read the pairs and fit. ``advance`` is told of every pair."""
+        started = time.monotonic()
+        pairs = Pairs.read(train, size, advance)
+        ridge = ChosenRidge.of(pairs, Pairs.read(valid, size, advance)) if with_ridge else None
+        return cls(pairs, ridge, time.monotonic() - started)
+
+    def nearest(self, skulls: Floats) -> list[Path]:
+        """The face picture of the training subject with the most similar skull, for skulls (P, D)."""
+        found = [self.train.records[i].face_path for i in nearest_skull(self.train.skulls, skulls)]
+        return [path for path in found if path is not None]
+
+    def weights(self, method: str, skulls: Floats, records: Sequence[Record]) -> Floats:
+        """(P, N) of a method whose faces are sums of training faces: ridge, group_mean or mean_face."""
+        num = len(self.train.records)
+        if method == "mean_face":
+            return np.full((len(records), num), 1 / num, np.float32)
+        if method == "group_mean":
+            groups = [group_of(record) for record in self.train.records]
+            return weights_group_mean(groups, [group_of(record) for record in records])
+        assert self.ridge is not None, "no ridge without a validation list"
+        return self.ridge.weights(skulls, records)
+
+    def details(self) -> dict[str, Any]:
+        """How the ridge was chosen, for the record."""
+        return {} if self.ridge is None else {"ridge": self.ridge.chosen}

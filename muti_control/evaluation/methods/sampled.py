@@ -1,0 +1,264 @@
+"""Faces of a model of ours: sampling runs, each a folder with a record that another examiner can repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cldm.controlled import ControlledLatentDiffusion, load_model
+from cldm.record import RECORD, claim_folder, environment
+from cldm.sampling import SamplingConfig
+from data.cases import Case
+from data.images import read_image, to_uint8, write_png
+from data.manifest import Record
+from data.packs.shards import picture_sha256
+from ldm.checkpoint import sha256
+from muti_control.conditions.case_landmarks import (
+    CaseLandmarks,
+    KnownLandmarks,
+    ReadOffSkull,
+    choose_landmarks,
+)
+from muti_control.conditions.case_textures import CaseTextures, choose_textures
+from muti_control.distributed import Team
+from muti_control.sampling.draw import draw_cases, finish_cases
+from muti_control.sampling.job import Job, RunFolder, face_name
+from muti_control.sampling.prepare import recommended_sampling
+from muti_control.sampling.resume import resumed
+from muti_control.sampling.spgd import Guidance, GuidanceConfig, load_guidance
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A checkpoint to be evaluated. step: of its training; recommended: what it says of sampling; shown_landmarks:
+    whether its faces are drawn with landmarks; shown_texture: with exemplars of the look of the skin.
+    networks: path -> sha256 of the other files that its faces are made with.
+    """
+
+    path: Path
+    sha256: str
+    step: str
+    recommended: Mapping[str, Any]
+    image_size: int
+    shown_landmarks: bool = False
+    shown_texture: bool = False
+    networks: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def look(
+        cls,
+        path: Path,
+        landmarks: ShownLandmarks,
+        texture: str,
+        cases: Sequence[Case],
+        guidance: GuidanceConfig,
+    ) -> Weights:
+        """Load it once, so that nothing fails half-way. Raises: CheckpointError, ValueError."""
+        model, metadata = load_model(path)
+        source = landmarks.source(model)
+        textures = (
+            choose_textures(texture, cases, model)[0] if model.cfg.control.texture is not None else None
+        )
+        guided = load_guidance(guidance, model, cases, source, landmarks.weights)  # what is wrong is told now
+        networks = {} if guided is None else {getattr(guidance, key): h for key, h in guided.files.items()}
+        for points in (source, None if guided is None else guided.targets):
+            if isinstance(points, ReadOffSkull):
+                networks[str(landmarks.weights)] = points.sha256
+        outputs = model.cfg.unet.num_control_outputs
+        recommended = recommended_sampling(metadata, outputs)
+        SamplingConfig(**recommended).scales_for(outputs)
+        return cls(
+            path,
+            sha256(path),
+            str(metadata.get("step", "unknown")),
+            recommended,
+            model.cfg.image_size,
+            source is not None,
+            textures is not None,
+            networks,
+        )
+
+    @property
+    def record(self) -> dict[str, str]:
+        """As in the record of a sampling run."""
+        return {"file": self.path.name, "sha256": self.sha256, "step": self.step}
+
+
+@dataclass(frozen=True)
+class ShownLandmarks:
+    """What models with a landmark branch are shown. choice: of ``config.LANDMARKS``; weights: of the network that reads
+    them off skulls; known: skull picture -> whose it is.
+    """
+
+    choice: str
+    weights: Path
+    known: Mapping[Path, Record]
+
+    def source(self, model: ControlledLatentDiffusion) -> CaseLandmarks | None:
+        """Where a model's landmarks come from; None for a model without a branch, or if they are left out.
+
+        Raises: ValueError: files that are missing or do not fit.
+        """
+        if model.cfg.control.landmarks is None or self.choice == "none":
+            return None
+        if self.choice == "known":
+            return KnownLandmarks(self.known, model.cfg.control.landmarks.num_points)
+        source, lacking = choose_landmarks("auto", self.weights, [], model)
+        if lacking is not None:
+            raise ValueError(
+                f"landmark_weights: {self.weights} not found, and the model wants landmarks read off the skull; "
+                "give the file, or landmarks=none to judge the model without"
+            )
+        return source
+
+    def remark(self, names: Sequence[str]) -> str:
+        """For the reader of the report; names: of the models that are shown landmarks."""
+        where = {
+            "auto": f"read off the skull, with what is told of the person, by {self.weights.name}",
+            "known": "of the true face, which nobody has in practice",
+        }
+        return f"Drawn with landmarks {where[self.choice]}: {', '.join(names)}."
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One sampling run: of which cases, with which seeds, into which folder; guided: if the settings say so."""
+
+    folder: Path
+    cases: Sequence[Case]
+    seeds: Sequence[int]
+    sampling: SamplingConfig
+    guided: bool = True
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps of all its faces together."""
+        return len(self.cases) * len(self.seeds) * self.sampling.steps
+
+
+@dataclass
+class Sampler:
+    """A loaded model that draws. config: of the evaluation, as YAML, for the records.
+
+    grain: whether true faces through the autoencoder get the grain of its head.
+    """
+
+    weights: Weights
+    device: torch.device
+    dtype: torch.dtype
+    batch_size: int
+    config: str
+    team: Team
+    landmarks: ShownLandmarks
+    guidance: GuidanceConfig
+    texture: str = "none"
+    grain: bool = True
+    _hashes: dict[Path, str] = field(default_factory=dict)
+    _model: ControlledLatentDiffusion | None = None
+
+    @property
+    def model(self) -> ControlledLatentDiffusion:
+        """Loaded when it is needed first."""
+        if self._model is None:
+            self._model, _ = load_model(self.weights.path, device=self.device, dtype=self.dtype)
+        return self._model
+
+    @cached_property
+    def _source(self) -> CaseLandmarks | None:
+        return self.landmarks.source(self.model)
+
+    def _textures(self, cases: Sequence[Case]) -> CaseTextures | None:
+        if self.model.cfg.control.texture is None:
+            return None
+        return choose_textures(self.texture, cases, self.model)[0]
+
+    def draw(self, wanted: Wanted, advance: Advance) -> None:
+        """Draw what is not there yet. Raises: OutputError, ReconstructionError, ProcessError, OSError."""
+        job = self._job(wanted)
+        before = sum(len(batch) for _, batch in job.missing) * wanted.sampling.steps
+        advance(wanted.steps - before)  # what is there already
+        record = draw_cases(job, advance)
+        if self.team.is_first:
+            finish_cases(job, record)
+
+    def _job(self, wanted: Wanted) -> Job:
+        job = Job(
+            model=self.model,
+            cases=wanted.cases,
+            notes={},
+            hashes={},
+            seeds=wanted.seeds,
+            sampling=wanted.sampling,
+            batch_size=self.batch_size,
+            max_sheets=1,
+            folder=RunFolder(wanted.folder),
+            weights=self.weights.record,
+            environment=environment(self.device, self.dtype) | {"processes": self.team.size},
+            config=self.config,
+            landmarks=self._source,
+            textures=self._textures(wanted.cases),
+            guidance=self._guidance(wanted),
+            team=self.team,
+        )
+        if not self.team.is_first:
+            return job
+        job = replace(job, hashes=self._hashes_of(wanted.cases))
+        _clear_stillborn(wanted.folder)
+        earlier = claim_folder(wanted.folder, resume=True)
+        return job if earlier is None else replace(job, folder=resumed(job, earlier))
+
+    def _guidance(self, wanted: Wanted) -> Guidance | None:
+        if not wanted.guided:
+            return None
+        return load_guidance(self.guidance, self.model, wanted.cases, self._source, self.landmarks.weights)
+
+    def _hashes_of(self, cases: Sequence[Case]) -> dict[Path, str]:
+        paths = {p for case in cases for p in (case.skull_path, case.face_path) if p is not None}
+        for path in paths - set(self._hashes):
+            self._hashes[path] = picture_sha256(path)
+        return {path: self._hashes[path] for path in paths}
+
+    def through_autoencoder(self, faces: Sequence[tuple[Path, Path]], advance: Advance) -> None:
+        """Encode and draw true faces: (true face, picture to write) each; this process's share of them.
+
+        Where there is a grain head, the grain follows from the name of the picture to write.
+        """
+        size = self.model.cfg.image_size
+        todo = [(source, target) for source, target in self.team.share(faces) if not target.is_file()]
+        for start in range(0, len(todo), self.batch_size):
+            part = todo[start : start + self.batch_size]
+            pictures = np.stack([read_image(source, size)[0] for source, _ in part])  # (B, H, W, 3)
+            x = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(self.device) * 2 - 1
+            with torch.no_grad():
+                latents = self.model.encode_first_stage(x.to(self.model.dtype), sample=False)
+                names = [target.name for _, target in part]
+                drawn = self.model.draw(latents.to(self.model.dtype), names, self.grain).float()
+                again = (drawn / 2 + 0.5).permute(0, 2, 3, 1).cpu().numpy()
+            for (_, target), picture in zip(part, again, strict=True):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                write_png(target, to_uint8(picture))
+            self.team.check()
+            advance(len(part))
+        self.team.wait_for_all()
+
+
+def faces_of(wanted: Wanted) -> list[tuple[Path, ...]]:
+    """The pictures that a run makes of each of its cases, in order."""
+    return [
+        tuple(wanted.folder / face_name(case, k) for k in range(len(wanted.seeds))) for case in wanted.cases
+    ]
+
+
+def _clear_stillborn(folder: Path) -> None:
+    """A run that was killed before it had a record has drawn nothing; what it left would look like the user's."""
+    if folder.is_dir() and not (folder / RECORD).exists():
+        for path in folder.glob(f".{RECORD}.*.tmp"):
+            path.unlink()

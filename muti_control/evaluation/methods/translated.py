@@ -1,0 +1,75 @@
+"""Faces of a Pix2Pix: one pass from the skull, told what the prompt tells the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.biometrics import Biometrics
+from data.cases import Case, read_skull
+from data.images import to_uint8, write_png
+from ldm.checkpoint import sha256
+from muti_control.networks.pix2pix import Generator, encode
+from muti_control.sampling.draw import ReconstructionError
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A face to be drawn: of which skull (the case's), for whom, into which file."""
+
+    case: Case
+    person: Biometrics
+    target: Path
+
+
+@dataclass(frozen=True)
+class Translator:
+    """A trained generator. step: of its training."""
+
+    path: Path
+    sha256: str
+    step: str
+    net: Generator
+
+    @classmethod
+    def look(cls, path: Path) -> Translator:
+        """Read it, so that nothing fails half-way. Raises: CheckpointError."""
+        net, metadata = Generator.load(path)
+        return cls(path, sha256(path), str(metadata.get("step", "unknown")), net)
+
+    def check(self, people: Iterable[Biometrics]) -> None:
+        """Raises ValueError if one of them is of an ethnicity that it was not trained on."""
+        try:
+            encode(list(people), self.net.cfg.ethnicities or ())
+        except ValueError as error:
+            raise ValueError(f"pix2pix={self.path}: {error}, or leave pix2pix out") from error
+
+    @torch.no_grad()
+    def draw(self, tasks: Sequence[Task], batch_size: int, device: torch.device, advance: Advance) -> None:
+        """Write what is not there yet; ``advance`` is told of every task.
+
+        Raises: ImageError, OSError, ReconstructionError (it gave something that is no picture).
+        """
+        todo = [task for task in tasks if not task.target.is_file()]
+        advance(len(tasks) - len(todo))
+        net, size = self.net.to(device), self.net.cfg.image_size
+        for start in range(0, len(todo), batch_size):
+            part = todo[start : start + batch_size]
+            pictures = np.stack([read_skull(task.case, size) for task in part])  # (B, H, W, 3) in [0, 1]
+            skulls = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(device)
+            people = encode([task.person for task in part], net.cfg.ethnicities or ()).to(device)
+            faces = (net(skulls, people).clamp(-1, 1) + 1) / 2  # (B, 3, H, W)
+            if not bool(faces.isfinite().all()):
+                raise ReconstructionError(
+                    f"pix2pix={self.path} gave values that are no numbers; check the weights, or leave pix2pix out"
+                )
+            for task, face in zip(part, faces.permute(0, 2, 3, 1).cpu().numpy(), strict=True):
+                task.target.parent.mkdir(parents=True, exist_ok=True)
+                write_png(task.target, to_uint8(face))
+            advance(len(part))

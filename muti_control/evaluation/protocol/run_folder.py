@@ -1,0 +1,118 @@
+"""Where an evaluation writes: OUT/NAME, with a note of what made it, so that it can be continued and not mistaken."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cldm.record import OutputError, check_creatable, latest_folder, unused_folder, write_json
+from muti_control.evaluation.protocol.config import EvaluateConfig
+from muti_control.evaluation.results.results import METRICS, REPORT
+
+NOTE = "evaluation.json"
+FORMAT = "iccr-diff evaluation run 1"
+FACES, CASES = "faces", "cases"
+_OURS = (NOTE, FACES, CASES, METRICS, REPORT)
+_OPERATION = ("out", "name", "cache", "device", "devices", "batch_size", "resume", "overwrite")
+"""Settings that change nothing of what is measured; of ``device`` the last digits of a drawn face."""
+_OPERATION_OF_GUIDANCE = (
+    "at_once",
+    "recompute",
+    "trace",
+)  # time, memory and what is told; of no face a digit
+
+
+def choose_folder(cfg: EvaluateConfig) -> Path:
+    """The folder of this run: the one named, or one called after what is evaluated, numbered if it exists."""
+    wanted = Path(cfg.out) / cfg.run_name
+    if cfg.name is not None or cfg.overwrite:
+        return wanted
+    return (latest_folder if cfg.resume else unused_folder)(wanted)
+
+
+def identity_of(config: Mapping[str, Any], read: Mapping[str, str]) -> dict[str, Any]:
+    """What a run is: its settings that matter, and the hashes of what it reads."""
+    settings = {key: value for key, value in config.items() if key not in _OPERATION}
+    if "guidance" in settings:
+        settings["guidance"] = _without_operation(settings["guidance"])
+    if "guided" in settings:
+        settings["guided"] = {name: _without_operation(own) for name, own in settings["guided"].items()}
+    if isinstance(settings.get("sampling"), Mapping):  # of a run from before there was such a setting
+        settings["sampling"] = {"grain": True, **settings["sampling"]}
+    return {"settings": settings, "read": dict(read)}
+
+
+def _without_operation(guidance: Any) -> Any:
+    """Of settings of guidance, those that change a face; what is none is left as it is."""
+    if not isinstance(guidance, Mapping):
+        return guidance
+    return {key: value for key, value in guidance.items() if key not in _OPERATION_OF_GUIDANCE}
+
+
+def claim(folder: Path, cfg: EvaluateConfig, identity: Mapping[str, Any], inputs: Iterable[Path]) -> bool:
+    """Make the folder this run's; what another run made there is removed only where the user says so.
+
+    Returns:
+        Whether an earlier, unfinished or finished run there is continued.
+
+    Raises:
+        OutputError: it holds something else, another run, or what this one reads.
+    """
+    check_creatable(folder)
+    note = folder / NOTE
+    if folder.is_dir() and any(path.name != f".{NOTE}.part" for path in folder.iterdir()):
+        earlier = _read(note)
+        if earlier is None:
+            raise OutputError(
+                f"out: {folder} holds no run of evaluate.py; give another name=NAME or out=FOLDER"
+            )
+        if cfg.resume:
+            _check_same(folder, earlier, identity)
+            return True
+        if not cfg.overwrite:
+            raise OutputError(
+                f"out: {folder} exists; resume=true continues it, overwrite=true replaces it, name=NAME writes "
+                "elsewhere"
+            )
+        inside = [path for path in inputs if path.resolve().is_relative_to(folder.resolve())]
+        if inside:
+            raise OutputError(
+                f"out: {inside[0]} is read by this run, and overwrite=true would remove it; give another name"
+            )
+        for name in _OURS:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(note, {"format": FORMAT, **identity})
+    return False
+
+
+def release(folder: Path) -> None:
+    """Take back a claim of which nothing came, so that a run that was refused leaves no trace."""
+    if folder.name and folder.is_dir() and [path.name for path in folder.iterdir()] == [NOTE]:
+        (folder / NOTE).unlink()
+        folder.rmdir()
+
+
+def _read(note: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and content.get("format") == FORMAT else None
+
+
+def _check_same(folder: Path, earlier: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    wanted = json.loads(json.dumps(identity))
+    earlier = identity_of(earlier.get("settings", {}), earlier.get("read", {}))  # of runs that noted more
+    for part in ("settings", "read"):
+        before, now = earlier.get(part, {}), wanted[part]
+        for key in sorted({*before, *now}):
+            if before.get(key) != now.get(key):
+                raise OutputError(
+                    f"out: the run in {folder} had {key} {before.get(key)}, now it is {now.get(key)}; resume=true "
+                    "continues a run with its own settings and data: undo that, or give another name=NAME"
+                )

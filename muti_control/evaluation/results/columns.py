@@ -1,0 +1,156 @@
+"""The columns of the tables: for each measure its figure, its values per probe, and differences between methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muti_control.evaluation.results.results import Evaluation, Figure, Identification, Method
+from muti_control.evaluation.results.statistics import paired_difference
+from muti_control.evaluation.results.summary import MIN_PROBES, Resampling
+
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One measure as a column of a table.
+
+    Attributes:
+        part: a recogniser's name, or ``pictures``; key: the measure within it.
+        label: of the column; unit: shown behind the label.
+        better: ``higher`` or ``lower``, or empty where neither is.
+        decimals: to print; factor: what a value is multiplied with to be printed in ``unit`` (100 for %).
+    """
+
+    part: str
+    key: str
+    label: str
+    unit: str
+    better: str
+    decimals: int
+    factor: float = 1.0
+
+    def figure(self, method: Method) -> Figure | None:
+        """The method's figure, None where it was not measured."""
+        if self.part == "pictures":
+            measured = method.pictures.get(self.key)
+            return None if measured is None else measured.figure
+        found = method.identification.get(self.part)
+        if found is None:
+            return None
+        figure: Figure | None = getattr(found, self.key)
+        return figure
+
+    def values(self, method: Method) -> Floats | None:
+        """The method's values per probe (P,), NaN where it was not measured; None where there are none."""
+        if self.part == "pictures":
+            measured = method.pictures.get(self.key)
+            values = None if measured is None else measured.values
+            return None if values is None else _with_nan(values)
+        found = method.identification.get(self.part)
+        return None if found is None else _PER_PROBE[self.key](found)
+
+    def written(self, value: float, sign: bool = False) -> str:
+        """A value as it is printed, without its unit."""
+        text = (
+            f"{value * self.factor:+.{self.decimals}f}"
+            if sign
+            else f"{value * self.factor:.{self.decimals}f}"
+        )
+        return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _with_nan(values: tuple[float | None, ...] | tuple[int | None, ...]) -> Floats:
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _hits(within: int) -> Callable[[Identification], Floats]:
+    def of(found: Identification) -> Floats:
+        ranks = _with_nan(found.ranks)
+        return np.where(np.isnan(ranks), np.nan, ranks <= within)
+
+    return of
+
+
+_PER_PROBE: dict[str, Callable[[Identification], Floats | None]] = {
+    "rank1": _hits(1),
+    "rank5": _hits(5),
+    "rank10": _hits(10),
+    "mean_reciprocal_rank": lambda found: 1 / _with_nan(found.ranks),
+    "mean_rank": lambda found: _with_nan(found.ranks),
+    "mean_average_precision": lambda found: None,  # where it is not 1 / rank, its values are not kept
+    "distance": lambda found: None if found.distances is None else _with_nan(found.distances),
+}
+
+
+def identification_columns(evaluation: Evaluation, recogniser: str) -> list[Column]:
+    """The columns of one recogniser; mAP has its own only where it differs from MRR (several views a subject)."""
+    found = [m.identification[recogniser] for m in evaluation.methods if recogniser in m.identification]
+    one = all(f.mean_average_precision.value == f.mean_reciprocal_rank.value for f in found)
+    columns = [
+        Column(recogniser, "rank1", "rank-1", "%", "higher", 1, 100),
+        Column(recogniser, "rank5", "rank-5", "%", "higher", 1, 100),
+        Column(recogniser, "rank10", "rank-10", "%", "higher", 1, 100),
+        Column(recogniser, "mean_reciprocal_rank", "mAP = MRR" if one else "MRR", "", "higher", 3),
+        Column(recogniser, "mean_rank", "mean rank", "", "lower", 1),
+        Column(recogniser, "distance", "distance to own", "", "lower", 3),
+    ]
+    if not one:
+        columns.insert(3, Column(recogniser, "mean_average_precision", "mAP", "", "higher", 3))
+    return columns
+
+
+def picture_columns(evaluation: Evaluation) -> list[Column]:
+    """The measures on pictures that some method has, in the order of ``measures``."""
+    used = {name for method in evaluation.methods for name in method.pictures}
+    return [
+        Column("pictures", measure.name, measure.label, measure.unit, measure.better, measure.decimals)
+        for measure in evaluation.measures
+        if measure.name in used
+    ]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """First minus second on the probes that both have: mean, paired bootstrap interval, two-sided p, probes."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+    @property
+    def certain(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.low > 0 or self.high < 0
+
+
+def resampling_of(evaluation: Evaluation) -> Resampling:
+    """How the run's intervals were made, for those derived from it."""
+    protocol = evaluation.protocol
+    return Resampling(protocol.bootstrap, protocol.seed, protocol.confidence)
+
+
+def difference(
+    first: Floats | None, second: Floats | None, how: Resampling, weights: Floats | None = None
+) -> Difference | None:
+    """The paired difference of two methods' values per probe (P,), NaN where not measured; None below two probes."""
+    if first is None or second is None:
+        return None
+    both = np.isfinite(first) & np.isfinite(second)
+    if both.sum() < MIN_PROBES:
+        return None
+    value, low, high, p = paired_difference(
+        first[both],
+        second[both],
+        None if weights is None else weights[both],
+        how.draws,
+        how.seed,
+        how.confidence,
+    )
+    return Difference(value, low, high, p, int(both.sum()))

@@ -1,0 +1,86 @@
+"""Weights of the picture losses: given, or found from how large each term's gradient on the control network is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from muti_control.training.ranks import world_size
+
+NOISE = "noise"
+FIRST = 8  # so many measurements of each term at once, before it is done every so many steps only
+LONGEST_MEMORY = 0.9  # of the average over measurements; shorter while there are few of them
+
+
+class LossWeights:
+    """Follows the norms of the terms' gradients and says what each term is multiplied with.
+
+    Args:
+        wanted: by term. ratio: ``wanted`` are norms relative to that of the noise loss's gradient; else weights.
+        every: steps between measurements; 0: none, for weights that are given.
+    """
+
+    def __init__(self, wanted: Mapping[str, float], ratio: bool, every: int) -> None:
+        self.wanted, self.ratio, self.every = dict(wanted), ratio, every
+        self.norms: dict[str, float] = {}  # averages over the measurements
+        self.counts: dict[str, int] = {}
+
+    def due(self, step: int, micro: int = 0) -> bool:
+        """Whether the norms are measured at a step's micro-batch (both from 0)."""
+        few = min((self.counts.get(name, 0) for name in self.wanted), default=0) < FIRST
+        return self.every > 0 and (few or (micro == 0 and step % self.every == 0))
+
+    def measured(self, norms: Mapping[str, float]) -> None:
+        """Take in the norms of one step; a term that was not there (no sample was gated) is left out, or NaN."""
+        for name, norm in norms.items():
+            if not 0 <= norm < float("inf"):
+                continue
+            count = self.counts.get(name, 0)
+            memory = min(LONGEST_MEMORY, count / (count + 1))
+            self.norms[name] = memory * self.norms.get(name, 0.0) + (1 - memory) * norm
+            self.counts[name] = count + 1
+
+    def weights(self) -> dict[str, float]:
+        """By term; with ``ratio`` 0 for one whose gradient has not been seen yet."""
+        if not self.ratio:
+            return dict(self.wanted)
+        noise = self.norms.get(NOISE, 0.0)
+        return {
+            name: wanted * noise / self.norms[name] if self.norms.get(name, 0.0) > 0 else 0.0
+            for name, wanted in self.wanted.items()
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers: a resumed run goes on with the same weights."""
+        return {"norms": dict(self.norms), "counts": dict(self.counts)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self.norms, self.counts = dict(state["norms"]), dict(state["counts"])
+
+
+def gradient_norms(
+    losses: Mapping[str, Tensor | None], parameters: Sequence[nn.Parameter]
+) -> dict[str, float]:
+    """Norm of the gradient of each loss on all of ``parameters``; the graphs stay.
+
+    With several processes the mean over those that have the loss, the same on all of them; every process names
+    the same losses, None where it has none.
+    """
+    device = parameters[0].device
+    sums = torch.zeros(len(losses), 2, device=device)  # norms and how many have one
+    for row, loss in zip(sums, losses.values(), strict=True):
+        if loss is not None:
+            with torch.autocast(device.type, enabled=False):
+                found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            row[0] = nn.utils.get_total_norm([g for g in found if g is not None])
+            row[1] = 1
+    if world_size() > 1:
+        dist.all_reduce(sums)
+    return {
+        name: total / count for name, (total, count) in zip(losses, sums.tolist(), strict=True) if count > 0
+    }

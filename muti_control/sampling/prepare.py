@@ -1,0 +1,265 @@
+"""Settings of a sampling run, and their check: everything that can be wrong is found before anything is written."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cldm.controlled import ControlledLatentDiffusion, load_model
+from cldm.record import check_overwriting, claim_folder, environment, latest_folder, unused_folder
+from cldm.sampling import SamplingConfig
+from cldm.spacing import spaced_timesteps
+from data.cases import MANIFEST_SUFFIXES, NO_SKULL, Case, Known, check_pictures, find_cases
+from data.packs.shards import picture_sha256
+from data.partial import REGIONS
+from ldm.checkpoint import sha256
+from ldm.compiled import check_compiler, compile_blocks
+from ldm.config import parse_command_line, to_yaml
+from ldm.device import choose_device, choose_precision
+from muti_control.conditions.case_landmarks import Given, choose_landmarks
+from muti_control.conditions.case_textures import choose_textures
+from muti_control.distributed import find_team
+from muti_control.sampling.job import Job, RunFolder
+from muti_control.sampling.resume import resumed
+from muti_control.sampling.spgd import GuidanceConfig, load_guidance
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DEMO_SKULLS, DEMO_LIMIT = "data/split_data/test.json", 4
+DEMO_WEIGHTS = "models/demo/iccr_demo.safetensors"
+SKULL_LANDMARKS = "models/demo/pipnet_skull.safetensors"
+
+
+@dataclass
+class SampleConfig:
+    """What to reconstruct, and how.
+
+    skull: picture, folder or manifest; none: there is none, and what else is given draws the face.
+    images_dir: where a manifest's pictures are, if not where it expects them.
+    limit: at most that many skulls, spread evenly over the list.
+    sex, age (years), ethnicity, body_mass (1 very thin ... 5 slightly fat): of the person; over a manifest's.
+    num_samples: faces for each skull, with seeds seed, seed + 1, ...
+    landmarks: for weights with a landmark branch: auto (read off the skull), none, or a file of points in px of the
+    skull picture, or a folder of them, such as an earlier run wrote and you have edited. landmark_weights: the network
+    that reads them off skulls.
+    texture: for weights with a texture branch: a face whose look of the skin (and nothing else) is wanted; auto (what a
+    manifest names, else none) or none. missing: bone to take away first: mandible, vault, left or right.
+    weights: checkpoint. model: YAML of its architecture, where the file does not carry it.
+    device: auto, cpu, cuda, cuda:1, mps. precision: auto (bf16 where the device is
+        faster by it, else fp32), fp32, bf16, fp16.
+    compile: compile the network's blocks first: minutes, repaid by many faces on a GPU.
+    devices: how many GPUs to use side by side (on the CPU: processes); auto: all. torchrun and srun work too.
+    batch_size: faces drawn together; each depends on its own skull, prompt and seed alone.
+    max_sheets: contact sheets at most, of twelve skulls each.
+    out: folder to write. Default: results/NAME, numbered if it exists. overwrite: replace an earlier run there.
+    resume: continue an earlier run there (without out: the latest results/NAME), drawing the faces it lacks.
+    sampling: the sampler's settings. Default: what the weights recommend.
+    guidance: of the samples towards what can be measured on the face (SPGD); guidance.mode=spgd switches it on.
+    """
+
+    skull: str | None = None
+    images_dir: str | None = None
+    limit: int | None = None
+    sex: str | None = None
+    age: float | None = None
+    ethnicity: str | None = None
+    body_mass: Any = None
+    num_samples: int = 1
+    seed: int = 0
+    landmarks: str = "auto"
+    landmark_weights: str = SKULL_LANDMARKS
+    texture: str = "auto"
+    missing: str | None = None
+    weights: str = DEMO_WEIGHTS
+    model: str | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    compile: bool = False
+    devices: str = "1"
+    batch_size: int = 8
+    max_sheets: int = 20
+    out: str | None = None
+    overwrite: bool = False
+    resume: bool = False
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+
+    def validate(self) -> None:
+        """Raises ValueError naming the field, its value and what is allowed."""
+        for name in ("num_samples", "batch_size", "max_sheets"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        if not 0 <= self.seed < 2**63 - self.num_samples:
+            raise ValueError(f"seed: got {self.seed}, expected 0 or a positive number below 2^63")
+        if self.overwrite and self.resume:
+            raise ValueError(
+                "overwrite=true replaces an earlier run and resume=true continues it; give one of them"
+            )
+        check_missing(self.missing)
+        self.sampling.validate()
+        self.guidance.validate()
+
+
+def check_missing(region: str | None) -> None:
+    """Raises ValueError for what is no region of the skull."""
+    if region is not None and region not in REGIONS:
+        raise ValueError(f"missing: got {region!r}, expected one of {', '.join(REGIONS)}")
+
+
+def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
+    """The run that a command line asks for.
+
+    Args:
+        arguments: of ``sample.py``. program: what starts it as another process, without the arguments.
+
+    Raises:
+        ValueError: whatever was given cannot be used; the message says what to do.
+    """
+    cfg = parse_command_line(SampleConfig, arguments, file_key="skull")
+    cfg.validate()
+    device = choose_device(cfg.device)
+    team = find_team(cfg.devices, device, [*program, *arguments])
+    device = team.device(device)
+    dtype = choose_precision(cfg.precision, device)
+    if cfg.compile:
+        check_compiler()
+    known = Known(cfg.sex, cfg.age, cfg.ethnicity, cfg.body_mass)
+    skull = shipped(DEMO_SKULLS) if cfg.skull is None else Path(cfg.skull)
+    limit = DEMO_LIMIT if cfg.skull is None and cfg.limit is None else cfg.limit
+    cases = [replace(case, missing=cfg.missing) for case in find_cases(skull, known, cfg.images_dir, limit)]
+    pictures = {path for case in cases for path in (case.skull_path, case.face_path) if path is not None}
+    folder = _folder(cfg, skull)
+    earlier = claim_folder(folder, cfg.overwrite, cfg.resume) if team.is_first else None
+    weights = shipped(cfg.weights)
+    model, metadata = load_model(weights, cfg.model, device, dtype)
+    if cfg.compile:
+        compile_blocks(model)
+    cfg = _with_recommended(arguments, model, metadata)
+    cfg.guidance.guided_steps(cfg.sampling.steps)  # what is wrong is told now
+    skull_landmarks = shipped(cfg.landmark_weights)
+    if cfg.landmark_weights != SKULL_LANDMARKS and not skull_landmarks.is_file():
+        raise ValueError(
+            f"landmark_weights: {skull_landmarks} not found; leave the setting out for the shipped network"
+        )
+    landmarks, remark = choose_landmarks(cfg.landmarks, skull_landmarks, cases, model)
+    guidance = load_guidance(shipped_networks(cfg.guidance), model, cases, landmarks, skull_landmarks)
+    textures, of_texture = choose_textures(cfg.texture, cases, model)
+    job = Job(
+        model=model,
+        cases=cases,
+        notes=check_pictures(cases, model.cfg.image_size) if team.is_first else {},
+        hashes={path: picture_sha256(path) for path in pictures} if team.is_first else {},
+        seeds=range(cfg.seed, cfg.seed + cfg.num_samples),
+        sampling=cfg.sampling,
+        batch_size=cfg.batch_size,
+        max_sheets=cfg.max_sheets,
+        folder=RunFolder(folder),
+        weights={"file": weights.name, "sha256": sha256(weights), "step": metadata.get("step", "unknown")}
+        if team.is_first
+        else {},
+        environment=environment(device, dtype) | {"processes": team.size},
+        config=to_yaml(cfg),
+        manifest=_manifest(skull),
+        landmarks=landmarks,
+        guidance=guidance,
+        textures=textures,
+        remarks=[
+            told
+            for told in (remark, of_texture, _without_skull(cases, metadata), cfg.guidance.idle)
+            if told is not None
+        ],
+        team=team,
+    )
+    if not team.is_first:
+        return job
+    if earlier is not None:
+        job = replace(job, folder=resumed(job, earlier) if cfg.resume else RunFolder(folder, earlier.files))
+    inputs = [
+        *({skull} if skull.exists() else ()),
+        weights,
+        *(Path(argument) for argument in arguments if "=" not in argument),
+        *pictures,
+    ]
+    inputs += [Path(cfg.model)] if cfg.model is not None else []
+    inputs += landmarks.files.values() if isinstance(landmarks, Given) else []
+    inputs += [] if guidance is None else guidance.inputs
+    inputs += [path for case in cases if textures is not None and (path := textures.path(case)) is not None]
+    written = [folder / file for file in job.files if file not in job.folder.kept]
+    check_overwriting(job.folder.outdated, written, inputs)
+    return job
+
+
+def _without_skull(cases: Sequence[Case], metadata: Mapping[str, str]) -> str | None:
+    """What a user should know who draws without a skull."""
+    if all(case.skull_path is not None for case in cases):
+        return None
+    learnt = json.loads(metadata.get("conditions", "{}")).get("skull", {}).get("dropout", 0)
+    if learnt > 0:
+        return "no skull: what else is given draws the face"
+    return "no skull, and these weights were not trained to do without (skull.dropout): expect little"
+
+
+def _folder(cfg: SampleConfig, skull: Path) -> Path:
+    """Where to write. By default the results are called after the skull, for ``.`` and ``..`` too."""
+    if cfg.out is not None:
+        return Path(cfg.out)
+    whole = Path(os.path.abspath(skull))  # not resolved: a link keeps the name the user knows
+    if str(skull) == NO_SKULL and not whole.exists():
+        whole = Path("no_skull")
+    name = ((whole.name if whole.is_dir() else whole.stem) or "skulls") if cfg.skull is not None else "demo"
+    return (latest_folder if cfg.resume else unused_folder)(Path("results") / name)
+
+
+def _with_recommended(
+    arguments: Sequence[str], model: ControlledLatentDiffusion, metadata: Mapping[str, str]
+) -> SampleConfig:
+    """The settings, where the sampler's are what the weights recommend if the user says nothing else."""
+    base = {"sampling": recommended_sampling(metadata, model.cfg.unet.num_control_outputs)}
+    cfg = parse_command_line(SampleConfig, arguments, base=base, base_name="settings in the weights")
+    cfg.validate()
+    cfg.sampling.scales_for(model.cfg.unet.num_control_outputs)
+    try:
+        spaced_timesteps(
+            cfg.sampling.steps, cfg.sampling.spacing, model.cfg.schedule.num_timesteps, model.alphas_cumprod
+        )
+    except ValueError as error:
+        raise ValueError(f"sampling.{error}") from error
+    return cfg
+
+
+def _manifest(skull: Path) -> dict[str, str] | None:
+    is_manifest = skull.is_file() and skull.suffix.lower() in MANIFEST_SUFFIXES
+    return {"path": str(skull), "sha256": sha256(skull)} if is_manifest else None
+
+
+def recommended_sampling(metadata: Mapping[str, str], num_control_outputs: int) -> dict[str, Any]:
+    """The sampler settings a checkpoint recommends (JSON under ``sampling`` in its metadata).
+
+    Without any: SD1.5's, but with all control scales 1 if the network does not have SD1.5's thirteen residuals.
+
+    Raises:
+        ValueError: the entry is no JSON object.
+    """
+    if "sampling" not in metadata:
+        standard = len(SamplingConfig().control_scales) == num_control_outputs
+        return {} if standard else {"control_scales": [1.0]}
+    try:
+        settings = json.loads(metadata["sampling"])
+    except ValueError as error:
+        raise ValueError(f"weights: their metadata entry 'sampling' is no JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"weights: their metadata entry 'sampling' is {settings!r}, expected a JSON object")
+    return settings
+
+
+def shipped_networks(cfg: GuidanceConfig) -> GuidanceConfig:
+    """The settings with the files that come with this program named in full."""
+    return replace(cfg, face_landmark_weights=str(shipped(cfg.face_landmark_weights)))
+
+
+def shipped(name: str) -> Path:
+    """A file of the user's, or one that comes with this program, from any working folder."""
+    return Path(name) if Path(name).exists() or not (ROOT / name).exists() else ROOT / name

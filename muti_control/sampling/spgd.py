@@ -1,0 +1,379 @@
+"""Guidance of sampling runs: its settings, the networks it asks, and what it does to a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cldm.branches import Landmarks
+from cldm.controlled import ControlledLatentDiffusion
+from cldm.ddim import BeforeStep, EpsFn
+from cldm.spgd import GuidedStep, Spgd, SpgdConfig
+from cldm.texture import TextureError
+from data.cases import Case
+from data.images import read_image
+from data.landmarks import LandmarksError, fractions_of, picture_size, read_landmarks
+from ldm.checkpoint import sha256
+from muti_control.conditions.case_landmarks import (
+    CaseLandmarks,
+    Given,
+    ReadOffSkull,
+    given_landmarks,
+    skull_reader,
+)
+from muti_control.losses.decoding import decoder_layout
+from muti_control.networks.guidance_decoder import GuidanceDecoder, load_guidance_decoder
+from muti_control.networks.patchgan import PatchGan
+from muti_control.networks.pipnet.reader import LandmarkReader
+from muti_control.sampling.energies import (
+    ContainmentEnergy,
+    DecodedEnergies,
+    Energy,
+    LandmarkEnergy,
+    RealismEnergy,
+    TextureEnergy,
+    check_exemplar,
+)
+
+ENERGIES = ("landmarks", "containment", "realism", "texture")
+FACE_LANDMARKS = "models/demo/pipnet_face.safetensors"
+
+
+@dataclass
+class GuidanceConfig(SpgdConfig):
+    """Guidance by SPGD; off by default. What ``SpgdConfig`` says, and the energies it lowers.
+
+    landmarks, containment, realism, texture: weights of the energies; only their ratio counts, 0 leaves one out.
+    target: where the landmarks shall be: auto (as the condition has them, else read off the skull), true (of the
+        manifest: to see what guidance can do at best), or a file or folder of points as for landmarks.
+    face_landmark_weights: the network that reads landmarks off faces. discriminator: file, for realism.
+    exemplar: face picture whose surface is wanted, for texture.
+    decoder: file of a small decoder for the energies' eyes (the guidance_decoder stage of train.py); the face itself
+        is always decoded by the model's own.
+    at_once: faces decoded together with gradient. recompute: the decoder's blocks, in place of keeping what they need.
+    trace: write what guidance did to each face as NAME_guidance.json and a plot.
+    """
+
+    landmarks: float = 1.0
+    containment: float = 1.0
+    realism: float = 0.0
+    texture: float = 0.0
+    target: str = "auto"
+    face_landmark_weights: str = FACE_LANDMARKS
+    discriminator: str | None = None
+    exemplar: str | None = None
+    decoder: str | None = None
+    at_once: int = 2
+    recompute: bool = False
+    trace: bool = False
+
+    def validate(self) -> None:
+        """Raises ValueError naming the field, its value and what is allowed."""
+        super().validate()
+        for name, weight in self.weights.items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"guidance.{name}: got {weight}, expected 0 or a positive weight")
+        if self.at_once < 1:
+            raise ValueError(f"guidance.at_once: got {self.at_once}, expected at least 1")
+        if not self.acts:
+            return
+        for name, key in (("realism", "discriminator"), ("texture", "exemplar")):
+            if getattr(self, name) > 0 and getattr(self, key) is None:
+                raise ValueError(
+                    f"guidance.{name}={getattr(self, name):g} needs guidance.{key}=FILE; "
+                    f"guidance.{name}=0 leaves it out"
+                )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """By energy."""
+        return {name: getattr(self, name) for name in ENERGIES}
+
+    @property
+    def summary(self) -> str:
+        """In a line, for people."""
+        told = {} if self.target == "auto" else {"landmarks": f" ({self._whose})"}
+        weights = {name: weight for name, weight in self.weights.items() if weight > 0}
+        energies = ", ".join(f"{name} {weight:g}{told.get(name, '')}" for name, weight in weights.items())
+        inner = f", {self.num_inner} inner steps" if self.mode != "plain" else ""
+        decoder = "the full decoder" if self.decoder is None else Path(self.decoder).name
+        return f"{self.mode} by {self.gradient}, scale {self.scale:g}{inner}, towards {energies}, through {decoder}"
+
+    @property
+    def idle(self) -> str | None:
+        """Why it changes nothing although it is switched on, for people; None where it acts, or is off."""
+        if self.mode == "off" or self.acts:
+            return None
+        why = "guidance.scale is 0" if not self.scale > 0 else f"{', '.join(ENERGIES)} all have weight 0"
+        return f"not guided: guidance.mode={self.mode}, but {why}"
+
+    @property
+    def _whose(self) -> str:
+        if self.target == "true":
+            return "those of the true face, which nobody has in practice"
+        return f"those of {Path(self.target).name}"
+
+    @property
+    def fixes_points(self) -> bool:
+        """Whether it pulls a case's landmarks to points that neither its skull nor what is told of it can move."""
+        return self.acts and self.landmarks > 0 and self.target != "auto"
+
+    @property
+    def names_files(self) -> bool:
+        """Whether these points lie in files that bear the cases' names."""
+        return self.fixes_points and self.target != "true"
+
+    @property
+    def acts(self) -> bool:
+        """Whether it changes anything at all."""
+        return super().acts and any(self.weights.values())
+
+
+@dataclass(frozen=True)
+class TrueLandmarks:
+    """Those that the manifest knows."""
+
+    def of(self, cases: Sequence[Case], skulls: Tensor) -> Landmarks:
+        points = []
+        for case in cases:
+            assert case.landmarks_path is not None and case.face_path is not None
+            found, _ = read_landmarks(case.landmarks_path)
+            points.append(fractions_of(found, picture_size(case.face_path)))
+        stacked = torch.from_numpy(np.stack(points))
+        return Landmarks(stacked, torch.ones(stacked.shape[:2]), torch.ones(len(cases), dtype=torch.bool))
+
+    def describe(self, case: Case) -> dict[str, str]:
+        assert case.landmarks_path is not None
+        path = case.landmarks_path
+        return {"source": "known of the true face", "file": path.name, "sha256": sha256(path)}
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Settings with the networks they name. files: sha256 by setting."""
+
+    cfg: GuidanceConfig
+    reader: LandmarkReader | None
+    targets: CaseLandmarks | None
+    discriminator: PatchGan | None
+    decoder: GuidanceDecoder | None
+    files: Mapping[str, str]
+
+    @property
+    def inputs(self) -> list[Path]:
+        """Files that a run reads and must not overwrite."""
+        points = list(self.targets.files.values()) if isinstance(self.targets, Given) else []
+        return [*(Path(getattr(self.cfg, name)) for name in self.files), *points]
+
+    def describe(self, case: Case | None = None) -> dict[str, Any]:
+        """For the records: all settings, and the sha256 of the files behind them; of a case also its target's."""
+        settings = asdict(self.cfg)
+        for name in ("face_landmark_weights", "discriminator", "exemplar", "decoder"):
+            used = name in self.files
+            settings[name] = {"file": Path(settings[name]).name, "sha256": self.files[name]} if used else None
+        settings["target"] = self.target(case)
+        del settings["trace"], settings["at_once"], settings["recompute"]  # they change no picture
+        return settings
+
+    def target(self, case: Case | None = None) -> dict[str, str] | str | None:
+        """Where a case's landmarks shall be, for its record; without a case what was chosen."""
+        if self.targets is None:
+            return None
+        chosen = self.cfg.target
+        if case is None:
+            return chosen if chosen in ("auto", "true") else Path(chosen).name
+        return {"chosen": "file" if self.cfg.names_files else chosen, **self.targets.describe(case)}
+
+    def of(self, model: ControlledLatentDiffusion, cases: Sequence[Case], skulls: Tensor) -> BatchGuidance:
+        """Guidance of one batch; skulls: (B, 3, H, W) in [0, 1]."""
+        skulls, cfg = skulls.to(model.device), self.cfg
+        terms: dict[str, tuple[float, Energy]] = {}
+        if cfg.landmarks > 0 and self.reader is not None and self.targets is not None:
+            points = self.targets.of(cases, skulls)
+            terms["landmarks"] = cfg.landmarks, LandmarkEnergy(self.reader, points)
+        if cfg.containment > 0:
+            terms["containment"] = cfg.containment, ContainmentEnergy(skulls)
+        if cfg.realism > 0 and self.discriminator is not None:
+            terms["realism"] = cfg.realism, RealismEnergy(self.discriminator, skulls)
+        if cfg.texture > 0 and cfg.exemplar is not None:
+            exemplar = _exemplar(Path(cfg.exemplar), skulls.shape[-1]).to(skulls)
+            terms["texture"] = cfg.texture, TextureEnergy(exemplar.expand(len(skulls), -1, -1, -1))
+        decode = self.decoder or decoder_of(model, cfg.recompute)
+        energy = DecodedEnergies(decode, terms, cfg.at_once)
+        return BatchGuidance(cfg, energy)
+
+
+@dataclass(frozen=True)
+class BatchGuidance:
+    """A ``cldm.spgd.Guide``. steps: what it did, filled while it runs if the settings ask for a trace."""
+
+    cfg: GuidanceConfig
+    energy: DecodedEnergies
+    steps: list[GuidedStep] = field(default_factory=list)
+
+    def attach(self, eps_fn: EpsFn, alphas_cumprod: Tensor, num_steps: int) -> tuple[EpsFn, BeforeStep]:
+        record = self.steps.append if self.cfg.trace else None
+        spgd = Spgd(self.cfg, self.energy, eps_fn, alphas_cumprod, num_steps, record)
+        return spgd.eps, spgd.before_step
+
+
+def load_guidance(
+    cfg: GuidanceConfig,
+    model: ControlledLatentDiffusion,
+    cases: Sequence[Case],
+    condition: CaseLandmarks | None,
+    skull_landmarks: Path,
+) -> Guidance | None:
+    """What the settings ask for, with every file read and checked; None where it changes nothing.
+
+    Args:
+        condition: where the landmark branch's points come from, if it has any. skull_landmarks: file of the network
+            that reads them off skulls, where that is asked for.
+
+    Raises:
+        ValueError: a file that is missing or does not fit; the message says what to do.
+    """
+    cfg.validate()
+    if not cfg.acts:
+        return None
+    files: dict[str, str] = {}
+    reader = targets = discriminator = None
+    if cfg.landmarks > 0:
+        reader = LandmarkReader.load(_there(cfg.face_landmark_weights, "face_landmark_weights"), model.device)
+        if reader.role != "face":
+            raise ValueError(
+                f"guidance.face_landmark_weights: {cfg.face_landmark_weights} reads landmarks off a {reader.role}, "
+                "expected a network for faces"
+            )
+        files["face_landmark_weights"] = sha256(Path(cfg.face_landmark_weights))
+        targets = _targets(cfg.target, cases, condition, skull_landmarks, reader.net.cfg.num_landmarks, model)
+    _check_skulls(cfg, cases, targets)
+    if cfg.realism > 0 and cfg.discriminator is not None:
+        discriminator = PatchGan.load(_there(cfg.discriminator, "discriminator"), model.device)
+        if discriminator.cfg.in_channels != 6:
+            raise ValueError(
+                f"guidance.discriminator: {cfg.discriminator} takes {discriminator.cfg.in_channels} channels, "
+                "expected 6 (skull and face); the control stage with losses.gan writes one"
+            )
+        files["discriminator"] = sha256(Path(cfg.discriminator))
+    if cfg.texture > 0 and cfg.exemplar is not None:
+        _exemplar(_there(cfg.exemplar, "exemplar"), model.cfg.image_size)
+        files["exemplar"] = sha256(Path(cfg.exemplar))
+    decoder = None
+    if cfg.decoder is not None:
+        decoder = load_guidance_decoder(cfg.decoder, model)
+        files["decoder"] = sha256(Path(cfg.decoder))
+    return Guidance(cfg, reader, targets, discriminator, decoder, files)
+
+
+def _check_skulls(cfg: GuidanceConfig, cases: Sequence[Case], targets: CaseLandmarks | None) -> None:
+    """Raises: ValueError: an energy that looks at the skull, and a case without one."""
+    without = next((case.name for case in cases if case.skull_path is None), None)
+    if without is None:
+        return
+    looking = [name for name in ("containment", "realism") if cfg.weights[name] > 0]
+    points = ""
+    if isinstance(targets, ReadOffSkull):
+        looking, points = ["landmarks", *looking], ", or guidance.target=PATH gives the landmarks"
+    if looking:
+        one, leave = len(looking) == 1, " ".join(f"guidance.{name}=0" for name in looking)
+        raise ValueError(
+            f"guidance: {', '.join(looking)} need{'s' * one} a skull, and {without} has none; {leave} leave{'s' * one} "
+            f"{'it' if one else 'them'} out{points}"
+        )
+
+
+def _exemplar(path: Path, size: int) -> Tensor:
+    """(3, size, size) in [0, 1]. Raises: ImageError, TextureError: it cannot be used."""
+    picture = torch.from_numpy(read_image(path, size)[0]).permute(2, 0, 1)
+    try:
+        check_exemplar(picture)
+    except TextureError as error:
+        raise TextureError(f"guidance.exemplar: {path}: {error}") from error
+    return picture
+
+
+def _there(name: str, key: str) -> Path:
+    path = Path(name)
+    if not path.is_file():
+        energy = {"face_landmark_weights": "landmarks", "discriminator": "realism", "exemplar": "texture"}[
+            key
+        ]
+        raise ValueError(
+            f"guidance.{key}: {path} is no file; give one, or leave the energy out by guidance.{energy}=0"
+        )
+    return path
+
+
+def _targets(
+    choice: str,
+    cases: Sequence[Case],
+    condition: CaseLandmarks | None,
+    skull_landmarks: Path,
+    num_points: int,
+    model: ControlledLatentDiffusion,
+) -> CaseLandmarks:
+    """Where the landmarks shall be. Raises: ValueError."""
+    if choice == "true":
+        for case in cases:
+            if case.landmarks_path is None or case.face_path is None:
+                raise LandmarksError(
+                    f"guidance.target=true: {case.name} has no known landmarks; they come from a manifest with "
+                    "'landmarks' and 'target'"
+                )
+            found, _ = read_landmarks(case.landmarks_path)
+            if len(found) != num_points:
+                raise LandmarksError(
+                    f"guidance.target=true: {case.landmarks_path} has {len(found)} points, the network for faces "
+                    f"{num_points}"
+                )
+        return TrueLandmarks()
+    if choice != "auto":
+        if not Path(choice).exists():
+            near = get_close_matches(choice, ("auto", "true"), 1)
+            meant = f"did you mean {near[0]}? Expected" if near else "expected"
+            raise LandmarksError(
+                f"guidance.target: there is no {choice}; {meant} auto (read off the skull), true (known of the true "
+                "face, from the manifest), or a file of points in px of the skull picture or a folder of them"
+            )
+        return given_landmarks(Path(choice), cases, num_points, "guidance.target")
+    if condition is not None and model.cfg.control.landmarks is not None:
+        if model.cfg.control.landmarks.num_points == num_points:
+            return condition
+        raise ValueError(
+            f"guidance: the model's landmarks have {model.cfg.control.landmarks.num_points} points, the network for "
+            f"faces {num_points}; guidance.landmarks=0 leaves this energy out"
+        )
+    if not skull_landmarks.is_file():
+        raise ValueError(
+            f"guidance: no landmark network for skulls at {skull_landmarks}; landmark_weights=FILE gives one, "
+            "guidance.target=PATH the points, and guidance.landmarks=0 leaves this energy out"
+        )
+    return skull_reader(skull_landmarks, num_points, model.device)
+
+
+def decoder_of(model: ControlledLatentDiffusion, recompute: bool) -> Callable[[Tensor], Tensor]:
+    """Latents (n, z, h, w) float32 -> pictures (n, 3, H, W) about [-1, 1], by the model's own decoder.
+
+    It is copied where it lies as it decodes fastest but not as it is differentiated fastest: a face of the demo and its
+    gradient take 0.19 s of the processor instead of 0.28 s, in bf16.
+    """
+    first_stage, layout = model.first_stage_model, decoder_layout(model.device)
+    decoder = first_stage.decoder
+    if not decoder.conv_in.weight.is_contiguous(memory_format=layout):
+        decoder = deepcopy(decoder).to(memory_format=layout)
+    decoder.recompute(recompute)
+
+    def decode(z: Tensor) -> Tensor:
+        latents = first_stage.post_quant_conv(z.to(model.dtype) / model.cfg.scale_factor)
+        return decoder(latents.contiguous(memory_format=layout))
+
+    return decode

@@ -1,0 +1,369 @@
+"""The configuration of a training run: typed, composed, read from YAML and ``key=value`` overrides."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from omegaconf import MISSING
+
+from cldm.sampling import SamplingConfig
+from data.partial import REGIONS
+from ldm.config import ConfigError, parse_command_line
+from ldm.latent_diffusion import ModelConfig
+from muti_control.losses.config import AutoencoderStageConfig, GrainStageConfig, LossesConfig
+from muti_control.networks.guidance_decoder import GuidanceDecoderStageConfig
+from muti_control.networks.pipnet.config import PipNetStageConfig
+from muti_control.networks.pix2pix_config import Pix2PixStageConfig
+from muti_control.optim import OptimConfig
+from muti_control.training.memory import MemoryConfig
+
+STAGES = ("autoencoder", "base", "control", "pipnet", "pix2pix", "guidance_decoder", "grain")
+WITHOUT_MODEL = ("pipnet", "pix2pix")  # stages whose architecture stands in their own part of the config
+FROM_INIT = {  # stages that need one, and of which kind
+    "control": "a checkpoint made by tool_add_control.py",
+    "guidance_decoder": "a checkpoint with the autoencoder whose decoder is to be imitated",
+    "grain": "a checkpoint with the autoencoder whose faces are to get grain",
+}
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+LOSS_WEIGHTINGS = ("eps", "x0", "v")
+UNLOCKED = ("none", "decoder", "all")
+EXPORT_DTYPES = ("float32", "float16", "bfloat16")
+
+
+class Checked(Protocol):
+    """A part of the config that looks at its own values."""
+
+    def validate(self) -> None:
+        """Raises: ValueError naming the field, what was got and what is expected."""
+
+
+@dataclass
+class DataConfig:
+    """Where the pairs are.
+
+    root: folder with ``pairedCS/`` (pictures) and ``split_data/`` (manifests).
+    train, valid: names of the manifests in ``split_data``.
+    skull_folder, face_folder: names of the two folders in ``pairedCS``; null takes the usual names.
+    num_workers: loader processes; 0 reads in the main process.
+    how_to_get: what to tell a user whose ``root`` is missing.
+    """
+
+    root: str = "data"
+    train: str = "train.json"
+    valid: str = "valid.json"
+    skull_folder: str | None = None
+    face_folder: str | None = None
+    num_workers: int = 0
+    how_to_get: str = "python -m data.cohort OUT makes a synthetic cohort; then pass data.root=OUT"
+
+
+@dataclass
+class TrainConfig:
+    """How long, how large, how often.
+
+    max_steps: optimizer steps. batch_size: pictures per device and micro-batch. accumulate: micro-batches per
+    step. val_every, save_every: optimizer steps between validations (with pictures) and between checkpoints.
+    save_minutes: a checkpoint at least so often, 0 for save_every alone. keep_best: how many of the best validations
+    keep their weights. log_every: steps between lines of the logs, 0 for a tenth of val_every, at most 10.
+    num_valid: validation pairs looked at. precision: auto is bf16-mixed where that is faster, else 32-true;
+    16-mixed is for GPUs older than that. accelerator: as Lightning names them. devices: how many on this machine (under
+    torchrun and srun as many as they start). num_threads: of torch on the CPU, 0 for its own choice.
+    export: which averaged weights the exported file holds, those of the best validation or the last ones.
+    export_dtype: precision of the weights in the exported file (float32, float16 or bfloat16).
+    """
+
+    max_steps: int = 1000
+    batch_size: int = 8
+    accumulate: int = 1
+    val_every: int = 500
+    save_every: int = 250
+    save_minutes: float = 30.0
+    keep_best: int = 3
+    log_every: int = 0
+    num_valid: int = 16
+    seed: int = 0
+    precision: str = "auto"
+    accelerator: str = "auto"
+    devices: int = 1
+    num_threads: int = 0
+    export: str = "best"
+    export_dtype: str = "float32"
+
+
+@dataclass
+class WatchConfig:
+    """When a run warns, and when it gives up.
+
+    max_skipped: so many steps in a row may have a gradient that is not finite (they are skipped); one more stops
+    the run. flat_effect, flat_after: from that step on it warns if another skull changes the predicted noise by less
+    than that share. waiting_share: of the time, spent on waiting for pictures, above which it warns of the loader.
+    """
+
+    max_skipped: int = 10
+    flat_effect: float = 0.01
+    flat_after: int = 1000
+    waiting_share: float = 0.2
+
+
+@dataclass
+class DiffusionStageConfig:
+    """Of the base and control stages.
+
+    prompt_dropout: chance that a prompt is replaced by the empty one (what guidance needs).
+    train_text_encoder: let the base stage train the text encoder as well.
+    loss_weighting: "eps" weighs the noise error alike at every t; "x0" turns it into the error of the clean latent,
+    min(1 / SNR(t), max_loss_weight) times as much, and so towards the noisy steps, where the skull decides; "v" into
+    the error of v, 1 / abar(t) times as much.
+    unlocked: what of the UNet the control stage trains beside the control network: none, its decoder half (the public
+    ControlNet's sd_locked=False), or all of it.
+    control_dropout: chance that skull, landmarks and texture of a pair are left out together. Guidance over all of them
+    is away from what the UNet draws alone; one that is unlocked forgets that without such pairs.
+    """
+
+    prompt_dropout: float = 0.1
+    loss_weighting: str = "eps"
+    max_loss_weight: float = 25.0
+    train_text_encoder: bool = True
+    unlocked: str = "none"
+    control_dropout: float = 0.0
+
+
+@dataclass
+class LandmarkConditionConfig:
+    """Of the control stage, for a model with a landmark branch (tool_add_control.py landmarks=N).
+
+    predicted: files of landmarks that networks read off the skulls, of training and validation pairs.
+    known_share: of the pairs that have known and predicted landmarks, how often the known ones are shown.
+    dropout: chance that a pair's landmarks are left out, so that the model also works without.
+    """
+
+    predicted: list[str] = field(default_factory=list)
+    known_share: float = 0.5
+    dropout: float = 0.2
+
+
+@dataclass
+class TextureConditionConfig:
+    """Of the control stage, for a model with a texture branch (tool_add_control.py texture=true).
+
+    dropout: chance that a pair's exemplar is left out, so that the model also works without.
+    """
+
+    dropout: float = 0.2
+
+
+@dataclass
+class SkullConditionConfig:
+    """Of the control stage: dropout: chance that a pair's skull is left out, so that the model also works without.
+
+    What is left draws the face: landmarks, texture and text, or the text alone.
+    """
+
+    dropout: float = 0.0
+
+
+@dataclass
+class PartialSkullConfig:
+    """Of the control stage, and of pipnet's where it reads skulls: skulls of which bone is missing, so that a damaged
+    skull still gives a face, and points that are not led astray.
+
+    share: of the training skulls. regions: which part then, each as often (mandible, vault, left, right).
+    """
+
+    share: float = 0.0
+    regions: list[str] = field(default_factory=lambda: list(REGIONS))
+
+
+@dataclass
+class ExperimentConfig:
+    """One training run.
+
+    stage: autoencoder, base, control, pipnet, pix2pix, guidance_decoder or grain. name: the run's folder below ``out``.
+    init: checkpoint to start from (none: fresh weights). how_to_get_init: what to tell a user who lacks it.
+    model: the architecture; with ``init`` it may be left out, the file carries it.
+    """
+
+    stage: str = MISSING
+    name: str = MISSING
+    out: str = "runs"
+    init: str | None = None
+    how_to_get_init: str = ""
+    resume: bool = True
+    model: ModelConfig | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    autoencoder: AutoencoderStageConfig = field(default_factory=AutoencoderStageConfig)
+    diffusion: DiffusionStageConfig = field(default_factory=DiffusionStageConfig)
+    skull: SkullConditionConfig = field(default_factory=SkullConditionConfig)
+    landmarks: LandmarkConditionConfig = field(default_factory=LandmarkConditionConfig)
+    texture: TextureConditionConfig = field(default_factory=TextureConditionConfig)
+    losses: LossesConfig = field(default_factory=LossesConfig)
+    partial: PartialSkullConfig = field(default_factory=PartialSkullConfig)
+    pipnet: PipNetStageConfig = field(default_factory=PipNetStageConfig)
+    pix2pix: Pix2PixStageConfig = field(default_factory=Pix2PixStageConfig)
+    guidance_decoder: GuidanceDecoderStageConfig = field(default_factory=GuidanceDecoderStageConfig)
+    grain: GrainStageConfig = field(default_factory=GrainStageConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of everything the run writes."""
+        return Path(self.out) / self.name
+
+    @property
+    def _reads_skulls(self) -> bool:
+        return self.stage == "control" or (self.stage == "pipnet" and self.pipnet.role == "skull")
+
+    def _of_one_stage(self) -> list[tuple[str, str, object]]:
+        """Settings that are off by default and that one stage alone heeds: that stage, the name, the value."""
+        return [
+            ("control", "losses", self.losses.wanted),
+            (self.stage if self._reads_skulls else "control", "partial.share", self.partial.share),
+            ("control", "skull.dropout", self.skull.dropout),
+            ("control", "diffusion.control_dropout", self.diffusion.control_dropout),
+            (
+                "control",
+                "diffusion.unlocked",
+                "" if self.diffusion.unlocked == "none" else self.diffusion.unlocked,
+            ),
+            ("control", "landmarks.predicted", list(self.landmarks.predicted)),
+            ("autoencoder", "autoencoder.gan", self.autoencoder.gan),
+            ("autoencoder", "autoencoder.texture_weight", self.autoencoder.texture_weight),
+        ]
+
+    def validate(self) -> None:
+        """Raises ConfigError for values that no run could use."""
+        train, dropout = self.train, self.diffusion.prompt_dropout
+        positive = {
+            "train.max_steps": train.max_steps,
+            "train.batch_size": train.batch_size,
+            "train.accumulate": train.accumulate,
+            "train.val_every": train.val_every,
+            "train.save_every": train.save_every,
+            "train.keep_best": train.keep_best,
+            "train.devices": train.devices,
+            "diffusion.max_loss_weight": self.diffusion.max_loss_weight,
+        }
+        checks = [
+            (self.stage in STAGES, "stage", self.stage, f"one of {', '.join(STAGES)}"),
+            (
+                train.precision in PRECISIONS,
+                "train.precision",
+                train.precision,
+                f"one of {', '.join(PRECISIONS)}",
+            ),
+            (
+                train.export_dtype in EXPORT_DTYPES,
+                "train.export_dtype",
+                train.export_dtype,
+                f"one of {', '.join(EXPORT_DTYPES)}",
+            ),
+            (
+                self.diffusion.loss_weighting in LOSS_WEIGHTINGS,
+                "diffusion.loss_weighting",
+                self.diffusion.loss_weighting,
+                f"one of {', '.join(LOSS_WEIGHTINGS)}",
+            ),
+            (
+                self.diffusion.unlocked in UNLOCKED,
+                "diffusion.unlocked",
+                self.diffusion.unlocked,
+                f"one of {', '.join(UNLOCKED)}",
+            ),
+            (train.export in ("best", "last"), "train.export", train.export, "best or last"),
+            *((value > 0, key, value, "a positive number") for key, value in positive.items()),
+            (bool(self.name.strip()), "name", self.name, "a name for the run's folder"),
+            (0 <= train.seed < 2**31, "train.seed", train.seed, "0 or a positive number below 2^31"),
+            (train.save_minutes >= 0, "train.save_minutes", train.save_minutes, "0 (none) or minutes"),
+            (train.log_every >= 0, "train.log_every", train.log_every, "0 or more"),
+            (self.watch.max_skipped >= 0, "watch.max_skipped", self.watch.max_skipped, "0 or more"),
+            (
+                math.isfinite(self.memory.card) and self.memory.card >= 0,
+                "memory.card",
+                self.memory.card,
+                "a card's memory in GB, or 0 (no plan)",
+            ),
+            (self.data.num_workers >= 0, "data.num_workers", self.data.num_workers, "0 or more"),
+            (train.num_valid > 1, "train.num_valid", train.num_valid, "at least 2"),
+            (0 <= dropout <= 1, "diffusion.prompt_dropout", dropout, "a number in [0, 1]"),
+            *(
+                (0 <= value <= 1, key, value, "a number in [0, 1]")
+                for key, value in (
+                    ("diffusion.control_dropout", self.diffusion.control_dropout),
+                    ("landmarks.known_share", self.landmarks.known_share),
+                    ("landmarks.dropout", self.landmarks.dropout),
+                    ("texture.dropout", self.texture.dropout),
+                    ("skull.dropout", self.skull.dropout),
+                    ("partial.share", self.partial.share),
+                )
+            ),
+            (
+                bool(self.partial.regions) and set(self.partial.regions) <= set(REGIONS),
+                "partial.regions",
+                list(self.partial.regions),
+                f"some of {', '.join(REGIONS)}",
+            ),
+            (
+                self.init or self.model or self.stage in (*WITHOUT_MODEL, *FROM_INIT),
+                "init",
+                None,
+                "a checkpoint, or a 'model:' to start afresh",
+            ),
+            (
+                self.model is None or self.stage not in WITHOUT_MODEL,
+                "model",
+                "an architecture",
+                f"none: the {self.stage} stage's stands under {self.stage}:",
+            ),
+            *(
+                (
+                    self.stage == stage or not got,
+                    key,
+                    got,
+                    f"none: {key.split('.')[0]}.* belong to the {stage} stage",
+                )
+                for stage, key, got in self._of_one_stage()
+            ),
+            (self.stage not in FROM_INIT or self.init, "init", None, FROM_INIT.get(self.stage)),
+        ]
+        for good, key, got, expected in checks:
+            if not good:
+                raise ConfigError(f"{key}: got {got!r}, expected {expected}")
+        parts: dict[str, Checked] = {
+            "optim": self.optim,
+            "pipnet": self.pipnet,
+            "losses": self.losses,
+            "pix2pix": self.pix2pix,
+            "autoencoder": self.autoencoder,
+            "guidance_decoder": self.guidance_decoder,
+            "grain": self.grain,
+        }
+        for part, settings in parts.items():
+            try:
+                settings.validate()
+            except ValueError as error:
+                raise ConfigError(f"{part}.{error}") from error
+        try:
+            self.sampling.validate()
+            if self.model is not None:
+                self.model.validate()
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+
+def load_experiment(arguments: Sequence[str]) -> ExperimentConfig:
+    """The configuration of a command line ``CONFIG.yaml [key=value ...]``, checked.
+
+    Raises:
+        ConfigError: missing file, an unknown key, a wrong type or value; the message names the key.
+    """
+    cfg = parse_command_line(ExperimentConfig, arguments)
+    cfg.validate()
+    return cfg

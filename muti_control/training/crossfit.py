@@ -1,0 +1,124 @@
+"""Landmarks for the training pairs by networks that never saw them.
+
+    python -m muti_control.training.crossfit CONFIG.yaml pipnet.folds=5 [key=value ...]
+
+The arguments are those of train.py. The subjects of the training list are parted into ``pipnet.folds`` parts; for each
+part a network is trained on the others (in OUT/NAME_fold0, ...) and reads the part's pictures. A model trained on these
+points meets at sampling time points of the same quality, which it would not after training on a network's answers to
+its own training pictures. They are written to OUT/NAME_landmarks.npz (data.predicted_landmarks). The same command
+continues an interrupted run.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data.manifest import Record
+from data.predicted_landmarks import PredictedLandmarks
+from ldm.config import ConfigError
+from muti_control.networks.pipnet.reader import LandmarkReader
+from muti_control.training.config import ExperimentConfig, load_experiment
+from muti_control.training.landmark_pairs import LandmarkDataset, collate, fold_of
+from muti_control.training.stages.pipnet import read_records
+
+
+@torch.no_grad()
+def read_all(
+    reader: LandmarkReader, pictures: LandmarkDataset, batch_size: int = 32, informed: bool = True
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Points (M, N, 2), fractions, and confidences (M, N) of all pictures of a set.
+
+    With ``informed`` a network that takes biometrics is told them.
+    """
+    device = reader.reverse.device
+    points, confidences = [], []
+    for start in range(0, len(pictures), batch_size):
+        batch = collate([pictures[i] for i in range(start, min(start + batch_size, len(pictures)))])
+        known = batch["attributes"].to(device) if informed and reader.takes_biometrics else None
+        found, sure = reader(batch["picture"].to(device).float() / 255, known)
+        points.append(found.cpu().numpy())
+        confidences.append(sure.cpu().numpy())
+    return np.concatenate(points), np.concatenate(confidences)
+
+
+def predictions_path(cfg: ExperimentConfig) -> Path:
+    """The file that is written at the end."""
+    return Path(cfg.out) / f"{cfg.name}_landmarks.npz"
+
+
+def train_fold(cfg: ExperimentConfig, fold: int) -> Path | None:
+    """Train the network that leaves out one part; None: stopped before the end."""
+    from muti_control.training.run import prepare
+
+    own = replace(cfg, name=f"{cfg.name}_fold{fold}", pipnet=replace(cfg.pipnet, fold=fold))
+    print(f"fold {fold + 1} of {cfg.pipnet.folds}", flush=True)
+    return prepare(own).fit()
+
+
+def crossfit(cfg: ExperimentConfig) -> Path | None:
+    """Train all folds and write their predictions; None: stopped before the end.
+
+    Raises:
+        ValueError: settings or data that cannot be used.
+    """
+    if cfg.stage != "pipnet" or cfg.pipnet.folds < 2:
+        raise ConfigError(
+            f"stage={cfg.stage}, pipnet.folds={cfg.pipnet.folds}: expected a config of the pipnet stage and at least 2 "
+            "folds, such as pipnet.folds=5"
+        )
+    records = read_records(cfg, cfg.data.train)
+    part = np.array(fold_of(records, cfg.pipnet.folds, cfg.train.seed))
+    points: dict[int, NDArray[np.float32]] = {}
+    confidences: dict[int, NDArray[np.float32]] = {}
+    for fold in range(cfg.pipnet.folds):
+        weights = train_fold(cfg, fold)
+        if weights is None:
+            return None
+        rows = np.flatnonzero(part == fold)
+        left_out: list[Record] = [records[row] for row in rows]
+        reader = LandmarkReader.load(weights)
+        size = max(256, reader.net.cfg.image_size)
+        pictures = LandmarkDataset(left_out, reader.role, size, reader.net.cfg.ethnicities)
+        found, sure = read_all(reader, pictures)
+        points |= dict(zip(rows.tolist(), found, strict=True))
+        confidences |= dict(zip(rows.tolist(), sure, strict=True))
+    order = range(len(records))
+    path = predictions_path(cfg)
+    PredictedLandmarks(
+        [r.source for r in records],
+        [r.target or "" for r in records],
+        np.stack([points[i] for i in order]),
+        np.stack([confidences[i] for i in order]),
+        part,
+    ).write(path)
+    return path
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command. Returns the exit code: 0, 2 with one message on stderr, or 130 where it was stopped."""
+    if not arguments or any(word in ("-h", "--help") for word in arguments):
+        print(__doc__)
+        return 0
+    try:
+        path = crossfit(load_experiment(arguments))
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"crossfit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("crossfit: interrupted; the same command continues", file=sys.stderr)
+        return 130
+    if path is None:
+        return 130
+    print(f"landmarks of every training pair, each by a network that did not know its subject: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

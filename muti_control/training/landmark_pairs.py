@@ -1,0 +1,115 @@
+"""Pictures with landmarks and biometrics, held in memory as they are trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data.images import read_image, to_uint8
+from data.landmarks import LandmarksError, landmark_fractions
+from data.manifest import Record
+from ldm.config import ConfigError
+from muti_control.networks.pipnet.attributes import encode
+from muti_control.training.seeded_batches import generator
+
+ROLES = ("face", "skull")
+
+
+class Item(TypedDict):
+    """picture (1 or 3, H, W) uint8; points (N, 2), fractions; attributes (A,), A = 0 without biometrics; index."""
+
+    picture: Tensor
+    points: Tensor
+    attributes: Tensor
+    index: int
+
+
+class LandmarkDataset(Dataset[Item]):
+    """Face pictures, or the skulls that belong to them, with the landmarks of the face.
+
+    Pictures are read once and stay in memory, 8-bit, grey ones with one channel (64 KiB at 256 px).
+
+    Args:
+        records: of ``read_manifest``, each with a face and landmarks.
+        role: "face" reads landmarks off the face, "skull" the face's off the skull.
+        size: side of the pictures in px.
+        ethnicities: words that ``attributes.encode`` may meet; None: no biometrics.
+
+    Raises:
+        LandmarksError: landmarks that are missing, broken or of different number.
+        ValueError: an ethnicity that is not among ``ethnicities``.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], role: str, size: int, ethnicities: Sequence[str] | None = None
+    ) -> None:
+        self.records = list(records)
+        self.role, self.size = role, size
+        found = [landmark_fractions(record) for record in self.records]
+        for record, (points, _) in zip(self.records, found, strict=True):
+            if len(points) != len(found[0][0]):
+                raise LandmarksError(
+                    f"{record.landmarks_path}: {len(points)} points, but {len(found[0][0])} in line "
+                    f"{self.records[0].line}; all pictures of a set need the same"
+                )
+        self.points = torch.from_numpy(np.stack([points for points, _ in found]))  # (M, N, 2)
+        self.visible = torch.from_numpy(np.stack([visible for _, visible in found]))  # (M, N)
+        people = [record.biometrics for record in self.records]
+        self.attributes = (
+            encode(people, ethnicities) if ethnicities is not None else torch.zeros(len(people), 0)
+        )
+        self._pictures: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Item:
+        """Raises: ImageError where the picture cannot be read."""
+        return Item(
+            picture=self.picture(index),
+            points=self.points[index],
+            attributes=self.attributes[index],
+            index=index,
+        )
+
+    def picture(self, index: int) -> Tensor:
+        """(1 or 3, H, W) uint8."""
+        if index not in self._pictures:
+            record = self.records[index]
+            path = record.skull_path if self.role == "skull" else record.face_path
+            assert path is not None
+            pixels = to_uint8(read_image(path, self.size)[0])  # (H, W, 3)
+            grey = bool((pixels == pixels[..., :1]).all())
+            planes = np.ascontiguousarray((pixels[..., :1] if grey else pixels).transpose(2, 0, 1))
+            self._pictures[index] = torch.from_numpy(planes)
+        return self._pictures[index]
+
+
+def collate(items: Sequence[Item]) -> dict[str, Tensor]:
+    """A batch; grey and coloured pictures may be mixed."""
+    channels = max(len(item["picture"]) for item in items)
+    return {
+        "picture": torch.stack([item["picture"].expand(channels, -1, -1) for item in items]),
+        "points": torch.stack([item["points"] for item in items]),
+        "attributes": torch.stack([item["attributes"] for item in items]),
+        "index": torch.tensor([item["index"] for item in items]),
+    }
+
+
+def fold_of(records: Sequence[Record], folds: int, seed: int) -> list[int]:
+    """Which of ``folds`` parts each record is in: all of a subject in one, parts of equal numbers of subjects.
+
+    Raises:
+        ConfigError: more folds than subjects, or fewer than two.
+    """
+    subjects = sorted({record.subject for record in records})
+    if not 2 <= folds <= len(subjects):
+        raise ConfigError(f"folds: got {folds}, expected 2 to {len(subjects)}, the number of subjects")
+    order = torch.randperm(len(subjects), generator=generator(seed, 0, folds, "folds")).tolist()
+    part = {subject: place % folds for subject, place in zip(subjects, order, strict=True)}
+    return [part[record.subject] for record in records]

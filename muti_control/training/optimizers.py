@@ -1,0 +1,91 @@
+"""Optimizers of a stage: who is trained by which, how often, at which learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from muti_control.optim import OptimConfig
+
+
+def learning_rate_factor(step: int, cfg: OptimConfig, max_steps: int) -> float:
+    """Factor on the peak learning rate at an optimizer's own step: linear warm-up, then constant or cosine."""
+    if step < cfg.warmup_steps:
+        return (step + 1) / cfg.warmup_steps
+    if cfg.schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - cfg.warmup_steps) / max(1, max_steps - cfg.warmup_steps))
+    cosine = 0.5 * (1 + torch.cos(torch.tensor(progress * torch.pi)).item())
+    return cfg.final_lr_ratio + (1 - cfg.final_lr_ratio) * cosine
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One optimizer and what it trains.
+
+    name: in logs and for ``Stage.turn_loss``. parameters: by their names in the stage.
+    every: it has its turn at the run's steps 0, every, 2 every, ...; its schedule counts those turns alone.
+    key: where ``optim`` stands in the config.
+    """
+
+    name: str
+    parameters: Mapping[str, nn.Parameter]
+    optim: OptimConfig
+    every: int = 1
+    key: str = "optim"
+
+    def due(self, step: int) -> bool:
+        """Whether it has its turn at the run's step ``step`` (from 0)."""
+        return step % self.every == 0
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """AdamW; norms and biases are not decayed. Learning rates are set by :meth:`set_rate`."""
+        parameters = list(self.parameters.values())
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.optim.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        fused = all(p.device.type in ("cpu", "cuda") for p in parameters)  # one kernel for all tensors
+        return torch.optim.AdamW(
+            groups, lr=self.optim.lr, betas=(self.optim.beta1, self.optim.beta2), fused=fused
+        )
+
+    def set_rate(self, optimizer: torch.optim.Optimizer, step: int, max_steps: int) -> float:
+        """Give ``optimizer`` the learning rate of its turn at the run's step ``step``; returns it.
+
+        A function of the step alone: nothing of a schedule has to be saved.
+        """
+        factor = learning_rate_factor(step // self.every, self.optim, math.ceil(max_steps / self.every))
+        for group in optimizer.param_groups:
+            group["lr"] = self.optim.lr * factor
+        return self.optim.lr * factor
+
+    def clip(self) -> Tensor:
+        """Scale the gradients down to ``optim.clip_norm`` (0: leave them); returns their norm before, a scalar."""
+        parameters = list(self.parameters.values())
+        if self.optim.clip_norm:
+            return nn.utils.clip_grad_norm_(parameters, self.optim.clip_norm)
+        return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def odd_settings(optim: OptimConfig, max_steps: int, prefix: str = "optim") -> list[str]:
+    """What is legal and hardly meant, a sentence each with what to change."""
+    found = []
+    if optim.warmup_steps >= max_steps:
+        found.append(
+            f"{prefix}.warmup_steps={optim.warmup_steps} is not below train.max_steps={max_steps}: the learning "
+            f"rate never reaches {prefix}.lr; try {max(1, max_steps // 20)}"
+        )
+    if optim.lr > 0.01:
+        found.append(f"{prefix}.lr={optim.lr:g} is large for AdamW, which takes 1e-5 to 1e-3 as a rule")
+    if (window := 1 / (1 - optim.ema_decay)) > max_steps:
+        fitting = 1 - 10 / max(20, max_steps)
+        found.append(
+            f"{prefix}.ema_decay={optim.ema_decay:g} averages over about {window:.0f} steps, more than "
+            f"train.max_steps={max_steps}: the exported weights lag behind; try {fitting:.4g}"
+        )
+    return found

@@ -1,0 +1,167 @@
+"""Landmarks of a list of skulls by one network, for training a landmark branch.
+
+    python -m muti_control.training.predict_landmarks weights=FILE data.root=cohort out=predicted.npz
+
+Reads the skulls of the training and validation lists as ``sample.py`` does, with the biometrics, and writes what
+``train.py landmarks.predicted=[predicted.npz]`` reads. Where the lists know the true landmarks it tells the error on
+each. A network that has learnt its training people by heart reads them better than strangers, and a branch trained on
+such points trusts them too much: the command says so, and python -m muti_control.training.crossfit is the remedy.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from omegaconf import MISSING
+from tqdm import tqdm
+
+from data.cases import cases_of
+from data.images import read_image
+from data.landmarks import landmark_fractions
+from data.manifest import Record, read_manifest
+from data.predicted_landmarks import PredictedLandmarks
+from ldm.checkpoint import sha256
+from ldm.config import ConfigError, parse_command_line
+from ldm.device import choose_device
+from muti_control.conditions.case_landmarks import ReadOffSkull
+from muti_control.networks.pipnet.measures import OUTER_EYE_CORNERS, nme
+from muti_control.networks.pipnet.reader import LandmarkReader
+from muti_control.training.config import DataConfig
+
+BY_HEART = 0.9  # of the error on the validation list: on the training list it may not be smaller
+
+
+@dataclass
+class PredictConfig:
+    """What is read.
+
+    weights: of a network that reads skulls. data: the lists ``train`` and ``valid``, as for training.
+    out: file to write (.npz). size: side in px at which pictures are read, as the model's.
+    eye_corners: the two points whose distance is the unit of the error; null: the outer corners, in known layouts.
+    """
+
+    weights: str = MISSING
+    out: str = MISSING
+    data: DataConfig = field(default_factory=DataConfig)
+    size: int = 256
+    batch_size: int = 32
+    eye_corners: list[int] | None = None
+    device: str = "auto"
+
+    def check(self) -> None:
+        """Raises: ConfigError naming the setting."""
+        for name in ("size", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        corners = self.eye_corners
+        if corners is not None and (len(set(corners)) != 2 or len(corners) != 2 or min(corners) < 0):
+            raise ConfigError(f"eye_corners: got {list(corners)}, expected two different points, from 0")
+        if Path(self.out).suffix != ".npz":
+            raise ConfigError(f"out: got {self.out}, expected a name that ends in .npz")
+        if not Path(self.out).absolute().parent.is_dir():
+            raise ConfigError(f"out: {Path(self.out).parent} is no folder; make it first")
+
+
+def read_skulls_of(
+    records: Sequence[Record], source: ReadOffSkull, cfg: PredictConfig
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Points (M, N, 2), fractions, and confidences (M, N) of the skulls of ``records``."""
+    cases, points, confidences = cases_of(records), [], []
+    for start in tqdm(range(0, len(cases), cfg.batch_size), unit=" batches", disable=None):
+        rows = slice(start, start + cfg.batch_size)
+        some = cases[rows]
+        pictures = np.stack([read_image(r.skull_path, cfg.size)[0] for r in records[rows]])  # (B, H, W, 3)
+        found = source.of(some, torch.from_numpy(pictures).permute(0, 3, 1, 2))
+        points.append(found.points.numpy())
+        confidences.append(found.confidence.numpy())
+    return np.concatenate(points), np.concatenate(confidences)
+
+
+def error_of(
+    points: NDArray[np.float32], records: Sequence[Record], corners: tuple[int, int]
+) -> float | None:
+    """Normalised mean error over the records whose landmarks are known, a fraction; None if none are."""
+    rows = [i for i, record in enumerate(records) if record.landmarks_path is not None]
+    if not rows:
+        return None
+    truth = torch.from_numpy(np.stack([landmark_fractions(records[i])[0] for i in rows]))
+    return float(nme(torch.from_numpy(points[rows]), truth, corners).mean())
+
+
+def predict(cfg: PredictConfig) -> list[float | None]:
+    """Read every list and write the file; returns the error on each list, None where nothing is known.
+
+    Raises:
+        ValueError: settings or files that cannot be used.
+    """
+    cfg.check()
+    reader = LandmarkReader.load(cfg.weights, choose_device(cfg.device))
+    if reader.role != "skull":
+        raise ConfigError(
+            f"weights: {cfg.weights} reads {reader.role}s, expected a network that reads skulls"
+        )
+    source = ReadOffSkull(reader, Path(cfg.weights).name, sha256(cfg.weights))
+    num = reader.net.cfg.num_landmarks
+    if cfg.eye_corners is not None and max(cfg.eye_corners) >= num:
+        raise ConfigError(
+            f"eye_corners: got {list(cfg.eye_corners)}, expected two of the {num} points of {cfg.weights}, from 0 to "
+            f"{num - 1}"
+        )
+    corners = OUTER_EYE_CORNERS.get(num) if cfg.eye_corners is None else tuple(cfg.eye_corners)
+    lists = {
+        name: read_manifest(
+            Path(cfg.data.root) / "split_data" / name,
+            skull_folder=cfg.data.skull_folder,
+            face_folder=cfg.data.face_folder,
+        )
+        for name in (cfg.data.train, cfg.data.valid)
+    }
+    points, confidences, errors = [], [], []
+    for name, records in lists.items():
+        found, sure = read_skulls_of(records, source, cfg)
+        points.append(found)
+        confidences.append(sure)
+        errors.append(error_of(found, records, (corners[0], corners[1])) if corners is not None else None)
+        known = "landmarks not known" if errors[-1] is None else f"error {100 * errors[-1]:.2f} %"
+        print(f"{name}: {len(records)} skulls read, {known}", flush=True)
+    everyone = [record for records in lists.values() for record in records]
+    PredictedLandmarks(
+        [record.source for record in everyone],
+        [record.target or "" for record in everyone],
+        np.concatenate(points),
+        np.concatenate(confidences),
+        np.zeros(len(everyone), np.int64),
+    ).write(Path(cfg.out))
+    return errors
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command. Returns the exit code."""
+    if not arguments or any(word in ("-h", "--help") for word in arguments):
+        print(f"{__doc__}\n{PredictConfig.__doc__}")
+        return 0
+    try:
+        cfg = parse_command_line(PredictConfig, arguments)
+        errors = predict(cfg)
+    except (ValueError, OSError) as error:
+        print(f"predict: {error}", file=sys.stderr)
+        return 2
+    first, last = errors[0], errors[-1]
+    if first is not None and last is not None and first < BY_HEART * last:
+        print(
+            f"predict: the error on {cfg.data.train} is much smaller than on {cfg.data.valid}: the network knows these "
+            "people by heart. Train the branch on points by networks that do not: muti_control.training.crossfit",
+            file=sys.stderr,
+        )
+    print(f"written: {cfg.out}; for training: landmarks.predicted=[{cfg.out}]")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

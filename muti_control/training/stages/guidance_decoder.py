@@ -1,0 +1,152 @@
+"""The guidance_decoder stage: a small network learns what the frozen autoencoder's decoder draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm.autoencoder import DiagonalGaussian
+from ldm.checkpoint import git_revision
+from muti_control.losses.autoencoder import edge_loss
+from muti_control.networks.guidance_decoder import GuidanceDecoder, signature
+from muti_control.training.config import ExperimentConfig
+from muti_control.training.first_stage import FirstStage
+from muti_control.training.latents import LatentPairs
+from muti_control.training.pictures import psnr
+from muti_control.training.seeded_batches import generator
+from muti_control.training.stage import Stage
+
+NUM_SHOWN = 8
+_Shown = tuple[Tensor, Tensor, Tensor, Tensor]  # both decoders' pictures of a latent, then of an altered one
+
+
+def altered(z: Tensor, noise: float, blend: float, draws: torch.Generator) -> Tensor:
+    """Latents (B, z, h, w) as a sampler's early estimates are: between people, and not quite clean.
+
+    Each gets up to ``blend`` of its neighbour's in the batch, and noise of a deviation of up to ``noise``.
+    """
+    share, sigma = torch.rand(2, len(z), 1, 1, 1, generator=draws).to(z)
+    mixed = z + blend * share * (z.roll(1, dims=0) - z)
+    return mixed + noise * sigma * torch.randn(z.shape, generator=draws).to(z)
+
+
+class GuidanceDecoderStage(Stage):
+    """Trains the small decoder; the best checkpoint is nearest to the full decoder's pictures.
+
+    Beside the error stands what guidance will feel: the cosine between the gradients that both decoders give a
+    latent towards another person's picture.
+    """
+
+    monitor = "valid/l1"
+    monitor_mode = "min"
+    net: GuidanceDecoder
+
+    def __init__(
+        self,
+        cfg: ExperimentConfig,
+        net: GuidanceDecoder,
+        first_stage: FirstStage,
+        train_set: LatentPairs,
+        valid_set: LatentPairs,
+    ) -> None:
+        super().__init__(cfg, net, train_set, valid_set, trained=("",))
+        assert isinstance(valid_set, Sized)
+        self.first_stage = first_stage.to(memory_format=torch.channels_last)
+        self.signature = signature(first_stage.first_stage_model)
+        self._seen: list[tuple[int, _Shown]] = []
+        self._cosines: list[tuple[int, float]] = []
+
+    @classmethod
+    def of(
+        cls, cfg: ExperimentConfig, first_stage: FirstStage, train_set: LatentPairs, valid_set: LatentPairs
+    ) -> GuidanceDecoderStage:
+        """From fresh weights of ``train.seed``."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(cfg.train.seed)
+            net = GuidanceDecoder(cfg.guidance_decoder.network)
+        return cls(cfg, net, first_stage, train_set, valid_set)
+
+    def architecture(self) -> dict[str, Any]:
+        return asdict(self.net.cfg)
+
+    # --- training -----------------------------------------------------------------------------------------
+
+    def loss_of(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """|x_hat - x| + edge_weight |grad x_hat - grad x|, with x the full decoder's picture of the same latent."""
+        cfg = self.cfg.guidance_decoder
+        posterior = DiagonalGaussian(batch["moments"])
+        z = self.first_stage.cfg.scale_factor * posterior.sample(self.draw("posterior"))  # (B, z, h, w)
+        changed = torch.rand(len(z), generator=self.draw("which")) < cfg.altered
+        other = altered(z, cfg.noise, cfg.blend, self.draw("altered"))
+        z = torch.where(changed.to(z.device)[:, None, None, None], other, z)
+        z = z.contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            wanted = self.first_stage.decode(z).float()
+        drawn = self.net(z).float()
+        l1, edges = (drawn - wanted).abs().mean(), edge_loss(drawn, wanted)
+        return {"loss": l1 + cfg.edge_weight * edges, "l1": l1.detach(), "edges": edges.detach()}
+
+    # --- validation ---------------------------------------------------------------------------------------
+
+    def validate_batch(self, batch: dict[str, Any], batch_idx: int) -> None:
+        cfg = self.cfg.guidance_decoder
+        z = self.first_stage.cfg.scale_factor * DiagonalGaussian(batch["moments"]).mode()
+        draws = generator(self.cfg.train.seed, self.global_rank, batch_idx, "valid/altered")
+        pictures: list[Tensor] = []
+        for latents in (z, altered(z, cfg.noise, cfg.blend, draws)):
+            for decode in (self.first_stage.decode, self.net):
+                pictures.append((decode(latents).float().clamp(-1, 1).cpu() + 1) / 2)
+        indices = batch["index"].tolist()
+        self._seen += zip(indices, zip(*pictures, strict=True), strict=True)
+        if len(z) > 1:
+            self._cosines += zip(indices, self.gradient_cosines(z).tolist(), strict=True)
+
+    def gradient_cosines(self, z: Tensor) -> Tensor:
+        """Cosine (B,) between both decoders' gradients of the squared distance to the neighbour's picture."""
+        with torch.no_grad():
+            goal = self.first_stage.decode(z.roll(1, dims=0)).float()
+        found = []
+        for decode in (self.first_stage.decode, self.net):
+            with torch.enable_grad():
+                leaf = z.detach().clone().requires_grad_(True)
+                distance = (decode(leaf).float() - goal).square().flatten(1).mean(1).sum()
+                found.append(torch.autograd.grad(distance, leaf)[0].float().flatten(1))
+        return F.cosine_similarity(found[0], found[1]).cpu()
+
+    def validation_scores(self) -> dict[str, float]:
+        """Errors of pictures in [0, 1] against the full decoder's, on the data's latents and on altered ones."""
+        full, small, full_altered, small_altered = (
+            torch.stack(pictures) for pictures in zip(*self.gather(self._seen), strict=True)
+        )
+        cosines = self.gather(self._cosines)
+        self.forget_validation()
+        self.show("decoded", [row[:NUM_SHOWN] for row in (full, small, full_altered, small_altered)])
+        errors = [(small - full).abs().mean(), (small_altered - full_altered).abs().mean()]
+        return {
+            "valid/l1": float(torch.stack(errors).mean()),
+            "valid/psnr": float(psnr(small, full).mean()),
+            "valid/psnr_altered": float(psnr(small_altered, full_altered).mean()),
+            "valid/gradient_cosine": sum(cosines) / max(1, len(cosines)),
+        }
+
+    def forget_validation(self) -> None:
+        self._seen, self._cosines = [], []
+
+    # --- what is written at the end -----------------------------------------------------------------------
+
+    def export(self, path: Path) -> None:
+        """Write the averaged network as one file that says whose decoder it imitates."""
+        facts = {
+            "format": "iccr-diff",
+            "stage": self.cfg.stage,
+            "step": str(self.updates),
+            "git": git_revision(),
+        }
+        with self.ema.applied(self.averaged_tensors()):
+            self.net.save(path, self.signature, getattr(torch, self.cfg.train.export_dtype), facts)
