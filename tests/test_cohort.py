@@ -12,12 +12,24 @@ import numpy as np
 import pytest
 
 import data.cohort.pair as pair_module
-from data.cohort import tissue
 from data.cohort.__main__ import main
-from data.cohort.anatomy import build_head, tissue_depths
 from data.cohort.config import CohortConfig, parse_config
-from data.cohort.detail import reference_detail
 from data.cohort.excerpt import main as excerpt_main
+from data.cohort.heads import tissue
+from data.cohort.heads.anatomy import build_head, tissue_depths
+from data.cohort.heads.detail import reference_detail
+from data.cohort.heads.proportions import NORMS_MM, reshape_vault, skin_sizes
+from data.cohort.heads.skulls import CRANIUM, MANDIBLE, SKULL_FILES, SPINE, SkullTemplate, stored_arrays
+from data.cohort.heads.subject import (
+    BMI_LIMITS,
+    age_level,
+    body_mass_level,
+    draw_subject,
+    expected_soft,
+    with_age,
+    with_bmi,
+)
+from data.cohort.heads.template import HeadTemplate
 from data.cohort.pair import (
     BORDER_PX,
     FACE_BELOW_SKULL_MM,
@@ -28,18 +40,6 @@ from data.cohort.pair import (
     make_pair,
     picture_of,
 )
-from data.cohort.proportions import NORMS_MM, reshape_vault, skin_sizes
-from data.cohort.skulls import CRANIUM, MANDIBLE, SKULL_FILES, SPINE, SkullTemplate, stored_arrays
-from data.cohort.subject import (
-    BMI_LIMITS,
-    age_level,
-    body_mass_level,
-    draw_subject,
-    expected_soft,
-    with_age,
-    with_bmi,
-)
-from data.cohort.template import HeadTemplate
 from data.render import BONE, SKIN, Camera, Scene
 
 

@@ -30,9 +30,9 @@ from benchmarks.cohort.craniometry import (
 from benchmarks.cohort.norms import DEPTHS, HEAD, SEX_FROM_SKULL, SKULL, SOURCES
 from benchmarks.cohort.tissue_depth import tissue_depths
 from benchmarks.model import ceiling
-from data.cohort.anatomy import build_head
-from data.cohort.subject import draw_subject, with_bmi
-from data.cohort.template import HeadTemplate
+from data.cohort.heads.anatomy import build_head
+from data.cohort.heads.subject import draw_subject, with_bmi
+from data.cohort.heads.template import HeadTemplate
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 

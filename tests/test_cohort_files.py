@@ -18,10 +18,10 @@ from PIL import Image
 from data.cohort.__main__ import main
 from data.cohort.config import CohortConfig, parse_config
 from data.cohort.excerpt import excerpt
+from data.cohort.heads.subject import age_level, body_mass_level, draw_subject, subject_name
 from data.cohort.lists import Exemplars, split_of_subjects, varied_subjects, wanted_names
 from data.cohort.protocols import draw_face_style
 from data.cohort.sheet import main as sheet_main
-from data.cohort.subject import age_level, body_mass_level, draw_subject, subject_name
 from data.cohort.variants import BMI_OF_LEVEL, variants_of
 from data.manifest import Record, read_manifest
 

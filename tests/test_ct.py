@@ -17,18 +17,18 @@ import pytest
 from PIL import Image
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
 
-from data.cohort.anatomy import build_head
-from data.cohort.subject import draw_subject
-from data.cohort.template import HeadTemplate
+from data.cohort.heads.anatomy import build_head
+from data.cohort.heads.subject import draw_subject
+from data.cohort.heads.template import HeadTemplate
 from data.ct.__main__ import main
-from data.ct.case import Case, make_case
 from data.ct.config import CtConfig, parse_config
+from data.ct.drawing import Case, make_case
 from data.ct.people import PeopleError, read_people, read_salt, study_code
 from data.ct.pose import POINT_NAMES, find_pose, manual_rotation, turn
-from data.ct.read import read_scan
+from data.ct.reading.geometry import Slice, stack
+from data.ct.reading.read import read_scan
+from data.ct.reading.scan import ScanError
 from data.ct.reference import made_from, measure, reference
-from data.ct.scan import ScanError
-from data.ct.stack import Slice, stack
 from data.ct.surfaces import Mesh
 from data.ct.volume import FROM_LPS, find_head, resample
 from data.manifest import read_manifest
@@ -329,7 +329,7 @@ def test_settings_are_read_as_they_stand():
 
 def test_no_window_system_is_loaded():
     code = (
-        "import sys, data.ct.case, data.ct.batch\n"
+        "import sys, data.ct.drawing, data.ct.batch\n"
         "print([m for m in sys.modules if 'Rendering' in m or m in ('torch', 'vtk')])"
     )
     surroundings = {

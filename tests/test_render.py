@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data.cohort.template import triangulate
+from data.cohort.heads.template import triangulate
 from data.render import BONE, SKIN, Camera, Material, Scene, vertex_normals
 
 RADIUS = 50.0

@@ -26,9 +26,9 @@ from benchmarks.cohort.craniometry import Anchors, SkullSites, Surface, head_dis
 from benchmarks.cohort.norms import DEPTHS, HEAD, SKULL, SOURCES, Norm
 from benchmarks.cohort.tissue_depth import tissue_depths
 from cldm.record import write_json
-from data.cohort.anatomy import build_head
-from data.cohort.subject import Subject, draw_subject
-from data.cohort.template import HeadTemplate
+from data.cohort.heads.anatomy import build_head
+from data.cohort.heads.subject import Subject, draw_subject
+from data.cohort.heads.template import HeadTemplate
 from data.workers import ONE_THREAD
 from ldm.checkpoint import git_revision
 from ldm.config import parse_command_line

@@ -19,8 +19,8 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from data.ct.__main__ import main as data_ct
-from data.ct.read import read_scan
-from data.ct.scan import Scan, ScanError
+from data.ct.reading.read import read_scan
+from data.ct.reading.scan import Scan, ScanError
 from data.images import write_png
 
 PADDING_HU = -2000  # what stands where the rewritten field goes beyond the scan

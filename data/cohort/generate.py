@@ -18,9 +18,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.cohort.config import FACE_DIR, LANDMARK_DIR, SKULL_DIR, SPLIT_DIR, SUBJECT_DIR, CohortConfig
+from data.cohort.heads.template import HeadTemplate
 from data.cohort.lists import wanted_names, write_lists
 from data.cohort.pair import Pair
-from data.cohort.template import HeadTemplate
 from data.cohort.variants import EXPECTED, make_pictures
 from data.images import write_png
 from data.pack import PackConfig, pack

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from data.cohort.config import SPLIT_DIR, SUBJECT_DIR, CohortConfig
+from data.cohort.heads.subject import subject_name
 from data.cohort.protocols import draw_face_style
-from data.cohort.subject import subject_name
 from data.cohort.variants import EXPECTED, names_of, view_labels
 from data.manifest import FIELDS
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from data.cohort.anatomy import Head, build_head
 from data.cohort.config import CohortConfig
+from data.cohort.heads.anatomy import Head, build_head
+from data.cohort.heads.subject import Subject, draw_subject
+from data.cohort.heads.template import HeadTemplate
 from data.cohort.protocols import ScanStyle, draw_face_style, draw_skull_style
-from data.cohort.subject import Subject, draw_subject
-from data.cohort.template import HeadTemplate
 from data.render import BONE, SKIN, Camera, Scene
 from data.style import SurfaceStyle, draw_styled
 

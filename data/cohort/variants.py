@@ -7,8 +7,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data.cohort.anatomy import build_head
 from data.cohort.config import NUM_PROTOCOLS, CohortConfig
+from data.cohort.heads.anatomy import build_head
+from data.cohort.heads.subject import (
+    Subject,
+    age_level,
+    draw_subject,
+    expected_soft,
+    subject_name,
+    with_age,
+    with_bmi,
+)
+from data.cohort.heads.template import HeadTemplate
 from data.cohort.pair import MAX_ATTEMPTS, FramingError, Pair, Sitter, camera_of, fits, seat
 from data.cohort.protocols import (
     ScanStyle,
@@ -18,16 +28,6 @@ from data.cohort.protocols import (
     scanned_again,
     with_protocol,
 )
-from data.cohort.subject import (
-    Subject,
-    age_level,
-    draw_subject,
-    expected_soft,
-    subject_name,
-    with_age,
-    with_bmi,
-)
-from data.cohort.template import HeadTemplate
 from data.render import Camera
 
 BMI_OF_LEVEL = {1: 16.0, 2: 17.8, 3: 19.8, 4: 23.0, 5: 28.0}  # kg/m2 of a variant, well inside its level

@@ -43,7 +43,7 @@ def _say(error: Exception) -> int:
 
 
 def _one(path: Path, out: Path, config: CtConfig) -> int:
-    from data.ct.case import (
+    from data.ct.drawing import (
         CaseFiles,
         make_case,
         write_case,

@@ -19,12 +19,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data.ct.case import CaseFiles, make_case, refused, write_case, write_text
 from data.ct.config import CtConfig
-from data.ct.files import suffix_of
+from data.ct.drawing import CaseFiles, make_case, refused, write_case, write_text
 from data.ct.people import PeopleError, Person, read_people, read_salt, write_codes
+from data.ct.reading.scan import ScanError
+from data.ct.reading.volumes import suffix_of
 from data.ct.reference import reference
-from data.ct.scan import ScanError
 from data.workers import alone, begin, processes
 
 SKULLS, FACES, REPORTS, SPLITS = "pairedCS/skull", "pairedCS/craniofacial", "reports", "split_data"

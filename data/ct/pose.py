@@ -15,8 +15,8 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from data.ct.anatomy import Looker, Orbits, find_orbits, find_porions
+from data.ct.reading.scan import ScanError
 from data.ct.reference import Reference, reference
-from data.ct.scan import ScanError
 from data.ct.surfaces import Mesh
 from data.ct.volume import FROM_LPS
 

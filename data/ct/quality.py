@@ -8,8 +8,8 @@ from scipy.spatial import cKDTree
 
 from data.ct.anatomy import STEP_MM, Looker
 from data.ct.pose import Pose
+from data.ct.reading.scan import Finding, Scan, Severity
 from data.ct.reference import Reference
-from data.ct.scan import Finding, Scan, Severity
 from data.ct.surfaces import Mesh
 from data.ct.volume import HeadVolume
 

@@ -78,7 +78,7 @@ def reference() -> Reference:
 def made_from() -> str:
     """A digest of what the reference depends on: the templates and the cohort's format."""
     from data.cohort.config import FORMAT_VERSION
-    from data.cohort.skulls import SKULL_FILES, TEMPLATES
+    from data.cohort.heads.skulls import SKULL_FILES, TEMPLATES
 
     digest = hashlib.sha256(f"cohort format {FORMAT_VERSION}".encode())
     for name in ("head.npz", *sorted(SKULL_FILES.values())):
@@ -93,10 +93,10 @@ def measure(indices: range = range(SUBJECTS), seed: int = SEED) -> Reference:
 
     Any one skull would do worse: its own shape would turn up as a nod of every scan that is fitted to it.
     """
-    from data.cohort.anatomy import build_head
-    from data.cohort.skulls import SPINE
-    from data.cohort.subject import draw_subject
-    from data.cohort.template import HeadTemplate
+    from data.cohort.heads.anatomy import build_head
+    from data.cohort.heads.skulls import SPINE
+    from data.cohort.heads.subject import draw_subject
+    from data.cohort.heads.template import HeadTemplate
 
     template = HeadTemplate.load()
     subjects = [draw_subject(seed, index) for index in indices]

@@ -15,7 +15,7 @@ from vtkmodules.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 from vtkmodules.vtkCommonDataModel import vtkImageData, vtkPolyData
 from vtkmodules.vtkFiltersCore import vtkFlyingEdges3D, vtkWindowedSincPolyDataFilter
 
-from data.ct.scan import OUTSIDE_HU, ScanError
+from data.ct.reading.scan import OUTSIDE_HU, ScanError
 from data.ct.volume import SKIN_HU, HeadVolume
 
 BONE_HU = 220.0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.ndimage as ndimage
 
-from data.ct.scan import OUTSIDE_HU, Scan, ScanError
+from data.ct.reading.scan import OUTSIDE_HU, Scan, ScanError
 
 FROM_LPS = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
 SKIN_HU = -300.0

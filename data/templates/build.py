@@ -17,13 +17,13 @@ import numpy as np
 import scipy.sparse as sparse
 from scipy.spatial import cKDTree
 
-from data.cohort.depths import calibrated
-from data.cohort.parameters import EXPRESSION, local_targets, macro_targets
-from data.cohort.proportions import reshape_vault
-from data.cohort.skulls import CRANIUM, MANDIBLE, SKULL_FILES, SPINE, SkullTemplate, stored_arrays
-from data.cohort.subdivision import catmull_clark
-from data.cohort.surface import Surface
-from data.cohort.template import QUANTUM_MM, TEMPLATE_PATH, HeadTemplate, triangulate
+from data.cohort.heads.depths import calibrated
+from data.cohort.heads.proportions import reshape_vault
+from data.cohort.heads.rays import Surface
+from data.cohort.heads.skulls import CRANIUM, MANDIBLE, SKULL_FILES, SPINE, SkullTemplate, stored_arrays
+from data.cohort.heads.sliders import EXPRESSION, local_targets, macro_targets
+from data.cohort.heads.subdivision import catmull_clark
+from data.cohort.heads.template import QUANTUM_MM, TEMPLATE_PATH, HeadTemplate, triangulate
 from data.render import Camera, Scene
 from data.templates.ct_skull import build_ct_skull
 from data.templates.dental import dental_zone

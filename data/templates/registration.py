@@ -10,8 +10,8 @@ import numpy as np
 from scipy.interpolate import RBFInterpolator
 from scipy.spatial import cKDTree
 
-from data.cohort.proportions import reshape_vault
-from data.cohort.surface import Surface
+from data.cohort.heads.proportions import reshape_vault
+from data.cohort.heads.rays import Surface
 from data.templates.makehuman import to_template_frame
 
 FORWARD, BACKWARD, DOWN = (

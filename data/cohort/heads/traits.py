@@ -17,7 +17,7 @@ LOSS_BY_TOOTH = (0.8, 0.8, 0.45, 1.0, 1.2, 1.9, 1.8, 2.6)
 # about 2.5 at 35-44, 9.5 at 65-74; rounded, and from memory.
 LOSS_YEARS, LOSS_MEANS = (16.0, 25.0, 40.0, 55.0, 70.0, 88.0), (0.3, 1.0, 2.5, 5.0, 9.5, 15.0)
 LOSS_SPREAD = 1.3  # shape of the gamma distribution: some lose none, some nearly all
-LOCAL_SHAPES = 10  # see data.cohort.detail.LOCAL
+LOCAL_SHAPES = 10  # see data.cohort.heads.detail.LOCAL
 
 
 @dataclass(frozen=True)

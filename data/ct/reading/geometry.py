@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.ct.scan import Finding, ScanError, Severity
+from data.ct.reading.scan import Finding, ScanError, Severity
 
 SAME_PLACE_MM = 0.01
 UNEVEN_SHARE = 0.03  # steps within this share of the median count as equal

@@ -18,15 +18,15 @@ import scipy.sparse as sparse
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
-from data.cohort.depths import SitesOnSkull, find_sites
-from data.cohort.detail import Groove, find_grooves, local_shapes
-from data.cohort.outline import NUM_CONTOUR, contour_chains
-from data.cohort.parameters import EXPRESSION, LIFE_STAGES, RACES, SEXES, macro_targets
-from data.cohort.proportions import Proportions, corner_norms, reshape_vault, skin_sizes
-from data.cohort.skulls import SkullTemplate
-from data.cohort.subdivision import catmull_clark
+from data.cohort.heads.depths import SitesOnSkull, find_sites
+from data.cohort.heads.detail import Groove, find_grooves, local_shapes
+from data.cohort.heads.outline import NUM_CONTOUR, contour_chains
+from data.cohort.heads.proportions import Proportions, corner_norms, reshape_vault, skin_sizes
+from data.cohort.heads.skulls import SkullTemplate
+from data.cohort.heads.sliders import EXPRESSION, LIFE_STAGES, RACES, SEXES, macro_targets
+from data.cohort.heads.subdivision import catmull_clark
 
-TEMPLATE_PATH = Path(__file__).resolve().parent.parent / "templates" / "head.npz"
+TEMPLATE_PATH = Path(__file__).resolve().parents[2] / "templates" / "head.npz"
 QUANTUM_MM = 0.01  # step of the stored target displacements and skull positions
 CARRIER_SMOOTHING = 6.0
 NASION, MENTON = 51, 16  # landmark numbers

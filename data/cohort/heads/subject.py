@@ -12,8 +12,8 @@ from functools import cache
 
 import numpy as np
 
-from data.cohort import parameters as p
-from data.cohort.traits import SkullTraits, draw_traits
+from data.cohort.heads import sliders as p
+from data.cohort.heads.traits import SkullTraits, draw_traits
 
 # BMI (kg/m2) where body-mass levels 2, 3, 4 and 5 begin. 18.5 is WHO's underweight limit; 17 its moderate-thinness
 # limit; 21 and 25 split the WHO-normal range into a lean and an average half and let "slightly fat" begin at 25.

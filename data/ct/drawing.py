@@ -15,9 +15,9 @@ from data.ct.anatomy import Looker, lowest_chin
 from data.ct.config import CtConfig
 from data.ct.pose import Pose, find_pose
 from data.ct.quality import MANDIBLE_SHARE, cut_areas, inspect, mandible_share
-from data.ct.read import read_scan
+from data.ct.reading.read import read_scan
+from data.ct.reading.scan import Finding, ScanError
 from data.ct.reference import reference
-from data.ct.scan import Finding, ScanError
 from data.ct.surfaces import Mesh, bone_surface, skin_surface, write_ply
 from data.ct.volume import HeadVolume, find_head, resample
 from data.images import write_png

@@ -11,7 +11,7 @@ import numpy as np
 
 from data.render import vertex_normals
 
-TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
 SKULL_FILES = {
     "scan": "skull_ct.npz",
     "model": "skull_model.npz",

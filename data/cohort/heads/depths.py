@@ -1,4 +1,4 @@
-"""Where the sites of ``data.cohort.tissue`` lie on a template skull and on the skin over it, and measuring there."""
+"""Where the sites of ``data.cohort.heads.tissue`` lie on a template skull and on the skin over it, and measuring there."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sparse
 
-from data.cohort import tissue
-from data.cohort.skulls import SPINE, SkullTemplate
-from data.cohort.surface import Surface
+from data.cohort.heads import tissue
+from data.cohort.heads.rays import Surface
+from data.cohort.heads.skulls import SPINE, SkullTemplate
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data.cohort import tissue
-from data.cohort.detail import kept_triangles, reference_detail
-from data.cohort.outline import NUM_CONTOUR, outline_points
-from data.cohort.proportions import reshape_vault
-from data.cohort.skulls import MANDIBLE
-from data.cohort.subject import EXPECTED_SLIDERS, Subject
-from data.cohort.surface import Surface
-from data.cohort.template import HeadTemplate
+from data.cohort.heads import tissue
+from data.cohort.heads.detail import kept_triangles, reference_detail
+from data.cohort.heads.outline import NUM_CONTOUR, outline_points
+from data.cohort.heads.proportions import reshape_vault
+from data.cohort.heads.rays import Surface
+from data.cohort.heads.skulls import MANDIBLE
+from data.cohort.heads.subject import EXPECTED_SLIDERS, Subject
+from data.cohort.heads.template import HeadTemplate
 
 # Years -> life-stage parameter of the head targets (1/3 child, 2/3 young adult, 1 old).
 AGE_YEARS = (11.0, 16.0, 20.0, 25.0, 90.0)
@@ -30,7 +30,7 @@ SKIN_GRAIN_MM, BONE_GRAIN_MM = 0.045, 0.03
 class Head:
     """``face`` (W, 3) and ``skull`` (S, 3) vertices in mm; ``landmarks`` (106, 3) on the face.
 
-    ``sites`` (K, 3): the places on the bone of ``data.cohort.tissue.both_sides``.
+    ``sites`` (K, 3): the places on the bone of ``data.cohort.heads.tissue.both_sides``.
 
     ``skull_triangles`` (T, 3) differ between subjects (kind of skull, lost teeth); the face's are the template's.
     ``chin_y``: height (mm) of the lowest point of the mandible; the skull may go on below it (vertebrae).

@@ -16,9 +16,9 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 
-from data.ct.files import to_hounsfield
-from data.ct.scan import Finding, Scan, ScanError, check_size
-from data.ct.stack import Slice, stack
+from data.ct.reading.geometry import Slice, stack
+from data.ct.reading.scan import Finding, Scan, ScanError, check_size
+from data.ct.reading.volumes import to_hounsfield
 
 MAX_FILES = 20_000
 MAX_SIDE = 4096

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
-from data.cohort.skulls import SPINE, SkullTemplate
-from data.cohort.traits import SkullTraits
+from data.cohort.heads.skulls import SPINE, SkullTemplate
+from data.cohort.heads.traits import SkullTraits
 
 # Small shapes: centre (left side; mirrored), radii and full displacement per SD, mm. "spread" moves points away from
 # the centre (or towards it) along the given axes instead.

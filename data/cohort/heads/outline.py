@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial import cKDTree
 
-from data.cohort.surface import Surface
+from data.cohort.heads.rays import Surface
 
 NUM_CONTOUR = 33
 CHIN = range(9, 24)  # contour points of the lower border; the others are at the sides

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from data.ct.headers import check_header
-from data.ct.scan import AIR_HU, DENSEST_HU, Finding, Scan, ScanError, check_size
+from data.ct.reading.headers import check_header
+from data.ct.reading.scan import AIR_HU, DENSEST_HU, Finding, Scan, ScanError, check_size
 
 SUFFIXES = {
     ".nii": "NIfTI", ".nii.gz": "NIfTI", ".nrrd": "NRRD", ".nhdr": "NRRD",

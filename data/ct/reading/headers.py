@@ -13,7 +13,7 @@ import struct
 import zlib
 from pathlib import Path
 
-from data.ct.scan import ScanError, check_size
+from data.ct.reading.scan import ScanError, check_size
 
 HEADER_BYTES = 1 << 16
 NIFTI_BYTES = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 256: 1, 512: 2, 768: 4}  # datatype code -> bytes a voxel

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data.ct.dicom import read_folder
-from data.ct.files import SUFFIXES, read_file, read_invesalius_folder, suffix_of
-from data.ct.scan import Scan, ScanError, check_hounsfield
+from data.ct.reading.dicom import read_folder
+from data.ct.reading.scan import Scan, ScanError, check_hounsfield
+from data.ct.reading.volumes import SUFFIXES, read_file, read_invesalius_folder, suffix_of
 
 
 def read_scan(path: Path, series: str = "", max_bytes: int = 3 << 29, offset: float = 0.0) -> Scan:
@@ -14,7 +14,7 @@ def read_scan(path: Path, series: str = "", max_bytes: int = 3 << 29, offset: fl
 
     Args:
         path: the file or folder.
-        series: SeriesNumber or SeriesInstanceUID; "" takes the best (see ``data.ct.dicom``).
+        series: SeriesNumber or SeriesInstanceUID; "" takes the best (see ``data.ct.reading.dicom``).
         max_bytes: of the volume as it is held here, told from the header before anything is decoded.
         offset: added to every value, for volumes stored without their rescaling.
 

@@ -1,0 +1,1 @@
+"""Reading a head CT: from any file or folder to Hounsfield units and the place of every voxel."""
