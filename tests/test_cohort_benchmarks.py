@@ -10,11 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
-from scipy.stats import mannwhitneyu
 
-from benchmarks.cohort import anatomy, framing, signal
+from benchmarks.cohort import anatomy
 from benchmarks.cohort.anatomy import Measured
-from benchmarks.cohort.cohort_pictures import read_cohort
 from benchmarks.cohort.craniometry import (
     Anchors,
     SkullSites,
@@ -157,76 +155,6 @@ def test_every_norm_names_its_source():
     assert quoted <= set(SOURCES)
 
 
-def test_bone_outside_and_border():
-    skull, face = np.zeros((256, 256), np.uint8), np.zeros((256, 256), np.uint8)
-    face[10:200, 20:230] = 90
-    skull[50:150, 50:150] = 200
-    assert framing.share_outside(skull, face) == 0
-    skull[150:160, 225:235] = 1  # a hundred px, half of them beside the face
-    assert framing.share_outside(skull, face) == pytest.approx(50 / 10_100)
-    assert framing.border_px(face) == 10 and framing.border_px(skull) == 256 - 235
-    with pytest.raises(ValueError, match="nothing is drawn"):
-        framing.border_px(np.zeros((8, 8), np.uint8))
-
-
-def test_the_shipped_pairs_are_framed(tmp_path, capsys):
-    out = tmp_path / "framing"
-    assert framing.main([f"cohort={DATA}", f"out={out}"]) == 0
-    found = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))["frontal"]
-    assert found["num"] == 40 and found["outside"]["too_large"] == 0
-    assert (
-        found["skull_px"]["too_close"]
-        == found["face_px"]["too_close"]
-        == found["landmark_px"]["too_close"]
-        == 0
-    )
-    assert "published real pair" in capsys.readouterr().out
-    assert framing.main([f"cohort={tmp_path}", f"out={out}"]) == 2
-    assert capsys.readouterr().err.startswith("framing: ")
-
-
-def test_ridge_is_least_squares_where_there_is_no_noise_and_auc_is_mann_whitney():
-    rng = np.random.default_rng(0)
-    weights = rng.normal(size=(6, 3))
-    x, z = rng.normal(size=(200, 6)), rng.normal(size=(20, 6))
-    np.testing.assert_allclose(signal.ridge(x, x @ weights + 2, z), z @ weights + 2, atol=0.01)
-    labels = rng.integers(0, 2, 60).astype(float)
-    scores = np.round(rng.normal(size=60) + labels, 1)  # with ties
-    wanted = mannwhitneyu(scores[labels == 1], scores[labels == 0]).statistic / (
-        labels.sum() * (1 - labels).sum()
-    )
-    assert signal.area_under_curve(scores, labels) == pytest.approx(wanted)
-    truth = rng.normal(size=(30, 4))
-    assert signal.r_squared(truth, truth, truth.mean(0)) == 1
-    assert signal.r_squared(np.tile(truth.mean(0), (30, 1)), truth, truth.mean(0)) == pytest.approx(0)
-
-
-def test_signal_finds_what_was_planted_and_nothing_else():
-    rng = np.random.default_rng(3)
-    people, bone = 160, 8
-    shape = rng.normal(size=(people, bone))
-    sex = (shape[:, 0] > 0).astype(float)
-    age, mass = rng.normal(size=people), rng.normal(size=people)
-    attributes = np.stack([sex, age, mass], 1)
-    soft = np.stack([age, mass], 1) @ rng.normal(size=(2, 40))
-    face = shape @ rng.normal(size=(bone, 40)) + 2 * soft + 0.1 * rng.normal(size=(people, 40))
-    skulls = shape @ rng.normal(size=(bone, 64)) + 0.1 * rng.normal(size=(people, 64))
-    planted = signal.People(
-        skulls, (attributes - attributes.mean(0)) / attributes.std(0), {"landmarks": face},
-        {"sex": sex, "age": age, "body mass": mass},
-    )  # fmt: skip
-    config = signal.SignalConfig(train=110, gallery=50, repetitions=4, components=12)
-    found = {name: value["mean"] for name, value in signal.measure(config, planted, progress=False).items()}
-    assert found["landmarks: skull + attributes: rank1"] > 0.95
-    assert 0.02 < found["landmarks: skull only: rank1"] < 0.9
-    assert found["landmarks: permuted: rank1"] < 0.1
-    assert found["skull -> sex: right"] > 0.8
-    assert found["skull -> age: R2"] < 0.1 and found["skull -> body mass: R2"] < 0.1
-    assert "permuted" in signal.tables(signal.measure(config, planted, progress=False))
-    with pytest.raises(ValueError, match="need 300 subjects"):
-        signal.measure(signal.SignalConfig(train=200, gallery=100), planted, progress=False)
-
-
 def test_rank_figures_by_hand():
     distances = np.array([[0.1, 0.5, 0.9], [0.2, 0.3, 0.9], [0.5, 0.4, 0.3]])
     found = ceiling.rank_figures(distances, np.arange(3), None, 0)
@@ -285,7 +213,7 @@ def test_ceiling_from_end_to_end(small_cohort, tmp_path, capsys):
 
 
 def test_donors_are_of_the_same_group_and_their_own_face_does_not_count(small_cohort):
-    gallery = read_cohort(small_cohort, "test", progress=False)
+    gallery = ceiling.read_pairs(small_cohort, "test")
     probes = ceiling.probes_of(small_cohort, gallery, seed=0)["ceiling of another"]
     assert probes.excluded is not None
     for truth, donor in zip(probes.truth, probes.excluded, strict=True):
@@ -298,8 +226,6 @@ def test_donors_are_of_the_same_group_and_their_own_face_does_not_count(small_co
         (anatomy, ["num_subject=5"], "num_subjects"),
         (anatomy, ["num_subjects=3"], "at least 10"),
         (anatomy, ["num_subjects=10", "ethnicity=Martian"], "nobody of them"),
-        (signal, ["cohort=nowhere"], "nowhere"),
-        (signal, ["train=0"], "at least 2"),
         (ceiling, ["cohort=nowhere"], "nowhere"),
     ],
 )

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from gaussian_case import ABAR, SHAPE, Gaussian
 from torch import Tensor
 
-from benchmarks.sampling.gaussian_case import ABAR, SHAPE, Gaussian
 from cldm.sampling import SAMPLERS
 from cldm.spacing import spaced_timesteps
 from cldm.spgd import (

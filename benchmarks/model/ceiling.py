@@ -31,10 +31,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from tqdm import tqdm
 
-from benchmarks.cohort.cohort_pictures import Shown, has_manifest, read_cohort
 from cldm.record import write_json
+from data.biometrics import age_level
+from data.manifest import Record, read_manifest
 from ldm.checkpoint import git_revision
 from ldm.config import parse_command_line
 from muti_control.evaluation.judges.dlib_recogniser import (
@@ -43,7 +45,7 @@ from muti_control.evaluation.judges.dlib_recogniser import (
     descriptor_distances,
     procrustes_distances,
 )
-from muti_control.evaluation.methods.baselines import group_mean, shuffle_within_groups
+from muti_control.evaluation.methods.baselines import Group, group_mean, shuffle_within_groups
 from muti_control.evaluation.results.statistics import bootstrap_interval, ranks_of_truth
 
 Ints = NDArray[np.integer]
@@ -70,6 +72,38 @@ class CeilingConfig:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """One line of a manifest with its face, (H, W) uint8."""
+
+    record: Record
+    face: NDArray[np.uint8]
+
+    @property
+    def group(self) -> Group:
+        b = self.record.biometrics
+        return b.sex, age_level(b.age), b.body_mass, b.ethnicity
+
+
+def manifest_path(root: Path, name: str) -> Path:
+    return root / "split_data" / f"{name}.json"
+
+
+def read_pairs(root: Path, name: str, num: int = 0) -> list[Pair]:
+    """Return the pairs of ``split_data/NAME.json``; with ``num`` only the first that many.
+
+    Raises:
+        ValueError: the manifest is missing or wrong, or a face picture is missing.
+    """
+    pairs = []
+    for record in tqdm(read_manifest(manifest_path(root, name))[: num or None], desc=name, leave=False):
+        if record.face_path is None:
+            raise ValueError(f"{root}: {record.source} has no face picture: not a cohort of data.cohort")
+        with Image.open(record.face_path) as picture:
+            pairs.append(Pair(record, np.asarray(picture.convert("L"))))
+    return pairs
+
+
+@dataclass(frozen=True)
 class Probes:
     """Pictures (P, H, W), the gallery column of each one's subject, and a column that does not count (-1: none)."""
 
@@ -78,13 +112,13 @@ class Probes:
     excluded: Ints | None = None
 
 
-def gallery_of(root: Path, size: int) -> list[Shown]:
+def gallery_of(root: Path, size: int) -> list[Pair]:
     """The frontal pairs of the first ``size`` test subjects.
 
     Raises:
         ValueError: there are fewer.
     """
-    gallery = read_cohort(root, "test", size)
+    gallery = read_pairs(root, "test", size)
     if size and len(gallery) < size:
         raise ValueError(
             f"gallery={size}: {root} has {len(gallery)} test subjects; make a cohort with test_subjects={size}, or "
@@ -93,45 +127,45 @@ def gallery_of(root: Path, size: int) -> list[Shown]:
     return gallery
 
 
-def probes_of(root: Path, gallery: Sequence[Shown], seed: int) -> dict[str, Probes]:
+def probes_of(root: Path, gallery: Sequence[Pair], seed: int) -> dict[str, Probes]:
     """All kinds of probes that the cohort has pictures for.
 
     Raises:
         ValueError: the cohort has no expected faces.
     """
-    column = {shown.record.subject: k for k, shown in enumerate(gallery)}
-    if not has_manifest(root, "ceiling"):
+    column = {pair.record.subject: k for k, pair in enumerate(gallery)}
+    if not manifest_path(root, "ceiling").is_file():
         raise ValueError(f"{root} has no expected faces: run python -m data.cohort {root} ... ceiling=true")
-    expected = [shown for shown in read_cohort(root, "ceiling") if shown.record.subject in column]
-    truth = np.array([column[shown.record.subject] for shown in expected])
+    expected = [pair for pair in read_pairs(root, "ceiling") if pair.record.subject in column]
+    truth = np.array([column[pair.record.subject] for pair in expected])
     groups = [gallery[k].group for k in truth]
-    names = [shown.record.subject for shown in expected]
+    names = [pair.record.subject for pair in expected]
     donors = shuffle_within_groups(groups, groups, names, names, np.random.default_rng(seed))
     lent = donors >= 0
-    kinds = {"ceiling": Probes([shown.face for shown in expected], truth)}
-    if has_manifest(root, "ceiling_neutral"):  # older cohorts have none
-        plain = [shown for shown in read_cohort(root, "ceiling_neutral") if shown.record.subject in column]
+    kinds = {"ceiling": Probes([pair.face for pair in expected], truth)}
+    if manifest_path(root, "ceiling_neutral").is_file():  # older cohorts have none
+        plain = [pair for pair in read_pairs(root, "ceiling_neutral") if pair.record.subject in column]
         kinds["ceiling, neutral surface"] = Probes(
-            [shown.face for shown in plain], np.array([column[shown.record.subject] for shown in plain])
+            [pair.face for pair in plain], np.array([column[pair.record.subject] for pair in plain])
         )
     kinds["ceiling of another"] = Probes(
         [expected[k].face for k in donors[lent]], truth[lent], truth[donors[lent]]
     )
-    train = read_cohort(root, "train")
-    faces = np.stack([shown.face.astype(np.float32).ravel() for shown in train])
-    own_groups = [shown.group for shown in gallery]
-    means = group_mean(faces, [shown.group for shown in train], own_groups)
+    train = read_pairs(root, "train")
+    faces = np.stack([pair.face.astype(np.float32).ravel() for pair in train])
+    own_groups = [pair.group for pair in gallery]
+    means = group_mean(faces, [pair.group for pair in train], own_groups)
     side = gallery[0].face.shape
     kinds["attributes only"] = Probes(
         [np.rint(mean).astype(np.uint8).reshape(side) for mean in means], np.arange(len(gallery))
     )
-    if has_manifest(root, "test_views"):
-        turned: dict[str, Shown] = {}
-        for shown in read_cohort(root, "test_views"):
-            if shown.record.extra and shown.record.subject in column:
-                turned.setdefault(shown.record.subject, shown)
+    if manifest_path(root, "test_views").is_file():
+        turned: dict[str, Pair] = {}
+        for pair in read_pairs(root, "test_views"):
+            if pair.record.extra and pair.record.subject in column:
+                turned.setdefault(pair.record.subject, pair)
         kinds["true face, turned"] = Probes(
-            [shown.face for shown in turned.values()], np.array([column[name] for name in turned])
+            [pair.face for pair in turned.values()], np.array([column[name] for name in turned])
         )
     return {name: probes for name, probes in kinds.items() if len(probes.truth)}
 
@@ -181,7 +215,7 @@ def measure(config: CeilingConfig) -> dict[str, Any]:
         return {"descriptor": descriptors, "points": points}
 
     started = time.perf_counter()
-    known = look("gallery", [shown.face for shown in gallery])
+    known = look("gallery", [pair.face for pair in gallery])
     figures: dict[str, Any] = {}
     for name, probes in kinds.items():
         seen = look(name, probes.pictures)

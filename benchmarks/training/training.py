@@ -11,8 +11,8 @@ of a batch with a gradient, and trains the discriminator. ``original``: fp32; au
 step; gradients of the UNet's decoder that no optimizer takes; residual and transformer layers recomputed, attention by
 its matrix, as the published configuration says. ``original_stored``: the same without recomputation. ``ours``: what
 train.py does.
-Each runs in a process of its own, in turns; the medians and the peak of the memory are compared, and for ours what
-``memory.card`` plans with: the memory by calculation. On a busy machine: clock=cpu threads=1.
+Each runs in a process of its own, in turns. The medians and the peaks of the memory are compared. On a busy machine:
+clock=cpu threads=1.
 """
 
 from __future__ import annotations
@@ -21,26 +21,19 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from benchmarks.results_file import append_section, table
 from benchmarks.training.training_steps import WAYS
-from cldm.controlled import SD15_CONFIG, load_model_config
+from cldm.controlled import SD15_CONFIG
 from cldm.record import check_creatable, write_json
-from ldm.autoencoder import AutoencoderKL
 from ldm.config import parse_command_line
 from ldm.device import choose_device
-from muti_control.losses.config import LossesConfig
-from muti_control.training.activations import measure
-from muti_control.training.config import ExperimentConfig
-from muti_control.training.memory import Plan, predicted_bytes
-from muti_control.training.placement import picture_bytes
 
 GIB = 2**30
 CLOCKS = {"wall": "seconds", "cpu": "cpu_seconds"}
@@ -95,32 +88,8 @@ def measured(cfg: TrainingConfig, variant: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def calculated(cfg: TrainingConfig, variant: str, on_gpu: bool) -> float | None:
-    """Bytes by the calculation that ``memory.card`` plans with; None for what train.py does not do."""
-    way = WAYS[variant]
-    if not way.cached or way.recompute == "layers":
-        return None
-    shape = load_model_config(cfg.model)
-    shape.image_size = cfg.size
-    recompute = way.recompute == "blocks"
-    plan = Plan(cfg.batch, 1, recompute, recompute, half_unet=way.half)
-    others = 0
-    if way.pictures == "ours":
-        losses = LossesConfig(gan=1, fm=28, lm=150, by="weight", chunk=1, recompute=recompute)
-        whole = ExperimentConfig(stage="control", name="cost", losses=losses)
-        whole.train.batch_size = cfg.batch
-        with torch.device("meta"):
-            decoder = AutoencoderKL(shape.first_stage).decoder
-        others = picture_bytes(whole, shape, way.half) + 4 * sum(p.numel() for p in decoder.parameters())
-    return predicted_bytes(measure(shape), plan, others, way.half, on_gpu)
-
-
-def rows(
-    cfg: TrainingConfig, runs: Sequence[dict[str, Any]], counted: Mapping[str, float | None] | None = None
-) -> list[list[str]]:
-    """A line a variant: median and fastest step, samples a second, peak, both relative to the first variant; and the
-    memory by calculation.
-    """
+def rows(cfg: TrainingConfig, runs: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Return a line per variant: median and fastest step, pictures a second, peak memory, relative to the first."""
     clock = CLOCKS[cfg.clock]
     seconds = {
         name: [s for run in runs if run["variant"] == name for s in run[clock]] for name in cfg.variants
@@ -130,7 +99,6 @@ def rows(
     lines = []
     for name in cfg.variants:
         middle = statistics.median(seconds[name])
-        own = (counted or {}).get(name)
         lines.append(
             [
                 name,
@@ -139,7 +107,6 @@ def rows(
                 f"{statistics.median(seconds[first]) / middle:.2f}",
                 f"{peaks[name] / GIB:.2f} GiB",
                 f"{peaks[name] / peaks[first]:.2f}",
-                "" if own is None else f"{own / GIB:.2f} GiB",
             ]
         )
     return lines
@@ -161,12 +128,8 @@ def main(argv: Sequence[str]) -> int:
     turns = [name for k in range(cfg.rounds) for name in (cfg.variants if k % 2 == 0 else cfg.variants[::-1])]
     runs = [measured(cfg, name) for name in tqdm(turns, desc="processes", file=sys.stderr, disable=None)]
     header = ["way", f"step: median (fastest), {cfg.clock}", "pictures/s", "times faster", "peak memory"]
-    header += ["of the first's", "by calculation"]
-    on_gpu = device.type == "cuda"
-    # what is resident before a model is there, the libraries, is no part of the calculation on a CPU
-    before = 0 if on_gpu else min(run["before"] for run in runs)
-    counted = {name: own and own + before for name in cfg.variants for own in [calculated(cfg, name, on_gpu)]}
-    text = table(header, rows(cfg, runs, counted))
+    header += ["of the first's"]
+    text = table(header, rows(cfg, runs))
     print(f"{runs[0]['machine']}; {cfg.size} px, batch {cfg.batch}\n\n{text}")
     Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
     write_json(Path(cfg.out), {"config": asdict(cfg), "runs": runs})

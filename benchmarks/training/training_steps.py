@@ -276,7 +276,6 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     device = choose_device(request["device"])
     if request.get("threads"):
         torch.set_num_threads(request["threads"])
-    before = peak_bytes(device)
     model = random_weights(request.get("model", str(SD15_CONFIG)), device)
     prepare(model, request["variant"])
     forget_peak(device)  # what building took is not what training takes
@@ -295,7 +294,6 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         "cpu_seconds": cpu_seconds[request.get("warmup", 1) :],
         "losses": losses,
         "peak": peak_bytes(device),
-        "before": before,
         "machine": machine(device),
     }
 
