@@ -5,16 +5,12 @@ from math import comb
 
 import numpy as np
 import pytest
-import torch
 from scipy.spatial import procrustes
 from skimage.transform import estimate_transform
-from torchmetrics.functional.retrieval import retrieval_average_precision, retrieval_reciprocal_rank
 
 from muti_control.evaluation.results import statistics
 from muti_control.evaluation.results.statistics import (
-    average_precision,
     best_of_chance,
-    best_of_least,
     bootstrap_means,
     cmc_ranks,
     edit_projection,
@@ -23,7 +19,6 @@ from muti_control.evaluation.results.statistics import (
     mean_pairwise_distance,
     paired_difference,
     ranks_of_truth,
-    reciprocal_rank,
     share_interval,
     similarity_aligned,
 )
@@ -34,38 +29,6 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 # ---------------------------------------------------------------- ranks
-@pytest.mark.parametrize("views", [1, 3])
-def test_average_precision_and_reciprocal_rank_are_torchmetrics(views):
-    distances = rng().uniform(size=(30, 60))
-    relevant = np.stack([rng(i).permutation(60) < views for i in range(30)])
-    found = average_precision(distances, relevant), reciprocal_rank(distances, relevant)
-    for i in range(30):
-        scores, target = torch.from_numpy(1 - distances[i]), torch.from_numpy(relevant[i])
-        assert found[0][i] == pytest.approx(float(retrieval_average_precision(scores, target)), abs=1e-6)
-        assert found[1][i] == pytest.approx(float(retrieval_reciprocal_rank(scores, target)), abs=1e-6)
-
-
-def test_with_one_relevant_face_all_of_them_are_the_rank():
-    distances = rng(1).integers(0, 9, (40, 20)).astype(float)  # many ties
-    truth = rng(2).integers(0, 20, 40)
-    ranks = ranks_of_truth(distances, truth)
-    relevant = np.eye(20, dtype=bool)[truth]
-    np.testing.assert_allclose(average_precision(distances, relevant), 1 / ranks)
-    np.testing.assert_allclose(reciprocal_rank(distances, relevant), 1 / ranks)
-    assert (
-        ranks > ranks_of_truth(distances - 1e-9 * relevant, truth)
-    ).any()  # ties counted against the probe
-
-
-def test_lists_without_an_answer_are_refused():
-    with pytest.raises(ValueError, match="probe 1 has no face"):
-        average_precision(np.zeros((2, 3)), np.array([[True, False, False], [False] * 3]))
-    with pytest.raises(ValueError, match="not finite"):
-        reciprocal_rank(np.full((1, 2), np.nan), np.ones((1, 2), bool))
-    with pytest.raises(ValueError, match="expected"):
-        average_precision(np.zeros((2, 3)), np.ones((3, 2), bool))
-
-
 def test_the_match_curve_rises_to_one():
     ranks = rng(3).integers(1, 501, 300)
     at = cmc_ranks(500)
@@ -203,15 +166,12 @@ def test_best_of_k_is_the_mean_over_all_choices_of_k():
     draws = 6
     values = rng(19).uniform(size=(4, draws))
     hit = values < [[0.5], [0.2], [0.0], [1.0]]
-    chance, least = best_of_chance(hit.sum(axis=1), draws), best_of_least(values)
+    chance = best_of_chance(hit.sum(axis=1), draws)
     for k in range(1, draws + 1):
         choices = [list(c) for c in itertools.combinations(range(draws), k)]
         assert len(choices) == comb(draws, k)
         np.testing.assert_allclose(
             chance[:, k - 1], np.mean([hit[:, c].any(axis=1) for c in choices], axis=0)
-        )
-        np.testing.assert_allclose(
-            least[:, k - 1], np.mean([values[:, c].min(axis=1) for c in choices], axis=0)
         )
 
 

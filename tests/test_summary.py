@@ -46,12 +46,6 @@ def test_figures_are_those_of_the_measured_probes():
         identification([None] * 40, 20, GROUPS)
 
 
-def test_several_views_bring_their_own_average_precision():
-    found = identification([1, 2], 5, GROUPS[:2], average_precisions=[0.9, 0.3])
-    assert found.mean_average_precision.value == pytest.approx(0.6)
-    assert found.mean_reciprocal_rank.value == pytest.approx(0.75)
-
-
 def test_groups_add_up_and_stand_in_their_order():
     found = identification(rng(3).integers(1, 9, 40), 8, GROUPS)
     by_attribute = {}

@@ -98,8 +98,8 @@ class Measuring:
             seen.setdefault(probe, []).append(vectors.get("dlib"))
             if draw == 0:
                 truth = read_grey(self.truths[probe], self.bench.size)
-                likeness[PSNR.name][probe] = psnr(picture[None], truth[None])[0]
-                likeness[SSIM.name][probe] = ssim(picture[None], truth[None])[0]
+                likeness[PSNR.name][probe] = psnr(picture, truth)
+                likeness[SSIM.name][probe] = ssim(picture, truth)
                 likeness[NME.name][probe] = self._nme(vectors.get("dlib"), self.truths[probe])
                 if self.lpips is not None:
                     likeness[LPIPS.name][probe] = self.lpips.distances(picture[None], truth[None])[0]

@@ -1,13 +1,17 @@
-"""How alike are two pictures, and two sets of pictures?
+"""How alike two pictures are, and how alike two sets of pictures: PSNR, SSIM and KID by torchmetrics.
 
-Pictures are uint8, (N, H, W) grey or (N, H, W, 3); colours are averaged, since renders are grey. They say how close a
-face is in grey levels, not whether it is the same person: black background and shared shading make any two faces alike.
+These measures compare grey levels. They do not say whether two faces show one person: the black background and the
+common shading make any two faces alike.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchmetrics.image.kid import poly_mmd
 
 from muti_control.evaluation.results.results import Measure
 
@@ -25,93 +29,45 @@ KID = Measure(
     "kid", "KID", "x 1000", "lower", 2,
     "Kernel inception distance between the set of faces and the set of true faces: unbiased, cubic kernel.",
 )  # fmt: skip
-
-_SIGMA, _RADIUS = 1.5, 5  # px
-_K1, _K2 = 0.01, 0.03
-_RANGE = 255.0
-MAX_PSNR = 100.0  # dB, of identical pictures: what is infinite has no mean
+_RANGE, _RADIUS = 255.0, 5  # grey levels; px of the SSIM window on each side of its middle
+MAX_PSNR = 100.0  # dB of identical pictures, whose PSNR is infinite and has no mean
 
 
-def psnr(x: Pictures, y: Pictures) -> Floats:
-    """Peak signal-to-noise ratio in dB, (N,), at most ``MAX_PSNR``.
-
-    Raises:
-        ValueError: pictures of different shape or type.
-    """
-    a, b = _grey(x, y)
-    error = ((a - b) ** 2).mean(axis=(1, 2))
-    with np.errstate(divide="ignore"):
-        return np.minimum(10 * np.log10(_RANGE**2 / error), MAX_PSNR)
+def psnr(x: Pictures, y: Pictures) -> float:
+    """Return the peak signal-to-noise ratio in dB, at most ``MAX_PSNR``, of two grey pictures (H, W) uint8."""
+    a, b = _tensors(x, y)
+    return min(float(peak_signal_noise_ratio(a, b, data_range=_RANGE)), MAX_PSNR)
 
 
-def ssim(x: Pictures, y: Pictures) -> Floats:
-    """Mean structural similarity, (N,) in [-1, 1]: 11 x 11 Gaussian window (sigma 1.5), only where it lies inside.
+def ssim(x: Pictures, y: Pictures) -> float:
+    """Return the mean structural similarity, in [-1, 1], of two grey pictures (H, W) uint8.
+
+    The mean is taken where the whole window lies inside the picture; torchmetrics' own also counts its padded border.
 
     Source: Wang, Bovik, Sheikh and Simoncelli, IEEE TIP 13(4), 2004, equation 13 with K1 = 0.01, K2 = 0.03.
-
-    Raises:
-        ValueError: pictures of different shape or type, or smaller than the window.
     """
-    a, b = _grey(x, y)
-    if min(a.shape[1:]) < 2 * _RADIUS + 1:
-        raise ValueError(f"pictures of {a.shape[1:]} px: SSIM needs at least {2 * _RADIUS + 1} px a side")
-    mean_a, mean_b = _window(a), _window(b)
-    var_a, var_b = _window(a * a) - mean_a**2, _window(b * b) - mean_b**2
-    cov = _window(a * b) - mean_a * mean_b
-    c1, c2 = (_K1 * _RANGE) ** 2, (_K2 * _RANGE) ** 2
-    likeness = ((2 * mean_a * mean_b + c1) * (2 * cov + c2)) / (
-        (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
-    )
-    return np.asarray(likeness.mean(axis=(1, 2)), dtype=np.float64)
+    a, b = _tensors(x, y)
+    _, every = structural_similarity_index_measure(a, b, sigma=1.5, data_range=_RANGE, return_full_image=True)
+    return float(every[..., _RADIUS:-_RADIUS, _RADIUS:-_RADIUS].mean())
 
 
 def kid(x: Floats, y: Floats) -> float:
-    """Kernel inception distance between two sets of features: squared maximum mean discrepancy, unbiased.
+    """Return the kernel inception distance of two sets of as many features, (N, D) each, N at least 2.
 
-    The kernel is (x . y / D + 1)^3. About 0 for two samples of one distribution, and then below 0 in half of all cases.
-    The usual value is that of Inception features; those of another network make another scale.
+    It is the squared maximum mean discrepancy without bias, with the kernel (x . y / D + 1)^3: about 0 for two samples
+    of one distribution, and then below 0 in half of all cases. Each backbone has a scale of its own.
+
     Source: Binkowski et al., ICLR 2018, arXiv 1801.01401, section 4.
-
-    Args:
-        x, y: (N, D) and (M, D), at least two rows each.
-
-    Raises:
-        ValueError: fewer rows, or features of different width.
     """
-    a, b = (np.asarray(features, dtype=np.float64) for features in (x, y))
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+    a, b = (torch.from_numpy(np.asarray(features, np.float64)) for features in (x, y))
+    return float(poly_mmd(a, b, degree=3, gamma=None, coef=1.0))
+
+
+def _tensors(x: Pictures, y: Pictures) -> tuple[Tensor, Tensor]:
+    """Return both as (1, 1, H, W) float64 in [0, 255]."""
+    if x.dtype != np.uint8 or y.dtype != np.uint8 or x.shape != y.shape or x.ndim != 2:
         raise ValueError(
-            f"features {a.shape} and {b.shape}: expected (N, D) and (M, D), at least two rows each"
+            f"pictures {x.shape} {x.dtype} and {y.shape} {y.dtype}: expected (H, W) uint8, one shape"
         )
-    within = [(_cubic(f, f).sum() - np.trace(_cubic(f, f))) / (len(f) * (len(f) - 1)) for f in (a, b)]
-    return float(within[0] + within[1] - 2 * _cubic(a, b).mean())
-
-
-def _cubic(a: Floats, b: Floats) -> Floats:
-    return np.asarray((a @ b.T / a.shape[1] + 1) ** 3)
-
-
-def _grey(x: Pictures, y: Pictures) -> tuple[Floats, Floats]:
-    """Both as (N, H, W) float64 grey levels in [0, 255]."""
-    if x.dtype != np.uint8 or y.dtype != np.uint8 or x.shape != y.shape or x.ndim not in (3, 4) or not x.size:
-        raise ValueError(
-            f"pictures {x.shape} {x.dtype} and {y.shape} {y.dtype}: expected uint8 of one shape, (N, H, W) or "
-            "(N, H, W, 3)"
-        )
-    a, b = (np.asarray(pictures, dtype=np.float64) for pictures in (x, y))
-    return (a, b) if x.ndim == 3 else (a.mean(axis=-1), b.mean(axis=-1))
-
-
-def _window(x: Floats) -> Floats:
-    """Gaussian means (N, H - 10, W - 10) of (N, H, W)."""
-    offsets = np.arange(-_RADIUS, _RADIUS + 1)
-    weights = np.exp(-(offsets**2) / (2 * _SIGMA**2))
-    weights /= weights.sum()
-    height, width = x.shape[1] - 2 * _RADIUS, x.shape[2] - 2 * _RADIUS
-    rows = np.zeros((len(x), height, x.shape[2]))
-    for k, weight in enumerate(weights):
-        rows += weight * x[:, k : k + height]
-    both = np.zeros((len(x), height, width))
-    for k, weight in enumerate(weights):
-        both += weight * rows[:, :, k : k + width]
-    return both
+    a, b = (torch.from_numpy(picture.astype(np.float64))[None, None] for picture in (x, y))
+    return a, b

@@ -2,7 +2,7 @@
 
 All are told what the prompt tells the model and no more: sex, age level, body mass level and ethnicity.
 Arrays are features as in `muti_control.evaluation.judges.features`: (N, D) float32 in [0, 1]. Every one of these
-faces is a weighted sum of training faces, so that it can be drawn at any resolution (`weights_*`: (P, N), rows sum to 1).
+faces is a weighted sum of training faces, so that it can be drawn at any resolution (weights: (P, N), rows sum to 1).
 """
 
 from collections.abc import Hashable, Sequence

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from muti_control.evaluation.results.results import MethodKind
+
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """name: its key everywhere. label: for tables. kind: one of ``results.METHOD_KINDS``. note: what its face is."""
+    """name: its key everywhere. label: for tables. kind: as in ``results.Method``. note: what its face is."""
 
     name: str
     label: str
-    kind: str
+    kind: MethodKind
     note: str
 
 

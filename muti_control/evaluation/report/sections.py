@@ -12,7 +12,7 @@ from muti_control.evaluation.report import markup, svg
 from muti_control.evaluation.report.cells import figure_cell, label_of, measure_cell, measure_head, person
 from muti_control.evaluation.report.markup import Cell, Numbering
 from muti_control.evaluation.report.words import AUTOENCODER, Roles, plural, sentence, unusual_skulls
-from muti_control.evaluation.results.results import CASE_KINDS, Case, Evaluation, Recogniser
+from muti_control.evaluation.results.results import Case, Evaluation, Recogniser
 
 
 def diversity(evaluation: Evaluation, numbers: Numbering) -> str:
@@ -41,7 +41,7 @@ def cases(evaluation: Evaluation, folder: Path, numbers: Numbering) -> str:
     if not evaluation.cases:
         return ""
     parts = []
-    for kind in CASE_KINDS:
+    for kind in ("best", "median", "worst"):
         found = [case for case in evaluation.cases if case.kind == kind]
         if found:
             parts.append(

@@ -31,7 +31,7 @@ _PARTS = (
 def main_table(evaluation: Evaluation, numbers: Numbering) -> str:
     """Every method under the first recogniser, and as a picture."""
     judge = evaluation.recognisers[0] if evaluation.recognisers else None
-    identity = [] if judge is None else identification_columns(evaluation, judge.name)[:4]
+    identity = [] if judge is None else identification_columns(judge.name)[:4]
     pictures = picture_columns(evaluation)
     columns = [*identity, *pictures]
     if not columns:
@@ -51,7 +51,7 @@ def main_table(evaluation: Evaluation, numbers: Numbering) -> str:
 
 def recogniser_table(evaluation: Evaluation, judge: Recogniser, numbers: Numbering) -> str:
     """Every method under one recogniser, with ranks and distances."""
-    columns = identification_columns(evaluation, judge.name)
+    columns = identification_columns(judge.name)
     if all(method.identification[judge.name].distance is None for method in _judged(evaluation, judge)):
         columns = columns[:-1]
     caption = f"Identity by {judge.label} ({judge.distance}). {judge.note}".strip()
@@ -173,7 +173,7 @@ def difference_table(evaluation: Evaluation, numbers: Numbering) -> str:
     if roles.evaluated is None or roles.judge is None:
         return ""
     wanted = ("rank1", "rank10", "mean_reciprocal_rank")
-    columns = [c for c in identification_columns(evaluation, roles.judge.name) if c.key in wanted]
+    columns = [c for c in identification_columns(roles.judge.name) if c.key in wanted]
     columns += [c for c in picture_columns(evaluation) if c.values(roles.evaluated) is not None]
     how = resampling_of(evaluation)
     rows: list[tuple[Cell, Sequence[Cell]]] = []

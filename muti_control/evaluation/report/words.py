@@ -190,11 +190,11 @@ def findings(evaluation: Evaluation) -> list[str]:
 
 
 def _rank1(evaluation: Evaluation, judge: Recogniser) -> Column:
-    return identification_columns(evaluation, judge.name)[0]
+    return identification_columns(judge.name)[0]
 
 
 def _mrr(evaluation: Evaluation, judge: Recogniser) -> Column:
-    columns = identification_columns(evaluation, judge.name)
+    columns = identification_columns(judge.name)
     return next(column for column in columns if column.key == "mean_reciprocal_rank")
 
 

@@ -82,26 +82,20 @@ _PER_PROBE: dict[str, Callable[[Identification], Floats | None]] = {
     "rank10": _hits(10),
     "mean_reciprocal_rank": lambda found: 1 / _with_nan(found.ranks),
     "mean_rank": lambda found: _with_nan(found.ranks),
-    "mean_average_precision": lambda found: None,  # where it is not 1 / rank, its values are not kept
     "distance": lambda found: None if found.distances is None else _with_nan(found.distances),
 }
 
 
-def identification_columns(evaluation: Evaluation, recogniser: str) -> list[Column]:
-    """The columns of one recogniser; mAP has its own only where it differs from MRR (several views a subject)."""
-    found = [m.identification[recogniser] for m in evaluation.methods if recogniser in m.identification]
-    one = all(f.mean_average_precision.value == f.mean_reciprocal_rank.value for f in found)
-    columns = [
+def identification_columns(recogniser: str) -> list[Column]:
+    """Return the columns of one recogniser. The gallery has one face of each person, so mAP and MRR are one number."""
+    return [
         Column(recogniser, "rank1", "rank-1", "%", "higher", 1, 100),
         Column(recogniser, "rank5", "rank-5", "%", "higher", 1, 100),
         Column(recogniser, "rank10", "rank-10", "%", "higher", 1, 100),
-        Column(recogniser, "mean_reciprocal_rank", "mAP = MRR" if one else "MRR", "", "higher", 3),
+        Column(recogniser, "mean_reciprocal_rank", "mAP = MRR", "", "higher", 3),
         Column(recogniser, "mean_rank", "mean rank", "", "lower", 1),
         Column(recogniser, "distance", "distance to own", "", "lower", 3),
     ]
-    if not one:
-        columns.insert(3, Column(recogniser, "mean_average_precision", "mAP", "", "higher", 3))
-    return columns
 
 
 def picture_columns(evaluation: Evaluation) -> list[Column]:

@@ -159,7 +159,7 @@ def _method_rows(first: Evaluation, second: Evaluation, how: Resampling) -> Iter
         if other is None:
             continue
         for judge in shared:
-            for column in identification_columns(first, judge.name):
+            for column in identification_columns(judge.name):
                 row = _row(
                     method.name,
                     method.label,

@@ -1,4 +1,4 @@
-"""What an evaluation found: the content of ``metrics.json``, as frozen dataclasses.
+"""The results of an evaluation: the content of ``metrics.json``, as frozen pydantic dataclasses.
 
 ``metrics.json`` is a file format: one object whose keys are the attributes of :class:`Evaluation`, nested as these
 classes are; ``results_file.py`` writes and reads it. Rules that hold everywhere in it:
@@ -16,18 +16,22 @@ classes are; ``results_file.py`` writes and reads it. Rules that hold everywhere
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Any, Literal
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
 NAME = "iccr-diff evaluation"
 VERSION = 1
 METRICS, REPORT = "metrics.json", "report.html"  # their names in a results folder
 
-METHOD_KINDS = ("model", "folder", "baseline", "control", "ceiling", "limit")
-CASE_KINDS = ("best", "median", "worst")
+MethodKind = Literal["model", "folder", "baseline", "control", "ceiling", "limit"]
+CaseKind = Literal["best", "median", "worst"]
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Figure:
     """One measured number.
 
@@ -43,7 +47,7 @@ class Figure:
     n: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Curve:
     """``value`` over ``x`` (increasing whole numbers: ranks, or faces drawn), each with its interval."""
 
@@ -53,7 +57,7 @@ class Curve:
     high: tuple[float, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class HashedFile:
     """A file that was read. path: as the user named it; sha256: in hex."""
 
@@ -61,7 +65,7 @@ class HashedFile:
     sha256: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Subject:
     """What was evaluated.
 
@@ -72,13 +76,13 @@ class Subject:
         details: more for the reader, e.g. training step, resolution, number of pictures.
     """
 
-    kind: str
+    kind: Literal["model", "folder", "baselines"]
     name: str
     files: tuple[HashedFile, ...]
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Probe:
     """One skull of the test split that faces were reconstructed from.
 
@@ -102,7 +106,7 @@ class Probe:
     ood: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Recogniser:
     """A judge of identity.
 
@@ -122,7 +126,7 @@ class Recogniser:
     gallery_sha256: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Measure:
     """A measure on pictures, or of diversity, edits or sensitivity: what a number of that name means.
 
@@ -138,7 +142,7 @@ class Measure:
     note: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Protocol:
     """How it was measured.
 
@@ -168,7 +172,7 @@ class Protocol:
     remarks: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class GroupFigures:
     """Figures of the probes of one group, e.g. attribute ``sex``, group ``female``."""
 
@@ -179,7 +183,7 @@ class GroupFigures:
     mrr: Figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Identification:
     """How well one method's faces are found by one recogniser. ``summary.identification`` makes it from ranks.
 
@@ -211,7 +215,7 @@ class Identification:
     groups: tuple[GroupFigures, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Measured:
     """One measure of one method: the figure, and its value per probe (None where it has none, as KID)."""
 
@@ -219,13 +223,13 @@ class Measured:
     values: tuple[float | None, ...] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Method:
     """One way of getting a face.
 
     Attributes:
         name: its key everywhere else, e.g. ``ridge``; label: for tables, e.g. ``PCA + ridge``.
-        kind: one of ``METHOD_KINDS``. ``model`` and ``folder`` are what is evaluated; a ``control`` is the model told
+        kind: ``model`` and ``folder`` are what is evaluated; a ``control`` is the model told
             something wrong or less; a ``ceiling`` knows the true face's bone; a ``limit`` is the true face itself,
             e.g. through the autoencoder or in another pose.
         note: one sentence that says what the face is and what it was told.
@@ -236,14 +240,14 @@ class Method:
 
     name: str
     label: str
-    kind: str
+    kind: MethodKind
     note: str
     identification: Mapping[str, Identification]
     pictures: Mapping[str, Measured] = field(default_factory=dict)
     seconds: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class NotRun:
     """A method or measure that the protocol asks for and this run has not, with the reason in a sentence."""
 
@@ -252,7 +256,7 @@ class NotRun:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Coverage:
     """Is the true face within the best of k reconstructions? One recogniser, one definition of a hit.
 
@@ -278,7 +282,7 @@ class Coverage:
     ranks_together: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Diversity:
     """How far the faces drawn for one skull lie apart. measures: measure's name -> mean over pairs of draws."""
 
@@ -287,7 +291,7 @@ class Diversity:
     measures: Mapping[str, Measured]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class EditPicture:
     """One row of the edit grid: the reconstruction before and after the edit, and the same of the true person."""
 
@@ -299,7 +303,7 @@ class EditPicture:
     caption: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Edit:
     """One kind of edit of one method, against true variants of the same people.
 
@@ -333,7 +337,7 @@ class Edit:
     pictures: tuple[EditPicture, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Sensitivity:
     """How much a method's faces change with one of its conditions, all else (noise included) being equal.
 
@@ -347,7 +351,7 @@ class Sensitivity:
     measures: Mapping[str, Measured]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class OutOfDistribution:
     """How unlike the training skulls each probe's skull is; the scores are ``Probe.ood``.
 
@@ -366,7 +370,7 @@ class OutOfDistribution:
     reference: tuple[float, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class CasePicture:
     """One picture of a case. role: ``skull``, ``reconstruction``, ``truth``, ``nearest`` (the gallery face most like
     the reconstruction) or a method's name; caption: a few words below it, may be empty."""
@@ -377,11 +381,11 @@ class CasePicture:
     caption: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Case:
-    """One probe shown to the reader. kind: one of ``CASE_KINDS``, by the rank of ``method`` under ``recogniser``."""
+    """One probe in pictures. kind: best, median or worst by the rank of ``method`` under ``recogniser``."""
 
-    kind: str
+    kind: CaseKind
     probe: int
     method: str
     recogniser: str
@@ -390,7 +394,7 @@ class Case:
     pictures: tuple[CasePicture, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Evaluation:
     """One run of ``evaluate.py``: the whole of ``metrics.json``.
 

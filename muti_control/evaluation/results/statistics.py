@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from math import lgamma
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.integer]
-Bools = NDArray[np.bool_]
 
 NUM_DRAWS = 2000
 CONFIDENCE = 0.95
@@ -51,25 +49,6 @@ def ranks_of_truth(distances: Floats, truth: Ints, excluded: Ints | None = None)
     return (distances <= own[:, None]).sum(axis=1)
 
 
-def rank1_in_smaller_gallery(ranks: Ints, gallery_size: int, smaller: int) -> Floats:
-    """Chance, per probe, of rank 1 had the gallery been `smaller` faces drawn from the full one (own face included).
-
-    With c = rank - 1 closer faces among the G - 1 others it is C(G - 1 - c, smaller - 1) / C(G - 1, smaller - 1):
-    exact, so galleries of different size can be compared without drawing any.
-
-    Returns:
-        (P,) in [0, 1].
-    """
-    if not 1 <= smaller <= gallery_size:
-        raise ValueError(f"smaller gallery of {smaller}: expected 1 .. {gallery_size}")
-    others, draw = gallery_size - 1, smaller - 1
-
-    def log_choose(n: int) -> float:
-        return lgamma(n + 1) - lgamma(draw + 1) - lgamma(n - draw + 1) if n >= draw else -np.inf
-
-    return np.exp([log_choose(others - (int(rank) - 1)) - log_choose(others) for rank in ranks])
-
-
 def cmc_ranks(gallery_size: int) -> Ints:
     """The ranks at which a cumulative match curve is kept: every one up to 20, then ever fewer, and G itself."""
     marks = [*range(1, 21), 25, 30, 40, 50, 75]
@@ -86,44 +65,6 @@ def found_within(ranks: ArrayLike, at: ArrayLike) -> Floats:
     Its mean over probes is the cumulative match characteristic.
     """
     return (np.asarray(ranks)[:, None] <= np.asarray(at)[None, :]).astype(np.float64)
-
-
-def average_precision(distances: Floats, relevant: Bools) -> Floats:
-    """Average precision of each probe's list of gallery faces, ties counting against it.
-
-    With one relevant face it is the reciprocal of its rank, so that mAP and MRR are then one number.
-
-    Args:
-        distances: (P, G), smaller is nearer. relevant: (P, G), the gallery faces of the probe's own subject (several
-            where the gallery shows several views of one).
-
-    Returns:
-        (P,) in (0, 1].
-
-    Raises:
-        ValueError: shapes that disagree, or a probe without a relevant face.
-    """
-    hits = _sorted_hits(distances, relevant)
-    precision = hits.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
-    return (precision * hits).sum(axis=1) / hits.sum(axis=1)
-
-
-def reciprocal_rank(distances: Floats, relevant: Bools) -> Floats:
-    """1 / place of the nearest relevant face (arguments as for `average_precision`): (P,) in (0, 1]."""
-    places = _sorted_hits(distances, relevant).argmax(axis=1) + 1
-    return np.reciprocal(places, dtype=np.float64)
-
-
-def _sorted_hits(distances: Floats, relevant: Bools) -> Bools:
-    """`relevant` in the order of the distances; among equal ones the irrelevant come first."""
-    if distances.shape != relevant.shape or distances.ndim != 2:
-        raise ValueError(f"distances {distances.shape} and relevant {relevant.shape}: expected (P, G) both")
-    if not np.isfinite(distances).all():
-        raise ValueError("distances hold values that are not finite: a reconstruction is broken")
-    if not relevant.any(axis=1).all():
-        raise ValueError(f"probe {int(relevant.any(axis=1).argmin())} has no face in the gallery to be found")
-    order = np.lexsort((relevant, distances), axis=1)
-    return np.asarray(np.take_along_axis(relevant, order, axis=1), dtype=np.bool_)
 
 
 # ---------------------------------------------------------------- intervals
@@ -261,13 +202,6 @@ def paired_difference(
     )
 
 
-def rank1_gain(ranks: Ints, control: Ints, seed: int = 0) -> tuple[float, float, float]:
-    """Rank-1 of one method minus a control's on the same probes: the gain and its 95 % interval (paired bootstrap)."""
-    difference = (ranks == 1).astype(np.float64) - (control == 1)
-    low, high = bootstrap_interval(difference, np.random.default_rng(seed))
-    return float(difference.mean()), low, high
-
-
 # ---------------------------------------------------------------- shapes and edits
 def similarity_aligned(moving: Floats, fixed: Floats) -> Floats:
     """Planar shapes laid onto others by the best shift, turn and scale, never a reflection (least squares).
@@ -340,21 +274,6 @@ def best_of_chance(hits: ArrayLike, draws: int) -> Floats:
     steps = np.arange(draws)
     factors = np.maximum(missed[:, None] - steps, 0) / (draws - steps)
     return 1 - factors.cumprod(axis=1)
-
-
-def best_of_least(values: Floats) -> Floats:
-    """Expected smallest of k of the K values drawn (P, K), for every k = 1 .. K, without bias: (P, K).
-
-    The i-th smallest of K is the smallest of k drawn in C(K - i, k - 1) of C(K, k) ways.
-    """
-    ordered = np.sort(np.asarray(values, dtype=np.float64), axis=1)
-    draws = ordered.shape[1]
-    table = np.zeros((draws, draws))  # [i - 1, k - 1]
-    table[0] = np.arange(1, draws + 1) / draws  # k / K: the smallest of all is among the k
-    for i in range(1, draws):
-        k = np.arange(1, draws + 1)
-        table[i] = table[i - 1] * np.maximum(draws - i - k + 1, 0) / (draws - i)
-    return ordered @ table
 
 
 def mean_pairwise_distance(draws: Floats) -> Floats:

@@ -102,7 +102,6 @@ def identification(
     groups: Sequence[Mapping[str, str]],
     distances: ArrayLike | None = None,
     others: ArrayLike | None = None,
-    average_precisions: ArrayLike | None = None,
     missed: int = 0,
     excluded: int = 0,
     resampling: Resampling | None = None,
@@ -115,7 +114,6 @@ def identification(
         groups: (P,) ``Probe.groups``.
         distances, others: (P,) distance to the true face, and mean distance to the rest of the gallery; NaN where
             there is none.
-        average_precisions: (P,) where the gallery has several faces per subject; else they are 1 / rank.
 
     Raises:
         ValueError: no probe was measured, or a rank outside 1 .. gallery_size.
@@ -129,7 +127,6 @@ def identification(
             f"expected at least one, within 1 .. {gallery_size}"
         )
     found = every[measured_here]
-    precisions = 1 / found if average_precisions is None else np.asarray(average_precisions)[measured_here]
     at = cmc_ranks(gallery_size)
     own = None if distances is None else np.asarray(distances, dtype=np.float64)
     return Identification(
@@ -140,7 +137,7 @@ def identification(
         rank1=how.share(found <= 1),
         rank5=how.share(found <= 5),
         rank10=how.share(found <= 10),
-        mean_average_precision=how.mean(precisions),
+        mean_average_precision=how.mean(1 / found),
         mean_reciprocal_rank=how.mean(1 / found),
         mean_rank=how.mean(found),
         distance=None if own is None else _mean_of_known(own[measured_here], how),
