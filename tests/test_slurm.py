@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from muti_control.training.config import load_experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "configs" / "sd15" / "slurm.sh"
@@ -33,7 +32,7 @@ def submit(tmp_path: Path, status: int, **environment: str) -> tuple[int, list[s
         "PYTHON": sys.executable,
         **environment,
     }
-    arguments = ["bash", str(SCRIPT), "data.root=a folder", "memory.card=80"]
+    arguments = ["bash", str(SCRIPT), "data.root=a folder", "train.seed=1"]
     ended = subprocess.run(
         arguments, cwd=ROOT, env=surroundings, capture_output=True, text=True, check=False, timeout=30
     )
@@ -44,7 +43,7 @@ def submit(tmp_path: Path, status: int, **environment: str) -> tuple[int, list[s
 def test_only_a_run_that_saved_in_time_is_queued_again(tmp_path: Path, status: int, again: bool) -> None:
     code, calls, _ = submit(tmp_path, status)
     assert code == status
-    assert calls[0].endswith("train.py configs/sd15/control.yaml data.root=a folder memory.card=80")
+    assert calls[0].endswith("train.py configs/sd15/control_24gb.yaml data.root=a folder train.seed=1")
     assert calls[1:] == (["scontrol requeue 77"] if again else [])
 
 
@@ -62,4 +61,3 @@ def test_the_job_is_warned_and_one_task_has_one_gpu() -> None:
     signal, seconds = options["signal"].split("@")
     assert signal == "USR1" and int(seconds) >= 120  # not B:USR1, which would reach the script alone
     assert options["ntasks-per-node"] == options["gpus-per-node"]
-    assert load_experiment([str(ROOT / "configs/sd15/control.yaml")]).memory.card == 24

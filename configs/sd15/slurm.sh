@@ -1,10 +1,11 @@
 #!/bin/bash
 # Trains the control stage on a SLURM cluster until it is done, over as many jobs as that takes:
 #
-#   sbatch configs/sd15/slurm.sh data.root=my_data memory.card=80
-#   sbatch --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 configs/sd15/slurm.sh data.root=my_data memory.card=80
+#   sbatch configs/sd15/slurm.sh data.root=my_data
+#   sbatch --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 configs/sd15/slurm.sh data.root=my_data
+#   CONFIG=configs/sd15/control_80gb.yaml sbatch configs/sd15/slurm.sh data.root=my_data
 #
-# One task a GPU. From the repository's folder, on a file system that all machines see. Before its time is up, a job is
+# The config is that for GPUs of 24 GB, or what CONFIG says. One task a GPU. From the repository's folder, on a file system that all machines see. Before its time is up, a job is
 # sent SIGUSR1: train.py saves a checkpoint and ends with 138, and the job is put into the queue again. So it is
 # when SLURM takes the machine away (--requeue); then at most train.save_minutes of work are done again.
 #SBATCH --job-name=iccr_control
@@ -22,7 +23,7 @@ set -u
 
 SAVED=138 # train.py's exit status after SIGUSR1
 PYTHON=${PYTHON:-.venv/bin/python}
-CONFIG=${CONFIG:-configs/sd15/control.yaml}
+CONFIG=${CONFIG:-configs/sd15/control_24gb.yaml}
 
 if [ ! -x "$PYTHON" ]; then
     echo "slurm.sh: no $PYTHON in $PWD; submit from the repository's folder, or set PYTHON" >&2

@@ -21,6 +21,7 @@ from data.manifest import Record, check_disjoint, read_manifest
 from data.paired import PairedDataset
 from ldm.autoencoder import fresh_grain
 from ldm.checkpoint import SD_OPTIONAL, load_strict, read_state_dict
+from ldm.compiled import check_compiler, compile_blocks
 from ldm.config import ConfigError
 from ldm.latent_diffusion import ControlConfig, TextureConfig
 from muti_control.conditions.pair_landmarks import NO_LANDMARKS
@@ -29,7 +30,6 @@ from muti_control.training.config import ExperimentConfig, TextureConditionConfi
 from muti_control.training.first_stage import FirstStage, architecture_of
 from muti_control.training.latents import LatentPairs, face_moments
 from muti_control.training.offload import park
-from muti_control.training.placement import arrange
 from muti_control.training.stage import Stage
 from muti_control.training.stages.autoencoder import AutoencoderStage
 from muti_control.training.stages.base import BaseStage
@@ -39,7 +39,7 @@ from muti_control.training.stages.guidance_decoder import GuidanceDecoderStage
 from muti_control.training.stages.pipnet import build_pip_stage
 from muti_control.training.stages.pix2pix import Pix2PixStage
 from muti_control.training.texts import tabulate_texts
-from muti_control.training.trainer import device_of
+from muti_control.training.trainer import device_of, pick_precision
 
 MakeStage = Callable[[ExperimentConfig, ControlledLatentDiffusion, Dataset[Any], Dataset[Any]], Stage]
 
@@ -141,6 +141,22 @@ def build_latent_stage(cfg: ExperimentConfig) -> Stage:
         train_set = _cached(cfg, model, sets)
     arrange(cfg, model)
     return STAGE_CLASSES[cfg.stage](cfg, model, train_set, sets["valid"])
+
+
+def arrange(cfg: ExperimentConfig, model: ControlledLatentDiffusion) -> None:
+    """Recompute, cast and compile parts of the network, as ``memory`` says."""
+    memory = cfg.memory
+    if memory.compile:
+        check_compiler()
+    if memory.recompute_control:
+        model.control_model.recomputes = True
+    if memory.recompute_unet:
+        model.unet.recomputes = True
+    locked = cfg.stage == "control" and cfg.diffusion.unlocked == "none"
+    if memory.half_unet and locked and pick_precision(cfg) == "bf16-mixed":
+        model.model.to(torch.bfloat16)
+    if memory.compile:
+        compile_blocks(model)
 
 
 def check_branches(cfg: ExperimentConfig, branches: ControlConfig, records: Sequence[Record]) -> None:

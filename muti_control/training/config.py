@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,6 @@ from muti_control.networks.guidance_decoder import GuidanceDecoderStageConfig
 from muti_control.networks.pipnet.config import PipNetStageConfig
 from muti_control.networks.pix2pix_config import Pix2PixStageConfig
 from muti_control.optim import OptimConfig
-from muti_control.training.memory import MemoryConfig
 
 STAGES = ("autoencoder", "base", "control", "pipnet", "pix2pix", "guidance_decoder", "grain")
 WITHOUT_MODEL = ("pipnet", "pix2pix")  # stages whose architecture stands in their own part of the config
@@ -92,6 +90,24 @@ class TrainConfig:
     num_threads: int = 0
     export: str = "best"
     export_dtype: str = "float32"
+
+
+@dataclass
+class MemoryConfig:
+    """What saves the GPU's memory in the control stage; configs/sd15 has one config each for 12, 24 and 80 GB.
+
+    recompute_control, recompute_unet: compute the activations of the control network, or of the frozen UNet's decoder,
+    a second time in the backward pass instead of keeping them: about an eighth, or a quarter, more work.
+    ema_on_cpu: keep the averaged weights in main memory; costs a copy of the weights at every step.
+    half_unet: hold the UNet in bf16 where it is locked and training is bf16-mixed; the exported file has its weights
+    as they came. compile: torch.compile the repeated blocks; the first steps then take minutes.
+    """
+
+    recompute_control: bool = False
+    recompute_unet: bool = False
+    ema_on_cpu: bool = False
+    half_unet: bool = True
+    compile: bool = False
 
 
 @dataclass
@@ -284,12 +300,6 @@ class ExperimentConfig:
             (train.save_minutes >= 0, "train.save_minutes", train.save_minutes, "0 (none) or minutes"),
             (train.log_every >= 0, "train.log_every", train.log_every, "0 or more"),
             (self.watch.max_skipped >= 0, "watch.max_skipped", self.watch.max_skipped, "0 or more"),
-            (
-                math.isfinite(self.memory.card) and self.memory.card >= 0,
-                "memory.card",
-                self.memory.card,
-                "a card's memory in GB, or 0 (no plan)",
-            ),
             (self.data.num_workers >= 0, "data.num_workers", self.data.num_workers, "0 or more"),
             (train.num_valid > 1, "train.num_valid", train.num_valid, "at least 2"),
             (0 <= dropout <= 1, "diffusion.prompt_dropout", dropout, "a number in [0, 1]"),
