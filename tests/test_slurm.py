@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "configs" / "sd15" / "slurm.sh"
 
