@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,7 +32,12 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def computes_in_bf16(device: torch.device) -> bool:
-    """Whether the device has instructions for bf16; without them it is slower there than in fp32, or cannot do it."""
+    """Return whether the device has instructions for bf16. Without them bf16 is slower than fp32, or impossible.
+
+    The environment variable ``ICCR_NO_BF16=1`` makes it answer no, so that ``auto`` chooses fp32 everywhere.
+    """
+    if os.environ.get("ICCR_NO_BF16") == "1":
+        return False
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":

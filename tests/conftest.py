@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
+import random
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -12,8 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
+import tool_add_control
+import train
 from cldm.controlled import ControlledLatentDiffusion, model_metadata
 from ldm.autoencoder import AutoencoderConfig
 from ldm.checkpoint import write_state_dict
@@ -22,6 +29,22 @@ from ldm.text import TextConfig
 from ldm.unet import UNetConfig
 
 LOOPBACK = ("127.", "localhost", "::1")
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--no-bf16",
+        action="store_true",
+        help="run as on a processor without bf16 instructions (ICCR_NO_BF16=1)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--no-bf16"):
+        os.environ["ICCR_NO_BF16"] = "1"  # the programs that tests start inherit it
 
 
 # A suite started in the background inherits an ignored Ctrl-C, and so would the programs whose Ctrl-C is tested.
@@ -96,6 +119,61 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recommended = {"sampling": json.dumps({"steps": 3, "guidance_scale": 2.0, "control_scales": [1.0]})}
     write_state_dict(path, model.state_dict(), model_metadata(cfg) | recommended | {"step": "7"})
     return path
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder that all workers of this session share."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+PREDECESSORS = {"grain": "autoencoder", "base": "grain", "control": "base", "guidance_decoder": "autoencoder"}
+
+
+@pytest.fixture(scope="session")
+def trained(shared_folder: Path) -> Callable[[str], Path]:
+    """Return ``trained(stage)``: the folder of a finished run of configs/debug/STAGE.yaml, four steps in fp32.
+
+    The folder holds model.safetensors, checkpoints/ and the logs. Each run is made once per session, with those it
+    starts from, and shared by all workers: copy what a test wants to change.
+    """
+
+    def run_of(stage: str) -> Path:
+        run = shared_folder / f"debug_{stage}"
+        with FileLock(shared_folder / f"{stage}.lock"):
+            if not (run / "model.safetensors").is_file():
+                arguments = [str(ROOT / f"configs/debug/{stage}.yaml"), f"out={shared_folder}"]
+                arguments += [f"data.root={ROOT / 'data'}", "train.max_steps=4", "train.batch_size=2"]
+                arguments += ["train.val_every=2", "train.save_every=2", "train.num_valid=2"]
+                arguments += ["train.precision=32-true", "train.accelerator=cpu"]
+                if stage in PREDECESSORS:
+                    init = run_of(PREDECESSORS[stage]) / "model.safetensors"
+                    if stage == "control":
+                        base, init = init, shared_folder / "control_ini.safetensors"
+                        assert quietly(tool_add_control.main, [str(base), str(init)]) == 0
+                    arguments.append(f"init={init}")
+                assert quietly(train.main, arguments) == 0
+        return run
+
+    return run_of
+
+
+def quietly(program: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Run a program without its output; the state of the random generators stays."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002 -- what libraries draw from
+    sink = io.StringIO()
+    with (
+        contextlib.redirect_stdout(sink),
+        contextlib.redirect_stderr(sink),
+        torch.random.fork_rng(devices=[]),
+    ):
+        code = program(arguments)
+    random.setstate(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002
+    return code
 
 
 def write_pairs(root: Path, size: int = 64, **splits: int) -> Path:

@@ -125,9 +125,12 @@ def test_neither_inputs_nor_files_of_the_user_are_overwritten(tmp_path: Path) ->
 def test_bf16_is_the_default_where_the_processor_is_faster_by_it(
     capabilities: dict[str, object], default: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("ICCR_NO_BF16", raising=False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert choose_precision("auto", CPU) == default
     assert choose_precision("auto", torch.device("mps")) == torch.float32
+    monkeypatch.setenv("ICCR_NO_BF16", "1")
+    assert choose_precision("auto", CPU) == torch.float32
     assert not torch.backends.cudnn.allow_tf32  # fp32 is fp32 then
 
 
