@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import secrets
 import struct
 import threading
 import warnings
@@ -17,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from data.packs.shards import ShardError, inside_pack, read_bytes
+from data.files import PackError, read_bytes, replacing, split_pack_path
 
 MAX_PIXELS = 64_000_000
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -69,7 +68,7 @@ def read_image(path: str | os.PathLike[str], size: int = 256) -> tuple[np.ndarra
     orientation is applied. A picture that is not square is scaled to fit and centred on black.
 
     Args:
-        path: the file, also one in a pack (data.packs.shards). The format is told from its contents, not from its name.
+        path: the file, also one in a pack (data.files). The format is told from its contents, not from its name.
         size: side of the result in px.
 
     Returns:
@@ -150,23 +149,19 @@ def write_png(path: str | os.PathLike[str], array: np.ndarray, text: Mapping[str
     info = PngInfo()
     for key, value in (text or {}).items():
         info.add_text(key, value)  # Latin-1 as tEXt, anything else as iTXt
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:  # opened like any file: the user's umask says who may read a face
-            Image.fromarray(array).save(file, format="PNG", pnginfo=info)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with (
+        replacing(Path(path)) as temporary,
+        temporary.open("xb") as file,
+    ):  # the user's umask says who may read a face
+        Image.fromarray(array).save(file, format="PNG", pnginfo=info)
 
 
 def _opened(path: Path) -> Path | io.BytesIO:
     """The file itself, or its contents where it is packed."""
-    if inside_pack(path) is not None:
+    if split_pack_path(path) is not None:
         try:
             contents = read_bytes(path)
-        except ShardError as error:
+        except PackError as error:
             raise ImageError(str(error)) from error
         return io.BytesIO(contents) if contents else _empty(path)
     if not path.is_file():

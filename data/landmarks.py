@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from data.files import PackError, read_bytes
 from data.manifest import Record
-from data.packs.shards import ShardError, read_bytes
 
 MAX_BYTES = 4_000_000
 
@@ -39,7 +39,7 @@ def read_landmarks(path: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         visible = np.ones(len(points), bool) if seen is None else np.array(seen, bool)
     except LandmarksError:
         raise
-    except (OSError, ShardError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, PackError, ValueError, TypeError, KeyError, RecursionError) as error:
         reason = " ".join(str(error).split())[:120]
         raise LandmarksError(f"{path}: no landmarks ({type(error).__name__}: {reason}); {wanted}") from error
     if points.ndim != 2 or points.shape[1] != 2 or len(points) < 2 or not np.isfinite(points).all():
@@ -59,7 +59,7 @@ def read_confidence(path: Path, num: int) -> NDArray[np.float32]:
         value = json.loads(read_bytes(path))
         said = value.get("confidence") if isinstance(value, dict) else None
         confidence = np.ones(num, np.float32) if said is None else np.array(said, np.float32)
-    except (OSError, ShardError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, PackError, ValueError, TypeError, RecursionError) as error:
         raise LandmarksError(f"{path}: 'confidence' cannot be read ({type(error).__name__})") from error
     if confidence.shape != (num,) or not ((confidence >= 0) & (confidence <= 1)).all():
         raise LandmarksError(f"{path}: 'confidence', expected {num} numbers from 0 to 1")
@@ -93,7 +93,7 @@ def picture_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(read_bytes(path))) as picture:
             return picture.size
-    except (OSError, ShardError, UnidentifiedImageError) as error:
+    except (OSError, PackError, UnidentifiedImageError) as error:
         raise LandmarksError(f"{path}: cannot be read as a picture ({error})") from error
 
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data.biometrics import Biometrics, BiometricsError
-from data.packs.shards import INDEX_SUFFIX, ShardError, file_names, folder_names, is_folder
+from data.files import OLD_INDEX_SUFFIX, PACK_SUFFIX, PackError, file_names, folder_names, is_folder
 
 SKULL_FOLDERS = ("skull", "skulls", "Skull", "Skulls")
 FACE_FOLDERS = ("craniofacial", "Craniofacial", "face", "faces")
@@ -107,7 +107,7 @@ def read_manifest(
             optionally ``ethnicity``, ``subject``, ``landmarks``, ``texture``, ``style`` (name of the surface style),
             ``changed`` (list of what differs from the subject's own face) and ``extra`` (the user's own).
         images_dir: the folder that holds the skulls' and the faces' folder. Default: ``pairedCS`` or a pack of it
-            (``pairedCS.shards.json``) beside the manifest's folder, else in it, else the manifest's folder itself.
+            (``pairedCS.zip``) beside the manifest's folder, else in it, else the manifest's folder itself.
         skull_folder: name of the skulls' folder there. Default: the first of ``SKULL_FOLDERS`` that exists.
         face_folder: name of the faces' folder there. Default: the first of ``FACE_FOLDERS`` that exists.
         need_target: whether a line without a face picture is an error (training) or not (sampling).
@@ -232,7 +232,7 @@ def _object_lines(path: Path, text: str) -> list[tuple[int, str]]:
 
 
 def find_images_dir(manifest: Path, given: str | os.PathLike[str] | None = None) -> Path:
-    """The folder (or index of a pack) that holds the skulls' and the faces' folder of a manifest.
+    """The folder (or pack) that holds the skulls' and the faces' folder of a manifest.
 
     Raises:
         ManifestError: ``given`` is neither.
@@ -245,9 +245,9 @@ def find_images_dir(manifest: Path, given: str | os.PathLike[str] | None = None)
         return Path(given)
     home = manifest.parent
     for folder in (home.parent, home):
-        for found in (folder / PICTURE_ROOT, folder / (PICTURE_ROOT + INDEX_SUFFIX)):
-            if is_folder(found):
-                return found
+        for suffix in ("", PACK_SUFFIX, OLD_INDEX_SUFFIX):
+            if is_folder(folder / (PICTURE_ROOT + suffix)):
+                return folder / (PICTURE_ROOT + suffix)
     return home
 
 
@@ -277,7 +277,7 @@ class Finder:
         """As ``read_manifest`` looks. Raises: ManifestError where ``images_dir`` is no folder, or a broken pack."""
         try:
             return cls(find_images_dir(manifest, images_dir), skull_folder, face_folder)
-        except ShardError as error:
+        except PackError as error:
             raise ManifestError(manifest, [Problem(0, "images_dir", *str(error).rsplit("; ", 1))]) from error
 
     def find(self, name: str, *folders: Path) -> Path | None:

@@ -1,49 +1,33 @@
-"""``python -m data.pack FOLDER OUT [key=value ...]``: pack a data set into a few large files that train as they are.
+"""``python -m data.pack FOLDER OUT [key=value ...]``: pack a data set into one large file that trains as it is.
 
 FOLDER holds ``split_data/*.json`` and the pictures, as for training. OUT gets the same manifests and, in place of the
-picture folders, ``pairedCS.shards.json`` with ``pairedCS-00000.tar`` and so on: train with ``data.root=OUT``.
+picture folders, the uncompressed zip file ``pairedCS.zip``: train with ``data.root=OUT``.
 ``python -m data.pack --check OUT`` reads a pack whole and compares checksums.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
-import os
 import shutil
 import sys
-import tarfile
-import zlib
-from collections.abc import Iterator
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from data.manifest import PICTURE_ROOT, ManifestError, find_images_dir, read_manifest
-from data.packs.shards import (
-    INDEX_SUFFIX,
-    Entry,
-    Shard,
-    ShardError,
-    index_text,
-    open_pack,
-    read_bytes,
-    sha256_of,
-)
+from data.files import PACK_SUFFIX, open_pack, read_bytes, replacing
+from data.manifest import PICTURE_ROOT, find_images_dir, read_manifest
 from data.settings import merged
 
 MANIFEST_DIR = "split_data"
-INDEX = PICTURE_ROOT + INDEX_SUFFIX
-_BLOCK = 512  # of the tar format
-_MB = 1_000_000  # bytes
+ARCHIVE = PICTURE_ROOT + PACK_SUFFIX
 
 
 @dataclass
 class PackConfig:
-    """shard_mb: size of a shard in MB, about. skull_folder, face_folder: as in training. overwrite: replace a pack."""
+    """skull_folder, face_folder: as in training. overwrite: replace a pack."""
 
-    shard_mb: int = 32
     skull_folder: str | None = None
     face_folder: str | None = None
     overwrite: bool = False
@@ -52,14 +36,14 @@ class PackConfig:
 def pack(folder: Path, out: Path, config: PackConfig | None = None, progress: bool = True) -> int:
     """Pack every manifest of ``folder/split_data`` and all files they name into ``out``.
 
-    The same data set gives the same bytes. The index is written last: a pack without it was not finished.
+    The same data set gives the same bytes. The zip file gets its name last: without it the pack is not finished.
 
     Returns:
-        How many shards there are.
+        The number of packed files.
 
     Raises:
-        ValueError: nothing to pack, or ``out`` cannot take it.
-        ManifestError: a manifest with mistakes.
+        ValueError: there is nothing to pack, or ``out`` cannot take it.
+        ManifestError: a manifest has mistakes.
     """
     config = config or PackConfig()
     manifests = sorted((folder / MANIFEST_DIR).glob("*.json*"))
@@ -69,31 +53,28 @@ def pack(folder: Path, out: Path, config: PackConfig | None = None, progress: bo
         )
     if out.resolve() == folder.resolve():
         raise ValueError(f"{out}: is the folder to be packed; choose another one for the pack")
-    if (out / INDEX).exists() and not config.overwrite:
+    archive = out / ARCHIVE
+    if archive.exists() and not config.overwrite:
         raise ValueError(f"{out}: holds a pack already; choose another folder, or pass overwrite=true")
-    sources = _files_of(manifests, config)
+    sources = _sources(manifests, config)
     (out / MANIFEST_DIR).mkdir(parents=True, exist_ok=True)
-    (out / INDEX).unlink(missing_ok=True)
-    for manifest in manifests:
-        _copy(manifest, out / MANIFEST_DIR / manifest.name)
+    archive.unlink(missing_ok=True)
+    lists = {manifest: out / MANIFEST_DIR / manifest.name for manifest in manifests}
     if (folder / "cohort.json").is_file():
-        _copy(folder / "cohort.json", out / "cohort.json")
-    writer = _Writer(out, config.shard_mb * _MB)
-    for name, path in tqdm(sources.items(), unit="file", desc="packing", disable=not progress):
-        writer.add(name, read_bytes(path))
-    writer.close()
-    kept = {shard.file for shard in writer.shards}
-    for stale in out.glob(f"{PICTURE_ROOT}-*.tar"):
-        if stale.name not in kept:
-            stale.unlink()
-    temporary = out / f".{INDEX}.part"
-    temporary.write_text(index_text(writer.shards, writer.files), encoding="utf-8")
-    os.replace(temporary, out / INDEX)
-    return len(writer.shards)
+        lists[folder / "cohort.json"] = out / "cohort.json"
+    for source, target in lists.items():
+        with replacing(target) as temporary:
+            shutil.copyfile(source, temporary)
+    with replacing(archive) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as zipped:
+        for name, path in tqdm(sources.items(), unit="file", desc="packing", disable=not progress):
+            entry = zipfile.ZipInfo(name)  # of 1980, without an owner: the same files give the same bytes
+            entry.external_attr = 0o644 << 16
+            zipped.writestr(entry, read_bytes(path))
+    return len(sources)
 
 
-def _files_of(manifests: list[Path], config: PackConfig) -> dict[str, Path]:
-    """Name in the pack -> file, each once, what belongs together side by side."""
+def _sources(manifests: list[Path], config: PackConfig) -> dict[str, Path]:
+    """Return each file by its name in the pack, pictures of one line side by side."""
     sources: dict[str, Path] = {}
     for manifest in manifests:
         records = read_manifest(
@@ -101,86 +82,34 @@ def _files_of(manifests: list[Path], config: PackConfig) -> dict[str, Path]:
         )
         root = find_images_dir(manifest)
         for record in records:
-            paths = (record.skull_path, record.face_path, record.landmarks_path, record.texture_path)
-            for path in paths:
+            for path in (record.skull_path, record.face_path, record.landmarks_path, record.texture_path):
                 if path is not None:
                     sources[path.relative_to(root).as_posix()] = path
     return sources
 
 
-def _copy(source: Path, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.part")
-    shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
-
-
-class _Writer:
-    """Writes files one after the other into shards of about ``limit`` bytes."""
-
-    def __init__(self, out: Path, limit: int) -> None:
-        self.out, self.limit = out, limit
-        self.shards: list[Shard] = []
-        self.files: dict[str, Entry] = {}
-        self._tar: tarfile.TarFile | None = None
-
-    def add(self, name: str, contents: bytes) -> None:
-        if self._tar is not None and self._tar.offset + len(contents) > self.limit:
-            self.close()
-        if self._tar is None:
-            self._tar = tarfile.TarFile(self._temporary, "w", format=tarfile.PAX_FORMAT)
-        info = tarfile.TarInfo(name)  # no time, no owner: the same files give the same bytes
-        info.size = len(contents)
-        self._tar.addfile(info, io.BytesIO(contents))
-        offset = self._tar.offset - -(-len(contents) // _BLOCK) * _BLOCK
-        self.files[name] = Entry(len(self.shards), offset, len(contents), zlib.crc32(contents))
-
-    def close(self) -> None:
-        """Finish the shard that is being written."""
-        if self._tar is None:
-            return
-        self._tar.close()
-        self._tar = None
-        name = f"{PICTURE_ROOT}-{len(self.shards):05d}.tar"
-        shard = Shard(name, self._temporary.stat().st_size, sha256_of(self._temporary))
-        os.replace(self._temporary, self.out / name)
-        self.shards.append(shard)
-
-    @property
-    def _temporary(self) -> Path:
-        return self.out / f".{PICTURE_ROOT}-{len(self.shards):05d}.tar.part"
-
-
-def parse_config(overrides: list[str]) -> PackConfig:
-    """``["shard_mb=16", ...]`` -> config. Raises: ValueError for an unknown key or a wrong value."""
-    config = merged(PackConfig, overrides)
-    if not 1 <= config.shard_mb <= 4096:
-        raise ValueError(f"shard_mb={config.shard_mb}: expected 1 to 4096")
-    return config
-
-
-def _said(arguments: list[str]) -> Iterator[str]:
-    """What the command did, line by line."""
+def run(arguments: list[str]) -> str:
+    """Carry out the command and return its report."""
     parser = argparse.ArgumentParser(prog="python -m data.pack", description=__doc__)
     parser.add_argument("folders", nargs="*", metavar="FOLDER OUT [key=value ...]")
     parser.add_argument("--check", type=Path, metavar="OUT", help="read a pack whole and compare checksums")
     args = parser.parse_args(arguments)
     if args.check is not None:
-        found = open_pack(args.check / INDEX)
-        found.check()
-        yield f"{args.check}: {len(found.files)} files in {len(found.shards)} shards, all as they were packed"
-        return
+        archive = open_pack(args.check / ARCHIVE)
+        archive.check()
+        return f"{args.check}: {len(archive.files)} files, all as they were packed"
     if len(args.folders) < 2:
         raise ValueError("expected the folder of a data set and the folder for the pack")
     folder, out = (Path(name) for name in args.folders[:2])
-    count = pack(folder, out, parse_config(args.folders[2:]))
-    yield f"{out}: {count} shards; train with data.root={out}"
+    count = pack(folder, out, merged(PackConfig, args.folders[2:]))
+    return f"{out}: {count} files packed; train with data.root={out}"
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Return the exit status: 0, 2 after one message on stderr, 130 after Ctrl-C."""
     try:
-        for line in _said(sys.argv[1:] if argv is None else argv):
-            print(line)
-    except (ManifestError, ShardError, ValueError, OSError) as error:
+        print(run(sys.argv[1:] if argv is None else argv))
+    except (ValueError, OSError) as error:
         print(f"data.pack: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

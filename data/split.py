@@ -21,7 +21,7 @@ from data.biometrics import age_level
 from data.check.cases import Case, read_lists
 from data.check.config import CheckConfig
 from data.check.lists import numbered, plain_name
-from data.packs.shards import read_bytes
+from data.files import read_bytes
 from data.settings import merged
 
 STRATA = ("sex", "age", "body_mass", "ethnicity")

@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import data.packs.hashes
+import data.files
 import muti_control.training.latents
 from cldm.controlled import ControlledLatentDiffusion
+from data.files import FileHashes
 from data.manifest import read_manifest
 from data.pack import pack
-from data.packs.hashes import FileHashes
 from data.paired import PairedDataset
 from ldm.checkpoint import CheckpointError
 from ldm.config import ConfigError
@@ -49,7 +49,7 @@ def model(tiny_config: ModelConfig) -> ControlledLatentDiffusion:
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Path]]:
     """Paths of the files that were read for their hash, and of the pictures that were encoded."""
     seen: dict[str, list[Path]] = {"hashed": [], "encoded": []}
-    read_bytes, read_image = data.packs.hashes.read_bytes, muti_control.training.latents.read_image
+    read_bytes, read_image = data.files.read_bytes, muti_control.training.latents.read_image
 
     def hashing(path: Path) -> bytes:
         seen["hashed"].append(path)
@@ -59,7 +59,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Path]]:
         seen["encoded"].append(path)
         return read_image(path, size)
 
-    monkeypatch.setattr(data.packs.hashes, "read_bytes", hashing)
+    monkeypatch.setattr(data.files, "read_bytes", hashing)
     monkeypatch.setattr(muti_control.training.latents, "read_image", encoding)
     return seen
 

@@ -15,7 +15,6 @@ from data.check.config import CheckConfig
 from data.check.facts import PairFacts, PictureFacts
 from data.check.findings import Finding
 from data.manifest import Finder, ManifestError, Problem, name_within, read_manifest
-from data.packs.shards import INDEX_SUFFIX
 
 LIST_SUFFIXES = (".json", ".jsonl")
 ROLES = {"train": "train", "valid": "valid", "val": "valid", "dev": "valid", "test": "test"}
@@ -121,8 +120,7 @@ def find_lists(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def _lists_in(folder: Path) -> list[Path]:
-    files = (path for path in folder.iterdir() if path.suffix in LIST_SUFFIXES and path.is_file())
-    return sorted(path for path in files if not path.name.endswith(INDEX_SUFFIX))
+    return sorted(path for path in folder.iterdir() if path.suffix in LIST_SUFFIXES and path.is_file())
 
 
 def role(list_name: str) -> str | None:

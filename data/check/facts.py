@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from data.check.silhouette import Silhouette, grow, silhouette
+from data.files import PackError, read_bytes
 from data.images import ImageError, read_image, to_uint8
-from data.packs.shards import ShardError, read_bytes
 
 SIZE = 256  # px at which everything is measured
 THUMB = 64  # px of the small picture that is kept
@@ -108,7 +108,7 @@ def examine_picture(path: Path) -> tuple[PictureFacts, Silhouette | None]:
             with Image.open(io.BytesIO(read_bytes(path))) as image:
                 kind, mode, (width, height) = image.format or "", image.mode, image.size
                 native = None if image.size == (SIZE, SIZE) else _middle(image)
-    except (ImageError, ShardError, OSError) as error:
+    except (ImageError, PackError, OSError) as error:
         return PictureFacts(path, problem=str(error)), None
     grey = picture @ np.full(3, 1 / 3, np.float32)
     shape = silhouette(grey)

@@ -13,7 +13,7 @@ from data.check.cases import Case, DataSet
 from data.check.facts import PictureFacts
 from data.check.findings import Finding
 from data.check.statistics import MIN_PICTURES
-from data.packs.shards import read_bytes
+from data.files import read_bytes
 
 _MARGIN = 0.03  # of the picture's side; contour points lie on the rim
 _OFF = 0.1  # share of the points that must be off the face

@@ -12,9 +12,9 @@ from data.biometrics import MAX_AGE
 from data.check.cases import Case, DataSet, role
 from data.check.findings import Finding
 from data.check.statistics import MIN_PICTURES
+from data.files import file_names, folder_names, is_folder
 from data.images import IMAGE_SUFFIXES
 from data.manifest import Problem
-from data.packs.shards import file_names, folder_names, is_folder
 
 _MOSTLY = 0.7  # share of all that have one value, from which it looks filled in
 _YEAR = range(1880, 2101)

@@ -38,7 +38,7 @@ class CohortConfig:
         variant_styles: how many other scanner protocols.
         ceiling: also draw, for the test subjects, the face to be expected from skull and prompt, in the true face's
             surface style and in a neutral one.
-        shards: also pack everything into a few large files, in the folder ``packed``.
+        shards: also pack everything into one zip file, in the folder ``packed``.
         num_workers: processes; the pictures do not depend on it.
     """
 

@@ -19,9 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 from PIL import Image, ImageDraw, ImageFont
 
 from data.cohort.config import SPLIT_DIR
+from data.files import read_bytes
 from data.images import ImageError, read_image, to_uint8, write_png
 from data.manifest import ManifestError, Record, read_manifest
-from data.packs.shards import read_bytes
 
 _LABEL, _GAP = 18, 6  # px
 _SEEN, _HIDDEN = (255, 70, 50), (120, 120, 140)

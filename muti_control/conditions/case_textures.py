@@ -13,7 +13,7 @@ from torch import Tensor
 from cldm.controlled import ControlledLatentDiffusion
 from cldm.texture import NUM_FEATURES, Texture
 from data.cases import Case
-from data.packs.shards import picture_sha256
+from data.files import picture_sha256
 from ldm.latent_diffusion import TextureConfig
 from muti_control.conditions.pair_textures import exemplar_features
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from cldm.record import environment
 from data.cases import cases_of
-from data.packs.shards import picture_sha256
+from data.files import picture_sha256
 from data.sheet import NOTICE
 from muti_control.evaluation.cases import choose_cases
 from muti_control.evaluation.judges.ood import OddityError, score_skulls, small_skulls

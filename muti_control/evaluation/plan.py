@@ -11,7 +11,7 @@ import torch
 
 from cldm.sampling import SamplingConfig
 from data.cases import Case
-from data.packs.shards import picture_sha256
+from data.files import picture_sha256
 from ldm.checkpoint import sha256
 from ldm.config import parse_command_line
 from ldm.device import choose_device, choose_precision

@@ -14,7 +14,7 @@ from cldm.record import check_overwriting, claim_folder, environment, latest_fol
 from cldm.sampling import SamplingConfig
 from cldm.spacing import spaced_timesteps
 from data.cases import MANIFEST_SUFFIXES, NO_SKULL, Case, Known, check_pictures, find_cases
-from data.packs.shards import picture_sha256
+from data.files import picture_sha256
 from data.partial import REGIONS
 from ldm.checkpoint import sha256
 from ldm.compiled import check_compiler, compile_blocks

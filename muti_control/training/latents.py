@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from data.files import FileHashes
 from data.images import read_image, to_uint8
-from data.packs.hashes import FileHashes
 from data.paired import PairedDataset
 from ldm.autoencoder import AutoencoderKL
 from muti_control.rank_zero import is_first, wait_for
@@ -119,7 +119,7 @@ def face_moments(
 
 
 def _ready(store: RowStore, index: Path, paths: Sequence[Path]) -> Rows | None:
-    hashes = FileHashes(index).known(paths)
+    hashes = FileHashes(index).stored(paths)
     if hashes is None:
         return None
     store.look_again()

@@ -15,9 +15,9 @@ from cldm.controlled import ControlledLatentDiffusion, load_model
 from cldm.record import RECORD, claim_folder, environment
 from cldm.sampling import SamplingConfig
 from data.cases import Case
+from data.files import picture_sha256
 from data.images import read_image, to_uint8, write_png
 from data.manifest import Record
-from data.packs.shards import picture_sha256
 from ldm.checkpoint import sha256
 from muti_control.conditions.case_landmarks import (
     CaseLandmarks,

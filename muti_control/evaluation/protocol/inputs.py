@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from data.biometrics import age_level
 from data.cases import Case, cases_of, check_pictures
+from data.files import picture_sha256
 from data.images import picture_size
 from data.manifest import Record, check_disjoint, read_manifest
-from data.packs.shards import picture_sha256
 from ldm.checkpoint import sha256
 from muti_control.evaluation.judges.features import FEATURE_SIZE
 from muti_control.evaluation.methods.baselines import Group
