@@ -36,7 +36,7 @@ debug: $(VENV)/.runtime  ## every training stage and sampling, end to end, on ti
 	@$(PY) train.py configs/debug/autoencoder.yaml
 	@$(PY) train.py configs/debug/grain.yaml
 	@$(PY) train.py configs/debug/base.yaml
-	@$(PY) tool_add_control.py runs/debug_base/model.safetensors runs/debug_control_ini.safetensors
+	@$(PY) tool_add_control.py runs/debug_base/model.safetensors runs/debug_control_ini.safetensors 'branches=[skull]'
 	@$(PY) train.py configs/debug/control.yaml
 	@$(PY) train.py configs/debug/pipnet.yaml
 	@$(PY) train.py configs/debug/pix2pix.yaml

@@ -1,37 +1,42 @@
 """Add a control network to a latent-diffusion checkpoint, ready for training.
 
-    python tool_add_control.py IN OUT [control=FILE] [landmarks=N] [texture=true] [config=YAML] [seed=0]
-        [force=true] [replace=true]
+    python tool_add_control.py IN OUT [branches=[skull,landmarks,texture]] [num_landmarks=N] [control=FILE]
+        [config=YAML] [seed=0] [force=true] [replace=true]
 
 IN and OUT end in .safetensors, .ckpt, .pth or .pt, in any combination. Every `control_model.X` is a copy of
-`model.diffusion_model.X`; layers the base does not have (hint encoder, zero convolutions) are fresh, drawn
-from `seed`, the last of each path zero: the result gives exactly the base model's noise estimate until it
-is trained. All of the base model's weights are passed through untouched.
+`model.diffusion_model.X`. Layers that the base does not have (hint encoder, branches, zero convolutions) are
+fresh, drawn from `seed`; the last of each path is zero, so the result gives exactly the base model's noise
+estimate until it is trained. All weights of the base model are passed through unchanged.
+
+branches: the conditions that the control network reads beside the text. The default is all of them: the skull
+picture, landmarks of the face, and the texture of another face's skin. `branches=[skull]` gives the layout of
+the public ControlNet. num_landmarks: points of a face in the data; 106 unless IN says otherwise. OUT lists the
+branches that are not trained yet; sample.py does not use those.
 
 The architecture is the one recorded in IN; for files of other makers it is models/cldm_v15.yaml
-(Stable Diffusion 1.5), or what config=YAML says. An existing OUT is kept unless force=true.
-A trained control network in IN is refused unless replace=true, which leaves it out, and its branches with it:
-landmarks=N and texture=true say which the new one is to have.
+(Stable Diffusion 1.5), or the one of config=YAML. An existing OUT is kept unless force=true.
+
+A trained control network in IN is kept, and the branches that it lacks are added. If it lacks none, it is
+refused unless replace=true, which leaves it out with its branches and adds a fresh one.
 
 control=FILE takes a ready-made control network instead of a copy: a public ControlNet file for Stable Diffusion
 1.5 (with or without `control_model.` in front of its keys), or the one inside another whole model.
-
-landmarks=N adds a branch for N landmarks of the face (the cohort has 106), texture=true one for the look of the skin,
-read off another face. Neither changes anything until it is trained. A trained control network in IN is then kept.
 """
 
 from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+from torch import Tensor
 
 from cldm.add_control import add_control, control_network, has_trained_control
+from cldm.branches import NAMES, branches_among, untrained_branches, untrained_metadata
 from cldm.controlled import SD15_CONFIG, load_model_config, model_config_from_metadata, model_metadata
 from ldm.checkpoint import (
     CheckpointError,
@@ -42,121 +47,151 @@ from ldm.checkpoint import (
     sha256,
     write_state_dict,
 )
-from ldm.latent_diffusion import LandmarkConfig, TextureConfig
+from ldm.config import ConfigError, known_keys, parse_command_line
+from ldm.foreign import CONTROL, MODEL_PARTS
+from ldm.latent_diffusion import LandmarkConfig, ModelConfig, TextureConfig
 
 USAGE = (__doc__ or "").strip()
 MAX_LANDMARKS = 1000
-_KEYS = ("control", "config", "force", "landmarks", "replace", "seed", "texture")
 
 
 @dataclass
-class Options:
-    """The command line."""
+class AddControlConfig:
+    """The settings behind IN and OUT; the module's docstring says what each does."""
 
-    source: Path
-    target: Path
-    control: Path | None = None
-    landmarks: int = 0
-    texture: bool = False
-    config: Path | None = None
+    branches: list[str] = field(default_factory=lambda: list(NAMES))
+    num_landmarks: int | None = None
+    control: str | None = None
+    config: str | None = None
     force: bool = False
     replace: bool = False
     seed: int = 0
 
+    def validate(self) -> None:
+        """Raise ValueError naming the key, its value and what is allowed."""
+        if "skull" not in self.branches or not set(self.branches) <= set(NAMES):
+            raise ValueError(
+                f"branches: got [{', '.join(self.branches)}], expected skull, and any of {', '.join(NAMES[1:])}"
+            )
+        if self.num_landmarks is not None and not 1 <= self.num_landmarks <= MAX_LANDMARKS:
+            raise ValueError(f"num_landmarks: got {self.num_landmarks}, expected 1 to {MAX_LANDMARKS}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed: got {self.seed}, expected 0 or a positive number below 2^63")
 
-def parse(argv: Sequence[str]) -> Options:
-    """Two paths (which may contain `=`, as Lightning's file names do), then key=value.
+
+def parse(argv: Sequence[str]) -> tuple[Path, Path, AddControlConfig]:
+    """Return IN, OUT and the settings. The paths may contain `=`, as Lightning's file names do.
 
     Raises:
-        ValueError: too few paths, an unknown key, or a value that is not of its kind.
+        ValueError: too few paths, an unknown key, or a value that is not allowed.
     """
     if len(argv) < 2:
         raise ValueError(f"expected IN and OUT, got {len(argv)} argument(s)\n\n{USAGE}")
-    options = Options(Path(argv[0]), Path(argv[1]))
+    old_keys = {
+        "landmarks": "branches=[skull, landmarks] num_landmarks=N",
+        "texture": "branches=[skull, texture]",
+    }
     for path in argv[:2]:
-        if not path or (path.split("=")[0] in _KEYS and "=" in path):
+        key, equals, _ = path.partition("=")
+        if not path or (equals and key in {*known_keys(AddControlConfig), *old_keys}):
             raise ValueError(f"{path!r} where a file name belongs; IN and OUT come first")
     for argument in argv[2:]:
-        key, _, value = argument.partition("=")
-        if key == "config" and value:
-            options.config = Path(value)
-        elif key == "control" and value:
-            options.control = Path(value)
-        elif key == "landmarks" and value.isdecimal() and 0 < int(value) <= MAX_LANDMARKS:
-            options.landmarks = int(value)
-        elif key == "texture" and value.lower() in ("true", "false"):
-            options.texture = value.lower() == "true"
-        elif key == "force" and value.lower() in ("true", "false"):
-            options.force = value.lower() == "true"
-        elif key == "replace" and value.lower() in ("true", "false"):
-            options.replace = value.lower() == "true"
-        elif key == "seed" and value.isdecimal() and int(value) < 2**63:
-            options.seed = int(value)
-        else:
-            raise ValueError(
-                f"{argument!r} not understood; expected control=FILE, landmarks=1..{MAX_LANDMARKS}, "
-                "texture=true, config=YAML, force=true, replace=true or seed=NUMBER"
+        if (key := argument.partition("=")[0]) in old_keys:
+            raise ConfigError(
+                f"{key}: replaced by branches, whose default is all of them; give {old_keys[key]} for this one alone"
             )
-    return options
+    cfg = parse_command_line(AddControlConfig, argv[2:])
+    cfg.validate()
+    return Path(argv[0]), Path(argv[1]), cfg
 
 
-def run(options: Options) -> None:
-    """Read, add, write, and print the table of keys.
+def run(source: Path, target: Path, options: AddControlConfig) -> None:
+    """Read ``source``, add the control network, write ``target``, and print the table of keys.
 
     Raises:
         ValueError: anything that keeps the output from being made (nothing is written then).
     """
-    source, target = options.source, options.target
-    check_writable(target)
-    if target.exists():
-        for path in (source, options.control):
-            if path is not None and path.exists() and target.samefile(path):
-                raise ValueError(f"{target} is the input itself; choose another name for the output")
-        if not options.force:
-            raise ValueError(f"{target} exists already; choose another name, or add force=true to replace it")
+    control_file = None if options.control is None else Path(options.control)
+    check_output(target, [source] if control_file is None else [source, control_file], options.force)
     base, metadata = read_state_dict(source)
-    with _named(source):
+    with named(source):
         cfg = None if options.config else model_config_from_metadata(metadata)
     cfg = cfg or load_model_config(options.config or SD15_CONFIG)
-    if options.replace and not (options.control or options.config):
-        cfg.control.landmarks = cfg.control.texture = None
-    if options.landmarks:
-        known = cfg.control.landmarks
-        if known is not None:
-            raise ValueError(f"{source} has a branch for {known.num_points} landmarks already")
-        cfg.control.landmarks = LandmarkConfig(num_points=options.landmarks)
-    if options.texture:
-        if cfg.control.texture is not None:
-            raise ValueError(f"{source} has a texture branch already")
-        cfg.control.texture = TextureConfig()
-    control, kept = None, {}
-    if options.control is not None:
-        given, _ = read_state_dict(options.control)
-        with _named(options.control):
-            control = control_network(given, cfg)
-    elif (options.landmarks or options.texture) and has_trained_control(base) and not options.replace:
-        with _named(source):
-            control = control_network(base, cfg)
-        base = {key: value for key, value in base.items() if key not in control}
-        kept = {key: metadata[key] for key in ("sampling",) if key in metadata}  # what it was validated with
-    with _named(source):
-        added = add_control(base, cfg, options.seed, options.replace, control)
+
+    control: dict[
+        str, Tensor
+    ] = {}  # the ready-made network, by checkpoint key; none: a copy of the base model
+    control_metadata, kept_metadata = metadata, {}
+    origin = source
+    if control_file is not None:
+        origin = control_file
+        control, control_metadata = read_state_dict(control_file)
+    elif has_trained_control(base) and not options.replace:
+        own = {key: value for key, value in base.items() if key.startswith(CONTROL)}
+        alone = not any(key.startswith(MODEL_PARTS) for key in base)  # add_control refuses it
+        if set(options.branches) - branches_among(own) and not alone:
+            control = own
+            base = {key: value for key, value in base.items() if key not in own}
+            kept_metadata = {key: metadata[key] for key in ("sampling",) if key in metadata}
+    with named(origin):
+        present = branches_among(key for key in control if key.startswith(CONTROL))
+        set_branches(cfg, present | set(options.branches), options.num_landmarks, present)
+        if control:
+            control = control_network(control, cfg)
+        untrained = (set(options.branches) - present) | (untrained_branches(control_metadata) & present)
+    with named(source):
+        added = add_control(base, cfg, options.seed, options.replace, control or None)
+
     notes = {"step": "0", "git": git_revision(), "base": source.name, "base_sha256": sha256(source)}
     if "step" in metadata:
         notes["base_step"] = metadata["step"]
-    notes |= kept
-    if options.control is not None:
-        notes |= {"control": options.control.name, "control_sha256": sha256(options.control)}
+    if control_file is not None:
+        notes |= {"control": control_file.name, "control_sha256": sha256(control_file)}
     else:
         notes["seed"] = str(options.seed)
+    notes |= kept_metadata | untrained_metadata(untrained)
     write_state_dict(target, added.state, {**model_metadata(cfg), **notes})
     print(key_table(added.kinds))
     print(f"wrote {target}: {len(added.state)} tensors, {target.stat().st_size / 2**20:.1f} MiB")
 
 
+def check_output(target: Path, inputs: Sequence[Path], force: bool) -> None:
+    """Raise ValueError if ``target`` cannot be written, is an input, or exists (unless ``force``)."""
+    check_writable(target)
+    if not target.exists():
+        return
+    if any(path.exists() and target.samefile(path) for path in inputs):
+        raise ValueError(f"{target} is the input itself; choose another name for the output")
+    if not force:
+        raise ValueError(f"{target} exists already; choose another name, or add force=true to replace it")
+
+
+def set_branches(
+    cfg: ModelConfig, branches: Collection[str], num_landmarks: int | None, present: Collection[str]
+) -> None:
+    """Give the architecture these branches and no other.
+
+    Args:
+        num_landmarks: points of the landmark branch; None: as ``cfg`` has it, or 106.
+        present: branches whose weights exist already.
+
+    Raises:
+        ValueError: ``num_landmarks`` is not the number of the landmark branch that exists.
+    """
+    landmarks, texture = cfg.control.landmarks or LandmarkConfig(), cfg.control.texture or TextureConfig()
+    if num_landmarks is not None:
+        if cfg.control.landmarks and "landmarks" in present and num_landmarks != landmarks.num_points:
+            raise ValueError(
+                f"num_landmarks: got {num_landmarks}, but it has a branch for {landmarks.num_points} landmarks"
+            )
+        landmarks.num_points = num_landmarks
+    cfg.control.landmarks = landmarks if "landmarks" in branches else None
+    cfg.control.texture = texture if "texture" in branches else None
+
+
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Puts the file in front of what is wrong with its content."""
+def named(path: Path) -> Iterator[None]:
+    """Put the file's name in front of an error about its content."""
     try:
         yield
     except ValueError as error:
@@ -164,12 +199,12 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status: 0; 2 after one line on stderr; 130 when interrupted."""
+    """Return the exit status: 0; 2 after one line on stderr; 130 when interrupted."""
     if any(argument in ("-h", "--help") for argument in argv):
         print(USAGE)
         return 0
     try:
-        run(parse(argv))
+        run(*parse(argv))
     except (ValueError, OSError, yaml.YAMLError) as error:
         message = str(error) if USAGE in str(error) else " ".join(str(error).split())
         print(f"tool_add_control.py: {message}", file=sys.stderr)
@@ -181,7 +216,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # a job that is stopped leaves nothing behind either
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is stopped leaves nothing behind
     sys.exit(main(sys.argv[1:]))

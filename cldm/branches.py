@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,6 +16,8 @@ from ldm.attention import zero_module
 from ldm.latent_diffusion import ControlConfig, LandmarkConfig, ModelConfig
 
 BRANCHES = "control_model.branches."
+NAMES = ("skull", "landmarks", "texture")  # the skull's is the hint encoder that every ControlNet has
+UNTRAINED = "untrained_branches"  # metadata entry: JSON list of names; files without it count as trained
 SPARSE_GAIN = (
     6.0  # heatmaps are zero nearly everywhere: what makes the first layer's output of order 1 on the face
 )
@@ -114,3 +117,31 @@ def fresh_branches(state: Mapping[str, Tensor], cfg: ModelConfig, seed: int = 0)
         if not any(key.startswith(f"{BRANCHES}{name}.") for key in state)
         for key, value in branch.state_dict().items()
     }
+
+
+def branches_among(keys: Iterable[str]) -> frozenset[str]:
+    """Return the names of the branches that have weights among the checkpoint keys of a control network."""
+    names = {
+        key.removeprefix(BRANCHES).split(".")[0] if key.startswith(BRANCHES) else "skull" for key in keys
+    }
+    return frozenset(names)
+
+
+def untrained_branches(metadata: Mapping[str, str]) -> frozenset[str]:
+    """Return the names of the branches that a checkpoint's metadata lists as never trained.
+
+    Raises:
+        ValueError: the entry is not a JSON list of branch names.
+    """
+    try:
+        names = json.loads(metadata.get(UNTRAINED, "[]"))
+    except ValueError as error:
+        raise ValueError(f"checkpoint metadata: {UNTRAINED!r} is no JSON ({error})") from error
+    if not isinstance(names, list) or not set(map(str, names)) <= set(NAMES):
+        raise ValueError(f"checkpoint metadata: {UNTRAINED!r} is {names!r:.60}, expected names of {NAMES}")
+    return frozenset(names)
+
+
+def untrained_metadata(names: Iterable[str]) -> dict[str, str]:
+    """Return the metadata entry that :func:`untrained_branches` reads; none if every branch is trained."""
+    return {UNTRAINED: json.dumps(sorted(names))} if names else {}

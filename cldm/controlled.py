@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from cldm.branches import Landmarks, fresh_branches
+from cldm.branches import Landmarks, branches_among, fresh_branches, untrained_branches
 from cldm.controlnet import ControlNet
 from cldm.texture import Texture
 from ldm.attention import Context, KeysValues
@@ -41,8 +41,14 @@ class ControlledLatentDiffusion(LatentDiffusion):
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__(cfg)
         self.control_model = ControlNet(cfg.unet, cfg.control)
+        self.untrained_branches: frozenset[str] = frozenset()
         # Unused here, but part of the public file (a per-step loss weight that training never changed).
         self.register_buffer("logvar", torch.zeros(cfg.schedule.num_timesteps))
+
+    def has_trained(self, branch: str) -> bool:
+        """Return whether the model has this branch (skull, landmarks or texture) and it has been trained."""
+        there = branch == "skull" or branch in self.control_model.branches
+        return there and branch not in self.untrained_branches
 
     def encode_hint(self, skull: Tensor) -> Tensor:
         """Skull pictures (B, 3, H, W) in [0, 1] -> hint (B, model_channels, H/8, W/8)."""
@@ -179,8 +185,10 @@ def load_model(
     if cfg is None:
         cfg = load_model_config(SD15_CONFIG)
     check_complete(path, state)
-    state |= fresh_branches(state, cfg) | fresh_grain(state, cfg.first_stage)
+    fresh = fresh_branches(state, cfg)
+    state |= fresh | fresh_grain(state, cfg.first_stage)
     model = check_fit(path, state, cfg)
+    model.untrained_branches = untrained_branches(metadata) | branches_among(fresh)
     model = model.to(dtype).to_empty(device=device)  # only now memory is taken, and no more than is kept
     load_strict(model, state, allow_missing=SD_OPTIONAL, allow_unexpected=SD_OPTIONAL)
     model = model.to(memory_format=preferred_layout(torch.device(device), dtype))

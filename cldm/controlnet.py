@@ -58,9 +58,7 @@ class ControlNet(UNetEncoder):
             ValueError: this network has no landmark branch, or one for another number of points.
         """
         if "landmarks" not in self.branches:
-            raise ValueError(
-                "this model has no landmark branch; add one: python tool_add_control.py IN OUT landmarks=106"
-            )
+            raise ValueError("this model has no landmark branch; add one: python tool_add_control.py IN OUT")
         return self.branches["landmarks"](landmarks, height, width)
 
     def encode_texture(self, texture: Texture) -> Tensor:
@@ -70,9 +68,7 @@ class ControlNet(UNetEncoder):
             ValueError: this network has no texture branch.
         """
         if "texture" not in self.branches:
-            raise ValueError(
-                "this model has no texture branch; add one: python tool_add_control.py IN OUT texture=true"
-            )
+            raise ValueError("this model has no texture branch; add one: python tool_add_control.py IN OUT")
         return self.branches["texture"](texture)
 
     def forward(

@@ -132,7 +132,7 @@ def test_the_tool_adds_a_branch_to_a_trained_control_network_and_keeps_it(
             torch.nn.init.normal_(p, std=0.1)
     source, target = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
     write_state_dict(source, old.state_dict(), model_metadata(cfg) | {"sampling": '{"steps": 7}'})
-    assert tool([str(source), str(target), f"landmarks={NUM}"]) == 0
+    assert tool([str(source), str(target), "branches=[skull, landmarks]", f"num_landmarks={NUM}"]) == 0
     state, metadata = read_state_dict(target)
     assert metadata["sampling"] == '{"steps": 7}'  # what the control network was validated with
     for name, value in old.state_dict().items():
@@ -142,8 +142,9 @@ def test_the_tool_adds_a_branch_to_a_trained_control_network_and_keeps_it(
     model, _ = load_model(target)
     assert model.cfg.control.landmarks is not None and model.cfg.control.landmarks.num_points == NUM
     assert not model.encode_landmarks(_landmarks(), 64, 64).any()
-    assert tool([str(target), str(tmp_path / "again.safetensors"), "landmarks=7"]) == 2
-    assert "has a branch for 5 landmarks already" in capsys.readouterr().err
+    assert model.untrained_branches == {"landmarks"}
+    assert tool([str(target), str(tmp_path / "again.safetensors"), "num_landmarks=7"]) == 2
+    assert "num_landmarks: got 7" in capsys.readouterr().err
 
 
 def test_a_file_from_before_the_branch_loads_with_a_fresh_one(tmp_path: Path) -> None:

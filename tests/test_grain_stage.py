@@ -171,7 +171,7 @@ def test_exemplars_need_some_in_the_manifest(
     grainy: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train.main(arguments(grainy, weights, "train.max_steps=1", "grain.exemplars=0.5")) == 2
-    assert "no pair has an exemplar" in capsys.readouterr().err
+    assert "grain.exemplars: got 0.5" in capsys.readouterr().err
     assert train.main(arguments(grainy, weights, "train.max_steps=1", "grain.exemplars=2")) == 2
     assert "exemplars: got 2.0" in capsys.readouterr().err
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from cldm.branches import BRANCHES
-from cldm.controlled import ControlledLatentDiffusion, model_metadata
+from cldm.branches import BRANCHES, NAMES, untrained_metadata
+from cldm.controlled import ControlledLatentDiffusion, load_model, model_metadata
 from cldm.sampling import SamplingConfig
 from data.manifest import Record, read_manifest
 from data.predicted_landmarks import PredictedLandmarks
 from ldm.checkpoint import read_state_dict, write_state_dict
 from ldm.config import ConfigError
-from ldm.latent_diffusion import LandmarkConfig, ModelConfig
+from ldm.latent_diffusion import LandmarkConfig, ModelConfig, TextureConfig
 from muti_control.conditions.pair_landmarks import PairLandmarks
 from muti_control.training.config import (
     DataConfig,
@@ -84,10 +84,11 @@ def test_known_predicted_and_absent_ones_are_shown_as_often_as_asked(make_pairs:
 def test_what_does_not_fit_is_told(make_pairs: Callable[..., Path]) -> None:
     root = make_pairs(train=2, valid=2)
     bare = read_manifest(root / "split_data" / "valid.json")
-    with pytest.raises(ConfigError, match="no pair has landmarks"):
-        PairLandmarks(bare, NUM, LandmarkConditionConfig())
-    without = PairLandmarks(bare, NUM, LandmarkConditionConfig(dropout=1.0))
-    assert not without.for_training(torch.arange(2), generator(0, 0, 0, "landmarks")).present.any()
+    without = PairLandmarks(bare, NUM, LandmarkConditionConfig())
+    assert (
+        not without.any
+        and not without.for_training(torch.arange(2), generator(0, 0, 0, "landmarks")).present.any()
+    )
     records = with_landmarks(root, "train")
     with pytest.raises(ConfigError, match="4 points, but the model's landmark branch was made for 7"):
         PairLandmarks(records, 7, LandmarkConditionConfig())
@@ -96,19 +97,34 @@ def test_what_does_not_fit_is_told(make_pairs: Callable[..., Path]) -> None:
         PairLandmarks(records, NUM, LandmarkConditionConfig([wrong]))
 
 
-def test_a_branch_with_nothing_to_learn_from_is_told_before_anything_is_encoded(
-    tiny_config: ModelConfig, make_pairs: Callable[..., Path]
+@pytest.mark.parametrize("with_data", [False, True])
+def test_a_branch_without_data_stays_untrained_and_one_with_data_does_not(
+    tiny_config: ModelConfig,
+    make_pairs: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    with_data: bool,
 ) -> None:
     root = make_pairs(train=2, valid=2)
+    if with_data:
+        with_landmarks(root, "train")
     tiny_config.control.landmarks = LandmarkConfig(num_points=NUM, widths=[8])
+    tiny_config.control.texture = TextureConfig(width=8)
     init = root / "ini.safetensors"
-    write_state_dict(init, ControlledLatentDiffusion(tiny_config).state_dict(), model_metadata(tiny_config))
+    metadata = model_metadata(tiny_config) | untrained_metadata(NAMES)
+    write_state_dict(init, ControlledLatentDiffusion(tiny_config).state_dict(), metadata)
     common = ["stage=control", "name=bare", f"out={root / 'runs'}", f"init={init}", f"data.root={root}"]
-    small = ["train.num_valid=2", "train.max_steps=1", "sampling.control_scales=[1.0]"]
-    with pytest.raises(ConfigError, match=r"no pair has landmarks.*landmarks\.dropout=1"):
-        prepare(load_experiment([*common, *small]))
-    assert not (root / "runs").exists()
-    prepare(load_experiment([*common, *small, "landmarks.dropout=1"]))
+    small = ["train.num_valid=2", "train.max_steps=1", "train.batch_size=2", "train.precision=32-true"]
+    training = prepare(
+        load_experiment([*common, *small, "sampling.control_scales=[1.0]", "sampling.steps=1"])
+    )
+    warnings = capsys.readouterr().err
+    assert ("landmarks.predicted" in warnings) != with_data
+    assert warnings.count("'texture' field") == 1
+    exported = training.fit()
+    assert exported is not None
+    model, _ = load_model(exported)
+    assert model.untrained_branches == ({"texture"} if with_data else {"texture", "landmarks"})
+    assert not model.control_model.branches["texture"].encoder[-1].weight.any()
 
 
 def test_the_branch_learns_and_its_effect_is_logged(

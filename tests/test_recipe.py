@@ -40,7 +40,9 @@ def test_every_stage_comes_once_and_in_order(tmp_path: Path) -> None:
     assert all("train.seed=7" in line for line in lines if "train.py" in line)
     text = "\n".join(lines)
     assert text.index("data.cohort") < text.index("pipnet_face.yaml")
-    assert text.index("pipnet.predict") < text.index("tool_add_control.py") < text.index("demo/control.yaml")
+    assert (
+        text.index("predict_landmarks") < text.index("tool_add_control.py") < text.index("demo/control.yaml")
+    )
 
 
 def test_a_stage_starts_from_what_an_earlier_one_writes(tmp_path: Path) -> None:

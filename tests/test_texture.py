@@ -228,7 +228,7 @@ def test_the_tool_adds_the_branch_to_a_trained_control_network_and_keeps_it(
             torch.nn.init.normal_(p, std=0.1)
     source, target = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
     write_state_dict(source, old.state_dict(), model_metadata(cfg) | {"sampling": json.dumps({"steps": 7})})
-    assert tool([str(source), str(target), "texture=true", f"landmarks={NUM}"]) == 0
+    assert tool([str(source), str(target), f"num_landmarks={NUM}"]) == 0
     state, metadata = read_state_dict(target)
     assert metadata["sampling"] == '{"steps": 7}'
     for name, value in old.state_dict().items():
@@ -240,8 +240,8 @@ def test_the_tool_adds_the_branch_to_a_trained_control_network_and_keeps_it(
     assert model.cfg.control.texture == TextureConfig()
     added = model.encode_texture(_texture())
     assert added.shape == (2, 4 * cfg.unet.model_channels) and not added.any()
-    assert tool([str(target), str(tmp_path / "again.safetensors"), "texture=true"]) == 2
-    assert "has a texture branch already" in capsys.readouterr().err
+    assert tool([str(target), str(tmp_path / "again.safetensors"), "replace=false"]) == 2
+    assert "replace=true" in capsys.readouterr().err
     with pytest.raises(ValueError, match="no texture branch; add one"):
         ControlledLatentDiffusion(tiny_model_config()).encode_texture(_texture())
 

@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 import tool_add_control
+from cldm.branches import branches_among
 from cldm.controlled import ControlledLatentDiffusion, load_model, model_metadata
 from ldm.autoencoder import AutoencoderConfig
 from ldm.checkpoint import load_strict, read_state_dict, sha256, write_state_dict
@@ -113,7 +114,7 @@ def test_interrupt_leaves_nothing(base_file: Path, tmp_path: Path, monkeypatch, 
 
 
 def test_every_key_comes_from_where_it_should(base, base_file: Path, tmp_path: Path) -> None:
-    assert tool(base_file, tmp_path / "out.safetensors") == 0
+    assert tool(base_file, tmp_path / "out.safetensors", "branches=[skull]") == 0
     state, _ = read_state_dict(tmp_path / "out.safetensors")
     reference = ControlledLatentDiffusion(CFG)
     assert set(state) == set(reference.state_dict())
@@ -154,7 +155,7 @@ def test_seed_decides_the_hint_encoder_and_nothing_else(base_file: Path, tmp_pat
     before = torch.get_rng_state()
     states = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        assert tool(base_file, tmp_path / f"{name}.safetensors", f"seed={seed}") == 0
+        assert tool(base_file, tmp_path / f"{name}.safetensors", f"seed={seed}", "branches=[skull]") == 0
         states.append(read_state_dict(tmp_path / f"{name}.safetensors")[0])
     assert torch.equal(before, torch.get_rng_state())
     changed = {key for key in states[0] if not torch.equal(states[0][key], states[2][key])}
@@ -235,19 +236,46 @@ def test_a_trained_control_network_is_replaced_only_when_asked(
     assert not fresh["control_model.zero_convs.0.0.bias"].any()
 
 
-def test_a_replaced_control_network_has_the_branches_that_are_asked_for(
-    base_file: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("arguments", "branches", "points"),
+    [
+        ([], ["landmarks", "skull", "texture"], 106),
+        (["num_landmarks=5"], ["landmarks", "skull", "texture"], 5),
+        (["branches=[skull]"], ["skull"], None),
+        (["branches=[texture,skull]"], ["skull", "texture"], None),
+    ],
+)
+def test_the_branches_are_all_of_them_or_those_of_the_key(
+    base_file: Path, tmp_path: Path, arguments: list[str], branches: list[str], points: int | None
 ) -> None:
-    trained, plain, other = (tmp_path / f"{name}.safetensors" for name in ("trained", "plain", "other"))
-    assert tool(base_file, trained, "landmarks=5", "texture=true") == 0
-    assert tool(trained, plain, "replace=true") == 0
-    assert tool(trained, other, "replace=true", "landmarks=7") == 0
-    for path, points in ((plain, None), (other, 7)):
-        state, metadata = read_state_dict(path)
-        branches = json.loads(metadata["config"])["control"]
-        assert branches["texture"] is None
-        assert (branches["landmarks"] or {}).get("num_points") == points
-        assert any("landmark" in key for key in state) == (points is not None)
+    assert tool(base_file, tmp_path / "out.safetensors", *arguments) == 0
+    state, metadata = read_state_dict(tmp_path / "out.safetensors")
+    assert json.loads(metadata["untrained_branches"]) == branches
+    control = json.loads(metadata["config"])["control"]
+    assert (control["texture"] is not None) == ("texture" in branches)
+    assert (control["landmarks"] or {}).get("num_points") == points
+    assert branches_among(key for key in state if key.startswith("control_model.")) == set(branches)
+
+
+def test_a_trained_control_network_keeps_its_branches_and_gets_those_it_lacks(
+    base_file: Path, tmp_path: Path, capsys
+) -> None:
+    """Its own stay trained; a replaced network is untrained throughout, of the size of the one before."""
+    first, more, fresh = (tmp_path / f"{name}.safetensors" for name in ("first", "more", "fresh"))
+    assert tool(base_file, first, "branches=[skull,landmarks]", "num_landmarks=5") == 0
+    state, metadata = read_state_dict(first)
+    state["control_model.zero_convs.0.0.bias"][0] = 1e-3
+    write_state_dict(first, state, metadata | {"untrained_branches": '["landmarks"]'})
+    assert tool(first, more) == 0
+    assert load_model(more)[0].untrained_branches == {"landmarks", "texture"}
+    again, _ = read_state_dict(more)
+    assert all(torch.equal(again[key], value) for key, value in state.items())
+    capsys.readouterr()
+    assert "num_landmarks" in refused(capsys, tmp_path, first, tmp_path / "out.ckpt", "num_landmarks=6")
+    assert tool(more, fresh, "replace=true", "branches=[skull,landmarks]") == 0
+    model, _ = load_model(fresh)
+    assert model.untrained_branches == {"skull", "landmarks"}
+    assert model.cfg.control.landmarks is not None and model.cfg.control.landmarks.num_points == 5
 
 
 @pytest.mark.parametrize(
@@ -266,9 +294,14 @@ def test_a_replaced_control_network_has_the_branches_that_are_asked_for(
         (("base.safetensors", "out.ckpt", "config=bad.yaml"), "line 1"),
         (("base.safetensors", "out.ckpt", "config=unknown.yaml"), "wdith"),
         (("base.safetensors", "out.ckpt", "config=other.yaml"), "width 7"),
-        (("base.safetensors", "out.ckpt", "focre=true"), "not understood"),
-        (("base.safetensors", "out.ckpt", "force=yes"), "not understood"),
-        (("base.safetensors", "out.ckpt", "seed=-1"), "not understood"),
+        (("base.safetensors", "out.ckpt", "focre=true"), "force"),
+        (("base.safetensors", "out.ckpt", "force=perhaps"), "force"),
+        (("base.safetensors", "out.ckpt", "seed=-1"), "seed: got -1"),
+        (("base.safetensors", "out.ckpt", "branches=[landmarks]"), "branches: got [landmarks]"),
+        (("base.safetensors", "out.ckpt", "branches=[skull,bone]"), "branches: got [skull, bone]"),
+        (("base.safetensors", "out.ckpt", "num_landmarks=0"), "num_landmarks: got 0"),
+        (("base.safetensors", "out.ckpt", "landmarks=106"), "branches"),
+        (("base.safetensors", "out.ckpt", "texture=true"), "branches"),
     ],
 )
 def test_refusals(base_file: Path, tmp_path: Path, monkeypatch, capsys, arguments, message: str) -> None:

@@ -67,7 +67,7 @@ $(BASE): | $(GRAIN)
 	@$(call STAGE,configs/demo/base.yaml) init="$(GRAIN)"
 
 $(START): | $(BASE)
-	@$(PY) tool_add_control.py "$(BASE)" "$@" landmarks=106 texture=true
+	@$(PY) tool_add_control.py "$(BASE)" "$@"
 
 $(CONTROL): | $(START) $(READ)
 	@echo "--- 11 of 12: skull, landmarks, texture and text to face (90 minutes)"

@@ -157,12 +157,12 @@ def choose_landmarks(
         ValueError: landmarks for a model without a branch, files that are missing or do not fit.
     """
     branch = model.cfg.control.landmarks
-    if choice == "none" or (choice == "auto" and branch is None):
+    if choice == "none" or (choice == "auto" and not model.has_trained("landmarks")):
         return None, None
-    if branch is None:
+    if branch is None or not model.has_trained("landmarks"):
         raise ValueError(
-            f"landmarks={choice}: these weights have no landmark branch; add one and train it (python "
-            "tool_add_control.py IN OUT landmarks=106), or leave landmarks out"
+            f"landmarks={choice}: these weights have no trained landmark branch; add one (python "
+            "tool_add_control.py IN OUT) and train it, or leave landmarks out"
         )
     if choice != "auto":
         return given_landmarks(Path(choice), cases, branch.num_points), None

@@ -81,12 +81,12 @@ def choose_textures(
         ValueError: an exemplar for a model without a branch, or one that cannot be used.
     """
     branch = model.cfg.control.texture
-    if choice == "none" or (choice == "auto" and branch is None):
+    if choice == "none" or (choice == "auto" and not model.has_trained("texture")):
         return None, None
-    if branch is None:
+    if branch is None or not model.has_trained("texture"):
         raise ValueError(
-            f"texture={choice}: these weights have no texture branch; add one and train it (python "
-            "tool_add_control.py IN OUT texture=true), or leave texture out"
+            f"texture={choice}: these weights have no trained texture branch; add one (python "
+            "tool_add_control.py IN OUT) and train it, or leave texture out"
         )
     textures = CaseTextures(branch, model.cfg.image_size, None if choice == "auto" else Path(choice))
     lacking = textures.check(cases)

@@ -17,8 +17,8 @@ from ldm.config import ConfigError
 from muti_control.training.config import LandmarkConditionConfig
 
 NO_LANDMARKS = (
-    "the model has a landmark branch, but no pair has landmarks: add a 'landmarks' field to the manifest, or "
-    "predictions by landmarks.predicted=[FILE], or train without them by landmarks.dropout=1"
+    "no training pair has landmarks: the model's landmark branch stays as it is; a 'landmarks' field in the manifest, "
+    "or predictions by landmarks.predicted=[FILE], would train it"
 )
 
 
@@ -30,7 +30,7 @@ class PairLandmarks:
         cfg: which predictions to use, and how often which kind is shown in training.
 
     Raises:
-        ConfigError: a landmark file with another number of points, or no pair with any landmarks.
+        ConfigError: a landmark file with another number of points.
         ValueError: a file that cannot be read (the message names it).
     """
 
@@ -47,13 +47,16 @@ class PairLandmarks:
             if len(points) != num_points:
                 raise ConfigError(
                     f"{record.landmarks_path}: {len(points)} points, but the model's landmark branch was made for "
-                    f"{num_points}; make one with landmarks={len(points)} (tool_add_control.py)"
+                    f"{num_points}; make one with num_landmarks={len(points)} (tool_add_control.py)"
                 )
             self.known.points[row] = torch.from_numpy(points)
             self.known.present[row] = True
         self.predicted = _predicted(records, num_points, cfg.predicted)
-        if cfg.dropout < 1 and not (self.known.present | self.predicted.present).any():
-            raise ConfigError(NO_LANDMARKS)
+
+    @property
+    def any(self) -> bool:
+        """Whether any pair has landmarks."""
+        return bool((self.known.present | self.predicted.present).any())
 
     def __str__(self) -> str:
         num = len(self.known.present)

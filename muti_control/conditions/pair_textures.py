@@ -11,13 +11,12 @@ from torch import Tensor
 from cldm.texture import NUM_FEATURES, Texture, TextureError, skin_patches, texture_features
 from data.images import read_image
 from data.manifest import Record
-from ldm.config import ConfigError
 from ldm.latent_diffusion import TextureConfig
 from muti_control.training.config import TextureConditionConfig
 
 NO_EXEMPLARS = (
-    "the model has a texture branch, but no pair has an exemplar: add a 'texture' field to the manifest, the name of "
-    "another face of the same style, or train without by texture.dropout=1"
+    "no training pair has a texture exemplar: the model's texture branch stays as it is; a 'texture' field in the "
+    "manifest, the name of another face of the same style, would train it"
 )
 
 
@@ -39,9 +38,6 @@ class PairTextures:
 
     Args:
         records: the pairs. size: of the pictures in px. branch: of the model. cfg: how often they are shown.
-
-    Raises:
-        ConfigError: no pair has an exemplar.
     """
 
     def __init__(
@@ -51,8 +47,11 @@ class PairTextures:
         self._paths = [record.texture_path for record in records]
         self._features: dict[Path, Tensor] = {}
         self.present = torch.tensor([path is not None for path in self._paths])
-        if cfg.dropout < 1 and not self.present.any():
-            raise ConfigError(NO_EXEMPLARS)
+
+    @property
+    def any(self) -> bool:
+        """Whether any pair has an exemplar."""
+        return bool(self.present.any())
 
     def __str__(self) -> str:
         return f"texture exemplars of {int(self.present.sum())} of {len(self._paths)} pairs"

@@ -287,7 +287,7 @@ def _of_texture(choice: str, weights: Mapping[str, Weights]) -> list[str]:
     if choice not in ("auto", "none"):
         raise InputError(
             f"texture={choice}: none of the weights has a texture branch; add one and train it (python "
-            "tool_add_control.py IN OUT texture=true), or leave texture out"
+            "tool_add_control.py IN OUT), or leave texture out"
         )
     return []
 

@@ -97,7 +97,7 @@ def draw_faces(
         guide: of this batch.
     """
     cases = [case for case, _, _ in draws]
-    known = [case.skull_path is not None for case in cases]
+    known = [case.skull_path is not None and model.has_trained("skull") for case in cases]
     faces = reconstruct(
         model,
         skulls.to(model.device, non_blocking=skulls.is_pinned()) if any(known) else None,

@@ -168,7 +168,13 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
         textures=textures,
         remarks=[
             told
-            for told in (remark, of_texture, _without_skull(cases, metadata), cfg.guidance.idle)
+            for told in (
+                remark,
+                of_texture,
+                _untrained(model),
+                _without_skull(cases, metadata),
+                cfg.guidance.idle,
+            )
             if told is not None
         ],
         team=team,
@@ -190,6 +196,12 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
     written = [folder / file for file in job.files if file not in job.folder.kept]
     check_overwriting(job.folder.outdated, written, inputs)
     return job
+
+
+def _untrained(model: ControlledLatentDiffusion) -> str | None:
+    """Return the message for a model with branches that were never trained."""
+    names = ", ".join(sorted(model.untrained_branches))
+    return f"these weights were never trained on {names}: the faces do not follow it" if names else None
 
 
 def _without_skull(cases: Sequence[Case], metadata: Mapping[str, str]) -> str | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
-from cldm.branches import fresh_branches
+from cldm.branches import branches_among, fresh_branches, untrained_branches
 from cldm.controlled import (
     ControlledLatentDiffusion,
     check_complete,
@@ -23,9 +23,8 @@ from ldm.autoencoder import fresh_grain
 from ldm.checkpoint import SD_OPTIONAL, load_strict, read_state_dict
 from ldm.compiled import check_compiler, compile_blocks
 from ldm.config import ConfigError
-from ldm.latent_diffusion import ControlConfig, TextureConfig
-from muti_control.conditions.pair_landmarks import NO_LANDMARKS
-from muti_control.conditions.pair_textures import NO_EXEMPLARS, PairTextures
+from ldm.latent_diffusion import TextureConfig
+from muti_control.conditions.pair_textures import PairTextures
 from muti_control.training.config import ExperimentConfig, TextureConditionConfig
 from muti_control.training.first_stage import FirstStage, architecture_of
 from muti_control.training.latents import LatentPairs, face_moments
@@ -82,19 +81,23 @@ def build_model(cfg: ExperimentConfig) -> ControlledLatentDiffusion:
     """
     state: dict[str, torch.Tensor] | None = None
     model_cfg = cfg.model
+    untrained: frozenset[str] = frozenset()
     if cfg.init is not None:
         state, metadata = read_state_dict(cfg.init)
         model_cfg = architecture_of(cfg, metadata)
         state |= fresh_grain(state, model_cfg.first_stage, cfg.train.seed)
         if cfg.stage == "control":
             check_complete(cfg.init, state)
-            state |= fresh_branches(state, model_cfg, cfg.train.seed)
+            fresh = fresh_branches(state, model_cfg, cfg.train.seed)
+            state |= fresh
+            untrained = untrained_branches(metadata) | branches_among(fresh)
         optional = (*SD_OPTIONAL, *(() if cfg.stage == "control" else (r"^control_model\.",)))
         check_fit(cfg.init, state, model_cfg, optional)
     assert model_cfg is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.train.seed)
         model = ControlledLatentDiffusion(model_cfg)
+    model.untrained_branches = untrained
     if state is not None:
         load_strict(model, state, allow_missing=optional, allow_unexpected=SD_OPTIONAL)
         restore_buffers(model)  # a half-precision file would spoil them
@@ -135,8 +138,6 @@ def build_latent_stage(cfg: ExperimentConfig) -> Stage:
         )  # complain now, not at the first validation
     check_gate(cfg, model.cfg.schedule.num_timesteps)
     train_set: Any = sets["train"]
-    if cfg.stage == "control":
-        check_branches(cfg, model.cfg.control, sets["train"].records)
     if cfg.stage != "autoencoder":
         train_set = _cached(cfg, model, sets)
     arrange(cfg, model)
@@ -157,16 +158,6 @@ def arrange(cfg: ExperimentConfig, model: ControlledLatentDiffusion) -> None:
         model.model.to(torch.bfloat16)
     if memory.compile:
         compile_blocks(model)
-
-
-def check_branches(cfg: ExperimentConfig, branches: ControlConfig, records: Sequence[Record]) -> None:
-    """Raises ConfigError, before anything is encoded, if there is nothing to train a branch on."""
-    known = any(record.landmarks_path is not None for record in records) or cfg.landmarks.predicted
-    if branches.landmarks is not None and not known and cfg.landmarks.dropout < 1:
-        raise ConfigError(NO_LANDMARKS)
-    exemplar = any(record.texture_path is not None for record in records)
-    if branches.texture is not None and not exemplar and cfg.texture.dropout < 1:
-        raise ConfigError(NO_EXEMPLARS)
 
 
 def check_gate(cfg: ExperimentConfig, num_timesteps: int) -> None:
@@ -221,13 +212,15 @@ def build_grain_stage(cfg: ExperimentConfig) -> Stage:
     first_stage = FirstStage.of(cfg, cfg.grain.filters, NUM_FEATURES if cfg.grain.exemplars else 0)
     size, branch = first_stage.cfg.image_size, first_stage.cfg.control.texture or TextureConfig()
     shown = TextureConditionConfig(dropout=1 - cfg.grain.exemplars)
-    faces = {
-        part: Faces(
-            PairedDataset(records, size=size),
-            PairTextures(records, size, branch, shown) if cfg.grain.exemplars else None,
-        )
-        for part, records in read_lists(cfg).items()
-    }
+    faces = {}
+    for part, records in read_lists(cfg).items():
+        textures = PairTextures(records, size, branch, shown) if cfg.grain.exemplars else None
+        if textures is not None and not textures.any:
+            raise ConfigError(
+                f"grain.exemplars: got {cfg.grain.exemplars}, but no pair of the {part} list has a 'texture' field "
+                "(the name of another face of the same style); grain.exemplars=0 trains without"
+            )
+        faces[part] = Faces(PairedDataset(records, size=size), textures)
     return GrainStage(cfg, first_stage, faces["train"], faces["valid"])
 
 

@@ -150,7 +150,7 @@ class DiffusionStageConfig:
 
 @dataclass
 class LandmarkConditionConfig:
-    """Of the control stage, for a model with a landmark branch (tool_add_control.py landmarks=N).
+    """Of the control stage, for a model with a landmark branch.
 
     predicted: files of landmarks that networks read off the skulls, of training and validation pairs.
     known_share: of the pairs that have known and predicted landmarks, how often the known ones are shown.
@@ -164,7 +164,7 @@ class LandmarkConditionConfig:
 
 @dataclass
 class TextureConditionConfig:
-    """Of the control stage, for a model with a texture branch (tool_add_control.py texture=true).
+    """Of the control stage, for a model with a texture branch.
 
     dropout: chance that a pair's exemplar is left out, so that the model also works without.
     """

@@ -64,9 +64,7 @@ class Weights:
         """Load it once, so that nothing fails half-way. Raises: CheckpointError, ValueError."""
         model, metadata = load_model(path)
         source = landmarks.source(model)
-        textures = (
-            choose_textures(texture, cases, model)[0] if model.cfg.control.texture is not None else None
-        )
+        textures = choose_textures(texture, cases, model)[0] if model.has_trained("texture") else None
         guided = load_guidance(guidance, model, cases, source, landmarks.weights)  # what is wrong is told now
         networks = {} if guided is None else {getattr(guidance, key): h for key, h in guided.files.items()}
         for points in (source, None if guided is None else guided.targets):
@@ -107,7 +105,7 @@ class ShownLandmarks:
 
         Raises: ValueError: files that are missing or do not fit.
         """
-        if model.cfg.control.landmarks is None or self.choice == "none":
+        if model.cfg.control.landmarks is None or not model.has_trained("landmarks") or self.choice == "none":
             return None
         if self.choice == "known":
             return KnownLandmarks(self.known, model.cfg.control.landmarks.num_points)
@@ -176,7 +174,7 @@ class Sampler:
         return self.landmarks.source(self.model)
 
     def _textures(self, cases: Sequence[Case]) -> CaseTextures | None:
-        if self.model.cfg.control.texture is None:
+        if not self.model.has_trained("texture"):
             return None
         return choose_textures(self.texture, cases, self.model)[0]
 

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cldm.branches import Landmarks
+from cldm.branches import Landmarks, untrained_metadata
 from cldm.conditions import Conditions, encode
 from cldm.controlled import ControlledLatentDiffusion
 from cldm.texture import Texture
 from data.paired import PairedDataset
 from ldm.checkpoint import git_revision
 from ldm.schedule import predict_x0
-from muti_control.conditions.pair_landmarks import PairLandmarks
-from muti_control.conditions.pair_textures import PairTextures
+from muti_control.conditions.pair_landmarks import NO_LANDMARKS, PairLandmarks
+from muti_control.conditions.pair_textures import NO_EXEMPLARS, PairTextures
 from muti_control.conditions.partial import with_missing_bone
 from muti_control.losses.config import LossesConfig
 from muti_control.losses.decoding import SUMMED, decoder_layout, gated_rows, with_gradient
@@ -70,12 +72,16 @@ class ControlStage(DiffusionStage):
             for part, pairs in (("train", train_set.pairs), ("valid", valid_set)):
                 self._landmarks[part] = PairLandmarks(pairs.records, num, cfg.landmarks)
                 print(f"{part}: {self._landmarks[part]}", flush=True)
+            if cfg.landmarks.dropout < 1 and not self._landmarks["train"].any:
+                rank_zero_warning(NO_LANDMARKS)
         if net.cfg.control.texture is not None:
             assert isinstance(train_set, LatentPairs) and isinstance(valid_set, PairedDataset)
             for part, pairs in (("train", train_set.pairs), ("valid", valid_set)):
                 branch, size = net.cfg.control.texture, pairs.size
                 self._textures[part] = PairTextures(pairs.records, size, branch, cfg.texture)
                 print(f"{part}: {self._textures[part]}", flush=True)
+            if cfg.texture.dropout < 1 and not self._textures["train"].any:
+                rank_zero_warning(NO_EXEMPLARS)
             train_set.more = {**train_set.more, "texture": self._textures["train"].features}
         if cfg.losses.on and cfg.losses.real == "picture":
             assert isinstance(train_set, LatentPairs)
@@ -279,6 +285,15 @@ class ControlStage(DiffusionStage):
             for name, other in others.items()
         }
 
+    def trained_branches(self) -> frozenset[str]:
+        """Return the names of the branches that this run trains: its data have the condition, and show it."""
+        shown = {"skull": self.cfg.skull.dropout < 1}
+        if self._landmarks:
+            shown["landmarks"] = self.cfg.landmarks.dropout < 1 and self._landmarks["train"].any
+        if self._textures:
+            shown["texture"] = self.cfg.texture.dropout < 1 and self._textures["train"].any
+        return frozenset(name for name, trains in shown.items() if trains)
+
     def export_metadata(self) -> dict[str, str]:
         """As of every stage; the sampler settings it was validated with, which sample.py then takes up; and how often
         each condition was left out or damaged.
@@ -290,6 +305,7 @@ class ControlStage(DiffusionStage):
             **super().export_metadata(),
             "sampling": json.dumps(asdict(self.cfg.sampling)),
             "conditions": json.dumps(conditions),
+            **untrained_metadata(self.controlled.untrained_branches - self.trained_branches()),
         }
 
     def scores(self, faces: Tensor, truths: Tensor) -> dict[str, float]:
@@ -297,6 +313,12 @@ class ControlStage(DiffusionStage):
             "valid/l1": float((faces - truths).abs().mean()),
             "valid/rank_1": float(rank_one(small_grey(faces, 64), small_grey(truths, 64))),
         }
+
+
+@rank_zero_only
+def rank_zero_warning(message: str) -> None:
+    """Print a warning on stderr, on one process only."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def shown_skulls(given: Conditions) -> Tensor:
