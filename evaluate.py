@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 
-from ldm.config import to_yaml
 from muti_control.evaluation.compare import main as compare
 from muti_control.evaluation.engine import evaluate, open_folder
 from muti_control.evaluation.plan import prepare
@@ -26,6 +25,7 @@ from muti_control.evaluation.protocol.config import EvaluateConfig
 from muti_control.evaluation.protocol.run_folder import release
 from muti_control.evaluation.results.results import REPORT
 from muti_control.evaluation.terminal import table
+from settings.reading import to_yaml
 
 PROGRAM = [sys.executable, str(Path(__file__).resolve())]
 

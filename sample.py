@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 
 from data.sheet import NOTICE
-from ldm.config import to_yaml
 from muti_control.distributed import ProcessError
 from muti_control.sampling.draw import reconstruct_cases
 from muti_control.sampling.prepare import SampleConfig, prepare
+from settings.reading import to_yaml
 
 PROGRAM = [sys.executable, str(Path(__file__).resolve())]
 

@@ -25,6 +25,8 @@ control=FILE takes a ready-made control network instead of a copy: a public Cont
 
 from __future__ import annotations
 
+from settings.base import Settings
+
 import signal
 import sys
 from collections.abc import Collection, Iterator, Sequence
@@ -47,7 +49,8 @@ from ldm.checkpoint import (
     sha256,
     write_state_dict,
 )
-from ldm.config import ConfigError, known_keys, parse_command_line
+from settings.messages import ConfigError, known_keys
+from settings.reading import parse_command_line
 from ldm.foreign import CONTROL, MODEL_PARTS
 from ldm.latent_diffusion import LandmarkConfig, ModelConfig, TextureConfig
 
@@ -55,11 +58,10 @@ USAGE = (__doc__ or "").strip()
 MAX_LANDMARKS = 1000
 
 
-@dataclass
-class AddControlConfig:
+class AddControlConfig(Settings):
     """The settings behind IN and OUT; the module's docstring says what each does."""
 
-    branches: list[str] = field(default_factory=lambda: list(NAMES))
+    branches: list[str] = list(NAMES)
     num_landmarks: int | None = None
     control: str | None = None
     config: str | None = None

@@ -17,8 +17,8 @@ def main(argv: list[str]) -> int:
     """Exit status: 0 finished; 2 for input that cannot be used; 130 (Ctrl-C), 143 (SIGTERM) and 138 (SIGUSR1) when a
     signal stopped it before the end: saved, and the same command continues."""
     if any(arg in ("-h", "--help") for arg in argv):
-        from ldm.config import to_yaml
         from muti_control.training.config import ExperimentConfig
+        from settings.reading import to_yaml
 
         print(f"{__doc__}\n{ExperimentConfig.__doc__}")
         print("Every key, with what it is where neither the config nor the command line says it:\n")

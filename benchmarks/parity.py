@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,11 @@ from cldm.diffusers_folder.keys import their_keys, to_theirs
 from cldm.record import environment
 from cldm.sampling import sd15_control_scales
 from ldm.checkpoint import SD_OPTIONAL, load_strict, read_state_dict, write_state_dict
-from ldm.config import parse_command_line, to_yaml
 from ldm.latent_diffusion import ModelConfig
 from ldm.schedule import schedule_buffers
 from ldm.text import tokenize
+from settings.base import Settings
+from settings.reading import parse_command_line, to_yaml
 
 PROMPTS = ["3D face scan,Asian male,age level 3,normal face.", ""]
 STEPS = [821, 41]  # t of the two samples of a batch
@@ -70,8 +71,7 @@ SD15: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass
-class ParityConfig:
+class ParityConfig(Settings):
     """What is compared.
 
     weights: a checkpoint with a control network in SD1.5's architecture; null: a random one from `seed`.
@@ -80,7 +80,7 @@ class ParityConfig:
     """
 
     weights: str | None = None
-    sizes: list[int] = field(default_factory=lambda: [256, 512])
+    sizes: list[int] = [256, 512]
     seed: int = 0
     scratch: str | None = None
     append: str | None = None

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from cldm.branches import Landmarks, branches_among, fresh_branches, untrained_branches
@@ -17,11 +16,11 @@ from cldm.texture import Texture
 from ldm.attention import Context, KeysValues
 from ldm.autoencoder import fresh_grain
 from ldm.checkpoint import SD_OPTIONAL, CheckpointError, load_strict, match_keys, read_state_dict
-from ldm.config import parse_command_line
 from ldm.device import preferred_layout
 from ldm.foreign import CONTROL, MODEL_PARTS, recognise
 from ldm.latent_diffusion import LatentDiffusion, ModelConfig
 from ldm.schedule import eps_from_v, schedule_buffers
+from settings.reading import parse_command_line
 
 _NAME_CONFIG = "name the model's YAML instead"
 SD15_CONFIG = Path(__file__).resolve().parent.parent / "models" / "cldm_v15.yaml"
@@ -161,7 +160,7 @@ def model_config_from_metadata(metadata: dict[str, str]) -> ModelConfig | None:
 
 def model_metadata(cfg: ModelConfig) -> dict[str, str]:
     """The metadata entry that :func:`model_config_from_metadata` reads back."""
-    return {"format": "iccr-diff", "config": json.dumps(OmegaConf.to_container(OmegaConf.structured(cfg)))}
+    return {"format": "iccr-diff", "config": json.dumps(cfg.model_dump())}
 
 
 def load_model(

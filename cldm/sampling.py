@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -21,6 +20,7 @@ from cldm.multistep import sample_multistep
 from cldm.spacing import SPACINGS, spaced_timesteps
 from cldm.spgd import Guide
 from cldm.texture import Texture
+from settings.base import Settings
 
 DECODED_AT_ONCE = (
     8 * 512 * 512
@@ -60,8 +60,7 @@ def sd15_control_scales() -> list[float]:
     return [1.4] * 3 + [1.2] * 3 + [0.8] * 7
 
 
-@dataclass
-class SamplingConfig:
+class SamplingConfig(Settings):
     """How a face is drawn. The defaults are ICCR-Diff's for SD1.5.
 
     sampler: ddim (with eta 1 the same as Euler ancestral), dpmpp_2m (second order; with eta 1 its stochastic form) or
@@ -83,7 +82,7 @@ class SamplingConfig:
     spacing: str = "midmany"
     eta: float = 1.0
     guidance_scale: float = 9.0
-    control_scales: list[float] = field(default_factory=sd15_control_scales)
+    control_scales: list[float] = sd15_control_scales()
     control_start: float = 0.0
     control_end: float = 1.0
     sampler: str = "ddim"
@@ -93,7 +92,7 @@ class SamplingConfig:
     texture_scale: float = 1.0
     texture_start: float = 0.0
     texture_end: float = 1.0
-    guidance_drops: list[str] = field(default_factory=lambda: [TEXT])
+    guidance_drops: list[str] = [TEXT]
     grain: bool = True
 
     @property

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cldm.ddim import BeforeStep, EpsFn
+from settings.base import Settings
 
 MODES = ("off", "plain", "warmup", "spgd")
 GRADIENTS = ("estimate", "denoiser")
@@ -36,8 +37,7 @@ EnergyGradient = Callable[[Tensor], tuple[Mapping[str, Tensor], Tensor]]
 """Estimates x_0 (B, ...) float32 -> energies by name, (B,) each, and the gradient of what shall fall, (B, ...)."""
 
 
-@dataclass
-class SpgdConfig:
+class SpgdConfig(Settings):
     """How a sample is guided.
 
     mode: off; plain (one step along the gradient, no momentum); warmup (``inner`` steps, no momentum); spgd (``inner``

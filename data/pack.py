@@ -7,6 +7,8 @@ picture folders, the uncompressed zip file ``pairedCS.zip``: train with ``data.r
 
 from __future__ import annotations
 
+from settings.base import Settings
+
 import argparse
 import shutil
 import sys
@@ -18,14 +20,13 @@ from tqdm import tqdm
 
 from data.files import PACK_SUFFIX, open_pack, read_bytes, replacing
 from data.manifest import PICTURE_ROOT, find_images_dir, read_manifest
-from data.settings import merged
+from settings.reading import parse_command_line
 
 MANIFEST_DIR = "split_data"
 ARCHIVE = PICTURE_ROOT + PACK_SUFFIX
 
 
-@dataclass
-class PackConfig:
+class PackConfig(Settings):
     """skull_folder, face_folder: as in training. overwrite: replace a pack."""
 
     skull_folder: str | None = None
@@ -101,7 +102,7 @@ def run(arguments: list[str]) -> str:
     if len(args.folders) < 2:
         raise ValueError("expected the folder of a data set and the folder for the pack")
     folder, out = (Path(name) for name in args.folders[:2])
-    count = pack(folder, out, merged(PackConfig, args.folders[2:]))
+    count = pack(folder, out, parse_command_line(PackConfig, args.folders[2:]))
     return f"{out}: {count} files packed; train with data.root={out}"
 
 

@@ -7,6 +7,8 @@ they stand. The split depends on the names, the settings and the seed, not on th
 
 from __future__ import annotations
 
+from settings.base import Settings, expect
+
 import argparse
 import hashlib
 import os
@@ -14,15 +16,18 @@ import secrets
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
+
+from pydantic import model_validator
 
 from data.biometrics import age_level
 from data.check.cases import Case, read_lists
 from data.check.config import CheckConfig
 from data.check.lists import numbered, plain_name
 from data.files import read_bytes
-from data.settings import merged
+from settings.reading import defaults_line, parse_command_line
 
 STRATA = ("sex", "age", "body_mass", "ethnicity")
 _UNKNOWN = "is no field of a manifest"  # such a field is the user's own, and is copied
@@ -32,8 +37,7 @@ class SplitError(ValueError):
     """The manifest cannot be split so; the message says why and what to do."""
 
 
-@dataclass
-class SplitConfig:
+class SplitConfig(Settings):
     """How to split.
 
     Attributes:
@@ -58,15 +62,14 @@ class SplitConfig:
     def strata(self) -> tuple[str, ...]:
         return tuple(name.strip() for name in self.stratify.split(",") if name.strip())
 
-    def check(self) -> None:
-        """Raises: SplitError naming the key, its value and what is allowed."""
-        for key in ("valid", "test"):
-            value = getattr(self, key)
-            if not value >= 0 or (value >= 1 and value != int(value)):
-                raise SplitError(f"{key}={value}: expected a share from 0 to 1, or a whole number of people")
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        for key, value in (("valid", self.valid), ("test", self.test)):
+            whole = value < 1 or value == int(value)
+            expect(value >= 0 and whole, key, value, "a share from 0 to 1, or a whole number of people")
         unknown = [name for name in self.strata if name not in STRATA]
-        if unknown:
-            raise SplitError(f"stratify={unknown[0]}: expected some of {', '.join(STRATA)}")
+        expect(not unknown, "stratify", self.stratify, f"some of {', '.join(STRATA)}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -227,15 +230,8 @@ def summary(lists: dict[str, list[Group]], strata: Sequence[str]) -> str:
     return "\n".join(f"{row[0]:<24}" + "".join(f"{cell:>9}" for cell in row[1:]) for row in rows)
 
 
-def parse_config(overrides: list[str]) -> SplitConfig:
-    """``["test=0.2", ...]`` -> config. Raises: ValueError for an unknown key, a wrong type or value."""
-    config = merged(SplitConfig, overrides)
-    config.check()
-    return config
-
-
 def main(argv: list[str] | None = None) -> int:
-    defaults = " ".join(f"{field.name}={field.default}" for field in fields(SplitConfig))
+    defaults = defaults_line(SplitConfig)
     parser = argparse.ArgumentParser(
         prog="python -m data.split", description=__doc__, epilog=f"Keys: {defaults}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -254,7 +250,7 @@ def main(argv: list[str] | None = None) -> int:
             raise SplitError(
                 f"got {len(paths)} folders to write into, expected one, such as my_data/split_data"
             )
-        config = parse_config([one for one in args.arguments if "=" in one])
+        config = parse_command_line(SplitConfig, [one for one in args.arguments if "=" in one])
         lists, text = split(args.manifest, config)
         write_split(Path(paths[0]), lists, text, args.manifest, config.overwrite)
     except (ValueError, OSError) as error:

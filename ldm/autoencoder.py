@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -13,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ldm.grain import Grain, summary
+from settings.base import Settings
 
 GRAIN = "first_stage_model.grain."  # keys of the grain head in a checkpoint
 
 
-@dataclass
-class AutoencoderConfig:
+class AutoencoderConfig(Settings):
     """Shape of the autoencoder. The defaults are Stable Diffusion 1.5's.
 
     ch: width at full resolution; ch_mult: width of each level relative to it (each level but the last halves
@@ -30,7 +29,7 @@ class AutoencoderConfig:
 
     in_channels: int = 3
     ch: int = 128
-    ch_mult: list[int] = field(default_factory=lambda: [1, 2, 4, 4])
+    ch_mult: list[int] = [1, 2, 4, 4]
     num_res_blocks: int = 2
     z_channels: int = 4
     norm_groups: int = 32

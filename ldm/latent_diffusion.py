@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import is_dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,13 @@ from ldm.grain import grain_noise
 from ldm.schedule import ScheduleConfig, schedule_buffers
 from ldm.text import FrozenCLIPEmbedder, TextConfig
 from ldm.unet import UNetConfig, UNetModel
+from settings.base import Settings
 
 MAX_SIZE = 2**20  # of a width or count; SD1.5's largest is its 49,408 words
 MAX_DEPTH = 128  # blocks or levels
 
 
-@dataclass
-class LandmarkConfig:
+class LandmarkConfig(Settings):
     """Shape of the landmark branch.
 
     num_points: of a face, in the data's own order (a heatmap each). sigma: of their Gaussians, in latent cells (8 px).
@@ -29,11 +29,10 @@ class LandmarkConfig:
 
     num_points: int = 106
     sigma: float = 1.0
-    widths: list[int] = field(default_factory=lambda: [64, 96])
+    widths: list[int] = [64, 96]
 
 
-@dataclass
-class TextureConfig:
+class TextureConfig(Settings):
     """Shape of the texture branch.
 
     patch_size: side in px of the patches of skin that are looked at. num_patches: how many of an exemplar.
@@ -45,8 +44,7 @@ class TextureConfig:
     width: int = 128
 
 
-@dataclass
-class ControlConfig:
+class ControlConfig(Settings):
     """Shape of the ControlNet beside the UNet.
 
     hint_channels: in how many channels the condition picture comes;
@@ -55,13 +53,12 @@ class ControlConfig:
     """
 
     hint_channels: int = 3
-    hint_widths: list[int] = field(default_factory=lambda: [16, 16, 32, 32, 96, 96, 256])
+    hint_widths: list[int] = [16, 16, 32, 32, 96, 96, 256]
     landmarks: LandmarkConfig | None = None
     texture: TextureConfig | None = None
 
 
-@dataclass
-class ModelConfig:
+class ModelConfig(Settings):
     """The whole model. The defaults are Stable Diffusion 1.5 with a ControlNet.
 
     image_size: side of the pictures it was trained on, px. scale_factor: latents are multiplied by it before
@@ -70,11 +67,11 @@ class ModelConfig:
 
     image_size: int = 256
     scale_factor: float = 0.18215
-    unet: UNetConfig = field(default_factory=UNetConfig)
-    first_stage: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    cond_stage: TextConfig = field(default_factory=TextConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    control: ControlConfig = field(default_factory=ControlConfig)
+    unet: UNetConfig = UNetConfig()
+    first_stage: AutoencoderConfig = AutoencoderConfig()
+    cond_stage: TextConfig = TextConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    control: ControlConfig = ControlConfig()
 
     def validate(self) -> None:
         """Raises ValueError for a size no network can have, or when the parts do not fit together."""

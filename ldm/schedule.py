@@ -5,16 +5,15 @@ Notation: ``x_0`` clean latent, ``x_t`` noised latent, ``eps`` the noise, ``abar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
+
+from settings.base import Settings
 
 PREDICTIONS = ("eps", "v")
 
 
-@dataclass
-class ScheduleConfig:
+class ScheduleConfig(Settings):
     """The forward process q(x_t | x_0).
 
     linear_start, linear_end: first and last beta (dimensionless variance added in a step).

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from settings.base import Settings
+
 BOS_TOKEN = 49406
 EOS_TOKEN = 49407
 
 
-@dataclass
-class TextConfig:
+class TextConfig(Settings):
     """Size of the text encoder; the defaults are Stable Diffusion 1.5's (CLIP ViT-L/14).
 
     Attributes:

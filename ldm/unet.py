@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ldm.attention import BasicTransformerBlock, Context, KeysValues, SpatialTransformer, zero_module
+from settings.base import Settings
 
 
-@dataclass
-class UNetConfig:
+class UNetConfig(Settings):
     """Shape of the UNet. The defaults are Stable Diffusion 1.5's.
 
     model_channels: width of the first level; channel_mult: width of each level relative to it.
@@ -30,9 +29,9 @@ class UNetConfig:
     in_channels: int = 4
     out_channels: int = 4
     model_channels: int = 320
-    channel_mult: list[int] = field(default_factory=lambda: [1, 2, 4, 4])
+    channel_mult: list[int] = [1, 2, 4, 4]
     num_res_blocks: int = 2
-    attention_levels: list[int] = field(default_factory=lambda: [0, 1, 2])
+    attention_levels: list[int] = [0, 1, 2]
     num_heads: int = 8
     transformer_depth: int = 1
     context_dim: int = 768

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+
+from settings.base import Settings
 
 SCHEDULES = ("constant", "cosine")
 
 
-@dataclass
-class OptimConfig:
+class OptimConfig(Settings):
     """AdamW with warm-up.
 
     lr: peak learning rate. warmup_steps: linear ramp up to it. schedule: after it, "constant" or "cosine" to

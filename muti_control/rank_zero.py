@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from ldm.config import ConfigError
+from settings.messages import ConfigError
 
 T = TypeVar("T")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -80,19 +79,19 @@ def test_a_fresh_branch_changes_no_bit_of_a_face_and_a_trained_one_does() -> Non
     plain = draw(trained, None)
     assert not torch.equal(draw(trained, _landmarks()), plain)
     off = (
-        dataclasses.replace(SAMPLING, landmark_scale=0.0),
-        dataclasses.replace(SAMPLING, landmark_end=0.0),
-        dataclasses.replace(SAMPLING, landmark_start=1.0),
+        SAMPLING.with_(landmark_scale=0.0),
+        SAMPLING.with_(landmark_end=0.0),
+        SAMPLING.with_(landmark_start=1.0),
     )
     for cfg in off:
         assert torch.equal(draw(trained, _landmarks(), cfg), plain)
-    late = draw(trained, _landmarks(), dataclasses.replace(SAMPLING, landmark_start=0.5))
+    late = draw(trained, _landmarks(), SAMPLING.with_(landmark_start=0.5))
     assert not torch.equal(late, plain) and not torch.equal(late, draw(trained, _landmarks()))
 
 
 def test_each_face_follows_its_own_landmarks_alone() -> None:
     model, skulls, given = _model(perturbed=True), torch.rand(3, 3, 64, 64), _landmarks(3)
-    cfg = dataclasses.replace(SAMPLING, guidance_scale=2.0)
+    cfg = SAMPLING.with_(guidance_scale=2.0)
     together = reconstruct(model, skulls, ["", "a", "b"], [0, 1, 2], cfg, landmarks=given)
     one = Landmarks(given.points[1:2], given.confidence[1:2], given.present[1:2])
     alone = reconstruct(model, skulls[1:2], ["a"], [1], cfg, landmarks=one)

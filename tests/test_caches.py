@@ -22,12 +22,12 @@ from data.manifest import read_manifest
 from data.pack import pack
 from data.paired import PairedDataset
 from ldm.checkpoint import CheckpointError
-from ldm.config import ConfigError
 from ldm.latent_diffusion import ModelConfig
 from muti_control.rank_zero import is_first, wait_for
 from muti_control.training.latents import LatentPairs, face_moments
 from muti_control.training.tensor_store import Rows, RowStore
 from muti_control.training.texts import TextTable, tabulate_texts, text_embeddings
+from settings.messages import ConfigError
 
 CPU = torch.device("cpu")
 

@@ -10,12 +10,13 @@ import pytest
 
 from data.check.__main__ import main
 from data.check.cases import find_lists, read_lists, role
-from data.check.config import CheckConfig, parse_config
+from data.check.config import CheckConfig
 from data.check.examine import check_data
 from data.check.findings import CHECKS
 from data.check.lists import check_lists, conflict
 from data.check.silhouette import fill, grow, outline, pieces
 from data.check.statistics import limit, nearest, principal_axes
+from settings.reading import parse_command_line
 
 SHIPPED = Path(__file__).resolve().parent.parent / "data"
 
@@ -147,7 +148,7 @@ def test_what_cannot_be_examined_is_one_line_and_exit_2(
 
 def test_an_empty_key_is_empty_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert parse_config(["out=", "ignore="]) == CheckConfig(out="")
+    assert parse_command_line(CheckConfig, ["out=", "ignore="]) == CheckConfig(out="")
     (tmp_path / "m.json").write_text('{"source": "a"}')
     assert main(["m.json", "out="]) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["m.json"]

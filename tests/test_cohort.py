@@ -13,7 +13,7 @@ import pytest
 
 import data.cohort.pair as pair_module
 from data.cohort.__main__ import main
-from data.cohort.config import CohortConfig, parse_config
+from data.cohort.config import CohortConfig
 from data.cohort.excerpt import main as excerpt_main
 from data.cohort.heads import tissue
 from data.cohort.heads.anatomy import build_head, tissue_depths
@@ -41,6 +41,7 @@ from data.cohort.pair import (
     picture_of,
 )
 from data.render import BONE, SKIN, Camera, Scene
+from settings.reading import parse_command_line
 
 
 @pytest.fixture(scope="module")
@@ -316,9 +317,9 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path, capsys):
 
 
 def test_held_out_counts_follow_the_cohort():
-    config = parse_config(["num_subjects=200"])
+    config = parse_command_line(CohortConfig, ["num_subjects=200"])
     assert (config.valid_subjects, config.test_subjects) == (10, 20)
-    config = parse_config(["num_subjects=15"])
+    config = parse_command_line(CohortConfig, ["num_subjects=15"])
     assert (config.valid_subjects, config.test_subjects) == (2, 2)
 
 

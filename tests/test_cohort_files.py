@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from data.cohort.__main__ import main
-from data.cohort.config import CohortConfig, parse_config
+from data.cohort.config import CohortConfig
 from data.cohort.excerpt import excerpt
 from data.cohort.heads.subject import age_level, body_mass_level, draw_subject, subject_name
 from data.cohort.lists import Exemplars, split_of_subjects, varied_subjects, wanted_names
@@ -24,6 +24,7 @@ from data.cohort.protocols import draw_face_style
 from data.cohort.sheet import main as sheet_main
 from data.cohort.variants import BMI_OF_LEVEL, variants_of
 from data.manifest import Record, read_manifest
+from settings.reading import parse_command_line
 
 ROOT = Path(__file__).resolve().parent.parent
 PAIRS = ["num_subjects=4", "seed=6", "valid_subjects=1", "test_subjects=1"]
@@ -120,7 +121,7 @@ def test_expected_faces_are_those_of_the_test_split(cohort: Path) -> None:
 
 
 def test_a_texture_exemplar_is_another_subject_in_the_same_style(cohort: Path) -> None:
-    config = parse_config(["num_subjects=600", "seed=3"])
+    config = parse_command_line(CohortConfig, ["num_subjects=600", "seed=3"])
     exemplars, splits = Exemplars(config), split_of_subjects(config)
     used: defaultdict[str, Counter[str]] = defaultdict(Counter)
     own_split = 0
@@ -136,7 +137,7 @@ def test_a_texture_exemplar_is_another_subject_in_the_same_style(cohort: Path) -
             assert other in indices or other in splits["train"]
     assert max(used["train"].values()) == 1  # all serve alike
     assert own_split > 590
-    lonely = Exemplars(parse_config(["num_subjects=8", "seed=3"]))
+    lonely = Exemplars(parse_command_line(CohortConfig, ["num_subjects=8", "seed=3"]))
     assert any(lonely.of(subject_name(k), draw_face_style(3, k).name) is None for k in range(8))
     records = [r for name in ("train", "valid", "test", "variants") for r in listed(cohort, name)]
     assert all(r.texture is None or r.texture != f"{r.subject}.png" for r in records)
@@ -269,7 +270,9 @@ def test_splits_share_no_subject_and_leave_none_out() -> None:
 
 
 def test_variants_are_of_the_test_split_first_and_to_other_levels_only() -> None:
-    config = parse_config(["num_subjects=60", "variants=9", "views=2", "ceiling=true", "seed=4"])
+    config = parse_command_line(
+        CohortConfig, ["num_subjects=60", "variants=9", "views=2", "ceiling=true", "seed=4"]
+    )
     splits = split_of_subjects(config)
     assert varied_subjects(config) == [*splits["test"], *splits["valid"]]
     names = dict(wanted_names(config))

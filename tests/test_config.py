@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ldm.config import ConfigError, known_keys, parse_command_line, to_yaml
+from settings.base import Settings
+from settings.messages import ConfigError, known_keys
+from settings.reading import parse_command_line, to_yaml
 
 
-@dataclass
-class Inner:
+class Inner(Settings):
     steps: int = 5
-    scales: list[float] = field(default_factory=lambda: [1.0, 2.0])
+    scales: list[float] = [1.0, 2.0]
 
 
-@dataclass
-class Outer:
+class Outer(Settings):
     skull: str | None = None
     age: float | None = None
     body_mass: Any = None
     count: int = 1
     flag: bool = False
-    inner: Inner = field(default_factory=Inner)
+    inner: Inner = Inner()
     maybe: Inner | None = None
 
 

@@ -10,7 +10,6 @@ import stat
 import subprocess
 import sys
 import tarfile
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from data.cohort.heads.anatomy import build_head
 from data.cohort.heads.subject import draw_subject
 from data.cohort.heads.template import HeadTemplate
 from data.ct.__main__ import main
-from data.ct.config import CtConfig, parse_config
+from data.ct.config import CtConfig
 from data.ct.drawing import Case, make_case
 from data.ct.people import PeopleError, read_people, read_salt, study_code
 from data.ct.pose import POINT_NAMES, find_pose, manual_rotation, turn
@@ -33,6 +32,7 @@ from data.ct.surfaces import Mesh
 from data.ct.volume import FROM_LPS, find_head, resample
 from data.manifest import read_manifest
 from data.paired import PairedDataset
+from settings.reading import parse_command_line
 from tests.phantom import SECRET, TO_LPS, sample, save, slice_dataset, write_dicom, write_image
 
 QUICK = CtConfig(step=2.0, meshes=False)
@@ -265,7 +265,7 @@ def test_a_given_pose_is_obeyed(tmp_path):
         with pytest.raises(ScanError, match="pose"):
             manual_rotation(wrong)
     image = write_image(tmp_path / "head.nrrd", *sample(FINE))
-    case = make_case(image, replace(QUICK, pose="0,8,0"))
+    case = make_case(image, QUICK.with_(pose="0,8,0"))
     assert case.facts["pose"]["method"] == "angles"
     assert case.facts["pose"]["yaw_pitch_roll_deg"] == pytest.approx([0, 8, 0], abs=1e-6)
 
@@ -323,7 +323,7 @@ def test_a_wrong_setting_is_one_line(wrong, tmp_path, capsys):
 
 
 def test_settings_are_read_as_they_stand():
-    config = parse_config(["pose=1,2,3", "series=1.2.840", "num_workers=2"])
+    config = parse_command_line(CtConfig, ["pose=1,2,3", "series=1.2.840", "num_workers=2"])
     assert (config.pose, config.series, config.num_workers) == ("1,2,3", "1.2.840", 2)
 
 

@@ -75,7 +75,7 @@ def test_the_pipeline_draws_our_picture(
 ) -> None:
     """Same seed, skull, prompt and settings; the noise comes from the seed in both."""
     skulls = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(5))
-    cfg = SamplingConfig(5, spacing=spacing, eta=eta, guidance_scale=guidance, control_scales=[scale])
+    cfg = SamplingConfig(steps=5, spacing=spacing, eta=eta, guidance_scale=guidance, control_scales=[scale])
     ours = reconstruct(model, skulls, [PROMPT] * 2, [11, 11], cfg)
     pipeline.scheduler = diffusers.DDIMScheduler.from_config(
         pipeline.scheduler.config, timestep_spacing=spacing
@@ -279,7 +279,7 @@ def test_branches_are_left_out_and_the_rest_draws_as_without_their_conditions(tm
         control=replace(
             CFG.control, landmarks=LandmarkConfig(num_points=5, widths=[4, 4]), texture=TextureConfig()
         ),
-        first_stage=replace(CFG.first_stage, grain=4),
+        first_stage=CFG.first_stage.with_(grain=4),
     )
     torch.manual_seed(1)
     model = ControlledLatentDiffusion(cfg)
@@ -307,7 +307,7 @@ def test_branches_are_left_out_and_the_rest_draws_as_without_their_conditions(tm
 def test_a_base_model_keeps_the_branches_that_are_planned_for_its_control_network(
     tmp_path: Path, capsys
 ) -> None:
-    cfg = replace(CFG, control=replace(CFG.control, landmarks=LandmarkConfig(num_points=5, widths=[4, 4])))
+    cfg = CFG.with_(control=CFG.control.with_(landmarks=LandmarkConfig(num_points=5, widths=[4, 4])))
     state = ControlledLatentDiffusion(cfg).state_dict()
     base = {key: value for key, value in state.items() if not key.startswith("control_model.")}
     write_state_dict(tmp_path / "base.safetensors", base, model_metadata(cfg))

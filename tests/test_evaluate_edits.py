@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 
 from evaluate import main
-from ldm.config import parse_command_line
 from muti_control.evaluation.methods.edits import find_edits
 from muti_control.evaluation.methods.faces import read_grey
 from muti_control.evaluation.plan import ROOT, prepare
@@ -21,6 +20,7 @@ from muti_control.evaluation.results.results_file import read_results
 from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.sampling.prepare import SKULL_LANDMARKS
 from muti_control.sampling.spgd import FACE_LANDMARKS
+from settings.reading import parse_command_line
 
 
 def with_variants(root: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +24,6 @@ from cldm.sampling import SamplingConfig, reconstruct
 from cldm.texture import NUM_FEATURES, Texture
 from ldm.autoencoder import GRAIN, AutoencoderKL, fresh_grain
 from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
-from ldm.config import to_yaml
 from ldm.grain import ENERGY_FLOOR, MARGIN, Grain, grain_noise, inside, log_energies, num_summary, summary
 from ldm.latent_diffusion import ModelConfig, TextureConfig
 from muti_control.distributed import Team
@@ -35,6 +33,7 @@ from muti_control.losses.autoencoder import texture_loss
 from muti_control.sampling.record import TEXT_KEY
 from muti_control.sampling.resume import _check_same
 from muti_control.training.latent_stage import LatentStage
+from settings.reading import to_yaml
 
 CFG = SamplingConfig(steps=2, spacing="trailing", eta=1.0, guidance_scale=1.0, control_scales=[1.0])
 PROMPTS = ["3D face scan,Asian male,age level 3,normal face."] * 3
@@ -197,7 +196,7 @@ def test_head_learns_more_than_one_strength_for_all() -> None:
 def model_of(cfg: ModelConfig, grain: int, num_exemplar: int = 0) -> ControlledLatentDiffusion:
     """The same weights with and without a head; the head is one that draws."""
     torch.manual_seed(0)
-    cfg = replace(cfg, first_stage=replace(cfg.first_stage, grain=grain, grain_exemplar=num_exemplar))
+    cfg = cfg.with_(first_stage=cfg.first_stage.with_(grain=grain, grain_exemplar=num_exemplar))
     model = ControlledLatentDiffusion(cfg)
     if grain:
         head = trained_head(grain, num_exemplar=num_exemplar)
@@ -234,7 +233,7 @@ def test_faces_differ_by_grain_alone_and_a_batch_is_what_its_faces_are_alone(
     plain, grained = model_of(tiny_config, 0), model_of(tiny_config, 3)
     skulls = torch.rand(3, 3, 64, 64)
     before = reconstruct(plain, skulls, PROMPTS, [7, 8, 9], CFG)
-    mean = reconstruct(grained, skulls, PROMPTS, [7, 8, 9], replace(CFG, grain=False))
+    mean = reconstruct(grained, skulls, PROMPTS, [7, 8, 9], CFG.with_(grain=False))
     assert torch.equal(before, mean)  # the same x_T and the same steps, and no grain
     drawn = reconstruct(grained, skulls, PROMPTS, [7, 8, 9], CFG)
     assert float((drawn - mean).abs().max()) > 0.02
@@ -246,7 +245,9 @@ def test_faces_differ_by_grain_alone_and_a_batch_is_what_its_faces_are_alone(
 
 def test_the_exemplar_of_a_reconstruction_is_followed_and_geometry_stays(tiny_config: ModelConfig) -> None:
     """The branch's last layer is still zero: what changes is grain alone."""
-    tiny_config = replace(tiny_config, control=replace(tiny_config.control, texture=TextureConfig(9, 8, 8)))
+    tiny_config = tiny_config.with_(
+        control=tiny_config.control.with_(texture=TextureConfig(patch_size=9, num_patches=8, width=8))
+    )
     model, skulls = model_of(tiny_config, 3, NUM_FEATURES), torch.rand(3, 3, 64, 64)
     texture = Texture(torch.randn(3, NUM_FEATURES), torch.tensor([True, False, True]))
 
@@ -256,8 +257,8 @@ def test_the_exemplar_of_a_reconstruction_is_followed_and_geometry_stays(tiny_co
     without, followed = drawn(None), drawn(texture)
     assert float((followed[0] - without[0]).abs().max()) > 0.02
     assert torch.equal(followed[1], without[1])
-    assert torch.equal(drawn(texture, replace(CFG, grain=False)), drawn(None, replace(CFG, grain=False)))
-    assert torch.equal(drawn(texture, replace(CFG, texture_scale=0.0)), without)
+    assert torch.equal(drawn(texture, CFG.with_(grain=False)), drawn(None, CFG.with_(grain=False)))
+    assert torch.equal(drawn(texture, CFG.with_(texture_scale=0.0)), without)
     alone = reconstruct(model, skulls[2:], PROMPTS[2:], [9], CFG,
                         texture=Texture(texture.features[2:], texture.present[2:]))  # fmt: skip
     torch.testing.assert_close(followed[2:], alone, atol=1e-4, rtol=0)
@@ -285,7 +286,7 @@ def test_a_file_with_a_head_comes_back(written: Path, tiny_config: ModelConfig) 
 def test_a_file_from_before_loads_with_a_head_that_adds_nothing(weights: Path, tmp_path: Path) -> None:
     model, _ = load_model(weights)
     config = tmp_path / "grain.yaml"
-    cfg = replace(model.cfg, first_stage=replace(model.cfg.first_stage, grain=5))
+    cfg = model.cfg.with_(first_stage=model.cfg.first_stage.with_(grain=5))
     config.write_text(to_yaml(cfg), encoding="utf-8")
     later, _ = load_model(weights, config)
     head = later.first_stage_model.grain
@@ -298,9 +299,9 @@ def test_a_file_from_before_loads_with_a_head_that_adds_nothing(weights: Path, t
 def test_a_head_from_before_there_were_exemplars_learns_them_anew(
     written: Path, tiny_config: ModelConfig, tmp_path: Path
 ) -> None:
-    first_stage = replace(tiny_config.first_stage, grain=3, grain_exemplar=7)
+    first_stage = tiny_config.first_stage.with_(grain=3, grain_exemplar=7)
     config = tmp_path / "exemplar.yaml"
-    config.write_text(to_yaml(replace(tiny_config, first_stage=first_stage)), encoding="utf-8")
+    config.write_text(to_yaml(tiny_config.with_(first_stage=first_stage)), encoding="utf-8")
     state, _ = read_state_dict(written)
     assert fresh_grain(state, first_stage).keys() == {f"{GRAIN}exemplar.weight", f"{GRAIN}exemplar.bias"}
     before, later = load_model(written)[0], load_model(written, config)[0]
@@ -320,7 +321,7 @@ def test_a_head_that_the_config_does_not_know_is_refused(
     with pytest.raises(CheckpointError, match=r"unexpected \(first_stage_model\.grain\."):
         load_model(written, config)
     with pytest.raises(ValueError, match="first_stage: grain=-1"):
-        replace(tiny_config, first_stage=replace(tiny_config.first_stage, grain=-1)).validate()
+        tiny_config.with_(first_stage=tiny_config.first_stage.with_(grain=-1)).validate()
 
 
 def test_add_control_passes_the_head_through(written: Path, tiny_config: ModelConfig, tmp_path: Path) -> None:
@@ -335,7 +336,7 @@ def test_add_control_passes_the_head_through(written: Path, tiny_config: ModelCo
     plain = {key: value for key, value in base.items() if key not in heads}  # and one of a config is made
     config = tmp_path / "grain.yaml"
     config.write_text(
-        to_yaml(replace(tiny_config, first_stage=replace(tiny_config.first_stage, grain=3))), encoding="utf-8"
+        to_yaml(tiny_config.with_(first_stage=tiny_config.first_stage.with_(grain=3))), encoding="utf-8"
     )
     write_state_dict(tmp_path / "plain.safetensors", plain, {})
     arguments = [str(tmp_path / "plain.safetensors"), str(tmp_path / "new.safetensors"), f"config={config}"]
@@ -353,7 +354,7 @@ def test_a_diffusers_folder_is_without_it_and_says_so(
     assert sorted(done.left_out) == sorted(key for key in state if key.startswith(GRAIN))
     assert "grain head of its autoencoder is left out" in (tmp_path / "folder/README.md").read_text()
     again = import_folder(tmp_path / "folder")
-    assert again.cfg.first_stage.grain == 0 and asdict(again.cfg.unet) == asdict(cfg.unet)
+    assert again.cfg.first_stage.grain == 0 and again.cfg.unet.model_dump() == cfg.unet.model_dump()
     assert not [line for line in again.log if "is not that of" in line]
     rest = {key: value for key, value in state.items() if not key.startswith(GRAIN)}
     assert again.state.keys() == rest.keys()
@@ -381,16 +382,18 @@ def test_true_faces_through_the_autoencoder_get_grain_of_their_name(
 
 
 def test_runs_from_before_there_was_the_setting_go_on(tmp_path: Path) -> None:
-    before = asdict(CFG)
+    before = CFG.model_dump()
     del before["grain"]
-    identities = [identity_of({"sampling": how}, {}) for how in (before, asdict(CFG))]
-    assert identities[0] == identities[1] != identity_of({"sampling": asdict(replace(CFG, grain=False))}, {})
+    identities = [identity_of({"sampling": how}, {}) for how in (before, CFG.model_dump())]
+    assert (
+        identities[0] == identities[1] != identity_of({"sampling": CFG.with_(grain=False).model_dump()}, {})
+    )
     note = PngInfo()
     note.add_text(TEXT_KEY, json.dumps({"sampling": before}))
     Image.new("L", (2, 2)).save(tmp_path / "face.png", pnginfo=note)
-    _check_same(tmp_path / "face.png", {"sampling": asdict(CFG)})
+    _check_same(tmp_path / "face.png", {"sampling": CFG.model_dump()})
     with pytest.raises(OutputError, match=r"sampling\.grain"):
-        _check_same(tmp_path / "face.png", {"sampling": asdict(replace(CFG, grain=False))})
+        _check_same(tmp_path / "face.png", {"sampling": CFG.with_(grain=False).model_dump()})
 
 
 def test_a_training_from_before_there_were_such_settings_goes_on(tiny_config: ModelConfig) -> None:
@@ -400,15 +403,15 @@ def test_a_training_from_before_there_were_such_settings_goes_on(tiny_config: Mo
         (3, 0, {"grain"}),
         (3, 5, {"grain", "grain_exemplar"}),
     ):
-        first_stage = replace(tiny_config.first_stage, grain=grain, grain_exemplar=num_exemplar)
-        stage: Any = SimpleNamespace(model=SimpleNamespace(cfg=replace(tiny_config, first_stage=first_stage)))
+        first_stage = tiny_config.first_stage.with_(grain=grain, grain_exemplar=num_exemplar)
+        stage: Any = SimpleNamespace(model=SimpleNamespace(cfg=tiny_config.with_(first_stage=first_stage)))
         known = LatentStage.architecture(stage)["first_stage"]
         assert {name for name in known if "grain" in name} == expected
 
 
 def test_the_autoencoder_encodes_alike_with_it(tiny_config: ModelConfig) -> None:
     torch.manual_seed(0)
-    net = AutoencoderKL(replace(tiny_config.first_stage, grain=2))
+    net = AutoencoderKL(tiny_config.first_stage.with_(grain=2))
     x = torch.rand(1, 3, 32, 32) * 2 - 1
     picture, features = net.decode_with_features(net.encode(x).mode())
     assert torch.equal(picture, net.decode(net.encode(x).mode()))

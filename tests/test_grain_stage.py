@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -209,7 +208,7 @@ def test_wrong_settings_are_refused_in_one_line(
     grainy: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, _ = load_model(weights)
-    cfg = replace(model.cfg, first_stage=replace(model.cfg.first_stage, grain=5))
+    cfg = model.cfg.with_(first_stage=model.cfg.first_stage.with_(grain=5))
     write_state_dict(grainy / "five.safetensors", read_state_dict(weights)[0], model_metadata(cfg))
     for setting, message in (
         ("grain.filters=0", "grain.filters: got 0, expected 1 to 64"),

@@ -113,7 +113,7 @@ def test_each_energy_falls_on_nearly_every_face(
     if name == "texture":
         model.first_stage_model.decoder.conv_out.bias.add_(0.8)
     energy = energies(reader, pictures)[name]
-    cfg = GuidanceConfig("spgd", scale=0.05)
+    cfg = GuidanceConfig(mode="spgd", scale=0.05)
     free = draw(model, pictures, None) * 2 - 1
     guided = draw(model, pictures, guide_of(model, {name: energy}, cfg, 8)) * 2 - 1
     rows = slice(0, 20)
@@ -215,21 +215,21 @@ def test_a_landmark_network_lies_as_the_pictures_come_to_it(tmp_path: Path) -> N
     ],
 )
 def test_the_summary_tells_whose_landmarks_are_wanted(settings: dict[str, Any], told: str) -> None:
-    assert told in GuidanceConfig("spgd", **settings).summary
+    assert told in GuidanceConfig(mode="spgd", **settings).summary
 
 
 def test_off_and_weight_zero_change_nothing(model: ControlledLatentDiffusion, reader: LandmarkReader) -> None:
     case = Case("a", Path("a.png"), None)
     for cfg in (
         GuidanceConfig(),
-        GuidanceConfig("spgd", landmarks=0, containment=0),
-        GuidanceConfig("plain", scale=0.0),
+        GuidanceConfig(mode="spgd", landmarks=0, containment=0),
+        GuidanceConfig(mode="plain", scale=0.0),
     ):
         assert load_guidance(cfg, model, [case], None, Path("none")) is None
     pictures = skulls(2)
     for terms in ({}, energies(reader, pictures)):
         energy = DecodedEnergies(model.decode, {name: (0.0, term) for name, term in terms.items()}, 2)
-        guide = BatchGuidance(GuidanceConfig("spgd"), energy)
+        guide = BatchGuidance(GuidanceConfig(mode="spgd"), energy)
         assert torch.equal(draw(model, pictures, guide), draw(model, pictures, None))
 
 
@@ -237,7 +237,7 @@ def test_off_and_weight_zero_change_nothing(model: ControlledLatentDiffusion, re
 def test_a_batch_gives_what_its_faces_give_alone(
     model: ControlledLatentDiffusion, reader: LandmarkReader, gradient: str
 ) -> None:
-    cfg, pictures = GuidanceConfig("spgd", gradient, scale=0.03), skulls(3)
+    cfg, pictures = GuidanceConfig(mode="spgd", gradient=gradient, scale=0.03), skulls(3)
     together = draw(model, pictures, guide_of(model, energies(reader, pictures), cfg, at_once=2))
 
     def only(energy: Energy) -> Energy:
@@ -258,7 +258,7 @@ def test_guidance_computes_in_float32_within_a_bf16_model(weights: Path, reader:
         seen.append(faces.dtype)
         return energy(faces, rows)
 
-    guide = guide_of(model, {"landmarks": watched}, GuidanceConfig("spgd", scale=0.03))
+    guide = guide_of(model, {"landmarks": watched}, GuidanceConfig(mode="spgd", scale=0.03))
     values, g = guide.energy(torch.randn(2, 4, 8, 8))
     assert g.dtype == values["landmarks"].dtype == torch.float32
     assert not torch.equal(draw(model, pictures, guide), draw(model, pictures, None))

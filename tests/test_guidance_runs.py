@@ -220,7 +220,7 @@ def test_settings_of_models_lie_over_the_common_ones() -> None:
     cfg = EvaluateConfig(
         weights="w",
         models={"plain": "w"},
-        guidance=GuidanceConfig("spgd", scale=0.5, inner=2),
+        guidance=GuidanceConfig(mode="spgd", scale=0.5, inner=2),
         guided={"plain": {"mode": "plain", "scale": 0.1}},
     )
     cfg.validate()

@@ -17,7 +17,7 @@ from cldm.sampling import SamplingConfig
 from data.manifest import Record, read_manifest
 from data.predicted_landmarks import PredictedLandmarks
 from ldm.checkpoint import read_state_dict, write_state_dict
-from ldm.config import ConfigError
+from settings.messages import ConfigError
 from ldm.latent_diffusion import LandmarkConfig, ModelConfig, TextureConfig
 from muti_control.conditions.pair_landmarks import PairLandmarks
 from muti_control.training.config import (

@@ -40,7 +40,7 @@ def test_ridge_finds_a_linear_relation_and_nothing_where_there_is_none():
 
 def test_the_loop_reads_what_the_batch_reads():
     torch.manual_seed(0)
-    net = PipNet(PipNetConfig(12, 4, 64, 0.125)).eval()
+    net = PipNet(PipNetConfig(num_landmarks=12, num_neighbours=4, image_size=64, width=0.125)).eval()
     for layer in (net.x_layer, net.y_layer, net.nb_x_layer, net.nb_y_layer, net.cls_layer):
         torch.nn.init.normal_(layer.weight, std=0.1)
     found = landmarks.read_out_ratio(LandmarkReader(net, LAYOUT), batch=2, repetitions=1)
@@ -50,7 +50,11 @@ def test_the_loop_reads_what_the_batch_reads():
 def test_figures_and_pictures_are_written_and_bad_settings_told(tmp_path, capsys):
     root = write_landmark_pairs(tmp_path / "set", train=14, valid=4, test=12)
     for role, ethnicities in (("face", None), ("skull", ["African", "Asian"])):
-        net = PipNet(PipNetConfig(12, 4, 64, 0.125, ethnicities))
+        net = PipNet(
+            PipNetConfig(
+                num_landmarks=12, num_neighbours=4, image_size=64, width=0.125, ethnicities=ethnicities
+            )
+        )
         LandmarkReader(net, LAYOUT, role).save(tmp_path / f"{role}.safetensors")
     given = [
         f"cohort={root}",

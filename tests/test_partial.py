@@ -12,10 +12,10 @@ from PIL import Image
 from scipy.ndimage import maximum_filter, minimum_filter
 
 from data.partial import REGIONS, PartialError, main, missing_bone, remove_bone
-from ldm.config import ConfigError
 from muti_control.conditions.partial import with_missing_bone
 from muti_control.training.config import ExperimentConfig, PartialSkullConfig
 from muti_control.training.seeded_batches import generator
+from settings.messages import ConfigError
 
 
 def skull(size: int = 128, top: int = 20, chin: int = 110, neck: bool = True) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -450,7 +450,7 @@ def test_a_network_for_skulls_is_refused(stage_of: MakeStage, tmp_path: Path) ->
 def test_a_discriminator_goes_on_from_a_file(stage_of: MakeStage, tmp_path: Path) -> None:
     first = stage_of(gan=1.0)
     first.discriminator.save(tmp_path / "d.safetensors")
-    again = stage_of(gan=1.0, discriminator=replace(SMALL, init=str(tmp_path / "d.safetensors")))
+    again = stage_of(gan=1.0, discriminator=SMALL.with_(init=str(tmp_path / "d.safetensors")))
     for (name, p), q in zip(
         first.discriminator.named_parameters(), again.discriminator.parameters(), strict=True
     ):

@@ -16,11 +16,11 @@ import torch
 
 import train
 from ldm.checkpoint import read_state_dict
-from ldm.config import ConfigError
 from muti_control.networks.patchgan import PatchGan
 from muti_control.training.config import load_experiment
 from muti_control.training.run import check_same_run, prepare
 from muti_control.training.stages.control import ControlStage
+from settings.messages import ConfigError
 from tests.landmark_pairs import write_landmark_pairs
 from tests.test_picture_losses import write_reader
 from tests.test_training import At, Crash, crash

@@ -119,7 +119,11 @@ def test_keys_are_those_of_the_public_release(public):
 @torch.no_grad()
 def test_export_in_the_release_s_form_reads_back(tmp_path):
     torch.manual_seed(0)
-    net = lively(PipNet(PipNetConfig(9, 4, 128, 0.125, KNOWN)))
+    net = lively(
+        PipNet(
+            PipNetConfig(num_landmarks=9, num_neighbours=4, image_size=128, width=0.125, ethnicities=KNOWN)
+        )
+    )
     reader = LandmarkReader(net, spread(9), "skull")
     export_release(reader, tmp_path / "skull")
     picture = torch.rand(2, 3, 256, 256)
@@ -178,10 +182,18 @@ def test_biometrics_change_nothing_until_trained_and_nothing_where_absent():
 
 
 def test_people_a_network_cannot_take_are_told():
-    plain = LandmarkReader(PipNet(PipNetConfig(5, 2, 64, 0.125)), spread(5))
+    plain = LandmarkReader(
+        PipNet(PipNetConfig(num_landmarks=5, num_neighbours=2, image_size=64, width=0.125)), spread(5)
+    )
     with pytest.raises(ValueError, match="takes no biometrics"):
         plain(torch.rand(1, 3, 64, 64), [PERSON])
-    informed = LandmarkReader(PipNet(PipNetConfig(5, 2, 64, 0.125, KNOWN)), spread(5), "skull")
+    informed = LandmarkReader(
+        PipNet(
+            PipNetConfig(num_landmarks=5, num_neighbours=2, image_size=64, width=0.125, ethnicities=KNOWN)
+        ),
+        spread(5),
+        "skull",
+    )
     with pytest.raises(ValueError, match="'Inuit', the landmark network knows African, Asian"):
         informed(torch.rand(1, 3, 64, 64), [Biometrics("male", 40.0, "Inuit", 4)])
 
@@ -243,7 +255,9 @@ def test_between_two_cells_the_soft_read_out_moves_with_the_scores():
 
 def test_pixels_that_descend_move_a_chosen_landmark_the_right_way():
     torch.manual_seed(0)
-    reader = LandmarkReader(lively(PipNet(PipNetConfig(9, 4, 64, 0.25))), spread(9)).requires_grad_(False)
+    reader = LandmarkReader(
+        lively(PipNet(PipNetConfig(num_landmarks=9, num_neighbours=4, image_size=64, width=0.25))), spread(9)
+    ).requires_grad_(False)
     picture = torch.rand(2, 3, 64, 64)
     start, _ = reader.soft(picture)
     wanted = start[:, 4].detach() + torch.tensor([2.0, -1.0]) / 64  # 2 px right, 1 px up
@@ -302,7 +316,10 @@ def test_files_that_are_no_landmark_network_are_told(tmp_path):
     write_state_dict(tmp_path / "other.safetensors", {"weight": torch.zeros(2)}, {})
     with pytest.raises(CheckpointError, match=r"other\.safetensors is no landmark network"):
         LandmarkReader.load(tmp_path / "other.safetensors")
-    torch.save(PipNet(PipNetConfig(9, 4, 64, 0.125)).state_dict(), tmp_path / "bare.pth")
+    torch.save(
+        PipNet(PipNetConfig(num_landmarks=9, num_neighbours=4, image_size=64, width=0.125)).state_dict(),
+        tmp_path / "bare.pth",
+    )
     with pytest.raises(CheckpointError, match=r"meanface\.txt cannot be read"):
         LandmarkReader.load(tmp_path / "bare.pth")
     write_meanface(tmp_path / "meanface.txt", spread(8))

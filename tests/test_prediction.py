@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -18,7 +17,7 @@ from ldm.checkpoint import write_state_dict
 from ldm.schedule import ScheduleConfig, eps_from_v, predict_x0, q_sample, schedule_buffers
 
 ABAR = schedule_buffers(ScheduleConfig())["alphas_cumprod"]
-V_CFG = replace(CFG, schedule=ScheduleConfig(prediction="v"))
+V_CFG = CFG.with_(schedule=ScheduleConfig(prediction="v"))
 
 
 def v_model() -> ControlledLatentDiffusion:
@@ -120,4 +119,4 @@ def test_the_pipeline_draws_our_picture_and_the_folder_comes_back(tmp_path: Path
 
 def test_another_prediction_is_refused() -> None:
     with pytest.raises(ValueError, match="prediction='x0', expected one of eps, v"):
-        replace(CFG, schedule=ScheduleConfig(prediction="x0")).validate()
+        CFG.with_(schedule=ScheduleConfig(prediction="x0")).validate()

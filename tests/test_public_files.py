@@ -15,8 +15,8 @@ import sample
 import tool_add_control
 from cldm.controlled import ControlledLatentDiffusion, load_model, model_metadata
 from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
-from ldm.config import to_yaml
 from ldm.foreign import recognise
+from settings.reading import to_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 CFG = tiny_model_config()

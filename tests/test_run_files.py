@@ -19,7 +19,6 @@ import muti_control.training.run
 import train
 from benchmarks.training import kill_resume
 from benchmarks.training.kill_resume import KillConfig, Start
-from ldm.config import ConfigError
 from muti_control.training import ranks
 from muti_control.training.callbacks import SaveLast
 from muti_control.training.checkpoints import BestCheckpoints, WholeFiles, read_run
@@ -27,6 +26,7 @@ from muti_control.training.config import ExperimentConfig
 from muti_control.training.stage import Stage
 from muti_control.training.throughput import Pace, in_words
 from muti_control.training.trainer import build_trainer
+from settings.messages import ConfigError
 from tests.tiny_stages import Plain, make_config
 
 CONTENT = {"fingerprint": {}, "state_dict": {}, "ema": {}}

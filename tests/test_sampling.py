@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -60,7 +59,13 @@ def test_a_picture_depends_on_its_own_skull_prompt_and_seed_alone(
 def test_scale_one_is_the_conditional_branch(model: ControlledLatentDiffusion, skulls: Tensor) -> None:
     """s = 1 computes one branch; the formula with s just beside 1 must agree with it."""
     one, near = (
-        reconstruct(model, skulls, PROMPTS, [1, 2], SamplingConfig(4, "trailing", 0.0, s, [1.0]))
+        reconstruct(
+            model,
+            skulls,
+            PROMPTS,
+            [1, 2],
+            SamplingConfig(steps=4, spacing="trailing", eta=0.0, guidance_scale=s, control_scales=[1.0]),
+        )
         for s in (1.0, 1.0 + 1e-6)
     )
     assert torch.allclose(one, near, atol=1e-4)
@@ -68,10 +73,17 @@ def test_scale_one_is_the_conditional_branch(model: ControlledLatentDiffusion, s
 
 def test_control_window_and_scales(model: ControlledLatentDiffusion, skulls: Tensor) -> None:
     def draw(**changes: Any) -> Tensor:
-        cfg = replace(SamplingConfig(4, "trailing", 0.0, 1.0, [1.0]), **changes)
+        settings = {"steps": 4, "spacing": "trailing", "eta": 0.0, "guidance_scale": 1.0, "control_scales": [1.0]}
+        cfg = SamplingConfig(**settings | changes)
         return reconstruct(model, skulls, PROMPTS, [1, 2], cfg)
 
-    without = reconstruct(model, None, PROMPTS, [1, 2], SamplingConfig(4, "trailing", 0.0, 1.0, [1.0]))
+    without = reconstruct(
+        model,
+        None,
+        PROMPTS,
+        [1, 2],
+        SamplingConfig(steps=4, spacing="trailing", eta=0.0, guidance_scale=1.0, control_scales=[1.0]),
+    )
     assert torch.equal(draw(control_end=0.0), without)
     assert torch.allclose(draw(control_scales=[0.0]), without, atol=1e-5)
     assert not torch.allclose(draw(), without, atol=1e-3)
@@ -96,14 +108,14 @@ def test_control_window_and_scales(model: ControlledLatentDiffusion, skulls: Ten
 def test_bad_settings_are_named(
     model: ControlledLatentDiffusion, skulls: Tensor, changes: dict[str, Any], message: str
 ) -> None:
-    cfg = replace(SamplingConfig(2, "leading", control_scales=[1.0]), **changes)
+    cfg = SamplingConfig(steps=2, spacing="leading", control_scales=[1.0], **changes)
     with pytest.raises(ValueError, match=message):
         reconstruct(model, skulls, PROMPTS, [1, 2], cfg)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "unipc"])
 def test_every_sampler_draws_a_face(model: ControlledLatentDiffusion, skulls: Tensor, sampler: str) -> None:
-    cfg = replace(CFG, sampler=sampler, eta=0.0, spacing="karras")
+    cfg = CFG.with_(sampler=sampler, eta=0.0, spacing="karras")
     both = reconstruct(model, skulls, PROMPTS, [5, 6], cfg)
     assert both.shape == (2, 3, 64, 64)
     assert torch.allclose(both[1:], reconstruct(model, skulls[1:], PROMPTS[1:], [6], cfg), atol=1e-5)
@@ -142,8 +154,8 @@ def test_lengths_must_agree(model: ControlledLatentDiffusion, skulls: Tensor) ->
 @pytest.fixture
 def branched(tiny_config: ModelConfig) -> ControlledLatentDiffusion:
     """With all branches, none of which is zero, and a decoder that hands the latents out."""
-    control = replace(tiny_config.control, landmarks=LandmarkConfig(num_points=5), texture=TextureConfig())
-    net = ControlledLatentDiffusion(replace(tiny_config, control=control))
+    control = tiny_config.control.with_(landmarks=LandmarkConfig(num_points=5), texture=TextureConfig())
+    net = ControlledLatentDiffusion(tiny_config.with_(control=control))
     with torch.no_grad():
         for p in net.parameters():
             p.add_(0.1 * torch.randn_like(p))
@@ -171,7 +183,14 @@ def test_what_guidance_drops(branched: ControlledLatentDiffusion, skulls: Tensor
     texture = Texture(torch.randn(2, NUM_FEATURES), torch.tensor([True, False]))
 
     def draw(scale: float, without: Sequence[str] = ()) -> Tensor:
-        cfg = SamplingConfig(1, "trailing", 0.0, scale, [1.0], guidance_drops=dropped)
+        cfg = SamplingConfig(
+            steps=1,
+            spacing="trailing",
+            eta=0.0,
+            guidance_scale=scale,
+            control_scales=[1.0],
+            guidance_drops=dropped,
+        )
         return reconstruct(
             branched,
             None if "skull" in without else skulls,
@@ -199,7 +218,14 @@ def test_what_is_not_there_cannot_be_sharpened(
 
     def draw(scale: float) -> Tensor:
         rows.clear()
-        cfg = SamplingConfig(2, "trailing", 0.0, scale, [1.0], guidance_drops=["skull", "landmarks"])
+        cfg = SamplingConfig(
+            steps=2,
+            spacing="trailing",
+            eta=0.0,
+            guidance_scale=scale,
+            control_scales=[1.0],
+            guidance_drops=["skull", "landmarks"],
+        )
         cfg.control_end = 0.0 if switched_off else 1.0
         return reconstruct(branched, skulls if switched_off else None, PROMPTS, [1, 2], cfg)
 

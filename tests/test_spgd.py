@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import pytest
 import torch
@@ -61,10 +60,10 @@ def test_two_steps_by_hand() -> None:
     """
     x = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
     abar, t = torch.full((4,), 0.25), torch.tensor([2])
-    cfg = SpgdConfig("spgd", scale=0.1, clip=1.0, inner=2, beta=0.9)
+    cfg = SpgdConfig(mode="spgd", scale=0.1, clip=1.0, inner=2, beta=0.9)
     for gradient in ("estimate", "denoiser"):
         spgd = Spgd(
-            replace(cfg, gradient=gradient),
+            cfg.with_(gradient=gradient),
             gradient_of(lambda x_0: x_0.flatten(1).square().sum(1) / 2),
             lambda x_t, _t, _i: torch.zeros_like(x_t),
             abar,
@@ -84,7 +83,7 @@ def test_a_step_may_be_relative_to_the_estimate(gradient: str) -> None:
     abar, t = torch.full((4,), 0.25), torch.tensor([2])
     for relative_to, expected in (("latent", 0.9), ("estimate", 0.95)):
         spgd = Spgd(
-            SpgdConfig("plain", gradient, scale=0.1, clip=1.0, relative_to=relative_to),
+            SpgdConfig(mode="plain", gradient=gradient, scale=0.1, clip=1.0, relative_to=relative_to),
             gradient_of(lambda x_0: x_0.flatten(1).square().sum(1) / 2),
             lambda x_t, _t, _i: torch.zeros_like(x_t),
             abar,
@@ -107,11 +106,11 @@ def test_units_are_running_means_of_each_sample() -> None:
 def test_a_posterior_in_closed_form(gradient: str) -> None:
     """Guided samples have the exact posterior's mean, nearly; SPGD needs a smaller scale for it than plain guidance."""
     case = Gaussian()
-    cfg = SpgdConfig("spgd", gradient, clip=0.5)
+    cfg = SpgdConfig(mode="spgd", gradient=gradient, clip=0.5)
     assert case.error(SpgdConfig()) > 0.85  # unguided: the prior
     scales = {"estimate": (0.05, 0.1, 0.2, 0.5), "denoiser": (0.02, 0.05, 0.1, 0.2)}[gradient]
     errors = {
-        mode: [case.error(replace(cfg, mode=mode, scale=scale)) for scale in scales]
+        mode: [case.error(cfg.with_(mode=mode, scale=scale)) for scale in scales]
         for mode in ("plain", "warmup", "spgd")
     }
     assert min(errors["spgd"]) < {"estimate": 0.2, "denoiser": 0.4}[gradient], errors
@@ -121,10 +120,8 @@ def test_a_posterior_in_closed_form(gradient: str) -> None:
 
 def test_beta_matters() -> None:
     case = Gaussian()
-    cfg = SpgdConfig("spgd", scale=0.1, clip=0.5)
-    smoothed, raw, warmup = (
-        case.sample(c, 8) for c in (cfg, replace(cfg, beta=0.0), replace(cfg, mode="warmup"))
-    )
+    cfg = SpgdConfig(mode="spgd", scale=0.1, clip=0.5)
+    smoothed, raw, warmup = (case.sample(c, 8) for c in (cfg, cfg.with_(beta=0.0), cfg.with_(mode="warmup")))
     assert torch.equal(raw, warmup)
     assert float((smoothed - raw).norm() / raw.norm()) > 0.01
 
@@ -148,7 +145,7 @@ def test_every_sampler_is_guided_and_a_batch_gives_what_its_samples_give_alone(
                 spgd.eps, x, steps, ABAR, eta=0.0, randn=None, before_step=hook, progress=None
             )
 
-    cfg = SpgdConfig(mode, gradient, scale=0.05)
+    cfg = SpgdConfig(mode=mode, gradient=gradient, scale=0.05)
     free, guided = draw(x_T, SpgdConfig()), draw(x_T, cfg)
     lower = case.energy(guided) < case.energy(free)
     assert float(lower.float().mean()) >= 0.95
@@ -166,7 +163,7 @@ def test_a_gradient_that_is_not_finite_is_left_out_for_its_sample_alone() -> Non
 
     x = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(5))
     t = torch.full((3,), 500)
-    cfg = SpgdConfig("spgd", scale=0.05)
+    cfg = SpgdConfig(mode="spgd", scale=0.05)
     moved = []
     for energy in (whole, broken):
         steps: list[GuidedStep] = []
@@ -185,10 +182,10 @@ def test_a_gradient_that_is_not_finite_is_left_out_for_its_sample_alone() -> Non
 
 
 def test_the_window_and_every() -> None:
-    cfg = SpgdConfig("spgd", start=0.25, end=0.75, every=2)
+    cfg = SpgdConfig(mode="spgd", start=0.25, end=0.75, every=2)
     assert [i for i in range(20) if cfg.acts_at(i, 20)] == [5, 7, 9, 11, 13]
-    assert [i for i in range(3) if SpgdConfig("spgd").acts_at(i, 3)] == [0, 1, 2]
-    late = SpgdConfig("spgd", start=0.55)  # 0.55 * 100 is 55.00000000000001 in floating point
+    assert [i for i in range(3) if SpgdConfig(mode="spgd").acts_at(i, 3)] == [0, 1, 2]
+    late = SpgdConfig(mode="spgd", start=0.55)  # 0.55 * 100 is 55.00000000000001 in floating point
     assert [i for i in range(100) if late.acts_at(i, 100)] == list(range(55, 100))
 
 
@@ -207,7 +204,7 @@ def test_no_inner_step_asks_for_a_number(monkeypatch: pytest.MonkeyPatch) -> Non
     for name in ("__bool__", "__int__", "__float__", "item", "tolist", "nonzero"):
         monkeypatch.setattr(Tensor, name, watched(getattr(Tensor, name)))
     x, t = torch.randn(3, *SHAPE), torch.full((3,), 500)
-    spgd = Spgd(SpgdConfig("spgd", scale=0.05), gradient_of(case.energy), case.eps, ABAR, 10)
+    spgd = Spgd(SpgdConfig(mode="spgd", scale=0.05), gradient_of(case.energy), case.eps, ABAR, 10)
     for i in range(3):
         x = spgd.before_step(x, t, i)
         spgd.eps(x, t, i)
@@ -216,16 +213,19 @@ def test_no_inner_step_asks_for_a_number(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_which_steps_are_guided() -> None:
-    cfg = SpgdConfig("spgd", start=0.25, end=0.75, every=2)
+    cfg = SpgdConfig(mode="spgd", start=0.25, end=0.75, every=2)
     assert cfg.guided_steps(20) == [5, 7, 9, 11, 13]
-    assert SpgdConfig("spgd").guided_steps(3) == [1, 2]  # before the first prediction there is no estimate
-    assert SpgdConfig("spgd", "denoiser").guided_steps(3) == [0, 1, 2]
-    assert SpgdConfig().guided_steps(3) == SpgdConfig("spgd", scale=0.0).guided_steps(3) == []
+    assert SpgdConfig(mode="spgd").guided_steps(3) == [
+        1,
+        2,
+    ]  # before the first prediction there is no estimate
+    assert SpgdConfig(mode="spgd", gradient="denoiser").guided_steps(3) == [0, 1, 2]
+    assert SpgdConfig().guided_steps(3) == SpgdConfig(mode="spgd", scale=0.0).guided_steps(3) == []
     for idle in (
-        SpgdConfig("spgd", start=0.5, end=0.5),
-        SpgdConfig("spgd", start=0.4, end=0.45),
-        SpgdConfig("spgd", every=3),
-        SpgdConfig("plain", end=0.3),
+        SpgdConfig(mode="spgd", start=0.5, end=0.5),
+        SpgdConfig(mode="spgd", start=0.4, end=0.45),
+        SpgdConfig(mode="spgd", every=3),
+        SpgdConfig(mode="plain", end=0.3),
     ):
         with pytest.raises(ValueError, match=r"no step is guided by start=.*at 3 sampling steps"):
             idle.guided_steps(3)
@@ -234,7 +234,7 @@ def test_which_steps_are_guided() -> None:
 @pytest.mark.parametrize("gradient", ["estimate", "denoiser"])
 def test_guided_steps_are_those_that_move(gradient: str) -> None:
     case, moved = Gaussian(), []
-    cfg = SpgdConfig("spgd", gradient, scale=0.05, start=0.0, end=0.8, every=2)
+    cfg = SpgdConfig(mode="spgd", gradient=gradient, scale=0.05, start=0.0, end=0.8, every=2)
     spgd = Spgd(cfg, gradient_of(case.energy), case.eps, ABAR, 9)
     x, t = torch.randn(2, *SHAPE), torch.full((2,), 500)
     for i in range(9):
@@ -261,5 +261,5 @@ def test_guided_steps_are_those_that_move(gradient: str) -> None:
 )
 def test_bad_settings_are_named(field: str, value: object, expected: str) -> None:
     with pytest.raises(ValueError, match=f"guidance.{field}") as told:
-        replace(SpgdConfig(), **{field: value}).validate()
+        SpgdConfig().with_(**{field: value}).validate()
     assert expected in str(told.value)

@@ -150,13 +150,13 @@ def test_a_fresh_branch_changes_no_bit_of_a_face_and_a_trained_one_does() -> Non
     plain = draw(trained, None)
     assert not torch.equal(draw(trained, _texture()), plain)
     off = (
-        dataclasses.replace(SAMPLING, texture_scale=0.0),
-        dataclasses.replace(SAMPLING, texture_end=0.0),
-        dataclasses.replace(SAMPLING, texture_start=1.0),
+        SAMPLING.with_(texture_scale=0.0),
+        SAMPLING.with_(texture_end=0.0),
+        SAMPLING.with_(texture_start=1.0),
     )
     for cfg in off:
         assert torch.equal(draw(trained, _texture(), cfg), plain)
-    late = draw(trained, _texture(), dataclasses.replace(SAMPLING, texture_start=0.5))
+    late = draw(trained, _texture(), SAMPLING.with_(texture_start=0.5))
     assert not torch.equal(late, plain) and not torch.equal(late, draw(trained, _texture()))
 
 
@@ -207,7 +207,7 @@ def test_faces_without_a_skull_come_of_landmarks_texture_or_text() -> None:
     by_points = reconstruct(model, None, prompts, seeds, SAMPLING, landmarks=points)
     by_texture = reconstruct(model, None, prompts, seeds, SAMPLING, texture=texture)
     assert not torch.equal(by_points, text) and not torch.equal(by_texture, text)
-    guided = dataclasses.replace(SAMPLING, guidance_scale=3.0)
+    guided = SAMPLING.with_(guidance_scale=3.0)
     half = reconstruct(
         model, torch.rand(2, 3, 64, 64), prompts, seeds, guided, skull_present=torch.tensor([True, False])
     )

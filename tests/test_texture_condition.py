@@ -16,7 +16,6 @@ from cldm.sampling import SamplingConfig
 from cldm.texture import TextureError
 from data.manifest import Record, read_manifest
 from ldm.checkpoint import read_state_dict, write_state_dict
-from ldm.config import ConfigError
 from ldm.latent_diffusion import ModelConfig, TextureConfig
 from muti_control.conditions.pair_textures import PairTextures, exemplar_features
 from muti_control.training.config import (
@@ -30,6 +29,7 @@ from muti_control.training.config import (
 )
 from muti_control.training.run import prepare
 from muti_control.training.seeded_batches import generator
+from settings.messages import ConfigError
 
 BRANCH = TextureConfig(patch_size=9, num_patches=8, width=8)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 import tool_add_control
 from cldm.branches import branches_among
@@ -20,6 +19,7 @@ from ldm.checkpoint import load_strict, read_state_dict, sha256, write_state_dic
 from ldm.latent_diffusion import ControlConfig, LatentDiffusion, ModelConfig
 from ldm.text import TextConfig
 from ldm.unet import UNetConfig
+from settings.reading import to_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 CFG = ModelConfig(
@@ -170,7 +170,7 @@ def test_foreign_file_with_a_config(base, tmp_path: Path, capsys: pytest.Capture
     state = {key: v.half() for key, v in base.state_dict().items() if "." in key}
     state |= {ids: torch.arange(77)[None], "model_ema.decay": torch.tensor(0.9999), "junk": torch.ones(2)}
     torch.save({"state_dict": state, "global_step": 5}, tmp_path / "sd.ckpt")
-    OmegaConf.save(OmegaConf.structured(CFG), tmp_path / "tiny.yaml")
+    (tmp_path / "tiny.yaml").write_text(to_yaml(CFG), encoding="utf-8")
     assert tool(tmp_path / "sd.ckpt", tmp_path / "out.safetensors", f"config={tmp_path / 'tiny.yaml'}") == 0
     table = capsys.readouterr().out.splitlines()
     assert next(line for line in table if line.startswith("ignored")).split()[1:] == [

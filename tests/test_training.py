@@ -24,7 +24,6 @@ from cldm.controlled import load_model
 from cldm.sampling import SamplingConfig
 from data.manifest import ManifestError
 from ldm.checkpoint import read_state_dict, write_state_dict
-from ldm.config import ConfigError
 from ldm.latent_diffusion import ModelConfig
 from muti_control.optim import OptimConfig
 from muti_control.training.config import STAGES, DataConfig, ExperimentConfig, TrainConfig, load_experiment
@@ -33,6 +32,7 @@ from muti_control.training.optimizers import learning_rate_factor
 from muti_control.training.pictures import energy_distance, psnr, rank_one
 from muti_control.training.run import prepare
 from muti_control.training.seeded_batches import EndlessBatches, generator
+from settings.messages import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 

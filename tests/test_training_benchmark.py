@@ -7,18 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from benchmarks.training.training import TrainingConfig, main, rows
 from benchmarks.training.training_steps import prepare, random_weights, run
 from ldm.latent_diffusion import ModelConfig
+from settings.reading import to_yaml
 
 
 @pytest.fixture
 def tiny_yaml(tiny_config: ModelConfig, tmp_path: Path) -> str:
-    (tmp_path / "tiny.yaml").write_text(
-        OmegaConf.to_yaml(OmegaConf.structured(tiny_config)), encoding="utf-8"
-    )
+    (tmp_path / "tiny.yaml").write_text(to_yaml(tiny_config), encoding="utf-8")
     return str(tmp_path / "tiny.yaml")
 
 

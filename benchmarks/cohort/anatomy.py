@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ from data.cohort.heads.subject import Subject, draw_subject
 from data.cohort.heads.template import HeadTemplate
 from data.workers import ONE_THREAD
 from ldm.checkpoint import git_revision
-from ldm.config import parse_command_line
 from muti_control.evaluation.results.statistics import bootstrap_interval
+from settings.base import Settings
+from settings.reading import parse_command_line
 
 # Sites whose published depths are of people with teeth -> the (quadrants, tooth) needed, as in `SkullTraits.lost`.
 NEEDED_TEETH = {
@@ -44,8 +45,7 @@ NEEDED_TEETH = {
 BMI_GROUPS = {"below 18.5": (0.0, 18.5), "18.5 to 25": (18.5, 25.0), "25 and over": (25.0, 99.0)}
 
 
-@dataclass
-class AnatomyConfig:
+class AnatomyConfig(Settings):
     """What is measured.
 
     num_subjects, seed: subjects 0 .. num_subjects - 1 of the cohort of that seed.
@@ -245,7 +245,13 @@ def main(arguments: Sequence[str]) -> int:
         found = figures(heads)
         write_json(
             out,
-            {"config": asdict(config), "git": git_revision(), "num": len(heads), "sources": SOURCES, **found},
+            {
+                "config": config.model_dump(),
+                "git": git_revision(),
+                "num": len(heads),
+                "sources": SOURCES,
+                **found,
+            },
         )
     except (ValueError, OSError) as error:
         print(f"anatomy: {error}", file=sys.stderr)

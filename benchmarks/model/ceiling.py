@@ -24,7 +24,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,6 @@ from cldm.record import write_json
 from data.biometrics import age_level
 from data.manifest import Record, read_manifest
 from ldm.checkpoint import git_revision
-from ldm.config import parse_command_line
 from muti_control.evaluation.judges.dlib_recogniser import (
     Recogniser,
     RecogniserConfig,
@@ -47,13 +46,14 @@ from muti_control.evaluation.judges.dlib_recogniser import (
 )
 from muti_control.evaluation.methods.baselines import Group, group_mean, shuffle_within_groups
 from muti_control.evaluation.results.statistics import bootstrap_interval, ranks_of_truth
+from settings.base import Settings
+from settings.reading import parse_command_line
 
 Ints = NDArray[np.integer]
 JUDGES = {"descriptor": descriptor_distances, "points": procrustes_distances}
 
 
-@dataclass
-class CeilingConfig:
+class CeilingConfig(Settings):
     """What is measured.
 
     cohort: folder of `python -m data.cohort` with ceiling=true.
@@ -226,7 +226,7 @@ def measure(config: CeilingConfig) -> dict[str, Any]:
             for judge, distance in JUDGES.items()
         }
     return {
-        "config": asdict(config),
+        "config": config.model_dump(),
         "git": git_revision(),
         "recogniser": recogniser.identity,
         "gallery": len(gallery),

@@ -19,7 +19,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,15 @@ from data.images import read_image, to_uint8, write_png
 from data.manifest import Record, read_manifest
 from data.sheet import NOTICE
 from ldm.checkpoint import sha256
-from ldm.config import ConfigError, parse_command_line
 from ldm.device import choose_device, choose_precision
 from muti_control.conditions.case_landmarks import CaseLandmarks, choose_landmarks
 from muti_control.conditions.case_textures import CaseTextures
 from muti_control.evaluation.protocol.config import DataConfig
 from muti_control.sampling.draw import draw_faces, read_skulls
 from muti_control.sampling.prepare import DEMO_WEIGHTS, SKULL_LANDMARKS, recommended_sampling, shipped
+from settings.base import Settings
+from settings.messages import ConfigError
+from settings.reading import parse_command_line
 
 PEOPLE, BOTH, SAMPLES, STYLES = 6, 2, 8, 4  # how many are shown
 AGES, MASSES = (22, 40, 57, 72), (1, 3, 5)  # of the edits: a year in each of the age levels 2 to 5
@@ -52,8 +54,7 @@ ZOOM = 44 / 256  # side of the patch of skin that is shown larger
 OPEN_CT = "data/ct/open_ct_skull.png", "data/ct/open_ct_face.png"
 
 
-@dataclass
-class CtConfig:
+class CtConfig(Settings):
     """A CT as `python -m data.ct` draws it, and what is said of the person.
 
     skull, face: its pictures. Default: the open CT's (see data/ct/README.md), of which neither sex nor age is known.
@@ -67,8 +68,7 @@ class CtConfig:
     ethnicity: str = "Caucasian"
 
 
-@dataclass
-class PicturesConfig:
+class PicturesConfig(Settings):
     """What is drawn.
 
     weights: a control model. landmark_weights: the network that reads skulls, for weights with a landmark branch.
@@ -78,10 +78,10 @@ class PicturesConfig:
 
     weights: str = DEMO_WEIGHTS
     landmark_weights: str = SKULL_LANDMARKS
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig = DataConfig()
     out: str = "models/demo/pictures"
-    only: list[str] = field(default_factory=list)
-    ct: CtConfig = field(default_factory=CtConfig)
+    only: list[str] = []
+    ct: CtConfig = CtConfig()
     seed: int = 0
     batch_size: int = 4
     device: str = "auto"
@@ -121,7 +121,7 @@ class Studio:
         self, cases: Sequence[Case], seeds: Sequence[int], exemplars: bool = False, grain: bool = True
     ) -> list[Pixels]:
         """Faces (S, S, 3) uint8, one for each case and seed; exemplars: of the cases' own ``texture_path``."""
-        sampling = replace(self.sampling, grain=grain and self.sampling.grain)
+        sampling = self.sampling.with_(grain=grain and self.sampling.grain)
         branch = self.model.cfg.control.texture
         textures = CaseTextures(branch, self.size) if exemplars and branch is not None else None
         draws = [(case, 0, seed) for case, seed in zip(cases, seeds, strict=True)]
@@ -407,7 +407,7 @@ def make_pictures(cfg: PicturesConfig) -> list[Path]:
         told_of[name] = studio.told
         print(f"{file}: {studio.drawn - before} faces in {time.monotonic() - started:.0f} s", flush=True)
     record = folder / "pictures.json"
-    write_json(record, of_run | {"sampling": asdict(studio.sampling), "pictures": told_of})
+    write_json(record, of_run | {"sampling": studio.sampling.model_dump(), "pictures": told_of})
     return [*written, record]
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from omegaconf import MISSING
 from torch import Tensor
 
 from benchmarks.results_file import append_section, table
@@ -32,11 +30,13 @@ from data.images import read_image
 from data.landmarks import landmark_fractions
 from data.manifest import Record, read_manifest
 from ldm.checkpoint import git_revision, sha256
-from ldm.config import ConfigError, parse_command_line
 from muti_control.evaluation.judges.dlib_recogniser import Recogniser
 from muti_control.evaluation.methods.edits import EditPlan, edits_of
 from muti_control.evaluation.results.statistics import bootstrap_interval, edit_projection, similarity_aligned
 from muti_control.networks.pipnet.reader import LandmarkReader
+from settings.base import Settings
+from settings.messages import ConfigError
+from settings.reading import parse_command_line
 
 Floats = NDArray[np.floating]
 Points = Callable[[Tensor], Floats]  # picture (3, H, W) in [0, 1] -> points (L, 2), px of 256
@@ -46,15 +46,13 @@ ANOTHERS = "model, against another's true change"
 SIDE = 256
 
 
-@dataclass
-class DataPart:
+class DataPart(Settings):
     """root: folder of ``python -m data.cohort``."""
 
     root: str = "cohort"
 
 
-@dataclass
-class EditsConfig:
+class EditsConfig(Settings):
     """What is measured.
 
     results: folder of evaluate.py. weights: whose autoencoder the true faces go through, null for none.
@@ -62,11 +60,11 @@ class EditsConfig:
     out: JSON file. append: add the table to benchmarks/RESULTS.md.
     """
 
-    results: str = MISSING
-    data: DataPart = field(default_factory=DataPart)
+    results: str
+    data: DataPart = DataPart()
     weights: str | None = "models/demo/iccr_demo.safetensors"
     landmark_weights: str = "models/demo/pipnet_face.safetensors"
-    by: list[str] = field(default_factory=lambda: ["network", "dlib"])
+    by: list[str] = ["network", "dlib"]
     num: int = 60
     seed: int = 0
     out: str = "benchmarks/results/edits.json"
@@ -261,7 +259,7 @@ def main(argv: Sequence[str]) -> int:
     hashes = {f: sha256(Path(f)) for f in (cfg.weights, cfg.landmark_weights) if f is not None}
     Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
     write_json(
-        Path(cfg.out), {"config": asdict(cfg), "git": git_revision(), "sha256": hashes, "found": found}
+        Path(cfg.out), {"config": cfg.model_dump(), "git": git_revision(), "sha256": hashes, "found": found}
     )
     if cfg.append:
         command = " ".join(["python -m benchmarks.model.edits", *argv])

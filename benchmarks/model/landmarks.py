@@ -15,7 +15,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from settings.base import Settings
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -34,7 +35,6 @@ from data.landmarks import landmark_fractions
 from data.manifest import Record, read_manifest
 from data.partial import DRAWN, REGIONS, holds_skull, missing_bone
 from ldm.checkpoint import git_revision
-from ldm.config import ConfigError, parse_command_line
 from muti_control.networks.pipnet.attributes import vocabulary
 from muti_control.networks.pipnet.drawing import draw_points
 from muti_control.networks.pipnet.measures import CED_LIMIT, ced, ced_area, eye_corners, nme
@@ -44,13 +44,14 @@ from muti_control.networks.pipnet.readout import read_points
 from muti_control.training.crossfit import read_all
 from muti_control.training.landmark_pairs import LandmarkDataset
 from muti_control.training.pictures import write_grid
+from settings.messages import ConfigError
+from settings.reading import parse_command_line
 
 Floats = NDArray[np.floating]
 SIDE = 256
 
 
-@dataclass
-class LandmarksConfig:
+class LandmarksConfig(Settings):
     """What is measured.
 
     cohort: folder of `python -m data.cohort`. split: the subjects that are asked about.
@@ -281,7 +282,7 @@ def main(arguments: Sequence[str]) -> int:
         out = Path(config.out).with_suffix("")
         out.parent.mkdir(parents=True, exist_ok=True)
         found = measure(config, out)
-        write_json(out.with_suffix(".json"), {"config": asdict(config), "git": git_revision(), **found})
+        write_json(out.with_suffix(".json"), {"config": config.model_dump(), "git": git_revision(), **found})
     except (ValueError, OSError) as error:
         print(f"landmarks: {error}", file=sys.stderr)
         return 2

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -25,9 +24,10 @@ from cldm.sampling import SamplingConfig, reconstruct
 from data.biometrics import prompt
 from data.images import read_image
 from data.manifest import read_manifest
-from ldm.config import parse_command_line
 from ldm.device import choose_device
 from muti_control.sampling.prepare import recommended_sampling
+from settings.base import Settings
+from settings.reading import parse_command_line
 
 WAYS = (
     ("ddim", "trailing"),
@@ -38,8 +38,7 @@ WAYS = (
 )
 
 
-@dataclass
-class SamplersConfig:
+class SamplersConfig(Settings):
     """What is compared.
 
     weights: the model. manifest: whose skulls; num: how many of them. steps: numbers of steps to try.
@@ -49,7 +48,7 @@ class SamplersConfig:
     weights: str = "models/demo/iccr_demo.safetensors"
     manifest: str = "data/split_data/test.json"
     num: int = 6
-    steps: list[int] = field(default_factory=lambda: [10, 20, 50])
+    steps: list[int] = [10, 20, 50]
     reference_steps: int = 400
     device: str = "auto"
     append: bool = False
@@ -75,7 +74,7 @@ def differences(
     prompts = [prompt(record.biometrics) for record in records]
 
     def draw(sampler: str, spacing: str, steps: int) -> Tensor:
-        how = replace(sampling, sampler=sampler, spacing=spacing, steps=steps, eta=0.0)
+        how = sampling.with_(sampler=sampler, spacing=spacing, steps=steps, eta=0.0)
         return reconstruct(model, skulls, prompts, range(len(records)), how)
 
     reference = draw("unipc", "karras", cfg.reference_steps)

@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,15 +40,15 @@ from benchmarks.sampling.speed_variants import (
 )
 from cldm.controlled import SD15_CONFIG, ControlledLatentDiffusion, load_model_config
 from cldm.record import check_creatable, write_json
-from ldm.config import parse_command_line
 from ldm.device import choose_device, computes_in_bf16
+from settings.base import Settings
+from settings.reading import parse_command_line
 
 GUIDANCE = 7.5
 PEAK_FLOPS = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12}  # dense bf16, the makers' data sheets
 
 
-@dataclass
-class SpeedConfig:
+class SpeedConfig(Settings):
     """What is timed.
 
     model: YAML of the architecture. device: auto, cpu, cuda. size: px. batches: pictures drawn together.
@@ -61,8 +61,8 @@ class SpeedConfig:
     model: str = str(SD15_CONFIG)
     device: str = "auto"
     size: int = 256
-    batches: list[int] = field(default_factory=lambda: [1])
-    variants: list[str] = field(default_factory=list)
+    batches: list[int] = [1]
+    variants: list[str] = []
     steps: int = 0
     reps: int = 7
     warmup: int = 1
@@ -291,7 +291,7 @@ def main(arguments: Sequence[str]) -> int:
         cfg = parse_command_line(SpeedConfig, arguments)
         cfg.validate()
         device = choose_device(cfg.device)
-        replace(load_model_config(cfg.model), image_size=cfg.size).validate()
+        load_model_config(cfg.model).with_(image_size=cfg.size).validate()
         check_creatable(Path(cfg.out).parent)  # not when the hours are over
     except (ValueError, OSError) as error:
         print(f"benchmarks.sampling.speed: {error}", file=sys.stderr)

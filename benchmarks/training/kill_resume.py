@@ -26,8 +26,9 @@ import torch
 
 from benchmarks.results_file import machine, table
 from ldm.checkpoint import read_state_dict
-from ldm.config import parse_command_line
 from ldm.containers import load_pickle
+from settings.base import Settings
+from settings.reading import parse_command_line
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SAVE_EVERY = 7
@@ -48,8 +49,7 @@ model:
 """
 
 
-@dataclass
-class KillConfig:
+class KillConfig(Settings):
     """The trial.
 
     kills, terms: how often by SIGKILL, how often by SIGTERM, in random order. steps: of the run; too few, and it ends

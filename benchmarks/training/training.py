@@ -22,7 +22,6 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +31,15 @@ from benchmarks.results_file import append_section, table
 from benchmarks.training.training_steps import WAYS
 from cldm.controlled import SD15_CONFIG
 from cldm.record import check_creatable, write_json
-from ldm.config import parse_command_line
 from ldm.device import choose_device
+from settings.base import Settings
+from settings.reading import parse_command_line
 
 GIB = 2**30
 CLOCKS = {"wall": "seconds", "cpu": "cpu_seconds"}
 
 
-@dataclass
-class TrainingConfig:
+class TrainingConfig(Settings):
     """What is timed.
 
     model: YAML of the architecture. device: auto, cpu, cuda. size: px. batch: pictures a step.
@@ -54,7 +53,7 @@ class TrainingConfig:
     device: str = "auto"
     size: int = 256
     batch: int = 1
-    variants: list[str] = field(default_factory=lambda: ["original", "ours"])
+    variants: list[str] = ["original", "ours"]
     rounds: int = 2
     reps: int = 3
     warmup: int = 1
@@ -132,7 +131,7 @@ def main(argv: Sequence[str]) -> int:
     text = table(header, rows(cfg, runs))
     print(f"{runs[0]['machine']}; {cfg.size} px, batch {cfg.batch}\n\n{text}")
     Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
-    write_json(Path(cfg.out), {"config": asdict(cfg), "runs": runs})
+    write_json(Path(cfg.out), {"config": cfg.model_dump(), "runs": runs})
     if cfg.append:
         command = " ".join(["python -m benchmarks.training.training", *argv])
         append_section("A step of training", command, device, text)

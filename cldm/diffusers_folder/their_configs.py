@@ -206,7 +206,10 @@ def control_config(config: Mapping[str, Any]) -> ControlConfig:
             f"controlnet: conditioning_embedding_out_channels is {widths!r}, expected four widths"
         )
     a, b, c, d = widths
-    return ControlConfig(_count("controlnet", config, "conditioning_channels", 3), [a, a, b, b, c, c, d])
+    return ControlConfig(
+        hint_channels=_count("controlnet", config, "conditioning_channels", 3),
+        hint_widths=[a, a, b, b, c, c, d],
+    )
 
 
 def model_config(parts: Mapping[str, Mapping[str, Any]], image_size: int | None = None) -> ModelConfig:

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from cldm.diffusers_folder.schedulers import scheduler_config
 from cldm.sampling import SamplingConfig
 from ldm.autoencoder import GRAIN
 from ldm.checkpoint import SD_OPTIONAL, write_state_dict
-from ldm.config import parse_command_line
 from ldm.latent_diffusion import ModelConfig
 from ldm.text import vocabulary
+from settings.reading import parse_command_line
 
 FORMAT = "iccr-diff diffusers folder 1"
 _MARGIN = 16 << 20  # bytes kept free on the disk
@@ -120,12 +120,11 @@ def _what_has_a_place(
     """
     planned = [name for name in ("landmarks", "texture") if getattr(cfg.control, name)]
     prefixes = {name: f"{BRANCHES}{name}." for name in planned if with_control}
-    bare = replace(cfg, control=replace(cfg.control, landmarks=None, texture=None))
+    bare = cfg.with_(control=cfg.control.with_(landmarks=None, texture=None))
     if cfg.first_stage.grain:
         prefixes["grain"] = GRAIN
         cfg, bare = (
-            replace(one, first_stage=replace(one.first_stage, grain=0, grain_exemplar=0))
-            for one in (cfg, bare)
+            one.with_(first_stage=one.first_stage.with_(grain=0, grain_exemplar=0)) for one in (cfg, bare)
         )
     if not prefixes:
         return state, metadata, bare, [], []

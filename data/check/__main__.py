@@ -9,31 +9,27 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import fields
 from pathlib import Path
 
-from data.check.config import CheckConfig, parse_config
+from data.check.config import CheckConfig
 from data.check.examine import check_data
+from settings.reading import defaults_line, parse_command_line
 
 
 def main(argv: list[str] | None = None) -> int:
-    defaults = " ".join(f"{field.name}={field.default}" for field in fields(CheckConfig))
+    defaults = defaults_line(CheckConfig)
     parser = argparse.ArgumentParser(
         prog="python -m data.check", description=__doc__, epilog=f"Keys: {defaults}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("arguments", nargs="+", metavar="PATH or key=value")
     arguments = parser.parse_args(argv).arguments
-    keys = {field.name for field in fields(CheckConfig)}
     overrides = [one for one in arguments if "=" in one and not Path(one).exists()]
     paths = [Path(one) for one in arguments if one not in overrides]
     try:
         if not paths:
             raise ValueError("no data set given; give a manifest, or a folder with split_data/train.json")
-        unknown = [one for one in overrides if one.partition("=")[0] not in keys]
-        if unknown:
-            raise ValueError(f"{unknown[0]}: no such key or file; keys: {', '.join(sorted(keys))}")
-        found = check_data(paths, parse_config(overrides))
+        found = check_data(paths, parse_command_line(CheckConfig, overrides))
     except (ValueError, OSError) as error:
         print(f"data.check: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

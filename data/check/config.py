@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
 
 from data.check.findings import CHECKS
-from data.settings import merged
+from settings.base import Settings, expect
 
 
-@dataclass
-class CheckConfig:
+class CheckConfig(Settings):
     """What is examined, and where the report goes.
 
     Attributes:
@@ -25,12 +26,12 @@ class CheckConfig:
 
     out: str = "results/check"
     ignore: str = ""
-    tolerance: float = 1.0
-    sheet_cases: int = 40
+    tolerance: Annotated[float, Field(ge=0.1, le=100)] = 1.0
+    sheet_cases: Annotated[int, Field(ge=1, le=400)] = 40
     images_dir: str = ""
     skull_folder: str = ""
     face_folder: str = ""
-    num_workers: int = 0
+    num_workers: Annotated[int, Field(ge=0, le=256)] = 0
 
     @property
     def ignored(self) -> frozenset[str]:
@@ -40,20 +41,8 @@ class CheckConfig:
     def workers(self) -> int:
         return self.num_workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [1])
 
-    def check(self) -> None:
-        """Raises: ValueError naming the key, its value and what is allowed."""
-        limits = {"tolerance": (0.1, 100), "sheet_cases": (1, 400), "num_workers": (0, 256)}
-        for key, (low, high) in limits.items():
-            value = getattr(self, key)
-            if not low <= value <= high:
-                raise ValueError(f"{key}={value}: expected {low} <= {key} <= {high}")
+    @model_validator(mode="after")
+    def _known_checks(self) -> Self:
         unknown = sorted(self.ignored - set(CHECKS))
-        if unknown:
-            raise ValueError(f"ignore={unknown[0]}: no such check; checks: {', '.join(CHECKS)}")
-
-
-def parse_config(overrides: list[str]) -> CheckConfig:
-    """``["out=report", ...]`` -> config. Raises: ValueError for an unknown key, a wrong type or value."""
-    config = merged(CheckConfig, overrides)
-    config.check()
-    return config
+        expect(not unknown, "ignore", self.ignore, f"some of {', '.join(CHECKS)}")
+        return self

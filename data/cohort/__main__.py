@@ -5,15 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
-from data.cohort.config import ArgumentParser, CohortConfig, check_packages, parse_config
+from data.cohort.config import ArgumentParser, CohortConfig, check_packages
+from settings.reading import defaults_line, parse_command_line
 
 
 def main(argv: list[str] | None = None) -> int:
-    defaults = " ".join(
-        f"{key}={str(value).replace(' ', '')}" for key, value in OmegaConf.structured(CohortConfig).items()
-    )
+    defaults = defaults_line(CohortConfig)
     parser = ArgumentParser(prog="python -m data.cohort", description=__doc__, epilog=f"Keys: {defaults}")
     parser.add_argument(
         "out", type=Path, help="folder to make, or one that an earlier run with the same keys began"
@@ -21,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, see below")
     try:
         args = parser.parse_args(argv)
-        config = parse_config(args.overrides)
+        config = parse_command_line(CohortConfig, args.overrides)
         check_packages()
     except ValueError as error:
         print(f"data.cohort: {error}", file=sys.stderr)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn, Self
 
-from data.settings import merged
+from pydantic import Field, NonNegativeInt, model_validator
+
+from settings.base import Settings, expect
 
 FORMAT_VERSION = 8  # raise when the same seed no longer gives the same pictures or landmarks
 SKULL_DIR, FACE_DIR, LANDMARK_DIR = "pairedCS/skull", "pairedCS/craniofacial", "pairedCS/landmarks"
@@ -19,8 +20,7 @@ EXTRAS = (
 PACKAGES = ("embreex", "scipy")  # the `cohort` extra of pyproject.toml: only the making of heads needs them
 
 
-@dataclass
-class CohortConfig:
+class CohortConfig(Settings):
     """Of the pairs of a cohort, ``EXTRAS`` change nothing: they say what is made beside them, now or by a later run.
 
     Attributes:
@@ -42,64 +42,45 @@ class CohortConfig:
         num_workers: processes; the pictures do not depend on it.
     """
 
-    num_subjects: int = 300
-    seed: int = 0
-    size: int = 256
+    num_subjects: Annotated[int, Field(ge=1, le=99_999)] = 300
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    size: Annotated[int, Field(ge=64, le=1024)] = 256
     valid_subjects: int = -1
     test_subjects: int = -1
-    half_field: float = 140.0
-    center_y: float = -11.0
-    yaw: float = 0.0
-    pitch: float = 0.0
-    views: int = 0
-    variants: int = 0
-    variant_ages: list[int] = field(default_factory=lambda: [22, 40, 57, 72])
-    variant_masses: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5])
-    variant_styles: int = 2
+    half_field: Annotated[float, Field(ge=135, le=400)] = 140.0
+    center_y: Annotated[float, Field(ge=-60, le=60)] = -11.0
+    yaw: Annotated[float, Field(ge=-14, le=14)] = 0.0
+    pitch: Annotated[float, Field(ge=-12, le=12)] = 0.0
+    views: Annotated[int, Field(ge=0, le=20)] = 0
+    variants: NonNegativeInt = 0
+    variant_ages: list[Annotated[int, Field(ge=14, le=99)]] = [22, 40, 57, 72]
+    variant_masses: list[Annotated[int, Field(ge=1, le=5)]] = [1, 2, 3, 4, 5]
+    variant_styles: Annotated[int, Field(ge=0, lt=NUM_PROTOCOLS)] = 2
     ceiling: bool = False
     shards: bool = False
-    num_workers: int = 1
+    num_workers: Annotated[int, Field(ge=1, le=256)] = 1
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
         if self.valid_subjects < 0:
             self.valid_subjects = max(2, self.num_subjects // 20)
         if self.test_subjects < 0:
             self.test_subjects = max(2, self.num_subjects // 10)
-
-    def check(self) -> None:
-        """Raises: ValueError naming the key, its value and what is allowed."""
-        limits: dict[str, tuple[float, float]] = {
-            "num_subjects": (1, 99_999),
-            "seed": (0, 2**31 - 1),
-            "size": (64, 1024),
-            "half_field": (135, 400),
-            "center_y": (-60, 60),
-            "yaw": (-14, 14),
-            "pitch": (-12, 12),
-            "views": (0, 20),
-            "variants": (0, self.num_subjects),
-            "variant_styles": (0, NUM_PROTOCOLS - 1),
-            "num_workers": (1, 256),
-        }
-        for key, (low, high) in limits.items():
-            value = getattr(self, key)
-            if not low <= value <= high:
-                raise ValueError(f"{key}={value}: expected {low} <= {key} <= {high}")
-        for key, (low, high) in {"variant_ages": (14, 99), "variant_masses": (1, 5)}.items():
-            values = getattr(self, key)
-            if not all(low <= value <= high for value in values) or len(set(values)) < len(values):
-                raise ValueError(f"{key}={values}: expected different numbers from {low} to {high}")
         held_out = self.valid_subjects + self.test_subjects
-        if held_out >= self.num_subjects:
-            raise ValueError(
-                f"valid_subjects={self.valid_subjects} and test_subjects={self.test_subjects} hold out "
-                f"{held_out} people, but num_subjects={self.num_subjects}, which leaves nobody to train on: lower "
-                "them or raise num_subjects"
-            )
+        expect(
+            held_out < self.num_subjects,
+            "num_subjects",
+            self.num_subjects,
+            f"more than the {held_out} held out by valid_subjects and test_subjects",
+        )
+        expect(self.variants <= self.num_subjects, "variants", self.variants, f"at most {self.num_subjects}")
+        for key, values in (("variant_ages", self.variant_ages), ("variant_masses", self.variant_masses)):
+            expect(len(set(values)) == len(values), key, values, "different numbers")
+        return self
 
     def identity(self) -> dict[str, Any]:
         """Everything the pairs and splits depend on; runs with the same identity may share a folder."""
-        settings = {key: value for key, value in asdict(self).items() if key not in EXTRAS}
+        settings = {key: value for key, value in self.model_dump().items() if key not in EXTRAS}
         return {"format": FORMAT_VERSION, **settings}
 
 
@@ -118,10 +99,3 @@ def check_packages() -> None:
             f"not installed: {' and '.join(missing)}; run 'make cohort', which installs what is needed, or "
             f"python -m pip install {' '.join(PACKAGES)}"
         )
-
-
-def parse_config(overrides: list[str]) -> CohortConfig:
-    """``["num_subjects=50", ...]`` -> config. Raises: ValueError for an unknown key, a wrong type or value."""
-    config = merged(CohortConfig, overrides)
-    config.check()
-    return config

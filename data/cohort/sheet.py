@@ -6,16 +6,19 @@ variants share and where they differ), across=4 (subjects side by side). Landmar
 
 from __future__ import annotations
 
+from settings.base import Settings
+from settings.reading import parse_command_line
+
 import argparse
 import io
 import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field
 from PIL import Image, ImageDraw, ImageFont
 
 from data.cohort.config import SPLIT_DIR
@@ -27,13 +30,12 @@ _LABEL, _GAP = 18, 6  # px
 _SEEN, _HIDDEN = (255, 70, 50), (120, 120, 140)
 
 
-@dataclass
-class SheetConfig:
+class SheetConfig(Settings):
     """See the head of this file."""
 
-    num: int = 24
+    num: Annotated[int, Field(ge=1)] = 24
     list: str = "train.json"
-    across: int = 4
+    across: Annotated[int, Field(ge=1)] = 4
 
 
 def cohort_sheet(records: list[Record], across: int = 4, size: int = 256) -> np.ndarray:
@@ -95,17 +97,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args(argv)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(SheetConfig), OmegaConf.from_dotlist(args.overrides))
-        config = OmegaConf.to_object(merged)
-        assert isinstance(config, SheetConfig)
-        if config.num < 1 or config.across < 1:
-            raise ValueError(f"num={config.num}, across={config.across}: expected at least 1")
+        config = parse_command_line(SheetConfig, args.overrides)
         records = read_manifest(args.cohort / SPLIT_DIR / config.list)
         chosen = np.unique(
             np.linspace(0, len(records) - 1, min(config.num, len(records))).round().astype(int)
         )
         write_png(args.out, cohort_sheet([records[k] for k in chosen], config.across))
-    except (ManifestError, ImageError, OmegaConfBaseException, ValueError, OSError) as error:
+    except (ManifestError, ImageError, ValueError, OSError) as error:
         print(f"data.cohort.sheet: {str(error).strip()}", file=sys.stderr)
         return 2
     print(args.out)

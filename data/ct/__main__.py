@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import fields
 from pathlib import Path
 
-from data.ct.config import CtConfig, check_packages, parse_config
+from data.ct.config import CtConfig, check_packages
+from settings.reading import defaults_line, parse_command_line
 
 
 def main(argv: list[str] | None = None) -> int:
-    defaults = " ".join(f"{field.name}={field.default}" for field in fields(CtConfig))
+    defaults = defaults_line(CtConfig)
     parser = argparse.ArgumentParser(
         prog="python -m data.ct", description=__doc__, epilog=f"Keys: {defaults}"
     )
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, see below")
     args = parser.parse_args(argv)
     try:
-        config = parse_config(args.overrides)
+        config = parse_command_line(CtConfig, args.overrides)
         check_packages()
     except ValueError as error:
         return _say(error)

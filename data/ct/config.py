@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Annotated, Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field
+
+from settings.base import Settings
 
 FORMAT_VERSION = 1  # raise when the same scan no longer gives the same pictures
 PACKAGES = {  # module -> distribution: the extras `cohort` and `ct` of pyproject.toml
@@ -16,8 +15,7 @@ PACKAGES = {  # module -> distribution: the extras `cohort` and `ct` of pyprojec
 }  # fmt: skip
 
 
-@dataclass
-class CtConfig:
+class CtConfig(Settings):
     """How a scan becomes a pair.
 
     Attributes:
@@ -38,37 +36,20 @@ class CtConfig:
     biometrics: str = ""
     series: str = ""
     pose: str = "auto"
-    step: float = 1.0
-    bone_hu: float = 220.0
-    offset: float = 0.0
-    max_gib: float = 1.5
-    size: int = 256
-    half_field: float = 140.0
-    center_y: float = -11.0
+    step: Annotated[float, Field(ge=0.5, le=2.5)] = 1.0
+    bone_hu: Annotated[float, Field(ge=100, le=800)] = 220.0
+    offset: Annotated[float, Field(ge=-40000, le=40000)] = 0.0
+    max_gib: Annotated[float, Field(ge=0.01, le=64)] = 1.5
+    size: Annotated[int, Field(ge=64, le=1024)] = 256
+    half_field: Annotated[float, Field(ge=135, le=400)] = 140.0
+    center_y: Annotated[float, Field(ge=-60, le=60)] = -11.0
     meshes: bool = True
     private: str = ""
-    num_workers: int = 1
-
-    def check(self) -> None:
-        """Raises: ValueError naming the key, its value and what is allowed."""
-        limits: dict[str, tuple[float, float]] = {
-            "step": (0.5, 2.5),
-            "bone_hu": (100, 800),
-            "offset": (-40000, 40000),
-            "max_gib": (0.01, 64),
-            "size": (64, 1024),
-            "half_field": (135, 400),
-            "center_y": (-60, 60),
-            "num_workers": (1, 256),
-        }
-        for key, (low, high) in limits.items():
-            value = getattr(self, key)
-            if not (math.isfinite(value) and low <= value <= high):
-                raise ValueError(f"{key}={value}: expected {low} <= {key} <= {high}")
+    num_workers: Annotated[int, Field(ge=1, le=256)] = 1
 
     def identity(self) -> dict[str, Any]:
         """Everything the pictures depend on beside the scans; runs with the same may share a folder."""
-        settings = asdict(self)
+        settings = self.model_dump()
         for key in ("num_workers", "private", "biometrics", "max_gib"):
             del settings[key]
         return {"format": FORMAT_VERSION, **settings}
@@ -82,24 +63,3 @@ def check_packages() -> None:
             f"not installed: {' and '.join(missing)}; the extras 'cohort' and 'ct' name what is needed: "
             "python -m pip install -e .[cohort,ct]"
         )
-
-
-def parse_config(overrides: list[str]) -> CtConfig:
-    """``["step=0.8", ...]`` -> config. Raises: ValueError for an unknown key, a wrong type or value."""
-    known = ", ".join(asdict(CtConfig()))
-    base = OmegaConf.structured(CtConfig)
-    for item in overrides:
-        key, equals, value = item.partition("=")
-        if not equals or key not in asdict(CtConfig()):
-            raise ValueError(f"{item!r}: expected key=value; keys: {known}")
-        if isinstance(getattr(CtConfig, key), str):
-            OmegaConf.update(base, key, value)  # as it stands: a pose or a UID is no number or list
-            continue
-        try:
-            base = OmegaConf.merge(base, OmegaConf.from_dotlist([item]))
-        except OmegaConfBaseException as error:
-            raise ValueError(f"{item}: {str(error).splitlines()[0]}; keys: {known}") from error
-    config = OmegaConf.to_object(base)
-    assert isinstance(config, CtConfig)
-    config.check()
-    return config

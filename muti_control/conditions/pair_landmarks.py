@@ -13,8 +13,8 @@ from cldm.branches import Landmarks
 from data.landmarks import landmark_fractions
 from data.manifest import Record
 from data.predicted_landmarks import PredictedLandmarks
-from ldm.config import ConfigError
 from muti_control.training.config import LandmarkConditionConfig
+from settings.messages import ConfigError
 
 NO_LANDMARKS = (
     "no training pair has landmarks: the model's landmark branch stays as it is; a 'landmarks' field in the manifest, "

@@ -8,8 +8,6 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from cldm.record import environment
 from data.cases import cases_of
 from data.files import picture_sha256
@@ -45,14 +43,13 @@ def open_folder(plan: Plan) -> Path:
     """The run's folder, claimed for it. Raises: OutputError."""
     folder = choose_folder(plan.cfg)
     read = {file.path: file.sha256 for file in (*plan.inputs.manifests, *plan.files)}
-    config = OmegaConf.to_container(OmegaConf.structured(plan.cfg))
-    assert isinstance(config, dict)
+    config = plan.cfg.model_dump()
     inputs = [
         *(Path(w.path) for w in plan.weights.values()),
         *([] if plan.pix2pix is None else [plan.pix2pix.path]),
         *(path for paths in plan.elsewhere for path in paths),
     ]
-    claim(folder, plan.cfg, identity_of({str(key): value for key, value in config.items()}, read), inputs)
+    claim(folder, plan.cfg, identity_of(config, read), inputs)
     return folder
 
 
@@ -202,8 +199,7 @@ def _subject(plan: Plan) -> Subject:
 
 def _protocol(plan: Plan, made: Made, gallery_size: int, how: Resampling) -> Protocol:
     cfg, inputs = plan.cfg, plan.inputs
-    config = OmegaConf.to_container(OmegaConf.structured(cfg))
-    assert isinstance(config, dict)
+    config = cfg.model_dump()
     remarks = list(inputs.remarks)
     counts = plan.donors.counts()
     if "shuffled" in plan.names:
@@ -225,7 +221,7 @@ def _protocol(plan: Plan, made: Made, gallery_size: int, how: Resampling) -> Pro
         bootstrap=how.draws,
         seed=cfg.seed,
         sampling=dict(config["sampling"]) if plan.weights else {},
-        config={str(key): value for key, value in config.items()},
+        config=config,
         cohort=inputs.cohort,
         remarks=tuple(remarks),
     )

@@ -13,7 +13,6 @@ from cldm.sampling import SamplingConfig
 from data.cases import Case
 from data.files import picture_sha256
 from ldm.checkpoint import sha256
-from ldm.config import parse_command_line
 from ldm.device import choose_device, choose_precision
 from muti_control.distributed import Team, find_team
 from muti_control.evaluation.judges.backbone import Backbone
@@ -31,6 +30,7 @@ from muti_control.evaluation.protocol.registry import METHODS, OF_PIX2PIX, OF_TH
 from muti_control.evaluation.results.results import HashedFile, NotRun
 from muti_control.sampling.prepare import shipped, shipped_networks
 from muti_control.sampling.spgd import GuidanceConfig
+from settings.reading import parse_command_line
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PRESETS = ("quick", "full")

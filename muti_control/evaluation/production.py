@@ -12,7 +12,6 @@ from cldm.sampling import SamplingConfig
 from data.biometrics import Biometrics
 from data.cases import Case
 from data.manifest import Record
-from ldm.config import to_yaml
 from muti_control.evaluation.methods.controls import permuted, told_another, with_skull_of
 from muti_control.evaluation.methods.edits import EditPlan, find_edits
 from muti_control.evaluation.methods.faces import Faces
@@ -23,6 +22,7 @@ from muti_control.evaluation.plan import Plan
 from muti_control.evaluation.protocol.progress import Progress
 from muti_control.evaluation.protocol.registry import CEILINGS, OF_PIX2PIX, OF_TRAINING, MethodInfo
 from muti_control.evaluation.protocol.run_folder import FACES
+from settings.reading import to_yaml
 
 LEARN, DRAW, TRANSLATE, SAMPLE, DECODE = (
     "reading the training pairs",
@@ -217,7 +217,7 @@ class Production:
         if "shuffled" in plan.names:
             want("shuffled", swapped)
         if "attributes" in plan.names:
-            want("attributes", own, replace(sampling, control_start=0.0, control_end=0.0))
+            want("attributes", own, sampling.with_(control_start=0.0, control_end=0.0))
         if name in plan.names:
             covered = {case.name for case in own[: cfg.covered]}
             want("more", own[: cfg.covered], more=True)

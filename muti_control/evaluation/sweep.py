@@ -25,12 +25,12 @@ import yaml
 
 from cldm.spgd import MODES
 from data.images import write_png
-from ldm.config import ConfigError
 from muti_control.evaluation.engine import evaluate, open_folder
 from muti_control.evaluation.plan import DEFAULT, ROOT, prepare
 from muti_control.evaluation.protocol.run_folder import release
 from muti_control.evaluation.results.results import Evaluation, Method
 from muti_control.sampling.charts import Panel, Series, draw_panels
+from settings.messages import ConfigError
 
 SCALES = (0.003, 0.01, 0.03, 0.1)
 TRIED = ("plain", "spgd")

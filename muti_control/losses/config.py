@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 
 from muti_control.networks.patchgan import PatchGan, PatchGanConfig
 from muti_control.optim import OptimConfig
+from settings.base import Settings
 
 
-@dataclass
-class DiscriminatorConfig:
+class DiscriminatorConfig(Settings):
     """The discriminator that realism and feature matching need; it learns beside what it judges.
 
     init: its weights (a discriminator.safetensors); null: fresh ones. every: steps from one of its turns to the next.
@@ -21,10 +20,8 @@ class DiscriminatorConfig:
 
     init: str | None = None
     every: int = 1
-    network: PatchGanConfig = field(default_factory=PatchGanConfig)
-    optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(lr=1e-4, beta1=0.5, warmup_steps=0, clip_norm=0.0, ema_decay=0.0)
-    )
+    network: PatchGanConfig = PatchGanConfig()
+    optim: OptimConfig = OptimConfig(lr=1e-4, beta1=0.5, warmup_steps=0, clip_norm=0.0, ema_decay=0.0)
 
     def validate(self, in_channels: int) -> None:
         """Of one for pictures of that many channels.
@@ -65,8 +62,7 @@ class DiscriminatorConfig:
         return found.train().requires_grad_(True)
 
 
-@dataclass
-class AutoencoderStageConfig:
+class AutoencoderStageConfig(Settings):
     """Loss of the autoencoder stage: |x - x_hat| + edge_weight |grad x - grad x_hat| + kl_weight KL / pixels, and
 
     texture_weight: of how much rougher or smoother the surface comes back (``autoencoder_losses.texture_loss``);
@@ -85,9 +81,7 @@ class AutoencoderStageConfig:
     texture_weight: float = 0.0
     gan: float = 0.0
     gan_ramp_steps: int = 0
-    discriminator: DiscriminatorConfig = field(
-        default_factory=lambda: DiscriminatorConfig(network=PatchGanConfig(in_channels=3))
-    )
+    discriminator: DiscriminatorConfig = DiscriminatorConfig(network=PatchGanConfig(in_channels=3))
     on_skulls: bool = False
 
     def validate(self) -> None:
@@ -101,8 +95,7 @@ class AutoencoderStageConfig:
             raise ValueError(f"discriminator.{error}") from error
 
 
-@dataclass
-class GrainStageConfig:
+class GrainStageConfig(Settings):
     """Of the grain stage, whose loss is ``autoencoder_losses.texture_loss`` of decoded pictures with grain.
 
     filters: of the noise, in a head that ``init`` has not yet. crop_size: side in px of the random windows it trains on
@@ -125,8 +118,7 @@ class GrainStageConfig:
             raise ValueError(f"exemplars: got {self.exemplars!r}, expected a share, 0 to 1")
 
 
-@dataclass
-class LossesConfig:
+class LossesConfig(Settings):
     """Of the control stage: losses of the face that the predicted clean latent decodes to, beside the noise loss.
 
     gan, fm, lm: realism (LSGAN), feature matching in the discriminator, landmarks; 0 switches a term off.
@@ -156,7 +148,7 @@ class LossesConfig:
     real: str = "decoded"
     pipnet: str = "models/demo/pipnet_face.safetensors"
     measure_every: int = 50
-    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
 
     @property
     def on(self) -> bool:

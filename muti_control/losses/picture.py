@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.config import ConfigError
 from muti_control.losses.config import LossesConfig
 from muti_control.losses.decoding import Judged, judge
 from muti_control.networks.patchgan import PatchGan, judged, lsgan_discriminator, lsgan_generator, scores_of
 from muti_control.networks.pipnet.reader import LandmarkReader
+from settings.messages import ConfigError
 
 
 def feature_matching(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]) -> Tensor:

@@ -11,7 +11,6 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,16 +19,16 @@ from torch import Tensor, nn
 
 from ldm.autoencoder import AutoencoderKL
 from ldm.checkpoint import CheckpointError, load_strict, read_state_dict, write_state_dict
-from ldm.config import from_json
 from ldm.latent_diffusion import LatentDiffusion
+from settings.base import Settings
+from settings.reading import from_json
 
 METADATA = "guidance_decoder"
 FIRST_STAGE = "first_stage"
 SAME = 0.05  # two readings of one autoencoder's weights differ by less, also in half precision; of two by about 1
 
 
-@dataclass
-class GuidanceDecoderConfig:
+class GuidanceDecoderConfig(Settings):
     """Architecture.
 
     z_channels: of the latent. widths: channels at 1/8, 1/4 and 1/2 of the picture's side.
@@ -37,8 +36,8 @@ class GuidanceDecoderConfig:
     """
 
     z_channels: int = 4
-    widths: list[int] = field(default_factory=lambda: [64, 48, 32])
-    blocks: list[int] = field(default_factory=lambda: [3, 2, 1])
+    widths: list[int] = [64, 48, 32]
+    blocks: list[int] = [3, 2, 1]
 
     def validate(self) -> None:
         """Raises: ValueError naming the field, what was got and what is expected."""
@@ -62,15 +61,14 @@ class GuidanceDecoderConfig:
                 raise ValueError(f"{key}: got {got!r}, expected {expected}")
 
 
-@dataclass
-class GuidanceDecoderStageConfig:
+class GuidanceDecoderStageConfig(Settings):
     """Of the guidance_decoder stage: |x_hat - x| + edge_weight |grad x_hat - grad x| against the full decoder's x.
 
     altered: share of the training latents that are altered: each gets up to ``blend`` of another's and noise of a
     deviation of up to ``noise`` (latents have about 1), as a sampler's early estimates are.
     """
 
-    network: GuidanceDecoderConfig = field(default_factory=GuidanceDecoderConfig)
+    network: GuidanceDecoderConfig = GuidanceDecoderConfig()
     edge_weight: float = 1.0
     altered: float = 0.5
     blend: float = 1.0
@@ -139,7 +137,7 @@ class GuidanceDecoder(nn.Module):
     ) -> None:
         """Write weights, architecture and whose decoder it imitates (:func:`signature`). Raises: CheckpointError."""
         state = {name: value.to(dtype) for name, value in self.state_dict().items()}
-        own = {METADATA: json.dumps(asdict(self.cfg)), FIRST_STAGE: json.dumps(list(first_stage))}
+        own = {METADATA: json.dumps(self.cfg.model_dump()), FIRST_STAGE: json.dumps(list(first_stage))}
         write_state_dict(path, state, {**own, **(more or {})})
 
 

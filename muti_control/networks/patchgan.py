@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -19,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.checkpoint import CheckpointError, load_strict, read_state_dict, write_state_dict
-from ldm.config import from_json
+from settings.base import Settings
+from settings.reading import from_json
 
 MOST_CHANNELS = 512
 LEAK = 0.2
@@ -30,8 +30,7 @@ METADATA = "patchgan"
 Features = list[list[Tensor]]
 
 
-@dataclass
-class PatchGanConfig:
+class PatchGanConfig(Settings):
     """Architecture.
 
     in_channels: skull and face stacked. width: channels of the first layer; they double up to 512.
@@ -104,7 +103,7 @@ class PatchGan(nn.Module):
 
     def metadata(self) -> dict[str, str]:
         """What the file says of itself."""
-        return {METADATA: json.dumps(asdict(self.cfg))}
+        return {METADATA: json.dumps(self.cfg.model_dump())}
 
     def save(
         self, path: Path, dtype: torch.dtype = torch.float32, more: Mapping[str, str] | None = None

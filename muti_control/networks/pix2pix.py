@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -18,7 +17,8 @@ from torch import Tensor, nn
 
 from data.biometrics import BODY_MASS_WORDS, Biometrics, age_level
 from ldm.checkpoint import CheckpointError, load_strict, read_state_dict, write_state_dict
-from ldm.config import from_json
+from settings.base import Settings
+from settings.reading import from_json
 
 METADATA = "pix2pix"
 NUM_AGE_LEVELS = 5
@@ -29,8 +29,7 @@ INITIAL_STD = 0.02
 LEAK = 0.2
 
 
-@dataclass
-class GeneratorConfig:
+class GeneratorConfig(Settings):
     """Architecture.
 
     image_size: side of the pictures in px. width: channels of the first layer; they double up to eight times that.
@@ -178,7 +177,7 @@ class Generator(nn.Module):
 
     def metadata(self) -> dict[str, str]:
         """What the file says of itself."""
-        return {METADATA: json.dumps(asdict(self.cfg))}
+        return {METADATA: json.dumps(self.cfg.model_dump())}
 
     def save(
         self, path: Path, dtype: torch.dtype = torch.float32, more: Mapping[str, str] | None = None

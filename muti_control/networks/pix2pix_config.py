@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
 from muti_control.networks.patchgan import PatchGanConfig
 from muti_control.networks.pix2pix import GeneratorConfig
 from muti_control.optim import OptimConfig
+from settings.base import Settings
 
 
-@dataclass
-class Pix2PixStageConfig:
+class Pix2PixStageConfig(Settings):
     """Of the pix2pix stage, a baseline that needs no 'model:'. Loss of the generator: gan_weight LSGAN + l1_weight L1.
 
     generator, discriminator: the architectures. discriminator_optim: of its own optimizer; ``optim`` is the
     generator's. Source: arXiv 1611.07004, eq. 4; the squares in place of its logarithms are arXiv 1611.04076's.
     """
 
-    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
-    discriminator: PatchGanConfig = field(default_factory=PatchGanConfig)
-    discriminator_optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(lr=2e-4, weight_decay=0.0, beta1=0.5, ema_decay=0.0)
-    )
+    generator: GeneratorConfig = GeneratorConfig()
+    discriminator: PatchGanConfig = PatchGanConfig()
+    discriminator_optim: OptimConfig = OptimConfig(lr=2e-4, weight_decay=0.0, beta1=0.5, ema_decay=0.0)
     l1_weight: float = 100.0
     gan_weight: float = 1.0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from data.files import picture_sha256
 from data.partial import REGIONS
 from ldm.checkpoint import sha256
 from ldm.compiled import check_compiler, compile_blocks
-from ldm.config import parse_command_line, to_yaml
 from ldm.device import choose_device, choose_precision
 from muti_control.conditions.case_landmarks import Given, choose_landmarks
 from muti_control.conditions.case_textures import choose_textures
@@ -26,6 +25,8 @@ from muti_control.distributed import find_team
 from muti_control.sampling.job import Job, RunFolder
 from muti_control.sampling.resume import resumed
 from muti_control.sampling.spgd import GuidanceConfig, load_guidance
+from settings.base import Settings
+from settings.reading import parse_command_line, to_yaml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEMO_SKULLS, DEMO_LIMIT = "data/split_data/test.json", 4
@@ -33,8 +34,7 @@ DEMO_WEIGHTS = "models/demo/iccr_demo.safetensors"
 SKULL_LANDMARKS = "models/demo/pipnet_skull.safetensors"
 
 
-@dataclass
-class SampleConfig:
+class SampleConfig(Settings):
     """What to reconstruct, and how.
 
     skull: picture, folder or manifest; none: there is none, and what else is given draws the face.
@@ -84,8 +84,8 @@ class SampleConfig:
     out: str | None = None
     overwrite: bool = False
     resume: bool = False
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    sampling: SamplingConfig = SamplingConfig()
+    guidance: GuidanceConfig = GuidanceConfig()
 
     def validate(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
@@ -269,7 +269,7 @@ def recommended_sampling(metadata: Mapping[str, str], num_control_outputs: int) 
 
 def shipped_networks(cfg: GuidanceConfig) -> GuidanceConfig:
     """The settings with the files that come with this program named in full."""
-    return replace(cfg, face_landmark_weights=str(shipped(cfg.face_landmark_weights)))
+    return cfg.with_(face_landmark_weights=str(shipped(cfg.face_landmark_weights)))
 
 
 def shipped(name: str) -> Path:

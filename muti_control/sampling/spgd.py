@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,6 @@ ENERGIES = ("landmarks", "containment", "realism", "texture")
 FACE_LANDMARKS = "models/demo/pipnet_face.safetensors"
 
 
-@dataclass
 class GuidanceConfig(SpgdConfig):
     """Guidance by SPGD; off by default. What ``SpgdConfig`` says, and the energies it lowers.
 
@@ -175,7 +174,7 @@ class Guidance:
 
     def describe(self, case: Case | None = None) -> dict[str, Any]:
         """For the records: all settings, and the sha256 of the files behind them; of a case also its target's."""
-        settings = asdict(self.cfg)
+        settings = self.cfg.model_dump()
         for name in ("face_landmark_weights", "discriminator", "exemplar", "decoder"):
             used = name in self.files
             settings[name] = {"file": Path(settings[name]).name, "sha256": self.files[name]} if used else None

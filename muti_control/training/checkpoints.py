@@ -15,8 +15,8 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from ldm.checkpoint import CheckpointError
-from ldm.config import ConfigError
 from ldm.containers import load_pickle
+from settings.messages import ConfigError
 
 LAST, PREVIOUS, BEST_INDEX = "last.ckpt", "previous.ckpt", "best.json"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from settings.base import Settings
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +13,8 @@ from omegaconf import MISSING
 
 from cldm.sampling import SamplingConfig
 from data.partial import REGIONS
-from ldm.config import ConfigError, parse_command_line
+from settings.messages import ConfigError
+from settings.reading import parse_command_line
 from ldm.latent_diffusion import ModelConfig
 from muti_control.losses.config import AutoencoderStageConfig, GrainStageConfig, LossesConfig
 from muti_control.networks.guidance_decoder import GuidanceDecoderStageConfig
@@ -39,8 +42,7 @@ class Checked(Protocol):
         """Raises: ValueError naming the field, what was got and what is expected."""
 
 
-@dataclass
-class DataConfig:
+class DataConfig(Settings):
     """Where the pairs are.
 
     root: folder with ``pairedCS/`` (pictures) and ``split_data/`` (manifests).
@@ -59,8 +61,7 @@ class DataConfig:
     how_to_get: str = "python -m data.cohort OUT makes a synthetic cohort; then pass data.root=OUT"
 
 
-@dataclass
-class TrainConfig:
+class TrainConfig(Settings):
     """How long, how large, how often.
 
     max_steps: optimizer steps. batch_size: pictures per device and micro-batch. accumulate: micro-batches per
@@ -92,8 +93,7 @@ class TrainConfig:
     export_dtype: str = "float32"
 
 
-@dataclass
-class MemoryConfig:
+class MemoryConfig(Settings):
     """What saves the GPU's memory in the control stage; configs/sd15 has one config each for 12, 24 and 80 GB.
 
     recompute_control, recompute_unet: compute the activations of the control network, or of the frozen UNet's decoder,
@@ -110,8 +110,7 @@ class MemoryConfig:
     compile: bool = False
 
 
-@dataclass
-class WatchConfig:
+class WatchConfig(Settings):
     """When a run warns, and when it gives up.
 
     max_skipped: so many steps in a row may have a gradient that is not finite (they are skipped); one more stops
@@ -125,8 +124,7 @@ class WatchConfig:
     waiting_share: float = 0.2
 
 
-@dataclass
-class DiffusionStageConfig:
+class DiffusionStageConfig(Settings):
     """Of the base and control stages.
 
     prompt_dropout: chance that a prompt is replaced by the empty one (what guidance needs).
@@ -148,8 +146,7 @@ class DiffusionStageConfig:
     control_dropout: float = 0.0
 
 
-@dataclass
-class LandmarkConditionConfig:
+class LandmarkConditionConfig(Settings):
     """Of the control stage, for a model with a landmark branch.
 
     predicted: files of landmarks that networks read off the skulls, of training and validation pairs.
@@ -157,13 +154,12 @@ class LandmarkConditionConfig:
     dropout: chance that a pair's landmarks are left out, so that the model also works without.
     """
 
-    predicted: list[str] = field(default_factory=list)
+    predicted: list[str] = []
     known_share: float = 0.5
     dropout: float = 0.2
 
 
-@dataclass
-class TextureConditionConfig:
+class TextureConditionConfig(Settings):
     """Of the control stage, for a model with a texture branch.
 
     dropout: chance that a pair's exemplar is left out, so that the model also works without.
@@ -172,8 +168,7 @@ class TextureConditionConfig:
     dropout: float = 0.2
 
 
-@dataclass
-class SkullConditionConfig:
+class SkullConditionConfig(Settings):
     """Of the control stage: dropout: chance that a pair's skull is left out, so that the model also works without.
 
     What is left draws the face: landmarks, texture and text, or the text alone.
@@ -182,8 +177,7 @@ class SkullConditionConfig:
     dropout: float = 0.0
 
 
-@dataclass
-class PartialSkullConfig:
+class PartialSkullConfig(Settings):
     """Of the control stage, and of pipnet's where it reads skulls: skulls of which bone is missing, so that a damaged
     skull still gives a face, and points that are not led astray.
 
@@ -191,11 +185,10 @@ class PartialSkullConfig:
     """
 
     share: float = 0.0
-    regions: list[str] = field(default_factory=lambda: list(REGIONS))
+    regions: list[str] = list(REGIONS)
 
 
-@dataclass
-class ExperimentConfig:
+class ExperimentConfig(Settings):
     """One training run.
 
     stage: autoencoder, base, control, pipnet, pix2pix, guidance_decoder or grain. name: the run's folder below ``out``.
@@ -203,30 +196,30 @@ class ExperimentConfig:
     model: the architecture; with ``init`` it may be left out, the file carries it.
     """
 
-    stage: str = MISSING
-    name: str = MISSING
+    stage: str
+    name: str
     out: str = "runs"
     init: str | None = None
     how_to_get_init: str = ""
     resume: bool = True
     model: ModelConfig | None = None
-    data: DataConfig = field(default_factory=DataConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    watch: WatchConfig = field(default_factory=WatchConfig)
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
-    autoencoder: AutoencoderStageConfig = field(default_factory=AutoencoderStageConfig)
-    diffusion: DiffusionStageConfig = field(default_factory=DiffusionStageConfig)
-    skull: SkullConditionConfig = field(default_factory=SkullConditionConfig)
-    landmarks: LandmarkConditionConfig = field(default_factory=LandmarkConditionConfig)
-    texture: TextureConditionConfig = field(default_factory=TextureConditionConfig)
-    losses: LossesConfig = field(default_factory=LossesConfig)
-    partial: PartialSkullConfig = field(default_factory=PartialSkullConfig)
-    pipnet: PipNetStageConfig = field(default_factory=PipNetStageConfig)
-    pix2pix: Pix2PixStageConfig = field(default_factory=Pix2PixStageConfig)
-    guidance_decoder: GuidanceDecoderStageConfig = field(default_factory=GuidanceDecoderStageConfig)
-    grain: GrainStageConfig = field(default_factory=GrainStageConfig)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    optim: OptimConfig = OptimConfig()
+    watch: WatchConfig = WatchConfig()
+    memory: MemoryConfig = MemoryConfig()
+    autoencoder: AutoencoderStageConfig = AutoencoderStageConfig()
+    diffusion: DiffusionStageConfig = DiffusionStageConfig()
+    skull: SkullConditionConfig = SkullConditionConfig()
+    landmarks: LandmarkConditionConfig = LandmarkConditionConfig()
+    texture: TextureConditionConfig = TextureConditionConfig()
+    losses: LossesConfig = LossesConfig()
+    partial: PartialSkullConfig = PartialSkullConfig()
+    pipnet: PipNetStageConfig = PipNetStageConfig()
+    pix2pix: Pix2PixStageConfig = Pix2PixStageConfig()
+    guidance_decoder: GuidanceDecoderStageConfig = GuidanceDecoderStageConfig()
+    grain: GrainStageConfig = GrainStageConfig()
+    sampling: SamplingConfig = SamplingConfig()
 
     @property
     def run_dir(self) -> Path:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +21,11 @@ from numpy.typing import NDArray
 
 from data.manifest import Record
 from data.predicted_landmarks import PredictedLandmarks
-from ldm.config import ConfigError
 from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.training.config import ExperimentConfig, load_experiment
 from muti_control.training.landmark_pairs import LandmarkDataset, collate, fold_of
 from muti_control.training.stages.pipnet import read_records
+from settings.messages import ConfigError
 
 
 @torch.no_grad()
@@ -57,7 +56,7 @@ def train_fold(cfg: ExperimentConfig, fold: int) -> Path | None:
     """Train the network that leaves out one part; None: stopped before the end."""
     from muti_control.training.run import prepare
 
-    own = replace(cfg, name=f"{cfg.name}_fold{fold}", pipnet=replace(cfg.pipnet, fold=fold))
+    own = cfg.with_(name=f"{cfg.name}_fold{fold}", pipnet=cfg.pipnet.with_(fold=fold))
     print(f"fold {fold + 1} of {cfg.pipnet.folds}", flush=True)
     return prepare(own).fit()
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from torch import Tensor, nn
 
 from cldm.controlled import model_config_of
 from ldm.autoencoder import AutoencoderKL, fresh_grain
 from ldm.checkpoint import load_strict, read_state_dict
-from ldm.config import ConfigError
 from ldm.latent_diffusion import ModelConfig
 from muti_control.training.config import ExperimentConfig
+from settings.messages import ConfigError
 
 
 def architecture_of(cfg: ExperimentConfig, metadata: Mapping[str, str]) -> ModelConfig:
@@ -65,8 +64,8 @@ class FirstStage(nn.Module):
                     f"grain.filters: got {grain}, but {cfg.init} has a head of {got}; give that"
                 )
             told = grain_exemplar or model_cfg.first_stage.grain_exemplar
-            first = replace(model_cfg.first_stage, grain=grain, grain_exemplar=told)
-            model_cfg = replace(model_cfg, first_stage=first)
+            first = model_cfg.first_stage.with_(grain=grain, grain_exemplar=told)
+            model_cfg = model_cfg.with_(first_stage=first)
         state |= fresh_grain(state, model_cfg.first_stage, cfg.train.seed)
         first_stage = cls(model_cfg)
         load_strict(first_stage.first_stage_model, state, prefix="first_stage_model.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ class LatentStage(Stage):
         return self.net
 
     def architecture(self) -> dict[str, Any]:
-        facts = asdict(self.model.cfg)
+        facts = self.model.cfg.model_dump()
         for name in ("grain", "grain_exemplar"):  # a run from before there were such settings goes on
             if not facts["first_stage"][name]:
                 del facts["first_stage"][name]

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from omegaconf import MISSING
 from tqdm import tqdm
 
 from data.cases import cases_of
@@ -27,18 +25,19 @@ from data.landmarks import landmark_fractions
 from data.manifest import Record, read_manifest
 from data.predicted_landmarks import PredictedLandmarks
 from ldm.checkpoint import sha256
-from ldm.config import ConfigError, parse_command_line
 from ldm.device import choose_device
 from muti_control.conditions.case_landmarks import ReadOffSkull
 from muti_control.networks.pipnet.measures import OUTER_EYE_CORNERS, nme
 from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.training.config import DataConfig
+from settings.base import Settings
+from settings.messages import ConfigError
+from settings.reading import parse_command_line
 
 BY_HEART = 0.9  # of the error on the validation list: on the training list it may not be smaller
 
 
-@dataclass
-class PredictConfig:
+class PredictConfig(Settings):
     """What is read.
 
     weights: of a network that reads skulls. data: the lists ``train`` and ``valid``, as for training.
@@ -46,9 +45,9 @@ class PredictConfig:
     eye_corners: the two points whose distance is the unit of the error; null: the outer corners, in known layouts.
     """
 
-    weights: str = MISSING
-    out: str = MISSING
-    data: DataConfig = field(default_factory=DataConfig)
+    weights: str
+    out: str
+    data: DataConfig = DataConfig()
     size: int = 256
     batch_size: int = 32
     eye_corners: list[int] | None = None

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from ldm.config import ConfigError
+from settings.messages import ConfigError
 
 T = TypeVar("T")
 BUCKET_BYTES = 64 * 2**20  # gradients that travel together

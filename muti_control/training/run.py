@@ -7,18 +7,16 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import OmegaConf
 
 from cldm.record import check_creatable
 from data.partial import REGIONS
 from ldm.checkpoint import sha256
-from ldm.config import ConfigError
 from muti_control.losses.config import LossesConfig
 from muti_control.rank_zero import end_with_parent
 from muti_control.training.build import build_stage, check_files
@@ -28,6 +26,8 @@ from muti_control.training.config import ExperimentConfig
 from muti_control.training.optimizers import odd_settings
 from muti_control.training.stage import Stage
 from muti_control.training.trainer import build_trainer, check_machine
+from settings.messages import ConfigError
+from settings.reading import to_yaml
 
 # Parts of the config that must not change when a run goes on.
 FINGERPRINTED = (
@@ -59,7 +59,7 @@ def fingerprint(cfg: ExperimentConfig, stage: Stage) -> dict[str, str]:
     facts |= {f"train.{key}": str(getattr(cfg.train, key)) for key in ("batch_size", "accumulate", "seed")}
     own = (cfg.stage,) if cfg.stage in OF_ONE_STAGE else ()
     for part in (*FINGERPRINTED, *own):
-        facts |= {f"{part}.{key}": str(value) for key, value in asdict(getattr(cfg, part)).items()}
+        facts |= {f"{part}.{key}": str(value) for key, value in getattr(cfg, part).model_dump().items()}
     if not cfg.autoencoder.gan:  # what only realism has
         del facts["autoencoder.discriminator"], facts["autoencoder.gan_ramp_steps"]
     facts["losses"] = _losses_facts(cfg.losses)
@@ -70,7 +70,7 @@ def _losses_facts(cfg: LossesConfig) -> str:
     """What must not change of the picture losses; files count by their contents."""
     if not cfg.on:
         return BEFORE["losses"]
-    facts = asdict(cfg)
+    facts = cfg.model_dump()
     facts["pipnet"] = sha256(Path(cfg.pipnet)) if cfg.lm else ""
     init = cfg.discriminator.init
     facts["discriminator"]["init"] = "" if init is None else sha256(Path(init))
@@ -240,5 +240,5 @@ def _export(cfg: ExperimentConfig, stage: Stage) -> None:
 def _write_config(cfg: ExperimentConfig) -> None:
     cfg.run_dir.mkdir(parents=True, exist_ok=True)
     temporary = cfg.run_dir / f".config.yaml.{os.getpid()}.tmp"
-    temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(cfg)), encoding="utf-8")
+    temporary.write_text(to_yaml(cfg), encoding="utf-8")
     os.replace(temporary, cfg.run_dir / "config.yaml")

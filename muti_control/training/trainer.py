@@ -10,7 +10,6 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
-from ldm.config import ConfigError
 from ldm.device import compute_in_fp32, prefers_bf16
 from muti_control.training.callbacks import LogAndProgress, SaveLast, Validate
 from muti_control.training.checkpoints import BestCheckpoints, WholeFiles
@@ -18,6 +17,7 @@ from muti_control.training.config import ExperimentConfig
 from muti_control.training.ranks import PlainDdp, layout
 from muti_control.training.stage import Stage
 from muti_control.training.throughput import Pace
+from settings.messages import ConfigError
 
 
 def device_of(cfg: ExperimentConfig) -> torch.device:

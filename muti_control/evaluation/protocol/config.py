@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cldm.sampling import SamplingConfig
-from ldm.config import ConfigError, parse_command_line
 from muti_control.evaluation.judges.features import DISTANCES, FEATURE_SIZE
 from muti_control.evaluation.protocol.registry import METHODS
 from muti_control.sampling.prepare import SKULL_LANDMARKS, check_missing
 from muti_control.sampling.spgd import FACE_LANDMARKS, GuidanceConfig
+from settings.base import Settings
+from settings.messages import ConfigError
+from settings.reading import parse_command_line
 
 RECOGNISERS = ("dlib", "landmarks", "picture")
 LANDMARKS = ("auto", "none", "known")
 
 
-@dataclass
-class DataConfig:
+class DataConfig(Settings):
     """root: folder with split_data/{train,valid,test}.json and pairedCS/, as ``python -m data.cohort`` makes it.
 
     images_dir: where the pictures are, if not where the manifests expect them.
@@ -32,8 +32,7 @@ class DataConfig:
     trained_on: str | None = None
 
 
-@dataclass
-class EvaluateConfig:
+class EvaluateConfig(Settings):
     """What is evaluated, on whom, and by which measures.
 
     weights: checkpoint of ours. models: more of them by name, such as {plain: runs/plain/model.safetensors}.
@@ -68,12 +67,12 @@ class EvaluateConfig:
     """
 
     weights: str | None = None
-    models: dict[str, str] = field(default_factory=dict)
+    models: dict[str, str] = {}
     pix2pix: str | None = None
     faces: str | None = None
     mapping: str | None = None
     name: str | None = None
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig = DataConfig()
     split: str = "test"
     num: int = 64
     samples: int = 1
@@ -82,19 +81,19 @@ class EvaluateConfig:
     told: int = 16
     seed: int = 0
     size: int = 0
-    methods: list[str] = field(default_factory=list)
-    recognisers: list[str] = field(default_factory=lambda: list(RECOGNISERS))
+    methods: list[str] = []
+    recognisers: list[str] = list(RECOGNISERS)
     onnx: str | None = None
     lpips: str | None = None
     lpips_heads: str | None = None
     kid: str | None = None
     picture_distance: str = "mean_absolute"
-    rectangle: list[float] = field(default_factory=lambda: [0.264, 0.365, 0.735, 0.835])
+    rectangle: list[float] = [0.264, 0.365, 0.735, 0.835]
     train_limit: int = 6000
     bootstrap: int = 4000
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
-    guided: dict[str, Any] = field(default_factory=dict)
+    sampling: SamplingConfig = SamplingConfig()
+    guidance: GuidanceConfig = GuidanceConfig()
+    guided: dict[str, Any] = {}
     landmarks: str = "auto"
     landmark_weights: str = SKULL_LANDMARKS
     face_landmark_weights: str | None = FACE_LANDMARKS
@@ -141,7 +140,7 @@ class EvaluateConfig:
         own = self.guided.get(name, {})
         if not isinstance(own, Mapping):
             raise ConfigError(f"guided.{name}: got {own!r}, expected settings such as {{mode: plain}}")
-        base = asdict(self.guidance) | {str(key): value for key, value in own.items()}
+        base = self.guidance.model_dump() | {str(key): value for key, value in own.items()}
         base["mode"] = "off" if base["mode"] is False else base["mode"]  # YAML takes off for a truth value
         return parse_command_line(GuidanceConfig, [], base=base, base_name=f"guided.{name}")
 

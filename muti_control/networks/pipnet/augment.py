@@ -6,15 +6,15 @@ All numbers are drawn on the CPU from the generator that is passed in, so a batc
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from settings.base import Settings
 
-@dataclass
-class AugmentConfig:
+
+class AugmentConfig(Settings):
     """How far pictures are changed. Each number is a limit; 0 switches its change off.
 
     translate: of the picture's side. rotate: degrees. scale: log2 of the factor. flip: chance of mirroring.

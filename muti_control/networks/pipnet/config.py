@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from muti_control.networks.pipnet.augment import AugmentConfig
 from muti_control.networks.pipnet.network import PipNetConfig
 from muti_control.training.landmark_pairs import ROLES
+from settings.base import Settings
 
 
-@dataclass
-class PipNetStageConfig:
+class PipNetStageConfig(Settings):
     """Of the pipnet stage, which needs no 'model:'.
 
     role: "face" reads landmarks off faces, "skull" the face's landmarks off skulls.
@@ -25,8 +23,8 @@ class PipNetStageConfig:
     role: str = "face"
     biometrics: bool = True
     drop_biometrics: float = 0.1
-    network: PipNetConfig = field(default_factory=PipNetConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    network: PipNetConfig = PipNetConfig()
+    augment: AugmentConfig = AugmentConfig()
     eye_corners: list[int] | None = None
     folds: int = 0
     fold: int = 0

@@ -14,29 +14,28 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from omegaconf import MISSING
 from torch import Tensor, nn
 
 from ldm.checkpoint import CheckpointError
-from ldm.config import ConfigError, parse_command_line
 from muti_control.networks.pipnet.meanface import write_meanface
 from muti_control.networks.pipnet.network import NUM_KNOWN
 from muti_control.networks.pipnet.reader import MEANFACE, LandmarkReader
 from muti_control.networks.pipnet.readout import read_points
+from settings.base import Settings
+from settings.messages import ConfigError
+from settings.reading import parse_command_line
 
 PRETRAINED = Path(__file__).resolve().parent.parent.parent / "pip_pretrained"
 
 
-@dataclass
-class ExportConfig:
+class ExportConfig(Settings):
     """weights: file of a landmark network. out: folder, null: muti_control/pip_pretrained. name: folder in it,
     null: the name of the file. onnx: write pipnet.onnx too."""
 
-    weights: str = MISSING
+    weights: str
     out: str | None = None
     name: str | None = None
     onnx: bool = False

@@ -7,12 +7,13 @@ Sources: PIPNet, arXiv 2003.03771, section 3; ResNet-18, arXiv 1512.03385; FiLM,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from settings.base import Settings
 
 STRIDE = 32
 STAGE_WIDTHS = (64, 128, 256, 512)  # of layer1 to layer4 at width 1
@@ -21,8 +22,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 NUM_KNOWN = 5  # numbers that describe a person beside the ethnicity, see ``attributes.encode``
 
 
-@dataclass
-class PipNetConfig:
+class PipNetConfig(Settings):
     """Architecture.
 
     num_landmarks: points per picture. num_neighbours: of each point, whose places it predicts too.

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from data.biometrics import Biometrics
@@ -21,6 +18,7 @@ from muti_control.networks.pipnet.attributes import encode
 from muti_control.networks.pipnet.meanface import neighbours, read_meanface, reverse_index
 from muti_control.networks.pipnet.network import STAGE_WIDTHS, Maps, PipNet, PipNetConfig
 from muti_control.networks.pipnet.readout import MIN_TEMPERATURE, read_points, soft_points
+from settings.reading import from_json
 
 MEANFACE = "meanface.txt"
 
@@ -91,7 +89,7 @@ class LandmarkReader(nn.Module):
     def metadata(self) -> dict[str, str]:
         """What the file says of itself."""
         return {
-            "pipnet": json.dumps(asdict(self.net.cfg)),
+            "pipnet": json.dumps(self.net.cfg.model_dump()),
             "meanface": json.dumps([round(float(value), 12) for value in self.mean.ravel()]),
             "role": self.role,
         }
@@ -127,7 +125,7 @@ class LandmarkReader(nn.Module):
             net = PipNet(cfg)
             load_strict(net, {k: _fp32(v) for k, v in state.items()}, allow_unexpected=(r"^fc\.",))
             reader = cls(net, mean, metadata.get("role", "face"))
-        except (ValueError, OmegaConfBaseException) as error:
+        except ValueError as error:
             raise CheckpointError(f"{path} is no landmark network that can be used: {error}") from error
         # as the pictures come to it: else every call would lay the weights out anew
         return reader.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
@@ -153,10 +151,7 @@ def infer_config(state: Mapping[str, Tensor], image_size: int = 256) -> PipNetCo
 
 
 def _metadata_config(metadata: Mapping[str, str]) -> PipNetConfig:
-    known: Any = OmegaConf.merge(OmegaConf.structured(PipNetConfig), json.loads(metadata["pipnet"]))
-    built = OmegaConf.to_object(known)
-    assert isinstance(built, PipNetConfig)
-    return built
+    return from_json(PipNetConfig, metadata["pipnet"])
 
 
 def _metadata_mean(metadata: Mapping[str, str]) -> NDArray[np.float64]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sized
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -136,4 +135,4 @@ class AutoencoderStage(LatentStage):
 
     def exported_config(self) -> ModelConfig:
         """With the measured scale factor, so that the stages that follow see latents of unit size."""
-        return replace(self.model.cfg, scale_factor=round(self.measure_scale_factor(), 5))
+        return self.model.cfg.with_(scale_factor=round(self.measure_scale_factor(), 5))

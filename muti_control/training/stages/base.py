@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -121,7 +121,7 @@ class DiffusionStage(LatentStage):
             skulls,
             batch["prompt"],
             seeds,
-            replace(self.cfg.sampling, grain=False),
+            self.cfg.sampling.with_(grain=False),
             landmarks=self.validation_landmarks(batch),
             texture=self.validation_texture(batch),
         )

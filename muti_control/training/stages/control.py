@@ -299,11 +299,11 @@ class ControlStage(DiffusionStage):
         each condition was left out or damaged.
         """
         parts = ("skull", "partial", "texture", "landmarks")
-        conditions = {part: asdict(getattr(self.cfg, part)) for part in parts}
+        conditions = {part: getattr(self.cfg, part).model_dump() for part in parts}
         conditions["landmarks"].pop("predicted")  # file names, which tell of a machine
         return {
             **super().export_metadata(),
-            "sampling": json.dumps(asdict(self.cfg.sampling)),
+            "sampling": json.dumps(self.cfg.sampling.model_dump()),
             "conditions": json.dumps(conditions),
             **untrained_metadata(self.controlled.untrained_branches - self.trained_branches()),
         }

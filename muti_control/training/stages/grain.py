@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sized
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,7 @@ class GrainStage(Stage):
         return self.first_stage.grain
 
     def architecture(self) -> dict[str, Any]:
-        return asdict(self.net.cfg.first_stage)
+        return self.net.cfg.first_stage.model_dump()
 
     # --- training -----------------------------------------------------------------------------------------
 
@@ -197,7 +196,7 @@ class GrainStage(Stage):
                 for name, value in self.net.state_dict().items()
                 if name.startswith(GRAIN)
             }
-            facts = {"step": self.updates, "git": git_revision(), **asdict(self.cfg.grain)}
+            facts = {"step": self.updates, "git": git_revision(), **self.cfg.grain.model_dump()}
             metadata = {**metadata, **model_metadata(self.net.cfg), "grain": json.dumps(facts)}
             write_state_dict(path, {**state, **head}, metadata)
 

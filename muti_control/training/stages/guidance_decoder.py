@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sized
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ class GuidanceDecoderStage(Stage):
         return cls(cfg, net, first_stage, train_set, valid_set)
 
     def architecture(self) -> dict[str, Any]:
-        return asdict(self.net.cfg)
+        return self.net.cfg.model_dump()
 
     # --- training -----------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.manifest import Record, check_disjoint, read_manifest
 from ldm.checkpoint import git_revision, load_strict, read_state_dict
-from ldm.config import ConfigError
 from muti_control.conditions.partial import with_missing_bone
 from muti_control.networks.pipnet.attributes import vocabulary
 from muti_control.networks.pipnet.augment import augment
@@ -25,6 +23,7 @@ from muti_control.networks.pipnet.reader import MEANFACE, LandmarkReader
 from muti_control.training.config import ExperimentConfig
 from muti_control.training.landmark_pairs import LandmarkDataset, collate, fold_of
 from muti_control.training.stage import Stage
+from settings.messages import ConfigError
 
 NUM_SHOWN = 8
 
@@ -58,7 +57,7 @@ class PipStage(Stage):
         return {**self.trained_parameters(), **statistics}
 
     def architecture(self) -> dict[str, Any]:
-        return asdict(self.reader[0].net.cfg)
+        return self.reader[0].net.cfg.model_dump()
 
     # --- training -----------------------------------------------------------------------------------------
 
@@ -159,8 +158,7 @@ def build_pip_stage(cfg: ExperimentConfig) -> PipStage:
     if valid_set.points.shape[1] != num:
         raise ConfigError(f"data.valid: {valid_set.points.shape[1]} landmarks, but {num} in data.train")
     mean = mean_face(train_set.points.numpy())
-    network = replace(
-        part.network,
+    network = part.network.with_(
         num_landmarks=num,
         num_neighbours=min(part.network.num_neighbours, num - 1),
         ethnicities=known,

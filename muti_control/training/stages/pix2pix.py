@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,13 @@ from torch import Tensor
 from data.manifest import Record
 from data.paired import PairedDataset
 from ldm.checkpoint import git_revision, load_strict
-from ldm.config import ConfigError
 from muti_control.networks.patchgan import PatchGan, accuracy, judged, lsgan_discriminator, lsgan_generator
 from muti_control.networks.pix2pix import Generator, encode, vocabulary
 from muti_control.training.config import ExperimentConfig
 from muti_control.training.optimizers import Turn
 from muti_control.training.pictures import rank_one, small_grey
 from muti_control.training.stage import Stage
+from settings.messages import ConfigError
 
 DISCRIMINATOR = "discriminator"
 NUM_SHOWN = 8
@@ -74,7 +73,7 @@ class Pix2PixStage(Stage):
                 )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.train.seed)
-            net = Generator(replace(part.generator, ethnicities=known))
+            net = Generator(part.generator.with_(ethnicities=known))
             discriminator = PatchGan(part.discriminator)
         if begun is not None:
             load_strict(net, begun.state_dict())
@@ -86,7 +85,7 @@ class Pix2PixStage(Stage):
             raise ConfigError(f"data: {error}") from error
 
     def architecture(self) -> dict[str, Any]:
-        return {"generator": asdict(self.net.cfg), DISCRIMINATOR: asdict(self.discriminator.cfg)}
+        return {"generator": self.net.cfg.model_dump(), DISCRIMINATOR: self.discriminator.cfg.model_dump()}
 
     # --- training -----------------------------------------------------------------------------------------
 

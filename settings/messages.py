@@ -1,0 +1,236 @@
+"""One line for whatever is wrong with a setting: "key: got X, expected Y", or the key that was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+Layer = tuple[str, Mapping[str, Any]]
+"""Settings from one place, and the words that a message about them begins with."""
+
+RENAMED = {"guidance": "spgd"}  # old dotted prefix -> new one
+MEANT = {  # a name that users try -> the names it may have here
+    "batch": ("batch_size",),
+    "bmi": ("body_mass",),
+    "cfg": ("guidance_scale",),
+    "cfg_scale": ("guidance_scale",),
+    "checkpoint": ("weights", "init"),
+    "ckpt": ("weights", "init"),
+    "dataset": ("data.root", "root"),
+    "decay": ("weight_decay",),
+    "directory": ("out",),
+    "ema": ("ema_decay",),
+    "epochs": ("max_steps",),
+    "ethnic": ("ethnicity",),
+    "folder": ("out", "root"),
+    "gender": ("sex",),
+    "gpus": ("devices",),
+    "image": ("skull", "faces"),
+    "input": ("skull", "faces"),
+    "iterations": ("max_steps", "steps"),
+    "learning_rate": ("lr",),
+    "max_epochs": ("max_steps",),
+    "model_path": ("weights", "init"),
+    "num": ("num_samples", "num_subjects"),
+    "num_inference_steps": ("steps",),
+    "num_steps": ("steps", "max_steps"),
+    "output": ("out",),
+    "output_dir": ("out",),
+    "picture": ("skull", "faces"),
+    "race": ("ethnicity",),
+    "samples": ("num_samples",),
+    "scheduler": ("sampler",),
+    "threads": ("num_threads", "num_workers"),
+    "weight": ("body_mass",),
+    "weights": ("init",),
+    "workers": ("num_workers",),
+    "years": ("age",),
+}
+KINDS = {  # top-level keys that only one kind of file has
+    "a training config, for train.py": ("stage", "train", "optim"),
+    "a config for evaluate.py": ("recognisers", "methods", "bootstrap", "edited", "guided", "split"),
+    "a config for sample.py": ("num_samples", "sex", "age", "ethnicity", "body_mass", "max_sheets"),
+    "a model's architecture": ("unet", "first_stage", "cond_stage"),
+}
+EXPECTED = {  # pydantic's error types
+    "bool_type": "true or false",
+    "dict_type": "settings (key: value)",
+    "finite_number": "a finite number",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "list_type": "a list, such as [1, 2]",
+    "model_type": "settings (key: value)",
+    "string_type": "a text",
+}
+LIMITS = {  # pydantic's error types
+    "greater_than": "a number above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "a number below {lt}",
+    "less_than_equal": "at most {le}",
+    "literal_error": "one of {expected}",
+    "multiple_of": "a multiple of {multiple_of}",
+    "string_too_short": "a text that is not empty",
+    "too_long": "at most {max_length} entries",
+    "too_short": "at least {min_length} entries",
+}
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used: the one-line message names the key, what was got and the remedy."""
+
+
+def describe(error: ValidationError, schema: type[BaseModel], layers: Sequence[Layer] = ()) -> str:
+    """Return one line for the first error: an unknown key if there is one.
+
+    Args:
+        layers: where the settings came from, in rising order of precedence; the line names the last that has the key.
+    """
+    errors = error.errors(include_url=False)
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
+    kind, got, context = first["type"], first["input"], first.get("ctx", {})
+    path, field = _walk(schema, first["loc"])
+    key = dotted(path)
+    origin, layer = _origin(layers, path)
+    if kind == "extra_forbidden":
+        return origin + unknown(schema, key, layer)
+    if kind == "setting":
+        return f"{origin}{key}{'.' if key else ''}{first['msg']}"
+    if kind == "missing":
+        return f"{origin}{key}: not given, expected {_choices(field) or 'a value'}"
+    if kind == "value_error":
+        return f"{origin}{key}: {context['error']}"
+    if kind in LIMITS:
+        expected = _range(field) or LIMITS[kind].format(**context)
+    else:
+        expected = EXPECTED.get(kind, first["msg"])
+    return f"{origin}{key}: got {_short(got)}, expected {expected}"
+
+
+def unknown(schema: type[BaseModel], key: str, layer: Mapping[str, Any] | None = None) -> str:
+    """Return what to say of a key that a schema lacks.
+
+    Args:
+        layer: the whole file that the key stands in; one that is meant for another program is named as such.
+    """
+    for old, new in RENAMED.items():
+        if key == old or key.startswith(f"{old}."):
+            return f"{key}: the key is now {new}{key.removeprefix(old)}"
+    for kind, marks in KINDS.items():
+        mark = next((m for m in marks if m in (layer or {}) and m not in schema.model_fields), None)
+        if mark is not None:
+            return f"{mark}: unknown setting; the file is {kind}"
+    keys = known_keys(schema)
+    near = _nearest(key, keys)
+    return f"{key}: unknown setting; " + (f"did you mean {near}?" if near else f"known: {', '.join(keys)}")
+
+
+def known_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
+    """Return every key of a schema in dotted form, in the order of its fields."""
+    keys: list[str] = []
+    for name, field in schema.model_fields.items():
+        inner = model_in(field.annotation)
+        keys += [prefix + name] if inner is None else known_keys(inner, f"{prefix}{name}.")
+    return keys
+
+
+def options(hint: Any) -> tuple[Any, ...]:
+    """Return the alternatives of a type, without those of its constraints."""
+    if typing.get_origin(hint) is typing.Annotated:
+        return options(typing.get_args(hint)[0])
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return tuple(option for part in typing.get_args(hint) for option in options(part))
+    return (hint,)
+
+
+def model_in(hint: Any) -> type[BaseModel] | None:
+    """Return the settings class of a type or an optional one, None where it is no settings class."""
+    return next((one for one in options(hint) if isinstance(one, type) and issubclass(one, BaseModel)), None)
+
+
+def dotted(path: Sequence[str | int]) -> str:
+    """Return ``("sampling", "scales", 0)`` as ``sampling.scales[0]``."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+
+
+def _walk(
+    schema: type[BaseModel], location: Sequence[str | int]
+) -> tuple[tuple[str | int, ...], FieldInfo | None]:
+    """The part of pydantic's location that is a key (it adds the tags of unions), and the field of a plain value."""
+    hints: tuple[Any, ...] = (schema,)
+    path: list[str | int] = []
+    field = None
+    for part in location:
+        model = next((model for one in hints if (model := model_in(one)) is not None), None)
+        if model is not None and part in model.model_fields:
+            field = model.model_fields[str(part)]
+            hints = options(field.annotation)
+        elif model is None and not isinstance(part, int) and dict not in map(typing.get_origin, hints):
+            break
+        else:
+            field, hints = None, ()
+        path.append(part)
+    return tuple(path), field
+
+
+def _origin(layers: Sequence[Layer], path: Sequence[str | int]) -> Layer:
+    for origin, layer in reversed(layers):
+        value: Any = layer
+        for part in path:
+            if isinstance(value, Mapping) and part in value:
+                value = value[part]
+            elif not isinstance(part, int) and value is not None and not isinstance(value, Mapping):
+                return origin, layer  # something that is no settings stands in the place of settings
+            elif not isinstance(part, int):
+                break
+        else:
+            return origin, layer
+    return "", {}
+
+
+def _range(field: FieldInfo | None) -> str | None:
+    limits = {} if field is None else {k: v for m in field.metadata for k, v in vars_of(m).items()}
+    low, high = limits.get("ge"), limits.get("le")
+    return None if low is None or high is None else f"{low:g} to {high:g}"
+
+
+def vars_of(constraint: object) -> dict[str, Any]:
+    """Return a constraint's limits by their names (ge, gt, le, lt)."""
+    return {
+        name: value
+        for name in ("ge", "gt", "le", "lt")
+        if (value := getattr(constraint, name, None)) is not None
+    }
+
+
+def _choices(field: FieldInfo | None) -> str | None:
+    choices = (
+        []
+        if field is None
+        else [one for one in options(field.annotation) if typing.get_origin(one) is typing.Literal]
+    )
+    return f"one of {', '.join(map(str, typing.get_args(choices[0])))}" if choices else None
+
+
+def _short(value: object) -> str:
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _nearest(key: str, keys: Sequence[str]) -> str | None:
+    last = key.split(".")[-1]
+    by_last = {known.split(".")[-1]: known for known in reversed(keys)}
+    for name in (last, *MEANT.get(last, ())):
+        if name in keys:
+            return name
+        if name in by_last:
+            return by_last[name]
+    near = difflib.get_close_matches(key, keys, n=1)
+    return (
+        near[0] if near else next((by_last[n] for n in difflib.get_close_matches(last, by_last, n=1)), None)
+    )

@@ -1,0 +1,253 @@
+"""Command lines of the form ``[CONFIG.yaml] [key=value ...]``, merged and checked once against typed settings."""
+
+from __future__ import annotations
+
+import json
+import re
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import OmegaConf
+from pydantic import ValidationError
+
+from settings.base import Settings
+from settings.messages import ConfigError, Layer, describe, dotted, model_in, options, unknown
+
+S = TypeVar("S", bound=Settings)
+MISSING = "???"  # what a required setting has in printed defaults
+
+
+def parse_command_line(
+    schema: type[S],
+    arguments: Sequence[str],
+    *,
+    base: Mapping[str, Any] | None = None,
+    base_name: str = "base",
+    file_key: str | None = None,
+) -> S:
+    """Return settings from, in rising order of precedence: the defaults, ``base``, the YAML file, ``key=value``.
+
+    Args:
+        schema: settings within settings are reached by dots, as in ``sampling.steps=20``.
+        arguments: the command line without the program's name. A value is YAML 1.2 (``[1, 2]``, ``true``, ``null``),
+            but taken as it stands where the field is text; a single value is a list of one where a list belongs.
+        base: defaults that belong to something else, such as the settings a checkpoint recommends.
+        base_name: what ``base`` is, for messages.
+        file_key: the key a lone file name was probably meant for, for messages.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known one), a wrong type or value, a file that is missing or no
+            YAML, ``???``, or an interpolation (``${...}``).
+    """
+    file, assignments = _split(arguments, file_key)
+    layers: list[Layer] = [(f"{base_name}: ", base)] if base else []
+    if file is not None:
+        layers.append((f"{file}: ", _read_file(schema, file)))
+    for key, text in assignments:
+        value = _value_of(schema, key, text)
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        layers.append(("", value))
+    return _checked(schema, layers)
+
+
+def from_json(schema: type[S], text: str) -> S:
+    """Return settings that ``json.dumps(settings.model_dump())`` wrote, say into a checkpoint's metadata.
+
+    Raises:
+        ValueError: no JSON, an unknown key or a wrong type.
+    """
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ConfigError(f"got a {type(content).__name__}, expected settings (key: value)")
+    return _checked(schema, [("", content)])
+
+
+def to_yaml(settings: Settings | type[Settings]) -> str:
+    """Return settings, or a schema's defaults, as YAML that reads the same by YAML 1.1 and 1.2."""
+    content = settings.model_dump() if isinstance(settings, Settings) else _defaults(settings, MISSING)
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def defaults_line(schema: type[Settings]) -> str:
+    """Return ``key=default key=default ...``, for help texts."""
+    return " ".join(
+        f"{key}={str(value).replace(' ', '')}" for key, value in _defaults(schema, MISSING).items()
+    )
+
+
+def read_yaml(text: str, hint: Any = Any) -> Any:
+    """Return the content of a YAML 1.2 text; what the type says is text stays as it is written.
+
+    Raises:
+        yaml.YAMLError: the text is no YAML, or has a key twice.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        return None if node is None else _content(loader, node, hint)
+    finally:
+        loader.dispose()
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's core schema, where PyYAML has 1.1: ``no`` and ``1:30`` are text, ``1e-5`` is a number, 007 is 7."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what YAML 1.1 or 1.2 takes for something else than text."""
+
+
+_SCALARS = (  # Source: YAML 1.2.2, section 10.3.2
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+)
+_Loader.yaml_implicit_resolvers = {"<": [("tag:yaml.org,2002:merge", re.compile("^<<$"))]}
+for _kind, _pattern, _first in _SCALARS:
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), _first)
+_Loader.add_constructor(
+    "tag:yaml.org,2002:int",
+    lambda loader, node: int(node.value, 0 if node.value[:2] in ("0o", "0x") else 10),
+)
+
+
+def _content(loader: _Loader, node: yaml.Node, hint: Any) -> Any:
+    alternatives = options(hint)
+    model = model_in(hint)
+    if isinstance(node, yaml.MappingNode):
+        loader.flatten_mapping(node)
+        content: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = str(loader.construct_object(key_node, deep=True))
+            if key in content:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key} stands there twice", key_node.start_mark
+                )
+            inner = model.model_fields.get(key) if model is not None else None
+            content[key] = _content(loader, value_node, inner.annotation if inner else _item_of(alternatives))
+        return content
+    if isinstance(node, yaml.SequenceNode):
+        return [_content(loader, one, _item_of(alternatives)) for one in node.value]
+    null = node.tag == "tag:yaml.org,2002:null"
+    if null and model is not None and type(None) not in alternatives:
+        return {}  # a section without entries
+    if _takes_text(alternatives) and not null:
+        return node.value
+    return loader.construct_object(node, deep=True)
+
+
+def _item_of(alternatives: Sequence[Any]) -> Any:
+    """The type of what a list or the values of a mapping hold."""
+    containers = [one for one in alternatives if typing.get_origin(one) in (list, dict)]
+    return typing.get_args(containers[0])[-1] if containers else Any
+
+
+def _takes_text(alternatives: Sequence[Any]) -> bool:
+    texts = [one for one in alternatives if one is str or isinstance((typing.get_args(one) or (0,))[0], str)]
+    return bool(texts) and not {int, float, bool} & set(alternatives)
+
+
+def _split(arguments: Sequence[str], file_key: str | None) -> tuple[Path | None, list[tuple[str, str]]]:
+    file: Path | None = None
+    assignments: list[tuple[str, str]] = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if argument.startswith("-"):
+            example = argument.lstrip("-") if equals else f"{argument.lstrip('-')}=VALUE"
+            raise ConfigError(
+                f"{argument}: settings are written without dashes, as in {example.replace('-', '_')}"
+            )
+        if equals:
+            assignments.append((key.strip(), value))
+        elif Path(argument).suffix.lower() in (".yaml", ".yml") and file is None:
+            file = Path(argument)
+        else:
+            kind = (
+                "a second config file" if file is not None and argument.endswith("ml") else "not understood"
+            )
+            hint = f", as in {file_key}={argument}" if file_key and Path(argument).exists() else ""
+            raise ConfigError(f"{argument}: {kind}; expected [CONFIG.yaml] [key=value ...]{hint}")
+    return file, assignments
+
+
+def _read_file(schema: type[Settings], path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such config file")
+    try:
+        content = read_yaml(path.read_text(encoding="utf-8"), schema)
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict | None):
+        raise ConfigError(f"{path}: holds a {type(content).__name__}, expected settings (key: value)")
+    return content or {}
+
+
+def _value_of(schema: type[Settings], key: str, text: str) -> Any:
+    """The value of ``key=text``."""
+    hint: Any = schema
+    for part in key.split("."):
+        model = model_in(hint)
+        if model is None or part not in model.model_fields:
+            raise ConfigError(unknown(schema, key))
+        hint = model.model_fields[part].annotation
+    alternatives = options(hint)
+    if _takes_text(alternatives):
+        return None if type(None) in alternatives and text in ("null", "~") else text
+    try:
+        value = read_yaml(text, hint)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{key}: {text!r} cannot be read as a value: {reason}") from error
+    wants_list = any(typing.get_origin(one) is list for one in alternatives)
+    return [value] if wants_list and isinstance(value, int | float | str) else value
+
+
+def _checked(schema: type[S], layers: Sequence[Layer]) -> S:
+    for origin, layer in layers:
+        for path, value in _texts(layer):
+            if value == MISSING or "${" in value:
+                raise ConfigError(f"{origin}{dotted(path)}: got {value!r}, expected a value")
+    merged = OmegaConf.merge(
+        *(OmegaConf.create(dict(layer)) for layer in (_defaults(schema), *(x for _, x in layers)))
+    )
+    try:
+        return schema.model_validate(OmegaConf.to_container(merged))
+    except ValidationError as error:
+        raise ConfigError(describe(error, schema, layers)) from error
+
+
+def _defaults(schema: type[Settings], required: str | None = None) -> dict[str, Any]:
+    """The defaults of every field; fields without one have ``required``, or are left out."""
+    content: dict[str, Any] = {}
+    for name, field in schema.model_fields.items():
+        if field.is_required():
+            inner = model_in(field.annotation)
+            if inner is not None and issubclass(inner, Settings):
+                content[name] = _defaults(inner, required)
+            elif required is not None:
+                content[name] = required
+        else:
+            value = field.get_default(call_default_factory=True, validated_data={})
+            content[name] = value.model_dump() if isinstance(value, Settings) else value
+    return content
+
+
+def _texts(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _texts(inner, (*path, str(key)))
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _texts(inner, (*path, number))
