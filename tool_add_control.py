@@ -25,13 +25,10 @@ control=FILE takes a ready-made control network instead of a copy: a public Cont
 
 from __future__ import annotations
 
-from settings.base import Settings
-
 import signal
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -49,10 +46,11 @@ from ldm.checkpoint import (
     sha256,
     write_state_dict,
 )
-from settings.messages import ConfigError, known_keys
-from settings.reading import parse_command_line
 from ldm.foreign import CONTROL, MODEL_PARTS
 from ldm.latent_diffusion import LandmarkConfig, ModelConfig, TextureConfig
+from settings.base import Settings
+from settings.messages import ConfigError, known_keys
+from settings.reading import parse_command_line
 
 USAGE = (__doc__ or "").strip()
 MAX_LANDMARKS = 1000

@@ -7,19 +7,17 @@ picture folders, the uncompressed zip file ``pairedCS.zip``: train with ``data.r
 
 from __future__ import annotations
 
-from settings.base import Settings
-
 import argparse
 import shutil
 import sys
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from data.files import PACK_SUFFIX, open_pack, read_bytes, replacing
 from data.manifest import PICTURE_ROOT, find_images_dir, read_manifest
+from settings.base import Settings
 from settings.reading import parse_command_line
 
 MANIFEST_DIR = "split_data"

@@ -7,8 +7,6 @@ they stand. The split depends on the names, the settings and the seed, not on th
 
 from __future__ import annotations
 
-from settings.base import Settings, expect
-
 import argparse
 import hashlib
 import os
@@ -27,6 +25,7 @@ from data.check.cases import Case, read_lists
 from data.check.config import CheckConfig
 from data.check.lists import numbered, plain_name
 from data.files import read_bytes
+from settings.base import Settings, expect
 from settings.reading import defaults_line, parse_command_line
 
 STRATA = ("sex", "age", "body_mass", "ethnicity")

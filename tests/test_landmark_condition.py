@@ -17,7 +17,6 @@ from cldm.sampling import SamplingConfig
 from data.manifest import Record, read_manifest
 from data.predicted_landmarks import PredictedLandmarks
 from ldm.checkpoint import read_state_dict, write_state_dict
-from settings.messages import ConfigError
 from ldm.latent_diffusion import LandmarkConfig, ModelConfig, TextureConfig
 from muti_control.conditions.pair_landmarks import PairLandmarks
 from muti_control.training.config import (
@@ -30,6 +29,7 @@ from muti_control.training.config import (
 )
 from muti_control.training.run import prepare
 from muti_control.training.seeded_batches import generator
+from settings.messages import ConfigError
 
 NUM = 4
 
@@ -63,7 +63,9 @@ def predict(path: Path, records: list[Record], num: int = NUM) -> str:
 def test_known_predicted_and_absent_ones_are_shown_as_often_as_asked(make_pairs: Callable[..., Path]) -> None:
     root = make_pairs(train=8)
     records = with_landmarks(root, "train")
-    cfg = LandmarkConditionConfig([predict(root / "p.npz", records[:6])], known_share=0.25, dropout=0.4)
+    cfg = LandmarkConditionConfig(
+        predicted=[predict(root / "p.npz", records[:6])], known_share=0.25, dropout=0.4
+    )
     pairs = PairLandmarks(records, NUM, cfg)
     assert str(pairs) == "landmarks of 8 pairs: 8 known, 6 predicted"
     index = torch.arange(8).repeat(2000)
@@ -94,7 +96,7 @@ def test_what_does_not_fit_is_told(make_pairs: Callable[..., Path]) -> None:
         PairLandmarks(records, 7, LandmarkConditionConfig())
     wrong = predict(root / "p.npz", records, num=3)
     with pytest.raises(ConfigError, match="3 points, but the model's"):
-        PairLandmarks(records, NUM, LandmarkConditionConfig([wrong]))
+        PairLandmarks(records, NUM, LandmarkConditionConfig(predicted=[wrong]))
 
 
 @pytest.mark.parametrize("with_data", [False, True])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +120,7 @@ def test_every_trained_tensor_learns_from_every_loss_and_no_frozen_one(
     stage_of: MakeStage, term: str, real: str
 ) -> None:
     stage = stage_of(**{term: 1.0}, real=real)
-    known = {field.name for field in fields(ControlConfig) if field.default is None}
+    known = {name for name, field in ControlConfig.model_fields.items() if field.default is None}
     assert set(stage.net.control_model.branches) == known, "give this test's model the new branch too"
     for name, grad in gradients(stage).items():
         if name.startswith("control_model."):

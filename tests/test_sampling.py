@@ -73,7 +73,13 @@ def test_scale_one_is_the_conditional_branch(model: ControlledLatentDiffusion, s
 
 def test_control_window_and_scales(model: ControlledLatentDiffusion, skulls: Tensor) -> None:
     def draw(**changes: Any) -> Tensor:
-        settings = {"steps": 4, "spacing": "trailing", "eta": 0.0, "guidance_scale": 1.0, "control_scales": [1.0]}
+        settings = {
+            "steps": 4,
+            "spacing": "trailing",
+            "eta": 0.0,
+            "guidance_scale": 1.0,
+            "control_scales": [1.0],
+        }
         cfg = SamplingConfig(**settings | changes)
         return reconstruct(model, skulls, PROMPTS, [1, 2], cfg)
 

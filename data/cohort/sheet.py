@@ -6,25 +6,23 @@ variants share and where they differ), across=4 (subjects side by side). Landmar
 
 from __future__ import annotations
 
-from settings.base import Settings
-from settings.reading import parse_command_line
-
 import argparse
 import io
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from pydantic import Field
 from PIL import Image, ImageDraw, ImageFont
+from pydantic import Field
 
 from data.cohort.config import SPLIT_DIR
 from data.files import read_bytes
 from data.images import ImageError, read_image, to_uint8, write_png
 from data.manifest import ManifestError, Record, read_manifest
+from settings.base import Settings
+from settings.reading import parse_command_line
 
 _LABEL, _GAP = 18, 6  # px
 _SEEN, _HIDDEN = (255, 70, 50), (120, 120, 140)

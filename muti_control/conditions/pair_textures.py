@@ -13,7 +13,6 @@ from data.images import read_image
 from data.manifest import Record
 from ldm.latent_diffusion import TextureConfig
 from muti_control.training.config import TextureConditionConfig
-from settings.messages import ConfigError
 
 NO_EXEMPLARS = (
     "no training pair has a texture exemplar: the model's texture branch stays as it is; a 'texture' field in the "

@@ -22,7 +22,6 @@ from data.paired import PairedDataset
 from ldm.autoencoder import fresh_grain
 from ldm.checkpoint import SD_OPTIONAL, load_strict, read_state_dict
 from ldm.compiled import check_compiler, compile_blocks
-from settings.messages import ConfigError
 from ldm.latent_diffusion import TextureConfig
 from muti_control.conditions.pair_textures import PairTextures
 from muti_control.training.config import ExperimentConfig, TextureConditionConfig
@@ -39,6 +38,7 @@ from muti_control.training.stages.pipnet import build_pip_stage
 from muti_control.training.stages.pix2pix import Pix2PixStage
 from muti_control.training.texts import tabulate_texts
 from muti_control.training.trainer import device_of, pick_precision
+from settings.messages import ConfigError
 
 MakeStage = Callable[[ExperimentConfig, ControlledLatentDiffusion, Dataset[Any], Dataset[Any]], Stage]
 

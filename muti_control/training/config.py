@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from settings.base import Settings
-
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from omegaconf import MISSING
-
 from cldm.sampling import SamplingConfig
 from data.partial import REGIONS
-from settings.messages import ConfigError
-from settings.reading import parse_command_line
 from ldm.latent_diffusion import ModelConfig
 from muti_control.losses.config import AutoencoderStageConfig, GrainStageConfig, LossesConfig
 from muti_control.networks.guidance_decoder import GuidanceDecoderStageConfig
 from muti_control.networks.pipnet.config import PipNetStageConfig
 from muti_control.networks.pix2pix_config import Pix2PixStageConfig
 from muti_control.optim import OptimConfig
+from settings.base import Settings
+from settings.messages import ConfigError
+from settings.reading import parse_command_line
 
 STAGES = ("autoencoder", "base", "control", "pipnet", "pix2pix", "guidance_decoder", "grain")
 WITHOUT_MODEL = ("pipnet", "pix2pix")  # stages whose architecture stands in their own part of the config
