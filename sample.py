@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     except torch.OutOfMemoryError:
         smaller = f"batch_size={max(1, job.batch_size // 2)}"
         if job.guidance is not None:  # whose memory does not depend on the batch
-            smaller = f"guidance.at_once=1 guidance.recompute=true, or {smaller}"
+            smaller = f"spgd.at_once=1 spgd.recompute=true, or {smaller}"
         return _told(f"{who}out of GPU memory; try {smaller}", 2)
     except ProcessError as error:
         return _told(f"{who}{error}; {so_far}", 2) if first else 2

@@ -37,7 +37,7 @@ EnergyGradient = Callable[[Tensor], tuple[Mapping[str, Tensor], Tensor]]
 """Estimates x_0 (B, ...) float32 -> energies by name, (B,) each, and the gradient of what shall fall, (B, ...)."""
 
 
-class SpgdConfig(Settings):
+class SpgdStepConfig(Settings):
     """How a sample is guided.
 
     mode: off; plain (one step along the gradient, no momentum); warmup (``inner`` steps, no momentum); spgd (``inner``
@@ -68,21 +68,19 @@ class SpgdConfig(Settings):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(
-                    f"guidance.{name}: got {getattr(self, name)!r}, expected one of {', '.join(allowed)}"
+                    f"spgd.{name}: got {getattr(self, name)!r}, expected one of {', '.join(allowed)}"
                 )
         for name in ("every", "inner"):
             if getattr(self, name) < 1:
-                raise ValueError(f"guidance.{name}: got {getattr(self, name)}, expected at least 1")
+                raise ValueError(f"spgd.{name}: got {getattr(self, name)}, expected at least 1")
         if not 0 <= self.start <= self.end <= 1:
-            raise ValueError(
-                f"guidance.start/end: got {self.start}/{self.end}, expected 0 <= start <= end <= 1"
-            )
+            raise ValueError(f"spgd.start/end: got {self.start}/{self.end}, expected 0 <= start <= end <= 1")
         if not 0 <= self.beta < 1:
-            raise ValueError(f"guidance.beta: got {self.beta}, expected 0 or more, below 1")
+            raise ValueError(f"spgd.beta: got {self.beta}, expected 0 or more, below 1")
         if not 0 <= self.scale < float("inf"):
-            raise ValueError(f"guidance.scale: got {self.scale}, expected 0 or a positive number")
+            raise ValueError(f"spgd.scale: got {self.scale}, expected 0 or a positive number")
         if not self.clip > 0:
-            raise ValueError(f"guidance.clip: got {self.clip}, expected a positive number")
+            raise ValueError(f"spgd.clip: got {self.clip}, expected a positive number")
 
     @property
     def acts(self) -> bool:
@@ -118,9 +116,9 @@ class SpgdConfig(Settings):
         if not found:
             late = ", the first of which has no estimate yet to guide (gradient=estimate)" if without else ""
             raise ValueError(
-                f"guidance: no step is guided by start={self.start:g}, end={self.end:g}, every={self.every} at "
-                f"{num_steps} sampling steps{late}; widen the window, lower guidance.every, take more sampling.steps, "
-                "or leave guidance.mode=off"
+                f"spgd: no step is guided by start={self.start:g}, end={self.end:g}, every={self.every} at "
+                f"{num_steps} sampling steps{late}; widen the window, lower spgd.every, take more sampling.steps, "
+                "or leave spgd.mode=off"
             )
         return found
 
@@ -263,7 +261,7 @@ class Spgd:
 
     def __init__(
         self,
-        cfg: SpgdConfig,
+        cfg: SpgdStepConfig,
         energy: EnergyGradient,
         eps_fn: EpsFn,
         alphas_cumprod: Tensor,
@@ -374,7 +372,7 @@ class Spgd:
             return
         warnings.warn(
             f"guidance: a gradient of {lost} of {len(self._left_out)} samples was not finite; such steps along it were "
-            "left out for those samples (guidance.trace=true shows which)",
+            "left out for those samples (spgd.trace=true shows which)",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cldm.ddim import sample_ddim
 from cldm.spacing import spaced_timesteps
-from cldm.spgd import Spgd, SpgdConfig, gradient_of
+from cldm.spgd import Spgd, SpgdStepConfig, gradient_of
 from ldm.schedule import ScheduleConfig, schedule_buffers
 
 ABAR = schedule_buffers(ScheduleConfig())["alphas_cumprod"].float()
@@ -43,7 +43,7 @@ class Gaussian:
         """-log likelihood, but for a constant, (B,)."""
         return (x_0.flatten(1) @ self.measure.T - self.measured).square().sum(1) / (2 * self.noise**2)
 
-    def sample(self, cfg: SpgdConfig, num: int = 128) -> Tensor:
+    def sample(self, cfg: SpgdStepConfig, num: int = 128) -> Tensor:
         """(num, 8), by 50 stochastic DDIM steps."""
         g = torch.Generator().manual_seed(1)
         steps = spaced_timesteps(50, "trailing", 1000, ABAR)
@@ -59,7 +59,7 @@ class Gaussian:
                 before_step=spgd.before_step if cfg.acts else None,
             ).flatten(1)
 
-    def error(self, cfg: SpgdConfig, num: int = 128) -> float:
+    def error(self, cfg: SpgdStepConfig, num: int = 128) -> float:
         """Distance of the samples' mean from the posterior's, where the prior's is 1."""
         away = (self.sample(cfg, num).mean(0) - self.posterior_mean).norm()
         return float(away / (self.mean - self.posterior_mean).norm())

@@ -75,9 +75,9 @@ def test_none_and_a_missing_network_draw_alike_and_the_latter_is_told(
     monkeypatch.chdir(tmp_path)
     assert run(folder, tmp_path / "auto") == 0
     assert "no landmark network at models/demo/pipnet_skull" in capsys.readouterr().out
-    guided = ["guidance.mode=spgd", f"guidance.face_landmark_weights={folder}/face_reader.safetensors"]
+    guided = ["spgd.mode=spgd", f"spgd.face_landmark_weights={folder}/face_reader.safetensors"]
     assert run(folder, tmp_path / "guided", *guided) == 2  # by landmarks it needs the network, or points
-    assert "guidance.target=PATH the points" in capsys.readouterr().err
+    assert "spgd.target=PATH the points" in capsys.readouterr().err
     assert np.array_equal(face(tmp_path / "none", "a"), face(tmp_path / "auto", "a"))
     assert not list((tmp_path / "auto").glob("*landmarks*"))
 

@@ -40,7 +40,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(root: Path, *more: str) -> list[str]:
     networks = (
         f"landmark_weights={root}/pipnet.safetensors",
-        f"guidance.face_landmark_weights={root}/face.safetensors",
+        f"spgd.face_landmark_weights={root}/face.safetensors",
     )
     paths = (f"data.root={root}", f"weights={root}/model.safetensors", "name=run")
     return [*paths, *networks, *SMALL, *more]
@@ -54,7 +54,7 @@ def test_true_targets_are_told_and_the_control_gets_its_donors(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    more = ("methods=[model,shuffled]", "told=0", "guidance.mode=plain", "guidance.target=true")
+    more = ("methods=[model,shuffled]", "told=0", "spgd.mode=plain", "spgd.target=true")
     assert evaluate.main(arguments(root, *more)) == 0
     found = read_results(Path("results/run"))
     told = " ".join(found.protocol.remarks)
@@ -78,7 +78,7 @@ def test_given_targets_leave_the_control_unguided_and_it_is_said(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    more = ("methods=[model,shuffled]", "told=0", "guidance.mode=plain", f"guidance.target={root}/given")
+    more = ("methods=[model,shuffled]", "told=0", "spgd.mode=plain", f"spgd.target={root}/given")
     assert evaluate.main(arguments(root, *more)) == 0
     told = " ".join(read_results(Path("results/run")).protocol.remarks)
     assert "(those of given)" in told and "another's skull are not guided" in told
@@ -100,7 +100,7 @@ def test_a_donor_without_true_landmarks_is_told_before_anything_is_drawn(
     train = other / "split_data/train.json"
     lines = [json.loads(line) for line in train.read_text().splitlines()]
     train.write_text("\n".join(json.dumps({k: v for k, v in x.items() if k != "landmarks"}) for x in lines))
-    more = ("guidance.mode=plain", "guidance.target=true", "landmarks=none")
+    more = ("spgd.mode=plain", "spgd.target=true", "landmarks=none")
     assert evaluate.main(arguments(other, *more)) == 2
     assert "has no known landmarks" in capsys.readouterr().err
     assert not Path("results/run").exists()
@@ -112,9 +112,9 @@ def test_a_donor_without_true_landmarks_is_told_before_anything_is_drawn(
     [
         (("landmarks=known",), True),
         (("landmarks=auto",), False),
-        (("guidance.mode=plain", "guidance.target=true"), True),
-        (("guidance.mode=plain", "guidance.target=true", "guidance.landmarks=0"), False),
-        (("guidance.target=true",), False),
+        (("spgd.mode=plain", "spgd.target=true"), True),
+        (("spgd.mode=plain", "spgd.target=true", "spgd.landmarks=0"), False),
+        (("spgd.target=true",), False),
     ],
 )
 def test_points_that_no_edit_moves_are_not_asked_for_edits(
@@ -134,8 +134,8 @@ def test_the_networks_behind_a_face_are_among_its_files(
     for more, wanted in (
         (("landmarks=auto",), {skull}),
         (("landmarks=none",), set()),
-        (("landmarks=known", "guidance.mode=plain"), {face}),
-        (("landmarks=auto", "guidance.mode=plain", "guidance.landmarks=0"), {skull}),
+        (("landmarks=known", "spgd.mode=plain"), {face}),
+        (("landmarks=auto", "spgd.mode=plain", "spgd.landmarks=0"), {skull}),
     ):
         plan = prepare(arguments(root, *more, "edited=0"))  # nor the network that reads edits
         found = {file.path: file.sha256 for file in plan.files}
@@ -160,11 +160,11 @@ def test_guidance_that_cannot_act_is_told(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    window = ("guidance.mode=spgd", "guidance.end=0.2", "sampling.steps=4")
+    window = ("spgd.mode=spgd", "spgd.end=0.2", "sampling.steps=4")
     assert evaluate.main(arguments(root, *window)) == 2
     told = capsys.readouterr().err
-    assert "model: guidance: no step is guided by start=0, end=0.2, every=1 at 4" in told
+    assert "model: spgd: no step is guided by start=0, end=0.2, every=1 at 4" in told
     assert told.count("\n") == 1 and not Path("results").exists()
-    plan = prepare(arguments(root, "guidance.mode=plain", "guidance.scale=0", "sampling.steps=4"))
-    assert "model is not guided: guidance.mode=plain, but guidance.scale is 0." in plan.inputs.remarks
+    plan = prepare(arguments(root, "spgd.mode=plain", "spgd.scale=0", "sampling.steps=4"))
+    assert "model is not guided: spgd.mode=plain, but spgd.scale is 0." in plan.inputs.remarks
     assert not any(remark.startswith("Guided") for remark in plan.inputs.remarks)

@@ -32,7 +32,7 @@ from muti_control.sampling.energies import (
     RealismEnergy,
     TextureEnergy,
 )
-from muti_control.sampling.spgd import BatchGuidance, GuidanceConfig, decoder_of, load_guidance
+from muti_control.sampling.spgd import BatchGuidance, SpgdConfig, decoder_of, load_guidance
 from sample import main as sample
 from tests.landmark_pairs import LAYOUT, write_landmark_pairs
 
@@ -98,7 +98,7 @@ def draw(
 
 
 def guide_of(
-    model: ControlledLatentDiffusion, terms: dict[str, Energy], cfg: GuidanceConfig, at_once: int = 3
+    model: ControlledLatentDiffusion, terms: dict[str, Energy], cfg: SpgdConfig, at_once: int = 3
 ) -> BatchGuidance:
     weighted = {name: (1.0, term) for name, term in terms.items()}
     energy = DecodedEnergies(decoder_of(model, False), weighted, at_once)
@@ -113,7 +113,7 @@ def test_each_energy_falls_on_nearly_every_face(
     if name == "texture":
         model.first_stage_model.decoder.conv_out.bias.add_(0.8)
     energy = energies(reader, pictures)[name]
-    cfg = GuidanceConfig(mode="spgd", scale=0.05)
+    cfg = SpgdConfig(mode="spgd", scale=0.05)
     free = draw(model, pictures, None) * 2 - 1
     guided = draw(model, pictures, guide_of(model, {name: energy}, cfg, 8)) * 2 - 1
     rows = slice(0, 20)
@@ -215,21 +215,21 @@ def test_a_landmark_network_lies_as_the_pictures_come_to_it(tmp_path: Path) -> N
     ],
 )
 def test_the_summary_tells_whose_landmarks_are_wanted(settings: dict[str, Any], told: str) -> None:
-    assert told in GuidanceConfig(mode="spgd", **settings).summary
+    assert told in SpgdConfig(mode="spgd", **settings).summary
 
 
 def test_off_and_weight_zero_change_nothing(model: ControlledLatentDiffusion, reader: LandmarkReader) -> None:
     case = Case("a", Path("a.png"), None)
     for cfg in (
-        GuidanceConfig(),
-        GuidanceConfig(mode="spgd", landmarks=0, containment=0),
-        GuidanceConfig(mode="plain", scale=0.0),
+        SpgdConfig(),
+        SpgdConfig(mode="spgd", landmarks=0, containment=0),
+        SpgdConfig(mode="plain", scale=0.0),
     ):
         assert load_guidance(cfg, model, [case], None, Path("none")) is None
     pictures = skulls(2)
     for terms in ({}, energies(reader, pictures)):
         energy = DecodedEnergies(model.decode, {name: (0.0, term) for name, term in terms.items()}, 2)
-        guide = BatchGuidance(GuidanceConfig(mode="spgd"), energy)
+        guide = BatchGuidance(SpgdConfig(mode="spgd"), energy)
         assert torch.equal(draw(model, pictures, guide), draw(model, pictures, None))
 
 
@@ -237,7 +237,7 @@ def test_off_and_weight_zero_change_nothing(model: ControlledLatentDiffusion, re
 def test_a_batch_gives_what_its_faces_give_alone(
     model: ControlledLatentDiffusion, reader: LandmarkReader, gradient: str
 ) -> None:
-    cfg, pictures = GuidanceConfig(mode="spgd", gradient=gradient, scale=0.03), skulls(3)
+    cfg, pictures = SpgdConfig(mode="spgd", gradient=gradient, scale=0.03), skulls(3)
     together = draw(model, pictures, guide_of(model, energies(reader, pictures), cfg, at_once=2))
 
     def only(energy: Energy) -> Energy:
@@ -258,7 +258,7 @@ def test_guidance_computes_in_float32_within_a_bf16_model(weights: Path, reader:
         seen.append(faces.dtype)
         return energy(faces, rows)
 
-    guide = guide_of(model, {"landmarks": watched}, GuidanceConfig(mode="spgd", scale=0.03))
+    guide = guide_of(model, {"landmarks": watched}, SpgdConfig(mode="spgd", scale=0.03))
     values, g = guide.energy(torch.randn(2, 4, 8, 8))
     assert g.dtype == values["landmarks"].dtype == torch.float32
     assert not torch.equal(draw(model, pictures, guide), draw(model, pictures, None))
@@ -276,7 +276,7 @@ def guided_run(weights: Path, tmp_path: Path) -> Callable[..., list[str]]:
         return [
             *(f"skull={root / 'split_data/test.json'}", f"weights={weights}", f"out={tmp_path / out}"),
             *("device=cpu", "precision=fp32", f"landmark_weights={tmp_path / 'skull.safetensors'}"),
-            *(f"guidance.face_landmark_weights={tmp_path / 'face.safetensors'}", *settings),
+            *(f"spgd.face_landmark_weights={tmp_path / 'face.safetensors'}", *settings),
         ]
 
     return arguments
@@ -288,11 +288,9 @@ def pixels(folder: Path) -> list[bytes]:
 
 def test_sample_py_guides_and_says_so(guided_run: Callable[..., list[str]], tmp_path: Path) -> None:
     assert sample(guided_run("off")) == 0
-    assert sample(guided_run("zero", "guidance.mode=spgd", "guidance.scale=0")) == 0
-    assert sample(guided_run("on", "guidance.mode=spgd", "guidance.scale=0.05")) == 0
-    assert (
-        sample(guided_run("true", "guidance.mode=spgd", "guidance.scale=0.05", "guidance.target=true")) == 0
-    )
+    assert sample(guided_run("zero", "spgd.mode=spgd", "spgd.scale=0")) == 0
+    assert sample(guided_run("on", "spgd.mode=spgd", "spgd.scale=0.05")) == 0
+    assert sample(guided_run("true", "spgd.mode=spgd", "spgd.scale=0.05", "spgd.target=true")) == 0
     off, zero, on, true = (pixels(tmp_path / name) for name in ("off", "zero", "on", "true"))
     assert off == zero
     assert off[0] != on[0] != true[0] and on[1] != off[1]
@@ -314,7 +312,7 @@ def test_each_record_tells_where_the_points_come_from(
         ("true", "true", "test_1.json", points / "test_1.json"),
         ("given", str(points), "test_1_landmarks.json", points / "test_1_landmarks.json"),
     ):
-        assert sample(guided_run(name, "guidance.mode=plain", f"guidance.target={choice}")) == 0
+        assert sample(guided_run(name, "spgd.mode=plain", f"spgd.target={choice}")) == 0
         record = json.loads((tmp_path / name / "record.json").read_text())
         assert record["guidance"]["target"] in ("auto", "true", "landmarks")
         told = record["cases"][1]["guidance_target"]
@@ -323,7 +321,7 @@ def test_each_record_tells_where_the_points_come_from(
             text = picture.text["iccr-diff"]  # type: ignore[attr-defined]
         assert json.loads(text)["guidance"]["target"] == told
         assert str(tmp_path) not in text
-    alone = guided_run("none", "guidance.mode=plain", "guidance.landmarks=0")
+    alone = guided_run("none", "spgd.mode=plain", "spgd.landmarks=0")
     assert sample(alone) == 0
     record = json.loads((tmp_path / "none/record.json").read_text())
     assert record["guidance"]["face_landmark_weights"] is record["guidance"]["target"] is None
@@ -332,41 +330,41 @@ def test_each_record_tells_where_the_points_come_from(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["guidance.mode=on"], "guidance.mode: got 'on', expected one of off, plain, warmup, spgd"),
+        (["spgd.mode=on"], "spgd.mode: got 'on', expected one of off, plain, warmup, spgd"),
         (
-            ["guidance.mode=spgd", "skull=none"],
-            "guidance: landmarks, containment need a skull, and no_skull has none; guidance.landmarks=0 "
-            "guidance.containment=0 leave them out, or guidance.target=PATH gives the landmarks",
+            ["spgd.mode=spgd", "skull=none"],
+            "spgd: landmarks, containment need a skull, and no_skull has none; spgd.landmarks=0 "
+            "spgd.containment=0 leave them out, or spgd.target=PATH gives the landmarks",
         ),
         (
-            ["guidance.mode=spgd", "skull=none", "guidance.landmarks=0"],
-            "guidance: containment needs a skull, and no_skull has none; guidance.containment=0 leaves it out\n",
+            ["spgd.mode=spgd", "skull=none", "spgd.landmarks=0"],
+            "spgd: containment needs a skull, and no_skull has none; spgd.containment=0 leaves it out\n",
         ),
         (
-            ["guidance.mode=spgd", "guidance.start=0.4", "guidance.end=0.4"],
+            ["spgd.mode=spgd", "spgd.start=0.4", "spgd.end=0.4"],
             "no step is guided by start=0.4, end=0.4, every=1 at 3 sampling steps",
         ),
         (
-            ["guidance.mode=plain", "guidance.every=3"],
+            ["spgd.mode=plain", "spgd.every=3"],
             "every=3 at 3 sampling steps, the first of which has no",
         ),
-        (["guidance.mode=spgd", "guidance.realism=1"], "needs guidance.discriminator=FILE"),
-        (["guidance.mode=spgd", "guidance.texture=1"], "needs guidance.exemplar=FILE"),
-        (["guidance.mode=spgd", "guidance.landmarks=-1"], "guidance.landmarks: got -1.0"),
+        (["spgd.mode=spgd", "spgd.realism=1"], "needs spgd.discriminator=FILE"),
+        (["spgd.mode=spgd", "spgd.texture=1"], "needs spgd.exemplar=FILE"),
+        (["spgd.mode=spgd", "spgd.landmarks=-1"], "spgd.landmarks: got -1.0"),
         (
-            ["guidance.mode=spgd", "guidance.target=nowhere"],
-            "guidance.target: there is no nowhere; expected auto (read off the skull), true (known of the true face, "
+            ["spgd.mode=spgd", "spgd.target=nowhere"],
+            "spgd.target: there is no nowhere; expected auto (read off the skull), true (known of the true face, "
             "from the manifest), or a file of points in px of the skull picture or a folder of them",
         ),
-        (["guidance.mode=spgd", "guidance.target=ture"], "did you mean true? Expected auto"),
+        (["spgd.mode=spgd", "spgd.target=ture"], "did you mean true? Expected auto"),
         (
-            ["guidance.mode=spgd", "guidance.target=tests"],
+            ["spgd.mode=spgd", "spgd.target=tests"],
             "tests lacks 2 of 2 files, the first test_0_landmarks",
         ),
-        (["guidance.mode=spgd", "landmark_weights=none.pth"], "landmark_weights: none.pth not found"),
+        (["spgd.mode=spgd", "landmark_weights=none.pth"], "landmark_weights: none.pth not found"),
         (
-            ["guidance.mode=spgd", "guidance.face_landmark_weights=none.pth"],
-            "leave the energy out by guidance.landmarks=0",
+            ["spgd.mode=spgd", "spgd.face_landmark_weights=none.pth"],
+            "leave the energy out by spgd.landmarks=0",
         ),
     ],
 )
@@ -397,9 +395,9 @@ def test_an_unusable_target_is_told(
     ):
         file = tmp_path / f"{name}.json"
         file.write_text(content)
-        assert sample(guided_run("bad", "limit=1", "guidance.mode=spgd", f"guidance.target={file}")) == 2
+        assert sample(guided_run("bad", "limit=1", "spgd.mode=spgd", f"spgd.target={file}")) == 2
         told = capsys.readouterr().err
-        assert f"guidance.target: {file}: {message}" in told and told.count("\n") == 1
+        assert f"spgd.target: {file}: {message}" in told and told.count("\n") == 1
     assert not (tmp_path / "bad").exists()
 
 
@@ -419,10 +417,10 @@ def test_an_exemplar_that_shows_no_surface_is_refused(
     ):
         file = tmp_path / f"{name}.png"
         Image.fromarray(picture).save(file)
-        settings = ["limit=1", "guidance.mode=spgd", "guidance.texture=1", f"guidance.exemplar={file}"]
+        settings = ["limit=1", "spgd.mode=spgd", "spgd.texture=1", f"spgd.exemplar={file}"]
         assert sample(guided_run(name, *settings)) == (0 if message is None else 2), name
         if message is not None:
-            assert f"guidance.exemplar: {file}: {message}" in capsys.readouterr().err
+            assert f"spgd.exemplar: {file}: {message}" in capsys.readouterr().err
             assert not (tmp_path / name).exists()
 
 
@@ -447,19 +445,19 @@ def test_the_introduction_says_how_it_is_guided_or_that_it_is_not(
         return capsys.readouterr().out
 
     line = "spgd by estimate, scale 0.05, 3 inner steps, towards landmarks 1, containment 1, through the full decoder"
-    assert f"guided at 2 of 3 steps: {line}\n" in told("on", "guidance.mode=spgd", "guidance.scale=0.05")
+    assert f"guided at 2 of 3 steps: {line}\n" in told("on", "spgd.mode=spgd", "spgd.scale=0.05")
     assert footers.pop()[1:] == [f"guided: {line}"]
-    assert "guided" not in told("off", "guidance.scale=0.05")
-    weightless = ("guidance.landmarks=0", "guidance.containment=0")
+    assert "guided" not in told("off", "spgd.scale=0.05")
+    weightless = ("spgd.landmarks=0", "spgd.containment=0")
     for name, settings, why in (
         (
             "still",
-            ("guidance.mode=plain", "guidance.scale=0"),
-            "guidance.mode=plain, but guidance.scale is 0",
+            ("spgd.mode=plain", "spgd.scale=0"),
+            "spgd.mode=plain, but spgd.scale is 0",
         ),
         (
             "light",
-            ("guidance.mode=spgd", *weightless),
+            ("spgd.mode=spgd", *weightless),
             "landmarks, containment, realism, texture all have weight 0",
         ),
     ):
@@ -484,7 +482,7 @@ def test_a_discriminator_of_single_pictures_is_refused_before_anything_is_writte
 ) -> None:
     file = tmp_path / "single.safetensors"
     PatchGan(PatchGanConfig(in_channels=3, width=4, num_layers=1)).save(file)
-    settings = ["guidance.mode=spgd", "guidance.realism=1", f"guidance.discriminator={file}"]
+    settings = ["spgd.mode=spgd", "spgd.realism=1", f"spgd.discriminator={file}"]
     assert sample(guided_run("bad", *settings)) == 2
     assert "takes 3 channels, expected 6" in capsys.readouterr().err
     assert not (tmp_path / "bad").exists()
@@ -494,6 +492,6 @@ def test_a_folder_has_no_true_landmarks(
     weights: Path, tmp_path: Path, guided_run: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = f"skull={tmp_path / 'pairs/pairedCS/skull'}"
-    assert sample([*guided_run("bad"), folder, "guidance.mode=spgd", "guidance.target=true"]) == 2
+    assert sample([*guided_run("bad"), folder, "spgd.mode=spgd", "spgd.target=true"]) == 2
     assert "has no known landmarks" in capsys.readouterr().err
     assert len(find_cases(tmp_path / "pairs/pairedCS/skull", Known())) == 2

@@ -21,7 +21,7 @@ from muti_control.evaluation.results.results_file import read_results
 from muti_control.evaluation.sweep import Row, advice, arguments_of, best_of, main, rows_of, table
 from muti_control.networks.guidance_decoder import GuidanceDecoder, GuidanceDecoderConfig, signature
 from muti_control.sampling.charts import Panel, Series, draw_panels
-from muti_control.sampling.spgd import GuidanceConfig
+from muti_control.sampling.spgd import SpgdConfig
 from muti_control.sampling.trace import trace_of, trace_plot
 from sample import main as sample
 from tests.landmark_pairs import write_landmark_pairs
@@ -31,7 +31,7 @@ __all__ = ["guided_run"]
 
 
 def test_a_trace_is_written_for_each_face(guided_run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    settings = ["guidance.mode=spgd", "guidance.trace=true", "guidance.inner=2", "guidance.gradient=denoiser"]
+    settings = ["spgd.mode=spgd", "spgd.trace=true", "spgd.inner=2", "spgd.gradient=denoiser"]
     assert sample(guided_run("traced", *settings)) == 0
     assert sample(guided_run("untraced", *settings[:1], *settings[2:])) == 0
     folder = tmp_path / "traced"
@@ -53,7 +53,7 @@ def test_a_trace_is_written_for_each_face(guided_run, tmp_path: Path) -> None:  
 
 
 def test_a_resumed_run_keeps_its_traces_and_adds_those_it_lacks(guided_run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    settings = ["guidance.mode=spgd", "guidance.trace=true", "guidance.inner=2"]
+    settings = ["spgd.mode=spgd", "spgd.trace=true", "spgd.inner=2"]
     folder = tmp_path / "traced"
 
     def resume(*more: str) -> list[str]:
@@ -83,25 +83,25 @@ def test_a_small_decoder_looks_for_the_energies_alone(guided_run, weights: Path,
     decoder = GuidanceDecoder(GuidanceDecoderConfig(widths=[6, 5, 4], blocks=[1, 0, 0]))
     decoder.save(own, signature(model.first_stage_model))
     decoder.save(foreign, [1.0, 2.0])
-    run = ("limit=1", "guidance.mode=spgd", "guidance.scale=0.1")
+    run = ("limit=1", "spgd.mode=spgd", "spgd.scale=0.1")
     assert sample(guided_run("full", *run)) == 0
-    assert sample(guided_run("small", *run, f"guidance.decoder={own}")) == 0
+    assert sample(guided_run("small", *run, f"spgd.decoder={own}")) == 0
     full, small = (Image.open(tmp_path / name / "test_0_0.png").tobytes() for name in ("full", "small"))
     assert full != small
     record = json.loads((tmp_path / "small/record.json").read_text())["guidance"]
     assert record["decoder"]["file"] == "own.safetensors" and len(record["decoder"]["sha256"]) == 64
-    assert sample(guided_run("bad", *run, f"guidance.decoder={foreign}")) == 2
-    assert sample(guided_run("bad", *run, "guidance.decoder=none.safetensors")) == 2
+    assert sample(guided_run("bad", *run, f"spgd.decoder={foreign}")) == 2
+    assert sample(guided_run("bad", *run, "spgd.decoder=none.safetensors")) == 2
     assert not (tmp_path / "bad").exists()
 
 
 def test_no_step_is_longer_than_the_clip(guided_run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     settings = [
         "limit=1",
-        "guidance.mode=spgd",
-        "guidance.trace=true",
-        "guidance.scale=1",
-        "guidance.clip=0.05",
+        "spgd.mode=spgd",
+        "spgd.trace=true",
+        "spgd.scale=1",
+        "spgd.clip=0.05",
     ]
     assert sample(guided_run("clipped", *settings)) == 0
     steps = json.loads((tmp_path / "clipped/test_0_0_guidance.json").read_text())["steps"]
@@ -148,14 +148,12 @@ def gains(mean: float) -> tuple[float, ...]:
 def test_the_sweep_recommends_what_loses_nothing() -> None:
     best = best_of(rows())
     assert best is not None and (best.mode, best.scale) == ("spgd", 0.01)
-    told = advice(
-        rows(), ["weights=w", "guidance.gradient=denoiser", "guidance.scale=1", "texture=a face.png"]
-    )
-    assert told.splitlines()[-1].split(" ", 2)[:2] == ["guidance.mode=spgd", "guidance.scale=0.01"]
+    told = advice(rows(), ["weights=w", "spgd.gradient=denoiser", "spgd.scale=1", "texture=a face.png"])
+    assert told.splitlines()[-1].split(" ", 2)[:2] == ["spgd.mode=spgd", "spgd.scale=0.01"]
     assert shlex.split(told.splitlines()[-1])[2:] == [
         *(
             "sampling.steps=20",
-            "guidance.gradient=denoiser",
+            "spgd.gradient=denoiser",
             "texture=a face.png",
         )  # 20: of evaluate.py's own file
     ]
@@ -220,18 +218,18 @@ def test_settings_of_models_lie_over_the_common_ones() -> None:
     cfg = EvaluateConfig(
         weights="w",
         models={"plain": "w"},
-        guidance=GuidanceConfig(mode="spgd", scale=0.5, inner=2),
+        spgd=SpgdConfig(mode="spgd", scale=0.5, inner=2),
         guided={"plain": {"mode": "plain", "scale": 0.1}},
     )
     cfg.validate()
-    assert cfg.guidance_of("model") == cfg.guidance
+    assert cfg.guidance_of("model") == cfg.spgd
     assert EvaluateConfig(guided={"model": {"mode": False}}).guidance_of("model").mode == "off"
     plain = cfg.guidance_of("plain")
     assert (plain.mode, plain.scale, plain.inner) == ("plain", 0.1, 2)
     for guided, message in (
         ({"spgd": {"mode": "spgd"}}, "guided: \\['spgd'\\] are no models"),
         ({"plain": {"beat": 1}}, "guided.plain: beat: unknown setting; did you mean beta"),
-        ({"plain": {"mode": "best"}}, "guidance.mode: got 'best'"),
+        ({"plain": {"mode": "best"}}, "spgd.mode: got 'best'"),
         ({"plain": 3}, "guided.plain: got 3"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -241,7 +239,7 @@ def test_settings_of_models_lie_over_the_common_ones() -> None:
 def test_what_changes_no_face_does_not_tell_evaluations_apart() -> None:
     def identity(scale: float, at_once: int, trace: bool) -> object:
         own = {"scale": scale, "at_once": at_once, "recompute": trace, "trace": trace}
-        config = {"guidance": own, "guided": {"plain": own, "model": {"mode": "off"}}, "batch_size": at_once}
+        config = {"spgd": own, "guided": {"plain": own, "model": {"mode": "off"}}, "batch_size": at_once}
         return identity_of(config, {})
 
     assert identity(0.1, 8, False) == identity(0.1, 1, True) != identity(0.2, 8, False)
@@ -257,7 +255,7 @@ def test_a_sweep_from_end_to_end(
     arguments = [
         *(f"weights={weights}", f"data.root={root}", "scales=[0.02,0.2]", "modes=[plain,spgd]", "num=3"),
         *("recognisers=[picture]", "size=64", "device=cpu", "precision=fp32", "sampling.steps=3"),
-        *("landmark_weights=skull.safetensors", "guidance.face_landmark_weights=face.safetensors"),
+        *("landmark_weights=skull.safetensors", "spgd.face_landmark_weights=face.safetensors"),
     ]
     assert main(arguments) == 0, capsys.readouterr().err
     said = capsys.readouterr().out

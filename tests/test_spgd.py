@@ -16,7 +16,7 @@ from cldm.spgd import (
     GuidedStep,
     RunningNorm,
     Spgd,
-    SpgdConfig,
+    SpgdStepConfig,
     adaptive_momentum,
     angle,
     gradient_of,
@@ -60,7 +60,7 @@ def test_two_steps_by_hand() -> None:
     """
     x = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
     abar, t = torch.full((4,), 0.25), torch.tensor([2])
-    cfg = SpgdConfig(mode="spgd", scale=0.1, clip=1.0, inner=2, beta=0.9)
+    cfg = SpgdStepConfig(mode="spgd", scale=0.1, clip=1.0, inner=2, beta=0.9)
     for gradient in ("estimate", "denoiser"):
         spgd = Spgd(
             cfg.with_(gradient=gradient),
@@ -83,7 +83,7 @@ def test_a_step_may_be_relative_to_the_estimate(gradient: str) -> None:
     abar, t = torch.full((4,), 0.25), torch.tensor([2])
     for relative_to, expected in (("latent", 0.9), ("estimate", 0.95)):
         spgd = Spgd(
-            SpgdConfig(mode="plain", gradient=gradient, scale=0.1, clip=1.0, relative_to=relative_to),
+            SpgdStepConfig(mode="plain", gradient=gradient, scale=0.1, clip=1.0, relative_to=relative_to),
             gradient_of(lambda x_0: x_0.flatten(1).square().sum(1) / 2),
             lambda x_t, _t, _i: torch.zeros_like(x_t),
             abar,
@@ -106,8 +106,8 @@ def test_units_are_running_means_of_each_sample() -> None:
 def test_a_posterior_in_closed_form(gradient: str) -> None:
     """Guided samples have the exact posterior's mean, nearly; SPGD needs a smaller scale for it than plain guidance."""
     case = Gaussian()
-    cfg = SpgdConfig(mode="spgd", gradient=gradient, clip=0.5)
-    assert case.error(SpgdConfig()) > 0.85  # unguided: the prior
+    cfg = SpgdStepConfig(mode="spgd", gradient=gradient, clip=0.5)
+    assert case.error(SpgdStepConfig()) > 0.85  # unguided: the prior
     scales = {"estimate": (0.05, 0.1, 0.2, 0.5), "denoiser": (0.02, 0.05, 0.1, 0.2)}[gradient]
     errors = {
         mode: [case.error(cfg.with_(mode=mode, scale=scale)) for scale in scales]
@@ -120,7 +120,7 @@ def test_a_posterior_in_closed_form(gradient: str) -> None:
 
 def test_beta_matters() -> None:
     case = Gaussian()
-    cfg = SpgdConfig(mode="spgd", scale=0.1, clip=0.5)
+    cfg = SpgdStepConfig(mode="spgd", scale=0.1, clip=0.5)
     smoothed, raw, warmup = (case.sample(c, 8) for c in (cfg, cfg.with_(beta=0.0), cfg.with_(mode="warmup")))
     assert torch.equal(raw, warmup)
     assert float((smoothed - raw).norm() / raw.norm()) > 0.01
@@ -137,7 +137,7 @@ def test_every_sampler_is_guided_and_a_batch_gives_what_its_samples_give_alone(
     x_T = torch.randn(24, *SHAPE, generator=torch.Generator().manual_seed(4))
     steps = spaced_timesteps(12, "trailing", 1000, ABAR)
 
-    def draw(x: Tensor, cfg: SpgdConfig) -> Tensor:
+    def draw(x: Tensor, cfg: SpgdStepConfig) -> Tensor:
         spgd = Spgd(cfg, gradient_of(case.energy), case.eps, ABAR, len(steps))
         hook = spgd.before_step if cfg.acts else None
         with torch.no_grad():
@@ -145,8 +145,8 @@ def test_every_sampler_is_guided_and_a_batch_gives_what_its_samples_give_alone(
                 spgd.eps, x, steps, ABAR, eta=0.0, randn=None, before_step=hook, progress=None
             )
 
-    cfg = SpgdConfig(mode=mode, gradient=gradient, scale=0.05)
-    free, guided = draw(x_T, SpgdConfig()), draw(x_T, cfg)
+    cfg = SpgdStepConfig(mode=mode, gradient=gradient, scale=0.05)
+    free, guided = draw(x_T, SpgdStepConfig()), draw(x_T, cfg)
     lower = case.energy(guided) < case.energy(free)
     assert float(lower.float().mean()) >= 0.95
     assert torch.allclose(draw(x_T[5:6], cfg), guided[5:6], atol=1e-4)
@@ -163,7 +163,7 @@ def test_a_gradient_that_is_not_finite_is_left_out_for_its_sample_alone() -> Non
 
     x = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(5))
     t = torch.full((3,), 500)
-    cfg = SpgdConfig(mode="spgd", scale=0.05)
+    cfg = SpgdStepConfig(mode="spgd", scale=0.05)
     moved = []
     for energy in (whole, broken):
         steps: list[GuidedStep] = []
@@ -182,10 +182,10 @@ def test_a_gradient_that_is_not_finite_is_left_out_for_its_sample_alone() -> Non
 
 
 def test_the_window_and_every() -> None:
-    cfg = SpgdConfig(mode="spgd", start=0.25, end=0.75, every=2)
+    cfg = SpgdStepConfig(mode="spgd", start=0.25, end=0.75, every=2)
     assert [i for i in range(20) if cfg.acts_at(i, 20)] == [5, 7, 9, 11, 13]
-    assert [i for i in range(3) if SpgdConfig(mode="spgd").acts_at(i, 3)] == [0, 1, 2]
-    late = SpgdConfig(mode="spgd", start=0.55)  # 0.55 * 100 is 55.00000000000001 in floating point
+    assert [i for i in range(3) if SpgdStepConfig(mode="spgd").acts_at(i, 3)] == [0, 1, 2]
+    late = SpgdStepConfig(mode="spgd", start=0.55)  # 0.55 * 100 is 55.00000000000001 in floating point
     assert [i for i in range(100) if late.acts_at(i, 100)] == list(range(55, 100))
 
 
@@ -204,7 +204,7 @@ def test_no_inner_step_asks_for_a_number(monkeypatch: pytest.MonkeyPatch) -> Non
     for name in ("__bool__", "__int__", "__float__", "item", "tolist", "nonzero"):
         monkeypatch.setattr(Tensor, name, watched(getattr(Tensor, name)))
     x, t = torch.randn(3, *SHAPE), torch.full((3,), 500)
-    spgd = Spgd(SpgdConfig(mode="spgd", scale=0.05), gradient_of(case.energy), case.eps, ABAR, 10)
+    spgd = Spgd(SpgdStepConfig(mode="spgd", scale=0.05), gradient_of(case.energy), case.eps, ABAR, 10)
     for i in range(3):
         x = spgd.before_step(x, t, i)
         spgd.eps(x, t, i)
@@ -213,19 +213,19 @@ def test_no_inner_step_asks_for_a_number(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_which_steps_are_guided() -> None:
-    cfg = SpgdConfig(mode="spgd", start=0.25, end=0.75, every=2)
+    cfg = SpgdStepConfig(mode="spgd", start=0.25, end=0.75, every=2)
     assert cfg.guided_steps(20) == [5, 7, 9, 11, 13]
-    assert SpgdConfig(mode="spgd").guided_steps(3) == [
+    assert SpgdStepConfig(mode="spgd").guided_steps(3) == [
         1,
         2,
     ]  # before the first prediction there is no estimate
-    assert SpgdConfig(mode="spgd", gradient="denoiser").guided_steps(3) == [0, 1, 2]
-    assert SpgdConfig().guided_steps(3) == SpgdConfig(mode="spgd", scale=0.0).guided_steps(3) == []
+    assert SpgdStepConfig(mode="spgd", gradient="denoiser").guided_steps(3) == [0, 1, 2]
+    assert SpgdStepConfig().guided_steps(3) == SpgdStepConfig(mode="spgd", scale=0.0).guided_steps(3) == []
     for idle in (
-        SpgdConfig(mode="spgd", start=0.5, end=0.5),
-        SpgdConfig(mode="spgd", start=0.4, end=0.45),
-        SpgdConfig(mode="spgd", every=3),
-        SpgdConfig(mode="plain", end=0.3),
+        SpgdStepConfig(mode="spgd", start=0.5, end=0.5),
+        SpgdStepConfig(mode="spgd", start=0.4, end=0.45),
+        SpgdStepConfig(mode="spgd", every=3),
+        SpgdStepConfig(mode="plain", end=0.3),
     ):
         with pytest.raises(ValueError, match=r"no step is guided by start=.*at 3 sampling steps"):
             idle.guided_steps(3)
@@ -234,7 +234,7 @@ def test_which_steps_are_guided() -> None:
 @pytest.mark.parametrize("gradient", ["estimate", "denoiser"])
 def test_guided_steps_are_those_that_move(gradient: str) -> None:
     case, moved = Gaussian(), []
-    cfg = SpgdConfig(mode="spgd", gradient=gradient, scale=0.05, start=0.0, end=0.8, every=2)
+    cfg = SpgdStepConfig(mode="spgd", gradient=gradient, scale=0.05, start=0.0, end=0.8, every=2)
     spgd = Spgd(cfg, gradient_of(case.energy), case.eps, ABAR, 9)
     x, t = torch.randn(2, *SHAPE), torch.full((2,), 500)
     for i in range(9):
@@ -261,5 +261,5 @@ def test_guided_steps_are_those_that_move(gradient: str) -> None:
 )
 def test_bad_settings_are_named(field: str, value: object, expected: str) -> None:
     with pytest.raises(ValueError, match=f"guidance.{field}") as told:
-        SpgdConfig().with_(**{field: value}).validate()
+        SpgdStepConfig().with_(**{field: value}).validate()
     assert expected in str(told.value)

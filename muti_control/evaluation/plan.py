@@ -29,7 +29,7 @@ from muti_control.evaluation.protocol.inputs import InputError, Inputs, read_inp
 from muti_control.evaluation.protocol.registry import METHODS, OF_PIX2PIX, OF_THE_MODEL, MethodInfo
 from muti_control.evaluation.results.results import HashedFile, NotRun
 from muti_control.sampling.prepare import shipped, shipped_networks
-from muti_control.sampling.spgd import GuidanceConfig
+from muti_control.sampling.spgd import SpgdConfig
 from settings.reading import parse_command_line
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -74,7 +74,7 @@ class Plan:
     not_run: Sequence[NotRun]
     weights: Mapping[str, Weights]
     sampling: Mapping[str, SamplingConfig]
-    guidance: Mapping[str, GuidanceConfig]
+    guidance: Mapping[str, SpgdConfig]
     landmarks: ShownLandmarks
     pinned: Sequence[str]
     pix2pix: Translator | None
@@ -231,7 +231,7 @@ def _guided_cases(cfg: EvaluateConfig, inputs: Inputs, donors: Donors, name: str
     return cases + [with_skull_of(case, donor) for case, donor in pairs if donor is not None]
 
 
-def _check_window(name: str, guidance: GuidanceConfig, sampling: SamplingConfig) -> None:
+def _check_window(name: str, guidance: SpgdConfig, sampling: SamplingConfig) -> None:
     """Raises: InputError: it is switched on, and would guide no step."""
     try:
         guidance.guided_steps(sampling.steps)
@@ -239,7 +239,7 @@ def _check_window(name: str, guidance: GuidanceConfig, sampling: SamplingConfig)
         raise InputError(f"{name}: {error}") from error
 
 
-def _of_guidance(guidance: Mapping[str, GuidanceConfig], cfg: EvaluateConfig) -> list[str]:
+def _of_guidance(guidance: Mapping[str, SpgdConfig], cfg: EvaluateConfig) -> list[str]:
     """What the reader of the report should know of it."""
     acting = {name: how for name, how in guidance.items() if how.acts}
     remarks = [f"{name} is {why}." for name, how in guidance.items() if (why := how.idle) is not None]
@@ -251,12 +251,12 @@ def _of_guidance(guidance: Mapping[str, GuidanceConfig], cfg: EvaluateConfig) ->
     shuffled = not cfg.methods or "shuffled" in cfg.methods
     if own is not None and own.names_files and shuffled:
         remarks.append(
-            "The faces with another's skull are not guided: the points in guidance.target are the probes' own."
+            "The faces with another's skull are not guided: the points in spgd.target are the probes' own."
         )
     return remarks
 
 
-def _of_readers(readers: Sequence[EditReader], guidance: Mapping[str, GuidanceConfig]) -> list[str]:
+def _of_readers(readers: Sequence[EditReader], guidance: Mapping[str, SpgdConfig]) -> list[str]:
     """Who reads edits and guided the faces too."""
     network = next((r.eye.identity["pipnet"] for r in readers if isinstance(r.eye, LandmarkEye)), None)
     led = [

@@ -3,7 +3,7 @@
     python -m muti_control.evaluation.sweep weights=models/demo/iccr_demo.safetensors data.root=cohort
     python -m muti_control.evaluation.sweep weights=FILE data.root=FOLDER scales=[0.005,0.01,0.02,0.05] modes=[plain,spgd] num=48
 
-Any setting of evaluate.py may be added, such as guidance.gradient=denoiser or sampling.steps=30, or a file of them.
+Any setting of evaluate.py may be added, such as spgd.gradient=denoiser or sampling.steps=30, or a file of them.
 sweep.png and the whole report of evaluate.py go to results/sweep (name=... for another); the last line is what to
 paste. A setting is recommended where it brings the same probes nearer to their true faces by more than chance does,
 for as many settings as were tried.
@@ -221,7 +221,7 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
             series.append(Series(mode, [scale for scale, _ in known], [value for _, value in known]))
         if getattr(rows[0], key) is not None:
             series.append(Series("unguided", [], [getattr(rows[0], key)], flat=True))
-            panels.append(Panel(f"{name} (lower is better)", "guidance.scale", series, log_x=True))
+            panels.append(Panel(f"{name} (lower is better)", "spgd.scale", series, log_x=True))
     if panels:
         write_png(path, draw_panels(panels, title=title))
 
@@ -234,9 +234,9 @@ def advice(rows: Sequence[Row], arguments: Sequence[str]) -> str:
     if best is None:
         return (
             f"{of}: none brings the faces nearer to the true ones by more than chance does, without losing faces, NME "
-            "or realism: leave guidance off (guidance.mode=off), or try smaller scales or more probes (num=...)."
+            "or realism: leave guidance off (spgd.mode=off), or try smaller scales or more probes (num=...)."
         )
-    own = {"guidance.mode": best.mode, "guidance.scale": f"{best.scale:g}"}
+    own = {"spgd.mode": best.mode, "spgd.scale": f"{best.scale:g}"}
     settings = own | _kept(arguments) | own
     line = shlex.join(f"{key}={value}" for key, value in settings.items())
     program = "evaluate.py" if settings.get("landmarks") == "known" else "sample.py or evaluate.py"

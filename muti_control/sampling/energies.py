@@ -6,7 +6,7 @@ fake; texture, mean squared difference of the logarithms of what each band of de
 
 Weights do not depend on these units: the gradient of each energy with respect to the picture is divided, sample by
 sample, by the root mean square that its norm has had in the run so far. So weight 1 on two energies makes both pull
-alike, with any network behind them, and only the ratio of the weights counts; how far a face moves is guidance.scale.
+alike, with any network behind them, and only the ratio of the weights counts; how far a face moves is spgd.scale.
 """
 
 from __future__ import annotations

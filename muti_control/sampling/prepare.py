@@ -24,7 +24,7 @@ from muti_control.conditions.case_textures import choose_textures
 from muti_control.distributed import find_team
 from muti_control.sampling.job import Job, RunFolder
 from muti_control.sampling.resume import resumed
-from muti_control.sampling.spgd import GuidanceConfig, load_guidance
+from muti_control.sampling.spgd import SpgdConfig, load_guidance
 from settings.base import Settings
 from settings.reading import parse_command_line, to_yaml
 
@@ -57,7 +57,7 @@ class SampleConfig(Settings):
     out: folder to write. Default: results/NAME, numbered if it exists. overwrite: replace an earlier run there.
     resume: continue an earlier run there (without out: the latest results/NAME), drawing the faces it lacks.
     sampling: the sampler's settings. Default: what the weights recommend.
-    guidance: of the samples towards what can be measured on the face (SPGD); guidance.mode=spgd switches it on.
+    spgd: moves the samples towards what can be measured on the face; spgd.mode=spgd switches it on.
     """
 
     skull: str | None = None
@@ -85,7 +85,7 @@ class SampleConfig(Settings):
     overwrite: bool = False
     resume: bool = False
     sampling: SamplingConfig = SamplingConfig()
-    guidance: GuidanceConfig = GuidanceConfig()
+    spgd: SpgdConfig = SpgdConfig()
 
     def validate(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
@@ -100,7 +100,7 @@ class SampleConfig(Settings):
             )
         check_missing(self.missing)
         self.sampling.validate()
-        self.guidance.validate()
+        self.spgd.validate()
 
 
 def check_missing(region: str | None) -> None:
@@ -138,14 +138,14 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
     if cfg.compile:
         compile_blocks(model)
     cfg = _with_recommended(arguments, model, metadata)
-    cfg.guidance.guided_steps(cfg.sampling.steps)  # what is wrong is told now
+    cfg.spgd.guided_steps(cfg.sampling.steps)  # what is wrong is told now
     skull_landmarks = shipped(cfg.landmark_weights)
     if cfg.landmark_weights != SKULL_LANDMARKS and not skull_landmarks.is_file():
         raise ValueError(
             f"landmark_weights: {skull_landmarks} not found; leave the setting out for the shipped network"
         )
     landmarks, remark = choose_landmarks(cfg.landmarks, skull_landmarks, cases, model)
-    guidance = load_guidance(shipped_networks(cfg.guidance), model, cases, landmarks, skull_landmarks)
+    guidance = load_guidance(shipped_networks(cfg.spgd), model, cases, landmarks, skull_landmarks)
     textures, of_texture = choose_textures(cfg.texture, cases, model)
     job = Job(
         model=model,
@@ -173,7 +173,7 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
                 of_texture,
                 _untrained(model),
                 _without_skull(cases, metadata),
-                cfg.guidance.idle,
+                cfg.spgd.idle,
             )
             if told is not None
         ],
@@ -267,7 +267,7 @@ def recommended_sampling(metadata: Mapping[str, str], num_control_outputs: int) 
     return settings
 
 
-def shipped_networks(cfg: GuidanceConfig) -> GuidanceConfig:
+def shipped_networks(cfg: SpgdConfig) -> SpgdConfig:
     """The settings with the files that come with this program named in full."""
     return cfg.with_(face_landmark_weights=str(shipped(cfg.face_landmark_weights)))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from cldm.branches import Landmarks
 from cldm.controlled import ControlledLatentDiffusion
 from cldm.ddim import BeforeStep, EpsFn
-from cldm.spgd import GuidedStep, Spgd, SpgdConfig
+from cldm.spgd import GuidedStep, Spgd, SpgdStepConfig
 from cldm.texture import TextureError
 from data.cases import Case
 from data.images import read_image
@@ -47,8 +47,8 @@ ENERGIES = ("landmarks", "containment", "realism", "texture")
 FACE_LANDMARKS = "models/demo/pipnet_face.safetensors"
 
 
-class GuidanceConfig(SpgdConfig):
-    """Guidance by SPGD; off by default. What ``SpgdConfig`` says, and the energies it lowers.
+class SpgdConfig(SpgdStepConfig):
+    """Guidance by SPGD; off by default. What ``SpgdStepConfig`` says, and the energies it lowers.
 
     landmarks, containment, realism, texture: weights of the energies; only their ratio counts, 0 leaves one out.
     target: where the landmarks shall be: auto (as the condition has them, else read off the skull), true (of the
@@ -79,16 +79,15 @@ class GuidanceConfig(SpgdConfig):
         super().validate()
         for name, weight in self.weights.items():
             if not 0 <= weight < float("inf"):
-                raise ValueError(f"guidance.{name}: got {weight}, expected 0 or a positive weight")
+                raise ValueError(f"spgd.{name}: got {weight}, expected 0 or a positive weight")
         if self.at_once < 1:
-            raise ValueError(f"guidance.at_once: got {self.at_once}, expected at least 1")
+            raise ValueError(f"spgd.at_once: got {self.at_once}, expected at least 1")
         if not self.acts:
             return
         for name, key in (("realism", "discriminator"), ("texture", "exemplar")):
             if getattr(self, name) > 0 and getattr(self, key) is None:
                 raise ValueError(
-                    f"guidance.{name}={getattr(self, name):g} needs guidance.{key}=FILE; "
-                    f"guidance.{name}=0 leaves it out"
+                    f"spgd.{name}={getattr(self, name):g} needs spgd.{key}=FILE; spgd.{name}=0 leaves it out"
                 )
 
     @property
@@ -111,8 +110,8 @@ class GuidanceConfig(SpgdConfig):
         """Why it changes nothing although it is switched on, for people; None where it acts, or is off."""
         if self.mode == "off" or self.acts:
             return None
-        why = "guidance.scale is 0" if not self.scale > 0 else f"{', '.join(ENERGIES)} all have weight 0"
-        return f"not guided: guidance.mode={self.mode}, but {why}"
+        why = "spgd.scale is 0" if not self.scale > 0 else f"{', '.join(ENERGIES)} all have weight 0"
+        return f"not guided: spgd.mode={self.mode}, but {why}"
 
     @property
     def _whose(self) -> str:
@@ -159,7 +158,7 @@ class TrueLandmarks:
 class Guidance:
     """Settings with the networks they name. files: sha256 by setting."""
 
-    cfg: GuidanceConfig
+    cfg: SpgdConfig
     reader: LandmarkReader | None
     targets: CaseLandmarks | None
     discriminator: PatchGan | None
@@ -214,7 +213,7 @@ class Guidance:
 class BatchGuidance:
     """A ``cldm.spgd.Guide``. steps: what it did, filled while it runs if the settings ask for a trace."""
 
-    cfg: GuidanceConfig
+    cfg: SpgdConfig
     energy: DecodedEnergies
     steps: list[GuidedStep] = field(default_factory=list)
 
@@ -225,7 +224,7 @@ class BatchGuidance:
 
 
 def load_guidance(
-    cfg: GuidanceConfig,
+    cfg: SpgdConfig,
     model: ControlledLatentDiffusion,
     cases: Sequence[Case],
     condition: CaseLandmarks | None,
@@ -249,7 +248,7 @@ def load_guidance(
         reader = LandmarkReader.load(_there(cfg.face_landmark_weights, "face_landmark_weights"), model.device)
         if reader.role != "face":
             raise ValueError(
-                f"guidance.face_landmark_weights: {cfg.face_landmark_weights} reads landmarks off a {reader.role}, "
+                f"spgd.face_landmark_weights: {cfg.face_landmark_weights} reads landmarks off a {reader.role}, "
                 "expected a network for faces"
             )
         files["face_landmark_weights"] = sha256(Path(cfg.face_landmark_weights))
@@ -259,7 +258,7 @@ def load_guidance(
         discriminator = PatchGan.load(_there(cfg.discriminator, "discriminator"), model.device)
         if discriminator.cfg.in_channels != 6:
             raise ValueError(
-                f"guidance.discriminator: {cfg.discriminator} takes {discriminator.cfg.in_channels} channels, "
+                f"spgd.discriminator: {cfg.discriminator} takes {discriminator.cfg.in_channels} channels, "
                 "expected 6 (skull and face); the control stage with losses.gan writes one"
             )
         files["discriminator"] = sha256(Path(cfg.discriminator))
@@ -273,7 +272,7 @@ def load_guidance(
     return Guidance(cfg, reader, targets, discriminator, decoder, files)
 
 
-def _check_skulls(cfg: GuidanceConfig, cases: Sequence[Case], targets: CaseLandmarks | None) -> None:
+def _check_skulls(cfg: SpgdConfig, cases: Sequence[Case], targets: CaseLandmarks | None) -> None:
     """Raises: ValueError: an energy that looks at the skull, and a case without one."""
     without = next((case.name for case in cases if case.skull_path is None), None)
     if without is None:
@@ -281,11 +280,11 @@ def _check_skulls(cfg: GuidanceConfig, cases: Sequence[Case], targets: CaseLandm
     looking = [name for name in ("containment", "realism") if cfg.weights[name] > 0]
     points = ""
     if isinstance(targets, ReadOffSkull):
-        looking, points = ["landmarks", *looking], ", or guidance.target=PATH gives the landmarks"
+        looking, points = ["landmarks", *looking], ", or spgd.target=PATH gives the landmarks"
     if looking:
-        one, leave = len(looking) == 1, " ".join(f"guidance.{name}=0" for name in looking)
+        one, leave = len(looking) == 1, " ".join(f"spgd.{name}=0" for name in looking)
         raise ValueError(
-            f"guidance: {', '.join(looking)} need{'s' * one} a skull, and {without} has none; {leave} leave{'s' * one} "
+            f"spgd: {', '.join(looking)} need{'s' * one} a skull, and {without} has none; {leave} leave{'s' * one} "
             f"{'it' if one else 'them'} out{points}"
         )
 
@@ -296,7 +295,7 @@ def _exemplar(path: Path, size: int) -> Tensor:
     try:
         check_exemplar(picture)
     except TextureError as error:
-        raise TextureError(f"guidance.exemplar: {path}: {error}") from error
+        raise TextureError(f"spgd.exemplar: {path}: {error}") from error
     return picture
 
 
@@ -307,7 +306,7 @@ def _there(name: str, key: str) -> Path:
             key
         ]
         raise ValueError(
-            f"guidance.{key}: {path} is no file; give one, or leave the energy out by guidance.{energy}=0"
+            f"spgd.{key}: {path} is no file; give one, or leave the energy out by spgd.{energy}=0"
         )
     return path
 
@@ -325,13 +324,13 @@ def _targets(
         for case in cases:
             if case.landmarks_path is None or case.face_path is None:
                 raise LandmarksError(
-                    f"guidance.target=true: {case.name} has no known landmarks; they come from a manifest with "
+                    f"spgd.target=true: {case.name} has no known landmarks; they come from a manifest with "
                     "'landmarks' and 'target'"
                 )
             found, _ = read_landmarks(case.landmarks_path)
             if len(found) != num_points:
                 raise LandmarksError(
-                    f"guidance.target=true: {case.landmarks_path} has {len(found)} points, the network for faces "
+                    f"spgd.target=true: {case.landmarks_path} has {len(found)} points, the network for faces "
                     f"{num_points}"
                 )
         return TrueLandmarks()
@@ -340,21 +339,21 @@ def _targets(
             near = get_close_matches(choice, ("auto", "true"), 1)
             meant = f"did you mean {near[0]}? Expected" if near else "expected"
             raise LandmarksError(
-                f"guidance.target: there is no {choice}; {meant} auto (read off the skull), true (known of the true "
+                f"spgd.target: there is no {choice}; {meant} auto (read off the skull), true (known of the true "
                 "face, from the manifest), or a file of points in px of the skull picture or a folder of them"
             )
-        return given_landmarks(Path(choice), cases, num_points, "guidance.target")
+        return given_landmarks(Path(choice), cases, num_points, "spgd.target")
     if condition is not None and model.cfg.control.landmarks is not None:
         if model.cfg.control.landmarks.num_points == num_points:
             return condition
         raise ValueError(
-            f"guidance: the model's landmarks have {model.cfg.control.landmarks.num_points} points, the network for "
-            f"faces {num_points}; guidance.landmarks=0 leaves this energy out"
+            f"spgd: the model's landmarks have {model.cfg.control.landmarks.num_points} points, the network for "
+            f"faces {num_points}; spgd.landmarks=0 leaves this energy out"
         )
     if not skull_landmarks.is_file():
         raise ValueError(
-            f"guidance: no landmark network for skulls at {skull_landmarks}; landmark_weights=FILE gives one, "
-            "guidance.target=PATH the points, and guidance.landmarks=0 leaves this energy out"
+            f"spgd: no landmark network for skulls at {skull_landmarks}; landmark_weights=FILE gives one, "
+            "spgd.target=PATH the points, and spgd.landmarks=0 leaves this energy out"
         )
     return skull_reader(skull_landmarks, num_points, model.device)
 

@@ -31,7 +31,7 @@ from muti_control.sampling.draw import draw_cases, finish_cases
 from muti_control.sampling.job import Job, RunFolder, face_name
 from muti_control.sampling.prepare import recommended_sampling
 from muti_control.sampling.resume import resumed
-from muti_control.sampling.spgd import Guidance, GuidanceConfig, load_guidance
+from muti_control.sampling.spgd import Guidance, SpgdConfig, load_guidance
 
 Advance = Callable[[int], None]
 
@@ -59,7 +59,7 @@ class Weights:
         landmarks: ShownLandmarks,
         texture: str,
         cases: Sequence[Case],
-        guidance: GuidanceConfig,
+        guidance: SpgdConfig,
     ) -> Weights:
         """Load it once, so that nothing fails half-way. Raises: CheckpointError, ValueError."""
         model, metadata = load_model(path)
@@ -156,7 +156,7 @@ class Sampler:
     config: str
     team: Team
     landmarks: ShownLandmarks
-    guidance: GuidanceConfig
+    guidance: SpgdConfig
     texture: str = "none"
     grain: bool = True
     _hashes: dict[Path, str] = field(default_factory=dict)

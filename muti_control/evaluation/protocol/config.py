@@ -10,7 +10,7 @@ from cldm.sampling import SamplingConfig
 from muti_control.evaluation.judges.features import DISTANCES, FEATURE_SIZE
 from muti_control.evaluation.protocol.registry import METHODS
 from muti_control.sampling.prepare import SKULL_LANDMARKS, check_missing
-from muti_control.sampling.spgd import FACE_LANDMARKS, GuidanceConfig
+from muti_control.sampling.spgd import FACE_LANDMARKS, SpgdConfig
 from settings.base import Settings
 from settings.messages import ConfigError
 from settings.reading import parse_command_line
@@ -59,7 +59,7 @@ class EvaluateConfig(Settings):
     texture: what models with a texture branch are shown: none, a picture for all, or auto (the exemplar that the
         manifest names: another person's face of the true face's own style, which no baseline is told).
     missing: bone that is taken away from every probe's skull (mandible, vault, left, right).
-    guidance: of every model's faces, as for sample.py. guided: what is otherwise for some of them, by name (``weights``
+    spgd: of every model's faces, as for sample.py. guided: what is otherwise for some of them, by name (``weights``
         is called model), such as {plain: {mode: plain, scale: 0.01}}; one file under several names compares settings.
     device, precision, devices, batch_size, sampling: as for sample.py.
     out: folder of all runs; this one goes to OUT/NAME. cache: file of what the recognisers saw before.
@@ -92,7 +92,7 @@ class EvaluateConfig(Settings):
     train_limit: int = 6000
     bootstrap: int = 4000
     sampling: SamplingConfig = SamplingConfig()
-    guidance: GuidanceConfig = GuidanceConfig()
+    spgd: SpgdConfig = SpgdConfig()
     guided: dict[str, Any] = {}
     landmarks: str = "auto"
     landmark_weights: str = SKULL_LANDMARKS
@@ -135,14 +135,14 @@ class EvaluateConfig(Settings):
         for name in ("model", *self.models):
             self.guidance_of(name).validate()
 
-    def guidance_of(self, name: str) -> GuidanceConfig:
+    def guidance_of(self, name: str) -> SpgdConfig:
         """How a model's faces are guided. Raises: ConfigError."""
         own = self.guided.get(name, {})
         if not isinstance(own, Mapping):
             raise ConfigError(f"guided.{name}: got {own!r}, expected settings such as {{mode: plain}}")
-        base = self.guidance.model_dump() | {str(key): value for key, value in own.items()}
+        base = self.spgd.model_dump() | {str(key): value for key, value in own.items()}
         base["mode"] = "off" if base["mode"] is False else base["mode"]  # YAML takes off for a truth value
-        return parse_command_line(GuidanceConfig, [], base=base, base_name=f"guided.{name}")
+        return parse_command_line(SpgdConfig, [], base=base, base_name=f"guided.{name}")
 
     def _check_names(self) -> None:
         if not self.recognisers and self.onnx is None:

@@ -36,8 +36,8 @@ def choose_folder(cfg: EvaluateConfig) -> Path:
 def identity_of(config: Mapping[str, Any], read: Mapping[str, str]) -> dict[str, Any]:
     """What a run is: its settings that matter, and the hashes of what it reads."""
     settings = {key: value for key, value in config.items() if key not in _OPERATION}
-    if "guidance" in settings:
-        settings["guidance"] = _without_operation(settings["guidance"])
+    if "spgd" in settings:  # under the name that runs before the renaming have
+        settings["guidance"] = _without_operation(settings.pop("spgd"))
     if "guided" in settings:
         settings["guided"] = {name: _without_operation(own) for name, own in settings["guided"].items()}
     if isinstance(settings.get("sampling"), Mapping):  # of a run from before there was such a setting
