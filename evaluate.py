@@ -27,8 +27,6 @@ from muti_control.evaluation.results.results import REPORT
 from muti_control.evaluation.terminal import table
 from settings.reading import to_yaml
 
-PROGRAM = [sys.executable, str(Path(__file__).resolve())]
-
 
 def main(arguments: Sequence[str]) -> int:
     """Run, and return the exit code: 0, 2 for what the user can mend, 130 when interrupted."""
@@ -40,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
         return compare(arguments[1:])
     folder, first = Path(), True
     try:
-        plan = prepare(arguments, PROGRAM)
+        plan = prepare(arguments)
         first = plan.team.is_first
         folder = open_folder(plan) if first else folder
         evaluation = evaluate(plan, folder)

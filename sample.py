@@ -14,7 +14,6 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -23,8 +22,6 @@ from muti_control.distributed import ProcessError
 from muti_control.sampling.draw import reconstruct_cases
 from muti_control.sampling.prepare import SampleConfig, prepare
 from settings.reading import to_yaml
-
-PROGRAM = [sys.executable, str(Path(__file__).resolve())]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -35,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     started = time.monotonic()
     try:
-        job = prepare(arguments, PROGRAM)
+        job = prepare(arguments)
     except torch.OutOfMemoryError:
         return _told("out of GPU memory while loading the weights; try precision=bf16 or device=cpu", 2)
     except (ValueError, OSError) as error:

@@ -121,11 +121,11 @@ class Plan:
         return read + [HashedFile(path, digest) for path, digest in networks_of_ours.items()]
 
 
-def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Plan:
+def prepare(arguments: Sequence[str]) -> Plan:
     """The evaluation that a command line asks for.
 
     Args:
-        arguments: of ``evaluate.py``. program: what starts it as another process, without the arguments.
+        arguments: of ``evaluate.py``.
 
     Raises:
         ValueError: whatever was given cannot be used; the message says what to do.
@@ -136,7 +136,7 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Plan:
     cfg = parse_command_line(EvaluateConfig, given, file_key="faces")
     cfg.validate()
     device = choose_device(cfg.device)
-    team = find_team(cfg.devices, device, [*program, *arguments])
+    team = find_team(cfg.devices, device)
     device = team.device(device)
     dtype = choose_precision(cfg.precision, device)
     judges = judges_of(cfg)

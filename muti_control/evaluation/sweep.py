@@ -26,7 +26,7 @@ import yaml
 from cldm.spgd import MODES
 from data.images import write_png
 from muti_control.evaluation.engine import evaluate, open_folder
-from muti_control.evaluation.plan import DEFAULT, ROOT, prepare
+from muti_control.evaluation.plan import DEFAULT, prepare
 from muti_control.evaluation.protocol.run_folder import release
 from muti_control.evaluation.results.results import Evaluation, Method
 from muti_control.sampling.charts import Panel, Series, draw_panels
@@ -41,7 +41,6 @@ KID_FLOOR = 0.1  # x 1000; a KID of few pictures may be near 0 or below, where a
 CONFIDENCE = 0.95  # of all comparisons with unguided together
 _KEPT = ("sampling.", "guidance.")  # what the line to paste takes over from the sweep's settings ...
 _KEPT_WHOLE = ("landmarks", "landmark_weights", "texture")
-PROGRAM = [sys.executable, str(ROOT / "evaluate.py")]  # what further processes run
 
 
 @dataclass(frozen=True)
@@ -271,10 +270,11 @@ def main(arguments: Sequence[str]) -> int:
     folder = Path()
     try:
         command, tried = arguments_of(arguments)
-        plan = prepare(command, PROGRAM)
-        folder = open_folder(plan)
+        plan = prepare(command)
+        folder = open_folder(plan) if plan.team.is_first else folder
         evaluation = evaluate(plan, folder)
-        assert evaluation is not None  # this is the first process
+        if evaluation is None:  # not the first process
+            return 0
         rows = rows_of(evaluation, tried)
         plot(rows, folder / PLOT, f"{len(evaluation.probes)} skulls of the split {evaluation.protocol.split}")
     except (ValueError, OSError) as error:

@@ -109,11 +109,11 @@ def check_missing(region: str | None) -> None:
         raise ValueError(f"missing: got {region!r}, expected one of {', '.join(REGIONS)}")
 
 
-def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
+def prepare(arguments: Sequence[str]) -> Job:
     """The run that a command line asks for.
 
     Args:
-        arguments: of ``sample.py``. program: what starts it as another process, without the arguments.
+        arguments: of ``sample.py``.
 
     Raises:
         ValueError: whatever was given cannot be used; the message says what to do.
@@ -121,7 +121,7 @@ def prepare(arguments: Sequence[str], program: Sequence[str] = ()) -> Job:
     cfg = parse_command_line(SampleConfig, arguments, file_key="skull")
     cfg.validate()
     device = choose_device(cfg.device)
-    team = find_team(cfg.devices, device, [*program, *arguments])
+    team = find_team(cfg.devices, device)
     device = team.device(device)
     dtype = choose_precision(cfg.precision, device)
     if cfg.compile:
