@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from muti_control.evaluation.compare import main, terminal
-from muti_control.evaluation.report.comparison import comparison_page
+from muti_control.evaluation.report.page import comparison_page
 from muti_control.evaluation.results.comparison import compare, summary
 from muti_control.evaluation.results.results_file import ResultsError, read_results, to_json, write_results
 from tests.made_up_results import made_up

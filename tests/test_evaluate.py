@@ -73,8 +73,8 @@ def test_each_ceiling_is_judged_by_its_own_faces(data, run):
     evaluation = run(f"faces={true_faces(data, Path('made'))}")
     assert (rank1(evaluation, "ceiling"), rank1(evaluation, "ceiling_neutral")) == (1, 0)
     told = " ".join(findings(evaluation))
-    assert "The ceiling is 100.0 %" in told and "reaches 100 % of it" in told
-    assert "neutral surface" not in told  # no share of nothing
+    assert "in the true surface style: rank-1 100.0 %" in told and "reaches 100 % of it" in told
+    assert "neutral" not in told  # no share of nothing
 
 
 def test_true_faces_are_found_and_baselines_stand_beside_them(data, run, capsys):

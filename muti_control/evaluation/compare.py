@@ -11,8 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from muti_control.evaluation.report import write_page
-from muti_control.evaluation.report.comparison import comparison_page
+from muti_control.evaluation.report.page import comparison_page, write_page
 from muti_control.evaluation.results.comparison import Comparison, cells, compare, summary
 from muti_control.evaluation.results.results_file import ResultsError, read_results
 

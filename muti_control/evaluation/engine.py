@@ -23,7 +23,7 @@ from muti_control.evaluation.production import Made, Production
 from muti_control.evaluation.protocol.inputs import Inputs
 from muti_control.evaluation.protocol.progress import Progress
 from muti_control.evaluation.protocol.run_folder import choose_folder, claim, identity_of
-from muti_control.evaluation.report import write_report
+from muti_control.evaluation.report.page import write_report
 from muti_control.evaluation.results.results import (
     Evaluation,
     NotRun,

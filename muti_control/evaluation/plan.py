@@ -27,6 +27,7 @@ from muti_control.evaluation.methods.translated import Translator
 from muti_control.evaluation.protocol.config import EvaluateConfig
 from muti_control.evaluation.protocol.inputs import InputError, Inputs, read_inputs
 from muti_control.evaluation.protocol.registry import METHODS, OF_PIX2PIX, OF_THE_MODEL, MethodInfo
+from muti_control.evaluation.report.page import check_installed
 from muti_control.evaluation.results.results import HashedFile, NotRun
 from muti_control.sampling.prepare import shipped, shipped_networks
 from muti_control.sampling.spgd import SpgdConfig
@@ -135,6 +136,7 @@ def prepare(arguments: Sequence[str]) -> Plan:
     given = list(arguments) if file is not None else [str(DEFAULT), *arguments]
     cfg = parse_command_line(EvaluateConfig, given, file_key="faces")
     cfg.validate()
+    check_installed()
     device = choose_device(cfg.device)
     team = find_team(cfg.devices, device)
     device = team.device(device)

@@ -1,7 +1,7 @@
 """How alike two pictures are, and how alike two sets of pictures: PSNR, SSIM and KID by torchmetrics.
 
 These measures compare grey levels. They do not say whether two faces show one person: the black background and the
-common shading make any two faces alike.
+common shading make any two faces alike. torchmetrics imports matplotlib, so it is imported only where it is used.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
-from torchmetrics.image.kid import poly_mmd
 
 from muti_control.evaluation.results.results import Measure
 
@@ -35,6 +33,8 @@ MAX_PSNR = 100.0  # dB of identical pictures, whose PSNR is infinite and has no 
 
 def psnr(x: Pictures, y: Pictures) -> float:
     """Return the peak signal-to-noise ratio in dB, at most ``MAX_PSNR``, of two grey pictures (H, W) uint8."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
     a, b = _tensors(x, y)
     return min(float(peak_signal_noise_ratio(a, b, data_range=_RANGE)), MAX_PSNR)
 
@@ -46,6 +46,8 @@ def ssim(x: Pictures, y: Pictures) -> float:
 
     Source: Wang, Bovik, Sheikh and Simoncelli, IEEE TIP 13(4), 2004, equation 13 with K1 = 0.01, K2 = 0.03.
     """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     a, b = _tensors(x, y)
     _, every = structural_similarity_index_measure(a, b, sigma=1.5, data_range=_RANGE, return_full_image=True)
     return float(every[..., _RADIUS:-_RADIUS, _RADIUS:-_RADIUS].mean())
@@ -59,6 +61,8 @@ def kid(x: Floats, y: Floats) -> float:
 
     Source: Binkowski et al., ICLR 2018, arXiv 1801.01401, section 4.
     """
+    from torchmetrics.image.kid import poly_mmd
+
     a, b = (torch.from_numpy(np.asarray(features, np.float64)) for features in (x, y))
     return float(poly_mmd(a, b, degree=3, gamma=None, coef=1.0))
 
