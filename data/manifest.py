@@ -35,6 +35,21 @@ _SYNONYMS = {  # names people use for ours, where spelling alone would not lead 
     "skull": "source", "face": "target", "image": "source", "conditioning_image": "source",
 }  # fmt: skip
 _SHOWN = 20
+_PATHS = {  # field with a file name -> where Record has its path
+    "source": "skull_path", "target": "face_path", "landmarks": "landmarks_path", "texture": "texture_path",
+}  # fmt: skip
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {  # of the optional fields, and the remedy
+    "subject": ((str, int), "give a text such as 's00012'"),
+    "style": ((str,), "give the name of a surface style as text, such as 'p07'"),
+    "changed": ((list,), 'give a list of texts such as ["age"]'),
+    "extra": ((dict,), 'give an object such as {"site": "A"}'),
+}
+_PERSON = {  # field -> argument of Biometrics.parse, a value that passes, and the remedy where it is missing
+    "gender": ("sex", "M", "give 'M' or 'F'"),
+    "age": ("age", 40, "give the age in years"),
+    "body_mass": ("body_mass", 4, "give a level from '1' (very thin) to '5' (slightly fat)"),
+    "ethnicity": ("ethnicity", "Asian", ""),
+}
 
 
 @dataclass(frozen=True)
@@ -64,13 +79,21 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One thing wrong with a manifest: where, what was got, and what to do. Line 0 is the whole file."""
+class ManifestProblem:
+    """One mistake in a manifest: where, what was got, and the remedy.
+
+    Attributes:
+        line: its number, from 1; 0 for the whole file.
+        field: name of the field, or empty.
+        kind: "file" (cannot be read as JSON lines), "bad_line", "unknown_field", "missing_file", "incomplete_pair",
+            "listed_twice" or "biometrics".
+    """
 
     line: int
     field: str
     got: str
     remedy: str
+    kind: str = "bad_line"
 
     def __str__(self) -> str:
         where = f"line {self.line}: " if self.line else ""
@@ -78,14 +101,14 @@ class Problem:
 
 
 class ManifestError(ValueError):
-    """Everything wrong with one manifest: ``path`` and ``problems``. The message shows the first 20."""
+    """All mistakes of one manifest: ``path`` and ``problems``. The message has a line for each of the first 20."""
 
-    def __init__(self, path: str | os.PathLike[str], problems: list[Problem]) -> None:
-        shown = [f"  {problem}" for problem in problems[:_SHOWN]]
+    def __init__(self, path: str | os.PathLike[str], problems: list[ManifestProblem]) -> None:
+        lines = [f"  {problem}" for problem in problems[:_SHOWN]]
         if len(problems) > _SHOWN:
-            shown.append(f"  ... and {len(problems) - _SHOWN} more")
+            lines.append(f"  ... and {len(problems) - _SHOWN} more")
         count = f"{len(problems)} problem" + ("s" if len(problems) != 1 else "")
-        super().__init__("\n".join([f"{path}: {count}", *shown]))
+        super().__init__("\n".join([f"{path}: {count}", *lines]))
         self.path = Path(path)
         self.problems = problems
 
@@ -111,19 +134,17 @@ def read_manifest(
         skull_folder: name of the skulls' folder there. Default: the first of ``SKULL_FOLDERS`` that exists.
         face_folder: name of the faces' folder there. Default: the first of ``FACE_FOLDERS`` that exists.
         need_target: whether a line without a face picture is an error (training) or not (sampling).
-        overrides: values laid over every line before it is checked, such as ``{"age": 70}``.
+        overrides: values that replace those of every line before it is checked, such as ``{"age": 70}``.
 
     Returns:
         The records in file order, never an empty list.
 
     Raises:
-        ManifestError: with all problems of the file, missing picture files included.
+        ManifestError: with all mistakes of the file, missing picture files included.
     """
-    path = Path(path)
-    lines = _object_lines(path, _text(path))
-    finder = Finder.of(path, images_dir, skull_folder, face_folder)
+    lines = read_lines(Path(path))
     reader = _Reader(
-        finder, need_target, {key: value for key, value in (overrides or {}).items() if value is not None}
+        Finder.of(Path(path), images_dir, skull_folder, face_folder), need_target, overrides or {}
     )
     records = [record for number, line in lines if (record := reader.read(number, line)) is not None]
     if reader.problems:
@@ -135,25 +156,23 @@ def check_disjoint(lists: Mapping[str, Sequence[Record]]) -> None:
     """Check that no subject is in two of the lists, such as ``{"train": records, "valid": records}``.
 
     Raises:
-        ManifestError: naming the first subject that is in a list and an earlier one as well.
+        ManifestError: a subject is in a list and in an earlier one; it names the first.
     """
-    where: dict[str, tuple[str, int]] = {}
+    first_of: dict[str, tuple[str, int]] = {}
     for name, records in lists.items():
-        shared = [record for record in records if where.get(record.subject, (name, 0))[0] != name]
+        shared = [record for record in records if record.subject in first_of]
         if shared:
-            first = shared[0]
-            other, line = where[first.subject]
-            more = len({record.subject for record in shared}) - 1
-            got = f"{first.subject!r} is in {other} as well (line {line})" + (
-                f", and {more} more" if more else ""
-            )
+            first, more = shared[0], len({record.subject for record in shared}) - 1
+            other, line = first_of[first.subject]
+            got = f"{first.subject!r} is in {other} as well (line {line})"
+            got += f", and {more} more" if more else ""
             remedy = (
                 "keep all pictures of a person in one list; where these are different people, give each "
                 "line its own 'subject' (python -m data.check shows all such people, data.split parts them)"
             )
-            raise ManifestError(f"the {name} list", [Problem(first.line, "subject", got, remedy)])
-        for record in records:
-            where.setdefault(record.subject, (name, record.line))
+            raise ManifestError(f"the {name} list", [ManifestProblem(first.line, "subject", got, remedy)])
+        for record in reversed(records):
+            first_of[record.subject] = name, record.line
 
 
 def relocate(
@@ -163,86 +182,80 @@ def relocate(
     skull_folder: str | None = None,
     face_folder: str | None = None,
 ) -> list[Record]:
-    """The same records with their files found below another folder.
+    """Return the same records with their files below another folder.
 
     Raises:
         ManifestError: with every file that is not there.
     """
     root = Path(images_dir)
-    finder = Finder(find_images_dir(root, root), skull_folder, face_folder)
-    reader = _Reader(finder, need_target=False, overrides={})
-    moved = [
-        replace(
-            record,
-            skull_path=reader.find(record.line, "source", record.source, finder.skulls) or record.skull_path,
-            face_path=reader.find(record.line, "target", record.target, finder.faces),
-            landmarks_path=reader.find(record.line, "landmarks", record.landmarks, finder.root),
-            texture_path=reader.find(record.line, "texture", record.texture, finder.faces, finder.root),
-        )
-        for record in records
-    ]
+    reader = _Reader(Finder(find_images_dir(root, root), skull_folder, face_folder), False, {})
+    moved = []
+    for record in records:
+        paths = reader.find_files(record.line, {field: getattr(record, field) for field in _PATHS})
+        moved.append(replace(record, **{name: path for name, path in paths.items() if path is not None}))
     if reader.problems:
         raise ManifestError(root, reader.problems)
     return moved
 
 
 def name_within(value: str) -> str | None:
-    """A file name with ``/``, or None where it would lead out of its folder."""
+    """Return a file name with ``/``, or None where it would lead out of its folder."""
     name = value.replace("\\", "/")
     absolute = name.startswith("/") or name[1:2] == ":"
     return None if absolute or ".." in name.split("/") or "\0" in name else name
 
 
-def _text(path: Path) -> str:
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """Return the lines that are not blank, with their numbers from 1.
+
+    Raises:
+        ManifestError: the file is missing, no UTF-8 text, or no JSON lines as a whole.
+    """
+
+    def error(got: str, remedy: str, line: int = 0) -> ManifestError:
+        return ManifestError(path, [ManifestProblem(line, "", got, remedy, "file")])
+
     if not path.is_file():
-        kind = "is a folder, not a file" if path.is_dir() else "does not exist"
-        raise ManifestError(
-            path, [Problem(0, "", kind, "give a JSON-lines file such as data/split_data/train.json")]
-        )
+        got = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise error(got, "give a JSON-lines file such as data/split_data/train.json")
     raw = path.read_bytes()
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ManifestError(path, [Problem(0, "", "is UTF-16 text", "save it as UTF-8")])
+        raise error("is UTF-16 text", "save it as UTF-8")
     try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        number = raw[: error.start].count(b"\n") + 1
-        got = f"byte 0x{raw[error.start]:02x} is not UTF-8 text"
-        raise ManifestError(path, [Problem(number, "", got, "save the file as UTF-8")]) from error
-
-
-def _object_lines(path: Path, text: str) -> list[tuple[int, str]]:
-    """The numbered lines that are not blank; a file that is JSON but not JSON lines is told so as a whole."""
-    lines = [
-        (n, line.strip()) for n, line in enumerate(text.replace("\r\n", "\n").split("\n"), 1) if line.strip()
-    ]
+        text = raw.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as reason:
+        number = raw[: reason.start].count(b"\n") + 1
+        raise error(
+            f"byte 0x{raw[reason.start]:02x} is not UTF-8 text", "save the file as UTF-8", number
+        ) from reason
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
-        raise ManifestError(path, [Problem(0, "", "holds no records", "write one JSON object a line")])
-    if lines[0][1].startswith("["):
-        got = "is one JSON array, not JSON lines"
+        raise error("holds no records", "write one JSON object a line")
+    first, last = lines[0][1].strip(), lines[-1][1].strip()
+    if first.startswith("["):
         command = "import json,sys; [print(json.dumps(r)) for r in json.load(open(sys.argv[1]))]"
         remedy = (
             f"write one object a line, without brackets and commas between them: python -c '{command}' {path}"
         )
-        raise ManifestError(path, [Problem(0, "", got, remedy)])
-    if lines[0][1] == "{" or (len(lines) > 1 and not lines[0][1].endswith("}") and lines[-1][1] == "}"):
-        raise ManifestError(
-            path, [Problem(0, "", "has objects spread over lines", "write each object on one line")]
-        )
+        raise error("is one JSON array, not JSON lines", remedy)
+    if first == "{" or (len(lines) > 1 and not first.endswith("}") and last == "}"):
+        raise error("has objects spread over lines", "write each object on one line")
     return lines
 
 
-def find_images_dir(manifest: Path, given: str | os.PathLike[str] | None = None) -> Path:
-    """The folder (or pack) that holds the skulls' and the faces' folder of a manifest.
+def find_images_dir(manifest: Path, images_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Return the folder (or pack) that holds the skulls' and the faces' folder of a manifest.
 
     Raises:
-        ManifestError: ``given`` is neither.
+        ManifestError: ``images_dir`` is neither. PackError: the pack cannot be read.
     """
-    if given is not None:
-        if not is_folder(Path(given)):
-            raise ManifestError(
-                manifest, [Problem(0, "images_dir", f"{given} is no folder", "give the pictures' folder")]
-            )
-        return Path(given)
+    if images_dir is not None:
+        if is_folder(Path(images_dir)):
+            return Path(images_dir)
+        problem = ManifestProblem(
+            0, "images_dir", f"{images_dir} is no folder", "give the pictures' folder", "file"
+        )
+        raise ManifestError(manifest, [problem])
     home = manifest.parent
     for folder in (home.parent, home):
         for suffix in ("", PACK_SUFFIX, OLD_INDEX_SUFFIX):
@@ -251,20 +264,20 @@ def find_images_dir(manifest: Path, given: str | os.PathLike[str] | None = None)
     return home
 
 
-def _first_folder(root: Path, names: tuple[str, ...], given: str | None) -> Path:
+def _first_folder(root: Path, names: tuple[str, ...], name: str | None) -> Path:
     present = folder_names(root)  # exact case, on any file system
-    wanted = (given,) if given is not None else names
-    return root / next((name for name in wanted if name in present), wanted[0])
+    candidates = names if name is None else (name,)
+    return root / next((one for one in candidates if one in present), candidates[0])
 
 
 class Finder:
-    """Where the pictures of one manifest are: ``root``, and the folders ``skulls`` and ``faces`` in it."""
+    """Finds the files of one manifest in ``root``, and in its folders ``skulls`` and ``faces``."""
 
     def __init__(self, root: Path, skull_folder: str | None, face_folder: str | None) -> None:
         self.root = root
         self.skulls = _first_folder(root, SKULL_FOLDERS, skull_folder)
         self.faces = _first_folder(root, FACE_FOLDERS, face_folder)
-        self._seen: dict[Path, frozenset[str]] = {}
+        self._listings: dict[Path, frozenset[str]] = {}
 
     @classmethod
     def of(
@@ -274,202 +287,169 @@ class Finder:
         skull_folder: str | None = None,
         face_folder: str | None = None,
     ) -> Finder:
-        """As ``read_manifest`` looks. Raises: ManifestError where ``images_dir`` is no folder, or a broken pack."""
+        """Return the finder that ``read_manifest`` uses.
+
+        Raises:
+            ManifestError: ``images_dir`` is no folder, or the pack is damaged.
+        """
         try:
             return cls(find_images_dir(manifest, images_dir), skull_folder, face_folder)
         except PackError as error:
-            raise ManifestError(manifest, [Problem(0, "images_dir", *str(error).rsplit("; ", 1))]) from error
+            got, _, remedy = str(error).rpartition("; ")
+            raise ManifestError(manifest, [ManifestProblem(0, "images_dir", got, remedy, "file")]) from error
 
-    def find(self, name: str, *folders: Path) -> Path | None:
-        """The first of ``folders`` that holds the file; one listing a folder, not one look-up a file."""
-        for folder in folders:
+    def folders(self, field: str) -> tuple[Path, ...]:
+        """Return where the file of a field may be."""
+        folders = {"source": (self.skulls,), "target": (self.faces,), "texture": (self.faces, self.root)}
+        return folders.get(field, (self.root,))
+
+    def find(self, name: str, field: str) -> Path | None:
+        """Return the file of a field, or None. Each folder is listed once: that is faster than a look-up a file."""
+        for folder in self.folders(field):
             path = folder / name
-            if path.parent not in self._seen:
-                self._seen[path.parent] = file_names(path.parent)
-            if path.name in self._seen[path.parent]:
+            if path.parent not in self._listings:
+                self._listings[path.parent] = file_names(path.parent)
+            if path.name in self._listings[path.parent]:
                 return path
         return None
 
 
+class _DuplicateKeyError(ValueError):
+    """A key stands twice in one object."""
+
+
 def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
-    twice = sorted({key for key in keys if keys.count(key) > 1})
-    if twice:
-        raise _TwiceError(twice[0])
+    for key in keys:
+        if keys.count(key) > 1:
+            raise _DuplicateKeyError(key)
     return dict(pairs)
 
 
-class _TwiceError(ValueError):
-    """A key that stands twice in one object."""
-
-
 class _Reader:
-    """Reads lines into records and collects what is wrong with them."""
+    """Reads lines into records, and collects the problems."""
 
     def __init__(self, finder: Finder, need_target: bool, overrides: Mapping[str, Any]) -> None:
         self.finder = finder
         self.need_target = need_target
-        self.overrides = overrides
-        self.problems: list[Problem] = []
+        self.overrides = {key: value for key, value in overrides.items() if value is not None}
+        self.problems: list[ManifestProblem] = []
         self._line_of: dict[tuple[Any, ...], int] = {}
 
     def read(self, line: int, text: str) -> Record | None:
+        """Return the record of a line, or None and at least one more problem."""
         before = len(self.problems)
         fields = self._object(line, text)
         if fields is None:
             return None
         self._check_names(line, fields)
-        source = self._name(line, fields, "source", required=True)
-        target = self._name(line, fields, "target", required=self.need_target)
-        landmarks = self._name(line, fields, "landmarks", required=False)
-        texture = self._name(line, fields, "texture", required=False)
+        names = {field: self._file_name(line, fields, field) for field in _PATHS}
         biometrics = self._biometrics(line, fields)
-        skull_path = self.find(line, "source", source, self.finder.skulls)
-        face_path = self.find(line, "target", target, self.finder.faces)
-        landmarks_path = self.find(line, "landmarks", landmarks, self.finder.root)
-        texture_path = self.find(line, "texture", texture, self.finder.faces, self.finder.root)
-        if texture_path is not None and texture_path == face_path:
-            got = f"{texture!r} is the person's own face"
+        paths = self.find_files(line, names)
+        if paths["texture_path"] is not None and paths["texture_path"] == paths["face_path"]:
+            got = f"{names['texture']!r} is the person's own face"
             self._problem(line, "texture", got, "name another person's, or leave it out")
-        subject = fields.get("subject")
-        if isinstance(subject, bool) or not isinstance(subject, (str, int, type(None))):
-            self._problem(line, "subject", f"got {subject!r}", "give a text such as 's00012'")
-        style = self._style(line, fields)
-        changed = self._changed(line, fields)
-        extra = fields.get("extra")
-        if not isinstance(extra, (dict, type(None))):
-            self._problem(line, "extra", f"got {extra!r}", 'give an object such as {"site": "A"}')
-        if len(self.problems) > before or source is None or biometrics is None or skull_path is None:
+        for field, (types, remedy) in _TYPES.items():
+            value = fields.get(field)
+            fits = value is None or (isinstance(value, types) and not isinstance(value, bool))
+            if not fits or (field == "changed" and not all(isinstance(item, str) for item in value or ())):
+                self._problem(line, field, f"got {value!r}", remedy)
+        if len(self.problems) > before or biometrics is None:
             return None
-        self._check_twice(line, source, target, biometrics)
+        self._check_twice(line, names, biometrics)
+        subject = fields.get("subject")
         return Record(
-            source=source,
-            target=target,
+            **names,  # type: ignore[arg-type]  # source is not None: that would be a problem
+            **paths,  # type: ignore[arg-type]
             biometrics=biometrics,
-            subject=str(subject) if subject not in (None, "") else PurePosixPath(source).stem,
-            landmarks=landmarks,
-            texture=texture,
+            subject=str(subject) if subject not in (None, "") else PurePosixPath(names["source"] or "").stem,
             line=line,
-            skull_path=skull_path,
-            face_path=face_path,
-            landmarks_path=landmarks_path,
-            texture_path=texture_path,
             ethnicity_given=fields.get("ethnicity") is not None,
-            style=style,
-            changed=changed,
-            extra=extra,
+            style=fields.get("style") or None,
+            changed=tuple(fields.get("changed") or ()),
+            extra=fields.get("extra"),
         )
 
-    def _problem(self, line: int, field: str, got: str, remedy: str) -> None:
-        self.problems.append(Problem(line, field, got, remedy))
+    def find_files(self, line: int, names: Mapping[str, str | None]) -> dict[str, Path | None]:
+        """Return the paths of a record's files by their names in Record."""
+        paths: dict[str, Path | None] = {}
+        for field, attribute in _PATHS.items():
+            name = names[field]
+            paths[attribute] = path = None if name is None else self.finder.find(name, field)
+            if name is not None and path is None:
+                places = " or ".join(str(folder / name) for folder in self.finder.folders(field))
+                remedy = "mend the name, or say where the pictures are (images_dir)"
+                self._problem(line, field, f"no file {places}", remedy, "missing_file")
+        return paths
+
+    def _problem(self, line: int, field: str, got: str, remedy: str, kind: str = "bad_line") -> None:
+        self.problems.append(ManifestProblem(line, field, got, remedy, kind))
 
     def _object(self, line: int, text: str) -> dict[str, Any] | None:
         try:
             value = json.loads(text, object_pairs_hook=_distinct_keys)
-        except _TwiceError as error:
+        except _DuplicateKeyError as error:
             self._problem(line, str(error), "stands twice in one object", "keep one")
             return None
         except (ValueError, RecursionError) as error:
-            comma = " (one comma too many at the end?)" if text.endswith(",") else ""
-            reason = str(error).split(": line")[0]
-            self._problem(line, "", f"is not valid JSON: {reason}{comma}", "write one JSON object a line")
-            return None
-        if not isinstance(value, dict):
-            self._problem(line, "", f"is a JSON {type(value).__name__}", "write one JSON object a line")
-            return None
-        return value | dict(self.overrides)
+            comma = " (one comma too many at the end?)" if text.strip().endswith(",") else ""
+            got = f"is not valid JSON: {str(error).split(': line')[0]}{comma}"
+        else:
+            if isinstance(value, dict):
+                return value | self.overrides
+            got = f"is a JSON {type(value).__name__}"
+        self._problem(line, "", got, "write one JSON object a line")
+        return None
 
     def _check_names(self, line: int, fields: Mapping[str, Any]) -> None:
         for name in fields:
             if name in FIELDS:
                 continue
+            key = name.strip().lower().replace("-", "_").replace(" ", "_")
+            near = [_SYNONYMS[key]] if key in _SYNONYMS else difflib.get_close_matches(key, FIELDS, n=1)
+            remedy = f"did you mean {near[0]!r}? " if near else f"known: {', '.join(FIELDS)}. "
+            remedy += "Your own values go under 'extra'"
             if name == "prompt":
                 remedy = "leave it out: the prompt is written from gender, age, ethnicity and body_mass"
-            else:
-                key = name.strip().lower().replace("-", "_").replace(" ", "_")
-                near = [_SYNONYMS[key]] if key in _SYNONYMS else difflib.get_close_matches(key, FIELDS, n=1)
-                meant = f"did you mean {near[0]!r}? " if near else f"known: {', '.join(FIELDS)}. "
-                remedy = meant + "Your own values go under 'extra'"
-            self._problem(line, name, "is no field of a manifest", remedy)
+            self._problem(line, name, "is no field of a manifest", remedy, "unknown_field")
 
-    def _name(self, line: int, fields: Mapping[str, Any], field: str, required: bool) -> str | None:
+    def _file_name(self, line: int, fields: Mapping[str, Any], field: str) -> str | None:
         value = fields.get(field)
         if value is None or value == "":
-            if required:
-                self._problem(line, field, "is missing", "give the picture's file name")
+            if field == "source" or (field == "target" and self.need_target):
+                self._problem(line, field, "is missing", "give the picture's file name", "incomplete_pair")
             return None
-        if not isinstance(value, str):
-            self._problem(line, field, f"got {value!r}", "give a file name as text, such as '1_0.png'")
-            return None
-        name = name_within(value)
+        name = name_within(value) if isinstance(value, str) else None
         if name is None:
-            self._problem(line, field, f"got {value!r}", "give a name within the pictures' folder")
+            remedy = "give a name within the pictures' folder, as text, such as '1_0.png'"
+            self._problem(line, field, f"got {value!r}", remedy)
         return name
 
-    def _style(self, line: int, fields: Mapping[str, Any]) -> str | None:
-        value = fields.get("style")
-        if isinstance(value, (str, type(None))):
-            return value or None
-        self._problem(
-            line, "style", f"got {value!r}", "give the name of a surface style as text, such as 'p07'"
-        )
-        return None
-
-    def _changed(self, line: int, fields: Mapping[str, Any]) -> tuple[str, ...]:
-        value = fields.get("changed") or []
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return tuple(value)
-        self._problem(line, "changed", f"got {value!r}", 'give a list of texts such as ["age"]')
-        return ()
-
     def _biometrics(self, line: int, fields: Mapping[str, Any]) -> Biometrics | None:
-        missing = [name for name in ("gender", "age", "body_mass") if fields.get(name) in (None, "")]
-        for name in missing:
-            self._problem(line, name, "is missing", _BIOMETRIC_REMEDY[name])
-        given = fields.get("ethnicity")
-        stand_in = {
-            "gender": "M",
-            "age": 0,
-            "body_mass": 4,
-        }  # lets what is there be checked beside what is missing
-        values = {name: stand_in[name] if name in missing else fields[name] for name in stand_in}
-        ethnicity = {} if given is None else {"ethnicity": given}
-        while True:
+        """Return the person, or None after a problem for each field that is missing or impossible."""
+        before = len(self.problems)
+        values = {argument: default for argument, default, _ in _PERSON.values()}
+        for field, (argument, _, remedy) in _PERSON.items():
+            value = fields.get(field)
+            if field == "ethnicity" and value is None:
+                continue
+            if field != "ethnicity" and value in (None, ""):
+                self._problem(line, field, "is missing", remedy, "biometrics")
+                continue
             try:
-                result = Biometrics.parse(
-                    sex=values["gender"], age=values["age"], body_mass=values["body_mass"], **ethnicity
-                )
+                Biometrics.parse(**(values | {argument: value}))
             except BiometricsError as error:
-                name = "gender" if error.field == "sex" else error.field
-                self._problem(line, name, f"got {error.got!r}", f"expected {error.expected}")
-                if name == "ethnicity":
-                    ethnicity = {}
-                else:
-                    values[name] = stand_in[name]
+                self._problem(line, field, f"got {error.got!r}", f"expected {error.expected}", "biometrics")
             else:
-                return result if not missing else None
+                values[argument] = value
+        return Biometrics.parse(**values) if len(self.problems) == before else None
 
-    def find(self, line: int, field: str, name: str | None, *folders: Path) -> Path | None:
-        if name is None:
-            return None
-        path = self.finder.find(name, *folders)
-        if path is None:
-            looked = " or ".join(str(folder / name) for folder in folders)
-            remedy = "mend the name, or say where the pictures are (images_dir)"
-            self._problem(line, field, f"no file {looked}", remedy)
-        return path
-
-    def _check_twice(self, line: int, source: str, target: str | None, biometrics: Biometrics) -> None:
-        """The same pair twice is a slip (and would weigh double); one skull with several faces is not."""
+    def _check_twice(self, line: int, names: Mapping[str, str | None], biometrics: Biometrics) -> None:
+        """Refuse the same pair twice, which would weigh double; one skull may have several faces."""
+        source, target = names["source"], names["target"]
         key = (source, target) if target is not None else (source, biometrics)
         first = self._line_of.setdefault(key, line)
         if first != line:
             pair = f"{source} with {target}" if target is not None else source
-            self._problem(line, "source", f"{pair} is already on line {first}", "remove one of the two")
-
-
-_BIOMETRIC_REMEDY = {
-    "gender": "give 'M' or 'F'",
-    "age": "give the age in years",
-    "body_mass": "give a level from '1' (very thin) to '5' (slightly fat)",
-}
+            got = f"{pair} is already on line {first}"
+            self._problem(line, "source", got, "remove one of the two", "listed_twice")

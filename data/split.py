@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
-import secrets
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -21,15 +20,15 @@ from typing import Self
 from pydantic import model_validator
 
 from data.biometrics import age_level
-from data.check.cases import Case, read_lists
 from data.check.config import CheckConfig
+from data.check.dataset import ListLine, read_lists
 from data.check.lists import numbered, plain_name
-from data.files import read_bytes
+from data.files import picture_sha256, replacing
+from data.manifest import read_lines
 from settings.base import Settings, expect
 from settings.reading import defaults_line, parse_command_line
 
 STRATA = ("sex", "age", "body_mass", "ethnicity")
-_UNKNOWN = "is no field of a manifest"  # such a field is the user's own, and is copied
 
 
 class SplitError(ValueError):
@@ -76,10 +75,10 @@ class Group:
     """People who must stay together: a name that does not depend on the order of lines, and their lines."""
 
     name: str
-    cases: tuple[Case, ...]
+    lines: tuple[ListLine, ...]
 
     def stratum(self, names: Sequence[str]) -> tuple[str, ...]:
-        person = self.cases[0].person
+        person = self.lines[0].person
         if person is None:
             return ("unknown",) * len(names)
         values = {
@@ -103,35 +102,36 @@ def split(manifest: Path, config: SplitConfig) -> tuple[dict[str, list[Group]], 
     """
     options = CheckConfig(images_dir=config.images_dir, skull_folder=config.skull_folder)
     data = read_lists({"": manifest}, options)
-    wrong = [one for one in data.problems.get("", []) if one.got != _UNKNOWN and one.field != "target"]
+    wrong = [  # a field of the user's own is copied, and a face is not needed
+        one for one in data.problems.get("", []) if one.kind != "unknown_field" and one.field != "target"
+    ]
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise SplitError(f"{manifest}: {wrong[0]}{more}; python -m data.check {manifest} lists them all")
-    groups = group_people(data.cases, config.by)
-    order = sorted(groups, key=lambda one: (one.stratum(config.strata), _shuffled(one.name, config.seed)))
+    groups = group_people(data.lines, config.by)
+    rest = sorted(groups, key=lambda one: (one.stratum(config.strata), _shuffled(one.name, config.seed)))
     held_out: dict[str, list[Group]] = {}
-    for name in ("test", "valid"):
-        share = getattr(config, name)
+    for name, share in (("test", config.test), ("valid", config.valid)):
         count = round(share * len(groups)) if share < 1 else int(share)
         count = max(count, 1) if share else 0
-        if count > len(order) - 1:
+        if count > len(rest) - 1:
             raise SplitError(
                 f"{name}={share:g} asks for {count} of {len(groups)} people, which leaves nobody to train on: lower it"
             )
-        picked = {(2 * k + 1) * len(order) // (2 * count) for k in range(count)}  # evenly along the strata
-        held_out[name] = [one for k, one in enumerate(order) if k in picked]
-        order = [one for k, one in enumerate(order) if k not in picked]
-    text = manifest.read_text(encoding="utf-8-sig").replace("\r\n", "\n").split("\n")
-    return {"train": order, **dict(reversed(held_out.items()))}, dict(enumerate(text, 1))
+        places = {(2 * k + 1) * len(rest) // (2 * count) for k in range(count)}  # evenly along the strata
+        held_out[name] = [one for k, one in enumerate(rest) if k in places]
+        rest = [one for k, one in enumerate(rest) if k not in places]
+    lists = {"train": rest, "valid": held_out["valid"], "test": held_out["test"]}
+    return lists, dict(read_lines(manifest))
 
 
-def group_people(cases: Sequence[Case], by: str = "subject") -> list[Group]:
+def group_people(lines: Sequence[ListLine], by: str = "subject") -> list[Group]:
     """Join the lines that must stay together.
 
     Raises:
         SplitError: a line has no field ``by``.
     """
-    parent = list(range(len(cases)))
+    parent = list(range(len(lines)))
 
     def root(k: int) -> int:
         while parent[k] != k:
@@ -139,40 +139,37 @@ def group_people(cases: Sequence[Case], by: str = "subject") -> list[Group]:
             k = parent[k]
         return k
 
-    first: dict[tuple[str, object], int] = {}
-    numbers = {id(case): k for k, case in enumerate(cases)}
-    number_of = {id(case): str(k) for k, group in enumerate(numbered(list(cases))) for case in group}
-    digests: dict[Path, bytes] = {}
-    for k, case in enumerate(cases):
-        keys: list[tuple[str, object]] = [("name", plain_name(case.subject) or case.subject)]
-        if id(case) in number_of:
-            keys.append(("number", number_of[id(case)]))
-        if case.skull is not None:
-            if case.skull not in digests:
-                digests[case.skull] = hashlib.blake2b(read_bytes(case.skull), digest_size=16).digest()
-            keys.append(("skull", digests[case.skull]))
+    first_with: dict[tuple[str, object], int] = {}
+    number_of = {id(line): k for k, group in enumerate(numbered(lines)) for line in group}
+    skulls = {line.skull: picture_sha256(line.skull) for line in lines if line.skull is not None}
+    for k, line in enumerate(lines):
+        keys: list[tuple[str, object]] = [("name", plain_name(line.subject) or line.subject)]
+        if id(line) in number_of:
+            keys.append(("number", number_of[id(line)]))
+        if line.skull is not None:
+            keys.append(("skull", skulls[line.skull]))
         if by != "subject":
-            keys.append((by, _value(case, by)))
+            keys.append(("by", _value(line, by)))
         for key in keys:
-            a, b = root(first.setdefault(key, k)), root(k)
+            a, b = root(first_with.setdefault(key, k)), root(k)
             parent[max(a, b)] = min(a, b)
-    joined: dict[int, list[Case]] = defaultdict(list)
-    for case in cases:
-        joined[root(numbers[id(case)])].append(case)
+    joined: dict[int, list[ListLine]] = defaultdict(list)
+    for k, line in enumerate(lines):
+        joined[root(k)].append(line)
     groups = (
-        sorted(members, key=lambda case: (case.subject, case.source, case.line))
+        sorted(members, key=lambda line: (line.subject, line.source, line.number))
         for members in joined.values()
     )
     return [Group(members[0].subject, tuple(members)) for members in groups]
 
 
-def _value(case: Case, by: str) -> str:
-    value: object = case.fields
+def _value(line: ListLine, by: str) -> str:
+    value: object = line.fields
     for part in by.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     if value is None or isinstance(value, (dict, list)):
         raise SplitError(
-            f"by={by}: line {case.line} has no such value; give every line one, or leave 'by' out"
+            f"by={by}: line {line.number} has no such value; give every line one, or leave 'by' out"
         )
     return str(value)
 
@@ -198,34 +195,24 @@ def write_split(
         if path.exists() and not groups:
             raise SplitError(f"{path} is there, but {name}=0 writes no such list: remove it first")
     out.mkdir(parents=True, exist_ok=True)
-    finished: list[tuple[Path, Path]] = []
-    try:
+    with ExitStack() as stack:  # the files get their names when all of them are written
         for name, groups in lists.items():
             if groups:
-                path = out / f"{name}.json"
-                temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-                finished.append((temporary, path))
-                numbers = sorted(case.line for group in groups for case in group.cases)
-                temporary.write_text("".join(text[n] + "\n" for n in numbers), encoding="utf-8")
-        for temporary, path in finished:
-            os.replace(temporary, path)
-    finally:
-        for temporary, _ in finished:
-            temporary.unlink(missing_ok=True)
+                temporary = stack.enter_context(replacing(out / f"{name}.json"))
+                numbers = sorted(line.number for group in groups for line in group.lines)
+                temporary.write_text("".join(text[number] + "\n" for number in numbers), encoding="utf-8")
 
 
 def summary(lists: dict[str, list[Group]], strata: Sequence[str]) -> str:
-    """People and lines of each list, and people by each stratum."""
-    kept = {name: groups for name, groups in lists.items() if groups}
-    rows = [
-        ("", *kept),
-        ("people", *(str(len({c.subject for g in groups for c in g.cases})) for groups in kept.values())),
-    ]
-    rows.append(("lines", *(str(sum(len(g.cases) for g in groups)) for groups in kept.values())))
-    for k, name in enumerate(strata):
-        counts = {one: Counter(g.stratum(strata)[k] for g in groups) for one, groups in kept.items()}
-        for value in sorted(set().union(*counts.values())):
-            rows.append((f"{name} {value}", *(str(counts[one][value]) for one in kept)))
+    """Return a table: people and lines of each list, and people by each stratum."""
+    written = {name: groups for name, groups in lists.items() if groups}
+    people = (len({line.subject for group in groups for line in group.lines}) for groups in written.values())
+    lines = (sum(len(group.lines) for group in groups) for groups in written.values())
+    rows = [("", *written), ("people", *people), ("lines", *lines)]
+    for k, stratum in enumerate(strata):
+        counts = [Counter(group.stratum(strata)[k] for group in groups) for groups in written.values()]
+        for value in sorted(set().union(*counts)):
+            rows.append((f"{stratum} {value}", *(count[value] for count in counts)))
     return "\n".join(f"{row[0]:<24}" + "".join(f"{cell:>9}" for cell in row[1:]) for row in rows)
 
 

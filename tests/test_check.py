@@ -14,15 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from data.check.__main__ import main
-from data.check.cases import DataSet, find_lists, read_lists
+from data.check.__main__ import check_data, examine_data, main, write_report
 from data.check.config import CheckConfig
-from data.check.examine import check_data, examine_data, write_report
-from data.check.facts import lossiness
+from data.check.dataset import DataSet, find_lists, read_lists
 from data.check.findings import Finding
-from data.check.measure import measure
-from data.check.report import table
-from data.check.sheet import choose
+from data.check.measure import lossiness, measure
+from data.check.report import choose, table
 from tests.heads import SIDE, Heads
 
 SHIPPED = Path(__file__).resolve().parent.parent / "data"
@@ -315,7 +312,7 @@ def test_exchanged_people_are_a_mismatch(tmp_path: Path) -> None:
     found = examine(heads.save(train=heads.lines), tmp_path)
     assert told(found) == {("mismatch", first.name), ("mismatch", second.name)}
     owner = {first.name: other, second.name: one}
-    assert all(f"skull of h{owner[finding.file]:03d} " in finding.seen for finding in found)
+    assert all(f"skull of h{owner[finding.file]:03d} " in finding.detail for finding in found)
 
 
 def test_folders_exchanged_as_a_whole(tmp_path: Path) -> None:

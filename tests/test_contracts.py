@@ -271,6 +271,7 @@ def test_every_dependency_is_imported_somewhere_and_none_is_forgotten():
         "scikit-image": "skimage",
         "dlib-bin": "dlib",
         "vtk": "vtkmodules",
+        "opencv-python-headless": "cv2",
     }
     project = _project()
 

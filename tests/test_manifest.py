@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.images import write_png
-from data.manifest import ManifestError, Problem, Record, check_disjoint, read_manifest, relocate
+from data.manifest import ManifestError, ManifestProblem, Record, check_disjoint, read_manifest, relocate
 
 
 def row(i: int = 0, **changes: Any) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def test_backslashes_in_names(root: Path) -> None:
         ({"body_mass": ""}, "body_mass: is missing; give a level"),
         ({"source": None}, "source: is missing"),
         ({"target": None}, "target: is missing"),
-        ({"source": 3}, "source: got 3; give a file name as text"),
+        ({"source": 3}, "source: got 3; give a name within"),
         ({"source": "../0_0.png"}, "source: got '../0_0.png'; give a name within the pictures' folder"),
         ({"source": "C:\\x.png"}, "give a name within the pictures' folder"),
         ({"source": "9_0.png"}, "pairedCS/skull/9_0.png; mend the name"),
@@ -256,7 +256,7 @@ names = st.sampled_from(
 @settings(deadline=None)
 @given(st.dictionaries(names | st.text(max_size=6), json_values, max_size=6))
 def test_any_object_is_read_or_told(root: Path, changes: dict[str, Any]) -> None:
-    told: list[Problem] = []
+    told: list[ManifestProblem] = []
     try:
         assert read(root, json.dumps(row() | changes))[0].skull_path.is_file()
     except ManifestError as error:

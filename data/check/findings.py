@@ -1,4 +1,4 @@
-"""What can be wrong with a data set: the checks by name, and a finding of one."""
+"""The checks by name, and a finding of one of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHECKS: dict[str, Check] = {
     "subject_in_two_lists": Check(
         "error", "a person in two of train, valid and test", "put all pictures of a person into one (data.split does)"
     ),
-    # what is known of the person
+    # the person
     "biometrics": Check("error", "sex, age, body mass or ethnicity missing or impossible", "correct the value"),
     "body_mass_is_bmi": Check("error", "body mass given as BMI or kilograms", "give the level, 1 to 5"),
     "constant_value": Check(
@@ -68,14 +68,16 @@ CHECKS: dict[str, Check] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong: which check, where, and what was seen.
+    """One flaw: which check, where, and in detail.
 
-    ``list_name`` and ``line`` say where (empty and 0 for a file that is in no list, or for the whole data set);
-    ``skull`` and ``face`` are for the sheet; ``other`` is a second picture to be looked at beside them.
+    Attributes:
+        list_name, line: empty and 0 for a file that is in no list, or for the whole data set.
+        skull, face: for the sheet.
+        other: a second picture to compare with them.
     """
 
     check: str
-    seen: str
+    detail: str
     list_name: str = ""
     line: int = 0
     file: str = ""

@@ -1,4 +1,4 @@
-"""What can be told from the lists alone: lines, names, people and what is said of them."""
+"""Checks that need the lists alone: lines, file names, people and their attributes."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations
 from pathlib import Path
 
-from data.biometrics import MAX_AGE
-from data.check.cases import Case, DataSet, role
+from data.biometrics import MAX_AGE, Biometrics
+from data.check.dataset import DataSet, ListLine, role
 from data.check.findings import Finding
 from data.check.statistics import MIN_PICTURES
 from data.files import file_names, folder_names, is_folder
 from data.images import IMAGE_SUFFIXES
-from data.manifest import Problem
+from data.manifest import ManifestProblem
 
 _MOSTLY = 0.7  # share of all that have one value, from which it looks filled in
-_YEAR = range(1880, 2101)
+_YEARS = range(1880, 2101)
 _MAX_PER_PERSON = 10  # pictures that a number such as 12_0, 12_1, ... may stand for
 
 
 def check_lists(data: DataSet) -> Iterator[Finding]:
-    """All findings that need no picture."""
+    """Yield all findings that need no picture."""
     yield from _problems(data)
     yield from _unreferenced(data)
     yield from _values(data)
@@ -32,49 +32,39 @@ def check_lists(data: DataSet) -> Iterator[Finding]:
 
 # ---------------------------------------------------------------- lines
 def _problems(data: DataSet) -> Iterator[Finding]:
-    of_line = {(case.list_name, case.line): case for case in data.cases}
+    line_at = {(line.list_name, line.number): line for line in data.lines}
     masses = _numbers(data, "body_mass")
     like_bmi = [value for value in masses if 12 <= value <= 200]
     all_bmi = len(like_bmi) > max(2, 0.5 * len(masses))
     if all_bmi:
         unit = "BMI" if sorted(like_bmi)[len(like_bmi) // 2] < 45 else "kilograms"
-        seen = f"{len(like_bmi)} of {len(masses)} values are {min(like_bmi):g} to {max(like_bmi):g}, as of {unit}"
-        yield Finding("body_mass_is_bmi", seen)
+        detail = f"{len(like_bmi)} of {len(masses)} values are {min(like_bmi):g} to {max(like_bmi):g}, as of {unit}"
+        yield Finding("body_mass_is_bmi", detail)
     for list_name, problems in data.problems.items():
         for problem in problems:
             if all_bmi and problem.field == "body_mass" and "is missing" not in problem.got:
                 continue
-            case = of_line.get((list_name, problem.line))
-            check, seen = _name_of(problem, case)
-            if case is None:
-                yield Finding(check, seen, list_name, problem.line)
-            else:
-                yield case.finding(check, seen)
+            line = line_at.get((list_name, problem.line))
+            check, detail = _classified(problem, line)
+            yield line.finding(check, detail) if line else Finding(check, detail, list_name, problem.line)
 
 
-def _name_of(problem: Problem, case: Case | None) -> tuple[str, str]:
-    seen = f"{problem.field}: {problem.got}" if problem.field else problem.got
-    if problem.got.startswith("no file"):
-        return "missing_file", seen
-    if problem.field in ("source", "target") and problem.got == "is missing":
-        return "incomplete_pair", seen
-    if "already on line" in problem.got:
-        return "listed_twice", seen
-    if problem.field in ("gender", "age", "body_mass", "ethnicity"):
-        value = str(case.fields.get(problem.field, "")) if case else ""
-        if problem.field == "age" and value.isdigit() and int(value) in _YEAR:
-            return "biometrics", f"{seen}, a year of birth?"
-        return "biometrics", f"{seen}; {problem.remedy}"
-    return "bad_line", f"{seen}; {problem.remedy}"
+def _classified(problem: ManifestProblem, line: ListLine | None) -> tuple[str, str]:
+    """Return the check that a problem of a manifest belongs to, and the detail."""
+    detail = f"{problem.field}: {problem.got}" if problem.field else problem.got
+    if problem.kind in ("missing_file", "incomplete_pair", "listed_twice"):
+        return problem.kind, detail
+    check = "biometrics" if problem.kind == "biometrics" else "bad_line"
+    value = str(line.fields.get(problem.field, "")) if line else ""
+    if check == "biometrics" and problem.field == "age" and value.isdigit() and int(value) in _YEARS:
+        return check, f"{detail}, a year of birth?"
+    return check, f"{detail}; {problem.remedy}"
 
 
 def _numbers(data: DataSet, field: str) -> list[float]:
-    numbers = []
-    for case in data.cases:
-        value = case.fields.get(field)
-        if isinstance(value, (int, float, str)) and re.fullmatch(r"\s*\d+(\.\d*)?\s*", str(value)):
-            numbers.append(float(value))
-    return numbers
+    values = (line.fields.get(field) for line in data.lines)
+    texts = (str(value) for value in values if isinstance(value, (int, float, str)))
+    return [float(text) for text in texts if re.fullmatch(r"\s*\d+(\.\d*)?\s*", text)]
 
 
 def _unreferenced(data: DataSet) -> Iterator[Finding]:
@@ -90,59 +80,56 @@ def _unreferenced(data: DataSet) -> Iterator[Finding]:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """All files of a folder and those in it, packed or not, sorted."""
+    """Yield all files below a folder, packed or not, sorted."""
     if is_folder(folder):
         yield from (folder / name for name in sorted(file_names(folder)))
         for name in sorted(folder_names(folder)):
             yield from _files_below(folder / name)
 
 
-# ---------------------------------------------------------------- what is said of the person
+# ---------------------------------------------------------------- the person
 def _values(data: DataSet) -> Iterator[Finding]:
-    first = {case.subject: case for case in reversed(data.cases) if case.person is not None}
-    people = [case.person for case in first.values() if case.person is not None]
-    for case in data.cases:
-        if case.person is not None and (case.person.age < 1 or case.person.age > 110):
-            expected = f"a head of {case.person.age:g} years is unlikely here (0 to {MAX_AGE:g} are read)"
-            yield case.finding("biometrics", f"age: got {case.fields.get('age')!r}; {expected}")
-    if len(people) < MIN_PICTURES:
+    person_of: dict[str, Biometrics] = {}
+    for line in data.lines:
+        if line.person is None:
+            continue
+        person_of.setdefault(line.subject, line.person)
+        if line.person.age < 1 or line.person.age > 110:
+            expected = f"a head of {line.person.age:g} years is unlikely here (0 to {MAX_AGE:g} are read)"
+            yield line.finding("biometrics", f"age: got {line.fields.get('age')!r}; {expected}")
+    if len(person_of) < MIN_PICTURES:
         return
-    for name, values in (("age", [p.age for p in people]), ("body_mass", [p.body_mass for p in people])):
-        value, count = Counter(values).most_common(1)[0]
-        if count >= _MOSTLY * len(people):
-            yield Finding("constant_value", f"{name} is {value:g} for {count} of {len(people)} people")
+    for name in ("age", "body_mass"):
+        value, count = Counter(getattr(person, name) for person in person_of.values()).most_common(1)[0]
+        if count >= _MOSTLY * len(person_of):
+            yield Finding("constant_value", f"{name} is {value:g} for {count} of {len(person_of)} people")
 
 
 def _contradictions(data: DataSet) -> Iterator[Finding]:
     """One person has one sex and one ethnicity; one face picture has one age and one body mass as well."""
-    people: dict[str, Case] = {}
-    faces: dict[Path, Case] = {}
-    for case in data.cases:
-        if case.person is None:
+    first_of: dict[str | Path, tuple[ListLine, Biometrics]] = {}
+    for line in data.lines:
+        if line.person is None:
             continue
-        before = people.setdefault(case.subject, case).person
-        assert before is not None
+        first, person = first_of.setdefault(line.subject, (line, line.person))
         for name in ("sex", "ethnicity"):
-            was, now = getattr(before, name), getattr(case.person, name)
+            was, now = getattr(person, name), getattr(line.person, name)
             if was != now:
-                where = people[case.subject]
-                seen = f"{case.subject} is {now} here and {was} in {where.list_name} line {where.line}"
-                yield case.finding("contradiction", seen)
-        if case.face is None:
+                yield line.finding(
+                    "contradiction", f"{line.subject} is {now} here and {was} in {first.place}"
+                )
+        if line.face is None:
             continue
-        earlier = faces.setdefault(case.face, case)
-        assert earlier.person is not None
-        if (earlier.person.age, earlier.person.body_mass) != (case.person.age, case.person.body_mass):
-            seen = (
-                f"{case.face.name} is {case.person.age:g} years, level {case.person.body_mass} here, and "
-                f"{earlier.person.age:g}, {earlier.person.body_mass} in {earlier.list_name} line {earlier.line}"
-            )
-            yield case.finding("contradiction", seen)
+        first, person = first_of.setdefault(line.face, (line, line.person))
+        if (person.age, person.body_mass) != (line.person.age, line.person.body_mass):
+            here = f"{line.face.name} is {line.person.age:g} years, level {line.person.body_mass} here"
+            there = f"{person.age:g}, {person.body_mass} in {first.place}"
+            yield line.finding("contradiction", f"{here}, and {there}")
 
 
 # ---------------------------------------------------------------- people in two lists
 def conflict(first: str, second: str, list_names: Iterable[str]) -> bool:
-    """Whether two lists must not share a person.
+    """Return whether two lists must not share a person.
 
     Those of different roles (train, valid, test) must not. A list of no role (variants of the test people, say) may
     share with them, unless no list has a role.
@@ -156,45 +143,46 @@ def conflict(first: str, second: str, list_names: Iterable[str]) -> bool:
 
 
 def _subjects(data: DataSet) -> Iterator[Finding]:
-    names = list(dict.fromkeys(case.list_name for case in data.cases))
-    told: set[tuple[str, str, str]] = set()
+    names = list(dict.fromkeys(line.list_name for line in data.lines))
+    reported: set[tuple[str, str, str]] = set()
     for how, groups in (
-        ("", _grouped(data.cases, lambda case: case.subject)),
-        ("spelled otherwise: ", _grouped(data.cases, lambda case: plain_name(case.subject))),
-        ("by the file's number: ", numbered(data.cases)),
+        ("", _grouped(data.lines, lambda line: line.subject)),
+        ("spelled otherwise: ", _grouped(data.lines, lambda line: plain_name(line.subject))),
+        ("by the file's number: ", numbered(data.lines)),
     ):
-        for cases in groups:
-            by_list = {case.list_name: case for case in reversed(cases)}
+        for lines in groups:
+            by_list = {line.list_name: line for line in reversed(lines)}
             for a, b in combinations([name for name in names if name in by_list], 2):
                 first, second = by_list[a], by_list[b]
-                if not conflict(a, b, names) or (second.list_name, second.subject, a) in told:
+                if not conflict(a, b, names) or (second.list_name, second.subject, a) in reported:
                     continue
-                told.add((second.list_name, second.subject, a))
-                seen = f"{how}{second.subject} is {first.subject} of {a} line {first.line}"
-                seen = seen if how else f"{second.subject} is in {a} as well (line {first.line})"
-                yield second.finding("subject_in_two_lists", seen, other=first.skull)
+                reported.add((second.list_name, second.subject, a))
+                detail = f"{how}{second.subject} is {first.subject} of {first.place}"
+                detail = detail if how else f"{second.subject} is in {a} as well (line {first.number})"
+                yield second.finding("subject_in_two_lists", detail, other=first.skull)
 
 
-def _grouped(cases: Iterable[Case], key: Callable[[Case], str]) -> list[list[Case]]:
-    groups: dict[str, list[Case]] = defaultdict(list)
-    for case in cases:
-        groups[key(case)].append(case)
+def _grouped(lines: Iterable[ListLine], key: Callable[[ListLine], str]) -> list[list[ListLine]]:
+    groups: dict[str, list[ListLine]] = defaultdict(list)
+    for line in lines:
+        groups[key(line)].append(line)
     return list(groups.values())
 
 
 def plain_name(subject: str) -> str:
-    """One spelling for ``s00012``, ``S12`` and ``s-12``."""
+    """Return one spelling for ``s00012``, ``S12`` and ``s-12``."""
     plain = re.sub(r"[\W_]+", "-", subject.casefold()).strip("-")
     return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"(?<=[^\d-])-(?=\d)", "", plain))
 
 
-def numbered(cases: list[Case]) -> list[list[Case]]:
-    """Lines whose files are one number's, as 12_0.png and 12_1.png, where that is how files are named."""
-    without = [case for case in cases if not case.subject_given]
-    groups: dict[str, list[Case]] = defaultdict(list)
-    for case in without:
-        match = re.fullmatch(r"(.*\d)[_-](\d)", case.subject)
-        groups[match.group(1) if match else case.subject].append(case)
-    if any(len(group) > _MAX_PER_PERSON for group in groups.values()):
+def numbered(lines: Iterable[ListLine]) -> list[list[ListLine]]:
+    """Return groups of lines whose files have one number, as 12_0.png and 12_1.png; none for other file names."""
+
+    def number(line: ListLine) -> str:
+        match = re.fullmatch(r"(.*\d)[_-](\d)", line.subject)
+        return match.group(1) if match else line.subject
+
+    groups = _grouped((line for line in lines if not line.subject_given), number)
+    if any(len(group) > _MAX_PER_PERSON for group in groups):
         return []  # scan_1, scan_2, ...: the number is not the person's
-    return list(groups.values())
+    return groups

@@ -1,8 +1,9 @@
-"""Robust statistics: what sticks out of a data set, said of medians so that the flaws themselves do not hide it."""
+"""Robust statistics: they rest on medians, so that the flaws themselves do not hide what sticks out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -15,7 +16,7 @@ _BLOCK = 2000  # rows at a time
 def limit(
     values: np.ndarray, floor: float, tolerance: float = 1.0, sigmas: float = _SIGMAS
 ) -> tuple[float, float]:
-    """The usual value of some and how far from it is still usual.
+    """Return the usual value and how far from it is still usual.
 
     Args:
         values: (N,) of the data set.
@@ -30,25 +31,39 @@ def limit(
     return middle, tolerance * max(floor, sigmas * spread)
 
 
-def where(mask: np.ndarray) -> list[int]:
-    """Indices at which a (N,) mask holds."""
-    return [int(k) for k in np.flatnonzero(mask)]
+def outliers(
+    measures: Mapping[str, tuple[np.ndarray, float]],
+    tolerance: float,
+    describe: Callable[[str, float, float, float], str],
+) -> dict[int, list[str]]:
+    """Return notes on unusual values, by index.
+
+    Args:
+        measures: name -> values (N,) and the ``floor`` of ``limit``.
+        describe: writes a note from a name, a value, the usual value and how far from it is still usual.
+    """
+    notes: dict[int, list[str]] = defaultdict(list)
+    for name, (values, floor) in measures.items():
+        middle, allowed = limit(values, floor, tolerance)
+        for k in np.flatnonzero(~(np.abs(values - middle) <= allowed)).tolist():
+            notes[k].append(describe(name, values[k], middle, allowed))
+    return notes
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
-    """(N, D) scaled to length 1 each; rows of zeros stay."""
+    """Return rows (N, D) scaled to length 1 each; rows of zeros stay."""
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
 def in_blocks(function: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """A function of rows, worked out a few rows at a time: memory for the result alone."""
+    """Return a function of rows, computed a few rows at a time to save memory."""
     return np.concatenate([function(rows[k : k + _BLOCK]) for k in range(0, len(rows), _BLOCK)])
 
 
 def principal_axes(
     rows: np.ndarray, count: int, prepare: Callable[[np.ndarray], np.ndarray] = np.asarray
 ) -> np.ndarray:
-    """First principal axes about zero of ``prepare(rows)``, (N, D): (D, count) at most, from a sample of the rows."""
+    """Return the first principal axes about zero of ``prepare(rows)``, (N, D): at most (D, count), from a sample."""
     some = rows if len(rows) <= _SAMPLE else rows[np.linspace(0, len(rows) - 1, _SAMPLE).astype(int)]
     sample = prepare(some)
     tall = len(sample) >= sample.shape[1]
@@ -62,7 +77,7 @@ def principal_axes(
 def nearest(
     rows: np.ndarray, count: int, group: np.ndarray | None = None, others: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The ``count`` largest products of each row with the rows of ``others`` (default: of ``rows``), block by block.
+    """Return the ``count`` largest products of each row with the rows of ``others`` (default: of ``rows``).
 
     Args:
         rows: (N, D).
