@@ -1,22 +1,55 @@
-"""Figures into benchmarks/RESULTS.md, with the machine and the command that made them."""
+"""What all benchmarks share: the command line, the machine in words, tables, and sections of RESULTS.md."""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated, TypeVar
 
 import torch
+from pydantic import Field
 
 from ldm.checkpoint import git_revision
+from settings.base import Settings
+from settings.reading import parse_command_line
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
+S = TypeVar("S", bound=Settings)
+Count = Annotated[int, Field(ge=1)]
+
+
+def run(
+    module: str,
+    schema: type[S],
+    arguments: Sequence[str],
+    work: Callable[[S], int | None],
+    file_key: str | None = None,
+) -> int:
+    """Read the settings and do the work of the benchmark ``benchmarks.MODULE``.
+
+    Returns:
+        The exit code: what ``work`` returns, 0 for None; 2 with one message for what the user can mend (ValueError,
+        OSError); 130 after Ctrl-C.
+    """
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(f"{sys.modules[schema.__module__].__doc__}\n{schema.__doc__}")
+        return 0
+    try:
+        return work(parse_command_line(schema, arguments, file_key=file_key)) or 0
+    except (ValueError, OSError) as error:
+        print(f"benchmarks.{module}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nbenchmarks.{module}: interrupted; no figures were written", file=sys.stderr)
+        return 130
 
 
 def machine(device: torch.device) -> str:
-    """The hardware and torch, in words."""
+    """Return the hardware and the version of torch, in words."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
@@ -34,13 +67,13 @@ def _processor() -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def append_section(title: str, command: str, device: torch.device, body: str, path: Path = RESULTS) -> None:
-    """Add a section at the end of RESULTS.md, in one atomic write."""
+    """Add a section at the end of RESULTS.md in one atomic write."""
     text = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
     date = datetime.now(UTC).date().isoformat()
     made = f"{date}, commit {git_revision()[:12]}, {machine(device)}:"

@@ -1,30 +1,33 @@
-"""Distances and tissue depths of the cohort's heads beside published norms, measured on the meshes.
+"""Measure distances and tissue depths on the meshes of the cohort's heads, beside published norms.
 
     python -m benchmarks.cohort.anatomy [key=value ...]
     python -m benchmarks.cohort.anatomy num_subjects=1000 seed=1 num_workers=2
 
-Nothing is drawn. The norms are of East Asians, so the distances are of the cohort's Asian subjects by default; tissue
-depths too. Sites are found on each head by their definition (benchmarks/cohort/craniometry.py, benchmarks/cohort/tissue_depth.py).
+No picture is drawn. The norms are of East Asians, so the Asian subjects are measured by default. Sites are located on
+each head by their definition (craniometry.py, tissue_depth.py).
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from tqdm import tqdm
 
 from benchmarks.cohort.craniometry import Anchors, SkullSites, Surface, head_distances, skull_distances
-from benchmarks.cohort.norms import DEPTHS, HEAD, SKULL, SOURCES, Norm
+from benchmarks.cohort.norms import DEPTHS, HEAD, SKULL, SOURCES
 from benchmarks.cohort.tissue_depth import tissue_depths
+from benchmarks.results_file import Count, run, table
 from cldm.record import write_json
 from data.cohort.heads.anatomy import build_head
 from data.cohort.heads.subject import Subject, draw_subject
@@ -33,7 +36,6 @@ from data.workers import ONE_THREAD
 from ldm.checkpoint import git_revision
 from muti_control.evaluation.results.statistics import bootstrap_interval
 from settings.base import Settings
-from settings.reading import parse_command_line
 
 # Sites whose published depths are of people with teeth -> the (quadrants, tooth) needed, as in `SkullTraits.lost`.
 NEEDED_TEETH = {
@@ -54,18 +56,11 @@ class AnatomyConfig(Settings):
     out: where the figures are written (OUT.json).
     """
 
-    num_subjects: int = 1000
+    num_subjects: Annotated[int, Field(ge=10)] = 1000
     seed: int = 1
     ethnicity: str = "Asian"
-    num_workers: int = 1
+    num_workers: Count = 1
     out: str = "benchmarks/results/anatomy"
-
-    def check(self) -> None:
-        """Raises: ValueError naming the setting."""
-        if self.num_subjects < 10 or self.num_workers < 1:
-            raise ValueError(
-                f"num_subjects={self.num_subjects}, num_workers={self.num_workers}: expected at least 10 and 1"
-            )
 
 
 @dataclass(frozen=True)
@@ -80,10 +75,10 @@ class Measured:
     depths: dict[str, float]
 
 
-def measure(template: HeadTemplate, subject: Subject) -> Measured:
+def measure(subject: Subject) -> Measured:
     """Build one head and measure it."""
-    head = build_head(template, subject)
-    skull, skin = Surface(head.skull, head.skull_triangles), Surface(head.face, template.face_triangles)
+    head = build_head(template(), subject)
+    skull, skin = Surface(head.skull, head.skull_triangles), Surface(head.face, template().face_triangles)
     at = Anchors.of(head.landmarks)
     sites = SkullSites.of(skull, at)
     depths = tissue_depths(skull, skin, sites, at)
@@ -100,47 +95,30 @@ def measure(template: HeadTemplate, subject: Subject) -> Measured:
     )
 
 
-_template: HeadTemplate  # of this worker process
+@cache
+def template() -> HeadTemplate:
+    """Return the head template, read once in each process."""
+    return HeadTemplate.load()
 
 
-def _start() -> None:
-    global _template
-    _template = HeadTemplate.load()
-
-
-def _work(subject: Subject) -> Measured:
-    return measure(_template, subject)
-
-
-def measure_all(config: AnatomyConfig, progress: bool = True) -> list[Measured]:
-    """The cohort's heads, in order.
+def measure_all(config: AnatomyConfig) -> list[Measured]:
+    """Return the measurements of the cohort's heads, in order.
 
     Raises:
-        ValueError: nobody of that ethnicity.
+        ValueError: nobody is of that ethnicity.
     """
     subjects = [draw_subject(config.seed, index) for index in range(config.num_subjects)]
     chosen = [s for s in subjects if config.ethnicity in ("all", s.ethnicity)]
     if not chosen:
         known = ", ".join(sorted({s.ethnicity for s in subjects}))
-        raise ValueError(f"ethnicity={config.ethnicity}: nobody of them is; expected all, {known}")
-    bar = tqdm(total=len(chosen), unit="head", disable=not progress)
-    measured: list[Measured] = []
-    with bar, ExitStack() as stack:
-        if config.num_workers == 1:
-            _start()
-            found: Iterable[Measured] = map(_work, chosen)
-        else:
-            context = multiprocessing.get_context("spawn")
-            pool = stack.enter_context(ProcessPoolExecutor(config.num_workers, context, _start))
-            found = pool.map(_work, chosen, chunksize=8)
-        for one in found:
-            measured.append(one)
-            bar.update()
-    return measured
+        raise ValueError(f"ethnicity: got {config.ethnicity!r}, expected all, {known}")
+    with ProcessPoolExecutor(config.num_workers, multiprocessing.get_context("spawn")) as pool:
+        heads = map(measure, chosen) if config.num_workers == 1 else pool.map(measure, chosen, chunksize=8)
+        return list(tqdm(heads, total=len(chosen), unit="head"))
 
 
 def summary(values: NDArray[np.floating], rng: np.random.Generator) -> dict[str, Any]:
-    """Mean with its 95 % bootstrap interval over subjects, SD and percentiles of the values that are there, in mm."""
+    """Return mean, its 95 % bootstrap interval over subjects, SD and percentiles of the finite values, in mm."""
     there = values[np.isfinite(values)]
     if len(there) < 3:
         return {"num": len(there)}
@@ -156,7 +134,7 @@ def summary(values: NDArray[np.floating], rng: np.random.Generator) -> dict[str,
 
 
 def slope(x: NDArray[np.floating], y: NDArray[np.floating], rng: np.random.Generator) -> dict[str, Any]:
-    """Least-squares slope of y on x where both are there, with its 95 % bootstrap interval over subjects."""
+    """Return the least-squares slope of y on x where both are finite, with its 95 % bootstrap interval."""
     there = np.isfinite(x) & np.isfinite(y)
     x, y = x[there], y[there]
     if len(x) < 10:
@@ -167,7 +145,7 @@ def slope(x: NDArray[np.floating], y: NDArray[np.floating], rng: np.random.Gener
 
 
 def figures(heads: Sequence[Measured], seed: int = 0) -> dict[str, Any]:
-    """Everything the tables show: distances by sex, depths by BMI, slopes of depth on BMI (mm per kg/m2)."""
+    """Return distances by sex, depths by sex and BMI, and slopes of depth on BMI (mm per kg/m2)."""
     rng = np.random.default_rng(seed)
     sex = np.array([h.sex for h in heads])
     bmi = np.array([h.bmi for h in heads])
@@ -194,37 +172,28 @@ def figures(heads: Sequence[Measured], seed: int = 0) -> dict[str, Any]:
     return result
 
 
-def tables(found: dict[str, Any]) -> str:
-    """Two Markdown tables: distances by sex, tissue depths by BMI."""
-    lines = ["| distance, mm | men | norm | women | norm |", "|---" * 5 + "|"]
-    for part, norms in (("skull", SKULL), ("head", HEAD)):
-        for name, by_sex in found[part].items():
-            cells = [f"{part}: {name}"]
-            for sex in ("M", "F"):
-                norm: Norm | str = norms.get((name, sex), "")
-                cells += [_cell(by_sex[sex]), str(norm)]
-            lines.append("| " + " | ".join(cells) + " |")
-    groups = [*BMI_GROUPS, "M", "F"]
-    heading = [
-        "tissue depth, mm",
-        "all",
-        *(f"BMI {g}" for g in BMI_GROUPS),
-        "men",
-        "women",
-        "mm per kg/m2",
-        "norm",
+def tables(result: dict[str, Any]) -> str:
+    """Return two Markdown tables: distances by sex, tissue depths by BMI."""
+    distances = [
+        [f"{part}: {name}"]
+        + [cell for s in ("M", "F") for cell in (_cell(by_sex[s]), str(norms.get((name, s), "")))]
+        for part, norms in (("skull", SKULL), ("head", HEAD))
+        for name, by_sex in result[part].items()
     ]
-    lines += ["", "| " + " | ".join(heading) + " |", "|---" * len(heading) + "|"]
-    for name, row in found["depths"].items():
-        per_bmi = row["per_bmi"]
-        rise = f"{per_bmi['slope']:.2f}" if "slope" in per_bmi else ""
-        means = [f"{row[g]['mean']:.1f}" if "mean" in row[g] else "" for g in groups]
-        lines.append(
-            "| "
-            + " | ".join([name, _cell(row["all"], False), *means, rise, str(DEPTHS.get(name, ""))])
-            + " |"
-        )
-    return "\n".join(lines)
+    groups = [*BMI_GROUPS, "M", "F"]
+    depths = [
+        [name, _cell(row["all"], False)]
+        + [f"{row[group]['mean']:.1f}" if "mean" in row[group] else "" for group in groups]
+        + [f"{row['per_bmi']['slope']:.2f}" if "slope" in row["per_bmi"] else "", str(DEPTHS.get(name, ""))]
+        for name, row in result["depths"].items()
+    ]
+    columns = ["all", *(f"BMI {group}" for group in BMI_GROUPS), "men", "women", "mm per kg/m2", "norm"]
+    return "\n\n".join(
+        [
+            table(["distance, mm", "men", "norm", "women", "norm"], distances),
+            table(["tissue depth, mm", *columns], depths),
+        ]
+    )
 
 
 def _cell(s: dict[str, Any], between: bool = True) -> str:
@@ -234,37 +203,21 @@ def _cell(s: dict[str, Any], between: bool = True) -> str:
     return f"{s['mean']:.1f} ± {s['sd']:.1f}{tail}"
 
 
+def work(config: AnatomyConfig) -> None:
+    """Measure, write OUT.json and print the tables."""
+    out = Path(config.out).with_suffix(".json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    heads = measure_all(config)
+    result = figures(heads)
+    head = {"config": config.model_dump(), "git": git_revision(), "num": len(heads), "sources": SOURCES}
+    write_json(out, head | result)
+    print(f"{len(heads)} heads; mean ± SD [5th, 95th percentile]\n\n{tables(result)}\n\nfigures: {out}")
+
+
 def main(arguments: Sequence[str]) -> int:
-    """The command. Returns the exit code: 0, or 2 (130: interrupted) with one message on stderr."""
-    try:
-        config = parse_command_line(AnatomyConfig, arguments)
-        config.check()
-        out = Path(config.out).with_suffix(".json")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        heads = measure_all(config)
-        found = figures(heads)
-        write_json(
-            out,
-            {
-                "config": config.model_dump(),
-                "git": git_revision(),
-                "num": len(heads),
-                "sources": SOURCES,
-                **found,
-            },
-        )
-    except (ValueError, OSError) as error:
-        print(f"anatomy: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nanatomy: interrupted; no figures were written", file=sys.stderr)
-        return 130
-    print(f"{len(heads)} heads; mean ± SD [5th, 95th percentile]\n\n{tables(found)}\n\nfigures: {out}")
-    return 0
+    return run("cohort.anatomy", AnatomyConfig, arguments, work)
 
 
 if __name__ == "__main__":
-    import os
-
     os.environ.update(ONE_THREAD)  # for the workers
     sys.exit(main(sys.argv[1:]))

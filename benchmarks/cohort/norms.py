@@ -29,32 +29,6 @@ SOURCES = {
         "Table 2 of G. Rangel-de Lazaro et al., Virtual Archaeology Review 17(34), 2026, "
         "doi:10.4995/var.2024.24796"
     ),
-    "Mahakkanukrauh": (
-        "P. Mahakkanukrauh et al., Anat. Cell Biol. 48, 2015, doi:10.5115/acb.2015.48.4.275: 200 Thai "
-        "crania, 6 measurements"
-    ),
-    "Walker": ("P. L. Walker, Am. J. Phys. Anthropol. 136, 2008: 304 skulls, visually assessed traits"),
-    "Deng": (
-        "M. Deng et al., Aust. J. Forensic Sci., 2016, doi:10.1080/00450618.2015.1134657: breadths of "
-        "219 Chinese mandibles"
-    ),
-    "Sichuan": (
-        "Fa Yi Xue Za Zhi 36(4), 2020, doi:10.12116/j.issn.1004-5619.2020.04.015: cranial sutures in "
-        "CT, 220 Sichuan Han adults aged 20 to 70"
-    ),
-    "Akbar": (
-        "Mohammed Akbar N. J. et al., Cureus 15(3), 2023, doi:10.7759/cureus.36160: cranial sutures "
-        "in CT, 263 Indians"
-    ),
-    "Dong": (
-        "Northern Chinese, CT, 200 adults (Forensic Sci. Int. 222, 2012, "
-        "doi:10.1016/j.forsciint.2012.06.004): tissue depth grows with BMI at every landmark in both "
-        "sexes"
-    ),
-    "Baillie": (
-        "L. J. Baillie et al., J. Forensic Sci. 60, 2015, doi:10.1111/1556-4029.12799: depth grows "
-        "with BMI at all of nine sites but the upper lip (labrale superius)"
-    ),
 }
 
 
@@ -118,6 +92,3 @@ DEPTHS: dict[str, Norm] = {
         "sub-M2": 17.0,
     }.items()
 }
-# What real skulls tell of their owners.
-SEX_FROM_SKULL = {"Mahakkanukrauh": 0.906, "Walker": 0.88, "Deng": 0.826}  # share of sexes told right
-AGE_FROM_SKULL = {"Sichuan": 0.522}  # R2

@@ -1,11 +1,11 @@
-"""How well can any reconstruction be recognised? The ceiling, its controls, and the recogniser's own limit.
+"""Measure how well any reconstruction can be recognised: the ceiling, its controls, and the recogniser's own limit.
 
     python -m benchmarks.model.ceiling [key=value ...]
     python -m benchmarks.model.ceiling cohort=cohort gallery=500
 
-The gallery is the true frontal faces of test subjects. A probe is one face of each, and its rank the place of its own
-subject by distance to the gallery, under two judges that train nothing here (muti_control/evaluation/judges/dlib_recogniser.py): dlib's
-face descriptor, and the Procrustes distance of dlib's 68 points. The probes:
+The gallery holds the true frontal faces of test subjects. A probe is one face of each. Its rank is the place of its own
+subject by distance to the gallery. Two judges that train nothing here (dlib_recogniser.py): dlib's face descriptor, and
+the Procrustes distance of dlib's 68 points. The probes:
 
 - *ceiling*: the subject's own bone under the soft tissue to be expected from what the prompt says (sex, age level,
   ethnicity, body mass level), in the subject's surface style. No reconstruction from skull and prompt can know more.
@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from benchmarks.results_file import run, table
 from cldm.record import write_json
 from data.biometrics import age_level
 from data.manifest import Record, read_manifest
@@ -47,7 +48,6 @@ from muti_control.evaluation.judges.dlib_recogniser import (
 from muti_control.evaluation.methods.baselines import Group, group_mean, shuffle_within_groups
 from muti_control.evaluation.results.statistics import bootstrap_interval, ranks_of_truth
 from settings.base import Settings
-from settings.reading import parse_command_line
 
 Ints = NDArray[np.integer]
 JUDGES = {"descriptor": descriptor_distances, "points": procrustes_distances}
@@ -84,18 +84,17 @@ class Pair:
         return b.sex, age_level(b.age), b.body_mass, b.ethnicity
 
 
-def manifest_path(root: Path, name: str) -> Path:
-    return root / "split_data" / f"{name}.json"
-
-
 def read_pairs(root: Path, name: str, num: int = 0) -> list[Pair]:
-    """Return the pairs of ``split_data/NAME.json``; with ``num`` only the first that many.
+    """Return the pairs of ``split_data/NAME.json``, with ``num`` only the first that many; [] without such a list.
 
     Raises:
-        ValueError: the manifest is missing or wrong, or a face picture is missing.
+        ValueError: the manifest is wrong or a face picture is missing.
     """
+    manifest = root / "split_data" / f"{name}.json"
+    if not manifest.is_file():
+        return []
     pairs = []
-    for record in tqdm(read_manifest(manifest_path(root, name))[: num or None], desc=name, leave=False):
+    for record in tqdm(read_manifest(manifest)[: num or None], desc=name, leave=False):
         if record.face_path is None:
             raise ValueError(f"{root}: {record.source} has no face picture: not a cohort of data.cohort")
         with Image.open(record.face_path) as picture:
@@ -113,13 +112,13 @@ class Probes:
 
 
 def gallery_of(root: Path, size: int) -> list[Pair]:
-    """The frontal pairs of the first ``size`` test subjects.
+    """Return the frontal pairs of the first ``size`` test subjects; 0 takes all.
 
     Raises:
         ValueError: there are fewer.
     """
     gallery = read_pairs(root, "test", size)
-    if size and len(gallery) < size:
+    if len(gallery) < max(size, 1):
         raise ValueError(
             f"gallery={size}: {root} has {len(gallery)} test subjects; make a cohort with test_subjects={size}, or "
             "give gallery=0 for all"
@@ -128,46 +127,41 @@ def gallery_of(root: Path, size: int) -> list[Pair]:
 
 
 def probes_of(root: Path, gallery: Sequence[Pair], seed: int) -> dict[str, Probes]:
-    """All kinds of probes that the cohort has pictures for.
+    """Return all kinds of probes that the cohort has pictures for.
 
     Raises:
         ValueError: the cohort has no expected faces.
     """
     column = {pair.record.subject: k for k, pair in enumerate(gallery)}
-    if not manifest_path(root, "ceiling").is_file():
+
+    def listed(name: str) -> list[Pair]:
+        return [pair for pair in read_pairs(root, name) if pair.record.subject in column]
+
+    def probes(pairs: Sequence[Pair]) -> Probes:
+        return Probes([p.face for p in pairs], np.array([column[p.record.subject] for p in pairs], int))
+
+    expected = listed("ceiling")
+    if not expected:
         raise ValueError(f"{root} has no expected faces: run python -m data.cohort {root} ... ceiling=true")
-    expected = [pair for pair in read_pairs(root, "ceiling") if pair.record.subject in column]
-    truth = np.array([column[pair.record.subject] for pair in expected])
+    truth = probes(expected).truth
     groups = [gallery[k].group for k in truth]
     names = [pair.record.subject for pair in expected]
     donors = shuffle_within_groups(groups, groups, names, names, np.random.default_rng(seed))
     lent = donors >= 0
-    kinds = {"ceiling": Probes([pair.face for pair in expected], truth)}
-    if manifest_path(root, "ceiling_neutral").is_file():  # older cohorts have none
-        plain = [pair for pair in read_pairs(root, "ceiling_neutral") if pair.record.subject in column]
-        kinds["ceiling, neutral surface"] = Probes(
-            [pair.face for pair in plain], np.array([column[pair.record.subject] for pair in plain])
-        )
-    kinds["ceiling of another"] = Probes(
-        [expected[k].face for k in donors[lent]], truth[lent], truth[donors[lent]]
-    )
+    others = Probes([expected[k].face for k in donors[lent]], truth[lent], truth[donors[lent]])
     train = read_pairs(root, "train")
     faces = np.stack([pair.face.astype(np.float32).ravel() for pair in train])
-    own_groups = [pair.group for pair in gallery]
-    means = group_mean(faces, [pair.group for pair in train], own_groups)
-    side = gallery[0].face.shape
-    kinds["attributes only"] = Probes(
-        [np.rint(mean).astype(np.uint8).reshape(side) for mean in means], np.arange(len(gallery))
-    )
-    if manifest_path(root, "test_views").is_file():
-        turned: dict[str, Pair] = {}
-        for pair in read_pairs(root, "test_views"):
-            if pair.record.extra and pair.record.subject in column:
-                turned.setdefault(pair.record.subject, pair)
-        kinds["true face, turned"] = Probes(
-            [pair.face for pair in turned.values()], np.array([column[name] for name in turned])
-        )
-    return {name: probes for name, probes in kinds.items() if len(probes.truth)}
+    means = group_mean(faces, [pair.group for pair in train], [pair.group for pair in gallery])
+    means = np.rint(means).astype(np.uint8).reshape(len(gallery), *gallery[0].face.shape)
+    turned = {pair.record.subject: pair for pair in reversed(listed("test_views")) if pair.record.extra}
+    kinds = {
+        "ceiling": probes(expected),
+        "ceiling, neutral surface": probes(listed("ceiling_neutral")),  # older cohorts have none
+        "ceiling of another": others,
+        "attributes only": Probes(list(means), np.arange(len(gallery))),
+        "true face, turned": probes(list(turned.values())[::-1]),
+    }
+    return {name: kind for name, kind in kinds.items() if len(kind.truth)}
 
 
 def rank_figures(
@@ -235,43 +229,37 @@ def measure(config: CeilingConfig) -> dict[str, Any]:
     }
 
 
-def table(record: dict[str, Any]) -> str:
-    """Markdown, one line per kind of probe."""
-    head = ["probe", "probes"]
+def table_of(record: dict[str, Any]) -> str:
+    """Return a Markdown table with a line for each kind of probe."""
+    header = ["probe", "probes"]
     for judge in JUDGES:
-        head += [f"{judge}: rank-1 [95 %]", "rank-5 [95 %]", "mean rank", "own / others"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+        header += [f"{judge}: rank-1 [95 %]", "rank-5 [95 %]", "mean rank", "own / others"]
+    rows = []
     for name, by_judge in record["figures"].items():
-        cells = [name, str(by_judge["descriptor"]["num"])]
+        row = [name, str(by_judge["descriptor"]["num"])]
         for judge in JUDGES:
             f = by_judge[judge]
             for rank in ("rank1", "rank5"):
                 low, high = f[f"{rank}_interval"]
-                cells.append(f"{100 * f[rank]:.1f} % [{100 * low:.0f}, {100 * high:.0f}]")
-            cells += [f"{f['mean_rank']:.1f}", f"{f['distance_own']:.3f} / {f['distance_others']:.3f}"]
-        lines.append("| " + " | ".join(cells) + " |")
+                row.append(f"{100 * f[rank]:.1f} % [{100 * low:.0f}, {100 * high:.0f}]")
+            row += [f"{f['mean_rank']:.1f}", f"{f['distance_own']:.3f} / {f['distance_others']:.3f}"]
+        rows.append(row)
     size = record["gallery"]
     chance = [f"{100 / size:.1f} %", f"{500 / size:.1f} %", f"{(size + 1) / 2:.1f}", ""]
-    lines.append("| " + " | ".join(["chance", "", *chance, *chance]) + " |")
-    return "\n".join(lines)
+    return table(header, [*rows, ["chance", "", *chance, *chance]])
+
+
+def work(config: CeilingConfig) -> None:
+    """Measure, write OUT.json and print the table."""
+    out = Path(config.out).with_suffix(".json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    record = measure(config)
+    write_json(out, record)
+    print(f"gallery of {record['gallery']}\n\n{table_of(record)}\n\nfigures: {out}")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command. Returns the exit code: 0, or 2 (130: interrupted) with one message on stderr."""
-    try:
-        config = parse_command_line(CeilingConfig, arguments)
-        out = Path(config.out).with_suffix(".json")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        record = measure(config)
-        write_json(out, record)
-    except (ValueError, OSError) as error:
-        print(f"ceiling: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nceiling: interrupted; no figures were written", file=sys.stderr)
-        return 130
-    print(f"gallery of {record['gallery']}\n\n{table(record)}\n\nfigures: {out}")
-    return 0
+    return run("model.ceiling", CeilingConfig, arguments, work)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.results_file import append_section, table
+from benchmarks.results_file import Count, append_section, run, table
 from cldm.controlled import ControlledLatentDiffusion, load_model
 from cldm.sampling import SamplingConfig, reconstruct
 from data.biometrics import prompt
@@ -38,6 +40,9 @@ WAYS = (
 )
 
 
+Steps = Annotated[int, Field(ge=1, le=999)]
+
+
 class SamplersConfig(Settings):
     """What is compared.
 
@@ -47,27 +52,17 @@ class SamplersConfig(Settings):
 
     weights: str = "models/demo/iccr_demo.safetensors"
     manifest: str = "data/split_data/test.json"
-    num: int = 6
-    steps: list[int] = [10, 20, 50]
-    reference_steps: int = 400
+    num: Count = 6
+    steps: Annotated[list[Steps], Field(min_length=1)] = [10, 20, 50]
+    reference_steps: Steps = 400
     device: str = "auto"
     append: bool = False
-
-    def validate(self) -> None:
-        """Raises ValueError naming the field, its value and what is allowed."""
-        if self.num < 1:
-            raise ValueError(f"num: got {self.num}, expected at least 1")
-        for steps in (*self.steps, self.reference_steps):
-            if not 1 <= steps <= 999:
-                raise ValueError(f"steps: got {steps}, expected 1..999")
-        if not self.steps:
-            raise ValueError("steps: got an empty list, expected numbers of steps")
 
 
 def differences(
     model: ControlledLatentDiffusion, cfg: SamplersConfig, sampling: SamplingConfig
 ) -> dict[tuple[str, str], list[float]]:
-    """Mean absolute difference from the reference, in grey levels, for every way and number of steps."""
+    """Return the mean absolute difference from the reference in grey levels, for every way and number of steps."""
     records = read_manifest(cfg.manifest)[: cfg.num]
     pictures = [read_image(record.skull_path, model.cfg.image_size)[0] for record in records]
     skulls = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
@@ -84,24 +79,13 @@ def differences(
     }
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run, and return the exit code: 0, or 2 for what the user can mend."""
-    if any(argument in ("-h", "--help", "help") for argument in arguments):
-        print(f"{__doc__}\n{SamplersConfig.__doc__}")
-        return 0
-    try:
-        cfg = parse_command_line(SamplersConfig, arguments)
-        cfg.validate()
-        device = choose_device(cfg.device)
-        read_manifest(cfg.manifest)
-        model, metadata = load_model(cfg.weights, device=device)
-        recommended = recommended_sampling(metadata, model.cfg.unet.num_control_outputs)
-        sampling = parse_command_line(
-            SamplingConfig, [], base=recommended, base_name="settings in the weights"
-        )
-    except (ValueError, OSError) as error:
-        print(f"benchmarks.sampling.samplers: {error}", file=sys.stderr)
-        return 2
+def measure(cfg: SamplersConfig, arguments: Sequence[str]) -> None:
+    """Print the table, and append it to RESULTS.md where that is set."""
+    device = choose_device(cfg.device)
+    read_manifest(cfg.manifest)
+    model, metadata = load_model(cfg.weights, device=device)
+    recommended = recommended_sampling(metadata, model.cfg.unet.num_control_outputs)
+    sampling = parse_command_line(SamplingConfig, [], base=recommended, base_name="settings in the weights")
     found = differences(model, cfg, sampling)
     rows = [[*way, *(f"{value:.2f}" for value in values)] for way, values in found.items()]
     body = (
@@ -113,7 +97,10 @@ def main(arguments: Sequence[str]) -> int:
     if cfg.append:
         command = " ".join(["python -m benchmarks.sampling.samplers", *arguments])
         append_section("Samplers: how near the converged solution", command, device, body)
-    return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    return run("sampling.samplers", SamplersConfig, arguments, lambda cfg: measure(cfg, arguments))
 
 
 if __name__ == "__main__":
