@@ -1,12 +1,12 @@
-"""The same weights in our networks and in the libraries the field trusts: how far do the results differ?
+"""Compare the results of the same weights in our networks and in the libraries that the field trusts.
 
     python -m benchmarks.parity [CONFIG.yaml] [key=value ...]
     python -m benchmarks.parity weights=models/control_sd15_ini.safetensors append=benchmarks/RESULTS.md
 
 UNet, ControlNet and autoencoder of diffusers, the text encoder of transformers, fp32 on the CPU. Without `weights` a
 random checkpoint in Stable Diffusion 1.5's layout is made (5.7 GB, removed at the end), none of whose layers is zero.
-The weights reach the other side through diffusers' own converters and configs written out here: nothing of
-cldm.diffusers_folder is used, and its names are compared with theirs on the way.
+The weights reach the other side through diffusers' own converters (their_networks.py), whose names are compared with
+those of cldm.diffusers_folder.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
+from benchmarks.results_file import run, table
+from benchmarks.their_networks import converted, network
 from cldm.controlled import SD15_CONFIG, ControlledLatentDiffusion, load_model_config
 from cldm.diffusers_folder.keys import their_keys, to_theirs
 from cldm.record import environment
@@ -34,41 +37,9 @@ from ldm.latent_diffusion import ModelConfig
 from ldm.schedule import schedule_buffers
 from ldm.text import tokenize
 from settings.base import Settings
-from settings.reading import parse_command_line, to_yaml
 
 PROMPTS = ["3D face scan,Asian male,age level 3,normal face.", ""]
 STEPS = [821, 41]  # t of the two samples of a batch
-DOWN = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
-UP = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
-# Stable Diffusion 1.5 as its published config.json files describe it.
-SD15: dict[str, dict[str, Any]] = {
-    "unet": {
-        "block_out_channels": (320, 640, 1280, 1280),
-        "down_block_types": DOWN,
-        "up_block_types": UP,
-        "attention_head_dim": 8,
-        "cross_attention_dim": 768,
-    },
-    "controlnet": {
-        "block_out_channels": (320, 640, 1280, 1280),
-        "down_block_types": DOWN,
-        "attention_head_dim": 8,
-        "cross_attention_dim": 768,
-        "conditioning_embedding_out_channels": (16, 32, 96, 256),
-    },
-    "vae": {
-        "block_out_channels": (128, 256, 512, 512),
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
-        "layers_per_block": 2,
-    },
-    "text_encoder": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_attention_heads": 12,
-        "num_hidden_layers": 12,
-    },
-}
 
 
 class ParityConfig(Settings):
@@ -80,17 +51,10 @@ class ParityConfig(Settings):
     """
 
     weights: str | None = None
-    sizes: list[int] = [256, 512]
+    sizes: Annotated[list[Annotated[int, Field(ge=64, multiple_of=64)]], Field(min_length=1)] = [256, 512]
     seed: int = 0
     scratch: str | None = None
     append: str | None = None
-
-    def validate(self) -> None:
-        """Raises ValueError naming the field, its value and what is allowed."""
-        if not self.sizes or any(size < 64 or size % 64 for size in self.sizes):
-            raise ValueError(f"sizes: got {self.sizes}, expected multiples of 64 px")
-        if self.append is not None and not Path(self.append).is_file():
-            raise ValueError(f"append: {self.append} is no file; give an existing one")
 
 
 def random_state(cfg: ModelConfig, seed: int) -> dict[str, Tensor]:
@@ -163,101 +127,50 @@ def our_results(
 class Theirs:
     """The libraries' networks, built one at a time from the same tensors."""
 
-    def __init__(
-        self,
-        state: Mapping[str, Tensor],
-        cfg: ModelConfig,
-        arguments: Mapping[str, Mapping[str, Any]],
-    ) -> None:
-        self._state, self._cfg, self._arguments = state, cfg, arguments
-        self._names = their_keys(cfg)
-        self.same_names: dict[
-            str, bool
-        ] = {}  # by part: cldm.diffusers_folder's mapping gives the same tensors
+    def __init__(self, state: Mapping[str, Tensor], cfg: ModelConfig) -> None:
+        self.state, self.cfg = state, cfg
+        self.same_names: dict[str, bool] = {}  # part -> whether cldm.diffusers_folder gives the same tensors
 
-    def network(self, part: str) -> nn.Module:
-        """One part, filled through diffusers' converters."""
-        import diffusers
-        from diffusers.loaders import single_file_utils as convert
-
-        arguments = dict(self._arguments[part])
-        config = {"layers_per_block": 2, "class_embed_type": None, "addition_embed_type": None, **arguments}
-        state = {key: value for key, value in self._state.items() if not key.startswith("model_ema.")}
-        if part == "text_encoder":
-            return self._text_encoder(convert.convert_ldm_clip_checkpoint(state), arguments)
-        classes: dict[str, tuple[Any, Callable[..., dict[str, Tensor]]]] = {
-            "unet": (diffusers.UNet2DConditionModel, convert.convert_ldm_unet_checkpoint),
-            "controlnet": (diffusers.ControlNetModel, convert.convert_controlnet_checkpoint),
-            "vae": (diffusers.AutoencoderKL, convert.convert_ldm_vae_checkpoint),
-        }
-        build, converter = classes[part]
-        converted = converter(state, config=config)
-        self._compare_names(part, converted)
-        with torch.device("meta"):
-            net = build(**arguments)
-        net.load_state_dict(converted, assign=True)
-        return net.eval()
-
-    def _text_encoder(self, converted: dict[str, Tensor], arguments: Mapping[str, Any]) -> nn.Module:
-        from transformers import CLIPTextConfig, CLIPTextModel
-
-        converted = {key: value for key, value in converted.items() if not key.endswith("position_ids")}
-        self._compare_names("text_encoder", converted)
-        net = CLIPTextModel(CLIPTextConfig(hidden_act="quick_gelu", eos_token_id=49407, **arguments))
-        inner = getattr(net, "text_model", net)  # transformers before 5 nests it
-        weights = {key.removeprefix("text_model."): value for key, value in converted.items()}
-        missing, unexpected = inner.load_state_dict(weights, strict=True)
-        assert not missing and not unexpected
-        return net.eval()
-
-    def _compare_names(self, part: str, converted: Mapping[str, Tensor]) -> None:
-        names = self._names[part]
-        self.same_names[part] = set(names.values()) == set(converted) and all(
-            torch.equal(to_theirs(part, name, self._state[key]), converted[name])
-            for key, name in names.items()
+    def network(self, part: str) -> Any:
+        """Return one part; keep in ``same_names`` whether our mapping of names agrees."""
+        weights, names = converted(part, self.state, self.cfg), their_keys(self.cfg)[part]
+        self.same_names[part] = set(names.values()) == set(weights) and all(
+            torch.equal(to_theirs(part, name, self.state[key]), weights[name]) for key, name in names.items()
         )
+        return network(part, weights, self.cfg)
 
     @torch.no_grad()
     def results(self, ours: Mapping[str, Tensor], sizes: Sequence[int], seed: int) -> dict[str, Tensor]:
-        """Results by the same names as :func:`our_results`, which give the text embedding that all networks read."""
-        cfg = self._cfg
-        found: dict[str, Tensor] = {}
-        net: Any = self.network("text_encoder")
-        found["text embedding"] = net(
-            input_ids=tokenize(PROMPTS, cfg.cond_stage.max_length)
-        ).last_hidden_state
-        context = ours["text embedding"]
-        given = {size: inputs(cfg, size, seed) for size in sizes}
+        """Return results by the names of :func:`our_results`, whose text embedding all networks read."""
+        cfg, context = self.cfg, ours["text embedding"]
+        result: dict[str, Tensor] = {}
+        tokens = tokenize(PROMPTS, cfg.cond_stage.max_length)
+        result["text embedding"] = self.network("text_encoder")(input_ids=tokens).last_hidden_state
+        at = {size: inputs(cfg, size, seed) for size in sizes}
+        scaled: dict[int, list[Tensor]] = {}
         net = self.network("controlnet")
-        residuals: dict[int, tuple[list[Tensor], Tensor]] = {}
-        for size, g in given.items():
+        for size, g in at.items():
             down, mid = net(g["x"], g["t"], context, g["skull"], return_dict=False)
             for i, residual in enumerate([*down, mid]):
-                found[f"control residual {i}, {size} px"] = residual
-            *scales, last = control_scales(cfg)
-            residuals[size] = ([r * s for r, s in zip(down, scales, strict=True)], mid * last)
-        net = None
+                result[f"control residual {i}, {size} px"] = residual
+            scaled[size] = [r * s for r, s in zip([*down, mid], control_scales(cfg), strict=True)]
+        net = None  # one network at a time is in memory
         gc.collect()
         net = self.network("unet")
-        for size, g in given.items():
-            down, mid = residuals[size]
-            found[f"eps without control, {size} px"] = net(g["x"], g["t"], context).sample
-            found[f"eps with control, {size} px"] = net(
-                g["x"],
-                g["t"],
-                context,
-                down_block_additional_residuals=down,
-                mid_block_additional_residual=mid,
-            ).sample
+        for size, g in at.items():
+            *down, mid = scaled[size]
+            control = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+            result[f"eps without control, {size} px"] = net(g["x"], g["t"], context).sample
+            result[f"eps with control, {size} px"] = net(g["x"], g["t"], context, **control).sample
         net = None
         gc.collect()
         net = self.network("vae")
-        for size, g in given.items():
+        for size, g in at.items():
             posterior = net.encode(g["picture"]).latent_dist
-            found[f"encode: mean, {size} px"] = posterior.mean
-            found[f"encode: log-variance, {size} px"] = posterior.logvar
-            found[f"decode, {size} px"] = net.decode(g["x"][:1] / cfg.scale_factor).sample
-        return found
+            result[f"encode: mean, {size} px"] = posterior.mean
+            result[f"encode: log-variance, {size} px"] = posterior.logvar
+            result[f"decode, {size} px"] = net.decode(g["x"][:1] / cfg.scale_factor).sample
+        return result
 
 
 @dataclass(frozen=True)
@@ -305,14 +218,12 @@ def _with_effect(results: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**results, **effects}
 
 
-def table(rows: Sequence[Difference]) -> str:
-    """Markdown."""
-    lines = [
-        "| result | largest difference / largest value | RMS difference / RMS | RMS |",
-        "|---|---|---|---|",
-    ]
-    lines += [f"| {row.name} | {row.largest:.1e} | {row.rms:.1e} | {row.size:.3g} |" for row in rows]
-    return "\n".join(lines)
+def table_of(rows: Sequence[Difference]) -> str:
+    """Return a Markdown table."""
+    header = ["result", "largest difference / largest value", "RMS difference / RMS", "RMS"]
+    return table(
+        header, [[row.name, f"{row.largest:.1e}", f"{row.rms:.1e}", f"{row.size:.3g}"] for row in rows]
+    )
 
 
 def measure(cfg: ParityConfig, command: str) -> str:
@@ -333,9 +244,9 @@ def measure(cfg: ParityConfig, command: str) -> str:
         state = read_state_dict(path)[0]
         ours = our_results(state, model_cfg, cfg.sizes, cfg.seed)
         gc.collect()
-        theirs = Theirs(state, model_cfg, SD15)
+        theirs = Theirs(state, model_cfg)
         rows = differences(ours, theirs.results(ours, cfg.sizes, cfg.seed))
-        del state, theirs._state
+        del state, theirs.state
     machine = environment(torch.device("cpu"), torch.float32)
     import diffusers
     import transformers
@@ -345,32 +256,25 @@ def measure(cfg: ParityConfig, command: str) -> str:
     return (
         f"`{command}`, {(time.process_time() - started) / 60:.1f} minutes of CPU time on {machine['threads']} threads "
         f"({machine['device_name']}); {what}, fp32, torch {machine['torch']}, diffusers {diffusers.__version__}, "
-        f"transformers {transformers.__version__}:\n\n{table(rows)}\n\n"
+        f"transformers {transformers.__version__}:\n\n{table_of(rows)}\n\n"
         f"The names of `cldm.diffusers_folder` give the same tensors as diffusers' converters for {len(agree)} of "
         f"{len(theirs.same_names)} parts ({', '.join(agree) or 'none'})."
     )
 
 
+def work(cfg: ParityConfig, arguments: Sequence[str]) -> None:
+    """Compare, print the section, and append it to a file where that is set."""
+    if cfg.append is not None and not Path(cfg.append).is_file():
+        raise ValueError(f"append: {cfg.append} is no file; give an existing one")
+    section = measure(cfg, " ".join(["python -m benchmarks.parity", *arguments]))
+    print(section)
+    if cfg.append is not None:
+        with Path(cfg.append).open("a", encoding="utf-8") as file:
+            file.write(f"\n## Same weights, other libraries\n\n{section}\n")
+
+
 def main(arguments: Sequence[str]) -> int:
-    """The command. Returns the exit code: 0, or 2 (130: interrupted) with one message on stderr."""
-    if any(argument in ("-h", "--help") for argument in arguments):
-        print(f"{__doc__}\n{ParityConfig.__doc__}\nDefaults:\n\n{to_yaml(ParityConfig)}")
-        return 0
-    try:
-        cfg = parse_command_line(ParityConfig, arguments, file_key="weights")
-        cfg.validate()
-        section = measure(cfg, " ".join(["python -m benchmarks.parity", *arguments]))
-        print(section)
-        if cfg.append is not None:
-            with Path(cfg.append).open("a", encoding="utf-8") as file:
-                file.write(f"\n## Same weights, other libraries\n\n{section}\n")
-    except (ValueError, OSError) as error:
-        print(f"parity: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nparity: interrupted; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return run("parity", ParityConfig, arguments, lambda cfg: work(cfg, arguments), file_key="weights")
 
 
 if __name__ == "__main__":

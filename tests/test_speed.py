@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from benchmarks import results_file
@@ -38,6 +39,7 @@ def test_all_ways_draw_the_same(
     monkeypatch.setattr(
         speed, "append_section", lambda *args: results_file.append_section(*args, path=results)
     )
+    monkeypatch.setattr(speed, "best_product", lambda dtype, device: 1e12)  # slow in bf16 without bf16 units
     out = tmp_path / "deep" / "speed.json"
     ways = ["original", "diffusers_default", "ours_fp32", "ours_bf16"]
     arguments = [f"model={model}", "device=cpu", "size=64", "batches=[1,2]", "steps=2", "reps=1", "warmup=0"]
@@ -57,17 +59,15 @@ def test_all_ways_draw_the_same(
     assert "| ours_bf16 |" in results.read_text()
 
 
+def test_the_best_matrix_product_is_a_speed() -> None:
+    assert 1e8 < speed.best_product(torch.float32, torch.device("cpu")) < 1e14
+
+
 @pytest.mark.parametrize(
-    ("argument", "message"),
-    [
-        ("variants=[theirs]", "variants: got 'theirs', expected some of original"),
-        ("reps=0", "reps: got 0"),
-        ("batches=[]", "batches: got []"),
-        ("model=none.yaml", "none.yaml"),
-        ("device=tpu", "device: got 'tpu'"),
-        ("szie=3", "szie: unknown setting"),
-    ],
+    "argument", ["variants=[theirs]", "reps=0", "batches=[]", "model=none.yaml", "device=tpu", "szie=3"]
 )
-def test_bad_settings_are_told(argument: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_settings_are_refused_by_name(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert speed.main([argument]) == 2
-    assert message in capsys.readouterr().err
+    key, value = argument.split("=")
+    message = capsys.readouterr().err
+    assert key in message or value in message

@@ -1,9 +1,8 @@
-"""Soft-tissue depths at the usual craniofacial sites, from a skull and the skin over it.
+"""Measure soft-tissue depths at the usual craniofacial sites, from a skull and the skin over it.
 
-Midline sites are measured in the direction that published tables name or imply (forwards; at the menton downwards),
-paired ones along the normal of the bone and as the mean of both sides. Placement follows the definitions quoted in
-`benchmarks.cohort.norms`; sites on the alveolar bone are set by the height of the lips, since teeth differ from skull to
-skull.
+Midline sites are measured in the direction that published tables name (forwards; at the menton downwards). Paired sites
+are measured along the normal of the bone; the figure is the mean of both sides. Sites on the alveolar bone lie at the
+height of the lips, since teeth differ from skull to skull.
 """
 
 from __future__ import annotations

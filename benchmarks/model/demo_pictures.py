@@ -1,11 +1,10 @@
-"""The pictures of the README: what a model draws, for people of the test split whom nobody picked.
+"""Draw the pictures of the README, for people of the test split whom nobody picked.
 
-    python -m benchmarks.model.demo_pictures [weights=models/demo/iccr_demo.safetensors] [data.root=cohort] [key=value ...]
+    python -m benchmarks.model.demo_pictures [weights=FILE] [data.root=cohort] [key=value ...]
 
-Who is shown follows from the list alone: the first people of it; for the edits, the first whose own age level and body
-mass lie in the grid. Every face is drawn with the sampler's settings in the weights and landmarks read off the skull;
-unlike `sample.py` with a manifest that names some, without exemplars but in texture.png. `pictures.json` says what is
-needed to repeat them.
+The list alone decides who is shown: its first people; for the edits, the first whose own age level and body mass lie in
+the grid. Every face is drawn with the sampler settings in the weights and the landmarks read off the skull. Only
+texture.png uses exemplars. `pictures.json` records what is needed to repeat the pictures.
 
 reconstruction.png   skull, one reconstruction, true face
 edits.png            one skull and seed: age by body mass, beside true faces where the data have them

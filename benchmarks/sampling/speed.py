@@ -1,8 +1,8 @@
-"""How fast sampling is, beside diffusers and the published code's way, on the same random weights.
+"""Time sampling beside diffusers and the published code's way, on the same random weights.
 
     python -m benchmarks.sampling.speed [CONFIG.yaml] [key=value ...]
-    python -m benchmarks.sampling.speed                                     SD1.5 size on the CPU or GPU at hand
-    python -m benchmarks.sampling.speed size=256 batches=[1,8,32] steps=50 variants=[ours_bf16,ours_blocks,diffusers_compiled]
+    python -m benchmarks.sampling.speed             SD1.5 size on the CPU or GPU at hand
+    python -m benchmarks.sampling.speed batches=[1,8,32] steps=50 variants=[ours_bf16,ours_blocks,diffusers_compiled]
 
 Three things are timed, interleaved (every repetition goes once through all variants, in changing order), and compared
 by their medians: one denoiser evaluation, one guided step (both branches, with control), and a whole sampling with
@@ -20,19 +20,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from benchmarks.results_file import append_section, machine, table
+from benchmarks.results_file import Count, append_section, machine, run, table
 from benchmarks.sampling.speed_variants import (
+    DiffusersParts,
     Inputs,
     Variant,
     as_the_original,
-    diffusers_parts,
     in_layout,
     ours,
     random_model,
@@ -42,10 +43,37 @@ from cldm.controlled import SD15_CONFIG, ControlledLatentDiffusion, load_model_c
 from cldm.record import check_creatable, write_json
 from ldm.device import choose_device, computes_in_bf16
 from settings.base import Settings
-from settings.reading import parse_command_line
 
 GUIDANCE = 7.5
 PEAK_FLOPS = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12}  # dense bf16, the makers' data sheets
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Precision, memory layout and code of a variant."""
+
+    dtype: torch.dtype
+    channels_last: bool
+    make: Callable[[ControlledLatentDiffusion, str], Variant]
+
+
+def _diffusers(model: ControlledLatentDiffusion, name: str) -> Variant:
+    return with_diffusers(DiffusersParts.of(model), name, name in COMPILED)
+
+
+COMPILED = ("diffusers_compiled", "ours_blocks", "ours_whole")
+VARIANTS = {
+    "original": Kind(torch.float32, False, as_the_original),
+    "diffusers_default": Kind(torch.float32, False, _diffusers),
+    "ours_fp32": Kind(torch.float32, False, ours),
+    "diffusers_fp32_last": Kind(torch.float32, True, _diffusers),
+    "ours_fp32_last": Kind(torch.float32, True, ours),
+    "diffusers_bf16": Kind(torch.bfloat16, True, _diffusers),
+    "ours_bf16": Kind(torch.bfloat16, True, ours),
+    "diffusers_compiled": Kind(torch.bfloat16, True, _diffusers),
+    "ours_blocks": Kind(torch.bfloat16, True, partial(ours, compiled="blocks")),
+    "ours_whole": Kind(torch.bfloat16, True, partial(ours, compiled="whole")),
+}
 
 
 class SpeedConfig(Settings):
@@ -60,61 +88,14 @@ class SpeedConfig(Settings):
 
     model: str = str(SD15_CONFIG)
     device: str = "auto"
-    size: int = 256
-    batches: list[int] = [1]
-    variants: list[str] = []
-    steps: int = 0
-    reps: int = 7
-    warmup: int = 1
+    size: Count = 256
+    batches: Annotated[list[Count], Field(min_length=1)] = [1]
+    variants: list[Literal[tuple(VARIANTS)]] = []  # type: ignore[valid-type]
+    steps: Annotated[int, Field(ge=0)] = 0
+    reps: Count = 7
+    warmup: Annotated[int, Field(ge=0)] = 1
     out: str = "benchmarks/results/speed.json"
     append: bool = False
-
-    def validate(self) -> None:
-        """Raises ValueError naming the field, its value and what is allowed."""
-        unknown = [name for name in self.variants if name not in VARIANTS]
-        if unknown:
-            raise ValueError(f"variants: got {unknown[0]!r}, expected some of {', '.join(VARIANTS)}")
-        for name in ("size", "reps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
-        if self.steps < 0 or self.warmup < 0:
-            raise ValueError(f"steps={self.steps}, warmup={self.warmup}: expected 0 or more")
-        if not self.batches or min(self.batches) < 1:
-            raise ValueError(f"batches: got {self.batches}, expected numbers of at least 1")
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Precision, memory layout and code of a variant."""
-
-    dtype: torch.dtype
-    channels_last: bool
-    make: Callable[[ControlledLatentDiffusion, str], Variant]
-
-
-def _diffusers(compiled: bool) -> Callable[[ControlledLatentDiffusion, str], Variant]:
-    return lambda model, name: with_diffusers(diffusers_parts(model), name, compiled)
-
-
-def _ours(compiled: str) -> Callable[[ControlledLatentDiffusion, str], Variant]:
-    return lambda model, name: ours(model, name, compiled)
-
-
-VARIANTS = {
-    "original": Kind(torch.float32, False, as_the_original),
-    "diffusers_default": Kind(torch.float32, False, _diffusers(False)),
-    "ours_fp32": Kind(torch.float32, False, _ours("no")),
-    "diffusers_fp32_last": Kind(torch.float32, True, _diffusers(False)),
-    "ours_fp32_last": Kind(torch.float32, True, _ours("no")),
-    "diffusers_bf16": Kind(torch.bfloat16, True, _diffusers(False)),
-    "ours_bf16": Kind(torch.bfloat16, True, _ours("no")),
-    "diffusers_compiled": Kind(torch.bfloat16, True, _diffusers(True)),
-    "ours_blocks": Kind(torch.bfloat16, True, _ours("blocks")),
-    "ours_whole": Kind(torch.bfloat16, True, _ours("whole")),
-}
-
-
-COMPILED = ("diffusers_compiled", "ours_blocks", "ours_whole")
 
 
 def build(names: Sequence[str], cfg: SpeedConfig, device: torch.device) -> dict[str, Variant]:
@@ -180,18 +161,18 @@ def timed(
 
 
 def best_product(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of the best of some large matrix products: what this machine reaches at all."""
-    n = 8192 if device.type == "cuda" else 2048
+    """Return the FLOP/s of the best of some large matrix products: the most that this machine reaches."""
+    on_gpu = device.type == "cuda"
+    n, times = (8192, 10) if on_gpu else (1024, 1)  # 1024: a CPU that emulates bf16 takes seconds for 2048
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     best = 0.0
     for _ in range(6):
         started = time.perf_counter()
-        for _ in range(10 if device.type == "cuda" else 1):
+        for _ in range(times):
             a @ b
-        if device.type == "cuda":
+        if on_gpu:
             torch.cuda.synchronize(device)
-        passed = (time.perf_counter() - started) / (10 if device.type == "cuda" else 1)
-        best = max(best, 2 * n**3 / passed)
+        best = max(best, times * 2 * n**3 / (time.perf_counter() - started))
     return best
 
 
@@ -238,64 +219,49 @@ def measure(cfg: SpeedConfig, variants: dict[str, Variant], num: int, device: to
 
 
 def report(
-    cfg: SpeedConfig, found: list[dict[str, Any]], products: dict[str, float], peak: float | None
+    cfg: SpeedConfig, results: list[dict[str, Any]], products: dict[str, float], peak: float | None
 ) -> str:
-    """The Markdown tables of a run: one for each batch size and measurement."""
+    """Return the Markdown tables of a run: one for each batch size and measurement."""
     parts = []
-    for at_batch in found:
-        for what in ("eps", "guided step", "sampling"):
-            if what not in at_batch:
-                continue
+    for at_batch in results:
+        for what in (key for key in ("eps", "guided step", "sampling") if key in at_batch):
             flops = at_batch["flops"].get(what)
             slowest = next(iter(at_batch[what].values()))["median"]
-            rows = []
+            rows: list[dict[str, str]] = []
             for name, one in at_batch[what].items():
-                speed = flops / one["median"] if flops else None
-                product = products[str(VARIANTS[name].dtype)]
-                row = [
-                    name,
-                    f"{one['median']:.4g} s",
-                    f"{min(one['seconds']):.4g} s",
-                    f"{slowest / one['median']:.2f}",
-                ]
-                row += [f"{at_batch['batch'] / one['median']:.3g}"] if what == "sampling" else []
-                row += [f"{speed / 1e12:.3g}", f"{speed / product:.0%}"] if speed else []
-                row += (
-                    [f"{speed / peak:.0%}"]
-                    if speed and peak and VARIANTS[name].dtype != torch.float32
-                    else []
-                )
-                row += [""] if speed and peak and VARIANTS[name].dtype == torch.float32 else []
-                row += [f"{one['peak_gib']:.1f}"] if one["peak_gib"] is not None else []
-                rows.append([*row, f"{one['difference']:.1e}"])
-            header = ["way", "median", "fastest", "times as fast as the first"]
-            header += ["pictures/s"] if what == "sampling" else []
-            header += ["TFLOP/s", "of the best matrix product"] if flops else []
-            header += ["of the data sheet's peak"] if flops and peak else []
-            header += (
-                ["GPU memory, GiB"] if rows and at_batch[what][rows[0][0]]["peak_gib"] is not None else []
-            )
+                dtype = VARIANTS[name].dtype
+                row = {
+                    "way": name,
+                    "median": f"{one['median']:.4g} s",
+                    "fastest": f"{min(one['seconds']):.4g} s",
+                    "times as fast as the first": f"{slowest / one['median']:.2f}",
+                }
+                if what == "sampling":
+                    row["pictures/s"] = f"{at_batch['batch'] / one['median']:.3g}"
+                if flops:
+                    speed = flops / one["median"]
+                    row["TFLOP/s"] = f"{speed / 1e12:.3g}"
+                    row["of the best matrix product"] = f"{speed / products[str(dtype)]:.0%}"
+                    if peak:
+                        row["of the data sheet's peak"] = (
+                            "" if dtype == torch.float32 else f"{speed / peak:.0%}"
+                        )
+                if one["peak_gib"] is not None:
+                    row["GPU memory, GiB"] = f"{one['peak_gib']:.1f}"
+                rows.append(row | {"difference": f"{one['difference']:.1e}"})
             title = f"**{what}**, {cfg.size} px, batch {at_batch['batch']}"
             title += f", {cfg.steps} steps" if what == "sampling" else ""
             title += f", {flops / 1e9:.0f} GFLOP" if flops else ""
-            parts.append(f"{title}, {cfg.reps} repetitions:\n\n{table([*header, 'difference'], rows)}")
+            text = table(list(rows[0]), [list(row.values()) for row in rows])
+            parts.append(f"{title}, {cfg.reps} repetitions:\n\n{text}")
     return "\n\n".join(parts)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run, and return the exit code: 0, or 2 for what the user can mend."""
-    if any(argument in ("-h", "--help", "help") for argument in arguments):
-        print(f"{__doc__}\n{SpeedConfig.__doc__}")
-        return 0
-    try:
-        cfg = parse_command_line(SpeedConfig, arguments)
-        cfg.validate()
-        device = choose_device(cfg.device)
-        load_model_config(cfg.model).with_(image_size=cfg.size).validate()
-        check_creatable(Path(cfg.out).parent)  # not when the hours are over
-    except (ValueError, OSError) as error:
-        print(f"benchmarks.sampling.speed: {error}", file=sys.stderr)
-        return 2
+def work(cfg: SpeedConfig, arguments: Sequence[str]) -> None:
+    """Time the variants, write OUT, print the report, and append it to RESULTS.md where that is set."""
+    device = choose_device(cfg.device)
+    load_model_config(cfg.model).with_(image_size=cfg.size).validate()
+    check_creatable(Path(cfg.out).parent)  # not when the hours are over
     names = list(cfg.variants) or [
         name
         for name, kind in VARIANTS.items()
@@ -303,26 +269,28 @@ def main(arguments: Sequence[str]) -> int:
         and (device.type == "cuda" or name not in COMPILED)
     ]
     variants = build(names, cfg, device)
-    found = [measure(cfg, variants, num, device) for num in cfg.batches]
+    results = [measure(cfg, variants, num, device) for num in cfg.batches]
     products = {str(d): best_product(d, device) for d in {VARIANTS[name].dtype for name in names}}
-    known = [flops for key, flops in PEAK_FLOPS.items() if key in machine(device)]
-    body = report(cfg, found, products, known[0] if known else None)
+    peaks = [flops for key, flops in PEAK_FLOPS.items() if key in machine(device)]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    reference = "ours_fp32" if "ours_fp32" in names else names[0]
+    best = ", ".join(f"{d.removeprefix('torch.')} {f / 1e12:.3g} TFLOP/s" for d, f in products.items())
+    body = report(cfg, results, products, peaks[0] if peaks else None)
     body += (
-        f"\n\n*difference*: mean absolute, relative to the mean absolute value of "
-        f"{'ours_fp32' if 'ours_fp32' in names else names[0]}'s. Best matrix product: "
-        + ", ".join(f"{d.removeprefix('torch.')} {flops / 1e12:.3g} TFLOP/s" for d, flops in products.items())
-        + f". Memory of the whole process at its peak: {memory:.1f} GiB."
+        f"\n\n*difference*: mean absolute, relative to the mean absolute value of {reference}'s. Best matrix product: {best}. "
+        f"Memory of the whole process at its peak: {memory:.1f} GiB."
     )
     command = "python -m benchmarks.sampling.speed " + " ".join(arguments)
     print(f"{machine(device)}\n\n{body}")
     Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
-    write_json(
-        Path(cfg.out), {"command": command, "machine": machine(device), "found": found, "products": products}
-    )
+    record = {"command": command, "machine": machine(device), "found": results, "products": products}
+    write_json(Path(cfg.out), record)
     if cfg.append:
         append_section("Speed of sampling", command, device, body)
-    return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    return run("sampling.speed", SpeedConfig, arguments, lambda cfg: work(cfg, arguments))
 
 
 if __name__ == "__main__":

@@ -8,13 +8,9 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.loaders.single_file_utils import (
-    convert_controlnet_checkpoint,
-    convert_ldm_unet_checkpoint,
-    convert_ldm_vae_checkpoint,
-)
 from torch import Tensor
 
+from benchmarks.their_networks import converted, network
 from cldm.controlled import ControlledLatentDiffusion, restore_buffers
 from cldm.ddim import EpsFn, sample_ddim
 from cldm.guidance import classifier_free
@@ -73,6 +69,19 @@ class Variant:
     sample: Callable[[Inputs, int, float], Tensor]
 
 
+def sample_by(
+    model: ControlledLatentDiffusion, guided: Callable[[Inputs, float], EpsFn]
+) -> Callable[[Inputs, int, float], Tensor]:
+    """Return our sampling with one of the guided steps: DDIM and decoding."""
+
+    def sample(inputs: Inputs, steps: int, scale: float) -> Tensor:
+        timesteps = spaced_timesteps(steps, PIPELINE_STEPS)
+        latents = sample_ddim(guided(inputs, scale), inputs.noise, timesteps, model.alphas_cumprod)
+        return model.decode(latents.to(model.dtype)).float().clamp(-1, 1)
+
+    return sample
+
+
 def ours(model: ControlledLatentDiffusion, name: str, compiled: str = "no") -> Variant:
     """This repository as ``cldm.sampling.reconstruct`` runs it. compiled: no, blocks or whole."""
     run = model.eps
@@ -86,12 +95,9 @@ def ours(model: ControlledLatentDiffusion, name: str, compiled: str = "no") -> V
         text, hint = model.project_text(torch.cat([inputs.uncond, inputs.context])), torch.cat([hint, hint])
         return classifier_free(lambda x, t, i: run(x, t, text, hint), scale)
 
-    def sample(inputs: Inputs, steps: int, scale: float) -> Tensor:
-        timesteps = spaced_timesteps(steps, PIPELINE_STEPS)
-        latents = sample_ddim(guided(inputs, scale), inputs.noise, timesteps, model.alphas_cumprod)
-        return model.decode(latents.to(model.dtype)).float().clamp(-1, 1)
-
-    return Variant(name, lambda inputs, t: run(inputs.noise, t, inputs.context, None), guided, sample)
+    return Variant(
+        name, lambda inputs, t: run(inputs.noise, t, inputs.context, None), guided, sample_by(model, guided)
+    )
 
 
 def as_the_original(model: ControlledLatentDiffusion, name: str) -> Variant:
@@ -105,11 +111,7 @@ def as_the_original(model: ControlledLatentDiffusion, name: str) -> Variant:
 
         return eps_fn
 
-    def sample(inputs: Inputs, steps: int, scale: float) -> Tensor:
-        timesteps = spaced_timesteps(steps, PIPELINE_STEPS)
-        latents = sample_ddim(guided(inputs, scale), inputs.noise, timesteps, model.alphas_cumprod)
-        return model.decode(latents.to(model.dtype)).float().clamp(-1, 1)
-
+    sample = sample_by(model, guided)
     return Variant(name, lambda inputs, t: model.eps(inputs.noise, t, inputs.context, None), guided, sample)
 
 
@@ -118,11 +120,17 @@ class DiffusersParts:
     """Diffusers' networks with the weights of one of our models."""
 
     unet: Any
-    control: Any
+    controlnet: Any
     vae: Any
 
+    @classmethod
+    def of(cls, model: ControlledLatentDiffusion) -> DiffusersParts:
+        state = model.state_dict()
+        parts = ("unet", "controlnet", "vae")
+        return cls(**{part: network(part, converted(part, state, model.cfg), model.cfg) for part in parts})
+
     def pipeline(self) -> Any:
-        """The pipeline of its documentation, without text encoder: the embeddings are given."""
+        """Return the pipeline of diffusers' documentation without a text encoder: it takes embeddings."""
         scheduler = diffusers.DDIMScheduler(
             beta_start=0.00085,
             beta_end=0.012,
@@ -131,71 +139,22 @@ class DiffusersParts:
             set_alpha_to_one=False,
             steps_offset=1,
         )
+        absent = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
         pipe: Any = diffusers.StableDiffusionControlNetPipeline(
-            vae=self.vae,
-            text_encoder=None,
-            tokenizer=None,
-            unet=self.unet,
-            controlnet=self.control,
-            scheduler=scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
+            **vars(self), **absent, scheduler=scheduler, requires_safety_checker=False
         )
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
 
-def diffusers_parts(model: ControlledLatentDiffusion) -> DiffusersParts:
-    """Diffusers' networks around the tensors of ``model``, through diffusers' own converters of checkpoint keys."""
-    u, a = model.cfg.unet, model.cfg.first_stage
-    levels = range(len(u.channel_mult))
-    down = tuple("CrossAttnDownBlock2D" if i in u.attention_levels else "DownBlock2D" for i in levels)
-    up = tuple("CrossAttnUpBlock2D" if i in u.attention_levels else "UpBlock2D" for i in reversed(levels))
-    shape = {
-        "block_out_channels": tuple(u.model_channels * m for m in u.channel_mult),
-        "layers_per_block": u.num_res_blocks,
-        "attention_head_dim": u.num_heads,  # diffusers' name for the number of heads
-        "cross_attention_dim": u.context_dim,
-        "norm_num_groups": u.norm_groups,
-        "down_block_types": down,
-    }
-    state = model.state_dict()
-    convert = {"layers_per_block": u.num_res_blocks, "class_embed_type": None, "addition_embed_type": None}
-    hint_blocks = tuple(model.cfg.control.hint_widths[i] for i in (0, 2, 4, 6))
-    blocks = len(a.ch_mult)
-    vae_types = {
-        "down_block_types": ("DownEncoderBlock2D",) * blocks,
-        "up_block_types": ("UpDecoderBlock2D",) * blocks,
-    }
-    with torch.device("meta"):
-        unet: Any = diffusers.UNet2DConditionModel(**shape, up_block_types=up)
-        control: Any = diffusers.ControlNetModel(**shape, conditioning_embedding_out_channels=hint_blocks)
-        vae: Any = diffusers.AutoencoderKL(
-            **vae_types,
-            block_out_channels=tuple(a.ch * m for m in a.ch_mult),
-            layers_per_block=a.num_res_blocks,
-            norm_num_groups=a.norm_groups,
-            scaling_factor=model.cfg.scale_factor,
-        )
-    for net, weights in (
-        (unet, convert_ldm_unet_checkpoint(dict(state), config=convert)),
-        (control, convert_controlnet_checkpoint(dict(state), config=convert)),
-        (vae, convert_ldm_vae_checkpoint(dict(state), config=vae_types)),
-    ):
-        net.load_state_dict(weights, assign=True)
-        net.eval().requires_grad_(False)
-    return DiffusersParts(unet, control, vae)
-
-
 def with_diffusers(parts: DiffusersParts, name: str, compiled: bool = False) -> Variant:
     """Diffusers. compiled: UNet and ControlNet by ``torch.compile(mode="max-autotune")``, as its documentation says."""
-    unet, control = parts.unet, parts.control
     if compiled:
-        unet = torch.compile(parts.unet, mode="max-autotune", fullgraph=True)
-        control = torch.compile(parts.control, mode="max-autotune", fullgraph=True)
-        parts = replace(parts, unet=unet, control=control)
-    pipe = parts.pipeline()
+        unet, control = (
+            torch.compile(net, mode="max-autotune", fullgraph=True) for net in (parts.unet, parts.controlnet)
+        )
+        parts = replace(parts, unet=unet, controlnet=control)
+    unet, control, pipe = parts.unet, parts.controlnet, parts.pipeline()
 
     def guided(inputs: Inputs, scale: float = 7.5) -> EpsFn:
         both, image = torch.cat([inputs.uncond, inputs.context]), torch.cat([inputs.skulls, inputs.skulls])
@@ -203,14 +162,8 @@ def with_diffusers(parts: DiffusersParts, name: str, compiled: bool = False) -> 
         def eps_both(x: Tensor, t: Tensor, i: int) -> Tensor:
             x = x.to(both.dtype)
             down, mid = control(x, t, both, image, return_dict=False)
-            return unet(
-                x,
-                t,
-                both,
-                down_block_additional_residuals=down,
-                mid_block_additional_residual=mid,
-                return_dict=False,
-            )[0]
+            residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+            return unet(x, t, both, **residuals, return_dict=False)[0]
 
         return classifier_free(eps_both, scale)
 

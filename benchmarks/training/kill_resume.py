@@ -1,9 +1,11 @@
-"""``python -m benchmarks.training.kill_resume [key=value ...]``: a training that is killed again and again, and one that is not.
+"""Compare a training that is killed again and again with one that is not.
 
-Trains a tiny base stage on the pairs that come with the repository, on the CPU in fp32: once undisturbed, once shot
-down at random moments by SIGKILL and SIGTERM, always started again by the same command. Compares every logged loss and
-validation score and the exported weights, and reads every checkpoint that a signal left behind. Exit code 1
-if anything differs, cannot be read or was lost.
+    python -m benchmarks.training.kill_resume [key=value ...]
+
+Trains a tiny base stage on the shipped pairs, on the CPU in fp32: once undisturbed, once ended at random moments by
+SIGKILL and SIGTERM and started again by the same command. Compares every logged loss and validation score and the
+exported weights, and reads every checkpoint that a signal left behind. Exit code 1 if anything differs, cannot be read or
+was lost.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""What a step of control training takes, beside the published code's way, on the same random weights at SD1.5 size.
+"""Time a step of control training beside the published code's way, on the same random weights at SD1.5 size.
 
-    python -m benchmarks.training.training                                  on the CPU or GPU at hand, one picture a step
+    python -m benchmarks.training.training                            one picture a step
     python -m benchmarks.training.training device=cuda batch=22 rounds=3 reps=10 append=true
-
-    python -m benchmarks.training.training variants=[original_losses,ours_losses,ours_losses_recompute]      with all losses
+    python -m benchmarks.training.training variants=[original_losses,ours_losses,ours_losses_recompute]
 
 The same loss in the variants that are compared: of the noise alone, or (``_losses``) with realism, feature matching and
 landmarks of decoded faces: the published code decodes every face and gets no gradient for it; ours decodes up to four

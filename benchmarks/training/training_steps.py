@@ -1,8 +1,8 @@
-"""One optimizer step of the control stage in several ways, on random weights; benchmarks.training.training runs them.
+"""Do optimizer steps of the control stage in one of several ways, on random weights; training.py starts this.
 
-    python -m benchmarks.training.training_steps '{"variant": "ours", "device": "cpu", "batch": 1, "size": 256, "reps": 3}'
+    python -m benchmarks.training.training_steps '{"variant": "ours", "device": "cpu", "batch": 1, "size": 64, "reps": 3}'
 
-prints the times of the steps and the peak of the memory as JSON.
+Prints the times of the steps and the peak of the memory as JSON.
 """
 
 from __future__ import annotations
