@@ -25,7 +25,7 @@ from settings.reading import to_yaml
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run, and return the exit code: 0, 2 for what the user can mend, 130 when interrupted."""
+    """Run, and return the exit code: 0, 2 for an error that the user can mend, 130 when interrupted."""
     if any(argument in ("-h", "--help", "help") for argument in arguments):
         print(f"{__doc__}\n{SampleConfig.__doc__}")
         print(f"Defaults, before what the weights recommend:\n\n{to_yaml(SampleConfig)}")
@@ -34,43 +34,43 @@ def main(arguments: Sequence[str]) -> int:
     try:
         job = prepare(arguments)
     except torch.OutOfMemoryError:
-        return _told("out of GPU memory while loading the weights; try precision=bf16 or device=cpu", 2)
+        return _fail("out of GPU memory while loading the weights; try precision=bf16 or device=cpu")
     except (ValueError, OSError) as error:
-        return _told(str(error), 2)
+        return _fail(str(error))
     except KeyboardInterrupt:
-        return _told("interrupted; nothing was written", 130)
-    first, who = job.team.is_first, "" if job.team.is_first else f"{job.team.name}: "
+        return _fail("interrupted; nothing was written", 130)
+    first, name = job.team.is_first, "" if job.team.is_first else f"{job.team.name}: "
     if first:
         print("\n".join(job.introduction()), flush=True)
     so_far = f"the faces so far are in {job.folder.path}; resume=true continues"
     try:
-        reconstruct_cases(job)
+        with job.team:
+            reconstruct_cases(job)
     except torch.OutOfMemoryError:
         smaller = f"batch_size={max(1, job.batch_size // 2)}"
-        if job.guidance is not None:  # whose memory does not depend on the batch
+        if job.spgd is not None:  # its memory does not depend on the batch
             smaller = f"spgd.at_once=1 spgd.recompute=true, or {smaller}"
-        return _told(f"{who}out of GPU memory; try {smaller}", 2)
+        return _fail(f"{name}out of GPU memory; try {smaller}")
     except ProcessError as error:
-        return _told(f"{who}{error}; {so_far}", 2) if first else 2
+        return _fail(f"{error}; {so_far}") if first else 2
     except (ValueError, OSError) as error:
-        return _told(f"{who}{error}", 2)
+        return _fail(f"{name}{error}")
     except KeyboardInterrupt:
-        return _told(f"interrupted; {so_far}", 130) if first else 130
-    if not first:
-        return 0
-    faces = f"{len(job.draws)} face{'s' * (len(job.draws) != 1)}"
-    print(f"{faces} in {time.monotonic() - started:.1f} s: {job.folder.path}")
-    print(f"Contact sheet: {job.folder.path / 'contact_sheet.png'}\n{NOTICE}")
+        return _fail(f"interrupted; {so_far}", 130) if first else 130
+    if first:
+        faces = f"{len(job.draws)} face{'s' * (len(job.draws) != 1)}"
+        print(f"{faces} in {time.monotonic() - started:.1f} s: {job.folder.path}")
+        print(f"Contact sheet: {job.folder.path / 'contact_sheet.png'}\n{NOTICE}")
     return 0
 
 
-def _told(message: str, code: int) -> int:
+def _fail(message: str, code: int = 2) -> int:
     print(f"sample.py: {message}", file=sys.stderr)
     return code
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is heard like Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop acts like Ctrl-C
     code = main(sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the rest is tidying up
     sys.exit(code)

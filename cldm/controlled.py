@@ -180,9 +180,7 @@ def load_model(
         ValueError: bad config.
     """
     state, metadata = read_state_dict(path)
-    cfg = load_model_config(config) if config is not None else model_config_of(path, metadata)
-    if cfg is None:
-        cfg = load_model_config(SD15_CONFIG)
+    cfg = architecture_of(path, metadata, config)
     check_complete(path, state)
     fresh = fresh_branches(state, cfg)
     state |= fresh | fresh_grain(state, cfg.first_stage)
@@ -193,6 +191,14 @@ def load_model(
     model = model.to(memory_format=preferred_layout(torch.device(device), dtype))
     restore_buffers(model)
     return model.eval().requires_grad_(False), metadata
+
+
+def architecture_of(
+    path: str | Path, metadata: dict[str, str], config: str | Path | None = None
+) -> ModelConfig:
+    """Return the architecture of a checkpoint: ``config``, else its metadata's, else SD1.5's. Raises: ValueError."""
+    cfg = load_model_config(config) if config is not None else model_config_of(path, metadata)
+    return load_model_config(SD15_CONFIG) if cfg is None else cfg
 
 
 def model_config_of(path: str | Path, metadata: dict[str, str]) -> ModelConfig | None:

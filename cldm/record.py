@@ -53,14 +53,14 @@ def environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Write indented UTF-8 JSON beside its final name and rename it.
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any], indent: int | None = 2) -> None:
+    """Write UTF-8 JSON beside its final name and rename it.
 
     Raises:
         ValueError: a value JSON has no form for (NaN included); nothing is written.
     """
     try:
-        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
     except TypeError as error:
         raise ValueError(f"{path}: {error}") from error
     path = Path(path)

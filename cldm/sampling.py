@@ -18,7 +18,7 @@ from cldm.ddim import BeforeStep, EpsFn, sample_ddim
 from cldm.guidance import classifier_free, classifier_free_apart
 from cldm.multistep import sample_multistep
 from cldm.spacing import SPACINGS, spaced_timesteps
-from cldm.spgd import Guide
+from cldm.spgd import Spgd
 from cldm.texture import Texture
 from settings.base import Settings
 
@@ -200,7 +200,7 @@ def reconstruct(
     texture: Texture | None = None,
     skull_present: Tensor | None = None,
     negative_prompt: str = "",
-    guide: Guide | None = None,
+    spgd: Spgd | None = None,
     progress: Callable[[int, int], None] | None = None,
     on_device: bool = False,
 ) -> Tensor:
@@ -210,7 +210,7 @@ def reconstruct(
     texture and text are all that is known, and with none of these the base model draws from the text.
     landmarks, texture: of the faces to draw; None for a model that has no branch for them, or to leave it out.
     skull_present: (B,) bool; samples whose skull is not to be looked at are False. None: all are there.
-    guide: moves the latents before each step. progress: called as (steps done, steps in all). on_device: leave the
+    spgd: moves the latents before each step. progress: called as (steps done, steps in all). on_device: leave the
     faces on the model's device, so that nothing waits for them here.
 
     Raises:
@@ -262,8 +262,9 @@ def reconstruct(
             eps_both = eps_of(doubled, model.project_text(torch.cat([uncond, context])))
             predicted = classifier_free(eps_both, cfg.guidance_scale)
     before_step: BeforeStep | None = None
-    if guide is not None:
-        predicted, before_step = guide.attach(predicted, model.alphas_cumprod, len(timesteps))
+    if spgd is not None:
+        spgd.attach(predicted, model.alphas_cumprod, len(timesteps))
+        predicted, before_step = spgd.eps, spgd.before_step
     latents = SAMPLERS[cfg.sampler](
         predicted,
         noise(),

@@ -19,13 +19,13 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cldm.ddim import BeforeStep, EpsFn
+from cldm.ddim import EpsFn
 from settings.base import Settings
 
 MODES = ("off", "plain", "warmup", "spgd")
@@ -139,10 +139,10 @@ class InnerStep:
 
 
 @dataclass
-class GuidedStep:
+class SpgdStep:
     """A denoising step, for the trace. i: from 0; t: of the training steps; rate: of the learning rate at the start.
 
-    to_denoising: (B,) degrees between what guidance moved and where the denoiser then moves (-eps).
+    to_denoising: (B,) degrees between the guided move and the denoiser's own move after it (-eps).
     """
 
     i: int
@@ -184,7 +184,7 @@ def adaptive_momentum(g: Tensor, smoothed: Tensor | None, beta: float) -> Tensor
     return kept * smoothed + (1 - kept) * g
 
 
-def guided_step(x: Tensor, direction: Tensor, rate: float, clip: float, reference: Tensor) -> Tensor:
+def spgd_step(x: Tensor, direction: Tensor, rate: float, clip: float, reference: Tensor) -> Tensor:
     """x - rate * reference * direction, each sample's step clipped to the length clip * reference; x: (B, ...).
 
     reference: (B,), the latents' norm. A sample with a direction of zero stays as it is, to the bit.
@@ -239,59 +239,47 @@ def gradient_of(energy: Callable[[Tensor], Tensor]) -> EnergyGradient:
 # --- the hook -----------------------------------------------------------------------------------------------
 
 
-class Guide(Protocol):
-    """Something that guides a sampling run of a batch; made before the batch's noise predictor is known."""
-
-    def attach(
-        self, eps_fn: EpsFn, alphas_cumprod: Tensor, num_steps: int
-    ) -> tuple[EpsFn, BeforeStep | None]:
-        """The noise predictor and the hook to give the sampler in place of ``eps_fn`` and none."""
-
-
 class Spgd:
-    """Guidance of one batch: watches the noise predictor and moves x_t before it.
+    """SPGD of one batch: keeps the estimate of every prediction and moves x_t before the next one.
 
     All arithmetic is float32, whatever the model computes in. Each sample is guided by itself: its steps, momentum and
     clip do not depend on the batch. A gradient that is not finite is left out for its sample, with a warning.
 
     Args:
-        cfg: validated. energy: of the estimates. eps_fn: the guided prediction of noise. num_steps: of the sampler.
-        record: is given every guided step when it is complete.
+        cfg: checked. energy: of the estimates. trace: whether ``steps`` gets an entry for every guided step.
     """
 
-    def __init__(
-        self,
-        cfg: SpgdStepConfig,
-        energy: EnergyGradient,
-        eps_fn: EpsFn,
-        alphas_cumprod: Tensor,
-        num_steps: int,
-        record: Callable[[GuidedStep], None] | None = None,
-    ) -> None:
-        self._cfg, self._energy, self._eps_fn, self._record = cfg, energy, eps_fn, record
-        self._abar, self._num_steps = alphas_cumprod, num_steps
+    def __init__(self, cfg: SpgdStepConfig, energy: EnergyGradient, trace: bool = False) -> None:
+        self.steps: list[SpgdStep] = []
+        self.energy = energy
+        self._cfg, self._trace = cfg, trace
         self._x_0: Tensor | None = None  # the last estimate
         self._typical = RunningNorm()
         self._last_gradient: Tensor | None = None
-        self._step: GuidedStep | None = None
+        self._step: SpgdStep | None = None
         self._moved: Tensor | None = None
         self._left_out: Tensor | None = None  # (B,) bool: samples that lost a step
 
+    def attach(self, eps_fn: EpsFn, alphas_cumprod: Tensor, num_steps: int) -> Self:
+        """Take the batch's noise predictor and the sampler's number of steps; the sampler then calls ``eps``."""
+        self._eps_fn, self._abar, self._num_steps = eps_fn, alphas_cumprod, num_steps
+        return self
+
     def eps(self, x_t: Tensor, t: Tensor, i: int) -> Tensor:
-        """The noise predictor, which leaves here what it found."""
+        """Return the predicted noise (B, ...) and keep the estimate that it implies."""
         eps = self._eps_fn(x_t, t, i)
         if self._cfg.gradient == "estimate":
             self._x_0 = self._estimate(x_t.float(), eps.float(), t)
-        if self._record is not None and self._step is not None and self._moved is not None:
+        if self._step is not None and self._moved is not None:
             self._step.to_denoising = angle(self._moved, -eps.float()).cpu()
-            self._record(self._step)
+            self.steps.append(self._step)
             self._step = None
         if i == self._num_steps - 1:
             self._warn()
         return eps
 
     def before_step(self, x_t: Tensor, t: Tensor, i: int) -> Tensor:
-        """x_t (B, ...) after the warm-up; what the sampler calls."""
+        """Return x_t (B, ...) after the warm-up; the sampler's hook."""
         cfg = self._cfg
         if not cfg.acts_at(i, self._num_steps) or (cfg.gradient == "estimate" and self._x_0 is None):
             return x_t  # before the first prediction there is no estimate to guide
@@ -312,12 +300,12 @@ class Spgd:
             if smoothed is not None:
                 now = torch.where(per_sample(finite, g), now, smoothed)
             moving = torch.where(per_sample(finite, g), now, 0.0)
-            moved = guided_step(x, moving, rate * cfg.scale, cfg.clip, reference)
-            if self._record is not None:
+            moved = spgd_step(x, moving, rate * cfg.scale, cfg.clip, reference)
+            if self._trace:
                 inner.append(self._inner(energies, strength, g, norm(moved - x) / norm(start), ~finite))
             x, smoothed = moved, now
-        if self._record is not None:
-            self._step, self._moved = GuidedStep(i, int(t[0]), rate, inner), x - start
+        if self._trace:
+            self._step, self._moved = SpgdStep(i, int(t[0]), rate, inner), x - start
         return x.to(x_t.dtype)
 
     def _estimate(self, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -336,18 +324,18 @@ class Spgd:
         if self._cfg.gradient == "estimate":
             assert self._x_0 is not None
             abar = per_sample(self._abar.to(x)[t], x)
-            energies, g = self._energy(self._x_0 + (x - start) / abar.sqrt())
+            energies, g = self.energy(self._x_0 + (x - start) / abar.sqrt())
             strength = norm(g.float())
             return energies, g.float() / per_sample(self._typical(strength), g), strength
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             x_0 = self._estimate(leaf, self._eps_fn(leaf, t, i).float(), t)
-        energies, g_0 = self._energy(x_0.detach())
+        energies, g_0 = self.energy(x_0.detach())
         strength = norm(g_0.float())
         (g,) = torch.autograd.grad(x_0, leaf, g_0.to(x_0))
         length = norm(g)
-        wanted = strength / self._typical(strength)
-        return energies, g * per_sample(torch.where(length > 0, wanted / length, 0.0), g), strength
+        target = strength / self._typical(strength)
+        return energies, g * per_sample(torch.where(length > 0, target / length, 0.0), g), strength
 
     def _inner(
         self,
@@ -371,7 +359,7 @@ class Spgd:
         if self._left_out is None or not lost:
             return
         warnings.warn(
-            f"guidance: a gradient of {lost} of {len(self._left_out)} samples was not finite; such steps along it were "
+            f"spgd: a gradient of {lost} of {len(self._left_out)} samples was not finite; such steps along it were "
             "left out for those samples (spgd.trace=true shows which)",
             RuntimeWarning,
             stacklevel=2,

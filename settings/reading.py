@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ def parse_command_line(
     schema: type[S],
     arguments: Sequence[str],
     *,
-    base: Mapping[str, Any] | None = None,
+    base: Mapping[str, Any] | Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     base_name: str = "base",
     file_key: str | None = None,
 ) -> S:
@@ -34,7 +34,8 @@ def parse_command_line(
         schema: settings within settings are reached by dots, as in ``sampling.steps=20``.
         arguments: the command line without the program's name. A value is YAML 1.2 (``[1, 2]``, ``true``, ``null``),
             but taken as it stands where the field is text; a single value is a list of one where a list belongs.
-        base: defaults that belong to something else, such as the settings a checkpoint recommends.
+        base: defaults that belong to something else, such as the settings a checkpoint recommends; a function gets
+            all settings without these, not checked yet.
         base_name: what ``base`` is, for messages.
         file_key: the key a lone file name was probably meant for, for messages.
 
@@ -43,7 +44,7 @@ def parse_command_line(
             YAML, ``???``, or an interpolation (``${...}``).
     """
     file, assignments = _split(arguments, file_key)
-    layers: list[Layer] = [(f"{base_name}: ", base)] if base else []
+    layers: list[Layer] = []
     if file is not None:
         layers.append((f"{file}: ", _read_file(schema, file)))
     for key, text in assignments:
@@ -51,7 +52,9 @@ def parse_command_line(
         for part in reversed(key.split(".")):
             value = {part: value}
         layers.append(("", value))
-    return _checked(schema, layers)
+    if callable(base):
+        base = base(_merged(schema, layers))
+    return _checked(schema, [(f"{base_name}: ", base), *layers] if base else layers)
 
 
 def from_json(schema: type[S], text: str) -> S:
@@ -212,7 +215,8 @@ def _value_of(schema: type[Settings], key: str, text: str) -> Any:
     return [value] if wants_list and isinstance(value, int | float | str) else value
 
 
-def _checked(schema: type[S], layers: Sequence[Layer]) -> S:
+def _merged(schema: type[Settings], layers: Sequence[Layer]) -> dict[str, Any]:
+    """The schema's defaults and the layers, the last of which has precedence. Raises: ConfigError."""
     for origin, layer in layers:
         for path, value in _texts(layer):
             if value == MISSING or "${" in value:
@@ -220,8 +224,14 @@ def _checked(schema: type[S], layers: Sequence[Layer]) -> S:
     merged = OmegaConf.merge(
         *(OmegaConf.create(dict(layer)) for layer in (_defaults(schema), *(x for _, x in layers)))
     )
+    content = OmegaConf.to_container(merged)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def _checked(schema: type[S], layers: Sequence[Layer]) -> S:
     try:
-        return schema.model_validate(OmegaConf.to_container(merged))
+        return schema.model_validate(_merged(schema, layers))
     except ValidationError as error:
         raise ConfigError(describe(error, schema, layers)) from error
 

@@ -47,7 +47,7 @@ class Gaussian:
         """(num, 8), by 50 stochastic DDIM steps."""
         g = torch.Generator().manual_seed(1)
         steps = spaced_timesteps(50, "trailing", 1000, ABAR)
-        spgd = Spgd(cfg, gradient_of(self.energy), self.eps, ABAR, len(steps))
+        spgd = Spgd(cfg, gradient_of(self.energy)).attach(self.eps, ABAR, len(steps))
         with torch.no_grad():
             return sample_ddim(
                 spgd.eps,

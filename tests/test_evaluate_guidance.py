@@ -63,14 +63,14 @@ def test_true_targets_are_told_and_the_control_gets_its_donors(
     assert not list(Path("results/run/faces").glob("model_body_mass*"))
     people = {r.source: r for s in ("train", "test") for r in read_manifest(root / f"split_data/{s}.json")}
     for case in record_of("own")["cases"]:
-        assert case["guidance_target"]["file"] == f"{case['name']}.json"
+        assert case["spgd_target"]["file"] == f"{case['name']}.json"
     swapped = record_of("shuffled")["cases"]
     assert swapped
     for case in swapped:
         donor = people[Path(case["skull"]["path"]).name]
         assert donor.landmarks_path is not None and donor.landmarks_path.stem != case["name"]
-        assert case["guidance_target"]["file"] == donor.landmarks_path.name
-        assert case["guidance_target"]["sha256"] == sha256(donor.landmarks_path)
+        assert case["spgd_target"]["file"] == donor.landmarks_path.name
+        assert case["spgd_target"]["sha256"] == sha256(donor.landmarks_path)
         assert case["true_face"]["path"] == str(donor.face_path)
 
 

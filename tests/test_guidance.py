@@ -19,6 +19,7 @@ import muti_control.sampling.record
 from cldm.branches import Landmarks
 from cldm.controlled import ControlledLatentDiffusion, load_model
 from cldm.sampling import SamplingConfig, reconstruct
+from cldm.spgd import Spgd
 from data.cases import Case, Known, find_cases
 from ldm.checkpoint import sha256
 from muti_control.networks.patchgan import PatchGan, PatchGanConfig
@@ -32,7 +33,7 @@ from muti_control.sampling.energies import (
     RealismEnergy,
     TextureEnergy,
 )
-from muti_control.sampling.spgd import BatchGuidance, SpgdConfig, decoder_of, load_guidance
+from muti_control.sampling.spgd import SpgdConfig, decoder_of, load_spgd
 from sample import main as sample
 from tests.landmark_pairs import LAYOUT, write_landmark_pairs
 
@@ -89,20 +90,20 @@ def skulls(num: int) -> Tensor:
 
 
 def draw(
-    model: ControlledLatentDiffusion, pictures: Tensor, guide: BatchGuidance | None, first: int = 0
+    model: ControlledLatentDiffusion, pictures: Tensor, guide: Spgd | None, first: int = 0
 ) -> Tensor:
     num = len(pictures)
     return reconstruct(
-        model, pictures, [PROMPT] * num, range(first, first + num), SAMPLING, guide=guide
+        model, pictures, [PROMPT] * num, range(first, first + num), SAMPLING, spgd=guide
     )  # (num, 3, 64, 64) in [0, 1]
 
 
 def guide_of(
     model: ControlledLatentDiffusion, terms: dict[str, Energy], cfg: SpgdConfig, at_once: int = 3
-) -> BatchGuidance:
+) -> Spgd:
     weighted = {name: (1.0, term) for name, term in terms.items()}
     energy = DecodedEnergies(decoder_of(model, False), weighted, at_once)
-    return BatchGuidance(cfg, energy)
+    return Spgd(cfg, energy)
 
 
 @pytest.mark.parametrize("name", ["landmarks", "containment", "realism", "texture"])
@@ -225,11 +226,11 @@ def test_off_and_weight_zero_change_nothing(model: ControlledLatentDiffusion, re
         SpgdConfig(mode="spgd", landmarks=0, containment=0),
         SpgdConfig(mode="plain", scale=0.0),
     ):
-        assert load_guidance(cfg, model, [case], None, Path("none")) is None
+        assert load_spgd(cfg, model, [case], None, Path("none")) is None
     pictures = skulls(2)
     for terms in ({}, energies(reader, pictures)):
         energy = DecodedEnergies(model.decode, {name: (0.0, term) for name, term in terms.items()}, 2)
-        guide = BatchGuidance(SpgdConfig(mode="spgd"), energy)
+        guide = Spgd(SpgdConfig(mode="spgd"), energy)
         assert torch.equal(draw(model, pictures, guide), draw(model, pictures, None))
 
 
@@ -315,7 +316,7 @@ def test_each_record_tells_where_the_points_come_from(
         assert sample(guided_run(name, "spgd.mode=plain", f"spgd.target={choice}")) == 0
         record = json.loads((tmp_path / name / "record.json").read_text())
         assert record["guidance"]["target"] in ("auto", "true", "landmarks")
-        told = record["cases"][1]["guidance_target"]
+        told = record["cases"][1]["spgd_target"]
         assert (told["file"], told["sha256"]) == (file, sha256(hashed))
         with Image.open(tmp_path / name / "test_1_0.png") as picture:
             text = picture.text["iccr-diff"]  # type: ignore[attr-defined]

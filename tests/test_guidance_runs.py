@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from cldm.controlled import load_model
-from cldm.spgd import GuidedStep, InnerStep
+from cldm.spgd import InnerStep, SpgdStep
 from muti_control.evaluation.protocol.config import EvaluateConfig
 from muti_control.evaluation.protocol.run_folder import identity_of
 from muti_control.evaluation.results.results_file import read_results
@@ -36,9 +36,9 @@ def test_a_trace_is_written_for_each_face(guided_run, tmp_path: Path) -> None:  
     assert sample(guided_run("untraced", *settings[:1], *settings[2:])) == 0
     folder = tmp_path / "traced"
     files = json.loads((folder / "record.json").read_text())["files"]
-    assert {"test_1_0_guidance.json", "test_1_0_guidance.png"} <= set(files)
+    assert {"test_1_0_spgd.json", "test_1_0_spgd.png"} <= set(files)
     assert all((folder / name).is_file() for name in files)
-    trace = json.loads((folder / "test_1_0_guidance.json").read_text())
+    trace = json.loads((folder / "test_1_0_spgd.json").read_text())
     assert trace["guidance"]["mode"] == "spgd"
     assert [step["step"] for step in trace["steps"]] == [1, 2, 3]
     for step in trace["steps"]:
@@ -64,16 +64,16 @@ def test_a_resumed_run_keeps_its_traces_and_adds_those_it_lacks(guided_run, tmp_
 
     assert sample(guided_run("traced", *settings[:1], *settings[2:])) == 0
     face = (folder / "test_0_0.png").read_bytes()
-    assert "test_0_0_guidance.json" in resume(*settings)  # switched on when the faces are there
+    assert "test_0_0_spgd.json" in resume(*settings)  # switched on when the faces are there
     assert (folder / "test_0_0.png").read_bytes() == face
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("test_*_0*")}
     resume(*settings)
     assert {path.name: path.stat().st_mtime_ns for path in folder.glob("test_*_0*")} == before
-    (folder / "test_1_0_guidance.png").unlink()
+    (folder / "test_1_0_spgd.png").unlink()
     resume(*settings)
     after = {path.name: path.stat().st_mtime_ns for path in folder.glob("test_*_0*")}
     assert {name for name in before if before[name] != after[name]} == {
-        *("test_1_0.png", "test_1_0_guidance.json", "test_1_0_guidance.png")
+        *("test_1_0.png", "test_1_0_spgd.json", "test_1_0_spgd.png")
     }
 
 
@@ -104,7 +104,7 @@ def test_no_step_is_longer_than_the_clip(guided_run, tmp_path: Path) -> None:  #
         "spgd.clip=0.05",
     ]
     assert sample(guided_run("clipped", *settings)) == 0
-    steps = json.loads((tmp_path / "clipped/test_0_0_guidance.json").read_text())["steps"]
+    steps = json.loads((tmp_path / "clipped/test_0_0_spgd.json").read_text())["steps"]
     lengths = [one["length"] for step in steps for one in step["inner"]]
     assert lengths[0] == pytest.approx(0.05, rel=1e-4)  # asked for 1
     assert max(lengths) <= 0.05 * (1 + 1e-4)
@@ -113,7 +113,7 @@ def test_no_step_is_longer_than_the_clip(guided_run, tmp_path: Path) -> None:  #
 def test_a_trace_holds_no_nan() -> None:
     row = torch.tensor([1.0, math.nan])
     inner = InnerStep({"landmarks": row}, row, row, row, torch.tensor([False, True]))
-    trace = trace_of([GuidedStep(0, 900, 1.0, [inner, inner], row)], 1, {"mode": "spgd", "scale": 0.1})
+    trace = trace_of([SpgdStep(0, 900, 1.0, [inner, inner], row)], 1, {"mode": "spgd", "scale": 0.1})
     json.dumps(trace, allow_nan=False)
     assert trace["steps"][0]["inner"][1]["skipped"] is True
     assert trace_plot(trace, "none").shape[2] == 3

@@ -13,15 +13,14 @@ from torch import Tensor
 from cldm.sampling import SAMPLERS
 from cldm.spacing import spaced_timesteps
 from cldm.spgd import (
-    GuidedStep,
     RunningNorm,
     Spgd,
     SpgdStepConfig,
     adaptive_momentum,
     angle,
     gradient_of,
-    guided_step,
     learning_rate,
+    spgd_step,
 )
 
 
@@ -45,7 +44,7 @@ def test_rate_and_clip_by_hand() -> None:
     assert learning_rate(5, 11) == pytest.approx(0.505)
     assert learning_rate(0, 1) == 1.0
     x, direction = torch.zeros(2, 2), torch.tensor([[3.0, 4.0], [0.3, 0.4]])
-    moved = guided_step(x, direction, 0.1, 0.2, torch.tensor([10.0, 10.0]))
+    moved = spgd_step(x, direction, 0.1, 0.2, torch.tensor([10.0, 10.0]))
     assert torch.allclose(moved[0].norm(), torch.tensor(2.0))  # asked for 0.5, clipped to 0.2 of 10
     assert torch.allclose(moved[1], torch.tensor([-0.3, -0.4]))
     assert torch.allclose(angle(torch.eye(2), torch.ones(2, 2)), torch.tensor([45.0, 45.0]), atol=1e-3)
@@ -65,10 +64,7 @@ def test_two_steps_by_hand() -> None:
         spgd = Spgd(
             cfg.with_(gradient=gradient),
             gradient_of(lambda x_0: x_0.flatten(1).square().sum(1) / 2),
-            lambda x_t, _t, _i: torch.zeros_like(x_t),
-            abar,
-            num_steps=3,
-        )
+        ).attach(lambda x_t, _t, _i: torch.zeros_like(x_t), abar, num_steps=3)
         spgd.eps(x, t, 0)
         moved = spgd.before_step(x, t, 0)
         length = 0.5 * (1 + 0.9 + 0.1 * 9 / math.sqrt(90.5))
@@ -85,10 +81,7 @@ def test_a_step_may_be_relative_to_the_estimate(gradient: str) -> None:
         spgd = Spgd(
             SpgdStepConfig(mode="plain", gradient=gradient, scale=0.1, clip=1.0, relative_to=relative_to),
             gradient_of(lambda x_0: x_0.flatten(1).square().sum(1) / 2),
-            lambda x_t, _t, _i: torch.zeros_like(x_t),
-            abar,
-            num_steps=3,
-        )
+        ).attach(lambda x_t, _t, _i: torch.zeros_like(x_t), abar, num_steps=3)
         spgd.eps(x, t, 0)
         assert torch.allclose(spgd.before_step(x, t, 0), expected * x, atol=1e-5)
 
@@ -138,7 +131,7 @@ def test_every_sampler_is_guided_and_a_batch_gives_what_its_samples_give_alone(
     steps = spaced_timesteps(12, "trailing", 1000, ABAR)
 
     def draw(x: Tensor, cfg: SpgdStepConfig) -> Tensor:
-        spgd = Spgd(cfg, gradient_of(case.energy), case.eps, ABAR, len(steps))
+        spgd = Spgd(cfg, gradient_of(case.energy)).attach(case.eps, ABAR, len(steps))
         hook = spgd.before_step if cfg.acts else None
         with torch.no_grad():
             return SAMPLERS[sampler](
@@ -166,8 +159,7 @@ def test_a_gradient_that_is_not_finite_is_left_out_for_its_sample_alone() -> Non
     cfg = SpgdStepConfig(mode="spgd", scale=0.05)
     moved = []
     for energy in (whole, broken):
-        steps: list[GuidedStep] = []
-        spgd = Spgd(cfg, energy, case.eps, ABAR, 2, steps.append)
+        spgd = Spgd(cfg, energy, trace=True).attach(case.eps, ABAR, 2)
         spgd.eps(x, t, 0)
         moved.append(spgd.before_step(x, t, 1))
         if energy is broken:
@@ -175,7 +167,7 @@ def test_a_gradient_that_is_not_finite_is_left_out_for_its_sample_alone() -> Non
                 spgd.eps(moved[-1], t, 1)
         else:
             spgd.eps(moved[-1], t, 1)
-        assert [bool(inner.skipped[1]) for inner in steps[0].inner] == [energy is broken] * cfg.inner
+        assert [bool(inner.skipped[1]) for inner in spgd.steps[0].inner] == [energy is broken] * cfg.inner
     assert torch.equal(moved[1][1], x[1])
     assert torch.equal(moved[1][[0, 2]], moved[0][[0, 2]])
     assert not torch.equal(moved[0][1], x[1])
@@ -204,7 +196,8 @@ def test_no_inner_step_asks_for_a_number(monkeypatch: pytest.MonkeyPatch) -> Non
     for name in ("__bool__", "__int__", "__float__", "item", "tolist", "nonzero"):
         monkeypatch.setattr(Tensor, name, watched(getattr(Tensor, name)))
     x, t = torch.randn(3, *SHAPE), torch.full((3,), 500)
-    spgd = Spgd(SpgdStepConfig(mode="spgd", scale=0.05), gradient_of(case.energy), case.eps, ABAR, 10)
+    spgd = Spgd(SpgdStepConfig(mode="spgd", scale=0.05), gradient_of(case.energy))
+    spgd.attach(case.eps, ABAR, 10)
     for i in range(3):
         x = spgd.before_step(x, t, i)
         spgd.eps(x, t, i)
@@ -235,7 +228,7 @@ def test_which_steps_are_guided() -> None:
 def test_guided_steps_are_those_that_move(gradient: str) -> None:
     case, moved = Gaussian(), []
     cfg = SpgdStepConfig(mode="spgd", gradient=gradient, scale=0.05, start=0.0, end=0.8, every=2)
-    spgd = Spgd(cfg, gradient_of(case.energy), case.eps, ABAR, 9)
+    spgd = Spgd(cfg, gradient_of(case.energy)).attach(case.eps, ABAR, 9)
     x, t = torch.randn(2, *SHAPE), torch.full((2,), 500)
     for i in range(9):
         if not torch.equal(spgd.before_step(x, t, i), x):

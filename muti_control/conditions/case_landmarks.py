@@ -1,9 +1,7 @@
-"""Where the landmarks of a reconstruction come from: read off the skull, given by the user, or nowhere."""
+"""Landmarks of the cases of a sampling run: read off the skull, from the user's files, or of the true face."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,18 +15,17 @@ from torch import Tensor
 
 from cldm.branches import Landmarks
 from cldm.controlled import ControlledLatentDiffusion
+from cldm.record import write_json
 from data.cases import Case, read_skull
 from data.images import read_image, write_png
 from data.landmarks import (
     LandmarksError,
     fractions_of,
-    landmark_fractions,
     picture_size,
     pixels_of,
     read_confidence,
     read_landmarks,
 )
-from data.manifest import Record
 from ldm.checkpoint import sha256
 from muti_control.networks.pipnet.drawing import draw_points
 from muti_control.networks.pipnet.reader import LandmarkReader
@@ -41,39 +38,38 @@ class CaseLandmarks(Protocol):
     """A source of landmarks."""
 
     def of(self, cases: Sequence[Case], skulls: Tensor) -> Landmarks:
-        """Landmarks of the faces of ``cases``, from their skulls (B, 3, H, W) in [0, 1]; on the CPU."""
+        """Return the landmarks of cases with skulls (B, 3, H, W) in [0, 1]; on the CPU."""
 
     def describe(self, case: Case) -> dict[str, str]:
-        """Where a case's come from, for its record."""
+        """Return the source of a case's landmarks, for its record."""
 
 
 @dataclass(frozen=True)
 class ReadOffSkull:
-    """Landmarks by a network that knows skulls and biometrics."""
+    """Landmarks from a network that reads skulls, and biometrics if it takes them."""
 
     reader: LandmarkReader
     file: str
     sha256: str
 
     def check(self, cases: Sequence[Case]) -> None:
-        """Raises ValueError for people of whom the network cannot be told."""
+        """Raise ValueError for biometrics that the network cannot take."""
         if self.reader.takes_biometrics:
-            self.reader.encode([b for case in cases if (b := case.biometrics) is not None])
+            self.reader.encode([case.biometrics for case in cases if case.biometrics is not None])
 
     @torch.no_grad()
     def of(self, cases: Sequence[Case], skulls: Tensor) -> Landmarks:
-        side, device = self.reader.net.cfg.image_size, self.reader.reverse.device
-        pictures = skulls.to(device)
+        side, num = self.reader.net.cfg.image_size, self.reader.net.cfg.num_landmarks
+        pictures = skulls.to(self.reader.reverse.device)
         if pictures.shape[-1] != side:
             pictures = F.interpolate(pictures, (side, side), mode="bilinear", antialias=True)
-        num = self.reader.net.cfg.num_landmarks
         points, confidence = torch.zeros(len(cases), num, 2), torch.zeros(len(cases), num)
-        knowing = [c.biometrics is not None and self.reader.takes_biometrics for c in cases]
-        for known in {*knowing}:
-            rows = [i for i, knows in enumerate(knowing) if knows == known]
-            people = [b for i in rows if (b := cases[i].biometrics) is not None] if known else None
-            found, sure = self.reader(pictures[rows], people)
-            points[rows], confidence[rows] = found.float().cpu(), sure.float().cpu()
+        people = [case.biometrics if self.reader.takes_biometrics else None for case in cases]
+        for rows in ([i for i, b in enumerate(people) if b], [i for i, b in enumerate(people) if not b]):
+            if rows:
+                biometrics = [b for i in rows if (b := people[i]) is not None]
+                result = self.reader(pictures[rows], biometrics or None)
+                points[rows], confidence[rows] = (values.float().cpu() for values in result)
         return Landmarks(points, confidence, torch.ones(len(cases), dtype=torch.bool))
 
     def describe(self, case: Case) -> dict[str, str]:
@@ -81,8 +77,8 @@ class ReadOffSkull:
 
 
 @dataclass(frozen=True)
-class Given:
-    """Landmarks from files, by the case's name: (N, 2) fractions and (N,) confidences."""
+class GivenLandmarks:
+    """Landmarks from the user's files, by the case's name: (N, 2) fractions and (N,) confidences."""
 
     points: Mapping[str, NDArray[np.float32]]
     confidences: Mapping[str, NDArray[np.float32]]
@@ -90,68 +86,63 @@ class Given:
     hashes: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, cases: Sequence[Case], skulls: Tensor) -> Landmarks:
-        points, confidences = (
-            torch.from_numpy(np.stack([values[case.name] for case in cases]))
-            for values in (self.points, self.confidences)
+        return _stack(
+            [self.points[case.name] for case in cases], [self.confidences[case.name] for case in cases]
         )
-        return Landmarks(points, confidences, torch.ones(len(cases), dtype=torch.bool))
 
     def describe(self, case: Case) -> dict[str, str]:
         return {"source": "given", "file": self.files[case.name].name, "sha256": self.hashes[case.name]}
 
 
 @dataclass(frozen=True)
-class KnownLandmarks:
-    """The landmarks of the true face of whoever a skull picture belongs to.
-
-    records: by skull picture. num_points: of the model's branch.
-
-    Raises:
-        ValueError: a person without landmarks, or with another number of them.
-    """
-
-    records: Mapping[Path, Record]
-    num_points: int
-
-    def __post_init__(self) -> None:
-        for record in self.records.values():
-            if record.landmarks_path is None:
-                raise ValueError(
-                    f"landmarks=known: {record.source} has no 'landmarks' in its manifest; take landmarks=auto"
-                )
+class TrueLandmarks:
+    """The landmarks of the true face, from the case's manifest."""
 
     def of(self, cases: Sequence[Case], skulls: Tensor) -> Landmarks:
-        found = [landmark_fractions(self._record(case))[0] for case in cases]
-        for case, points in zip(cases, found, strict=True):
-            if len(points) != self.num_points:
-                raise ValueError(
-                    f"{self._record(case).landmarks_path}: {len(points)} points, expected this model's "
-                    f"{self.num_points}"
-                )
-        stacked = torch.from_numpy(np.stack(found))  # (B, N, 2)
-        present = torch.ones(len(cases), dtype=torch.bool)
-        return Landmarks(stacked, torch.ones(stacked.shape[:2]), present)
-
-    def _record(self, case: Case) -> Record:
-        assert case.skull_path is not None
-        return self.records[case.skull_path]
+        return _stack([_true_points(case) for case in cases])
 
     def describe(self, case: Case) -> dict[str, str]:
-        path = self._record(case).landmarks_path
+        path = case.landmarks_path
         assert path is not None
         return {"source": "known of the true face", "file": path.name, "sha256": sha256(path)}
+
+
+def true_landmarks(cases: Sequence[Case], num_points: int, key: str) -> TrueLandmarks:
+    """Return the cases' true landmarks, as the setting ``key`` asks for, checked. Raises: LandmarksError."""
+    for case in cases:
+        if case.landmarks_path is None or case.face_path is None:
+            raise LandmarksError(
+                f"{key}: {case.name} has no known landmarks; they come from a manifest with 'landmarks' and 'target'"
+            )
+        if (num := len(_true_points(case))) != num_points:
+            raise LandmarksError(f"{key}: {case.landmarks_path} has {num} points, expected {num_points}")
+    return TrueLandmarks()
+
+
+def _true_points(case: Case) -> NDArray[np.float32]:
+    assert case.landmarks_path is not None and case.face_path is not None
+    return fractions_of(read_landmarks(case.landmarks_path)[0], picture_size(case.face_path))
+
+
+def _stack(
+    points: Sequence[NDArray[np.float32]], confidences: Sequence[NDArray[np.float32]] | None = None
+) -> Landmarks:
+    stacked = torch.from_numpy(np.stack(points))  # (B, N, 2)
+    ones = torch.ones(stacked.shape[:2])
+    confidence = ones if confidences is None else torch.from_numpy(np.stack(confidences))
+    return Landmarks(stacked, confidence, torch.ones(len(points), dtype=torch.bool))
 
 
 def choose_landmarks(
     choice: str, weights: Path, cases: Sequence[Case], model: ControlledLatentDiffusion
 ) -> tuple[CaseLandmarks | None, str | None]:
-    """What ``landmarks=choice`` asks for.
+    """Return the source of landmarks that ``landmarks=choice`` asks for.
 
     Args:
-        choice: auto, none, a file (of one skull) or a folder of files. weights: of the network that reads skulls.
+        choice: auto, none, a file (of one skull) or a folder of files. weights: file of the network that reads skulls.
 
     Returns:
-        The source, None for none; and what the user should know of it, None for nothing.
+        The source, or None; and a note for the user, or None.
 
     Raises:
         ValueError: landmarks for a model without a branch, files that are missing or do not fit.
@@ -179,7 +170,7 @@ def choose_landmarks(
 
 
 def skull_reader(weights: Path, num_points: int, device: torch.device) -> ReadOffSkull:
-    """The network of a file, which must read ``num_points`` points off skulls. Raises: ValueError."""
+    """Load the network of a file, which must read ``num_points`` points off skulls. Raises: ValueError."""
     reader = LandmarkReader.load(weights, device)
     if reader.role != "skull" or reader.net.cfg.num_landmarks != num_points:
         raise ValueError(
@@ -189,9 +180,11 @@ def skull_reader(weights: Path, num_points: int, device: torch.device) -> ReadOf
     return ReadOffSkull(reader, weights.name, sha256(weights))
 
 
-def given_landmarks(path: Path, cases: Sequence[Case], num_points: int, key: str = "landmarks") -> Given:
-    """Landmarks of every case from a file or folder that the setting ``key`` names, checked. Raises: ValueError."""
-    whose = ", as this model has" if key == "landmarks" else ", as the network for faces reads"
+def given_landmarks(
+    path: Path, cases: Sequence[Case], num_points: int, key: str = "landmarks"
+) -> GivenLandmarks:
+    """Read every case's landmarks from the file or folder that the setting ``key`` names. Raises: ValueError."""
+    reason = ", as this model has" if key == "landmarks" else ", as the network for faces reads"
     if path.is_file() and len(cases) > 1:
         raise ValueError(
             f"{key}: {path} is one file for {len(cases)} skulls; give a folder with NAME_landmarks.json for each"
@@ -207,47 +200,42 @@ def given_landmarks(path: Path, cases: Sequence[Case], num_points: int, key: str
     points, confidences = {}, {}
     for case in cases:
         try:
-            found, _ = read_landmarks(files[case.name])
-            if len(found) != num_points:
-                raise LandmarksError(f"{files[case.name]}: {len(found)} points, expected {num_points}{whose}")
+            own, _ = read_landmarks(files[case.name])
+            if len(own) != num_points:
+                raise LandmarksError(f"{files[case.name]}: {len(own)} points, expected {num_points}{reason}")
             confidences[case.name] = read_confidence(files[case.name], num_points)
         except LandmarksError as error:
             raise LandmarksError(f"{key}: {error}") from error
-        points[case.name] = fractions_of(found, _pixels(case))
-    return Given(points, confidences, files, {name: sha256(file) for name, file in files.items()})
+        points[case.name] = fractions_of(own, _pixels(case))
+    return GivenLandmarks(points, confidences, files, {name: sha256(file) for name, file in files.items()})
 
 
 def _pixels(case: Case) -> tuple[int, int]:
-    """Width and height of what a case's landmarks are given in px of: its skull, or a picture of 256 px."""
+    """Width and height of the picture that a case's landmarks lie in: its skull, or 256 px without one."""
     return (WITHOUT_SKULL, WITHOUT_SKULL) if case.skull_path is None else picture_size(case.skull_path)
 
 
 def landmarks_name(case: Case) -> str:
-    """File name of a case's landmarks."""
+    """Return the file name of a case's landmarks."""
     return f"{case.name}_landmarks.json"
 
 
 def picture_name(case: Case) -> str:
-    """File name of the picture that shows them."""
+    """Return the file name of the picture that shows them."""
     return f"{case.name}_landmarks.png"
 
 
 def write_landmarks(folder: Path, case: Case, source: CaseLandmarks, face: Path, size: int) -> None:
     """Write a case's landmarks, in px of its skull picture, and a picture of them over the skull and its face."""
-    skull = torch.from_numpy(read_skull(case, size)).permute(2, 0, 1)[None]
-    found = source.of([case], skull)
-    points = pixels_of(found.points[0].numpy(), _pixels(case))
+    pictures = [read_skull(case, size), read_image(face, size)[0]]  # (H, W, 3)
+    skull_and_face = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    landmarks = source.of([case], skull_and_face[:1])
     content: dict[str, Any] = {
-        "points": np.round(points, 2).tolist(),
-        "confidence": np.round(found.confidence[0].numpy(), 3).tolist(),
+        "points": np.round(pixels_of(landmarks.points[0].numpy(), _pixels(case)), 2).tolist(),
+        "confidence": np.round(landmarks.confidence[0].numpy(), 3).tolist(),
         **source.describe(case),
     }
-    target = folder / landmarks_name(case)
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    os.replace(temporary, target)
-    drawn = torch.from_numpy(read_image(face, size)[0]).permute(2, 0, 1)[None]
-    both = torch.cat([skull, drawn])
-    canvas = draw_points(both, found.points.expand(2, -1, -1), side=DRAWN_SIDE)  # (2, 3, side, side)
-    pixels = (torch.cat(list(canvas), dim=2).clamp(0, 1) * 255).round().to(torch.uint8)
+    write_json(folder / landmarks_name(case), content, indent=None)
+    canvas = draw_points(skull_and_face, landmarks.points.expand(2, -1, -1), side=DRAWN_SIDE)
+    pixels = (torch.cat(list(canvas), dim=2).clamp(0, 1) * 255).round().to(torch.uint8)  # (3, side, 2 side)
     write_png(folder / picture_name(case), pixels.permute(1, 2, 0).contiguous().numpy(), None)

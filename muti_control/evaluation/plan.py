@@ -29,7 +29,7 @@ from muti_control.evaluation.protocol.inputs import InputError, Inputs, read_inp
 from muti_control.evaluation.protocol.registry import METHODS, OF_PIX2PIX, OF_THE_MODEL, MethodInfo
 from muti_control.evaluation.report.page import check_installed
 from muti_control.evaluation.results.results import HashedFile, NotRun
-from muti_control.sampling.prepare import shipped, shipped_networks
+from muti_control.sampling.prepare import shipped, with_shipped_networks
 from muti_control.sampling.spgd import SpgdConfig
 from settings.reading import parse_command_line
 
@@ -154,7 +154,7 @@ def prepare(arguments: Sequence[str]) -> Plan:
     donors = shuffled_donors(inputs.probes, inputs.gallery, inputs.train, cfg.seed)
     known = {r.skull_path: r for r in (*donors.records, *inputs.gallery) if r is not None}
     landmarks = ShownLandmarks(cfg.landmarks, shipped(cfg.landmark_weights), known)
-    guidance = {name: shipped_networks(cfg.guidance_of(name)) for name in paths}
+    guidance = {name: with_shipped_networks(cfg.guidance_of(name)) for name in paths}
     weights = {
         name: Weights.look(
             path, landmarks, cfg.texture, _guided_cases(cfg, inputs, donors, name), guidance[name]

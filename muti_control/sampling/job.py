@@ -1,4 +1,4 @@
-"""A sampling run before it starts: what to draw, with what, and which files come of it."""
+"""A checked sampling run: what to draw, with what, and which files it writes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from data.cases import Case
 from muti_control.conditions.case_landmarks import CaseLandmarks, landmarks_name, picture_name
 from muti_control.conditions.case_textures import CaseTextures
 from muti_control.distributed import Team
-from muti_control.sampling.spgd import Guidance
+from muti_control.sampling.spgd import SpgdRun
 from muti_control.sampling.trace import trace_names
 
 ROWS_PER_SHEET = 12
-_SHOWN = 20
+_NUM_NOTES = 20
 
 Draw = tuple[Case, int, int]
 """A face: its case, its number within the case, its seed."""
@@ -28,8 +28,8 @@ Draw = tuple[Case, int, int]
 class RunFolder:
     """Where a run writes.
 
-    outdated: files of an earlier run there that it replaces. done: names of the faces it keeps, as it would draw the
-    same. earlier_runs: date and environment of the runs that drew those. kept: names of those faces and their traces.
+    outdated: files of an earlier run that this one replaces. done: names of the faces it keeps, because it would draw
+    the same. kept: names of those faces and their traces. earlier_runs: date and environment of the runs behind them.
     """
 
     path: Path
@@ -39,7 +39,7 @@ class RunFolder:
     kept: frozenset[str] = frozenset()
 
     def start(self) -> None:
-        """Make the folder and remove the earlier run, but for its record, which the new one replaces in one move."""
+        """Make the folder and remove outdated files, but for the record, which the new one replaces in one move."""
         self.path.mkdir(parents=True, exist_ok=True)
         for file in self.outdated:
             if file.name != RECORD:
@@ -50,14 +50,13 @@ class RunFolder:
 class Job:
     """A run that was checked and can start.
 
-    seeds: one face per case and seed (plus the case's offset). notes: what was done to a skull picture, by its path.
-    max_sheets: contact sheets at most, of twelve cases each.
-    hashes: sha256 of every skull and true face, by its path.
-    weights: file name, sha256 and step. environment: of ``cldm.record``. config: the resolved settings as YAML.
-    manifest: its path and sha256, where the skulls come from one. landmarks, textures: where the faces' come from.
-    guidance: what moves the samples, if anything does.
-    remarks: what the user should know of the settings. team: the processes that share the work;
-    notes, hashes, weights and folder are known to the first of them, until ``reconstruct_cases`` tells the others.
+    seeds: one face per case and seed (plus the case's offset). notes: changes made to a skull picture, by its path.
+    max_sheets: the most contact sheets, of twelve cases each.
+    hashes: sha256 of every skull and true face, by its path. weights: file name, sha256 and step.
+    environment: of ``cldm.record``. config: all settings as YAML. manifest: path and sha256 of the skulls' manifest.
+    landmarks, textures: sources of the conditions. spgd: moves the samples. remarks: notes on the settings.
+    team: the processes that share the work. Its first process alone has notes, hashes, weights and the folder's
+    content before ``reconstruct_cases``, which sends them to the others.
     """
 
     model: ControlledLatentDiffusion
@@ -74,36 +73,38 @@ class Job:
     config: str
     manifest: Mapping[str, str] | None = None
     landmarks: CaseLandmarks | None = None
-    guidance: Guidance | None = None
+    spgd: SpgdRun | None = None
     textures: CaseTextures | None = None
     remarks: Sequence[str] = ()
     team: Team = field(default_factory=Team)
 
+    def seeds_of(self, case: Case) -> list[int]:
+        """Return the seeds of a case's faces."""
+        return [seed + case.seed_offset for seed in self.seeds]
+
     @property
     def draws(self) -> list[Draw]:
         """Every face of the run."""
-        return [
-            (case, k, seed + case.seed_offset) for case in self.cases for k, seed in enumerate(self.seeds)
-        ]
-
-    @property
-    def batches(self) -> list[list[Draw]]:
-        """The faces that are drawn together, in order."""
-        draws = self.draws
-        return [draws[i : i + self.batch_size] for i in range(0, len(draws), self.batch_size)]
+        return [(case, k, seed) for case in self.cases for k, seed in enumerate(self.seeds_of(case))]
 
     @property
     def missing(self) -> list[tuple[int, list[Draw]]]:
-        """The batches of which a face is still to be drawn, with the number of faces before each.
+        """The batches that lack a face, each with the number of faces before it.
 
-        They are those of a run from the beginning: in another company a face may differ in its last bits.
+        Batches are cut as in a run from the beginning: in other company a face may differ in its last bits.
         """
-        firsts = range(0, len(self.cases) * len(self.seeds), self.batch_size)
+        draws = self.draws
+        batches = [(i, draws[i : i + self.batch_size]) for i in range(0, len(draws), self.batch_size)]
         return [
             (first, batch)
-            for first, batch in zip(firsts, self.batches, strict=True)
+            for first, batch in batches
             if any(face_name(case, k) not in self.folder.done for case, k, _ in batch)
         ]
+
+    @property
+    def traced(self) -> bool:
+        """Whether the run writes what SPGD did to each face."""
+        return self.spgd is not None and self.spgd.cfg.trace
 
     @property
     def sheet_names(self) -> list[str]:
@@ -113,73 +114,69 @@ class Job:
 
     @property
     def files(self) -> list[str]:
-        """Names of all files the run writes."""
+        """Names of all files that the run writes."""
         faces = [face_name(case, k) for case, k, _ in self.draws]
-        return [*self.sheet_names, *faces, *self.landmark_files, *self.trace_files, RECORD]
-
-    @property
-    def trace_files(self) -> list[str]:
-        """Names of the files that say what guidance did, two for each face, where they are asked for."""
-        if self.guidance is None or not self.guidance.cfg.trace:
-            return []
-        return [name for case, k, _ in self.draws for name in trace_names(face_name(case, k))]
-
-    @property
-    def landmark_files(self) -> list[str]:
-        """Names of the landmarks' files, two for each case."""
-        if self.landmarks is None:
-            return []
-        return [name(case) for case in self.cases for name in (landmarks_name, picture_name)]
+        landmarks = self.cases if self.landmarks is not None else ()
+        return [
+            *self.sheet_names,
+            *faces,
+            *(name(case) for case in landmarks for name in (landmarks_name, picture_name)),
+            *(name for face in faces if self.traced for name in trace_names(face)),
+            RECORD,
+        ]
 
     def introduction(self) -> list[str]:
-        """What the user should know before the run starts, a line each."""
-        skulls, faces = len(self.cases), len(self.seeds)
-        where = (
-            f"{self.team.size} x {self.model.device.type}" if self.team.size > 1 else str(self.model.device)
-        )
-        seen = any(case.skull_path is not None for case in self.cases)
-        what = f"{skulls} skull{'s' * (skulls != 1)}" if seen else "no skull"
-        each = " each" if seen else ""
+        """Return what the user should know before the run starts, a line each."""
+        num, faces, processes = len(self.cases), len(self.seeds), self.team.size
+        device = f"{processes} x {self.model.device.type}" if processes > 1 else str(self.model.device)
+        any_skull = any(case.skull_path is not None for case in self.cases)
+        subject = f"{_count(num, 'skull')}, {_count(faces, 'face')} each"
+        if not any_skull:
+            subject = f"no skull, {_count(faces, 'face')}"
         lines = [
-            f"{what}, {faces} face{'s' * (faces != 1)}{each}: {self.sampling.steps} steps on {where} "
-            f"({self.environment['precision']}), weights {self.weights['file']}"
+            f"{subject}: {self.sampling.steps} steps on {device} ({self.environment['precision']}), "
+            f"weights {self.weights['file']}"
         ]
-        if self.guidance is not None:
-            guided = len(self.guidance.cfg.guided_steps(self.sampling.steps))
-            lines.append(f"guided at {guided} of {self.sampling.steps} steps: {self.guidance.cfg.summary}")
+        if self.spgd is not None:
+            guided = len(self.spgd.cfg.guided_steps(self.sampling.steps))
+            lines.append(f"SPGD at {guided} of {self.sampling.steps} steps: {self.spgd.cfg.summary}")
         if self.folder.done:
             lines.append(f"continuing {self.folder.path}: {len(self.folder.done)} faces are there already")
-        if 0 < len(self.missing) < self.team.size:
-            smaller = max(1, -(-sum(len(batch) for _, batch in self.missing) // self.team.size))
-            lines.append(
-                f"note: {len(self.missing)} batch{'es' * (len(self.missing) != 1)} for {self.team.size} processes: "
-                f"some will be idle; batch_size={smaller} employs all"
+        notes = [*self.remarks, *(f"{path}: {note}" for path, note in list(self.notes.items())[:_NUM_NOTES])]
+        if len(self.notes) > _NUM_NOTES:
+            notes.append(f"... and on {len(self.notes) - _NUM_NOTES} more pictures; all are in {RECORD}")
+        missing = self.missing
+        if 0 < len(missing) < processes:
+            smaller = max(1, -(-sum(len(batch) for _, batch in missing) // processes))
+            notes.append(
+                f"{_count(len(missing), 'batch', 'batches')} for {processes} processes: some will be idle; "
+                f"batch_size={smaller} employs all"
             )
-        lines += [f"note: {remark}" for remark in self.remarks]
-        lines += [f"note: {path}: {note}" for path, note in list(self.notes.items())[:_SHOWN]]
-        if len(self.notes) > _SHOWN:
-            lines.append(f"note: ... and on {len(self.notes) - _SHOWN} more pictures; all are in {RECORD}")
         on_sheets = self.max_sheets * ROWS_PER_SHEET
-        if skulls > on_sheets:
-            lines.append(
-                f"note: contact sheets for the first {on_sheets} of {skulls} skulls; "
-                f"max_sheets={-(-skulls // ROWS_PER_SHEET)} makes all"
+        if num > on_sheets:
+            notes.append(
+                f"contact sheets for the first {on_sheets} of {num} skulls; "
+                f"max_sheets={-(-num // ROWS_PER_SHEET)} makes all"
             )
         if any(case.biometrics is None for case in self.cases):
             shaping = (
-                "only the skull shapes the face" if seen else "nothing known of the person shapes the face"
+                "only the skull shapes the face"
+                if any_skull
+                else "nothing known of the person shapes the face"
             )
-            lines.append(f"note: no sex, age or body mass given: the prompt is empty, {shaping}")
-        assumed = sorted(
-            {c.biometrics.ethnicity for c in self.cases if c.biometrics and not c.ethnicity_given}
-        )
+            notes.append(f"no sex, age or body mass given: the prompt is empty, {shaping}")
+        assumed = {c.biometrics.ethnicity for c in self.cases if c.biometrics and not c.ethnicity_given}
         if assumed:
-            lines.append(
-                f"note: ethnicity not given: the prompt says {' or '.join(assumed)}; ethnicity=... changes it"
+            notes.append(
+                f"ethnicity not given: the prompt says {' or '.join(sorted(assumed))}; ethnicity=... changes it"
             )
-        return lines
+        return lines + [f"note: {note}" for note in notes]
+
+
+def _count(num: int, noun: str, plural: str | None = None) -> str:
+    return f"{num} {noun if num == 1 else plural or noun + 's'}"
 
 
 def face_name(case: Case, k: int) -> str:
-    """File name of face ``k`` of a case."""
+    """Return the file name of face ``k`` of a case."""
     return f"{case.name}_{k}.png"

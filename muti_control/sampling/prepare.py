@@ -1,4 +1,4 @@
-"""Settings of a sampling run, and their check: everything that can be wrong is found before anything is written."""
+"""Settings of a sampling run, and their check: every mistake is reported before anything is written."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cldm.controlled import ControlledLatentDiffusion, load_model
+from cldm.controlled import ControlledLatentDiffusion, architecture_of, load_model
 from cldm.record import check_overwriting, claim_folder, environment, latest_folder, unused_folder
 from cldm.sampling import SamplingConfig
 from cldm.spacing import spaced_timesteps
 from data.cases import MANIFEST_SUFFIXES, NO_SKULL, Case, Known, check_pictures, find_cases
 from data.files import picture_sha256
 from data.partial import REGIONS
-from ldm.checkpoint import sha256
+from ldm.checkpoint import read_state_dict, sha256
 from ldm.compiled import check_compiler, compile_blocks
 from ldm.device import choose_device, choose_precision
-from muti_control.conditions.case_landmarks import Given, choose_landmarks
+from muti_control.conditions.case_landmarks import GivenLandmarks, choose_landmarks
 from muti_control.conditions.case_textures import choose_textures
 from muti_control.distributed import find_team
 from muti_control.sampling.job import Job, RunFolder
-from muti_control.sampling.resume import resumed
-from muti_control.sampling.spgd import SpgdConfig, load_guidance
+from muti_control.sampling.record import resumed
+from muti_control.sampling.spgd import SpgdConfig, load_spgd
 from settings.base import Settings
 from settings.reading import parse_command_line, to_yaml
 
@@ -110,26 +110,36 @@ def check_missing(region: str | None) -> None:
 
 
 def prepare(arguments: Sequence[str]) -> Job:
-    """The run that a command line asks for.
-
-    Args:
-        arguments: of ``sample.py``.
+    """Return the checked run that the command line of ``sample.py`` asks for.
 
     Raises:
-        ValueError: whatever was given cannot be used; the message says what to do.
+        ValueError: a setting or an input that cannot be used; the message says what to do.
     """
-    cfg = parse_command_line(SampleConfig, arguments, file_key="skull")
+    cfg = parse_command_line(
+        SampleConfig, arguments, base=_recommended, base_name="settings in the weights", file_key="skull"
+    )
     cfg.validate()
+    return make_job(cfg, [Path(argument) for argument in arguments if "=" not in argument])
+
+
+def make_job(cfg: SampleConfig, config_files: Sequence[Path] = ()) -> Job:
+    """Load and check everything that the settings name; nothing is written yet.
+
+    config_files: further inputs, which the run must not overwrite.
+
+    Raises:
+        ValueError: an input that cannot be used; the message says what to do.
+    """
     device = choose_device(cfg.device)
     team = find_team(cfg.devices, device)
     device = team.device(device)
     dtype = choose_precision(cfg.precision, device)
     if cfg.compile:
         check_compiler()
-    known = Known(cfg.sex, cfg.age, cfg.ethnicity, cfg.body_mass)
+    person = Known(cfg.sex, cfg.age, cfg.ethnicity, cfg.body_mass)
     skull = shipped(DEMO_SKULLS) if cfg.skull is None else Path(cfg.skull)
     limit = DEMO_LIMIT if cfg.skull is None and cfg.limit is None else cfg.limit
-    cases = [replace(case, missing=cfg.missing) for case in find_cases(skull, known, cfg.images_dir, limit)]
+    cases = [replace(case, missing=cfg.missing) for case in find_cases(skull, person, cfg.images_dir, limit)]
     pictures = {path for case in cases for path in (case.skull_path, case.face_path) if path is not None}
     folder = _folder(cfg, skull)
     earlier = claim_folder(folder, cfg.overwrite, cfg.resume) if team.is_first else None
@@ -137,85 +147,101 @@ def prepare(arguments: Sequence[str]) -> Job:
     model, metadata = load_model(weights, cfg.model, device, dtype)
     if cfg.compile:
         compile_blocks(model)
-    cfg = _with_recommended(arguments, model, metadata)
-    cfg.spgd.guided_steps(cfg.sampling.steps)  # what is wrong is told now
+    _check_steps(cfg, model)
     skull_landmarks = shipped(cfg.landmark_weights)
     if cfg.landmark_weights != SKULL_LANDMARKS and not skull_landmarks.is_file():
         raise ValueError(
             f"landmark_weights: {skull_landmarks} not found; leave the setting out for the shipped network"
         )
-    landmarks, remark = choose_landmarks(cfg.landmarks, skull_landmarks, cases, model)
-    guidance = load_guidance(shipped_networks(cfg.spgd), model, cases, landmarks, skull_landmarks)
-    textures, of_texture = choose_textures(cfg.texture, cases, model)
+    landmarks, landmark_note = choose_landmarks(cfg.landmarks, skull_landmarks, cases, model)
+    spgd = load_spgd(with_shipped_networks(cfg.spgd), model, cases, landmarks, skull_landmarks)
+    textures, texture_note = choose_textures(cfg.texture, cases, model)
+    notes = landmark_note, texture_note, _untrained(model), _without_skull(cases, metadata), cfg.spgd.idle
     job = Job(
         model=model,
         cases=cases,
-        notes=check_pictures(cases, model.cfg.image_size) if team.is_first else {},
-        hashes={path: picture_sha256(path) for path in pictures} if team.is_first else {},
+        notes={},
+        hashes={},
         seeds=range(cfg.seed, cfg.seed + cfg.num_samples),
         sampling=cfg.sampling,
         batch_size=cfg.batch_size,
         max_sheets=cfg.max_sheets,
         folder=RunFolder(folder),
-        weights={"file": weights.name, "sha256": sha256(weights), "step": metadata.get("step", "unknown")}
-        if team.is_first
-        else {},
+        weights={},
         environment=environment(device, dtype) | {"processes": team.size},
         config=to_yaml(cfg),
         manifest=_manifest(skull),
         landmarks=landmarks,
-        guidance=guidance,
+        spgd=spgd,
         textures=textures,
-        remarks=[
-            told
-            for told in (
-                remark,
-                of_texture,
-                _untrained(model),
-                _without_skull(cases, metadata),
-                cfg.spgd.idle,
-            )
-            if told is not None
-        ],
+        remarks=[note for note in notes if note is not None],
         team=team,
     )
     if not team.is_first:
         return job
+    job = replace(
+        job,
+        notes=check_pictures(cases, model.cfg.image_size),
+        hashes={path: picture_sha256(path) for path in pictures},
+        weights={"file": weights.name, "sha256": sha256(weights), "step": metadata.get("step", "unknown")},
+    )
     if earlier is not None:
         job = replace(job, folder=resumed(job, earlier) if cfg.resume else RunFolder(folder, earlier.files))
+    exemplars = () if textures is None else (textures.path(case) for case in cases)
     inputs = [
-        *({skull} if skull.exists() else ()),
+        *([skull] if skull.exists() else []),
         weights,
-        *(Path(argument) for argument in arguments if "=" not in argument),
+        *([] if cfg.model is None else [Path(cfg.model)]),
+        *config_files,
         *pictures,
+        *(landmarks.files.values() if isinstance(landmarks, GivenLandmarks) else []),
+        *([] if spgd is None else spgd.inputs),
+        *(path for path in exemplars if path is not None),
     ]
-    inputs += [Path(cfg.model)] if cfg.model is not None else []
-    inputs += landmarks.files.values() if isinstance(landmarks, Given) else []
-    inputs += [] if guidance is None else guidance.inputs
-    inputs += [path for case in cases if textures is not None and (path := textures.path(case)) is not None]
     written = [folder / file for file in job.files if file not in job.folder.kept]
     check_overwriting(job.folder.outdated, written, inputs)
     return job
 
 
+def _recommended(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sampler's settings that the weights of a run recommend; the other settings overrule them."""
+    path, config = shipped(str(settings["weights"])), settings["model"]
+    _, metadata = read_state_dict(path)
+    outputs = architecture_of(path, metadata, config).unet.num_control_outputs
+    return {"sampling": recommended_sampling(metadata, outputs)}
+
+
+def _check_steps(cfg: SampleConfig, model: ControlledLatentDiffusion) -> None:
+    """Raise ValueError for sampler settings that the model's network or schedule does not have."""
+    sampling = cfg.sampling
+    sampling.scales_for(model.cfg.unet.num_control_outputs)
+    try:
+        spaced_timesteps(
+            sampling.steps, sampling.spacing, model.cfg.schedule.num_timesteps, model.alphas_cumprod
+        )
+    except ValueError as error:
+        raise ValueError(f"sampling.{error}") from error
+    cfg.spgd.guided_steps(sampling.steps)
+
+
 def _untrained(model: ControlledLatentDiffusion) -> str | None:
-    """Return the message for a model with branches that were never trained."""
+    """Return the note for a model with branches that were never trained."""
     names = ", ".join(sorted(model.untrained_branches))
     return f"these weights were never trained on {names}: the faces do not follow it" if names else None
 
 
 def _without_skull(cases: Sequence[Case], metadata: Mapping[str, str]) -> str | None:
-    """What a user should know who draws without a skull."""
+    """Return the note for faces without a skull."""
     if all(case.skull_path is not None for case in cases):
         return None
-    learnt = json.loads(metadata.get("conditions", "{}")).get("skull", {}).get("dropout", 0)
-    if learnt > 0:
+    dropout = json.loads(metadata.get("conditions", "{}")).get("skull", {}).get("dropout", 0)
+    if dropout > 0:
         return "no skull: what else is given draws the face"
     return "no skull, and these weights were not trained to do without (skull.dropout): expect little"
 
 
 def _folder(cfg: SampleConfig, skull: Path) -> Path:
-    """Where to write. By default the results are called after the skull, for ``.`` and ``..`` too."""
+    """Return the folder to write. By default it is called after the skull, for ``.`` and ``..`` too."""
     if cfg.out is not None:
         return Path(cfg.out)
     whole = Path(os.path.abspath(skull))  # not resolved: a link keeps the name the user knows
@@ -225,30 +251,13 @@ def _folder(cfg: SampleConfig, skull: Path) -> Path:
     return (latest_folder if cfg.resume else unused_folder)(Path("results") / name)
 
 
-def _with_recommended(
-    arguments: Sequence[str], model: ControlledLatentDiffusion, metadata: Mapping[str, str]
-) -> SampleConfig:
-    """The settings, where the sampler's are what the weights recommend if the user says nothing else."""
-    base = {"sampling": recommended_sampling(metadata, model.cfg.unet.num_control_outputs)}
-    cfg = parse_command_line(SampleConfig, arguments, base=base, base_name="settings in the weights")
-    cfg.validate()
-    cfg.sampling.scales_for(model.cfg.unet.num_control_outputs)
-    try:
-        spaced_timesteps(
-            cfg.sampling.steps, cfg.sampling.spacing, model.cfg.schedule.num_timesteps, model.alphas_cumprod
-        )
-    except ValueError as error:
-        raise ValueError(f"sampling.{error}") from error
-    return cfg
-
-
 def _manifest(skull: Path) -> dict[str, str] | None:
     is_manifest = skull.is_file() and skull.suffix.lower() in MANIFEST_SUFFIXES
     return {"path": str(skull), "sha256": sha256(skull)} if is_manifest else None
 
 
 def recommended_sampling(metadata: Mapping[str, str], num_control_outputs: int) -> dict[str, Any]:
-    """The sampler settings a checkpoint recommends (JSON under ``sampling`` in its metadata).
+    """Return the sampler settings that a checkpoint recommends (JSON under ``sampling`` in its metadata).
 
     Without any: SD1.5's, but with all control scales 1 if the network does not have SD1.5's thirteen residuals.
 
@@ -267,11 +276,11 @@ def recommended_sampling(metadata: Mapping[str, str], num_control_outputs: int) 
     return settings
 
 
-def shipped_networks(cfg: SpgdConfig) -> SpgdConfig:
-    """The settings with the files that come with this program named in full."""
+def with_shipped_networks(cfg: SpgdConfig) -> SpgdConfig:
+    """Return the settings with the full paths of the files that come with this program."""
     return cfg.with_(face_landmark_weights=str(shipped(cfg.face_landmark_weights)))
 
 
 def shipped(name: str) -> Path:
-    """A file of the user's, or one that comes with this program, from any working folder."""
+    """Return the path of the user's file, or of one that comes with this program, from any working folder."""
     return Path(name) if Path(name).exists() or not (ROOT / name).exists() else ROOT / name

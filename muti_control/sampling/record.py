@@ -1,7 +1,9 @@
-"""What a sampling run leaves beside its faces: the record, each face's own settings, the contact sheets."""
+"""What a run leaves beside its faces - record, text chunks, contact sheets - and how a later run continues from it."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,38 +13,37 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from cldm.record import FORMAT
+from cldm.record import FORMAT, RECORD, EarlierRun, OutputError
 from data.biometrics import describe_briefly
 from data.cases import Case, read_skull
 from data.images import read_image, to_uint8, write_png
 from data.sheet import NOTICE, SheetRow, contact_sheet
-from ldm.checkpoint import sha256
-from muti_control.sampling.job import ROWS_PER_SHEET, Job, face_name
+from muti_control.sampling.job import ROWS_PER_SHEET, Job, RunFolder, face_name
+from muti_control.sampling.trace import trace_names
 
 TEXT_KEY = "iccr-diff"
+MAY_DIFFER = ("environment.iccr_diff", "environment.git", "environment.torch", "environment.device")
+"""What may differ between the beginning of a run and its end; the record keeps it for each."""
+ABSENT = {"sampling.grain": True}
+"""The value behind a face that is older than the setting."""
 
 
 def run_record(job: Job) -> dict[str, Any]:
-    """The record as it stands while the run is under way: ``"finished": false``, no hashes of faces."""
+    """Return the record of a run under way: ``"finished": false``, no hashes of faces."""
     cases = [
         {
             "name": case.name,
-            "skull": None
-            if case.skull_path is None
-            else {"path": str(case.skull_path), "sha256": job.hashes[case.skull_path]},
+            "skull": _picture(case.skull_path, job.hashes),
             "note": None if case.skull_path is None else job.notes.get(case.skull_path),
-            "true_face": None
-            if case.face_path is None
-            else {"path": str(case.face_path), "sha256": job.hashes[case.face_path]},
+            "true_face": _picture(case.face_path, job.hashes),
             "biometrics": None if case.biometrics is None else asdict(case.biometrics),
             "prompt": case.prompt,
             "missing_bone": _missing(case),
             "landmarks": None if job.landmarks is None else job.landmarks.describe(case),
             "texture": None if job.textures is None else job.textures.describe(case),
-            "guidance_target": None if job.guidance is None else job.guidance.target(case),
+            "spgd_target": None if job.spgd is None else job.spgd.target(case),
             "faces": [
-                {"file": face_name(case, k), "seed": seed + case.seed_offset}
-                for k, seed in enumerate(job.seeds)
+                {"file": face_name(case, k), "seed": seed} for k, seed in enumerate(job.seeds_of(case))
             ],
         }
         for case in job.cases
@@ -56,7 +57,7 @@ def run_record(job: Job) -> dict[str, Any]:
         "architecture": job.model.cfg.model_dump(),
         "manifest": None if job.manifest is None else dict(job.manifest),
         "sampling": job.sampling.model_dump(),
-        "guidance": None if job.guidance is None else job.guidance.describe(),
+        "spgd": None if job.spgd is None else job.spgd.describe(),
         "config": yaml.safe_load(job.config),
         "environment": dict(job.environment),
         "earlier_runs": [dict(run) for run in job.folder.earlier_runs],
@@ -65,55 +66,46 @@ def run_record(job: Job) -> dict[str, Any]:
     }
 
 
-def face_text(job: Job, case: Case, seed: int) -> dict[str, Any]:
-    """The settings of one picture, for its text chunk: no folder names, date or number of a GPU, so that repeats are
-    identical."""
-    return {
-        "notice": NOTICE,
-        "skull": None
-        if case.skull_path is None
-        else {"file": case.skull_path.name, "sha256": job.hashes[case.skull_path]},
-        "prompt": case.prompt,
-        **({} if case.missing is None else {"missing_bone": _missing(case)}),
-        **({} if job.landmarks is None else {"landmarks": job.landmarks.describe(case)}),
-        **({} if job.textures is None else {"texture": job.textures.describe(case)}),
-        "seed": seed,
-        "sampling": job.sampling.model_dump(),
-        **({} if job.guidance is None else {"guidance": job.guidance.describe(case)}),
-        "weights": dict(job.weights),
-        "environment": {key: job.environment.get(key) for key in ("iccr_diff", "git", "torch")}
-        | {"device": job.model.device.type, "precision": job.environment["precision"]},
-    }
+def _picture(path: Path | None, hashes: Mapping[Path, str]) -> dict[str, str] | None:
+    return None if path is None else {"path": str(path), "sha256": hashes[path]}
 
 
 def _missing(case: Case) -> dict[str, Any] | None:
     return None if case.missing is None else {"region": case.missing, "seed": case.missing_seed}
 
 
-def add_hashes(record: dict[str, Any], folder: Path) -> None:
-    """Enter the sha256 of every face of ``record`` into it."""
-    for case_record in record["cases"]:
-        for face_record in case_record["faces"]:
-            face_record["sha256"] = sha256(folder / face_record["file"])
+def face_text(job: Job, case: Case, seed: int) -> dict[str, Any]:
+    """Return the settings of one picture, for its text chunk.
 
-
-def sheet_footer(job: Job) -> list[str]:
-    """The small lines below a contact sheet: what the faces were drawn with."""
-    sampling = job.sampling
-    guided = []
-    if job.guidance is not None:
-        guided = [f"guided: {job.guidance.cfg.summary}"]
-    return [
-        f"weights {job.weights['file']} (sha256 {job.weights['sha256'][:12]}), {sampling.steps} {sampling.sampler} "
-        f"steps ({sampling.spacing}), eta {sampling.eta:g}, guidance {sampling.guidance_summary}",
-        *guided,
-    ]
+    Repeats give the same text: it holds no folder, no date and no number of a GPU.
+    """
+    skull = case.skull_path
+    return {
+        "notice": NOTICE,
+        "skull": None if skull is None else {"file": skull.name, "sha256": job.hashes[skull]},
+        "prompt": case.prompt,
+        **({} if case.missing is None else {"missing_bone": _missing(case)}),
+        **({} if job.landmarks is None else {"landmarks": job.landmarks.describe(case)}),
+        **({} if job.textures is None else {"texture": job.textures.describe(case)}),
+        "seed": seed,
+        "sampling": job.sampling.model_dump(),
+        **({} if job.spgd is None else {"spgd": job.spgd.describe(case)}),
+        "weights": dict(job.weights),
+        "environment": {key: job.environment.get(key) for key in ("iccr_diff", "git", "torch")}
+        | {"device": job.model.device.type, "precision": job.environment["precision"]},
+    }
 
 
 def write_sheet(job: Job, page: int) -> None:
     """Draw and write contact sheet ``page`` (from 0) from the faces in the run's folder."""
-    cases = job.cases[page * ROWS_PER_SHEET : (page + 1) * ROWS_PER_SHEET]
-    sheet = contact_sheet([_sheet_row(job, case) for case in cases], sheet_footer(job))
+    sampling, cases = job.sampling, job.cases[page * ROWS_PER_SHEET : (page + 1) * ROWS_PER_SHEET]
+    footer = [
+        f"weights {job.weights['file']} (sha256 {job.weights['sha256'][:12]}), {sampling.steps} {sampling.sampler} "
+        f"steps ({sampling.spacing}), eta {sampling.eta:g}, guidance {sampling.guidance_summary}"
+    ]
+    if job.spgd is not None:
+        footer.append(f"SPGD: {job.spgd.cfg.summary}")
+    sheet = contact_sheet([_sheet_row(job, case) for case in cases], footer)
     write_png(job.folder.path / job.sheet_names[page], sheet, {"Comment": NOTICE})
 
 
@@ -130,6 +122,78 @@ def _sheet_row(job: Job, case: Case) -> SheetRow:
         detail=describe_briefly(person) if person else "nothing known of the person",
         skull=to_uint8(read_skull(case, size)),
         faces=faces,
-        face_labels=[f"seed {seed + case.seed_offset}{skin}" for seed in job.seeds],
+        face_labels=[f"seed {seed}{skin}" for seed in job.seeds_of(case)],
         truth=None if case.face_path is None else to_uint8(read_image(case.face_path, size)[0]),
     )
+
+
+def resumed(job: Job, earlier: EarlierRun) -> RunFolder:
+    """Return the folder of ``job`` with the faces of ``earlier`` that it can keep.
+
+    Every face carries the settings behind it; a face with others belongs to another run, but for versions and machine.
+    A face without its trace is drawn again where traces are wanted.
+
+    Raises:
+        OutputError: the earlier run is another one, or one of its faces cannot be read.
+    """
+    path = job.folder.path
+    try:
+        names = {face["file"] for case in earlier.record["cases"] for face in case["faces"]}
+        before = {key: earlier.record[key] for key in ("date", "environment")}
+        runs = list(earlier.record.get("earlier_runs", []))
+    except (KeyError, TypeError) as error:
+        raise OutputError(
+            f"out: {path / RECORD} lacks what is needed to continue ({error}); overwrite=true begins again"
+        ) from error
+    draws = {face_name(case, k): (case, seed) for case, k, seed in job.draws}
+    if not names <= set(draws):
+        raise OutputError(
+            f"out: the run in {path} has faces that this one has not ({min(names - set(draws))}); resume=true "
+            "continues a run with its own skulls and number of samples: give those, or another out=FOLDER"
+        )
+    present = {file.name for file in earlier.files}
+    done: set[str] = set()
+    kept: set[str] = set()
+    for name in sorted(present & set(draws)):
+        _check_same(path / name, face_text(job, *draws[name]))
+        traces = trace_names(name) if job.traced else ()
+        if present.issuperset(traces):
+            done.add(name)
+            kept.update((name, *traces))
+    return RunFolder(
+        path,
+        outdated=[file for file in earlier.files if file.name not in kept],
+        done=frozenset(done),
+        earlier_runs=[*runs, before | {"faces_kept": len(done)}],
+        kept=frozenset(kept),
+    )
+
+
+def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
+    """Raise OutputError unless the face carries these settings."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            text = json.loads(image.info[TEXT_KEY])
+            text["spgd"] = text.get("spgd", text.pop("guidance", None))  # as it was called at first
+            old = dict(_flat(text))
+    except (OSError, ValueError, KeyError, SyntaxError, AttributeError, TypeError) as error:
+        raise OutputError(
+            f"out: {path} is no whole face of an earlier run ({type(error).__name__}: {error}); "
+            "remove it, and it is drawn again"
+        ) from error
+    new = dict(_flat(settings))
+    for key in (*new, *(key for key in old if key not in new)):
+        if key not in MAY_DIFFER and old.get(key, ABSENT.get(key)) != new.get(key):
+            raise OutputError(
+                f"out: {path} was drawn with {key} {old.get(key)}, now it is {new.get(key)}; resume=true continues a "
+                "run with its own settings: undo that, or give another out=FOLDER"
+            )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -1,33 +1,31 @@
-"""Guidance of sampling runs: its settings, the networks it asks, and what it does to a batch."""
+"""SPGD of sampling runs: its settings, the networks behind its energies, and the hook of a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from cldm.branches import Landmarks
 from cldm.controlled import ControlledLatentDiffusion
-from cldm.ddim import BeforeStep, EpsFn
-from cldm.spgd import GuidedStep, Spgd, SpgdStepConfig
+from cldm.spgd import Spgd, SpgdStepConfig
 from cldm.texture import TextureError
 from data.cases import Case
 from data.images import read_image
-from data.landmarks import LandmarksError, fractions_of, picture_size, read_landmarks
+from data.landmarks import LandmarksError
 from ldm.checkpoint import sha256
 from muti_control.conditions.case_landmarks import (
     CaseLandmarks,
-    Given,
+    GivenLandmarks,
     ReadOffSkull,
     given_landmarks,
     skull_reader,
+    true_landmarks,
 )
 from muti_control.losses.decoding import decoder_layout
 from muti_control.networks.guidance_decoder import GuidanceDecoder, load_guidance_decoder
@@ -44,6 +42,7 @@ from muti_control.sampling.energies import (
 )
 
 ENERGIES = ("landmarks", "containment", "realism", "texture")
+ENERGY_OF = {"face_landmark_weights": "landmarks", "discriminator": "realism", "exemplar": "texture"}
 FACE_LANDMARKS = "models/demo/pipnet_face.safetensors"
 
 
@@ -58,7 +57,7 @@ class SpgdConfig(SpgdStepConfig):
     decoder: file of a small decoder for the energies' eyes (the guidance_decoder stage of train.py); the face itself
         is always decoded by the model's own.
     at_once: faces decoded together with gradient. recompute: the decoder's blocks, in place of keeping what they need.
-    trace: write what guidance did to each face as NAME_guidance.json and a plot.
+    trace: write what SPGD did to each face as NAME_spgd.json and a plot.
     """
 
     landmarks: float = 1.0
@@ -136,27 +135,8 @@ class SpgdConfig(SpgdStepConfig):
 
 
 @dataclass(frozen=True)
-class TrueLandmarks:
-    """Those that the manifest knows."""
-
-    def of(self, cases: Sequence[Case], skulls: Tensor) -> Landmarks:
-        points = []
-        for case in cases:
-            assert case.landmarks_path is not None and case.face_path is not None
-            found, _ = read_landmarks(case.landmarks_path)
-            points.append(fractions_of(found, picture_size(case.face_path)))
-        stacked = torch.from_numpy(np.stack(points))
-        return Landmarks(stacked, torch.ones(stacked.shape[:2]), torch.ones(len(cases), dtype=torch.bool))
-
-    def describe(self, case: Case) -> dict[str, str]:
-        assert case.landmarks_path is not None
-        path = case.landmarks_path
-        return {"source": "known of the true face", "file": path.name, "sha256": sha256(path)}
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """Settings with the networks they name. files: sha256 by setting."""
+class SpgdRun:
+    """The settings of a run with the networks that they name. files: sha256 by setting."""
 
     cfg: SpgdConfig
     reader: LandmarkReader | None
@@ -168,35 +148,33 @@ class Guidance:
     @property
     def inputs(self) -> list[Path]:
         """Files that a run reads and must not overwrite."""
-        points = list(self.targets.files.values()) if isinstance(self.targets, Given) else []
+        points = list(self.targets.files.values()) if isinstance(self.targets, GivenLandmarks) else []
         return [*(Path(getattr(self.cfg, name)) for name in self.files), *points]
 
     def describe(self, case: Case | None = None) -> dict[str, Any]:
-        """For the records: all settings, and the sha256 of the files behind them; of a case also its target's."""
-        settings = self.cfg.model_dump()
+        """Return all settings that shape a picture, files by their sha256, for the records; the target is a case's."""
+        settings = self.cfg.model_dump(exclude={"trace", "at_once", "recompute"})
         for name in ("face_landmark_weights", "discriminator", "exemplar", "decoder"):
             used = name in self.files
             settings[name] = {"file": Path(settings[name]).name, "sha256": self.files[name]} if used else None
         settings["target"] = self.target(case)
-        del settings["trace"], settings["at_once"], settings["recompute"]  # they change no picture
         return settings
 
     def target(self, case: Case | None = None) -> dict[str, str] | str | None:
-        """Where a case's landmarks shall be, for its record; without a case what was chosen."""
+        """Return the source of a case's target landmarks, for its record; without a case the setting."""
         if self.targets is None:
             return None
-        chosen = self.cfg.target
+        choice = self.cfg.target
         if case is None:
-            return chosen if chosen in ("auto", "true") else Path(chosen).name
-        return {"chosen": "file" if self.cfg.names_files else chosen, **self.targets.describe(case)}
+            return choice if choice in ("auto", "true") else Path(choice).name
+        return {"chosen": "file" if self.cfg.names_files else choice, **self.targets.describe(case)}
 
-    def of(self, model: ControlledLatentDiffusion, cases: Sequence[Case], skulls: Tensor) -> BatchGuidance:
-        """Guidance of one batch; skulls: (B, 3, H, W) in [0, 1]."""
+    def of(self, model: ControlledLatentDiffusion, cases: Sequence[Case], skulls: Tensor) -> Spgd:
+        """Return the hook of one batch; skulls: (B, 3, H, W) in [0, 1]."""
         skulls, cfg = skulls.to(model.device), self.cfg
         terms: dict[str, tuple[float, Energy]] = {}
         if cfg.landmarks > 0 and self.reader is not None and self.targets is not None:
-            points = self.targets.of(cases, skulls)
-            terms["landmarks"] = cfg.landmarks, LandmarkEnergy(self.reader, points)
+            terms["landmarks"] = cfg.landmarks, LandmarkEnergy(self.reader, self.targets.of(cases, skulls))
         if cfg.containment > 0:
             terms["containment"] = cfg.containment, ContainmentEnergy(skulls)
         if cfg.realism > 0 and self.discriminator is not None:
@@ -205,36 +183,21 @@ class Guidance:
             exemplar = _exemplar(Path(cfg.exemplar), skulls.shape[-1]).to(skulls)
             terms["texture"] = cfg.texture, TextureEnergy(exemplar.expand(len(skulls), -1, -1, -1))
         decode = self.decoder or decoder_of(model, cfg.recompute)
-        energy = DecodedEnergies(decode, terms, cfg.at_once)
-        return BatchGuidance(cfg, energy)
+        return Spgd(cfg, DecodedEnergies(decode, terms, cfg.at_once), cfg.trace)
 
 
-@dataclass(frozen=True)
-class BatchGuidance:
-    """A ``cldm.spgd.Guide``. steps: what it did, filled while it runs if the settings ask for a trace."""
-
-    cfg: SpgdConfig
-    energy: DecodedEnergies
-    steps: list[GuidedStep] = field(default_factory=list)
-
-    def attach(self, eps_fn: EpsFn, alphas_cumprod: Tensor, num_steps: int) -> tuple[EpsFn, BeforeStep]:
-        record = self.steps.append if self.cfg.trace else None
-        spgd = Spgd(self.cfg, self.energy, eps_fn, alphas_cumprod, num_steps, record)
-        return spgd.eps, spgd.before_step
-
-
-def load_guidance(
+def load_spgd(
     cfg: SpgdConfig,
     model: ControlledLatentDiffusion,
     cases: Sequence[Case],
     condition: CaseLandmarks | None,
     skull_landmarks: Path,
-) -> Guidance | None:
-    """What the settings ask for, with every file read and checked; None where it changes nothing.
+) -> SpgdRun | None:
+    """Read and check every file that the settings name; None where they change nothing.
 
     Args:
-        condition: where the landmark branch's points come from, if it has any. skull_landmarks: file of the network
-            that reads them off skulls, where that is asked for.
+        condition: source of the landmark branch's points, if the model has one. skull_landmarks: file of the network
+            that reads landmarks off skulls.
 
     Raises:
         ValueError: a file that is missing or does not fit; the message says what to do.
@@ -243,49 +206,51 @@ def load_guidance(
     if not cfg.acts:
         return None
     files: dict[str, str] = {}
-    reader = targets = discriminator = None
+
+    def file(key: str) -> Path:
+        path = Path(getattr(cfg, key))
+        if not path.is_file():
+            raise ValueError(
+                f"spgd.{key}: {path} is no file; give one, or spgd.{ENERGY_OF[key]}=0 leaves the energy out"
+            )
+        files[key] = sha256(path)
+        return path
+
+    reader = targets = discriminator = decoder = None
     if cfg.landmarks > 0:
-        reader = LandmarkReader.load(_there(cfg.face_landmark_weights, "face_landmark_weights"), model.device)
+        reader = LandmarkReader.load(file("face_landmark_weights"), model.device)
         if reader.role != "face":
             raise ValueError(
                 f"spgd.face_landmark_weights: {cfg.face_landmark_weights} reads landmarks off a {reader.role}, "
                 "expected a network for faces"
             )
-        files["face_landmark_weights"] = sha256(Path(cfg.face_landmark_weights))
         targets = _targets(cfg.target, cases, condition, skull_landmarks, reader.net.cfg.num_landmarks, model)
     _check_skulls(cfg, cases, targets)
-    if cfg.realism > 0 and cfg.discriminator is not None:
-        discriminator = PatchGan.load(_there(cfg.discriminator, "discriminator"), model.device)
+    if cfg.realism > 0:
+        discriminator = PatchGan.load(file("discriminator"), model.device)
         if discriminator.cfg.in_channels != 6:
             raise ValueError(
                 f"spgd.discriminator: {cfg.discriminator} takes {discriminator.cfg.in_channels} channels, "
                 "expected 6 (skull and face); the control stage with losses.gan writes one"
             )
-        files["discriminator"] = sha256(Path(cfg.discriminator))
-    if cfg.texture > 0 and cfg.exemplar is not None:
-        _exemplar(_there(cfg.exemplar, "exemplar"), model.cfg.image_size)
-        files["exemplar"] = sha256(Path(cfg.exemplar))
-    decoder = None
+    if cfg.texture > 0:
+        _exemplar(file("exemplar"), model.cfg.image_size)
     if cfg.decoder is not None:
         decoder = load_guidance_decoder(cfg.decoder, model)
         files["decoder"] = sha256(Path(cfg.decoder))
-    return Guidance(cfg, reader, targets, discriminator, decoder, files)
+    return SpgdRun(cfg, reader, targets, discriminator, decoder, files)
 
 
 def _check_skulls(cfg: SpgdConfig, cases: Sequence[Case], targets: CaseLandmarks | None) -> None:
-    """Raises: ValueError: an energy that looks at the skull, and a case without one."""
-    without = next((case.name for case in cases if case.skull_path is None), None)
-    if without is None:
-        return
-    looking = [name for name in ("containment", "realism") if cfg.weights[name] > 0]
-    points = ""
-    if isinstance(targets, ReadOffSkull):
-        looking, points = ["landmarks", *looking], ", or spgd.target=PATH gives the landmarks"
-    if looking:
-        one, leave = len(looking) == 1, " ".join(f"spgd.{name}=0" for name in looking)
+    """Raise ValueError for an energy that needs the skull of a case without one."""
+    name = next((case.name for case in cases if case.skull_path is None), None)
+    energies = [energy for energy in ("containment", "realism") if cfg.weights[energy] > 0]
+    energies += ["landmarks"] if isinstance(targets, ReadOffSkull) else []
+    if name is not None and energies:
+        remedy = " ".join(f"spgd.{energy}=0" for energy in energies)
+        points = ", and spgd.target=PATH gives the landmarks" if "landmarks" in energies else ""
         raise ValueError(
-            f"spgd: {', '.join(looking)} need{'s' * one} a skull, and {without} has none; {leave} leave{'s' * one} "
-            f"{'it' if one else 'them'} out{points}"
+            f"spgd: {name} has no skull, expected one for {', '.join(energies)}; {remedy} goes without{points}"
         )
 
 
@@ -299,18 +264,6 @@ def _exemplar(path: Path, size: int) -> Tensor:
     return picture
 
 
-def _there(name: str, key: str) -> Path:
-    path = Path(name)
-    if not path.is_file():
-        energy = {"face_landmark_weights": "landmarks", "discriminator": "realism", "exemplar": "texture"}[
-            key
-        ]
-        raise ValueError(
-            f"spgd.{key}: {path} is no file; give one, or leave the energy out by spgd.{energy}=0"
-        )
-    return path
-
-
 def _targets(
     choice: str,
     cases: Sequence[Case],
@@ -319,36 +272,25 @@ def _targets(
     num_points: int,
     model: ControlledLatentDiffusion,
 ) -> CaseLandmarks:
-    """Where the landmarks shall be. Raises: ValueError."""
+    """Return the source of the target landmarks. Raises: ValueError."""
     if choice == "true":
-        for case in cases:
-            if case.landmarks_path is None or case.face_path is None:
-                raise LandmarksError(
-                    f"spgd.target=true: {case.name} has no known landmarks; they come from a manifest with "
-                    "'landmarks' and 'target'"
-                )
-            found, _ = read_landmarks(case.landmarks_path)
-            if len(found) != num_points:
-                raise LandmarksError(
-                    f"spgd.target=true: {case.landmarks_path} has {len(found)} points, the network for faces "
-                    f"{num_points}"
-                )
-        return TrueLandmarks()
+        return true_landmarks(cases, num_points, "spgd.target=true")
     if choice != "auto":
         if not Path(choice).exists():
             near = get_close_matches(choice, ("auto", "true"), 1)
-            meant = f"did you mean {near[0]}? Expected" if near else "expected"
+            hint = f"did you mean {near[0]}? Expected" if near else "expected"
             raise LandmarksError(
-                f"spgd.target: there is no {choice}; {meant} auto (read off the skull), true (known of the true "
-                "face, from the manifest), or a file of points in px of the skull picture or a folder of them"
+                f"spgd.target: there is no {choice}; {hint} auto (read off the skull), true (known of the true face, "
+                "from the manifest), or a file of points in px of the skull picture or a folder of them"
             )
         return given_landmarks(Path(choice), cases, num_points, "spgd.target")
-    if condition is not None and model.cfg.control.landmarks is not None:
-        if model.cfg.control.landmarks.num_points == num_points:
+    branch = model.cfg.control.landmarks
+    if condition is not None and branch is not None:
+        if branch.num_points == num_points:
             return condition
         raise ValueError(
-            f"spgd: the model's landmarks have {model.cfg.control.landmarks.num_points} points, the network for "
-            f"faces {num_points}; spgd.landmarks=0 leaves this energy out"
+            f"spgd: the model's landmarks have {branch.num_points} points, the network for faces {num_points}; "
+            "spgd.landmarks=0 leaves this energy out"
         )
     if not skull_landmarks.is_file():
         raise ValueError(

@@ -14,24 +14,24 @@ import torch
 from cldm.controlled import ControlledLatentDiffusion, load_model
 from cldm.record import RECORD, claim_folder, environment
 from cldm.sampling import SamplingConfig
-from data.cases import Case
+from data.cases import Case, cases_of
 from data.files import picture_sha256
 from data.images import read_image, to_uint8, write_png
 from data.manifest import Record
 from ldm.checkpoint import sha256
 from muti_control.conditions.case_landmarks import (
     CaseLandmarks,
-    KnownLandmarks,
     ReadOffSkull,
     choose_landmarks,
+    true_landmarks,
 )
 from muti_control.conditions.case_textures import CaseTextures, choose_textures
 from muti_control.distributed import Team
-from muti_control.sampling.draw import draw_cases, finish_cases
+from muti_control.sampling.draw import reconstruct_cases
 from muti_control.sampling.job import Job, RunFolder, face_name
 from muti_control.sampling.prepare import recommended_sampling
-from muti_control.sampling.resume import resumed
-from muti_control.sampling.spgd import Guidance, SpgdConfig, load_guidance
+from muti_control.sampling.record import resumed
+from muti_control.sampling.spgd import SpgdConfig, SpgdRun, load_spgd
 
 Advance = Callable[[int], None]
 
@@ -65,7 +65,7 @@ class Weights:
         model, metadata = load_model(path)
         source = landmarks.source(model)
         textures = choose_textures(texture, cases, model)[0] if model.has_trained("texture") else None
-        guided = load_guidance(guidance, model, cases, source, landmarks.weights)  # what is wrong is told now
+        guided = load_spgd(guidance, model, cases, source, landmarks.weights)  # what is wrong is told now
         networks = {} if guided is None else {getattr(guidance, key): h for key, h in guided.files.items()}
         for points in (source, None if guided is None else guided.targets):
             if isinstance(points, ReadOffSkull):
@@ -108,7 +108,8 @@ class ShownLandmarks:
         if model.cfg.control.landmarks is None or not model.has_trained("landmarks") or self.choice == "none":
             return None
         if self.choice == "known":
-            return KnownLandmarks(self.known, model.cfg.control.landmarks.num_points)
+            cases = cases_of(list(self.known.values()))
+            return true_landmarks(cases, model.cfg.control.landmarks.num_points, "landmarks=known")
         source, lacking = choose_landmarks("auto", self.weights, [], model)
         if lacking is not None:
             raise ValueError(
@@ -183,9 +184,7 @@ class Sampler:
         job = self._job(wanted)
         before = sum(len(batch) for _, batch in job.missing) * wanted.sampling.steps
         advance(wanted.steps - before)  # what is there already
-        record = draw_cases(job, advance)
-        if self.team.is_first:
-            finish_cases(job, record)
+        reconstruct_cases(job, advance)
 
     def _job(self, wanted: Wanted) -> Job:
         job = Job(
@@ -203,7 +202,7 @@ class Sampler:
             config=self.config,
             landmarks=self._source,
             textures=self._textures(wanted.cases),
-            guidance=self._guidance(wanted),
+            spgd=self._spgd(wanted),
             team=self.team,
         )
         if not self.team.is_first:
@@ -213,10 +212,10 @@ class Sampler:
         earlier = claim_folder(wanted.folder, resume=True)
         return job if earlier is None else replace(job, folder=resumed(job, earlier))
 
-    def _guidance(self, wanted: Wanted) -> Guidance | None:
+    def _spgd(self, wanted: Wanted) -> SpgdRun | None:
         if not wanted.guided:
             return None
-        return load_guidance(self.guidance, self.model, wanted.cases, self._source, self.landmarks.weights)
+        return load_spgd(self.guidance, self.model, wanted.cases, self._source, self.landmarks.weights)
 
     def _hashes_of(self, cases: Sequence[Case]) -> dict[Path, str]:
         paths = {p for case in cases for p in (case.skull_path, case.face_path) if p is not None}
