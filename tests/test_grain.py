@@ -30,8 +30,7 @@ from muti_control.distributed import Team
 from muti_control.evaluation.methods.sampled import Sampler
 from muti_control.evaluation.protocol.run_folder import identity_of
 from muti_control.losses.autoencoder import texture_loss
-from muti_control.sampling.record import TEXT_KEY
-from muti_control.sampling.record import _check_same
+from muti_control.sampling.record import TEXT_KEY, _check_same
 from muti_control.training.latent_stage import LatentStage
 from settings.reading import to_yaml
 

@@ -89,9 +89,7 @@ def skulls(num: int) -> Tensor:
     return (large * (large > 0.4)).expand(-1, 3, -1, -1)
 
 
-def draw(
-    model: ControlledLatentDiffusion, pictures: Tensor, guide: Spgd | None, first: int = 0
-) -> Tensor:
+def draw(model: ControlledLatentDiffusion, pictures: Tensor, guide: Spgd | None, first: int = 0) -> Tensor:
     num = len(pictures)
     return reconstruct(
         model, pictures, [PROMPT] * num, range(first, first + num), SAMPLING, spgd=guide

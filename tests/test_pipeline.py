@@ -25,8 +25,8 @@ import muti_control.sampling.draw as reconstruction
 import sample
 from cldm.sampling import reconstruct
 from data.images import read_image, to_uint8
+from muti_control.sampling.draw import read_ahead
 from muti_control.sampling.job import Job
-from muti_control.sampling.pipeline import WriteBehind, read_ahead
 from muti_control.sampling.record import run_record
 
 
@@ -76,65 +76,6 @@ def test_leaving_early_reads_no_further() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
 
 
-def test_writing_is_bounded_and_done_at_the_end() -> None:
-    lock, inside, most, done = threading.Lock(), [0], [0], []
-    started = [0]
-
-    def write(item: int) -> None:
-        with lock:
-            inside[0] += 1
-            most[0] = max(most[0], started[0] - len(done))
-        time.sleep(0.002)
-        with lock:
-            inside[0] -= 1
-            done.append(item)
-
-    with WriteBehind(threads=2, limit=5) as writers:
-        for item in range(40):
-            writers.put(write, item)
-            with lock:
-                started[0] += 1
-    assert sorted(done) == list(range(40))
-    assert most[0] <= 6  # the limit, and the one whose put has not returned
-
-
-@pytest.mark.parametrize("num_after", [0, 30])
-def test_an_error_of_writing_is_raised_soon_or_at_the_end(num_after: int) -> None:
-    done: list[int] = []
-
-    def fail() -> None:
-        raise OSError("no space left on device")
-
-    def write_all() -> None:
-        with WriteBehind(threads=1, limit=2) as writers:
-            writers.put(fail)
-            for item in range(num_after):
-                writers.put(done.append, item)
-
-    with pytest.raises(OSError, match="no space"):
-        write_all()
-    assert len(done) <= 2
-
-
-def test_what_was_put_before_an_interruption_is_written_and_the_interruption_wins() -> None:
-    done: list[int] = []
-
-    def slow(item: int) -> None:
-        time.sleep(0.01)
-        done.append(item)
-        raise ValueError("of less weight")
-
-    def write_all() -> None:
-        with WriteBehind(threads=1, limit=9) as writers:
-            for item in range(3):
-                writers.put(slow, item)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_all()
-    assert done == [0, 1, 2]
-
-
 def test_pictures_read_by_many_threads_leave_the_warnings_as_they_were(tmp_path: Path) -> None:
     Image.new("L", (64, 64)).save(tmp_path / "a.png")
     before = list(warnings.filters)
@@ -171,7 +112,7 @@ def test_the_files_hold_what_drawing_one_batch_after_the_other_gives(
 ) -> None:
     job = prepared("seed=3")
     reconstruction.reconstruct_cases(job)
-    for batch in job.batches:  # as simply as it can be said
+    for _, batch in job.missing:  # as simply as it can be said
         skulls = np.stack([read_image(case.skull_path, 64)[0].transpose(2, 0, 1) for case, _, _ in batch])
         prompts, seeds = [case.prompt for case, _, _ in batch], [seed for _, _, seed in batch]
         faces = reconstruct(job.model, torch.from_numpy(skulls), prompts, seeds, job.sampling)
@@ -233,8 +174,8 @@ def test_the_pictures_in_memory_do_not_grow_with_the_run(
 
     monkeypatch.setattr(reconstruction, "draw_faces", counted)
     monkeypatch.setattr(reconstruction, "write_png", lambda *_: time.sleep(0.05))
-    monkeypatch.setattr(reconstruction, "write_sheet", lambda *_: None)
-    monkeypatch.setattr(reconstruction, "add_hashes", lambda *_: None)
+    monkeypatch.setattr(reconstruction, "_write_summary", lambda *_: None)
+    monkeypatch.setattr(reconstruction, "sha256", str)
     reconstruction.reconstruct_cases(prepared("num_samples=4", "batch_size=2", "sampling.steps=1"))
     assert 2 <= most[0] <= 4  # two waiting to be written, one just drawn, one in the hands of a thread
 
