@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cldm.controlled import ControlledLatentDiffusion, model_metadata
@@ -72,11 +71,6 @@ def edit(path: Path, change: Callable[[dict], object]) -> None:
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
-
-
-def rewrite(path: Path, rename: Callable[[str], str], convert: Callable[[str, Tensor], Tensor]) -> None:
-    state = load_file(path)
-    save_file({rename(key): convert(key, value.clone()) for key, value in state.items()}, path)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

@@ -257,7 +257,11 @@ def test_conda_environment_has_the_ranges_of_pyproject():
     environment = yaml.safe_load((ROOT / "environment.yaml").read_text(encoding="utf-8"))
     conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
     pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
-    wanted = [line for extra in ("cohort", "ct", "eval") for line in project["optional-dependencies"][extra]]
+    wanted = [
+        line
+        for extra in ("cohort", "ct", "eval", "diffusers")
+        for line in project["optional-dependencies"][extra]
+    ]
     assert sorted(pip) == sorted(project["dependencies"] + wanted)
     assert f"python{project['requires-python']}" in conda
 

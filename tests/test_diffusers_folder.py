@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import shutil
-from dataclasses import asdict, replace
+import sys
 from pathlib import Path
 
 import diffusers
@@ -28,7 +27,7 @@ from transformers import CLIPTokenizer
 
 from cldm.controlled import ControlledLatentDiffusion, load_model, model_config_from_metadata, model_metadata
 from cldm.diffusers_folder.__main__ import main
-from cldm.diffusers_folder.configs import check_expressible, part_configs
+from cldm.diffusers_folder.configs import CLASSES, check_expressible, settings_of
 from cldm.diffusers_folder.keys import their_keys
 from cldm.sampling import SamplingConfig, reconstruct
 from ldm.checkpoint import read_state_dict, write_state_dict
@@ -97,7 +96,7 @@ def test_the_pipeline_draws_our_picture(
 
 
 def exported_with(model: ControlledLatentDiffusion, sampling: SamplingConfig, parent: Path) -> Path:
-    metadata = {**model_metadata(CFG), "sampling": json.dumps(asdict(sampling))}
+    metadata = {**model_metadata(CFG), "sampling": sampling.model_dump_json()}
     write_state_dict(parent / "m.safetensors", model.state_dict(), metadata)
     assert main(["export", str(parent / "m.safetensors"), str(parent / "out")]) == 0
     return parent / "out"
@@ -107,7 +106,6 @@ def exported_with(model: ControlledLatentDiffusion, sampling: SamplingConfig, pa
     "settings",
     [
         {"sampler": "ddim", "spacing": "trailing", "eta": 1.0, "guidance_scale": 1.0},
-        {"sampler": "dpmpp_2m", "spacing": "karras", "eta": 0.0, "guidance_scale": 2.0},
         {"sampler": "dpmpp_2m", "spacing": "midmany", "eta": 1.0, "guidance_scale": 1.0},
     ],
     ids=lambda settings: " ".join(map(str, settings.values())),
@@ -136,15 +134,15 @@ def test_the_script_in_the_folder_draws_what_sample_py_draws(
     ("settings", "message", "argument"),
     [
         (
-            {"control_scales": [1.5, 1.5, 1, 1, 1, 1, 0.7]},
-            "each residual is recommended (1.5, 1.5, 1, 1, 1, 1, 0.7)",
+            {"control_scales": [1.5, 1.5, 1.0, 1.0, 1.0, 1.0, 0.7]},
+            "control scale",
             "controlnet_conditioning_scale=1.1,",
         ),
-        ({"spacing": "midmany"}, "DDIM with 'midmany' spacing", "num_inference_steps=4,"),
-        ({"sampler": "unipc", "eta": 0.0}, "UniPC with 'trailing' spacing", "num_inference_steps=4,"),
-        ({"sampler": "dpmpp_2m", "eta": 0.3}, "eta is 0 there", "timesteps=[999, 749, 499, 249],"),
-        ({"control_end": 0.5}, "one step more or less", "control_guidance_end=0.5,"),
-        ({"guidance_scale": 0.5}, "below 1 it is off", "guidance_scale=0.5,"),
+        ({"spacing": "midmany"}, "'midmany'", "num_inference_steps=4,"),
+        ({"sampler": "unipc", "eta": 0.0}, "UniPC", "num_inference_steps=4,"),
+        ({"sampler": "dpmpp_2m", "eta": 0.3}, "eta 0.3", "timesteps=[999, 749, 499, 249],"),
+        ({"control_end": 0.5}, "skull", "control_guidance_end=0.5,"),
+        ({"guidance_scale": 0.5}, "Guidance 0.5", "guidance_scale=0.5,"),
     ],
 )
 def test_settings_that_diffusers_has_not_are_said(model, tmp_path: Path, capsys, settings, message, argument):
@@ -154,11 +152,6 @@ def test_settings_that_diffusers_has_not_are_said(model, tmp_path: Path, capsys,
     for text in (message, "differ from sample.py's"):
         assert text in said and text in card
     assert f"    {argument}\n" in card
-    scheduler = json.loads((tmp_path / "out/scheduler/scheduler_config.json").read_text())
-    built = getattr(diffusers, scheduler["_class_name"]).from_config(scheduler)
-    assert {
-        k: v for k, v in built.config.items() if k in scheduler and k[0] != "_"
-    }.items() <= scheduler.items()
 
 
 def test_a_file_that_recommends_nothing_or_nonsense(model, tmp_path: Path, capsys) -> None:
@@ -194,19 +187,13 @@ def test_tokenizer_gives_our_ids(exported: Path) -> None:
 
 
 def test_full_size_names_and_shapes_are_those_of_the_libraries() -> None:
-    """Stable Diffusion 1.5 on the meta device: every parameter of theirs has one of ours, of the same shape."""
+    """Stable Diffusion 1.5 on the meta device: each of their parameters is one of ours, of the same shape."""
     cfg = ModelConfig(image_size=512)
-    configs = part_configs(cfg)
+    settings = settings_of(cfg)
     with torch.device("meta"):
         ours = {key: value.shape for key, value in ControlledLatentDiffusion(cfg).state_dict().items()}
-        theirs = {
-            "unet": diffusers.UNet2DConditionModel.from_config(configs["unet"]),
-            "vae": diffusers.AutoencoderKL.from_config(configs["vae"]),
-            "controlnet": diffusers.ControlNetModel.from_config(configs["controlnet"]),
-        }
-    for part, net in theirs.items():
-        known = inspect.signature(type(net).__init__).parameters
-        assert not [key for key in configs[part] if key not in known and not key.startswith("_")]
+        nets = {part: CLASSES[part](**settings[part]) for part in ("unet", "vae", "controlnet")}
+    for part, net in nets.items():
         names = their_keys(cfg)[part]
         shapes = {key: value.shape for key, value in net.state_dict().items()}
         assert sorted(names.values()) == sorted(shapes)
@@ -258,15 +245,17 @@ def test_nothing_is_overwritten_or_left_behind(
     (tmp_path / "full" / "mine.txt").write_text("mine")
     (tmp_path / "file.safetensors").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
-    assert "not empty" in refused(capsys, "export", checkpoint, tmp_path / "full")
-    assert "is a file" in refused(capsys, "export", checkpoint, tmp_path / "file.safetensors")
-    assert "mkdir -p" in refused(capsys, "export", checkpoint, tmp_path / "no" / "where")
-    assert "force=true" in refused(capsys, "import", exported, tmp_path / "file.safetensors")
-    assert "must end in" in refused(capsys, "import", exported, tmp_path / "model.bin")
-    assert "does not exist" in refused(capsys, "import", tmp_path / "nowhere", tmp_path / "x.ckpt")
-    assert "no such file" in refused(capsys, "export", tmp_path / "nothing.ckpt", tmp_path / "out")
-    wrong = refused(capsys, "export", checkpoint, tmp_path / "out", "config=models/cldm_v15.yaml")
-    assert "do not have the expected architecture" in wrong
+    for arguments, named in (
+        (("export", checkpoint, tmp_path / "full"), "full"),
+        (("export", checkpoint, tmp_path / "file.safetensors"), "file.safetensors"),
+        (("export", checkpoint, tmp_path / "no" / "where"), "mkdir -p"),
+        (("export", tmp_path / "nothing.ckpt", tmp_path / "out"), "nothing.ckpt"),
+        (("export", checkpoint, tmp_path / "out", "config=models/cldm_v15.yaml"), "conv_in"),
+        (("import", exported, tmp_path / "file.safetensors"), "force=true"),
+        (("import", exported, tmp_path / "model.bin"), "model.bin"),
+        (("import", tmp_path / "nowhere", tmp_path / "x.ckpt"), "nowhere"),
+    ):
+        assert named in refused(capsys, *arguments)
     assert sorted(tmp_path.rglob("*")) == before
     (tmp_path / "empty").mkdir()
     assert main(["export", str(checkpoint), str(tmp_path / "empty")]) == 0
@@ -274,10 +263,9 @@ def test_nothing_is_overwritten_or_left_behind(
 
 
 def test_branches_are_left_out_and_the_rest_draws_as_without_their_conditions(tmp_path: Path, capsys) -> None:
-    cfg = replace(
-        CFG,
-        control=replace(
-            CFG.control, landmarks=LandmarkConfig(num_points=5, widths=[4, 4]), texture=TextureConfig()
+    cfg = CFG.with_(
+        control=CFG.control.with_(
+            landmarks=LandmarkConfig(num_points=5, widths=[4, 4]), texture=TextureConfig()
         ),
         first_stage=CFG.first_stage.with_(grain=4),
     )
@@ -289,10 +277,8 @@ def test_branches_are_left_out_and_the_rest_draws_as_without_their_conditions(tm
     metadata = {**model_metadata(cfg), "sampling": json.dumps(SAMPLING)}
     write_state_dict(tmp_path / "m.safetensors", model.state_dict(), metadata)
     assert main(["export", str(tmp_path / "m.safetensors"), str(tmp_path / "out")]) == 0
-    said = capsys.readouterr().out
-    assert "The landmarks and texture branches of its ControlNet are left out" in said
-    assert "landmarks=none texture=none" in (tmp_path / "out/README.md").read_text()
-    assert "faces come without grain" in said
+    for text in (capsys.readouterr().out, (tmp_path / "out/README.md").read_text()):
+        assert "landmarks=none texture=none" in text and "grain" in text
     imported(tmp_path / "out", tmp_path / "back.safetensors")
     back, _ = load_model(tmp_path / "back.safetensors")
     assert back.cfg.control.landmarks is None and back.cfg.control.texture is None
@@ -331,3 +317,9 @@ def test_what_diffusers_cannot_be_configured_to_be(tiny_config: ModelConfig, cap
         with pytest.raises(ValueError, match=rf"diffusers has no setting for {section}\.{name}\b"):
             check_expressible(tiny_config)
         setattr(getattr(tiny_config, section), name, kept)
+
+
+def test_a_missing_library_gives_one_message(checkpoint: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    assert "pip install diffusers" in refused(capsys, "export", checkpoint, tmp_path / "out")
+    assert "pip install diffusers" in refused(capsys, "import", tmp_path, tmp_path / "out.safetensors")

@@ -16,7 +16,6 @@ from diffusers_folders import (
     imported,
     perturbed_model,
     refused,
-    rewrite,
     same,
 )
 from safetensors.torch import load_file, save_file
@@ -24,7 +23,7 @@ from transformers import CLIPTextConfig
 
 from cldm.controlled import ControlledLatentDiffusion, model_config_from_metadata
 from cldm.diffusers_folder.__main__ import main
-from cldm.diffusers_folder.their_configs import model_config
+from cldm.diffusers_folder.configs import model_config
 from ldm.latent_diffusion import ModelConfig
 
 
@@ -62,10 +61,9 @@ def copy(exported: Path, tmp_path: Path) -> Path:
         {"safe_serialization": True},
         {"safe_serialization": False},
         {"variant": "fp16"},
-        {"max_shard_size": "100KB"},
         {"max_shard_size": "100KB", "variant": "fp16"},
     ],
-    ids=["safetensors", "bin", "variant", "shards", "shards of a variant"],
+    ids=["safetensors", "bin", "variant", "shards of a variant"],
 )
 def test_what_diffusers_saves_is_imported(model, pipeline, tmp_path: Path, how: dict, capsys) -> None:
     pipeline.save_pretrained(tmp_path / "theirs", **how)
@@ -89,35 +87,9 @@ def test_full_precision_is_preferred_and_a_variant_can_be_chosen(pipeline, tmp_p
     assert state["control_model.zero_convs.0.0.weight"].dtype == torch.float32  # of which there is no variant
 
 
-def test_older_names_and_shapes(model, copy: Path, tmp_path: Path) -> None:
-    """VAE attention as diffusers < 0.12 had it, as convolutions; linear layers in the UNet; bare text keys."""
-    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-
-    def older(key: str) -> str:
-        for new, name in old.items():
-            key = key.replace(f"attentions.0.{new}.", f"attentions.0.{name}.")
-        return key
-
-    rewrite(
-        copy / "vae/diffusion_pytorch_model.safetensors",
-        older,
-        lambda key, value: value[..., None, None] if ".attentions." in key and value.ndim == 2 else value,
-    )
-    rewrite(
-        copy / "unet/diffusion_pytorch_model.safetensors",
-        lambda key: key,
-        lambda key, value: value.flatten(1) if ".proj_" in key and value.ndim == 4 else value,
-    )
-    rewrite(
-        copy / "text_encoder/model.safetensors", lambda key: key.removeprefix("text_model."), lambda _, v: v
-    )
-    (copy / "model_index.json").unlink()  # as a folder put together by hand has none
-    state, _ = imported(copy, tmp_path / "back.safetensors")
-    assert same(dict(model.state_dict()), state)
-
-
 def test_without_control_the_result_is_a_base_file(copy: Path, tmp_path: Path, capsys) -> None:
     shutil.rmtree(copy / "controlnet")
+    (copy / "model_index.json").unlink()  # as a folder put together by hand has none
     state, metadata = imported(copy, tmp_path / "base.safetensors", "image_size=128")
     assert "tool_add_control.py adds" in capsys.readouterr().out
     assert not [key for key in state if key.startswith("control_model.")]
@@ -143,7 +115,7 @@ def test_a_single_controlnet_goes_onto_a_base(model, copy: Path, tmp_path: Path,
     edit(tmp_path / "alone/config.json", lambda c: c.update(cross_attention_dim=1024))
     base = f"base={tmp_path / 'base.safetensors'}"
     error = refused(capsys, "import", tmp_path / "alone", tmp_path / "x.ckpt", base)
-    assert "context_dim is 1024, the UNet's 24" in error
+    assert "cross_attention_dim is 1024" in error
     assert not (tmp_path / "x.ckpt").exists()
 
 
@@ -180,44 +152,35 @@ def test_the_published_configs_of_stable_diffusion_15_are_understood() -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "change", "message"),
+    ("part", "change", "named"),
     [
-        ("unet", {"in_channels": 9}, "an inpainting model"),
-        ("unet", {"attention_head_dim": [5, 10, 20]}, "Stable Diffusion 2"),
+        ("unet", {"in_channels": 9}, "inpainting"),
         ("text_encoder", {"hidden_act": "gelu"}, "Stable Diffusion 2"),
         ("unet", {"addition_embed_type": "text_time"}, "Stable Diffusion XL"),
-        (
-            "scheduler",
-            {"prediction_type": "sample"},
-            "prediction_type is 'sample', but ours are epsilon and v",
-        ),
-        ("scheduler", {"beta_schedule": "linear"}, "beta_schedule is 'linear'"),
-        ("unet", {"class_embed_type": "timestep"}, "class_embed_type is 'timestep'"),
-        ("unet", {"block_out_channels": [16, 40, 32]}, "multiples of the first"),
-        ("unet", {"up_block_types": ["UpBlock2D"] * 3}, "mirror image"),
-        ("unet", {"down_block_types": ["AttnDownBlock2D"] * 3}, "expected 3 of DownBlock2D"),
-        ("unet", {"layers_per_block": [1, 2, 1]}, "one number for all levels"),
-        ("text_encoder", {"hidden_size": 32}, "make them equal"),
-        ("unet", {"layers_per_block": 2}, "the ControlNet's num_res_blocks is 1, the UNet's 2"),
-        ("unet", {"in_channels": "4"}, "in_channels is '4', expected a whole number"),
-        ("unet", {"down_block_types": None}, "down_block_types is None"),
-        ("unet", {"norm_num_groups": 0}, "norm_num_groups is 0"),
-        ("vae", {"norm_num_groups": 5}, "divisible"),
-        ("unet", {"transformer_layers_per_block": 10**9}, "expected a whole number of 1..16"),
-        ("vae", {"scaling_factor": None}, "scaling_factor is None"),
-        ("vae", {"shift_factor": 0.1}, "shift_factor is 0.1"),
-        ("vae", {"layers_per_block": 2}, "missing (encoder.down_blocks.0.resnets.1.norm1.weight"),
-        ("controlnet", {"controlnet_conditioning_channel_order": "bgr"}, "channel_order is 'bgr'"),
-        ("controlnet", {"conditioning_embedding_out_channels": [4, 6]}, "four widths"),
-        ("controlnet", {"conditioning_embedding_out_channels": [4, 6, 8, "x"]}, "whole numbers above 0"),
-        ("controlnet", {"conditioning_embedding_out_channels": [5, 6, 8, 10]}, "of another shape"),
+        ("unet", {"attention_head_dim": [5, 10, 20]}, "unet.num_heads"),
+        ("unet", {"class_embed_type": "timestep"}, "class_embed_type"),
+        ("unet", {"block_out_channels": [16, 40, 32]}, "block_out_channels"),
+        ("unet", {"up_block_types": ["UpBlock2D"] * 3}, "up_block_types"),
+        ("unet", {"down_block_types": None}, "down_block_types"),
+        ("unet", {"layers_per_block": 2}, "layers_per_block"),
+        ("unet", {"in_channels": "4"}, "in_channels"),
+        ("unet", {"norm_num_groups": 0}, "norm_groups"),
+        ("unet", {"transformer_layers_per_block": 10**9}, "transformer_depth"),
+        ("text_encoder", {"hidden_size": 32}, "context_dim"),
+        ("scheduler", {"prediction_type": "sample"}, "prediction_type"),
+        ("scheduler", {"beta_schedule": "linear"}, "beta_schedule"),
+        ("vae", {"scaling_factor": None}, "scale_factor"),
+        ("vae", {"shift_factor": 0.1}, "shift_factor"),
+        ("vae", {"layers_per_block": 2}, "missing (decoder.up_blocks.0.resnets.2.conv1.bias"),
+        ("controlnet", {"conditioning_embedding_out_channels": [4, 6, 8, "x"]}, "embedding_out_channels"),
+        ("controlnet", {"conditioning_embedding_out_channels": [5, 6, 8, 10]}, "controlnet_cond_embedding"),
     ],
 )
-def test_other_models_are_refused(copy: Path, tmp_path: Path, capsys, part, change, message: str) -> None:
+def test_other_models_are_refused(copy: Path, tmp_path: Path, capsys, part, change, named: str) -> None:
     name = "scheduler_config.json" if part == "scheduler" else "config.json"
     edit(copy / part / name, lambda content: content.update(change))
     error = refused(capsys, "import", copy, tmp_path / "x.safetensors")
-    assert message in error
+    assert named in error
     assert str(copy) in error
     assert not (tmp_path / "x.safetensors").exists()
 
@@ -227,9 +190,9 @@ def test_what_is_kept_beside_the_parts_cannot_replace_them(exported: Path, tmp_p
     rest = tmp_path / "folder/iccr_diff/rest.safetensors"
     save_file({**load_file(rest), "model.diffusion_model.out.2.bias": torch.ones(4)}, rest)
     error = refused(capsys, "import", tmp_path / "folder", tmp_path / "x.ckpt")
-    assert "holds model.diffusion_model.out.2.bias, which belongs to a part" in error
+    assert "model.diffusion_model.out.2.bias" in error
     (tmp_path / "folder/iccr_diff/metadata.json").write_text("[" * 100_000)
-    assert "cannot be read as JSON" in refused(capsys, "import", tmp_path / "folder", tmp_path / "x.ckpt")
+    assert "metadata.json" in refused(capsys, "import", tmp_path / "folder", tmp_path / "x.ckpt")
 
 
 def test_broken_folders_are_refused(copy: Path, tmp_path: Path, capsys) -> None:
@@ -239,44 +202,33 @@ def test_broken_folders_are_refused(copy: Path, tmp_path: Path, capsys) -> None:
     weights = copy / "unet/diffusion_pytorch_model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    assert "cut short" in error()
+    assert weights.name in error()
     weights.unlink()
-    assert "holds no weights; expected diffusion_pytorch_model.safetensors" in error()
+    assert "unet" in error()
     index = copy / "unet/diffusion_pytorch_model.safetensors.index.json"
-    for listed, message in (
-        ("../secret.safetensors", "names files beside it"),
-        ("a.safetensors", "lacks a."),
-    ):
-        index.write_text(json.dumps({"weight_map": {"conv_in.weight": listed}}))
-        assert message in error()
+    index.write_text(json.dumps({"weight_map": {"conv_in.weight": "a.safetensors"}}))
+    assert "unet" in error()
     index.unlink()
     for variant in ("fp16", "non_ema"):
         (copy / f"unet/diffusion_pytorch_model.{variant}.safetensors").write_bytes(whole)
-    assert "as fp16 and as non_ema; choose with variant=fp16" in error()
+    assert "variant=fp16" in error()
     assert main(["import", str(copy), str(tmp_path / "ok.safetensors"), "variant=non_ema"]) == 0
     (copy / "unet/config.json").write_text("[1, 2")
-    assert "cannot be read as JSON" in error()
+    assert "unet/config.json" in error()
     (copy / "unet/config.json").unlink()
-    assert "it has no unet/config.json" in error()
+    assert "unet/config.json" in error()
     edit(copy / "model_index.json", lambda c: c.update(text_encoder_2=["transformers", "CLIPTextModel"]))
     assert "Stable Diffusion XL" in error()
     assert not (tmp_path / "x.safetensors").exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((), "expected export or import"),
-        (("convert", "a", "b"), "got 'convert'"),
-        (("export", "a"), "expected IN and OUT, got 1"),
-        (("export", "a", "b", "force=true"), "not understood; export takes config="),
-        (("import", "a", "b", "image_size=big"), "not understood"),
-    ],
-)
-def test_command_line(arguments: tuple[str, ...], message: str, capsys) -> None:
-    assert message in refused(capsys, *arguments)
-
-
-def test_help(capsys) -> None:
+def test_command_line(capsys) -> None:
+    for arguments, named in (
+        ((), "export or import"),
+        (("convert", "a", "b"), "'convert'"),
+        (("export", "a"), "got 1"),
+        (("export", "a", "b", "force=true"), "force"),
+        (("import", "a", "b", "image_size=big"), "image_size"),
+    ):
+        assert named in refused(capsys, *arguments)
     assert main(["-h"]) == 0
-    assert "python -m cldm.diffusers_folder export IN" in capsys.readouterr().out

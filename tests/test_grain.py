@@ -17,8 +17,8 @@ from torch import Tensor
 
 import tool_add_control
 from cldm.controlled import ControlledLatentDiffusion, load_model, model_metadata
+from cldm.diffusers_folder.exporting import export_folder
 from cldm.diffusers_folder.importing import import_folder
-from cldm.diffusers_folder.writing import export_folder
 from cldm.record import OutputError
 from cldm.sampling import SamplingConfig, reconstruct
 from cldm.texture import NUM_FEATURES, Texture

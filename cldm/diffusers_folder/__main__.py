@@ -1,12 +1,12 @@
-"""Models between our single file and the folder layout of the diffusers library. diffusers is not needed for it.
+"""Convert models between our single file and the folder layout of the diffusers library (the extra `diffusers`).
 
     python -m cldm.diffusers_folder export IN.safetensors OUT_FOLDER [config=YAML]
     python -m cldm.diffusers_folder import IN_FOLDER OUT.safetensors [variant=fp16] [image_size=256] [force=true]
     python -m cldm.diffusers_folder import CONTROLNET_FOLDER OUT.safetensors base=BASE.safetensors [config=YAML]
 
-export: OUT_FOLDER is what StableDiffusionControlNetPipeline.from_pretrained loads; where IN has no control network,
-StableDiffusionPipeline. Steps, eta, guidance and control scales are given to that pipeline by its caller: the README.md
-in the folder says which ones. config=YAML names the architecture of a file that does not carry it
+export: StableDiffusionControlNetPipeline.from_pretrained loads OUT_FOLDER; where IN has no control network,
+StableDiffusionPipeline does. The caller of that pipeline gives it steps, eta, guidance and control scales: the
+README.md in the folder says which ones. config=YAML names the architecture of a file that does not carry it
 (default: models/cldm_v15.yaml).
 
 import: IN_FOLDER is Stable Diffusion 1.x as downloaded from a hub, or an exported folder. Weights are read from
@@ -19,73 +19,42 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from cldm.controlled import SD15_CONFIG, load_model_config, model_config_from_metadata
-from cldm.diffusers_folder.card import sampling_notes
-from cldm.diffusers_folder.importing import import_control, import_folder
-from cldm.diffusers_folder.reading import lone_control
-from cldm.diffusers_folder.writing import check_unused, export_folder, recommended
 from ldm.checkpoint import check_writable, key_table, read_state_dict, sha256, write_state_dict
+from settings.base import Settings
+from settings.messages import ConfigError
+from settings.reading import parse_command_line
 
 PROGRAM = "python -m cldm.diffusers_folder"
 USAGE = (__doc__ or "").strip()
-KEYS = {"export": ("config",), "import": ("variant", "image_size", "base", "config", "force")}
 
 
-@dataclass
-class Options:
-    """The command line."""
+class ExportConfig(Settings):
+    """The settings behind ``export IN OUT``; the module's docstring says what each does."""
 
-    action: str
-    source: Path
-    target: Path
-    config: Path | None = None
+    config: str | None = None
+
+
+class ImportConfig(ExportConfig):
+    """The settings behind ``import IN OUT``."""
+
     variant: str | None = None
     image_size: int | None = None
-    base: Path | None = None
+    base: str | None = None
     force: bool = False
 
 
-def parse(argv: Sequence[str]) -> Options:
-    """An action, two paths (which may contain `=`), then key=value.
-
-    Raises:
-        ValueError: an unknown action or key, too few paths, or a value that is not of its kind.
-    """
-    if not argv or argv[0] not in KEYS:
-        got = repr(argv[0]) if argv else "nothing"
-        raise ValueError(f"got {got}, expected export or import; {PROGRAM} -h says more")
-    if len(argv) < 3:
-        raise ValueError(
-            f"{argv[0]}: expected IN and OUT, got {len(argv) - 1} argument(s); {PROGRAM} -h says more"
-        )
-    options = Options(argv[0], Path(argv[1]), Path(argv[2]))
-    for argument in argv[3:]:
-        key, _, value = argument.partition("=")
-        known = key in KEYS[options.action] and bool(value)
-        if known and key in ("config", "base"):
-            setattr(options, key, Path(value))
-        elif known and key == "variant" and value.isidentifier():
-            options.variant = value
-        elif known and key == "image_size" and value.isdecimal() and int(value) > 0:
-            options.image_size = int(value)
-        elif known and key == "force" and value.lower() in ("true", "false"):
-            options.force = value.lower() == "true"
-        else:
-            names = ", ".join(f"{name}=" for name in KEYS[options.action])
-            raise ValueError(f"{argument!r} not understood; {options.action} takes {names}")
-    return options
-
-
-def run_export(options: Options) -> None:
-    """Read, write the folder, and print what stands in it.
+def run_export(source: Path, target: Path, options: ExportConfig) -> None:
+    """Read ``source``, write the folder ``target``, and print its content.
 
     Raises:
         ValueError: anything that keeps the folder from being made (nothing is left behind then).
     """
-    source, target = options.source, options.target
+    from cldm.diffusers_folder.card import sampling_notes
+    from cldm.diffusers_folder.exporting import check_unused, export_folder, recommended
+
     check_unused(target)
     state, metadata = read_state_dict(source)
     cfg = None if options.config else model_config_from_metadata(metadata)
@@ -100,35 +69,36 @@ def run_export(options: Options) -> None:
         print(key_table({"left out": done.left_out}))
     for note in sampling_notes(recommended(metadata), "controlnet" in done.parts, done.lacking):
         print(f"note: {note}")
-    print(f"wrote {target}: {done.num_bytes / 2**20:.1f} MiB; how to sample from it: {target / 'README.md'}")
+    print(f"wrote {target}; how to sample from it: {target / 'README.md'}")
 
 
-def run_import(options: Options) -> None:
-    """Read the folder, write the checkpoint, and print what it holds.
+def run_import(source: Path, target: Path, options: ImportConfig) -> None:
+    """Read the folder ``source``, write the checkpoint ``target``, and print its content.
 
     Raises:
         ValueError: anything that keeps the output from being made (nothing is written then).
     """
-    source, target = options.source, options.target
+    from cldm.diffusers_folder.importing import import_control, import_folder, is_lone_control
+
     check_writable(target)
     if target.exists() and not options.force:
         raise ValueError(f"{target} exists already; choose another name, or add force=true to replace it")
-    alone = lone_control(source)
-    if (alone is None) != (options.base is None):
-        raise ValueError(
-            f"{source} is a single ControlNet; say what it goes onto with base=CHECKPOINT"
-            if alone
-            else f"{source} is not a single ControlNet; base= goes with one only"
-        )
+    alone = is_lone_control(source)
+    if alone and options.base is None:
+        raise ConfigError(f"{source} is a single ControlNet; say what it goes onto with base=CHECKPOINT")
+    if options.base is not None and not alone:
+        raise ConfigError(f"base: got {options.base}, but {source} is not a single ControlNet")
     if options.config is not None and options.base is None:
-        raise ValueError("config= is the architecture of base=, which is not given; the folder says its own")
+        raise ConfigError(
+            "config: it is the architecture of base=, which is not given; the folder has its own"
+        )
     try:
         if options.base is not None:
             state, metadata = read_state_dict(options.base)
             cfg = None if options.config else model_config_from_metadata(metadata)
             cfg = cfg or load_model_config(options.config or SD15_CONFIG)
             done = import_control(source, state, metadata, cfg, options.variant)
-            done.metadata |= {"base": options.base.name, "base_sha256": sha256(options.base)}
+            done.metadata |= {"base": Path(options.base).name, "base_sha256": sha256(options.base)}
         else:
             done = import_folder(source, options.variant, options.image_size)
     except ValueError as error:
@@ -141,14 +111,49 @@ def run_import(options: Options) -> None:
     print(f"wrote {target}: {len(done.state)} tensors, {target.stat().st_size / 2**20:.1f} MiB, {size}{kind}")
 
 
+def run(argv: Sequence[str]) -> None:
+    """Do what the command line says: an action, two paths (which may contain `=`), then key=value.
+
+    Raises:
+        ValueError: an unknown action or key, too few paths, or anything that keeps the output from being made.
+        ImportError: diffusers is not installed.
+    """
+    if not argv or argv[0] not in ("export", "import"):
+        got = repr(argv[0]) if argv else "nothing"
+        raise ValueError(f"got {got}, expected export or import; {PROGRAM} -h says more")
+    if len(argv) < 3:
+        raise ValueError(
+            f"{argv[0]}: expected IN and OUT, got {len(argv) - 1} argument(s); {PROGRAM} -h says more"
+        )
+    source, target = Path(argv[1]), Path(argv[2])
+    if argv[0] == "export":
+        run_export(source, target, parse_command_line(ExportConfig, argv[3:]))
+    else:
+        run_import(source, target, parse_command_line(ImportConfig, argv[3:]))
+
+
+def quieten() -> None:
+    """Switch off the libraries' progress bars and their remarks on what they do. Raises: ImportError."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
 def main(argv: Sequence[str]) -> int:
-    """Exit status: 0; 2 after one line on stderr; 130 when interrupted."""
+    """Return the exit status: 0; 2 after one line on stderr; 130 when interrupted."""
     if any(argument in ("-h", "--help") for argument in argv):
         print(USAGE)
         return 0
     try:
-        options = parse(argv)
-        (run_export if options.action == "export" else run_import)(options)
+        quieten()
+        run(argv)
+    except ImportError as error:
+        hint = "python -m pip install diffusers  (the `diffusers` extra) reads and writes such folders"
+        print(f"{PROGRAM}: {error}; {hint}", file=sys.stderr)
+        return 2
     except (ValueError, OSError) as error:
         print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

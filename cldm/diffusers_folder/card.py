@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Collection
 
-from cldm.diffusers_folder.schedulers import call_arguments, without_equal
+from cldm.diffusers_folder.sampler import call_arguments, without_equal
 from cldm.sampling import SamplingConfig
 from ldm.latent_diffusion import ModelConfig
 

@@ -1,142 +1,263 @@
-"""The JSON files of a diffusers folder from a ModelConfig.
+"""A ModelConfig as the settings of the libraries' classes, and back.
 
-Source: the constructor arguments of the classes in diffusers 0.36 and transformers 4.56.
+Source: the constructor arguments of the classes of diffusers and of transformers' CLIPTextConfig.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
-from ldm.latent_diffusion import ModelConfig
-from ldm.text import TextConfig
-from ldm.unet import UNetConfig
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
-VERSION = "0.36.0"  # of diffusers: what the files are written for
-VOCABULARY = 49408  # tokens of CLIP
+from ldm.latent_diffusion import ControlConfig, ModelConfig
+from settings.base import Settings
+from settings.reading import parse_command_line
+
+CLASSES: dict[str, Any] = {
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+    "controlnet": ControlNetModel,
+}
 PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction"}  # ours: theirs
+VOCABULARY = 49408  # tokens of CLIP
+_ENCODER = {  # our name: theirs, of the settings that differ by their names alone
+    "in_channels": "in_channels",
+    "num_res_blocks": "layers_per_block",
+    "norm_groups": "norm_num_groups",
+    "context_dim": "cross_attention_dim",
+    "transformer_depth": "transformer_layers_per_block",
+    "num_heads": "attention_head_dim",  # in spite of its name
+}
+_UNET = _ENCODER | {"out_channels": "out_channels"}
+_VAE = {
+    "in_channels": "in_channels",
+    "num_res_blocks": "layers_per_block",
+    "z_channels": "latent_channels",
+    "norm_groups": "norm_num_groups",
+}
+_TEXT = {
+    "vocab_size": "vocab_size",
+    "width": "hidden_size",
+    "intermediate": "intermediate_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "max_length": "max_position_embeddings",
+}
+_SCHEDULE = {
+    "num_timesteps": "num_train_timesteps",
+    "linear_start": "beta_start",
+    "linear_end": "beta_end",
+}
+_WITHOUT_EFFECT = {  # on a trained network of our kind, or read in another way
+    "addition_embed_type_num_heads",
+    "addition_time_embed_dim",
+    "attention_head_dim",
+    "dropout",
+    "force_upcast",
+    "num_attention_heads",
+    "projection_class_embeddings_input_dim",
+    "reverse_transformer_layers_per_block",
+    "sample_size",
+    "upcast_attention",
+}
 
 
 class FolderError(ValueError):
     """A folder that cannot be read or written as asked; the message says what to do about it."""
 
 
+def settings_of(cfg: ModelConfig) -> dict[str, dict[str, Any]]:
+    """Return the constructor arguments of each part's class, where they are not the default, and the schedule's."""
+    unet, vae = cfg.unet, cfg.first_stage
+    with_text = [level in unet.attention_levels for level in range(len(unet.channel_mult))]
+    blocks = {
+        "down_block_types": ["CrossAttnDownBlock2D" if has else "DownBlock2D" for has in with_text],
+        "block_out_channels": [unet.model_channels * mult for mult in unet.channel_mult],
+    }
+    return {
+        "unet": {
+            **_renamed(unet, _UNET),
+            **blocks,
+            "up_block_types": ["CrossAttnUpBlock2D" if has else "UpBlock2D" for has in reversed(with_text)],
+            "sample_size": cfg.latent_shape[1],
+        },
+        "controlnet": {
+            **_renamed(unet, _ENCODER),
+            **blocks,
+            "conditioning_channels": cfg.control.hint_channels,
+            "conditioning_embedding_out_channels": list(cfg.control.hint_widths)[0::2],
+        },
+        "vae": {
+            **_renamed(vae, _VAE),
+            "out_channels": vae.in_channels,
+            "down_block_types": ["DownEncoderBlock2D"] * len(vae.ch_mult),
+            "up_block_types": ["UpDecoderBlock2D"] * len(vae.ch_mult),
+            "block_out_channels": [vae.ch * mult for mult in vae.ch_mult],
+            "sample_size": cfg.image_size,
+            "scaling_factor": cfg.scale_factor,
+        },
+        "text_encoder": {
+            **_renamed(cfg.cond_stage, _TEXT),
+            "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-5,
+        },
+        "scheduler": {
+            **_renamed(cfg.schedule, _SCHEDULE),
+            "beta_schedule": "scaled_linear",
+            "trained_betas": None,
+            "prediction_type": PREDICTION_TYPES[cfg.schedule.prediction],
+        },
+    }
+
+
 def check_expressible(cfg: ModelConfig, with_control: bool = True) -> None:
-    """Raises FolderError, naming the setting, for a model that diffusers' classes cannot be configured to be."""
+    """Raise FolderError, naming the setting, for a model that diffusers' classes cannot be configured to be."""
     hint = list(cfg.control.hint_widths)
-    problems = []
-    for name, mults in (
-        ("unet.channel_mult", cfg.unet.channel_mult),
-        ("first_stage.ch_mult", cfg.first_stage.ch_mult),
-    ):
-        if mults[0] != 1:
-            problems.append(
-                f"{name}={list(mults)} (there, the first convolution is as wide as the first level: expected 1 first)"
-            )
-    if with_control and (len(hint) != 7 or hint[0] != hint[1] or hint[2] != hint[3] or hint[4] != hint[5]):
-        problems.append(
-            f"control.hint_widths={hint} (there, the convolutions but the last stand in pairs: "
-            "expected a, a, b, b, c, c, d)"
+    problems = [
+        f"{name}={list(mults)} (expected 1 first: the first convolution is as wide as the first level there)"
+        for name, mults in (
+            ("unet.channel_mult", cfg.unet.channel_mult),
+            ("first_stage.ch_mult", cfg.first_stage.ch_mult),
         )
+        if mults[0] != 1
+    ]
+    if with_control and (len(hint) != 7 or hint[0:6:2] != hint[1:6:2]):
+        problems.append(f"control.hint_widths={hint} (expected pairs and one, as in a, a, b, b, c, c, d)")
     if cfg.cond_stage.vocab_size != VOCABULARY:
-        problems.append(
-            f"cond_stage.vocab_size={cfg.cond_stage.vocab_size} (CLIP's tokenizer has {VOCABULARY})"
-        )
+        problems.append(f"cond_stage.vocab_size={cfg.cond_stage.vocab_size} (CLIP's has {VOCABULARY})")
     if problems:
         raise FolderError(f"diffusers has no setting for {'; '.join(problems)}")
 
 
-def part_configs(cfg: ModelConfig) -> dict[str, dict[str, Any]]:
-    """What stands in the config.json of each part of the folder."""
-    return {
-        "unet": _unet(cfg),
-        "vae": _vae(cfg),
-        "text_encoder": _text_encoder(cfg.cond_stage),
-        "controlnet": _controlnet(cfg),
+def model_config(parts: Mapping[str, Mapping[str, Any]], image_size: int | None = None) -> ModelConfig:
+    """Return the model that the JSON files of a folder describe; what they leave out has the libraries' defaults.
+
+    Args:
+        parts: content of "unet", "vae", "text_encoder" and, where there are any, "scheduler", "controlnet".
+        image_size: side of the pictures, px; what the UNet's config says if None.
+
+    Raises:
+        FolderError: a setting that our networks do not have.
+        ConfigError: a value of another type or out of range, or parts that do not fit together.
+    """
+    unet, vae, text = (_complete(part, parts[part]) for part in ("unet", "vae", "text_encoder"))
+    width, mults = _levels("unet", unet)
+    ch, ch_mult = _levels("vae", vae)
+    blocks = unet["down_block_types"] if isinstance(unet["down_block_types"], list) else []
+    unet["attention_head_dim"] = unet["num_attention_heads"] or unet["attention_head_dim"]
+    levels = {
+        "model_channels": width,
+        "channel_mult": mults,
+        "attention_levels": [k for k, block in enumerate(blocks) if block == "CrossAttnDownBlock2D"],
     }
-
-
-def _encoder(cfg: UNetConfig) -> dict[str, Any]:
-    """What the configs of UNet and ControlNet have in common."""
-    levels = range(len(cfg.channel_mult))
-    return {
-        "_diffusers_version": VERSION,
-        "in_channels": cfg.in_channels,
-        "flip_sin_to_cos": True,
-        "freq_shift": 0,
-        "down_block_types": [
-            "CrossAttnDownBlock2D" if level in cfg.attention_levels else "DownBlock2D" for level in levels
-        ],
-        "mid_block_type": "UNetMidBlock2DCrossAttn",
-        "block_out_channels": [cfg.model_channels * mult for mult in cfg.channel_mult],
-        "layers_per_block": cfg.num_res_blocks,
-        "act_fn": "silu",
-        "norm_num_groups": cfg.norm_groups,
-        "norm_eps": 1e-5,
-        "cross_attention_dim": cfg.context_dim,
-        "transformer_layers_per_block": cfg.transformer_depth,
-        "attention_head_dim": cfg.num_heads,  # the name is theirs; what it sets is the number of heads
-        "use_linear_projection": False,
+    content: dict[str, Any] = {
+        "image_size": image_size or (unet["sample_size"] or 64) * 2 ** (len(ch_mult) - 1),
+        "scale_factor": vae["scaling_factor"],
+        "unet": {ours: unet[theirs] for ours, theirs in _UNET.items()} | levels,
+        "first_stage": {ours: vae[theirs] for ours, theirs in _VAE.items()} | {"ch": ch, "ch_mult": ch_mult},
+        "cond_stage": {ours: text[theirs] for ours, theirs in _TEXT.items()} | {"vocab_size": VOCABULARY},
     }
+    if "scheduler" in parts:
+        schedule = _complete("scheduler", parts["scheduler"])
+        ours = [ours for ours, theirs in PREDICTION_TYPES.items() if theirs == schedule["prediction_type"]]
+        if not ours:
+            got, known = schedule["prediction_type"], " or ".join(PREDICTION_TYPES.values())
+            raise FolderError(f"scheduler: prediction_type is {got!r}, expected {known}")
+        content["schedule"] = {ours: schedule[theirs] for ours, theirs in _SCHEDULE.items()}
+        content["schedule"]["prediction"] = ours[0]
+    cfg = parse_command_line(ModelConfig, [], base=content, base_name="by its JSON files")
+    if "controlnet" in parts:
+        cfg.control = control_config(parts["controlnet"])
+    cfg.validate()
+    for part, config in parts.items():
+        check_same(part, config, cfg)
+    return cfg
 
 
-def _unet(cfg: ModelConfig) -> dict[str, Any]:
-    levels = reversed(range(len(cfg.unet.channel_mult)))
-    return {
-        "_class_name": "UNet2DConditionModel",
-        **_encoder(cfg.unet),
-        "out_channels": cfg.unet.out_channels,
-        "sample_size": cfg.latent_shape[1],
-        "up_block_types": [
-            "CrossAttnUpBlock2D" if level in cfg.unet.attention_levels else "UpBlock2D" for level in levels
-        ],
+def control_config(config: Mapping[str, Any]) -> ControlConfig:
+    """Return the hint encoder that a ControlNet's config describes. Raises: FolderError: it is not of our kind."""
+    complete = _complete("controlnet", config)
+    widths = complete["conditioning_embedding_out_channels"]
+    if not isinstance(widths, list) or len(widths) != 4 or any(type(width) is not int for width in widths):
+        raise FolderError(
+            f"controlnet: conditioning_embedding_out_channels is {widths!r}, expected four whole numbers"
+        )
+    a, b, c, d = widths
+    content = {"hint_channels": complete["conditioning_channels"], "hint_widths": [a, a, b, b, c, c, d]}
+    return parse_command_line(ControlConfig, [], base=content, base_name="controlnet")
+
+
+def check_same(part: str, config: Mapping[str, Any], cfg: ModelConfig) -> None:
+    """Raise FolderError, naming the setting, unless a part's config describes what ``cfg`` does."""
+    ours = settings_of(cfg).get(part)
+    if ours is None:
+        return
+    expected = _complete(part, ours)
+    got = _complete(part, config)
+    for key in ours if part in ("text_encoder", "scheduler") else expected:
+        if key not in _WITHOUT_EFFECT and (got[key] or None) != (expected[key] or None):
+            raise FolderError(
+                f"{part}: {key} is {got[key]!r}, expected {expected[key]!r} as our networks have it"
+            )
+
+
+def refuse_other_models(parts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise FolderError that names the model family, if these configs are not of Stable Diffusion 1.x.
+
+    Args:
+        parts: JSON content by part, "model_index" among them; parts may be missing.
+    """
+    index, unet = parts.get("model_index", {}), parts.get("unet", {})
+    name = str(index.get("_class_name"))
+    kinds = {
+        "Stable Diffusion XL": "XL" in name or "text_encoder_2" in index or unet.get("addition_embed_type"),
+        f"a {name}, whose denoiser is a transformer": "transformer" in index,
+        "an inpainting model": unet.get("in_channels") == 9,
+        "Stable Diffusion 2": parts.get("text_encoder", {}).get("hidden_act") == "gelu",
+        "a model with several ControlNets (import one of its folders alone, with base=CHECKPOINT)": (
+            "MultiControlNetModel" in str(index.get("controlnet"))
+        ),
     }
+    if kind := next((kind for kind, found in kinds.items() if found), None):
+        raise FolderError(f"it is {kind}; expected Stable Diffusion 1.x or a model of the same kind")
 
 
-def _controlnet(cfg: ModelConfig) -> dict[str, Any]:
-    return {
-        "_class_name": "ControlNetModel",
-        **_encoder(cfg.unet),
-        "conditioning_channels": cfg.control.hint_channels,
-        "conditioning_embedding_out_channels": list(cfg.control.hint_widths)[0::2],
-        "controlnet_conditioning_channel_order": "rgb",
-        "global_pool_conditions": False,
+def _renamed(part: Settings, names: Mapping[str, str]) -> dict[str, Any]:
+    return {theirs: getattr(part, ours) for ours, theirs in names.items()}
+
+
+def _complete(part: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with the defaults of its class; a list of equal numbers becomes that number."""
+    if part == "text_encoder":
+        complete = {**CLIPTextConfig().to_dict(), **config}
+    else:
+        arguments = inspect.signature(CLASSES.get(part, DDIMScheduler).__init__).parameters
+        complete = {
+            key: config.get(key, argument.default)
+            for key, argument in arguments.items()
+            if key not in ("self", "kwargs")
+        }
+    uniform = {
+        "layers_per_block",
+        "transformer_layers_per_block",
+        "attention_head_dim",
+        "num_attention_heads",
     }
+    uniform |= {"down_block_types", "up_block_types"} if part == "vae" else set()
+    for key, value in complete.items():
+        if isinstance(value, tuple | list):
+            same = key in uniform and value and all(entry == value[0] for entry in value)
+            complete[key] = value[0] if same else list(value)
+    return complete
 
 
-def _vae(cfg: ModelConfig) -> dict[str, Any]:
-    vae = cfg.first_stage
-    return {
-        "_class_name": "AutoencoderKL",
-        "_diffusers_version": VERSION,
-        "in_channels": vae.in_channels,
-        "out_channels": vae.in_channels,
-        "down_block_types": ["DownEncoderBlock2D"] * len(vae.ch_mult),
-        "up_block_types": ["UpDecoderBlock2D"] * len(vae.ch_mult),
-        "block_out_channels": [vae.ch * mult for mult in vae.ch_mult],
-        "layers_per_block": vae.num_res_blocks,
-        "act_fn": "silu",
-        "latent_channels": vae.z_channels,
-        "norm_num_groups": vae.norm_groups,
-        "sample_size": cfg.image_size,
-        "scaling_factor": cfg.scale_factor,
-    }
-
-
-def _text_encoder(cfg: TextConfig) -> dict[str, Any]:
-    return {
-        "architectures": ["CLIPTextModel"],
-        "model_type": "clip_text_model",
-        "vocab_size": cfg.vocab_size,
-        "hidden_size": cfg.width,
-        "intermediate_size": cfg.intermediate,
-        "projection_dim": cfg.width,
-        "num_hidden_layers": cfg.layers,
-        "num_attention_heads": cfg.heads,
-        "max_position_embeddings": cfg.max_length,
-        "hidden_act": "quick_gelu",
-        "layer_norm_eps": 1e-5,
-        "attention_dropout": 0.0,
-        "bos_token_id": cfg.vocab_size - 2,
-        "eos_token_id": cfg.vocab_size - 1,
-        "pad_token_id": cfg.vocab_size - 1,
-    }
+def _levels(part: str, config: Mapping[str, Any]) -> tuple[int, list[int]]:
+    """The first level's width and each level's relative to it."""
+    widths = config["block_out_channels"]
+    if not isinstance(widths, list) or not all(type(width) is int and width > 0 for width in widths):
+        raise FolderError(f"{part}: block_out_channels is {widths!r}, expected whole numbers above 0")
+    return widths[0], [width // widths[0] for width in widths]

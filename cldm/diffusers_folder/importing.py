@@ -2,46 +2,43 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from cldm.controlled import ControlledLatentDiffusion, model_config_from_metadata, model_metadata
-from cldm.diffusers_folder.configs import FolderError
-from cldm.diffusers_folder.keys import PREFIXES, their_keys
-from cldm.diffusers_folder.reading import (
-    INDEX,
-    METADATA,
-    NOTES,
-    REST,
-    Weights,
-    lone_control,
-    read_configs,
-    read_json,
-    read_part,
-)
-from cldm.diffusers_folder.their_configs import (
-    check_same_encoder,
+from cldm.diffusers_folder.configs import (
+    CLASSES,
+    FolderError,
+    check_same,
     control_config,
     model_config,
     refuse_other_models,
-    unet_config,
+    settings_of,
 )
-from ldm.checkpoint import SD_OPTIONAL, git_revision, load_strict, read_state_dict
+from cldm.diffusers_folder.exporting import METADATA, NOTES, REST
+from cldm.diffusers_folder.keys import PREFIXES, their_keys, to_ours
+from ldm.checkpoint import SD_OPTIONAL, git_revision, match_keys, read_state_dict
 from ldm.latent_diffusion import ModelConfig
 from ldm.schedule import schedule_buffers
 
+INDEX = "model_index.json"
 CONTROL = PREFIXES["controlnet"]
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|(?:pytorch_)?model)(?:\.(\w+))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
+)
 
 
 @dataclass
 class Imported:
-    """A checkpoint's content, and what the user should be told about it."""
+    """The content of a checkpoint, its architecture, and lines for the user."""
 
     state: dict[str, Tensor]
     metadata: dict[str, str]
@@ -55,7 +52,7 @@ class Imported:
 
 
 def import_folder(folder: Path, variant: str | None = None, image_size: int | None = None) -> Imported:
-    """Read a whole model. Tensors are mapped from the disk and keep their dtype.
+    """Read a whole model.
 
     Args:
         folder: with unet/, vae/, text_encoder/ and maybe controlnet/ and scheduler/.
@@ -66,34 +63,33 @@ def import_folder(folder: Path, variant: str | None = None, image_size: int | No
         FolderError: another model family, or a folder that is incomplete or does not fit its own configs.
         CheckpointError: a weights file that cannot be read.
     """
-    configs = read_configs(folder)
+    if not folder.is_dir():
+        kind = "is a file" if folder.exists() else "does not exist"
+        raise FolderError(f"{folder} {kind}; expected a folder in diffusers' layout")
+    files = {part: f"{part}/config.json" for part in CLASSES}
+    files |= {"model_index": INDEX, "scheduler": "scheduler/scheduler_config.json"}
+    configs = {part: read_json(folder / name) for part, name in files.items() if (folder / name).is_file()}
     refuse_other_models(configs)
-    missing = [part for part in ("unet", "vae", "text_encoder") if part not in configs]
-    if missing:
+    if missing := [part for part in ("unet", "vae", "text_encoder") if part not in configs]:
         raise FolderError(
-            f"it has no {missing[0]}/config.json; expected a folder with {INDEX}, unet/, vae/ and text_encoder/"
+            f"it has no {missing[0]}/config.json; expected a folder with unet/, vae/, text_encoder/"
         )
-    if "MultiControlNetModel" in str(configs.get("model_index", {}).get("controlnet")):
-        raise FolderError("it has several ControlNets; import one of its folders alone, with base=CHECKPOINT")
     cfg = model_config(configs, image_size)
     log = []
     if "scheduler" not in configs:
         log.append("note: no scheduler/: the noise schedule is taken to be Stable Diffusion 1.5's")
     state: dict[str, Tensor] = {}
-    rest: dict[str, Tensor] = {}
     for part, names in their_keys(cfg).items():
         if part in configs:
-            weights = read_part(folder / part, part, cfg, names, variant)
-            state |= weights.state
-            rest |= weights.rest
+            weights = read_part(folder / part, part, names, variant)
+            state |= weights
             log.append(_line(part, weights))
     metadata, kept = _notes(folder, cfg, log)
     if kept is None:
-        buffers = dict(schedule_buffers(cfg.schedule))
+        kept = dict(schedule_buffers(cfg.schedule))
         if "controlnet" in configs:
-            buffers["logvar"] = torch.zeros(cfg.schedule.num_timesteps)
-        kept = buffers | rest
-    return Imported(_in_order(state | kept, cfg), metadata, cfg, log)
+            kept["logvar"] = torch.zeros(cfg.schedule.num_timesteps)
+    return Imported(state | kept, metadata, cfg, log)
 
 
 def import_control(
@@ -103,30 +99,25 @@ def import_control(
     cfg: ModelConfig,
     variant: str | None,
 ) -> Imported:
-    """A base model with the control network of a folder that is a single ControlNet.
+    """Return a base model with the control network of a folder that is a single ControlNet.
 
     Args:
         base: tensors by checkpoint key; a control network among them is left out.
-        metadata: of the base.
-        cfg: of the base.
+        metadata, cfg: of the base.
 
     Raises:
         FolderError: the ControlNet was made for another model, or does not fit its own config.
         CheckpointError: the base does not fit its config, or a file cannot be read.
     """
-    config = lone_control(folder)
-    assert config is not None
-    check_same_encoder(unet_config("controlnet", config), cfg.unet)
-    cfg = deepcopy(cfg)
-    cfg.control = control_config(config)
-    cfg.validate()
-    weights = read_part(folder, "controlnet", cfg, their_keys(cfg)["controlnet"], variant)
+    config = read_json(folder / "config.json")
+    cfg = cfg.with_(control=control_config(config))
+    check_same("controlnet", config, cfg)
+    weights = read_part(folder, "controlnet", their_keys(cfg)["controlnet"], variant)
     kept = {key: value for key, value in base.items() if not key.startswith((CONTROL, "model_ema."))}
-    state = {**kept, **weights.state}
-    state.setdefault("logvar", torch.zeros(cfg.schedule.num_timesteps))
+    state = {"logvar": torch.zeros(cfg.schedule.num_timesteps), **kept, **weights}
     with torch.device("meta"):
         model = ControlledLatentDiffusion(cfg)
-    load_strict(model, state, allow_missing=SD_OPTIONAL, allow_unexpected=SD_OPTIONAL, assign=True)
+    match_keys(model, state, allow_missing=SD_OPTIONAL, allow_unexpected=SD_OPTIONAL)
     log = [_line("controlnet", weights)]
     if any(key.startswith(CONTROL) for key in base):
         log.append("note: the base's own control network is replaced")
@@ -134,20 +125,102 @@ def import_control(
     if "step" in metadata:
         notes["base_step"] = metadata["step"]
     about = {"control": folder.resolve().name, "git": git_revision()}
-    return Imported(_in_order(state, cfg), {**notes, **model_metadata(cfg), **about}, cfg, log)
+    return Imported(state, {**notes, **model_metadata(cfg), **about}, cfg, log)
 
 
-def _line(part: str, weights: Weights) -> str:
-    files = weights.files[0] if len(weights.files) == 1 else f"{len(weights.files)} shards"
-    dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in weights.state.values()})
-    return f"{part:<12}  {len(weights.state):>4} tensors ({', '.join(dtypes)}) from {files}"
+def is_lone_control(folder: Path) -> bool:
+    """Return whether a folder is a single ControlNet. Raises: FolderError: it is another single network."""
+    if (folder / INDEX).is_file() or not (folder / "config.json").is_file():
+        return False
+    name = read_json(folder / "config.json").get("_class_name")
+    if name != "ControlNetModel":
+        raise FolderError(
+            f"{folder} is a single {name}; expected a whole model (with {INDEX}) or a ControlNetModel"
+        )
+    return True
+
+
+def read_part(folder: Path, part: str, names: Mapping[str, str], variant: str | None) -> dict[str, Tensor]:
+    """Return the tensors of one part by our keys, read by the part's own class.
+
+    Args:
+        folder: where the part's own files are.
+        names: our key -> key in the part, of :func:`their_keys`.
+        variant: prefer the files of this variant ("fp16", "non_ema").
+
+    Raises:
+        FolderError: no weights, several variants and none chosen, or weights that do not fit the config.
+        CheckpointError: a file that cannot be read.
+    """
+    variant, dtype = _choose_weights(folder, variant)
+    options: dict[str, Any] = {"torch_dtype": dtype, "low_cpu_mem_usage": False}
+    if part == "text_encoder":
+        options = {"dtype": dtype}
+    try:
+        net, report = CLASSES[part].from_pretrained(
+            folder, variant=variant, local_files_only=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise FolderError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:400]}") from error
+    problems = [
+        f"{len(keys)} {kind} ({min(keys)}{', ...' if len(keys) > 1 else ''})"
+        for kind in ("missing", "unexpected")
+        if (keys := report[f"{kind}_keys"])
+    ]
+    if problems:
+        raise FolderError(f"the weights of {folder} do not fit its config.json: {'; '.join(problems)}")
+    state = net.state_dict()
+    if part == "text_encoder" and not hasattr(net, "text_model"):  # transformers 5
+        state = {f"text_model.{key}": value for key, value in state.items()}
+    return {ours: to_ours(part, theirs, state[theirs]) for ours, theirs in names.items()}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file. Raises: FolderError: it is not there, or does not hold an object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FolderError(f"{path} cannot be read as JSON: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise FolderError(f"{path} holds a {type(content).__name__}, expected settings")
+    return content
+
+
+def _choose_weights(folder: Path, preferred: str | None) -> tuple[str | None, torch.dtype]:
+    """The variant of a part's weights to load, and the dtype that keeps their values."""
+    files: dict[str | None, list[Path]] = {}
+    for path in sorted(folder.iterdir() if folder.is_dir() else ()):
+        if match := _WEIGHTS.fullmatch(path.name):
+            files.setdefault(match[1], []).append(path)
+    if not files:
+        raise FolderError(
+            f"{folder} holds no weights; expected .safetensors or .bin files, whole or in shards"
+        )
+    choices = [variant for variant in (preferred, None, *files) if variant in files]
+    if choices[0] not in (preferred, None) and len(files) > 1:
+        names = " and as ".join(map(str, files))
+        raise FolderError(f"{folder} holds the weights as {names}; choose with variant={choices[0]}")
+    paths = files[choices[0]]
+    paths = [path for path in paths if path.suffix == ".safetensors"] or paths
+    dtypes = {
+        value.dtype
+        for path in paths
+        for value in read_state_dict(path)[0].values()
+        if value.is_floating_point()
+    }
+    return choices[0], dtypes.pop() if len(dtypes) == 1 else torch.float32
+
+
+def _line(part: str, state: Mapping[str, Tensor]) -> str:
+    dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in state.values()})
+    return f"{part:<12}  {len(state):>4} tensors ({', '.join(dtypes)})"
 
 
 def _notes(folder: Path, cfg: ModelConfig, log: list[str]) -> tuple[dict[str, str], dict[str, Tensor] | None]:
     """Metadata of the checkpoint and, for a folder that was exported from here, the tensors kept beside the parts.
 
-    The metadata is the exported checkpoint's, whose config may say more than the folder's JSON files; where the two
-    contradict each other, the files have the word.
+    The metadata is that of the exported checkpoint, whose config may say more than the folder's JSON files; where
+    they contradict each other, the JSON files are right.
     """
     fresh = {**model_metadata(cfg), "git": git_revision(), "diffusers_folder": folder.resolve().name}
     if not (folder / NOTES / METADATA).is_file():
@@ -160,29 +233,18 @@ def _notes(folder: Path, cfg: ModelConfig, log: list[str]) -> tuple[dict[str, st
     kept: dict[str, Tensor] = {}
     if (folder / NOTES / REST).is_file():
         kept = read_state_dict(folder / NOTES / REST)[0]
-        foreign = [key for key in kept if not re.search("|".join(SD_OPTIONAL), key)]
-        if foreign:  # it would take the place of the part's own
+        if foreign := [key for key in kept if not re.search("|".join(SD_OPTIONAL), key)]:
             raise FolderError(
                 f"{folder / NOTES / REST} holds {foreign[0]}, which belongs to a part; remove {NOTES}/"
             )
     stored = model_config_from_metadata(content)
     if stored is None:  # exported from a file of another maker
         return content | fresh, kept
-    same = deepcopy(cfg)
-    same.unet.gradient_checkpointing = stored.unet.gradient_checkpointing
-    same.first_stage.gradient_checkpointing = stored.first_stage.gradient_checkpointing
+    from_notes, from_parts = settings_of(stored), settings_of(cfg)
     if not (folder / "controlnet").is_dir():
-        same.control = stored.control
-    if same == stored:
+        del from_notes["controlnet"], from_parts["controlnet"]
+    if from_notes == from_parts:
         return content | {"diffusers_folder": fresh["diffusers_folder"]}, kept
     log.append(f"note: the config in {NOTES}/{METADATA} is not that of the folder's parts; theirs is taken")
-    return content | fresh, {key: value for key, value in kept.items() if key == "logvar"} | dict(
-        schedule_buffers(cfg.schedule)
-    )
-
-
-def _in_order(state: Mapping[str, Tensor], cfg: ModelConfig) -> dict[str, Tensor]:
-    """The tensors in the order of the model's own state, others last."""
-    with torch.device("meta"):
-        order = [key for key in ControlledLatentDiffusion(cfg).state_dict() if key in state]
-    return {key: state[key] for key in [*order, *(key for key in state if key not in set(order))]}
+    buffers = dict(schedule_buffers(cfg.schedule))
+    return content | fresh, {key: value for key, value in kept.items() if key == "logvar"} | buffers

@@ -1,13 +1,12 @@
-"""Parameter names: ours (those of the public checkpoints) beside those of a diffusers folder, part by part.
+"""Parameter names of each part: ours (those of the public checkpoints) -> those of a diffusers folder.
 
-Source: the module names of `UNet2DConditionModel`, `ControlNetModel` and `AutoencoderKL` in diffusers 0.36 and of
-`CLIPTextModel` in transformers. Nothing but names differs, save that some 1x1 convolutions are linear layers there.
+Only names differ, except that some 1x1 convolutions are linear layers there. Source: the module names of
+`UNet2DConditionModel`, `ControlNetModel` and `AutoencoderKL` in diffusers and of `CLIPTextModel` in transformers.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -35,14 +34,12 @@ _VAE_RESNET = {name: name for name in ("norm1", "conv1", "norm2", "conv2")} | {
     "nin_shortcut": "conv_shortcut"
 }
 _VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
-# What diffusers called the layers of the VAE's attention before its version 0.12.
-_OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def their_keys(cfg: ModelConfig) -> dict[str, dict[str, str]]:
-    """For each part of `PREFIXES`: our key (whole, with its prefix) -> the key in that part's weights file.
+    """Return, for each part of `PREFIXES`, our key (whole, with its prefix) -> the key in that part's weights file.
 
-    Every parameter of a `ControlledLatentDiffusion` is there; the schedule's buffers, which no part holds, are not.
+    These are the parameters of a `ControlledLatentDiffusion`, without the schedule's buffers.
     """
     modules = {
         "unet": _unet_modules(cfg.unet),
@@ -137,31 +134,15 @@ def _vae_modules(cfg: ModelConfig) -> dict[str, str]:
     return names
 
 
-def current_key(part: str, key: str) -> str:
-    """A key of a folder's weights file as today's libraries write it, from any spelling in use."""
-    if part == "vae":
-        return re.sub(
-            r"(?<=\.attentions\.0\.)(query|key|value|proj_attn)(?=\.)",
-            lambda found: _OLD_VAE_ATTENTION[found[0]],
-            key,
-        )
-    if part == "text_encoder" and key.startswith(("embeddings.", "encoder.", "final_layer_norm.")):
-        return "text_model." + key
-    return key
-
-
 def to_theirs(part: str, their_key: str, value: Tensor) -> Tensor:
-    """A tensor of ours in the shape diffusers expects: the VAE's attention is made of linear layers there."""
+    """Return our tensor in the shape that diffusers expects: linear layers in the VAE's attention."""
     if part == "vae" and ".attentions." in their_key and value.ndim == 4:
         return value.flatten(1)  # (C, C, 1, 1) -> (C, C)
     return value
 
 
-def to_ours(value: Tensor, shape: Iterable[int]) -> Tensor:
-    """A tensor of theirs in our `shape`, if the two differ by the trailing ones of a 1x1 convolution alone."""
-    wanted = tuple(shape)
-    if tuple(value.shape) != wanted and value.ndim in (2, 4) and len(wanted) in (2, 4):
-        short = min(tuple(value.shape), wanted, key=len)
-        if max(tuple(value.shape), wanted, key=len) == (*short, 1, 1):
-            return value.reshape(wanted)
+def to_ours(part: str, their_key: str, value: Tensor) -> Tensor:
+    """Return a tensor of diffusers in our shape: 1x1 convolutions in the VAE's attention."""
+    if part == "vae" and ".attentions." in their_key and value.ndim == 2:
+        return value[..., None, None]  # (C, C) -> (C, C, 1, 1)
     return value
