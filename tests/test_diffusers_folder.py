@@ -250,7 +250,7 @@ def test_nothing_is_overwritten_or_left_behind(
         (("export", checkpoint, tmp_path / "file.safetensors"), "file.safetensors"),
         (("export", checkpoint, tmp_path / "no" / "where"), "mkdir -p"),
         (("export", tmp_path / "nothing.ckpt", tmp_path / "out"), "nothing.ckpt"),
-        (("export", checkpoint, tmp_path / "out", "config=models/cldm_v15.yaml"), "conv_in"),
+        (("export", checkpoint, tmp_path / "out", "config=models/cldm_v15.yaml"), "do not fit"),
         (("import", exported, tmp_path / "file.safetensors"), "force=true"),
         (("import", exported, tmp_path / "model.bin"), "model.bin"),
         (("import", tmp_path / "nowhere", tmp_path / "x.ckpt"), "nowhere"),
