@@ -19,8 +19,9 @@ import torch
 
 from data.sheet import NOTICE
 from muti_control.distributed import ProcessError
+from muti_control.sampling.config import SampleConfig
 from muti_control.sampling.draw import reconstruct_cases
-from muti_control.sampling.prepare import SampleConfig, prepare
+from muti_control.sampling.prepare import prepare
 from settings.reading import to_yaml
 
 

@@ -30,12 +30,14 @@ import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated, Literal, Self
 
 import yaml
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from cldm.add_control import add_control, control_network, has_trained_control
-from cldm.branches import NAMES, branches_among, untrained_branches, untrained_metadata
+from cldm.branches import branches_among, untrained_branches, untrained_metadata
 from cldm.controlled import SD15_CONFIG, load_model_config, model_config_from_metadata, model_metadata
 from ldm.checkpoint import (
     CheckpointError,
@@ -46,37 +48,30 @@ from ldm.checkpoint import (
     sha256,
     write_state_dict,
 )
+from ldm.config import LandmarkConfig, ModelConfig, TextureConfig
 from ldm.foreign import CONTROL, MODEL_PARTS
-from ldm.latent_diffusion import LandmarkConfig, ModelConfig, TextureConfig
-from settings.base import Settings
-from settings.messages import ConfigError, known_keys
+from settings.base import Settings, expect
+from settings.messages import RENAMED, known_keys
 from settings.reading import parse_command_line
 
 USAGE = (__doc__ or "").strip()
-MAX_LANDMARKS = 1000
 
 
 class AddControlConfig(Settings):
     """The settings behind IN and OUT; the module's docstring says what each does."""
 
-    branches: list[str] = list(NAMES)
-    num_landmarks: int | None = None
+    branches: list[Literal["skull", "landmarks", "texture"]] = ["skull", "landmarks", "texture"]
+    num_landmarks: Annotated[int, Field(ge=1, le=1000)] | None = None
     control: str | None = None
     config: str | None = None
     force: bool = False
     replace: bool = False
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
-    def validate(self) -> None:
-        """Raise ValueError naming the key, its value and what is allowed."""
-        if "skull" not in self.branches or not set(self.branches) <= set(NAMES):
-            raise ValueError(
-                f"branches: got [{', '.join(self.branches)}], expected skull, and any of {', '.join(NAMES[1:])}"
-            )
-        if self.num_landmarks is not None and not 1 <= self.num_landmarks <= MAX_LANDMARKS:
-            raise ValueError(f"num_landmarks: got {self.num_landmarks}, expected 1 to {MAX_LANDMARKS}")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed: got {self.seed}, expected 0 or a positive number below 2^63")
+    @model_validator(mode="after")
+    def _has_a_skull(self) -> Self:
+        expect("skull" in self.branches, "branches", self.branches, "skull, and any of landmarks, texture")
+        return self
 
 
 def parse(argv: Sequence[str]) -> tuple[Path, Path, AddControlConfig]:
@@ -87,22 +82,11 @@ def parse(argv: Sequence[str]) -> tuple[Path, Path, AddControlConfig]:
     """
     if len(argv) < 2:
         raise ValueError(f"expected IN and OUT, got {len(argv)} argument(s)\n\n{USAGE}")
-    old_keys = {
-        "landmarks": "branches=[skull, landmarks] num_landmarks=N",
-        "texture": "branches=[skull, texture]",
-    }
     for path in argv[:2]:
         key, equals, _ = path.partition("=")
-        if not path or (equals and key in {*known_keys(AddControlConfig), *old_keys}):
+        if not path or (equals and key in {*known_keys(AddControlConfig), *RENAMED}):
             raise ValueError(f"{path!r} where a file name belongs; IN and OUT come first")
-    for argument in argv[2:]:
-        if (key := argument.partition("=")[0]) in old_keys:
-            raise ConfigError(
-                f"{key}: replaced by branches, whose default is all of them; give {old_keys[key]} for this one alone"
-            )
-    cfg = parse_command_line(AddControlConfig, argv[2:])
-    cfg.validate()
-    return Path(argv[0]), Path(argv[1]), cfg
+    return Path(argv[0]), Path(argv[1]), parse_command_line(AddControlConfig, argv[2:])
 
 
 def run(source: Path, target: Path, options: AddControlConfig) -> None:

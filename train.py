@@ -10,6 +10,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from settings.reading import parse_command_line
+
 DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "demo" / "control.yaml"
 
 
@@ -30,7 +32,7 @@ def main(argv: list[str]) -> int:
 
     from data.images import ImageError
     from ldm.checkpoint import CheckpointError
-    from muti_control.training.config import load_experiment
+    from muti_control.training.config import ExperimentConfig
     from muti_control.training.run import prepare
 
     logging.getLogger("pytorch_lightning").setLevel(
@@ -39,7 +41,9 @@ def main(argv: list[str]) -> int:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own business with torch
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # we measure whether they do
     try:
-        training = prepare(load_experiment(argv if has_config else [str(DEFAULT_CONFIG), *argv]))
+        training = prepare(
+            parse_command_line(ExperimentConfig, argv if has_config else [str(DEFAULT_CONFIG), *argv])
+        )
     except (ValueError, OSError) as error:  # each says what is wrong and how to mend it
         print(f"train.py: {error}", file=sys.stderr)
         return 2

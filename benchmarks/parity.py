@@ -28,12 +28,12 @@ from torch import Tensor
 
 from benchmarks.results_file import run, table
 from benchmarks.their_networks import converted, network
+from cldm.config import SamplingConfig
 from cldm.controlled import SD15_CONFIG, ControlledLatentDiffusion, load_model_config
 from cldm.diffusers_folder.keys import their_keys, to_theirs
 from cldm.record import environment
-from cldm.sampling import sd15_control_scales
 from ldm.checkpoint import SD_OPTIONAL, load_strict, read_state_dict, write_state_dict
-from ldm.latent_diffusion import ModelConfig
+from ldm.config import ModelConfig
 from ldm.schedule import schedule_buffers
 from ldm.text import tokenize
 from settings.base import Settings
@@ -94,7 +94,7 @@ def inputs(cfg: ModelConfig, size: int, seed: int) -> dict[str, Tensor]:
 def control_scales(cfg: ModelConfig) -> list[float]:
     """One for each residual: ICCR-Diff's for SD1.5, as many different ones for another size."""
     num = cfg.unet.num_control_outputs
-    scales = sd15_control_scales()
+    scales = SamplingConfig().control_scales
     return scales if len(scales) == num else [0.8 + 0.1 * i for i in range(num)]
 
 

@@ -14,7 +14,7 @@ from diffusers.loaders import single_file_utils as convert
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ldm.latent_diffusion import ModelConfig
+from ldm.config import ModelConfig
 
 NETWORKS = {
     "unet": (diffusers.UNet2DConditionModel, convert.convert_ldm_unet_checkpoint),

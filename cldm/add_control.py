@@ -14,8 +14,8 @@ from cldm.controlled import ControlledLatentDiffusion
 from cldm.controlnet import ControlNet
 from ldm.autoencoder import fresh_grain
 from ldm.checkpoint import SD_OPTIONAL, CheckpointError
+from ldm.config import ModelConfig
 from ldm.foreign import CONTROL, MODEL_PARTS, UNET, recognise
-from ldm.latent_diffusion import ModelConfig
 from ldm.schedule import schedule_buffers
 
 

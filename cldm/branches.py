@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cldm.convolutions import variance_preserving
 from cldm.texture import TextureBranch
 from ldm.attention import zero_module
-from ldm.latent_diffusion import ControlConfig, LandmarkConfig, ModelConfig
+from ldm.config import ControlConfig, LandmarkConfig, ModelConfig
 
 BRANCHES = "control_model.branches."
 NAMES = ("skull", "landmarks", "texture")  # the skull's is the hint encoder that every ControlNet has

@@ -16,9 +16,10 @@ from cldm.texture import Texture
 from ldm.attention import Context, KeysValues
 from ldm.autoencoder import fresh_grain
 from ldm.checkpoint import SD_OPTIONAL, CheckpointError, load_strict, match_keys, read_state_dict
+from ldm.config import ModelConfig
 from ldm.device import preferred_layout
 from ldm.foreign import CONTROL, MODEL_PARTS, recognise
-from ldm.latent_diffusion import LatentDiffusion, ModelConfig
+from ldm.latent_diffusion import LatentDiffusion
 from ldm.schedule import eps_from_v, schedule_buffers
 from settings.reading import parse_command_line
 
@@ -134,9 +135,7 @@ def load_model_config(path: str | Path) -> ModelConfig:
     Raises:
         ValueError: the file is missing, or a key is unknown or of the wrong type (the message names it).
     """
-    cfg = parse_command_line(ModelConfig, [str(path)])
-    cfg.validate()
-    return cfg
+    return parse_command_line(ModelConfig, [str(path)])
 
 
 def model_config_from_metadata(metadata: dict[str, str]) -> ModelConfig | None:
@@ -153,9 +152,7 @@ def model_config_from_metadata(metadata: dict[str, str]) -> ModelConfig | None:
         raise ValueError(f"checkpoint metadata: 'config' is no JSON ({error}); {_NAME_CONFIG}") from error
     if not isinstance(base, dict):
         raise ValueError(f"checkpoint metadata: 'config' is {base!r:.60}, no settings; {_NAME_CONFIG}")
-    cfg = parse_command_line(ModelConfig, [], base=base, base_name="checkpoint metadata")
-    cfg.validate()
-    return cfg
+    return parse_command_line(ModelConfig, [], base=base, base_name="checkpoint metadata")
 
 
 def model_metadata(cfg: ModelConfig) -> dict[str, str]:

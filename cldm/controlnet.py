@@ -11,8 +11,8 @@ from cldm.branches import Landmarks, make_branches
 from cldm.convolutions import variance_preserving
 from cldm.texture import Texture
 from ldm.attention import Context, zero_module
-from ldm.latent_diffusion import ControlConfig
-from ldm.unet import UNetConfig, UNetEncoder
+from ldm.config import ControlConfig, UNetConfig
+from ldm.unet import UNetEncoder
 
 
 def hint_encoder(cfg: ControlConfig, out_channels: int) -> nn.Sequential:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Protocol
@@ -12,23 +11,19 @@ import torch
 from torch import Tensor
 
 from cldm.branches import Landmarks
-from cldm.conditions import CONDITIONS, Acting, Conditions, Encoded, encode
+from cldm.conditions import Acting, Conditions, Encoded, encode
+from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, ProjectedText
 from cldm.ddim import BeforeStep, EpsFn, sample_ddim
 from cldm.guidance import classifier_free, classifier_free_apart
 from cldm.multistep import sample_multistep
-from cldm.spacing import SPACINGS, spaced_timesteps
+from cldm.spacing import spaced_timesteps
 from cldm.spgd import Spgd
 from cldm.texture import Texture
-from settings.base import Settings
 
 DECODED_AT_ONCE = (
     8 * 512 * 512
 )  # pixels: what one pass of the decoder takes, so that its memory does not grow with B
-
-
-TEXT = "text"
-DROPPABLE = (TEXT, *CONDITIONS)
 
 
 class Sampler(Protocol):
@@ -53,107 +48,6 @@ SAMPLERS: dict[str, Sampler] = {
     "dpmpp_2m": sample_multistep,
     "unipc": partial(sample_multistep, corrector=True),
 }
-
-
-def sd15_control_scales() -> list[float]:
-    """ICCR-Diff's scales of the thirteen control residuals of SD1.5."""
-    return [1.4] * 3 + [1.2] * 3 + [0.8] * 7
-
-
-class SamplingConfig(Settings):
-    """How a face is drawn. The defaults are ICCR-Diff's for SD1.5.
-
-    sampler: ddim (with eta 1 the same as Euler ancestral), dpmpp_2m (second order; with eta 1 its stochastic form) or
-    unipc (second order, deterministic). steps: denoising steps.
-    spacing: which of the training steps they visit (leading, trailing, midmany, karras).
-    eta: 0 deterministic given the seed's first noise, 1 as noisy as DDPM.
-    guidance_scale: classifier-free guidance; 1 switches it off.
-    guidance_drops: what its unconditional branch is without (text, skull, landmarks, texture), which is what guidance
-    sharpens: ["text"] the prompt; ["skull", "landmarks", "texture"] what is drawn of this person rather than of anybody
-    whom the prompt describes.
-    control_scales: one factor per control residual, or a single one for all.
-    control_start, control_end: fractions of the steps between which the skull acts, and with it all branches.
-    landmark_scale, texture_scale: factor on what landmarks and texture add to the control copy; 0 switches them off.
-    landmark_start, landmark_end, texture_start, texture_end: fractions of the steps between which they act.
-    grain: of a model whose autoencoder has a grain head, add its grain; false draws the mean picture.
-    """
-
-    steps: int = 50
-    spacing: str = "midmany"
-    eta: float = 1.0
-    guidance_scale: float = 9.0
-    control_scales: list[float] = sd15_control_scales()
-    control_start: float = 0.0
-    control_end: float = 1.0
-    sampler: str = "ddim"
-    landmark_scale: float = 1.0
-    landmark_start: float = 0.0
-    landmark_end: float = 1.0
-    texture_scale: float = 1.0
-    texture_start: float = 0.0
-    texture_end: float = 1.0
-    guidance_drops: list[str] = [TEXT]
-    grain: bool = True
-
-    @property
-    def guidance_summary(self) -> str:
-        """The scale, and what it sharpens where that is not the text alone."""
-        over = "" if self.guidance_scale == 1 or self.guidance_drops == [TEXT] else " over "
-        return f"{self.guidance_scale:g}{over}" + (", ".join(self.guidance_drops) if over else "")
-
-    def validate(self) -> None:
-        """Raises ValueError naming the field, its value and what is allowed."""
-        if self.sampler not in SAMPLERS:
-            raise ValueError(f"sampling.sampler: got {self.sampler!r}, expected one of {', '.join(SAMPLERS)}")
-        if self.sampler == "unipc" and self.eta != 0:
-            raise ValueError(f"sampling.eta: got {self.eta:g}, but unipc draws no noise; set sampling.eta=0")
-        if self.spacing not in SPACINGS:
-            raise ValueError(f"sampling.spacing: got {self.spacing!r}, expected one of {', '.join(SPACINGS)}")
-        if not 1 <= self.steps <= 999:
-            raise ValueError(f"sampling.steps: got {self.steps}, expected 1..999")
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"sampling.eta: got {self.eta}, expected 0..1")
-        for what, start, end in (
-            ("control", self.control_start, self.control_end),
-            ("landmark", self.landmark_start, self.landmark_end),
-            ("texture", self.texture_start, self.texture_end),
-        ):
-            if not 0 <= start <= end <= 1:
-                raise ValueError(
-                    f"sampling.{what}_start/end: got {start}/{end}, expected 0 <= start <= end <= 1"
-                )
-        for what in ("landmark_scale", "texture_scale", "guidance_scale"):
-            if not math.isfinite(getattr(self, what)):
-                raise ValueError(f"sampling.{what}: got {getattr(self, what)}, expected a finite number")
-        if not self.guidance_drops or not set(self.guidance_drops) <= set(DROPPABLE):
-            raise ValueError(
-                f"sampling.guidance_drops: got {list(self.guidance_drops)}, expected one or more of "
-                f"{', '.join(DROPPABLE)}"
-            )
-        if not all(math.isfinite(scale) for scale in self.control_scales):
-            raise ValueError(
-                f"sampling.control_scales: got {list(self.control_scales)}, expected finite numbers"
-            )
-        if not self.control_scales:
-            raise ValueError(
-                "sampling.control_scales: got an empty list; give one number, or one per residual"
-            )
-
-    def scales_for(self, num_outputs: int) -> list[float]:
-        """One scale per control residual.
-
-        Raises:
-            ValueError: neither one scale nor ``num_outputs`` of them.
-        """
-        scales = [float(s) for s in self.control_scales]
-        if len(scales) == 1:
-            return scales * num_outputs
-        if len(scales) != num_outputs:
-            raise ValueError(
-                f"sampling.control_scales: got {len(scales)} numbers, but this model has {num_outputs} control "
-                f"residuals; give one number for all or {num_outputs} of them"
-            )
-        return scales
 
 
 class SampleNoise:
@@ -216,7 +110,6 @@ def reconstruct(
     Raises:
         ValueError: bad settings, or lengths that disagree.
     """
-    cfg.validate()
     given = Conditions(skulls, skull_present, landmarks, texture)
     numbers = {**given.numbers, "prompts": len(prompts), "seeds": len(seeds)}
     if len(set(numbers.values())) > 1:
@@ -244,12 +137,12 @@ def reconstruct(
         return eps_fn
 
     acts = cfg.control_end > cfg.control_start
-    drops = [n for n in cfg.guidance_drops if n == TEXT or (acts and getattr(encoded, n) is not None)]
+    drops = [n for n in cfg.guidance_drops if n == "text" or (acts and getattr(encoded, n) is not None)]
     if cfg.guidance_scale == 1.0 or not drops:  # nothing to sharpen: both branches would be the same
         predicted = eps_of(encoded, model.project_text(context))
     else:
         uncond = context
-        if TEXT in drops:
+        if "text" in drops:
             uncond = model.encode_text([negative_prompt]).expand(num, -1, -1)
         unknown = encoded.without(drops)
         if (

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import torch
 from torch import Tensor
 
-SPACINGS = ("leading", "trailing", "midmany", "karras")
+from cldm.config import Spacing
+
+SPACINGS = get_args(Spacing)
 KARRAS_RHO = 7.0
 
 

@@ -15,7 +15,6 @@ nothing.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,102 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cldm.config import SpgdStepConfig
 from cldm.ddim import EpsFn
-from settings.base import Settings
 
-MODES = ("off", "plain", "warmup", "spgd")
-GRADIENTS = ("estimate", "denoiser")
-RELATIVE_TO = ("latent", "estimate")
 LAST_RATE = 0.01  # of the first step's, at the last one
 
 EnergyGradient = Callable[[Tensor], tuple[Mapping[str, Tensor], Tensor]]
 """Estimates x_0 (B, ...) float32 -> energies by name, (B,) each, and the gradient of what shall fall, (B, ...)."""
-
-
-class SpgdStepConfig(Settings):
-    """How a sample is guided.
-
-    mode: off; plain (one step along the gradient, no momentum); warmup (``inner`` steps, no momentum); spgd (``inner``
-    steps with adaptive directional momentum).
-    gradient: estimate (the last estimate of x_0 moves with x_t; the denoiser runs once a step) or denoiser (through
-    it: exact, 1 + ``inner`` runs a step).
-    scale: length of the first step, relative to the latent's norm. clip: the longest step, likewise.
-    relative_to: latent (a step moves x_t by that much, and the estimate of x_0 by 1 / sqrt(abar) times as much, ten
-    times where there is hardly anything but noise) or estimate (it moves the estimate by that much).
-    start, end: fractions of the sampling steps between which it acts; every: at each so-many-th of them.
-    inner: warm-up steps before each denoising step. beta: of the momentum.
-    """
-
-    mode: str = "off"
-    gradient: str = "estimate"
-    scale: float = 0.02
-    clip: float = 0.1
-    relative_to: str = "latent"
-    start: float = 0.0
-    end: float = 1.0
-    every: int = 1
-    inner: int = 3
-    beta: float = 0.9
-
-    def validate(self) -> None:
-        """Raises ValueError naming the field, its value and what is allowed."""
-        choices = {"mode": MODES, "gradient": GRADIENTS, "relative_to": RELATIVE_TO}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"spgd.{name}: got {getattr(self, name)!r}, expected one of {', '.join(allowed)}"
-                )
-        for name in ("every", "inner"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"spgd.{name}: got {getattr(self, name)}, expected at least 1")
-        if not 0 <= self.start <= self.end <= 1:
-            raise ValueError(f"spgd.start/end: got {self.start}/{self.end}, expected 0 <= start <= end <= 1")
-        if not 0 <= self.beta < 1:
-            raise ValueError(f"spgd.beta: got {self.beta}, expected 0 or more, below 1")
-        if not 0 <= self.scale < float("inf"):
-            raise ValueError(f"spgd.scale: got {self.scale}, expected 0 or a positive number")
-        if not self.clip > 0:
-            raise ValueError(f"spgd.clip: got {self.clip}, expected a positive number")
-
-    @property
-    def acts(self) -> bool:
-        """Whether it changes anything at all."""
-        return self.mode != "off" and self.scale > 0
-
-    @property
-    def num_inner(self) -> int:
-        """Steps along the gradient before each denoising step."""
-        return 1 if self.mode == "plain" else self.inner
-
-    @property
-    def momentum(self) -> float:
-        """beta of the mode."""
-        return self.beta if self.mode == "spgd" else 0.0
-
-    def acts_at(self, i: int, num_steps: int) -> bool:
-        """Whether step ``i`` (from 0) of so many is guided."""
-        # 0.55 of 100 steps is 55.000000000000007 in floating point: rounded before it is rounded up
-        first, end = (math.ceil(round(share * num_steps, 6)) for share in (self.start, self.end))
-        return first <= i < end and (i - first) % self.every == 0
-
-    def guided_steps(self, num_steps: int) -> list[int]:
-        """Those of so many that are guided. By the last estimate, the first never is: there is none before it.
-
-        Raises:
-            ValueError: it is switched on and none is.
-        """
-        if not self.acts:
-            return []
-        without = 1 if self.gradient == "estimate" else 0
-        found = [i for i in range(without, num_steps) if self.acts_at(i, num_steps)]
-        if not found:
-            late = ", the first of which has no estimate yet to guide (gradient=estimate)" if without else ""
-            raise ValueError(
-                f"spgd: no step is guided by start={self.start:g}, end={self.end:g}, every={self.every} at "
-                f"{num_steps} sampling steps{late}; widen the window, lower spgd.every, take more sampling.steps, "
-                "or leave spgd.mode=off"
-            )
-        return found
 
 
 @dataclass(frozen=True)

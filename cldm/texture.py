@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cldm.convolutions import SILU_GAIN
 from ldm.attention import zero_module
-from ldm.latent_diffusion import TextureConfig
+from ldm.config import TextureConfig
 
 LAGS = (1, 2, 3, 4, 6, 8)  # px between the two pixels of a difference
 NUM_FILTERS = 2 * (len(LAGS) + 1) + 1  # along x and along y; and one along both

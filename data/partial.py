@@ -13,13 +13,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.images import IMAGE_SUFFIXES, ImageError, read_image, to_uint8, write_png
 
-REGIONS = ("mandible", "vault", "left", "right")
+Region = Literal["mandible", "vault", "left", "right"]
+REGIONS = get_args(Region)
 DRAWN = 8 / 255  # darker is background
 # In heights of the skull, from its top down, in the frontal pictures of the synthetic cohort.
 TEETH, CHEEKBONE = 0.815, 0.64  # where upper and lower teeth meet; below the cheekbones, beside the teeth

@@ -11,36 +11,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ldm.config import AutoencoderConfig
 from ldm.grain import Grain, summary
-from settings.base import Settings
 
 GRAIN = "first_stage_model.grain."  # keys of the grain head in a checkpoint
-
-
-class AutoencoderConfig(Settings):
-    """Shape of the autoencoder. The defaults are Stable Diffusion 1.5's.
-
-    ch: width at full resolution; ch_mult: width of each level relative to it (each level but the last halves
-    the resolution); z_channels: channels of the latent; norm_groups: groups of every GroupNorm.
-    gradient_checkpointing: recompute the blocks' activations in the backward pass.
-    grain: filters of the grain head (ldm/grain.py), 0 for none, as in the public files. grain_exemplar: how many
-    numbers tell it of an exemplar's surface, 0 if it follows none.
-    """
-
-    in_channels: int = 3
-    ch: int = 128
-    ch_mult: list[int] = [1, 2, 4, 4]
-    num_res_blocks: int = 2
-    z_channels: int = 4
-    norm_groups: int = 32
-    gradient_checkpointing: bool = False
-    grain: int = 0
-    grain_exemplar: int = 0
-
-    @property
-    def downscale(self) -> int:
-        """Picture pixels per latent cell along one axis."""
-        return 2 ** (len(self.ch_mult) - 1)
 
 
 class ResnetBlock(nn.Module):

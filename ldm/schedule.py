@@ -8,40 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from settings.base import Settings
-
-PREDICTIONS = ("eps", "v")
-
-
-class ScheduleConfig(Settings):
-    """The forward process q(x_t | x_0).
-
-    linear_start, linear_end: first and last beta (dimensionless variance added in a step).
-    num_timesteps: length T of the forward process, in steps.
-    prediction: what the UNet puts out, "eps" (the noise, as Stable Diffusion 1.5 does) or "v". An error of eps is
-    sqrt((1 - abar) / abar) times as large in the clean latent, 15 at the noisiest step; one of v never grows.
-    """
-
-    num_timesteps: int = 1000
-    linear_start: float = 0.00085
-    linear_end: float = 0.0120
-    prediction: str = "eps"
-
-    def validate(self) -> None:
-        """Raises ValueError for another prediction."""
-        if self.prediction not in PREDICTIONS:
-            raise ValueError(
-                f"schedule: prediction={self.prediction!r}, expected one of {', '.join(PREDICTIONS)}"
-            )
+from ldm.config import ScheduleConfig
 
 
 def scaled_linear_betas(cfg: ScheduleConfig) -> Tensor:
     """Betas (T,), float64: linear in sqrt(beta). Source: the public Stable Diffusion 1.x configuration."""
-    if not 0 < cfg.linear_start < cfg.linear_end < 1:
-        raise ValueError(
-            f"schedule: got linear_start={cfg.linear_start}, linear_end={cfg.linear_end}; "
-            "expected 0 < linear_start < linear_end < 1"
-        )
     roots = torch.linspace(
         cfg.linear_start**0.5, cfg.linear_end**0.5, cfg.num_timesteps, dtype=torch.float64, device="cpu"
     )

@@ -15,38 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from settings.base import Settings
+from ldm.config import TextConfig
 
 BOS_TOKEN = 49406
 EOS_TOKEN = 49407
-
-
-class TextConfig(Settings):
-    """Size of the text encoder; the defaults are Stable Diffusion 1.5's (CLIP ViT-L/14).
-
-    Attributes:
-        vocab_size: number of token ids; the last two are the begin and the end token.
-        width: channels of an embedding, the cross-attention context width of the UNet.
-        layers: transformer blocks.
-        heads: attention heads; divides `width`.
-        max_length: tokens per prompt, begin and end token included.
-        intermediate: channels inside each block's MLP.
-    """
-
-    vocab_size: int = 49408
-    width: int = 768
-    layers: int = 12
-    heads: int = 12
-    max_length: int = 77
-    intermediate: int = 3072
-
-    def validate(self) -> None:
-        """Raises ValueError for a size that is not positive or heads that do not divide the width."""
-        for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"cond_stage: {name} must be positive, got {value}")
-        if self.width % self.heads:
-            raise ValueError(f"cond_stage: heads={self.heads} does not divide width={self.width}")
 
 
 @lru_cache(maxsize=1)
@@ -154,7 +126,6 @@ class FrozenCLIPEmbedder(nn.Module):
             ValueError: a size is not positive or `heads` does not divide `width`.
         """
         super().__init__()
-        cfg.validate()
         self.cfg = cfg
         self.transformer = _TextTransformer(cfg)
 

@@ -14,51 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ldm.attention import BasicTransformerBlock, Context, KeysValues, SpatialTransformer, zero_module
-from settings.base import Settings
-
-
-class UNetConfig(Settings):
-    """Shape of the UNet. The defaults are Stable Diffusion 1.5's.
-
-    model_channels: width of the first level; channel_mult: width of each level relative to it.
-    attention_levels: levels (0 = full latent resolution) that carry a SpatialTransformer.
-    context_dim: width of the text embedding; norm_groups: groups of every GroupNorm.
-    gradient_checkpointing: recompute activations in the backward pass (memory for time).
-    """
-
-    in_channels: int = 4
-    out_channels: int = 4
-    model_channels: int = 320
-    channel_mult: list[int] = [1, 2, 4, 4]
-    num_res_blocks: int = 2
-    attention_levels: list[int] = [0, 1, 2]
-    num_heads: int = 8
-    transformer_depth: int = 1
-    context_dim: int = 768
-    norm_groups: int = 32
-    gradient_checkpointing: bool = False
-
-    def validate(self) -> None:
-        """Raises ValueError for widths that do not divide into groups or heads."""
-        for level, mult in enumerate(self.channel_mult):
-            width = self.model_channels * mult
-            if width % self.norm_groups:
-                raise ValueError(
-                    f"unet: width {width} of level {level} is no multiple of norm_groups={self.norm_groups}"
-                )
-            if level in self.attention_levels and width % self.num_heads:
-                raise ValueError(
-                    f"unet: width {width} of level {level} is no multiple of num_heads={self.num_heads}"
-                )
-        if any(not 0 <= level < len(self.channel_mult) for level in self.attention_levels):
-            raise ValueError(
-                f"unet: attention_levels {list(self.attention_levels)} outside 0..{len(self.channel_mult) - 1}"
-            )
-
-    @property
-    def num_control_outputs(self) -> int:
-        """Feature maps a ControlNet adds: one per encoder block, one for the middle (13 for SD1.5)."""
-        return len(self.channel_mult) * (self.num_res_blocks + 1) + 1
+from ldm.config import UNetConfig
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
@@ -139,7 +95,6 @@ class UNetEncoder(nn.Module):
 
     def __init__(self, cfg: UNetConfig) -> None:
         super().__init__()
-        cfg.validate()
         self.cfg = cfg
         self.recomputes = (
             cfg.gradient_checkpointing

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from collections.abc import Iterable
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from settings.messages import ConfigError, describe
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Settings(BaseModel):
@@ -15,12 +18,29 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
+    @classmethod
+    def of(cls, **values: Any) -> Self:
+        """Return settings with these values. Raises: ConfigError, in one line."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError(describe(error, cls)) from error
+
     def with_(self, **changes: Any) -> Self:
         """Return a copy with some fields changed, checked. Raises: ConfigError."""
-        try:
-            return type(self).model_validate({**dict(self), **changes})
-        except ValidationError as error:
-            raise ConfigError(describe(error, type(self))) from error
+        return self.of(**{**dict(self), **changes})
+
+
+def one_of(names: Iterable[str]) -> AfterValidator:
+    """Return a constraint for a text whose choices are known only at run time, as ``Annotated[str, one_of(names)]``."""
+    choices = tuple(names)
+
+    def check(value: str) -> str:
+        if value not in choices:
+            raise PydanticKnownError("literal_error", {"expected": ", ".join(choices)})
+        return value
+
+    return AfterValidator(check)
 
 
 def expect(good: object, key: str, got: object, expected: str) -> None:

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 Layer = tuple[str, Mapping[str, Any]]
 """Settings from one place, and the words that a message about them begins with."""
 
-RENAMED = {"guidance": "spgd"}  # old dotted prefix -> new one
+RENAMED = {"guidance": "spgd", "landmarks": "branches", "texture": "branches"}  # old dotted prefix -> new one
 MEANT = {  # a name that users try -> the names it may have here
     "batch": ("batch_size",),
     "bmi": ("body_mass",),
@@ -69,11 +69,10 @@ EXPECTED = {  # pydantic's error types
     "string_type": "a text",
 }
 LIMITS = {  # pydantic's error types
-    "greater_than": "a number above {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than": "a number below {lt}",
-    "less_than_equal": "at most {le}",
-    "literal_error": "one of {expected}",
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "a number below {lt:g}",
+    "less_than_equal": "at most {le:g}",
     "multiple_of": "a multiple of {multiple_of}",
     "string_too_short": "a text that is not empty",
     "too_long": "at most {max_length} entries",
@@ -105,7 +104,9 @@ def describe(error: ValidationError, schema: type[BaseModel], layers: Sequence[L
         return f"{origin}{key}: not given, expected {_choices(field) or 'a value'}"
     if kind == "value_error":
         return f"{origin}{key}: {context['error']}"
-    if kind in LIMITS:
+    if kind == "literal_error":
+        expected = f"one of {context['expected'].replace(' or ', ', ').replace(chr(39), '')}"
+    elif kind in LIMITS:
         expected = _range(field) or LIMITS[kind].format(**context)
     else:
         expected = EXPECTED.get(kind, first["msg"])
@@ -119,7 +120,7 @@ def unknown(schema: type[BaseModel], key: str, layer: Mapping[str, Any] | None =
         layer: the whole file that the key stands in; one that is meant for another program is named as such.
     """
     for old, new in RENAMED.items():
-        if key == old or key.startswith(f"{old}."):
+        if new in schema.model_fields and (key == old or key.startswith(f"{old}.")):
             return f"{key}: the key is now {new}{key.removeprefix(old)}"
     for kind, marks in KINDS.items():
         mark = next((m for m in marks if m in (layer or {}) and m not in schema.model_fields), None)

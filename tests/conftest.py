@@ -22,11 +22,8 @@ from PIL import Image
 import tool_add_control
 import train
 from cldm.controlled import ControlledLatentDiffusion, model_metadata
-from ldm.autoencoder import AutoencoderConfig
 from ldm.checkpoint import write_state_dict
-from ldm.latent_diffusion import ControlConfig, ModelConfig
-from ldm.text import TextConfig
-from ldm.unet import UNetConfig
+from ldm.config import AutoencoderConfig, ControlConfig, ModelConfig, TextConfig, UNetConfig
 
 LOOPBACK = ("127.", "localhost", "::1")
 

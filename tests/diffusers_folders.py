@@ -12,11 +12,8 @@ from torch import Tensor
 
 from cldm.controlled import ControlledLatentDiffusion, model_metadata
 from cldm.diffusers_folder.__main__ import main
-from ldm.autoencoder import AutoencoderConfig
 from ldm.checkpoint import read_state_dict, write_state_dict
-from ldm.latent_diffusion import ControlConfig, ModelConfig
-from ldm.text import TextConfig
-from ldm.unet import UNetConfig
+from ldm.config import AutoencoderConfig, ControlConfig, ModelConfig, TextConfig, UNetConfig
 
 CFG = ModelConfig(  # no two numbers that could be mistaken for each other, and not SD1.5's proportions
     image_size=64,

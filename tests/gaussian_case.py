@@ -7,10 +7,12 @@ import math
 import torch
 from torch import Tensor
 
+from cldm.config import SpgdStepConfig
 from cldm.ddim import sample_ddim
 from cldm.spacing import spaced_timesteps
-from cldm.spgd import Spgd, SpgdStepConfig, gradient_of
-from ldm.schedule import ScheduleConfig, schedule_buffers
+from cldm.spgd import Spgd, gradient_of
+from ldm.config import ScheduleConfig
+from ldm.schedule import schedule_buffers
 
 ABAR = schedule_buffers(ScheduleConfig())["alphas_cumprod"].float()
 SHAPE = (4, 1, 2)  # of a sample: 8 numbers

@@ -11,11 +11,12 @@ from conftest import tiny_model_config
 from PIL import Image
 
 from cldm.branches import BRANCHES
+from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, model_metadata
-from cldm.sampling import SamplingConfig
 from ldm.checkpoint import write_state_dict
-from ldm.latent_diffusion import LandmarkConfig
-from muti_control.networks.pipnet.network import PipNet, PipNetConfig
+from ldm.config import LandmarkConfig
+from muti_control.networks.config import PipNetConfig
+from muti_control.networks.pipnet.network import PipNet
 from muti_control.networks.pipnet.reader import LandmarkReader
 
 LAYOUT = np.array(  # a face of 12 points, the same on both sides: eyes 0-3, nose 4-6, mouth 7-9, jaw 10-11

@@ -8,12 +8,13 @@ import sys
 
 import torch
 
-from muti_control.training.config import load_experiment
+from muti_control.training.config import ExperimentConfig
 from muti_control.training.run import prepare
 from muti_control.training.stages.control import ControlStage
+from settings.reading import parse_command_line
 
 torch.set_num_threads(1)
-training = prepare(load_experiment(sys.argv[1:]))
+training = prepare(parse_command_line(ExperimentConfig, sys.argv[1:]))
 stage = training.stage
 assert isinstance(stage, ControlStage)
 gated: list[float] = []

@@ -18,10 +18,7 @@ from torch import Tensor, nn
 from cldm.controlled import ControlledLatentDiffusion
 from cldm.ddim import sample_ddim
 from cldm.spacing import spaced_timesteps
-from ldm.autoencoder import AutoencoderConfig
-from ldm.latent_diffusion import ControlConfig, ModelConfig
-from ldm.text import TextConfig
-from ldm.unet import UNetConfig
+from ldm.config import AutoencoderConfig, ControlConfig, ModelConfig, TextConfig, UNetConfig
 
 HINT_WIDTHS = [8, 8, 12, 12, 16, 16, 24]
 # diffusers lists one width per resolution of the hint encoder; the public layout doubles all but the last.

@@ -15,9 +15,10 @@ from torch import Tensor
 import train
 from muti_control.losses.autoencoder import gradient_ratio, surface_energies, texture_loss
 from muti_control.training.callbacks import Validate
-from muti_control.training.config import load_experiment
+from muti_control.training.config import ExperimentConfig
 from muti_control.training.run import prepare
 from muti_control.training.stages.autoencoder import AutoencoderStage
+from settings.reading import parse_command_line
 
 
 def grainy(amount: float, seed: int, flat: float = 0.2) -> Tensor:
@@ -129,7 +130,7 @@ def test_a_stopped_run_goes_on_with_its_discriminator(
 def test_the_best_is_not_the_smoothest_where_surfaces_are_trained(
     make_tiny_run: Callable[..., list[str]], settings: tuple[str, ...], monitor: tuple[str, int]
 ) -> None:
-    training = prepare(load_experiment(make_tiny_run(1, *settings)))
+    training = prepare(parse_command_line(ExperimentConfig, make_tiny_run(1, *settings)))
     (best,) = (c.best for c in training.trainer.callbacks if isinstance(c, Validate))
     assert (best.monitor, best.sign) == monitor
     assert AutoencoderStage.monitor == "valid/psnr"

@@ -10,10 +10,11 @@ from conftest import tiny_model_config
 from torch import Tensor
 
 from cldm.branches import BRANCHES, LandmarkBranch, Landmarks, heatmaps
+from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, load_model, model_metadata
-from cldm.sampling import SamplingConfig, reconstruct
+from cldm.sampling import reconstruct
 from ldm.checkpoint import read_state_dict, write_state_dict
-from ldm.latent_diffusion import LandmarkConfig
+from ldm.config import LandmarkConfig
 from tool_add_control import main as tool
 
 NUM = 5

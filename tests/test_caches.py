@@ -22,7 +22,7 @@ from data.manifest import read_manifest
 from data.pack import pack
 from data.paired import PairedDataset
 from ldm.checkpoint import CheckpointError
-from ldm.latent_diffusion import ModelConfig
+from ldm.config import ModelConfig
 from muti_control.rank_zero import is_first, wait_for
 from muti_control.training.latents import LatentPairs, face_moments
 from muti_control.training.tensor_store import Rows, RowStore

@@ -20,7 +20,7 @@ from data.images import read_image
 from data.manifest import ManifestError, read_manifest
 from data.partial import remove_bone
 from ldm.checkpoint import write_state_dict
-from ldm.latent_diffusion import TextureConfig
+from ldm.config import TextureConfig
 from muti_control.conditions.case_textures import choose_textures
 from muti_control.conditions.pair_textures import exemplar_features
 from muti_control.evaluation.plan import prepare

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
+from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion
-from cldm.sampling import SamplingConfig, reconstruct
+from cldm.sampling import reconstruct
 from ldm.compiled import check_compiler, compile_blocks
-from ldm.latent_diffusion import ModelConfig
+from ldm.config import ModelConfig
 
 CFG = SamplingConfig(steps=2, spacing="trailing", eta=0.0, guidance_scale=2.0, control_scales=[1.0])
 

@@ -36,9 +36,9 @@ from data.pack import PackConfig
 from data.split import SplitConfig
 from muti_control.evaluation.protocol.config import EvaluateConfig
 from muti_control.networks.pipnet.export import ExportConfig
-from muti_control.training.config import ExperimentConfig, load_experiment
+from muti_control.sampling.config import SampleConfig
+from muti_control.training.config import ExperimentConfig
 from muti_control.training.predict_landmarks import PredictConfig
-from sample import SampleConfig
 from settings.messages import known_keys
 from settings.reading import parse_command_line
 
@@ -225,7 +225,7 @@ PROTOCOLS = sorted((ROOT / "configs/evaluate").glob("*.yaml"))
     "path", sorted({*(ROOT / "configs").rglob("*.yaml")} - {*PROTOCOLS}), ids=lambda path: path.stem
 )
 def test_every_experiment_parses(path):
-    config = load_experiment([str(path)])
+    config = parse_command_line(ExperimentConfig, [str(path)])
     assert config.stage and config.name
     if config.init is not None:
         assert config.how_to_get_init, "says nothing to a user who lacks its init"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from cldm.controlnet import hint_encoder
-from ldm.latent_diffusion import ControlConfig
+from ldm.config import ControlConfig
 
 
 def test_the_difference_between_two_pictures_survives_the_fresh_hint_encoder() -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cldm.ddim import ddim_step, sample_ddim
 from cldm.spacing import SPACINGS, spaced_timesteps
-from ldm.schedule import ScheduleConfig, predict_x0, q_sample, schedule_buffers
+from ldm.config import ScheduleConfig
+from ldm.schedule import predict_x0, q_sample, schedule_buffers
 
 # The fifty steps ICCR-Diff visits, as its published code computes them.
 MIDMANY_50 = [

@@ -19,7 +19,7 @@ from benchmarks.model.plate import CROP, FRAME, GAP, MARGIN, TILE, WIDE, Bar, Ro
 from cldm.controlled import ControlledLatentDiffusion, model_metadata
 from data.cases import cases_of
 from ldm.checkpoint import write_state_dict
-from ldm.latent_diffusion import TextureConfig
+from ldm.config import TextureConfig
 from settings.reading import parse_command_line
 
 

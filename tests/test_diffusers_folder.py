@@ -25,13 +25,14 @@ from diffusers_folders import (
 from PIL import Image
 from transformers import CLIPTokenizer
 
+from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, load_model, model_config_from_metadata, model_metadata
 from cldm.diffusers_folder.__main__ import main
 from cldm.diffusers_folder.configs import CLASSES, check_expressible, settings_of
 from cldm.diffusers_folder.keys import their_keys
-from cldm.sampling import SamplingConfig, reconstruct
+from cldm.sampling import reconstruct
 from ldm.checkpoint import read_state_dict, write_state_dict
-from ldm.latent_diffusion import LandmarkConfig, ModelConfig, TextureConfig
+from ldm.config import LandmarkConfig, ModelConfig, TextureConfig
 from ldm.text import tokenize
 
 

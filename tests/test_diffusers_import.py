@@ -24,7 +24,7 @@ from transformers import CLIPTextConfig
 from cldm.controlled import ControlledLatentDiffusion, model_config_from_metadata
 from cldm.diffusers_folder.__main__ import main
 from cldm.diffusers_folder.configs import model_config
-from ldm.latent_diffusion import ModelConfig
+from ldm.config import ModelConfig
 
 
 @pytest.fixture(scope="module")

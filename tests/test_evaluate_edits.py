@@ -18,8 +18,7 @@ from muti_control.evaluation.protocol.config import EvaluateConfig
 from muti_control.evaluation.protocol.inputs import InputError, read_inputs
 from muti_control.evaluation.results.results_file import read_results
 from muti_control.networks.pipnet.reader import LandmarkReader
-from muti_control.sampling.prepare import SKULL_LANDMARKS
-from muti_control.sampling.spgd import FACE_LANDMARKS
+from muti_control.sampling.config import FACE_LANDMARKS, SKULL_LANDMARKS
 from settings.reading import parse_command_line
 
 

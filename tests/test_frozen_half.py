@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cldm.controlled import ControlledLatentDiffusion
-from ldm.latent_diffusion import ModelConfig
+from ldm.config import ModelConfig
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cldm.sampling import SamplingConfig
-from ldm.latent_diffusion import ModelConfig
+from cldm.config import SamplingConfig
+from ldm.config import ModelConfig
 from ldm.schedule import eps_from_v, predict_x0, q_sample
 from muti_control.training.build import build_stage
 from muti_control.training.config import DataConfig, DiffusionStageConfig, ExperimentConfig, TrainConfig

@@ -16,16 +16,17 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 import tool_add_control
+from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, load_model, model_metadata
 from cldm.diffusers_folder.exporting import export_folder
 from cldm.diffusers_folder.importing import import_folder
 from cldm.record import OutputError
-from cldm.sampling import SamplingConfig, reconstruct
+from cldm.sampling import reconstruct
 from cldm.texture import NUM_FEATURES, Texture
 from ldm.autoencoder import GRAIN, AutoencoderKL, fresh_grain
 from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
+from ldm.config import ModelConfig, TextureConfig
 from ldm.grain import ENERGY_FLOOR, MARGIN, Grain, grain_noise, inside, log_energies, num_summary, summary
-from ldm.latent_diffusion import ModelConfig, TextureConfig
 from muti_control.distributed import Team
 from muti_control.evaluation.methods.sampled import Sampler
 from muti_control.evaluation.protocol.run_folder import identity_of

@@ -17,8 +17,8 @@ from cldm.controlled import load_model, model_metadata
 from cldm.texture import NUM_FEATURES
 from ldm.autoencoder import GRAIN
 from ldm.checkpoint import read_state_dict, write_state_dict
+from ldm.config import TextureConfig
 from ldm.grain import LAGS
-from ldm.latent_diffusion import TextureConfig
 from muti_control.conditions.pair_textures import exemplar_features
 from muti_control.losses.config import GrainStageConfig
 from muti_control.training.build import build_stage

@@ -17,14 +17,17 @@ from torch import Tensor
 import ldm.autoencoder
 import muti_control.sampling.record
 from cldm.branches import Landmarks
+from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, load_model
-from cldm.sampling import SamplingConfig, reconstruct
+from cldm.sampling import reconstruct
 from cldm.spgd import Spgd
 from data.cases import Case, Known, find_cases
 from ldm.checkpoint import sha256
-from muti_control.networks.patchgan import PatchGan, PatchGanConfig
-from muti_control.networks.pipnet.network import PipNet, PipNetConfig
+from muti_control.networks.config import PatchGanConfig, PipNetConfig
+from muti_control.networks.patchgan import PatchGan
+from muti_control.networks.pipnet.network import PipNet
 from muti_control.networks.pipnet.reader import LandmarkReader
+from muti_control.sampling.config import SpgdConfig
 from muti_control.sampling.energies import (
     ContainmentEnergy,
     DecodedEnergies,
@@ -33,7 +36,7 @@ from muti_control.sampling.energies import (
     RealismEnergy,
     TextureEnergy,
 )
-from muti_control.sampling.spgd import SpgdConfig, decoder_of, load_spgd
+from muti_control.sampling.spgd import decoder_of, load_spgd
 from sample import main as sample
 from tests.landmark_pairs import LAYOUT, write_landmark_pairs
 

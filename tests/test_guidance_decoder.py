@@ -13,12 +13,12 @@ from torch import Tensor
 
 import train
 from cldm.controlled import load_model
-from ldm.autoencoder import AutoencoderConfig, AutoencoderKL
+from ldm.autoencoder import AutoencoderKL
 from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
+from ldm.config import AutoencoderConfig
+from muti_control.networks.config import GuidanceDecoderConfig, GuidanceDecoderStageConfig
 from muti_control.networks.guidance_decoder import (
     GuidanceDecoder,
-    GuidanceDecoderConfig,
-    GuidanceDecoderStageConfig,
     load_guidance_decoder,
     same_autoencoder,
     signature,

@@ -19,9 +19,10 @@ from muti_control.evaluation.protocol.config import EvaluateConfig
 from muti_control.evaluation.protocol.run_folder import identity_of
 from muti_control.evaluation.results.results_file import read_results
 from muti_control.evaluation.sweep import Row, advice, arguments_of, best_of, main, rows_of, table
-from muti_control.networks.guidance_decoder import GuidanceDecoder, GuidanceDecoderConfig, signature
+from muti_control.networks.config import GuidanceDecoderConfig
+from muti_control.networks.guidance_decoder import GuidanceDecoder, signature
 from muti_control.sampling.charts import Panel, Series, draw_panels
-from muti_control.sampling.spgd import SpgdConfig
+from muti_control.sampling.config import SpgdConfig
 from muti_control.sampling.trace import trace_of, trace_plot
 from sample import main as sample
 from tests.landmark_pairs import write_landmark_pairs
@@ -222,9 +223,9 @@ def test_settings_of_models_lie_over_the_common_ones() -> None:
         guided={"plain": {"mode": "plain", "scale": 0.1}},
     )
     cfg.validate()
-    assert cfg.guidance_of("model") == cfg.spgd
-    assert EvaluateConfig(guided={"model": {"mode": False}}).guidance_of("model").mode == "off"
-    plain = cfg.guidance_of("plain")
+    assert cfg.spgd_of("model") == cfg.spgd
+    assert EvaluateConfig(guided={"model": {"mode": False}}).spgd_of("model").mode == "off"
+    plain = cfg.spgd_of("plain")
     assert (plain.mode, plain.scale, plain.inner) == ("plain", 0.1, 2)
     for guided, message in (
         ({"spgd": {"mode": "spgd"}}, "guided: \\['spgd'\\] are no models"),

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from cldm.controlled import SD15_CONFIG, ControlledLatentDiffusion, load_model_config
-from ldm.latent_diffusion import LatentDiffusion, ModelConfig
+from ldm.config import ModelConfig
+from ldm.latent_diffusion import LatentDiffusion
 
 FIXTURES = Path(__file__).parent / "fixtures"
 # Older text encoders stored this buffer; it is tolerated in files and never part of our state.

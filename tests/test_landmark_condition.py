@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from cldm.branches import BRANCHES, NAMES, untrained_metadata
+from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, load_model, model_metadata
-from cldm.sampling import SamplingConfig
 from data.manifest import Record, read_manifest
 from data.predicted_landmarks import PredictedLandmarks
 from ldm.checkpoint import read_state_dict, write_state_dict
-from ldm.latent_diffusion import LandmarkConfig, ModelConfig, TextureConfig
+from ldm.config import LandmarkConfig, ModelConfig, TextureConfig
 from muti_control.conditions.pair_landmarks import PairLandmarks
 from muti_control.training.config import (
     DataConfig,
@@ -25,11 +25,11 @@ from muti_control.training.config import (
     LandmarkConditionConfig,
     OptimConfig,
     TrainConfig,
-    load_experiment,
 )
 from muti_control.training.run import prepare
 from muti_control.training.seeded_batches import generator
 from settings.messages import ConfigError
+from settings.reading import parse_command_line
 
 NUM = 4
 
@@ -117,7 +117,9 @@ def test_a_branch_without_data_stays_untrained_and_one_with_data_does_not(
     common = ["stage=control", "name=bare", f"out={root / 'runs'}", f"init={init}", f"data.root={root}"]
     small = ["train.num_valid=2", "train.max_steps=1", "train.batch_size=2", "train.precision=32-true"]
     training = prepare(
-        load_experiment([*common, *small, "sampling.control_scales=[1.0]", "sampling.steps=1"])
+        parse_command_line(
+            ExperimentConfig, [*common, *small, "sampling.control_scales=[1.0]", "sampling.steps=1"]
+        )
     )
     warnings = capsys.readouterr().err
     assert ("landmarks.predicted" in warnings) != with_data

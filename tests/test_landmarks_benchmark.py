@@ -11,7 +11,8 @@ import torch
 from benchmarks.model import landmarks
 from benchmarks.model.ridge_landmarks import Inputs, fit_ridge
 from data.partial import REGIONS
-from muti_control.networks.pipnet.network import PipNet, PipNetConfig
+from muti_control.networks.config import PipNetConfig
+from muti_control.networks.pipnet.network import PipNet
 from muti_control.networks.pipnet.reader import LandmarkReader
 from tests.landmark_pairs import LAYOUT, write_landmark_pairs
 

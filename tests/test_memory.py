@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 import tool_add_control
+from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, model_metadata
-from cldm.sampling import SamplingConfig
 from data.pack import pack
 from ldm.checkpoint import read_state_dict, write_state_dict
-from ldm.latent_diffusion import ModelConfig
+from ldm.config import ModelConfig
 from muti_control.optim import OptimConfig
 from muti_control.training.config import (
     DataConfig,

@@ -17,7 +17,8 @@ from cldm.ddim import sample_ddim
 from cldm.multistep import sample_multistep
 from cldm.sampling import SAMPLERS
 from cldm.spacing import spaced_timesteps
-from ldm.schedule import ScheduleConfig, q_sample, schedule_buffers
+from ldm.config import ScheduleConfig
+from ldm.schedule import q_sample, schedule_buffers
 
 ABAR = schedule_buffers(ScheduleConfig())["alphas_cumprod"]
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

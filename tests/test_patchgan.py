@@ -10,14 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
-from muti_control.networks.patchgan import (
-    PatchGan,
-    PatchGanConfig,
-    accuracy,
-    judged,
-    lsgan_discriminator,
-    lsgan_generator,
-)
+from muti_control.networks.config import PatchGanConfig
+from muti_control.networks.patchgan import PatchGan, accuracy, judged, lsgan_discriminator, lsgan_generator
 
 TINY = PatchGanConfig(width=4)
 

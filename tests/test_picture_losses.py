@@ -15,15 +15,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from cldm.sampling import SamplingConfig
-from ldm.latent_diffusion import ControlConfig, LandmarkConfig, ModelConfig, TextureConfig
+from cldm.config import SamplingConfig
+from ldm.config import ControlConfig, LandmarkConfig, ModelConfig, TextureConfig
 from ldm.schedule import predict_x0
 from muti_control.losses.config import DiscriminatorConfig, LossesConfig
 from muti_control.losses.decoding import gated_rows, judge, with_gradient
 from muti_control.losses.picture import feature_matching, landmark_error
 from muti_control.losses.weights import LossWeights, gradient_norms
-from muti_control.networks.patchgan import PatchGan, PatchGanConfig, judged
-from muti_control.networks.pipnet.network import PipNet, PipNetConfig
+from muti_control.networks.config import PatchGanConfig, PipNetConfig
+from muti_control.networks.patchgan import PatchGan, judged
+from muti_control.networks.pipnet.network import PipNet
 from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.training.build import build_stage
 from muti_control.training.config import DataConfig, ExperimentConfig, TrainConfig

@@ -17,10 +17,11 @@ import torch
 import train
 from ldm.checkpoint import read_state_dict
 from muti_control.networks.patchgan import PatchGan
-from muti_control.training.config import load_experiment
+from muti_control.training.config import ExperimentConfig
 from muti_control.training.run import check_same_run, prepare
 from muti_control.training.stages.control import ControlStage
 from settings.messages import ConfigError
+from settings.reading import parse_command_line
 from tests.landmark_pairs import write_landmark_pairs
 from tests.test_picture_losses import write_reader
 from tests.test_training import At, Crash, crash
@@ -58,7 +59,7 @@ def arguments(weights: Path, tmp_path: Path) -> Callable[..., list[str]]:
 
 
 def run_of(arguments: list[str]) -> Path:
-    return load_experiment(arguments).run_dir
+    return parse_command_line(ExperimentConfig, arguments).run_dir
 
 
 def test_a_continued_run_equals_an_unbroken_one_with_its_discriminator(
@@ -69,7 +70,7 @@ def test_a_continued_run_equals_an_unbroken_one_with_its_discriminator(
         "losses of the decoded face: gan 0.2, fm 0.2, lm 0.3 (of the noise loss's gradient)"
         in capsys.readouterr().out
     )
-    training = prepare(load_experiment(arguments("name=broken")))
+    training = prepare(parse_command_line(ExperimentConfig, arguments("name=broken")))
     training.trainer.callbacks.insert(0, At(7, crash))
     with pytest.raises(Crash):
         training.fit()
@@ -159,7 +160,7 @@ def test_a_run_from_before_there_were_losses_goes_on(
         del content["fingerprint"][key]
     del content["loss_weights"]
     torch.save(content, last)
-    training = prepare(load_experiment(arguments(*off, "train.max_steps=3")))
+    training = prepare(parse_command_line(ExperimentConfig, arguments(*off, "train.max_steps=3")))
     assert isinstance(training.stage, ControlStage) and training.stage.picture_losses is None
     assert training.fit() is not None and training.stage.updates == 3
     now = training.stage.fingerprint

@@ -13,8 +13,9 @@ import train
 from data.landmarks import LandmarksError, landmark_fractions, read_landmarks
 from data.manifest import read_manifest
 from data.predicted_landmarks import PredictedLandmarks, PredictionsError
+from muti_control.networks.config import AugmentConfig
 from muti_control.networks.pipnet import export
-from muti_control.networks.pipnet.augment import AugmentConfig, augment
+from muti_control.networks.pipnet.augment import augment
 from muti_control.networks.pipnet.meanface import (
     flip_table,
     mean_face,

@@ -19,13 +19,14 @@ from data.cases import Case
 from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
 from muti_control.evaluation.methods.translated import Task, Translator
 from muti_control.evaluation.results.results_file import read_results
-from muti_control.networks.patchgan import PatchGan, PatchGanConfig
-from muti_control.networks.pix2pix import Generator, GeneratorConfig, encode, vocabulary
-from muti_control.networks.pix2pix_config import Pix2PixStageConfig
+from muti_control.networks.config import GeneratorConfig, PatchGanConfig, Pix2PixStageConfig
+from muti_control.networks.patchgan import PatchGan
+from muti_control.networks.pix2pix import Generator, encode, vocabulary
 from muti_control.sampling.draw import ReconstructionError
 from muti_control.training.build import build_stage
-from muti_control.training.config import DataConfig, ExperimentConfig, TrainConfig, load_experiment
+from muti_control.training.config import DataConfig, ExperimentConfig, TrainConfig
 from muti_control.training.stages.pix2pix import Pix2PixStage
+from settings.reading import parse_command_line
 
 MAN, WOMAN = Biometrics("male", 13.0, "Asian", 1), Biometrics("female", 70.0, "Asian", 5)
 TINY = GeneratorConfig(image_size=32, width=4, levels=4, embedding=6, ethnicities=["Asian"])
@@ -277,11 +278,13 @@ def test_fine_tuning_keeps_the_meaning_of_the_ethnicities(
     begun = lively(cfg)
     begun.save(root / "begun.safetensors", torch.float16)
     given = [*arguments(root), f"init={root}/begun.safetensors", "train.max_steps=1"]
-    stage = build_stage(load_experiment(given))
+    stage = build_stage(parse_command_line(ExperimentConfig, given))
     assert isinstance(stage, Pix2PixStage) and stage.net.cfg.ethnicities == ["Martian", "Asian"]
     torch.testing.assert_close(stage.net.state_dict(), begun.state_dict(), atol=2e-3, rtol=2e-3)
     assert all(p.requires_grad for p in stage.net.parameters())
-    assert build_stage(load_experiment([*given, "pix2pix.generator.ethnicities=[Martian,Asian]"]))
+    assert build_stage(
+        parse_command_line(ExperimentConfig, [*given, "pix2pix.generator.ethnicities=[Martian,Asian]"])
+    )
     write_state_dict(root / "bare.safetensors", begun.state_dict(), {})
     for setting, message in (
         ("pix2pix.generator.ethnicities=[Asian,Martian]", "got Asian, Martian, expected what"),

@@ -10,11 +10,13 @@ import pytest
 import torch
 from diffusers_folders import CFG, PROMPT, SAMPLING, edit, imported, perturbed_model
 
+from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, load_model, model_config_from_metadata, model_metadata
 from cldm.diffusers_folder.__main__ import main
-from cldm.sampling import SamplingConfig, reconstruct
+from cldm.sampling import reconstruct
 from ldm.checkpoint import write_state_dict
-from ldm.schedule import ScheduleConfig, eps_from_v, predict_x0, q_sample, schedule_buffers
+from ldm.config import ScheduleConfig
+from ldm.schedule import eps_from_v, predict_x0, q_sample, schedule_buffers
 
 ABAR = schedule_buffers(ScheduleConfig())["alphas_cumprod"]
 V_CFG = CFG.with_(schedule=ScheduleConfig(prediction="v"))

@@ -6,7 +6,8 @@ import re
 import subprocess
 from pathlib import Path
 
-from muti_control.training.config import load_experiment
+from muti_control.training.config import ExperimentConfig
+from settings.reading import parse_command_line
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,7 +53,7 @@ def test_a_stage_starts_from_what_an_earlier_one_writes(tmp_path: Path) -> None:
             continue
         if init := re.search(r'init="([^"]+)"', line):
             assert init[1] in written, line
-        cfg = load_experiment([str(ROOT / match[1])])
+        cfg = parse_command_line(ExperimentConfig, [str(ROOT / match[1])])
         written.add(f"{tmp_path}/runs/{cfg.name}/model.safetensors")
 
 

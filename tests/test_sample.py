@@ -18,8 +18,8 @@ from PIL import Image
 
 import muti_control.sampling.draw as reconstruction
 import sample
+from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, load_model, model_metadata
-from cldm.sampling import SamplingConfig
 from data.cases import Known, find_cases
 from data.images import ImageError
 from data.sheet import NOTICE

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from cldm.branches import Landmarks
+from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion
-from cldm.sampling import SamplingConfig, reconstruct
+from cldm.sampling import reconstruct
 from cldm.texture import NUM_FEATURES, Texture
-from ldm.latent_diffusion import LandmarkConfig, ModelConfig, TextureConfig
+from ldm.config import LandmarkConfig, ModelConfig, TextureConfig
 
 CFG = SamplingConfig(steps=4, spacing="trailing", eta=1.0, guidance_scale=3.0, control_scales=[1.0])
 PROMPTS = [

@@ -10,12 +10,12 @@ import torch
 from gaussian_case import ABAR, SHAPE, Gaussian
 from torch import Tensor
 
+from cldm.config import SpgdStepConfig
 from cldm.sampling import SAMPLERS
 from cldm.spacing import spaced_timesteps
 from cldm.spgd import (
     RunningNorm,
     Spgd,
-    SpgdStepConfig,
     adaptive_momentum,
     angle,
     gradient_of,

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ldm.text import BOS_TOKEN, EOS_TOKEN, FrozenCLIPEmbedder, TextConfig, tokenize
+from ldm.config import TextConfig
+from ldm.text import BOS_TOKEN, EOS_TOKEN, FrozenCLIPEmbedder, tokenize
 
 # Ids of CLIP's published vocabulary: "a photo of a cat" is the example every CLIP user knows.
 CAT = [49406, 320, 1125, 539, 320, 2368]

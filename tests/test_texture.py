@@ -14,11 +14,12 @@ from torch import Tensor
 
 from cldm.branches import BRANCHES, LandmarkBranch, Landmarks
 from cldm.conditions import Conditions, encode
+from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, load_model, model_metadata
-from cldm.sampling import SamplingConfig, reconstruct
+from cldm.sampling import reconstruct
 from cldm.texture import LAGS, NUM_FEATURES, Texture, TextureError, skin_patches, texture_features
 from ldm.checkpoint import read_state_dict, write_state_dict
-from ldm.latent_diffusion import LandmarkConfig, TextureConfig
+from ldm.config import LandmarkConfig, TextureConfig
 from tool_add_control import main as tool
 
 CFG = TextureConfig(num_patches=24, width=8)

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from cldm.branches import BRANCHES
+from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, model_metadata
-from cldm.sampling import SamplingConfig
 from cldm.texture import TextureError
 from data.manifest import Record, read_manifest
 from ldm.checkpoint import read_state_dict, write_state_dict
-from ldm.latent_diffusion import ModelConfig, TextureConfig
+from ldm.config import ModelConfig, TextureConfig
 from muti_control.conditions.pair_textures import PairTextures, exemplar_features
 from muti_control.training.config import (
     DataConfig,

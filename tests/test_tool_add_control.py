@@ -14,11 +14,9 @@ import torch
 import tool_add_control
 from cldm.branches import branches_among
 from cldm.controlled import ControlledLatentDiffusion, load_model, model_metadata
-from ldm.autoencoder import AutoencoderConfig
 from ldm.checkpoint import load_strict, read_state_dict, sha256, write_state_dict
-from ldm.latent_diffusion import ControlConfig, LatentDiffusion, ModelConfig
-from ldm.text import TextConfig
-from ldm.unet import UNetConfig
+from ldm.config import AutoencoderConfig, ControlConfig, ModelConfig, TextConfig, UNetConfig
+from ldm.latent_diffusion import LatentDiffusion
 from settings.reading import to_yaml
 
 ROOT = Path(__file__).resolve().parent.parent

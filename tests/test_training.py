@@ -10,6 +10,7 @@ import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import pytorch_lightning as pl
@@ -20,19 +21,20 @@ from torch import nn
 
 import tool_add_control
 import train
+from cldm.config import SamplingConfig
 from cldm.controlled import load_model
-from cldm.sampling import SamplingConfig
 from data.manifest import ManifestError
 from ldm.checkpoint import read_state_dict, write_state_dict
-from ldm.latent_diffusion import ModelConfig
+from ldm.config import ModelConfig
 from muti_control.optim import OptimConfig
-from muti_control.training.config import STAGES, DataConfig, ExperimentConfig, TrainConfig, load_experiment
+from muti_control.training.config import DataConfig, ExperimentConfig, StageName, TrainConfig
 from muti_control.training.ema import Ema
 from muti_control.training.optimizers import learning_rate_factor
 from muti_control.training.pictures import energy_distance, psnr, rank_one
 from muti_control.training.run import prepare
 from muti_control.training.seeded_batches import EndlessBatches, generator
 from settings.messages import ConfigError
+from settings.reading import parse_command_line
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -106,7 +108,7 @@ def test_picture_metrics() -> None:
 def test_a_config_error_names_the_key(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("stage: autoencoder\nname: x\nmodel: {}\n")
-    assert load_experiment([str(path), "train.max_steps=7"]).train.max_steps == 7
+    assert parse_command_line(ExperimentConfig, [str(path), "train.max_steps=7"]).train.max_steps == 7
     for override, words in [
         ("train.max_step=7", "max_step"),
         ("train.max_steps=many", "max_steps"),
@@ -117,9 +119,9 @@ def test_a_config_error_names_the_key(tmp_path: Path) -> None:
         ("model.unet.context_dim=5", "context_dim"),
     ]:
         with pytest.raises(ConfigError, match=words):
-            load_experiment([str(path), override])
+            parse_command_line(ExperimentConfig, [str(path), override])
     with pytest.raises(ConfigError, match="no such"):
-        load_experiment([str(tmp_path / "none.yaml")])
+        parse_command_line(ExperimentConfig, [str(tmp_path / "none.yaml")])
 
 
 DISCRIMINATORS = (
@@ -176,7 +178,7 @@ def test_every_optimizers_settings_are_checked(where: str) -> None:
 )
 def test_a_setting_that_a_stage_does_not_heed_is_refused(own: str, key: str, value: object) -> None:
     part, name = key.split(".")
-    for stage in STAGES:
+    for stage in get_args(StageName):
         cfg = ExperimentConfig(stage=stage, name="x", init="x")
         setattr(getattr(cfg, part), name, value)
         if stage == own:

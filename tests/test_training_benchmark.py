@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.training.training import TrainingConfig, main, rows
 from benchmarks.training.training_steps import prepare, random_weights, run
-from ldm.latent_diffusion import ModelConfig
+from ldm.config import ModelConfig
 from settings.reading import to_yaml
 
 

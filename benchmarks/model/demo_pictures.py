@@ -20,15 +20,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import NonNegativeInt, PositiveInt
 
 from benchmarks.model.plate import Bar, Pixels, Row, Tile, heat, plate
+from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, load_model
 from cldm.record import check_creatable, environment, write_json
-from cldm.sampling import SamplingConfig
 from data.biometrics import Biometrics, age_level
 from data.cases import Case, cases_of, check_pictures, read_skull
 from data.images import read_image, to_uint8, write_png
@@ -39,9 +40,10 @@ from ldm.device import choose_device, choose_precision
 from muti_control.conditions.case_landmarks import CaseLandmarks, choose_landmarks
 from muti_control.conditions.case_textures import CaseTextures
 from muti_control.evaluation.protocol.config import DataConfig
+from muti_control.sampling.config import DEMO_WEIGHTS, SKULL_LANDMARKS
 from muti_control.sampling.draw import draw_faces, read_skulls
-from muti_control.sampling.prepare import DEMO_WEIGHTS, SKULL_LANDMARKS, recommended_sampling, shipped
-from settings.base import Settings
+from muti_control.sampling.prepare import recommended_sampling, shipped
+from settings.base import Settings, one_of
 from settings.messages import ConfigError
 from settings.reading import parse_command_line
 
@@ -79,22 +81,12 @@ class PicturesConfig(Settings):
     landmark_weights: str = SKULL_LANDMARKS
     data: DataConfig = DataConfig()
     out: str = "models/demo/pictures"
-    only: list[str] = []
+    only: list[Annotated[str, one_of(PICTURES)]] = []
     ct: CtConfig = CtConfig()
-    seed: int = 0
-    batch_size: int = 4
+    seed: NonNegativeInt = 0
+    batch_size: PositiveInt = 4
     device: str = "auto"
     precision: str = "auto"
-
-    def check(self) -> None:
-        """Raises: ConfigError naming the setting."""
-        unknown = [name for name in self.only if name not in PICTURES]
-        if unknown:
-            raise ConfigError(f"only: got {', '.join(unknown)}, expected some of {', '.join(PICTURES)}")
-        if self.batch_size < 1 or self.seed < 0:
-            raise ConfigError(
-                f"batch_size={self.batch_size}, seed={self.seed}: expected at least 1, and 0 or more"
-            )
 
 
 @dataclass
@@ -356,7 +348,7 @@ def open_studio(cfg: PicturesConfig) -> Studio:
     device, weights = choose_device(cfg.device), shipped(cfg.weights)
     dtype = choose_precision(cfg.precision, device)
     model, metadata = load_model(weights, device=device, dtype=dtype)
-    sampling = SamplingConfig(**recommended_sampling(metadata, model.cfg.unet.num_control_outputs))
+    sampling = SamplingConfig.of(**recommended_sampling(metadata, model.cfg.unet.num_control_outputs))
     cases = [*cases_of(records[:PEOPLE]), _ct_case(cfg.ct)]
     check_pictures(cases, model.cfg.image_size)
     landmarks, lacking = choose_landmarks("auto", shipped(cfg.landmark_weights), cases, model)
@@ -388,7 +380,6 @@ def open_studio(cfg: PicturesConfig) -> Studio:
 
 def make_pictures(cfg: PicturesConfig) -> list[Path]:
     """Draw and write the pictures and their record; returns the files. Raises: ValueError, OSError."""
-    cfg.check()
     folder = Path(cfg.out)
     check_creatable(folder)
     studio = open_studio(cfg)

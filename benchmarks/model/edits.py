@@ -15,12 +15,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from benchmarks.results_file import append_section, table
@@ -34,7 +35,7 @@ from muti_control.evaluation.judges.dlib_recogniser import Recogniser
 from muti_control.evaluation.methods.edits import EditPlan, edits_of
 from muti_control.evaluation.results.statistics import bootstrap_interval, edit_projection, similarity_aligned
 from muti_control.networks.pipnet.reader import LandmarkReader
-from settings.base import Settings
+from settings.base import Settings, expect
 from settings.messages import ConfigError
 from settings.reading import parse_command_line
 
@@ -64,22 +65,22 @@ class EditsConfig(Settings):
     data: DataPart = DataPart()
     weights: str | None = "models/demo/iccr_demo.safetensors"
     landmark_weights: str = "models/demo/pipnet_face.safetensors"
-    by: list[str] = ["network", "dlib"]
-    num: int = 60
+    by: Annotated[list[Literal["network", "dlib"]], Field(min_length=1)] = ["network", "dlib"]
+    num: Annotated[int, Field(ge=2)] = 60
     seed: int = 0
     out: str = "benchmarks/results/edits.json"
     append: bool = False
 
-    def validate(self) -> None:
-        """Raises ConfigError naming the setting."""
-        if self.num < 2:
-            raise ConfigError(f"num: got {self.num}, expected at least 2")
-        if not self.by or not set(self.by) <= {"network", "dlib"}:
-            raise ConfigError(f"by: got {self.by}, expected some of network, dlib")
-        if not (Path(self.results) / "faces").is_dir():
-            raise ConfigError(
-                f"results: {self.results} has no faces/; python evaluate.py edited=60 ... writes them"
-            )
+    @model_validator(mode="after")
+    def _has_faces(self) -> Self:
+        written = (Path(self.results) / "faces").is_dir()
+        expect(
+            written,
+            "results",
+            self.results,
+            "a folder with faces/, as python evaluate.py edited=60 ... writes it",
+        )
+        return self
 
 
 def picture(path: Path) -> Tensor:
@@ -240,7 +241,6 @@ def main(argv: Sequence[str]) -> int:
         return 0
     try:
         cfg = parse_command_line(EditsConfig, argv)
-        cfg.validate()
         check_creatable(Path(cfg.out).parent)
         bench = Bench(cfg)
         found: dict[str, Any] = {}

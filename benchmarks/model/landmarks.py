@@ -16,14 +16,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import matplotlib
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
+from muti_control.networks.config import EyeCorners
 from settings.base import Settings
 
 matplotlib.use("Agg")
@@ -44,7 +46,6 @@ from muti_control.networks.pipnet.readout import read_points
 from muti_control.training.crossfit import read_all
 from muti_control.training.landmark_pairs import LandmarkDataset
 from muti_control.training.pictures import write_grid
-from settings.messages import ConfigError
 from settings.reading import parse_command_line
 
 Floats = NDArray[np.floating]
@@ -61,22 +62,13 @@ class LandmarksConfig(Settings):
     """
 
     cohort: str = "cohort"
-    split: str = "test"
+    split: Literal["test", "valid"] = "test"
     face: str = "models/demo/pipnet_face.safetensors"
     skull: str = "models/demo/pipnet_skull.safetensors"
-    resamples: int = 10_000
+    resamples: Annotated[int, Field(ge=100)] = 10_000
     seed: int = 0
-    eye_corners: list[int] | None = None
+    eye_corners: EyeCorners | None = None
     out: str = "benchmarks/results/landmarks"
-
-    def check(self) -> None:
-        """Raises: ConfigError naming the setting."""
-        if self.split not in ("valid", "test"):
-            raise ConfigError(f"split: got {self.split!r}, expected valid or test")
-        if self.resamples < 100:
-            raise ConfigError(f"resamples: got {self.resamples}, expected at least 100")
-        if self.eye_corners is not None and len(self.eye_corners) != 2:
-            raise ConfigError(f"eye_corners: got {self.eye_corners}, expected two indices")
 
 
 class WithoutBone(LandmarkDataset):
@@ -278,7 +270,6 @@ def main(arguments: Sequence[str]) -> int:
     """The command. Returns the exit code: 0, or 2 (130: interrupted) with one message on stderr."""
     try:
         config = parse_command_line(LandmarksConfig, arguments)
-        config.check()
         out = Path(config.out).with_suffix("")
         out.parent.mkdir(parents=True, exist_ok=True)
         found = measure(config, out)

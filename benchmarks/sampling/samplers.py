@@ -21,8 +21,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.results_file import Count, append_section, run, table
+from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, load_model
-from cldm.sampling import SamplingConfig, reconstruct
+from cldm.sampling import reconstruct
 from data.biometrics import prompt
 from data.images import read_image
 from data.manifest import read_manifest

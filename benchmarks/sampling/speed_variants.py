@@ -16,7 +16,7 @@ from cldm.ddim import EpsFn, sample_ddim
 from cldm.guidance import classifier_free
 from cldm.spacing import spaced_timesteps
 from ldm.compiled import compile_blocks
-from ldm.latent_diffusion import ModelConfig
+from ldm.config import ModelConfig
 
 PIPELINE_STEPS = "leading"  # SD1.5's spacing: what diffusers' DDIM scheduler visits too
 

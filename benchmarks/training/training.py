@@ -22,8 +22,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import Field, NonNegativeInt, PositiveInt
 from tqdm import tqdm
 
 from benchmarks.results_file import append_section, table
@@ -31,7 +32,7 @@ from benchmarks.training.training_steps import WAYS
 from cldm.controlled import SD15_CONFIG
 from cldm.record import check_creatable, write_json
 from ldm.device import choose_device
-from settings.base import Settings
+from settings.base import Settings, one_of
 from settings.reading import parse_command_line
 
 GIB = 2**30
@@ -50,29 +51,16 @@ class TrainingConfig(Settings):
 
     model: str = str(SD15_CONFIG)
     device: str = "auto"
-    size: int = 256
-    batch: int = 1
-    variants: list[str] = ["original", "ours"]
-    rounds: int = 2
-    reps: int = 3
-    warmup: int = 1
-    threads: int = 0
-    clock: str = "wall"
+    size: PositiveInt = 256
+    batch: PositiveInt = 1
+    variants: Annotated[list[Annotated[str, one_of(WAYS)]], Field(min_length=1)] = ["original", "ours"]
+    rounds: PositiveInt = 2
+    reps: PositiveInt = 3
+    warmup: NonNegativeInt = 1
+    threads: NonNegativeInt = 0
+    clock: Literal["wall", "cpu"] = "wall"
     out: str = "benchmarks/results/training.json"
     append: bool = False
-
-    def validate(self) -> None:
-        """Raises ValueError naming the field, its value and what is allowed."""
-        unknown = [name for name in self.variants if name not in WAYS]
-        if unknown or not self.variants:
-            raise ValueError(f"variants: got {self.variants}, expected some of {', '.join(WAYS)}")
-        for name in ("size", "batch", "rounds", "reps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
-        if self.clock not in CLOCKS:
-            raise ValueError(f"clock: got {self.clock!r}, expected one of {', '.join(CLOCKS)}")
-        if self.warmup < 0 or self.threads < 0:
-            raise ValueError(f"warmup={self.warmup}, threads={self.threads}: expected 0 or more")
 
 
 def measured(cfg: TrainingConfig, variant: str) -> dict[str, Any]:
@@ -117,7 +105,6 @@ def main(argv: Sequence[str]) -> int:
         return 0
     try:
         cfg = parse_command_line(TrainingConfig, argv)
-        cfg.validate()
         device = choose_device(cfg.device)
         check_creatable(Path(cfg.out).parent)
     except ValueError as error:

@@ -32,8 +32,9 @@ from ldm.unet import ResBlock
 from muti_control.losses.config import LossesConfig
 from muti_control.losses.decoding import SUMMED, decoder_layout, with_gradient
 from muti_control.losses.picture import PictureLosses, Pictures, Shown
-from muti_control.networks.patchgan import PatchGan, PatchGanConfig
-from muti_control.networks.pipnet.network import PipNet, PipNetConfig
+from muti_control.networks.config import PatchGanConfig, PipNetConfig
+from muti_control.networks.patchgan import PatchGan
+from muti_control.networks.pipnet.network import PipNet
 from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.training.ema import Ema
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Collection
 
+from cldm.config import SamplingConfig
 from cldm.diffusers_folder.sampler import call_arguments, without_equal
-from cldm.sampling import SamplingConfig
-from ldm.latent_diffusion import ModelConfig
+from ldm.config import ModelConfig
 
 _CARD = """# A model of ICCR-Diff in diffusers' layout
 

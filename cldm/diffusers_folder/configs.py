@@ -12,7 +12,7 @@ from typing import Any
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ldm.latent_diffusion import ControlConfig, ModelConfig
+from ldm.config import ControlConfig, ModelConfig
 from settings.base import Settings
 from settings.reading import parse_command_line
 
@@ -172,7 +172,6 @@ def model_config(parts: Mapping[str, Mapping[str, Any]], image_size: int | None 
     cfg = parse_command_line(ModelConfig, [], base=content, base_name="by its JSON files")
     if "controlnet" in parts:
         cfg.control = control_config(parts["controlnet"])
-    cfg.validate()
     for part, config in parts.items():
         check_same(part, config, cfg)
     return cfg

@@ -16,15 +16,16 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from cldm.branches import BRANCHES, UNTRAINED, untrained_branches, untrained_metadata
+from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, model_metadata
 from cldm.diffusers_folder.card import model_card
 from cldm.diffusers_folder.configs import CLASSES, FolderError, check_expressible, settings_of
 from cldm.diffusers_folder.keys import PREFIXES, their_keys, to_theirs
 from cldm.diffusers_folder.sampler import scheduler_for
-from cldm.sampling import SamplingConfig
 from ldm.autoencoder import GRAIN
 from ldm.checkpoint import SD_OPTIONAL, match_keys, write_state_dict
-from ldm.latent_diffusion import LatentDiffusion, ModelConfig
+from ldm.config import ModelConfig
+from ldm.latent_diffusion import LatentDiffusion
 from ldm.text import BOS_TOKEN, EOS_TOKEN, vocabulary
 from settings.reading import parse_command_line
 
@@ -133,7 +134,6 @@ def recommended(metadata: Mapping[str, str]) -> SamplingConfig | None:
         if not isinstance(content, dict):
             raise ValueError(f"got {content!r}, expected a JSON object")
         sampling = parse_command_line(SamplingConfig, [], base=content, base_name="sampling")
-        sampling.validate()
     except ValueError as error:
         raise FolderError(f"its metadata entry 'sampling' cannot be used: {error}") from error
     return sampling

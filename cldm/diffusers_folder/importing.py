@@ -26,7 +26,7 @@ from cldm.diffusers_folder.configs import (
 from cldm.diffusers_folder.exporting import METADATA, NOTES, REST
 from cldm.diffusers_folder.keys import PREFIXES, their_keys, to_ours
 from ldm.checkpoint import SD_OPTIONAL, git_revision, match_keys, read_state_dict
-from ldm.latent_diffusion import ModelConfig
+from ldm.config import ModelConfig
 from ldm.schedule import schedule_buffers
 
 INDEX = "model_index.json"

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from cldm.controlled import ControlledLatentDiffusion
-from ldm.latent_diffusion import ModelConfig
-from ldm.unet import UNetConfig
+from ldm.config import ModelConfig, UNetConfig
 
 PREFIXES = {  # of our keys, by the folder's part
     "unet": "model.diffusion_model.",

@@ -10,9 +10,9 @@ from typing import Any
 
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
-from cldm.sampling import TEXT, SamplingConfig
+from cldm.config import SamplingConfig
 from cldm.spacing import spaced_timesteps
-from ldm.latent_diffusion import ModelConfig
+from ldm.config import ModelConfig
 from ldm.schedule import schedule_buffers
 
 # Usual for Stable Diffusion 1.5, where a checkpoint recommends nothing.
@@ -46,7 +46,7 @@ def call_arguments(cfg: ModelConfig, sampling: SamplingConfig | None, with_contr
         arguments = {"timesteps": str(steps.tolist())}
     elif sampling.sampler == "ddim":
         arguments["eta"] = str(sampling.eta)
-    arguments["guidance_scale"] = str(sampling.guidance_scale if sampling.guidance_drops == [TEXT] else 1.0)
+    arguments["guidance_scale"] = str(sampling.guidance_scale if sampling.guidance_drops == ["text"] else 1.0)
     if not with_control:
         return arguments | {"height": str(cfg.image_size), "width": str(cfg.image_size)}
     scales = sampling.control_scales
@@ -63,7 +63,7 @@ def without_equal(sampling: SamplingConfig, with_control: bool) -> list[str]:
     ddim, dpm, text_only = (
         sampling.sampler == "ddim",
         sampling.sampler == "dpmpp_2m",
-        sampling.guidance_drops == [TEXT],
+        sampling.guidance_drops == ["text"],
     )
     scales = ", ".join(f"{value:g}" for value in sampling.control_scales)
     sentences = {

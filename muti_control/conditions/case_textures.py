@@ -14,7 +14,7 @@ from cldm.controlled import ControlledLatentDiffusion
 from cldm.texture import NUM_FEATURES, Texture
 from data.cases import Case
 from data.files import picture_sha256
-from ldm.latent_diffusion import TextureConfig
+from ldm.config import TextureConfig
 from muti_control.conditions.pair_textures import exemplar_features
 
 PATCH_SEED = 0  # of the choice of patches

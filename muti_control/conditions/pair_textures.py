@@ -11,7 +11,7 @@ from torch import Tensor
 from cldm.texture import NUM_FEATURES, Texture, TextureError, skin_patches, texture_features
 from data.images import read_image
 from data.manifest import Record
-from ldm.latent_diffusion import TextureConfig
+from ldm.config import TextureConfig
 from muti_control.training.config import TextureConditionConfig
 
 NO_EXEMPLARS = (

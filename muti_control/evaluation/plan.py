@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from cldm.sampling import SamplingConfig
+from cldm.config import SamplingConfig
 from data.cases import Case
 from data.files import picture_sha256
 from ldm.checkpoint import sha256
@@ -29,8 +29,8 @@ from muti_control.evaluation.protocol.inputs import InputError, Inputs, read_inp
 from muti_control.evaluation.protocol.registry import METHODS, OF_PIX2PIX, OF_THE_MODEL, MethodInfo
 from muti_control.evaluation.report.page import check_installed
 from muti_control.evaluation.results.results import HashedFile, NotRun
+from muti_control.sampling.config import SpgdConfig
 from muti_control.sampling.prepare import shipped, with_shipped_networks
-from muti_control.sampling.spgd import SpgdConfig
 from settings.reading import parse_command_line
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -135,7 +135,6 @@ def prepare(arguments: Sequence[str]) -> Plan:
     file = next((Path(a) for a in arguments if "=" not in a and a.endswith((".yaml", ".yml"))), None)
     given = list(arguments) if file is not None else [str(DEFAULT), *arguments]
     cfg = parse_command_line(EvaluateConfig, given, file_key="faces")
-    cfg.validate()
     check_installed()
     device = choose_device(cfg.device)
     team = find_team(cfg.devices, device)
@@ -154,7 +153,7 @@ def prepare(arguments: Sequence[str]) -> Plan:
     donors = shuffled_donors(inputs.probes, inputs.gallery, inputs.train, cfg.seed)
     known = {r.skull_path: r for r in (*donors.records, *inputs.gallery) if r is not None}
     landmarks = ShownLandmarks(cfg.landmarks, shipped(cfg.landmark_weights), known)
-    guidance = {name: with_shipped_networks(cfg.guidance_of(name)) for name in paths}
+    guidance = {name: with_shipped_networks(cfg.spgd_of(name)) for name in paths}
     weights = {
         name: Weights.look(
             path, landmarks, cfg.texture, _guided_cases(cfg, inputs, donors, name), guidance[name]
@@ -225,7 +224,7 @@ def _readers(cfg: EvaluateConfig, inputs: Inputs, judges: Sequence[Judge]) -> li
 def _guided_cases(cfg: EvaluateConfig, inputs: Inputs, donors: Donors, name: str) -> list[Case]:
     """All that a model's guidance may be asked for: the probes, and for true landmarks those with others' skulls."""
     cases = inputs.probe_cases
-    if name != "model" or cfg.guidance_of(name).target != "true":
+    if name != "model" or cfg.spgd_of(name).target != "true":
         return cases
     if cfg.methods and "shuffled" not in cfg.methods:
         return cases
@@ -307,7 +306,6 @@ def _sampling(arguments: Sequence[str], weights: Weights) -> SamplingConfig:
     """What the weights recommend, where the settings say nothing else."""
     base = {"sampling": weights.recommended}
     cfg = parse_command_line(EvaluateConfig, arguments, base=base, base_name=f"settings in {weights.path}")
-    cfg.sampling.validate()
     return cfg.sampling
 
 

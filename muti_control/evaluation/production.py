@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cldm.sampling import SamplingConfig
+from cldm.config import SamplingConfig
 from data.biometrics import Biometrics
 from data.cases import Case
 from data.manifest import Record

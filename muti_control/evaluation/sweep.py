@@ -19,11 +19,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist, fmean, stdev
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
-from cldm.spgd import MODES
+from cldm.config import SpgdMode
 from data.images import write_png
 from muti_control.evaluation.engine import evaluate, open_folder
 from muti_control.evaluation.plan import DEFAULT, prepare
@@ -32,6 +32,7 @@ from muti_control.evaluation.results.results import Evaluation, Method
 from muti_control.sampling.charts import Panel, Series, draw_panels
 from settings.messages import ConfigError
 
+MODES = get_args(SpgdMode)[1:]
 SCALES = (0.003, 0.01, 0.03, 0.1)
 TRIED = ("plain", "spgd")
 PLOT = "sweep.png"
@@ -39,7 +40,7 @@ DEFAULTS = ("split=valid", "num=32", "samples=1", "edited=0", "told=0", "bootstr
 MAY_LOSE = 0.25  # a scale whose realism is that share worse than unguided is not recommended
 KID_FLOOR = 0.1  # x 1000; a KID of few pictures may be near 0 or below, where a share of it is nothing
 CONFIDENCE = 0.95  # of all comparisons with unguided together
-_KEPT = ("sampling.", "guidance.")  # what the line to paste takes over from the sweep's settings ...
+_KEPT = ("sampling.", "spgd.")  # what the line to paste takes over from the sweep's settings ...
 _KEPT_WHOLE = ("landmarks", "landmark_weights", "texture")
 
 
@@ -79,8 +80,8 @@ def arguments_of(arguments: Sequence[str]) -> tuple[list[str], dict[str, tuple[s
             raise ConfigError(f"{key}: the sweep sets this itself; leave it out")
     tried: dict[str, tuple[str, float]] = {}
     for mode in modes or TRIED:
-        if mode not in MODES[1:]:
-            raise ConfigError(f"modes: got {mode!r}, expected some of {', '.join(MODES[1:])}")
+        if mode not in MODES:
+            raise ConfigError(f"modes: got {mode!r}, expected some of {', '.join(MODES)}")
         for scale in map(_scale, scales or SCALES):
             tried[f"{mode}-{scale:g}".replace(".", "p").replace("+", "")] = mode, scale
     models = {name: str(given["weights"]) for name in tried}

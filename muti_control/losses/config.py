@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
+from typing import Annotated, Literal, Self
 
-import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from muti_control.networks.patchgan import PatchGan, PatchGanConfig
+from muti_control.networks.config import PatchGanConfig
 from muti_control.optim import OptimConfig
-from settings.base import Settings
+from settings.base import Settings, Share, expect
 
 
 class DiscriminatorConfig(Settings):
@@ -19,47 +19,19 @@ class DiscriminatorConfig(Settings):
     """
 
     init: str | None = None
-    every: int = 1
+    every: PositiveInt = 1
     network: PatchGanConfig = PatchGanConfig()
     optim: OptimConfig = OptimConfig(lr=1e-4, beta1=0.5, warmup_steps=0, clip_norm=0.0, ema_decay=0.0)
 
-    def validate(self, in_channels: int) -> None:
-        """Of one for pictures of that many channels.
+    @model_validator(mode="after")
+    def _is_not_averaged(self) -> Self:
+        self.optim.expect_not_averaged("optim")
+        return self
 
-        Raises: ValueError naming the field, what was got and what is expected.
-        """
-        if self.every < 1:
-            raise ValueError(f"every: got {self.every!r}, expected at least 1")
-        if self.network.in_channels != in_channels:
-            raise ValueError(
-                f"network.in_channels: got {self.network.in_channels!r}, expected {in_channels} in this stage"
-            )
-        try:
-            self.network.validate()
-        except ValueError as error:
-            raise ValueError(f"network.{error}") from error
-        try:
-            self.optim.validate(averaged=False)
-        except ValueError as error:
-            raise ValueError(f"optim.{error}") from error
 
-    def build(self, seed: int) -> PatchGan:
-        """The network to be trained; fresh weights follow from ``seed``.
-
-        Raises:
-            ValueError: ``init`` is made for pictures of other channels. CheckpointError: it cannot be read.
-        """
-        if self.init is None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                return PatchGan(self.network)
-        found = PatchGan.load(self.init)
-        if found.cfg.in_channels != self.network.in_channels:
-            raise ValueError(
-                f"discriminator.init: {self.init} takes {found.cfg.in_channels} channels, expected "
-                f"{self.network.in_channels}"
-            )
-        return found.train().requires_grad_(True)
+def _expect_channels(discriminator: DiscriminatorConfig, num: int) -> None:
+    got = discriminator.network.in_channels
+    expect(got == num, "discriminator.network.in_channels", got, f"{num} in this stage")
 
 
 class AutoencoderStageConfig(Settings):
@@ -75,24 +47,19 @@ class AutoencoderStageConfig(Settings):
     on_skulls: train on the skull pictures too, not on the faces alone.
     """
 
-    crop_size: int = 0
-    edge_weight: float = 1.0
-    kl_weight: float = 1e-6
-    texture_weight: float = 0.0
-    gan: float = 0.0
-    gan_ramp_steps: int = 0
+    crop_size: NonNegativeInt = 0
+    edge_weight: NonNegativeFloat = 1.0
+    kl_weight: NonNegativeFloat = 1e-6
+    texture_weight: NonNegativeFloat = 0.0
+    gan: NonNegativeFloat = 0.0
+    gan_ramp_steps: NonNegativeInt = 0
     discriminator: DiscriminatorConfig = DiscriminatorConfig(network=PatchGanConfig(in_channels=3))
     on_skulls: bool = False
 
-    def validate(self) -> None:
-        """Raises: ValueError naming the field, what was got and what is expected."""
-        for key in ("edge_weight", "kl_weight", "texture_weight", "gan", "gan_ramp_steps", "crop_size"):
-            if not 0 <= getattr(self, key) < math.inf:
-                raise ValueError(f"{key}: got {getattr(self, key)!r}, expected 0 or a positive number")
-        try:
-            self.discriminator.validate(in_channels=3)
-        except ValueError as error:
-            raise ValueError(f"discriminator.{error}") from error
+    @model_validator(mode="after")
+    def _judges_single_pictures(self) -> Self:
+        _expect_channels(self.discriminator, 3)
+        return self
 
 
 class GrainStageConfig(Settings):
@@ -104,18 +71,10 @@ class GrainStageConfig(Settings):
     0: never, and a new head follows no exemplar when faces are drawn.
     """
 
-    filters: int = 8
-    crop_size: int = 96
-    crops: int = 4
-    exemplars: float = 0.0
-
-    def validate(self) -> None:
-        """Raises: ValueError naming the field, what was got and what is expected."""
-        for key, low, high in (("filters", 1, 64), ("crop_size", 32, 4096), ("crops", 1, 256)):
-            if not low <= getattr(self, key) <= high:
-                raise ValueError(f"{key}: got {getattr(self, key)!r}, expected {low} to {high}")
-        if not 0 <= self.exemplars <= 1:
-            raise ValueError(f"exemplars: got {self.exemplars!r}, expected a share, 0 to 1")
+    filters: Annotated[int, Field(ge=1, le=64)] = 8
+    crop_size: Annotated[int, Field(ge=32, le=4096)] = 96
+    crops: Annotated[int, Field(ge=1, le=256)] = 4
+    exemplars: Share = 0.0
 
 
 class LossesConfig(Settings):
@@ -134,20 +93,20 @@ class LossesConfig(Settings):
     gradients' norms (and in the first ones, until each was seen a few times); 0: none, with by=weight.
     """
 
-    gan: float = 0.0
-    fm: float = 0.0
-    lm: float = 0.0
-    by: str = "ratio"
-    noise: float = 1.0
-    ramp_steps: int = 0
-    min_t: int = 0
+    gan: NonNegativeFloat = 0.0
+    fm: NonNegativeFloat = 0.0
+    lm: NonNegativeFloat = 0.0
+    by: Literal["ratio", "weight"] = "ratio"
+    noise: PositiveFloat = 1.0
+    ramp_steps: NonNegativeInt = 0
+    min_t: NonNegativeInt = 0
     max_t: int = 500
-    sub_batch: int = 4
-    chunk: int = 4
+    sub_batch: PositiveInt = 4
+    chunk: PositiveInt = 4
     recompute: bool = True
-    real: str = "decoded"
+    real: Literal["decoded", "picture"] = "decoded"
     pipnet: str = "models/demo/pipnet_face.safetensors"
-    measure_every: int = 50
+    measure_every: NonNegativeInt = 50
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
 
     @property
@@ -161,33 +120,10 @@ class LossesConfig(Settings):
         terms = {"gan": self.gan, "fm": self.fm, "lm": self.lm}
         return {name: value for name, value in terms.items() if value}
 
-    def validate(self) -> None:
-        """Raises: ValueError naming the field, what was got and what is expected."""
-        checks = [
-            *(
-                (0 <= getattr(self, key) < math.inf, key, getattr(self, key), "0 (off) or a positive number")
-                for key in ("gan", "fm", "lm")
-            ),
-            (0 < self.noise < math.inf, "noise", self.noise, "a positive number"),
-            (self.by in ("ratio", "weight"), "by", self.by, "ratio or weight"),
-            (self.real in ("decoded", "picture"), "real", self.real, "decoded or picture"),
-            (self.ramp_steps >= 0, "ramp_steps", self.ramp_steps, "0 or more"),
-            (0 <= self.min_t <= self.max_t, "min_t", self.min_t, f"0 to max_t={self.max_t}"),
-            *(
-                (getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
-                for key in ("sub_batch", "chunk")
-            ),
-            (
-                self.measure_every >= (1 if self.by == "ratio" else 0),
-                "measure_every",
-                self.measure_every,
-                "at least 1 with by=ratio" if self.by == "ratio" else "0 (never) or more",
-            ),
-        ]
-        for good, key, got, expected in checks:
-            if not good:
-                raise ValueError(f"{key}: got {got!r}, expected {expected}")
-        try:
-            self.discriminator.validate(in_channels=6)  # skull and face
-        except ValueError as error:
-            raise ValueError(f"discriminator.{error}") from error
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        expect(self.min_t <= self.max_t, "min_t", self.min_t, f"0 to max_t={self.max_t}")
+        measured = self.by == "weight" or self.measure_every > 0
+        expect(measured, "measure_every", self.measure_every, "at least 1 with by=ratio")
+        _expect_channels(self.discriminator, 6)
+        return self

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from muti_control.losses.config import LossesConfig
+from muti_control.losses.config import DiscriminatorConfig, LossesConfig
 from muti_control.losses.decoding import Judged, judge
 from muti_control.networks.patchgan import PatchGan, judged, lsgan_discriminator, lsgan_generator, scores_of
 from muti_control.networks.pipnet.reader import LandmarkReader
@@ -117,6 +117,25 @@ class PictureLosses:
         }
 
 
+def build_discriminator(cfg: DiscriminatorConfig, seed: int) -> PatchGan:
+    """Return the network to be trained; fresh weights follow from ``seed``.
+
+    Raises:
+        ValueError: ``init`` is made for pictures of other channels. CheckpointError: it cannot be read.
+    """
+    if cfg.init is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return PatchGan(cfg.network)
+    loaded = PatchGan.load(cfg.init)
+    if loaded.cfg.in_channels != cfg.network.in_channels:
+        raise ValueError(
+            f"discriminator.init: {cfg.init} takes {loaded.cfg.in_channels} channels, expected "
+            f"{cfg.network.in_channels}"
+        )
+    return loaded.train().requires_grad_(True)
+
+
 def build_losses(cfg: LossesConfig, seed: int) -> PictureLosses | None:
     """The losses that ``cfg`` switches on, None if none; a fresh discriminator's weights follow from ``seed``.
 
@@ -132,5 +151,5 @@ def build_losses(cfg: LossesConfig, seed: int) -> PictureLosses | None:
             raise ConfigError(
                 f"losses.pipnet: {cfg.pipnet} reads landmarks off {reader.role}s, expected one for faces"
             )
-    discriminator = cfg.discriminator.build(seed) if cfg.gan or cfg.fm else None
+    discriminator = build_discriminator(cfg.discriminator, seed) if cfg.gan or cfg.fm else None
     return PictureLosses(cfg, discriminator, reader)

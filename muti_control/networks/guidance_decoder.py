@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,72 +19,12 @@ from torch import Tensor, nn
 from ldm.autoencoder import AutoencoderKL
 from ldm.checkpoint import CheckpointError, load_strict, read_state_dict, write_state_dict
 from ldm.latent_diffusion import LatentDiffusion
-from settings.base import Settings
+from muti_control.networks.config import GuidanceDecoderConfig
 from settings.reading import from_json
 
 METADATA = "guidance_decoder"
 FIRST_STAGE = "first_stage"
 SAME = 0.05  # two readings of one autoencoder's weights differ by less, also in half precision; of two by about 1
-
-
-class GuidanceDecoderConfig(Settings):
-    """Architecture.
-
-    z_channels: of the latent. widths: channels at 1/8, 1/4 and 1/2 of the picture's side.
-    blocks: residual blocks at each of these.
-    """
-
-    z_channels: int = 4
-    widths: list[int] = [64, 48, 32]
-    blocks: list[int] = [3, 2, 1]
-
-    def validate(self) -> None:
-        """Raises: ValueError naming the field, what was got and what is expected."""
-        checks = [
-            (self.z_channels >= 1, "z_channels", self.z_channels, "a positive number"),
-            (
-                len(self.widths) == 3 and all(1 <= w <= 4096 for w in self.widths),
-                "widths",
-                list(self.widths),
-                "three numbers of channels, such as [64, 48, 32]",
-            ),
-            (
-                len(self.blocks) == 3 and all(0 <= n <= 64 for n in self.blocks),
-                "blocks",
-                list(self.blocks),
-                "three numbers of blocks, such as [3, 2, 1]",
-            ),
-        ]
-        for good, key, got, expected in checks:
-            if not good:
-                raise ValueError(f"{key}: got {got!r}, expected {expected}")
-
-
-class GuidanceDecoderStageConfig(Settings):
-    """Of the guidance_decoder stage: |x_hat - x| + edge_weight |grad x_hat - grad x| against the full decoder's x.
-
-    altered: share of the training latents that are altered: each gets up to ``blend`` of another's and noise of a
-    deviation of up to ``noise`` (latents have about 1), as a sampler's early estimates are.
-    """
-
-    network: GuidanceDecoderConfig = GuidanceDecoderConfig()
-    edge_weight: float = 1.0
-    altered: float = 0.5
-    blend: float = 1.0
-    noise: float = 0.5
-
-    def validate(self) -> None:
-        """Raises: ValueError naming the field, what was got and what is expected."""
-        for key in ("altered", "blend"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ValueError(f"{key}: got {getattr(self, key)!r}, expected a number in [0, 1]")
-        for key in ("edge_weight", "noise"):
-            if not 0 <= getattr(self, key) < math.inf:
-                raise ValueError(f"{key}: got {getattr(self, key)!r}, expected 0 or a positive number")
-        try:
-            self.network.validate()
-        except ValueError as error:
-            raise ValueError(f"network.{error}") from error
 
 
 class _Block(nn.Module):
@@ -109,7 +48,6 @@ class GuidanceDecoder(nn.Module):
 
     def __init__(self, cfg: GuidanceDecoderConfig) -> None:
         super().__init__()
-        cfg.validate()
         self.cfg = cfg
         widths = [cfg.z_channels, *cfg.widths]
         self.conv_in = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(widths))

@@ -18,46 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.checkpoint import CheckpointError, load_strict, read_state_dict, write_state_dict
-from settings.base import Settings
+from muti_control.networks.config import MOST_CHANNELS, PatchGanConfig
 from settings.reading import from_json
 
-MOST_CHANNELS = 512
 LEAK = 0.2
 INITIAL_STD = 0.02
 METADATA = "patchgan"
 
 # Of each scale, finest first: the features of the layers, and the score map as the last.
 Features = list[list[Tensor]]
-
-
-class PatchGanConfig(Settings):
-    """Architecture.
-
-    in_channels: skull and face stacked. width: channels of the first layer; they double up to 512.
-    num_scales: networks, each on half the size. num_layers: convolutions of stride 2 in each.
-    """
-
-    in_channels: int = 6
-    width: int = 64
-    num_scales: int = 2
-    num_layers: int = 3
-
-    def validate(self) -> None:
-        """Raises: ValueError naming the field, what was got and what is expected."""
-        checks = [
-            (self.in_channels >= 1, "in_channels", self.in_channels, "a positive number"),
-            (
-                1 <= self.width <= MOST_CHANNELS,
-                "width",
-                self.width,
-                f"a number of channels from 1 to {MOST_CHANNELS}",
-            ),
-            (1 <= self.num_scales <= 6, "num_scales", self.num_scales, "1 to 6"),
-            (1 <= self.num_layers <= 6, "num_layers", self.num_layers, "1 to 6"),
-        ]
-        for good, key, got, expected in checks:
-            if not good:
-                raise ValueError(f"{key}: got {got!r}, expected {expected}")
 
 
 class PatchGan(nn.Module):
@@ -71,7 +40,6 @@ class PatchGan(nn.Module):
 
     def __init__(self, cfg: PatchGanConfig) -> None:
         super().__init__()
-        cfg.validate()
         self.cfg = cfg
         for scale in range(cfg.num_scales):
             for number, layer in enumerate(_layers(cfg)):

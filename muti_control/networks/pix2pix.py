@@ -17,57 +17,15 @@ from torch import Tensor, nn
 
 from data.biometrics import BODY_MASS_WORDS, Biometrics, age_level
 from ldm.checkpoint import CheckpointError, load_strict, read_state_dict, write_state_dict
-from settings.base import Settings
+from muti_control.networks.config import GeneratorConfig
 from settings.reading import from_json
 
 METADATA = "pix2pix"
 NUM_AGE_LEVELS = 5
 NUM_LEVELS = 1 + NUM_AGE_LEVELS + len(BODY_MASS_WORDS)  # numbers of a person beside the ethnicity
-WIDEST = 8  # times the width of the first layer
 NUM_DROPOUT = 3  # innermost layers of the way up
 INITIAL_STD = 0.02
 LEAK = 0.2
-
-
-class GeneratorConfig(Settings):
-    """Architecture.
-
-    image_size: side of the pictures in px. width: channels of the first layer; they double up to eight times that.
-    levels: halvings of the picture; 8 end at 1 px from 256. dropout: in the innermost layers, in training only.
-    embedding: width of the layers that read the biometrics.
-    ethnicities: words it knows; null takes those of the training data.
-    """
-
-    image_size: int = 256
-    width: int = 64
-    levels: int = 8
-    dropout: float = 0.5
-    embedding: int = 64
-    ethnicities: list[str] | None = None
-
-    def validate(self) -> None:
-        """Raises: ValueError naming the field, what was got and what is expected."""
-        sides = 2**self.levels if 2 <= self.levels <= 12 else 1
-        checks = [
-            (self.width >= 1, "width", self.width, "a positive number"),
-            (sides > 1, "levels", self.levels, "2 to 12"),
-            (
-                self.image_size > 0 and self.image_size % sides == 0,
-                "image_size",
-                self.image_size,
-                f"a multiple of {sides} px, which levels={self.levels} halve to a whole number",
-            ),
-            (0 <= self.dropout < 1, "dropout", self.dropout, "a number in [0, 1)"),
-            (self.embedding >= 1, "embedding", self.embedding, "a positive number"),
-        ]
-        for good, key, got, expected in checks:
-            if not good:
-                raise ValueError(f"{key}: got {got!r}, expected {expected}")
-
-    @property
-    def channels(self) -> list[int]:
-        """Of each level on the way down, finest first."""
-        return [self.width * min(2**level, WIDEST) for level in range(self.levels)]
 
 
 def vocabulary(people: Iterable[Biometrics]) -> list[str]:
@@ -104,7 +62,6 @@ class Generator(nn.Module):
 
     def __init__(self, cfg: GeneratorConfig) -> None:
         super().__init__()
-        cfg.validate()
         if not cfg.ethnicities:
             raise ValueError("ethnicities: got none, expected the words that the training data have")
         self.cfg = cfg

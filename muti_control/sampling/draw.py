@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion
 from cldm.record import RECORD, write_json
-from cldm.sampling import SamplingConfig, reconstruct
+from cldm.sampling import reconstruct
 from cldm.spgd import Spgd
 from data.cases import read_skull
 from data.images import write_png

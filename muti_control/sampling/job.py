@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion
 from cldm.record import RECORD
-from cldm.sampling import SamplingConfig
 from data.cases import Case
 from muti_control.conditions.case_landmarks import CaseLandmarks, landmarks_name, picture_name
 from muti_control.conditions.case_textures import CaseTextures

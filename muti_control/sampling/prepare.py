@@ -9,104 +9,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, architecture_of, load_model
 from cldm.record import check_overwriting, claim_folder, environment, latest_folder, unused_folder
-from cldm.sampling import SamplingConfig
 from cldm.spacing import spaced_timesteps
 from data.cases import MANIFEST_SUFFIXES, NO_SKULL, Case, Known, check_pictures, find_cases
 from data.files import picture_sha256
-from data.partial import REGIONS
 from ldm.checkpoint import read_state_dict, sha256
 from ldm.compiled import check_compiler, compile_blocks
 from ldm.device import choose_device, choose_precision
 from muti_control.conditions.case_landmarks import GivenLandmarks, choose_landmarks
 from muti_control.conditions.case_textures import choose_textures
 from muti_control.distributed import find_team
+from muti_control.sampling.config import SKULL_LANDMARKS, SampleConfig, SpgdConfig
 from muti_control.sampling.job import Job, RunFolder
 from muti_control.sampling.record import resumed
-from muti_control.sampling.spgd import SpgdConfig, load_spgd
-from settings.base import Settings
+from muti_control.sampling.spgd import load_spgd
 from settings.reading import parse_command_line, to_yaml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEMO_SKULLS, DEMO_LIMIT = "data/split_data/test.json", 4
-DEMO_WEIGHTS = "models/demo/iccr_demo.safetensors"
-SKULL_LANDMARKS = "models/demo/pipnet_skull.safetensors"
-
-
-class SampleConfig(Settings):
-    """What to reconstruct, and how.
-
-    skull: picture, folder or manifest; none: there is none, and what else is given draws the face.
-    images_dir: where a manifest's pictures are, if not where it expects them.
-    limit: at most that many skulls, spread evenly over the list.
-    sex, age (years), ethnicity, body_mass (1 very thin ... 5 slightly fat): of the person; over a manifest's.
-    num_samples: faces for each skull, with seeds seed, seed + 1, ...
-    landmarks: for weights with a landmark branch: auto (read off the skull), none, or a file of points in px of the
-    skull picture, or a folder of them, such as an earlier run wrote and you have edited. landmark_weights: the network
-    that reads them off skulls.
-    texture: for weights with a texture branch: a face whose look of the skin (and nothing else) is wanted; auto (what a
-    manifest names, else none) or none. missing: bone to take away first: mandible, vault, left or right.
-    weights: checkpoint. model: YAML of its architecture, where the file does not carry it.
-    device: auto, cpu, cuda, cuda:1, mps. precision: auto (bf16 where the device is
-        faster by it, else fp32), fp32, bf16, fp16.
-    compile: compile the network's blocks first: minutes, repaid by many faces on a GPU.
-    devices: how many GPUs to use side by side (on the CPU: processes); auto: all. torchrun and srun work too.
-    batch_size: faces drawn together; each depends on its own skull, prompt and seed alone.
-    max_sheets: contact sheets at most, of twelve skulls each.
-    out: folder to write. Default: results/NAME, numbered if it exists. overwrite: replace an earlier run there.
-    resume: continue an earlier run there (without out: the latest results/NAME), drawing the faces it lacks.
-    sampling: the sampler's settings. Default: what the weights recommend.
-    spgd: moves the samples towards what can be measured on the face; spgd.mode=spgd switches it on.
-    """
-
-    skull: str | None = None
-    images_dir: str | None = None
-    limit: int | None = None
-    sex: str | None = None
-    age: float | None = None
-    ethnicity: str | None = None
-    body_mass: Any = None
-    num_samples: int = 1
-    seed: int = 0
-    landmarks: str = "auto"
-    landmark_weights: str = SKULL_LANDMARKS
-    texture: str = "auto"
-    missing: str | None = None
-    weights: str = DEMO_WEIGHTS
-    model: str | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    compile: bool = False
-    devices: str = "1"
-    batch_size: int = 8
-    max_sheets: int = 20
-    out: str | None = None
-    overwrite: bool = False
-    resume: bool = False
-    sampling: SamplingConfig = SamplingConfig()
-    spgd: SpgdConfig = SpgdConfig()
-
-    def validate(self) -> None:
-        """Raises ValueError naming the field, its value and what is allowed."""
-        for name in ("num_samples", "batch_size", "max_sheets"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
-        if not 0 <= self.seed < 2**63 - self.num_samples:
-            raise ValueError(f"seed: got {self.seed}, expected 0 or a positive number below 2^63")
-        if self.overwrite and self.resume:
-            raise ValueError(
-                "overwrite=true replaces an earlier run and resume=true continues it; give one of them"
-            )
-        check_missing(self.missing)
-        self.sampling.validate()
-        self.spgd.validate()
-
-
-def check_missing(region: str | None) -> None:
-    """Raises ValueError for what is no region of the skull."""
-    if region is not None and region not in REGIONS:
-        raise ValueError(f"missing: got {region!r}, expected one of {', '.join(REGIONS)}")
 
 
 def prepare(arguments: Sequence[str]) -> Job:
@@ -118,7 +40,6 @@ def prepare(arguments: Sequence[str]) -> Job:
     cfg = parse_command_line(
         SampleConfig, arguments, base=_recommended, base_name="settings in the weights", file_key="skull"
     )
-    cfg.validate()
     return make_job(cfg, [Path(argument) for argument in arguments if "=" not in argument])
 
 

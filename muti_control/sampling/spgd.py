@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cldm.controlled import ControlledLatentDiffusion
-from cldm.spgd import Spgd, SpgdStepConfig
+from cldm.spgd import Spgd
 from cldm.texture import TextureError
 from data.cases import Case
 from data.images import read_image
@@ -31,6 +31,7 @@ from muti_control.losses.decoding import decoder_layout
 from muti_control.networks.guidance_decoder import GuidanceDecoder, load_guidance_decoder
 from muti_control.networks.patchgan import PatchGan
 from muti_control.networks.pipnet.reader import LandmarkReader
+from muti_control.sampling.config import SpgdConfig
 from muti_control.sampling.energies import (
     ContainmentEnergy,
     DecodedEnergies,
@@ -44,94 +45,6 @@ from muti_control.sampling.energies import (
 ENERGIES = ("landmarks", "containment", "realism", "texture")
 ENERGY_OF = {"face_landmark_weights": "landmarks", "discriminator": "realism", "exemplar": "texture"}
 FACE_LANDMARKS = "models/demo/pipnet_face.safetensors"
-
-
-class SpgdConfig(SpgdStepConfig):
-    """Guidance by SPGD; off by default. What ``SpgdStepConfig`` says, and the energies it lowers.
-
-    landmarks, containment, realism, texture: weights of the energies; only their ratio counts, 0 leaves one out.
-    target: where the landmarks shall be: auto (as the condition has them, else read off the skull), true (of the
-        manifest: to see what guidance can do at best), or a file or folder of points as for landmarks.
-    face_landmark_weights: the network that reads landmarks off faces. discriminator: file, for realism.
-    exemplar: face picture whose surface is wanted, for texture.
-    decoder: file of a small decoder for the energies' eyes (the guidance_decoder stage of train.py); the face itself
-        is always decoded by the model's own.
-    at_once: faces decoded together with gradient. recompute: the decoder's blocks, in place of keeping what they need.
-    trace: write what SPGD did to each face as NAME_spgd.json and a plot.
-    """
-
-    landmarks: float = 1.0
-    containment: float = 1.0
-    realism: float = 0.0
-    texture: float = 0.0
-    target: str = "auto"
-    face_landmark_weights: str = FACE_LANDMARKS
-    discriminator: str | None = None
-    exemplar: str | None = None
-    decoder: str | None = None
-    at_once: int = 2
-    recompute: bool = False
-    trace: bool = False
-
-    def validate(self) -> None:
-        """Raises ValueError naming the field, its value and what is allowed."""
-        super().validate()
-        for name, weight in self.weights.items():
-            if not 0 <= weight < float("inf"):
-                raise ValueError(f"spgd.{name}: got {weight}, expected 0 or a positive weight")
-        if self.at_once < 1:
-            raise ValueError(f"spgd.at_once: got {self.at_once}, expected at least 1")
-        if not self.acts:
-            return
-        for name, key in (("realism", "discriminator"), ("texture", "exemplar")):
-            if getattr(self, name) > 0 and getattr(self, key) is None:
-                raise ValueError(
-                    f"spgd.{name}={getattr(self, name):g} needs spgd.{key}=FILE; spgd.{name}=0 leaves it out"
-                )
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """By energy."""
-        return {name: getattr(self, name) for name in ENERGIES}
-
-    @property
-    def summary(self) -> str:
-        """In a line, for people."""
-        told = {} if self.target == "auto" else {"landmarks": f" ({self._whose})"}
-        weights = {name: weight for name, weight in self.weights.items() if weight > 0}
-        energies = ", ".join(f"{name} {weight:g}{told.get(name, '')}" for name, weight in weights.items())
-        inner = f", {self.num_inner} inner steps" if self.mode != "plain" else ""
-        decoder = "the full decoder" if self.decoder is None else Path(self.decoder).name
-        return f"{self.mode} by {self.gradient}, scale {self.scale:g}{inner}, towards {energies}, through {decoder}"
-
-    @property
-    def idle(self) -> str | None:
-        """Why it changes nothing although it is switched on, for people; None where it acts, or is off."""
-        if self.mode == "off" or self.acts:
-            return None
-        why = "spgd.scale is 0" if not self.scale > 0 else f"{', '.join(ENERGIES)} all have weight 0"
-        return f"not guided: spgd.mode={self.mode}, but {why}"
-
-    @property
-    def _whose(self) -> str:
-        if self.target == "true":
-            return "those of the true face, which nobody has in practice"
-        return f"those of {Path(self.target).name}"
-
-    @property
-    def fixes_points(self) -> bool:
-        """Whether it pulls a case's landmarks to points that neither its skull nor what is told of it can move."""
-        return self.acts and self.landmarks > 0 and self.target != "auto"
-
-    @property
-    def names_files(self) -> bool:
-        """Whether these points lie in files that bear the cases' names."""
-        return self.fixes_points and self.target != "true"
-
-    @property
-    def acts(self) -> bool:
-        """Whether it changes anything at all."""
-        return super().acts and any(self.weights.values())
 
 
 @dataclass(frozen=True)
@@ -202,7 +115,6 @@ def load_spgd(
     Raises:
         ValueError: a file that is missing or does not fit; the message says what to do.
     """
-    cfg.validate()
     if not cfg.acts:
         return None
     files: dict[str, str] = {}

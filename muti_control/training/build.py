@@ -22,7 +22,7 @@ from data.paired import PairedDataset
 from ldm.autoencoder import fresh_grain
 from ldm.checkpoint import SD_OPTIONAL, load_strict, read_state_dict
 from ldm.compiled import check_compiler, compile_blocks
-from ldm.latent_diffusion import TextureConfig
+from ldm.config import TextureConfig
 from muti_control.conditions.pair_textures import PairTextures
 from muti_control.training.config import ExperimentConfig, TextureConditionConfig
 from muti_control.training.first_stage import FirstStage, architecture_of

@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Literal, Self
 
-from cldm.sampling import SamplingConfig
-from data.partial import REGIONS
-from ldm.latent_diffusion import ModelConfig
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from cldm.config import SamplingConfig
+from data.partial import REGIONS, Region
+from ldm.config import ModelConfig
 from muti_control.losses.config import AutoencoderStageConfig, GrainStageConfig, LossesConfig
-from muti_control.networks.guidance_decoder import GuidanceDecoderStageConfig
-from muti_control.networks.pipnet.config import PipNetStageConfig
-from muti_control.networks.pix2pix_config import Pix2PixStageConfig
+from muti_control.networks.config import GuidanceDecoderStageConfig, PipNetStageConfig, Pix2PixStageConfig
 from muti_control.optim import OptimConfig
-from settings.base import Settings
-from settings.messages import ConfigError
-from settings.reading import parse_command_line
+from settings.base import Settings, Share, expect
 
-STAGES = ("autoencoder", "base", "control", "pipnet", "pix2pix", "guidance_decoder", "grain")
+StageName = Literal["autoencoder", "base", "control", "pipnet", "pix2pix", "guidance_decoder", "grain"]
 WITHOUT_MODEL = ("pipnet", "pix2pix")  # stages whose architecture stands in their own part of the config
 FROM_INIT = {  # stages that need one, and of which kind
     "control": "a checkpoint made by tool_add_control.py",
     "guidance_decoder": "a checkpoint with the autoencoder whose decoder is to be imitated",
     "grain": "a checkpoint with the autoencoder whose faces are to get grain",
 }
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
-LOSS_WEIGHTINGS = ("eps", "x0", "v")
-UNLOCKED = ("none", "decoder", "all")
-EXPORT_DTYPES = ("float32", "float16", "bfloat16")
-
-
-class Checked(Protocol):
-    """A part of the config that looks at its own values."""
-
-    def validate(self) -> None:
-        """Raises: ValueError naming the field, what was got and what is expected."""
 
 
 class DataConfig(Settings):
@@ -53,7 +39,7 @@ class DataConfig(Settings):
     valid: str = "valid.json"
     skull_folder: str | None = None
     face_folder: str | None = None
-    num_workers: int = 0
+    num_workers: NonNegativeInt = 0
     how_to_get: str = "python -m data.cohort OUT makes a synthetic cohort; then pass data.root=OUT"
 
 
@@ -71,22 +57,22 @@ class TrainConfig(Settings):
     export_dtype: precision of the weights in the exported file (float32, float16 or bfloat16).
     """
 
-    max_steps: int = 1000
-    batch_size: int = 8
-    accumulate: int = 1
-    val_every: int = 500
-    save_every: int = 250
-    save_minutes: float = 30.0
-    keep_best: int = 3
-    log_every: int = 0
-    num_valid: int = 16
-    seed: int = 0
-    precision: str = "auto"
+    max_steps: PositiveInt = 1000
+    batch_size: PositiveInt = 8
+    accumulate: PositiveInt = 1
+    val_every: PositiveInt = 500
+    save_every: PositiveInt = 250
+    save_minutes: NonNegativeFloat = 30.0
+    keep_best: PositiveInt = 3
+    log_every: NonNegativeInt = 0
+    num_valid: Annotated[int, Field(ge=2)] = 16
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     accelerator: str = "auto"
-    devices: int = 1
-    num_threads: int = 0
-    export: str = "best"
-    export_dtype: str = "float32"
+    devices: PositiveInt = 1
+    num_threads: NonNegativeInt = 0
+    export: Literal["best", "last"] = "best"
+    export_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
 
 
 class MemoryConfig(Settings):
@@ -114,7 +100,7 @@ class WatchConfig(Settings):
     than that share. waiting_share: of the time, spent on waiting for pictures, above which it warns of the loader.
     """
 
-    max_skipped: int = 10
+    max_skipped: NonNegativeInt = 10
     flat_effect: float = 0.01
     flat_after: int = 1000
     waiting_share: float = 0.2
@@ -134,12 +120,12 @@ class DiffusionStageConfig(Settings):
     is away from what the UNet draws alone; one that is unlocked forgets that without such pairs.
     """
 
-    prompt_dropout: float = 0.1
-    loss_weighting: str = "eps"
-    max_loss_weight: float = 25.0
+    prompt_dropout: Share = 0.1
+    loss_weighting: Literal["eps", "x0", "v"] = "eps"
+    max_loss_weight: PositiveFloat = 25.0
     train_text_encoder: bool = True
-    unlocked: str = "none"
-    control_dropout: float = 0.0
+    unlocked: Literal["none", "decoder", "all"] = "none"
+    control_dropout: Share = 0.0
 
 
 class LandmarkConditionConfig(Settings):
@@ -151,8 +137,8 @@ class LandmarkConditionConfig(Settings):
     """
 
     predicted: list[str] = []
-    known_share: float = 0.5
-    dropout: float = 0.2
+    known_share: Share = 0.5
+    dropout: Share = 0.2
 
 
 class TextureConditionConfig(Settings):
@@ -161,7 +147,7 @@ class TextureConditionConfig(Settings):
     dropout: chance that a pair's exemplar is left out, so that the model also works without.
     """
 
-    dropout: float = 0.2
+    dropout: Share = 0.2
 
 
 class SkullConditionConfig(Settings):
@@ -170,7 +156,7 @@ class SkullConditionConfig(Settings):
     What is left draws the face: landmarks, texture and text, or the text alone.
     """
 
-    dropout: float = 0.0
+    dropout: Share = 0.0
 
 
 class PartialSkullConfig(Settings):
@@ -180,8 +166,8 @@ class PartialSkullConfig(Settings):
     share: of the training skulls. regions: which part then, each as often (mandible, vault, left, right).
     """
 
-    share: float = 0.0
-    regions: list[str] = list(REGIONS)
+    share: Share = 0.0
+    regions: Annotated[list[Region], Field(min_length=1)] = list(REGIONS)
 
 
 class ExperimentConfig(Settings):
@@ -192,7 +178,7 @@ class ExperimentConfig(Settings):
     model: the architecture; with ``init`` it may be left out, the file carries it.
     """
 
-    stage: str
+    stage: StageName
     name: str
     out: str = "runs"
     init: str | None = None
@@ -243,126 +229,20 @@ class ExperimentConfig(Settings):
             ("autoencoder", "autoencoder.texture_weight", self.autoencoder.texture_weight),
         ]
 
-    def validate(self) -> None:
-        """Raises ConfigError for values that no run could use."""
-        train, dropout = self.train, self.diffusion.prompt_dropout
-        positive = {
-            "train.max_steps": train.max_steps,
-            "train.batch_size": train.batch_size,
-            "train.accumulate": train.accumulate,
-            "train.val_every": train.val_every,
-            "train.save_every": train.save_every,
-            "train.keep_best": train.keep_best,
-            "train.devices": train.devices,
-            "diffusion.max_loss_weight": self.diffusion.max_loss_weight,
-        }
-        checks = [
-            (self.stage in STAGES, "stage", self.stage, f"one of {', '.join(STAGES)}"),
-            (
-                train.precision in PRECISIONS,
-                "train.precision",
-                train.precision,
-                f"one of {', '.join(PRECISIONS)}",
-            ),
-            (
-                train.export_dtype in EXPORT_DTYPES,
-                "train.export_dtype",
-                train.export_dtype,
-                f"one of {', '.join(EXPORT_DTYPES)}",
-            ),
-            (
-                self.diffusion.loss_weighting in LOSS_WEIGHTINGS,
-                "diffusion.loss_weighting",
-                self.diffusion.loss_weighting,
-                f"one of {', '.join(LOSS_WEIGHTINGS)}",
-            ),
-            (
-                self.diffusion.unlocked in UNLOCKED,
-                "diffusion.unlocked",
-                self.diffusion.unlocked,
-                f"one of {', '.join(UNLOCKED)}",
-            ),
-            (train.export in ("best", "last"), "train.export", train.export, "best or last"),
-            *((value > 0, key, value, "a positive number") for key, value in positive.items()),
-            (bool(self.name.strip()), "name", self.name, "a name for the run's folder"),
-            (0 <= train.seed < 2**31, "train.seed", train.seed, "0 or a positive number below 2^31"),
-            (train.save_minutes >= 0, "train.save_minutes", train.save_minutes, "0 (none) or minutes"),
-            (train.log_every >= 0, "train.log_every", train.log_every, "0 or more"),
-            (self.watch.max_skipped >= 0, "watch.max_skipped", self.watch.max_skipped, "0 or more"),
-            (self.data.num_workers >= 0, "data.num_workers", self.data.num_workers, "0 or more"),
-            (train.num_valid > 1, "train.num_valid", train.num_valid, "at least 2"),
-            (0 <= dropout <= 1, "diffusion.prompt_dropout", dropout, "a number in [0, 1]"),
-            *(
-                (0 <= value <= 1, key, value, "a number in [0, 1]")
-                for key, value in (
-                    ("diffusion.control_dropout", self.diffusion.control_dropout),
-                    ("landmarks.known_share", self.landmarks.known_share),
-                    ("landmarks.dropout", self.landmarks.dropout),
-                    ("texture.dropout", self.texture.dropout),
-                    ("skull.dropout", self.skull.dropout),
-                    ("partial.share", self.partial.share),
-                )
-            ),
-            (
-                bool(self.partial.regions) and set(self.partial.regions) <= set(REGIONS),
-                "partial.regions",
-                list(self.partial.regions),
-                f"some of {', '.join(REGIONS)}",
-            ),
-            (
-                self.init or self.model or self.stage in (*WITHOUT_MODEL, *FROM_INIT),
-                "init",
-                None,
-                "a checkpoint, or a 'model:' to start afresh",
-            ),
-            (
-                self.model is None or self.stage not in WITHOUT_MODEL,
-                "model",
-                "an architecture",
-                f"none: the {self.stage} stage's stands under {self.stage}:",
-            ),
-            *(
-                (
-                    self.stage == stage or not got,
-                    key,
-                    got,
-                    f"none: {key.split('.')[0]}.* belong to the {stage} stage",
-                )
-                for stage, key, got in self._of_one_stage()
-            ),
-            (self.stage not in FROM_INIT or self.init, "init", None, FROM_INIT.get(self.stage)),
-        ]
-        for good, key, got, expected in checks:
-            if not good:
-                raise ConfigError(f"{key}: got {got!r}, expected {expected}")
-        parts: dict[str, Checked] = {
-            "optim": self.optim,
-            "pipnet": self.pipnet,
-            "losses": self.losses,
-            "pix2pix": self.pix2pix,
-            "autoencoder": self.autoencoder,
-            "guidance_decoder": self.guidance_decoder,
-            "grain": self.grain,
-        }
-        for part, settings in parts.items():
-            try:
-                settings.validate()
-            except ValueError as error:
-                raise ConfigError(f"{part}.{error}") from error
-        try:
-            self.sampling.validate()
-            if self.model is not None:
-                self.model.validate()
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-
-
-def load_experiment(arguments: Sequence[str]) -> ExperimentConfig:
-    """The configuration of a command line ``CONFIG.yaml [key=value ...]``, checked.
-
-    Raises:
-        ConfigError: missing file, an unknown key, a wrong type or value; the message names the key.
-    """
-    cfg = parse_command_line(ExperimentConfig, arguments)
-    cfg.validate()
-    return cfg
+    @model_validator(mode="after")
+    def _fits_the_stage(self) -> Self:
+        stage, model = self.stage, "an architecture"
+        expect(self.name.strip(), "name", self.name, "a name for the run's folder")
+        expect(self.stage not in FROM_INIT or self.init, "init", None, FROM_INIT.get(stage, ""))
+        fresh = self.init or self.model or stage in WITHOUT_MODEL
+        expect(fresh, "init", None, "a checkpoint, or a 'model:' to start afresh")
+        expect(
+            self.model is None or stage not in WITHOUT_MODEL,
+            "model",
+            model,
+            f"none: it stands under {stage}:",
+        )
+        for owner, key, got in self._of_one_stage():
+            part = key.split(".")[0]
+            expect(stage == owner or not got, key, got, f"none: {part}.* belong to the {owner} stage")
+        return self

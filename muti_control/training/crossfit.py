@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from data.manifest import Record
 from data.predicted_landmarks import PredictedLandmarks
 from muti_control.networks.pipnet.reader import LandmarkReader
-from muti_control.training.config import ExperimentConfig, load_experiment
+from muti_control.training.config import ExperimentConfig
 from muti_control.training.landmark_pairs import LandmarkDataset, collate, fold_of
 from muti_control.training.stages.pipnet import read_records
 from settings.messages import ConfigError
+from settings.reading import parse_command_line
 
 
 @torch.no_grad()
@@ -106,7 +107,7 @@ def main(arguments: Sequence[str]) -> int:
         print(__doc__)
         return 0
     try:
-        path = crossfit(load_experiment(arguments))
+        path = crossfit(parse_command_line(ExperimentConfig, arguments))
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"crossfit: {error}", file=sys.stderr)
         return 2

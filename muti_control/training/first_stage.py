@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cldm.controlled import model_config_of
 from ldm.autoencoder import AutoencoderKL, fresh_grain
 from ldm.checkpoint import load_strict, read_state_dict
-from ldm.latent_diffusion import ModelConfig
+from ldm.config import ModelConfig
 from muti_control.training.config import ExperimentConfig
 from settings.messages import ConfigError
 

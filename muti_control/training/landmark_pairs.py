@@ -17,8 +17,6 @@ from muti_control.networks.pipnet.attributes import encode
 from muti_control.training.seeded_batches import generator
 from settings.messages import ConfigError
 
-ROLES = ("face", "skull")
-
 
 class Item(TypedDict):
     """picture (1 or 3, H, W) uint8; points (N, 2), fractions; attributes (A,), A = 0 without biometrics; index."""

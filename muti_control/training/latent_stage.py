@@ -10,7 +10,8 @@ from torch import Tensor
 
 from cldm.controlled import model_metadata
 from ldm.checkpoint import git_revision, read_state_dict, write_state_dict
-from ldm.latent_diffusion import LatentDiffusion, ModelConfig
+from ldm.config import ModelConfig
+from ldm.latent_diffusion import LatentDiffusion
 from muti_control.training.stage import Stage
 
 

@@ -13,10 +13,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import PositiveInt, model_validator
 from tqdm import tqdm
 
 from data.cases import cases_of
@@ -27,10 +29,11 @@ from data.predicted_landmarks import PredictedLandmarks
 from ldm.checkpoint import sha256
 from ldm.device import choose_device
 from muti_control.conditions.case_landmarks import ReadOffSkull
+from muti_control.networks.config import EyeCorners
 from muti_control.networks.pipnet.measures import OUTER_EYE_CORNERS, nme
 from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.training.config import DataConfig
-from settings.base import Settings
+from settings.base import Settings, expect
 from settings.messages import ConfigError
 from settings.reading import parse_command_line
 
@@ -48,23 +51,17 @@ class PredictConfig(Settings):
     weights: str
     out: str
     data: DataConfig = DataConfig()
-    size: int = 256
-    batch_size: int = 32
-    eye_corners: list[int] | None = None
+    size: PositiveInt = 256
+    batch_size: PositiveInt = 32
+    eye_corners: EyeCorners | None = None
     device: str = "auto"
 
-    def check(self) -> None:
-        """Raises: ConfigError naming the setting."""
-        for name in ("size", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: got {getattr(self, name)}, expected at least 1")
-        corners = self.eye_corners
-        if corners is not None and (len(set(corners)) != 2 or len(corners) != 2 or min(corners) < 0):
-            raise ConfigError(f"eye_corners: got {list(corners)}, expected two different points, from 0")
-        if Path(self.out).suffix != ".npz":
-            raise ConfigError(f"out: got {self.out}, expected a name that ends in .npz")
-        if not Path(self.out).absolute().parent.is_dir():
-            raise ConfigError(f"out: {Path(self.out).parent} is no folder; make it first")
+    @model_validator(mode="after")
+    def _can_be_written(self) -> Self:
+        out = Path(self.out)
+        expect(out.suffix == ".npz", "out", self.out, "a name that ends in .npz")
+        expect(out.absolute().parent.is_dir(), "out", self.out, "a file in a folder that exists")
+        return self
 
 
 def read_skulls_of(
@@ -99,7 +96,6 @@ def predict(cfg: PredictConfig) -> list[float | None]:
     Raises:
         ValueError: settings or files that cannot be used.
     """
-    cfg.check()
     reader = LandmarkReader.load(cfg.weights, choose_device(cfg.device))
     if reader.role != "skull":
         raise ConfigError(

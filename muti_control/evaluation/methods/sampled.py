@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, load_model
 from cldm.record import RECORD, claim_folder, environment
-from cldm.sampling import SamplingConfig
 from data.cases import Case, cases_of
 from data.files import picture_sha256
 from data.images import read_image, to_uint8, write_png
@@ -27,11 +27,12 @@ from muti_control.conditions.case_landmarks import (
 )
 from muti_control.conditions.case_textures import CaseTextures, choose_textures
 from muti_control.distributed import Team
+from muti_control.sampling.config import SpgdConfig
 from muti_control.sampling.draw import reconstruct_cases
 from muti_control.sampling.job import Job, RunFolder, face_name
 from muti_control.sampling.prepare import recommended_sampling
 from muti_control.sampling.record import resumed
-from muti_control.sampling.spgd import SpgdConfig, SpgdRun, load_spgd
+from muti_control.sampling.spgd import SpgdRun, load_spgd
 
 Advance = Callable[[int], None]
 
@@ -72,7 +73,7 @@ class Weights:
                 networks[str(landmarks.weights)] = points.sha256
         outputs = model.cfg.unet.num_control_outputs
         recommended = recommended_sampling(metadata, outputs)
-        SamplingConfig(**recommended).scales_for(outputs)
+        SamplingConfig.of(**recommended).scales_for(outputs)
         return cls(
             path,
             sha256(path),

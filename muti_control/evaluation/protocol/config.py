@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
-from cldm.sampling import SamplingConfig
-from muti_control.evaluation.judges.features import DISTANCES, FEATURE_SIZE
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from cldm.config import SamplingConfig
+from data.partial import Region
+from muti_control.evaluation.judges.features import FEATURE_SIZE
 from muti_control.evaluation.protocol.registry import METHODS
-from muti_control.sampling.prepare import SKULL_LANDMARKS, check_missing
-from muti_control.sampling.spgd import FACE_LANDMARKS, SpgdConfig
-from settings.base import Settings
-from settings.messages import ConfigError
+from muti_control.sampling.config import (
+    FACE_LANDMARKS,
+    SKULL_LANDMARKS,
+    SpgdConfig,
+    expect_one_of_resume_and_overwrite,
+)
+from settings.base import Settings, Share, expect
 from settings.reading import parse_command_line
-
-RECOGNISERS = ("dlib", "landmarks", "picture")
-LANDMARKS = ("auto", "none", "known")
 
 
 class DataConfig(Settings):
@@ -74,101 +76,65 @@ class EvaluateConfig(Settings):
     name: str | None = None
     data: DataConfig = DataConfig()
     split: str = "test"
-    num: int = 64
-    samples: int = 1
-    covered: int = 32
-    edited: int = 16
-    told: int = 16
-    seed: int = 0
-    size: int = 0
+    num: NonNegativeInt = 64
+    samples: PositiveInt = 1
+    covered: NonNegativeInt = 32
+    edited: NonNegativeInt = 16
+    told: NonNegativeInt = 16
+    seed: NonNegativeInt = 0
+    size: Annotated[int, Field(ge=0, multiple_of=FEATURE_SIZE)] = 0
     methods: list[str] = []
-    recognisers: list[str] = list(RECOGNISERS)
+    recognisers: list[Literal["dlib", "landmarks", "picture"]] = ["dlib", "landmarks", "picture"]
     onnx: str | None = None
     lpips: str | None = None
     lpips_heads: str | None = None
     kid: str | None = None
-    picture_distance: str = "mean_absolute"
-    rectangle: list[float] = [0.264, 0.365, 0.735, 0.835]
-    train_limit: int = 6000
-    bootstrap: int = 4000
+    picture_distance: Literal["rms", "face_rms", "mean_absolute", "deviation"] = "mean_absolute"
+    rectangle: Annotated[list[Share], Field(max_length=4)] = [0.264, 0.365, 0.735, 0.835]
+    train_limit: NonNegativeInt = 6000
+    bootstrap: PositiveInt = 4000
     sampling: SamplingConfig = SamplingConfig()
     spgd: SpgdConfig = SpgdConfig()
-    guided: dict[str, Any] = {}
-    landmarks: str = "auto"
+    guided: dict[str, dict[str, Any]] = {}
+    landmarks: Literal["auto", "none", "known"] = "auto"
     landmark_weights: str = SKULL_LANDMARKS
     face_landmark_weights: str | None = FACE_LANDMARKS
     texture: str = "none"
-    missing: str | None = None
+    missing: Region | None = None
     device: str = "auto"
-    precision: str = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     devices: str = "1"
-    batch_size: int = 8
+    batch_size: PositiveInt = 8
     out: str = "results"
     cache: str = "results/recognised.sqlite"
     resume: bool = False
     overwrite: bool = False
 
-    def validate(self) -> None:
-        """Raises ValueError naming the field, its value and what is allowed."""
-        for name in ("samples", "batch_size", "bootstrap"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
-        for name in ("num", "covered", "edited", "told", "size", "train_limit", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected 0 or more")
-        if self.size % FEATURE_SIZE:
-            raise ValueError(f"size: got {self.size}, expected a multiple of {FEATURE_SIZE}, such as 256")
-        self._check_names()
-        check_missing(self.missing)
-        if self.overwrite and self.resume:
-            raise ValueError("overwrite=true replaces a run and resume=true continues it; give one of them")
-        if self.mapping is not None and self.faces is None:
-            raise ValueError(f"mapping={self.mapping}: goes with faces=FOLDER, which is not given")
-        ordered = len(self.rectangle) == 4 and all(
-            0 <= low < high <= 1 for low, high in zip(self.rectangle[:2], self.rectangle[2:], strict=True)
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        expect_one_of_resume_and_overwrite(self.resume, self.overwrite)
+        expect(
+            self.recognisers or self.onnx, "recognisers", [], "one of dlib, landmarks, picture, or onnx=FILE"
         )
-        if self.rectangle and not ordered:
-            raise ValueError(
-                f"rectangle: got {self.rectangle}, expected [left, top, right, bottom] in fractions, or []"
-            )
-        self.sampling.validate()
-        for name in ("model", *self.models):
-            self.guidance_of(name).validate()
-
-    def guidance_of(self, name: str) -> SpgdConfig:
-        """How a model's faces are guided. Raises: ConfigError."""
-        own = self.guided.get(name, {})
-        if not isinstance(own, Mapping):
-            raise ConfigError(f"guided.{name}: got {own!r}, expected settings such as {{mode: plain}}")
-        base = self.spgd.model_dump() | {str(key): value for key, value in own.items()}
-        base["mode"] = "off" if base["mode"] is False else base["mode"]  # YAML takes off for a truth value
-        return parse_command_line(SpgdConfig, [], base=base, base_name=f"guided.{name}")
-
-    def _check_names(self) -> None:
-        if not self.recognisers and self.onnx is None:
-            raise ValueError(
-                f"recognisers: got none, expected some of {', '.join(RECOGNISERS)}, or onnx=FILE"
-            )
-        for name in self.recognisers:
-            if name not in RECOGNISERS:
-                raise ValueError(f"recognisers: got {name!r}, expected some of {', '.join(RECOGNISERS)}")
-        if self.picture_distance not in DISTANCES:
-            raise ValueError(
-                f"picture_distance: got {self.picture_distance!r}, expected one of {', '.join(DISTANCES)}"
-            )
-        if self.landmarks not in LANDMARKS:
-            raise ValueError(f"landmarks: got {self.landmarks!r}, expected one of {', '.join(LANDMARKS)}")
+        expect(self.mapping is None or self.faces, "mapping", self.mapping, "null, or also faces=FOLDER")
+        box = self.rectangle or [0, 0, 1, 1]
+        ordered = len(box) == 4 and box[0] < box[2] and box[1] < box[3]
+        expect(ordered, "rectangle", self.rectangle, "[left, top, right, bottom] in fractions, or []")
         for name in self.models:
-            if name in METHODS or not name.replace("_", "").replace("-", "").isalnum():
-                raise ValueError(
-                    f"models: {name!r} cannot be a name; use letters, digits, - and _, none of {list(METHODS)}"
-                )
+            usable = name not in METHODS and name.replace("_", "").replace("-", "").isalnum()
+            expect(usable, "models", name, f"letters, digits, - and _, and none of {', '.join(METHODS)}")
         strangers = sorted(set(self.guided) - {"model", *self.models})
-        if strangers:
-            raise ValueError(f"guided: {strangers} are no models; these are {['model', *self.models]}")
+        expect(not strangers, "guided", strangers, f"some of {', '.join(['model', *self.models])}")
         unknown = [name for name in self.methods if name not in METHODS and name not in self.models]
-        if unknown:
-            raise ValueError(f"methods: {unknown} are none; known are {[*METHODS, *self.models]}")
+        expect(not unknown, "methods", unknown, f"some of {', '.join([*METHODS, *self.models])}")
+        for name in self.guided:
+            self.spgd_of(name)
+        return self
+
+    def spgd_of(self, name: str) -> SpgdConfig:
+        """Return how a model's faces are guided. Raises: ConfigError."""
+        base = self.spgd.model_dump() | self.guided.get(name, {})
+        return parse_command_line(SpgdConfig, [], base=base, base_name=f"guided.{name}")
 
     @property
     def run_name(self) -> str:

@@ -11,39 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from settings.base import Settings
-
-
-class AugmentConfig(Settings):
-    """How far pictures are changed. Each number is a limit; 0 switches its change off.
-
-    translate: of the picture's side. rotate: degrees. scale: log2 of the factor. flip: chance of mirroring.
-    blur: standard deviation in px at 256 px, on half of the pictures. occlude: chance of a patch.
-    occlude_size: its largest side, of the picture's. contrast: log2 of the factor on grey levels about their middle.
-    brightness: grey levels, of 1. noise: standard deviation of the grain that is added, of 1.
-    """
-
-    translate: float = 0.06
-    rotate: float = 12.0
-    scale: float = 0.12
-    flip: float = 0.5
-    blur: float = 1.2
-    occlude: float = 0.3
-    occlude_size: float = 0.25
-    contrast: float = 0.5
-    brightness: float = 0.1
-    noise: float = 0.03
-
-    def validate(self) -> None:
-        """Raises: ValueError naming the field."""
-        limits = {
-            "translate": 0.5, "rotate": 180.0, "scale": 2.0, "flip": 1.0, "blur": 20.0, "occlude": 1.0,
-            "occlude_size": 1.0, "contrast": 4.0, "brightness": 1.0, "noise": 1.0,
-        }  # fmt: skip
-        for key, most in limits.items():
-            value = getattr(self, key)
-            if not 0 <= value <= most:
-                raise ValueError(f"{key}: got {value!r}, expected 0 to {most:g}")
+from muti_control.networks.config import AugmentConfig
 
 
 def augment(

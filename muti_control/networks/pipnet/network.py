@@ -13,63 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from settings.base import Settings
+from muti_control.networks.config import PipNetConfig
 
-STRIDE = 32
-STAGE_WIDTHS = (64, 128, 256, 512)  # of layer1 to layer4 at width 1
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 NUM_KNOWN = 5  # numbers that describe a person beside the ethnicity, see ``attributes.encode``
-
-
-class PipNetConfig(Settings):
-    """Architecture.
-
-    num_landmarks: points per picture. num_neighbours: of each point, whose places it predicts too.
-    image_size: side in px of the picture the trunk sees, a multiple of 32; others are resized to it.
-    width: factor on ResNet-18's channels; 1 is the public network.
-    ethnicities: words the modulation by biometrics knows; null: the network takes no biometrics.
-    """
-
-    num_landmarks: int = 106
-    num_neighbours: int = 10
-    image_size: int = 256
-    width: float = 1.0
-    ethnicities: list[str] | None = None
-    attribute_width: int = 64
-
-    def validate(self) -> None:
-        """Raises: ValueError naming the field, what was got and what is expected."""
-        checks = [
-            (self.num_landmarks >= 2, "num_landmarks", self.num_landmarks, "at least 2"),
-            (
-                1 <= self.num_neighbours < self.num_landmarks,
-                "num_neighbours",
-                self.num_neighbours,
-                f"1 to {self.num_landmarks - 1}, one less than there are landmarks",
-            ),
-            (
-                self.image_size >= 2 * STRIDE and self.image_size % STRIDE == 0,
-                "image_size",
-                self.image_size,
-                f"a multiple of {STRIDE} px, at least {2 * STRIDE}",
-            ),
-            (1 / 16 <= self.width <= 4, "width", self.width, "a factor from 0.0625 to 4"),
-            (self.attribute_width >= 1, "attribute_width", self.attribute_width, "a positive number"),
-        ]
-        for good, key, got, expected in checks:
-            if not good:
-                raise ValueError(f"{key}: got {got!r}, expected {expected}")
-
-    @property
-    def channels(self) -> tuple[int, ...]:
-        """Channels of layer1 to layer4: multiples of 8."""
-        return tuple(max(8, round(c * self.width / 8) * 8) for c in STAGE_WIDTHS)
-
-    @property
-    def grid(self) -> int:
-        """Cells along one side of the maps."""
-        return self.image_size // STRIDE
 
 
 class Maps(NamedTuple):
@@ -147,7 +95,6 @@ class PipNet(nn.Module):
 
     def __init__(self, cfg: PipNetConfig) -> None:
         super().__init__()
-        cfg.validate()
         self.cfg = cfg
         c1, c2, c3, c4 = cfg.channels
         points, pairs = cfg.num_landmarks, cfg.num_landmarks * cfg.num_neighbours

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from data.biometrics import Biometrics
 from ldm.checkpoint import CheckpointError, load_strict, read_state_dict, write_state_dict
+from muti_control.networks.config import STAGE_WIDTHS, PipNetConfig
 from muti_control.networks.pipnet.attributes import encode
 from muti_control.networks.pipnet.meanface import neighbours, read_meanface, reverse_index
-from muti_control.networks.pipnet.network import STAGE_WIDTHS, Maps, PipNet, PipNetConfig
+from muti_control.networks.pipnet.network import Maps, PipNet
 from muti_control.networks.pipnet.readout import MIN_TEMPERATURE, read_points, soft_points
 from settings.reading import from_json
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ldm.latent_diffusion import LatentDiffusion, ModelConfig
+from ldm.config import ModelConfig
+from ldm.latent_diffusion import LatentDiffusion
 from muti_control.losses.autoencoder import edge_loss, gradient_ratio, texture_loss
+from muti_control.losses.picture import build_discriminator
 from muti_control.networks.patchgan import accuracy, lsgan_discriminator, lsgan_generator
 from muti_control.training.config import ExperimentConfig
 from muti_control.training.latent_stage import LatentStage
@@ -52,7 +54,7 @@ class AutoencoderStage(LatentStage):
         if cfg.autoencoder.gan or cfg.autoencoder.texture_weight:
             self.monitor, self.monitor_mode = "valid/texture", "min"
         if cfg.autoencoder.gan:
-            discriminator = cfg.autoencoder.discriminator.build(cfg.train.seed)
+            discriminator = build_discriminator(cfg.autoencoder.discriminator, cfg.train.seed)
             self.discriminator = discriminator.to(memory_format=torch.channels_last)
 
     def turns(self) -> list[Turn]:

@@ -12,13 +12,14 @@ from torch.utils.data import DataLoader, Dataset
 from data.manifest import Record, check_disjoint, read_manifest
 from ldm.checkpoint import git_revision, load_strict, read_state_dict
 from muti_control.conditions.partial import with_missing_bone
+from muti_control.networks.config import PipNetConfig
 from muti_control.networks.pipnet.attributes import vocabulary
 from muti_control.networks.pipnet.augment import augment
 from muti_control.networks.pipnet.drawing import draw_points
 from muti_control.networks.pipnet.losses import losses
 from muti_control.networks.pipnet.meanface import flip_table, mean_face, write_meanface
 from muti_control.networks.pipnet.measures import ced_area, eye_corners, nme
-from muti_control.networks.pipnet.network import PipNet, PipNetConfig
+from muti_control.networks.pipnet.network import PipNet
 from muti_control.networks.pipnet.reader import MEANFACE, LandmarkReader
 from muti_control.training.config import ExperimentConfig
 from muti_control.training.landmark_pairs import LandmarkDataset, collate, fold_of

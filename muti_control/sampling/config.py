@@ -1,0 +1,162 @@
+"""Settings of ``sample.py``, and of SPGD, which moves its samples towards what networks measure on the face."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+
+from cldm.config import SamplingConfig, SpgdStepConfig
+from data.partial import Region
+from settings.base import Settings, expect
+
+DEMO_WEIGHTS = "models/demo/iccr_demo.safetensors"
+SKULL_LANDMARKS = "models/demo/pipnet_skull.safetensors"
+FACE_LANDMARKS = "models/demo/pipnet_face.safetensors"
+ENERGIES = ("landmarks", "containment", "realism", "texture")
+
+
+class SpgdConfig(SpgdStepConfig):
+    """Guidance by SPGD; off by default. What ``SpgdStepConfig`` says, and the energies it lowers.
+
+    landmarks, containment, realism, texture: weights of the energies; only their ratio counts, 0 leaves one out.
+    target: where the landmarks shall be: auto (as the condition has them, else read off the skull), true (of the
+        manifest: to see what guidance can do at best), or a file or folder of points as for landmarks.
+    face_landmark_weights: the network that reads landmarks off faces. discriminator: file, for realism.
+    exemplar: face picture whose surface is wanted, for texture.
+    decoder: file of a small decoder for the energies' eyes (the guidance_decoder stage of train.py); the face itself
+        is always decoded by the model's own.
+    at_once: faces decoded together with gradient. recompute: the decoder's blocks, in place of keeping what they need.
+    trace: write what guidance did to each face as NAME_guidance.json and a plot.
+    """
+
+    landmarks: NonNegativeFloat = 1.0
+    containment: NonNegativeFloat = 1.0
+    realism: NonNegativeFloat = 0.0
+    texture: NonNegativeFloat = 0.0
+    target: str = "auto"
+    face_landmark_weights: str = FACE_LANDMARKS
+    discriminator: str | None = None
+    exemplar: str | None = None
+    decoder: str | None = None
+    at_once: PositiveInt = 2
+    recompute: bool = False
+    trace: bool = False
+
+    @model_validator(mode="after")
+    def _names_what_it_needs(self) -> Self:
+        for name, key in (("realism", "discriminator"), ("texture", "exemplar")):
+            needed = self.acts and self.weights[name] > 0
+            expect(not needed or getattr(self, key), key, None, f"a file, for {name}={self.weights[name]:g}")
+        return self
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """By energy."""
+        return {name: getattr(self, name) for name in ENERGIES}
+
+    @property
+    def summary(self) -> str:
+        """In a line, for people."""
+        told = {} if self.target == "auto" else {"landmarks": f" ({self._whose})"}
+        weights = {name: weight for name, weight in self.weights.items() if weight > 0}
+        energies = ", ".join(f"{name} {weight:g}{told.get(name, '')}" for name, weight in weights.items())
+        inner = f", {self.num_inner} inner steps" if self.mode != "plain" else ""
+        decoder = "the full decoder" if self.decoder is None else Path(self.decoder).name
+        return f"{self.mode} by {self.gradient}, scale {self.scale:g}{inner}, towards {energies}, through {decoder}"
+
+    @property
+    def idle(self) -> str | None:
+        """Why it changes nothing although it is switched on, for people; None where it acts, or is off."""
+        if self.mode == "off" or self.acts:
+            return None
+        why = "spgd.scale is 0" if not self.scale > 0 else f"{', '.join(ENERGIES)} all have weight 0"
+        return f"not guided: spgd.mode={self.mode}, but {why}"
+
+    @property
+    def _whose(self) -> str:
+        if self.target == "true":
+            return "those of the true face, which nobody has in practice"
+        return f"those of {Path(self.target).name}"
+
+    @property
+    def fixes_points(self) -> bool:
+        """Whether it pulls a case's landmarks to points that neither its skull nor what is told of it can move."""
+        return self.acts and self.landmarks > 0 and self.target != "auto"
+
+    @property
+    def names_files(self) -> bool:
+        """Whether these points lie in files that bear the cases' names."""
+        return self.fixes_points and self.target != "true"
+
+    @property
+    def acts(self) -> bool:
+        """Whether it changes anything at all."""
+        return super().acts and any(self.weights.values())
+
+
+class SampleConfig(Settings):
+    """What to reconstruct, and how.
+
+    skull: picture, folder or manifest; none: there is none, and what else is given draws the face.
+    images_dir: where a manifest's pictures are, if not where it expects them.
+    limit: at most that many skulls, spread evenly over the list.
+    sex, age (years), ethnicity, body_mass (1 very thin ... 5 slightly fat): of the person; over a manifest's.
+    num_samples: faces for each skull, with seeds seed, seed + 1, ...
+    landmarks: for weights with a landmark branch: auto (read off the skull), none, or a file of points in px of the
+    skull picture, or a folder of them, such as an earlier run wrote and you have edited. landmark_weights: the network
+    that reads them off skulls.
+    texture: for weights with a texture branch: a face whose look of the skin (and nothing else) is wanted; auto (what a
+    manifest names, else none) or none. missing: bone to take away first: mandible, vault, left or right.
+    weights: checkpoint. model: YAML of its architecture, where the file does not carry it.
+    device: auto, cpu, cuda, cuda:1, mps. precision: auto (bf16 where the device is
+        faster by it, else fp32), fp32, bf16, fp16.
+    compile: compile the network's blocks first: minutes, repaid by many faces on a GPU.
+    devices: how many GPUs to use side by side (on the CPU: processes); auto: all. torchrun and srun work too.
+    batch_size: faces drawn together; each depends on its own skull, prompt and seed alone.
+    max_sheets: contact sheets at most, of twelve skulls each.
+    out: folder to write. Default: results/NAME, numbered if it exists. overwrite: replace an earlier run there.
+    resume: continue an earlier run there (without out: the latest results/NAME), drawing the faces it lacks.
+    sampling: the sampler's settings. Default: what the weights recommend.
+    spgd: moves the samples towards what can be measured on the face; spgd.mode=spgd switches it on.
+    """
+
+    skull: str | None = None
+    images_dir: str | None = None
+    limit: PositiveInt | None = None
+    sex: str | None = None
+    age: float | None = None
+    ethnicity: str | None = None
+    body_mass: Any = None
+    num_samples: PositiveInt = 1
+    seed: NonNegativeInt = 0
+    landmarks: str = "auto"
+    landmark_weights: str = SKULL_LANDMARKS
+    texture: str = "auto"
+    missing: Region | None = None
+    weights: str = DEMO_WEIGHTS
+    model: str | None = None
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False
+    devices: str = "1"
+    batch_size: PositiveInt = 8
+    max_sheets: PositiveInt = 20
+    out: str | None = None
+    overwrite: bool = False
+    resume: bool = False
+    sampling: SamplingConfig = SamplingConfig()
+    spgd: SpgdConfig = SpgdConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        last = 2**63 - self.num_samples
+        expect(self.seed < last, "seed", self.seed, f"a number below {last}")
+        expect_one_of_resume_and_overwrite(self.resume, self.overwrite)
+        return self
+
+
+def expect_one_of_resume_and_overwrite(resume: bool, overwrite: bool) -> None:
+    """Refuse settings that both continue and replace an earlier run."""
+    expect(not (resume and overwrite), "resume", True, "false, since overwrite=true replaces the earlier run")
