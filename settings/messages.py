@@ -103,7 +103,7 @@ def describe(error: ValidationError, schema: type[BaseModel], layers: Sequence[L
     if kind == "missing":
         return f"{origin}{key}: not given, expected {_choices(field) or 'a value'}"
     if kind == "value_error":
-        return f"{origin}{key}: {context['error']}"
+        return f"{origin}{key}{': ' if key else ''}{context['error']}"
     if kind == "literal_error":
         expected = f"one of {context['expected'].replace(' or ', ', ').replace(chr(39), '')}"
     elif kind in LIMITS:

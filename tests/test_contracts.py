@@ -233,14 +233,13 @@ def test_every_experiment_parses(path):
 
 @pytest.mark.parametrize("path", PROTOCOLS, ids=lambda path: path.stem)
 def test_every_protocol_parses(path):
-    config = parse_command_line(EvaluateConfig, [str(path)])
-    config.validate()
+    parse_command_line(EvaluateConfig, [str(path)])
     assert {path.stem for path in PROTOCOLS} >= {"quick", "full"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "models").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_model_parses(path):
-    load_model_config(path).validate()
+    load_model_config(path)
 
 
 def test_configs_and_models_are_there():

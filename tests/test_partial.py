@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,8 @@ from scipy.ndimage import maximum_filter, minimum_filter
 
 from data.partial import REGIONS, PartialError, main, missing_bone, remove_bone
 from muti_control.conditions.partial import with_missing_bone
-from muti_control.training.config import ExperimentConfig, PartialSkullConfig
+from muti_control.training.config import PartialSkullConfig
 from muti_control.training.seeded_batches import generator
-from settings.messages import ConfigError
 
 
 def skull(size: int = 128, top: int = 20, chin: int = 110, neck: bool = True) -> np.ndarray:
@@ -166,11 +164,3 @@ def test_the_command_writes_skulls_and_tells_what_is_wrong(
         assert message in told and told.count("\n") == 1 and not (tmp_path / "b").exists()
     with pytest.raises(PartialError, match="expected one of"):
         missing_bone(np.ones((64, 64), bool), "nose", 0)
-
-
-@pytest.mark.parametrize(("key", "value"), [("share", 2.0), ("regions", ["jaw"]), ("regions", [])])
-def test_settings_are_checked(key: str, value: object, make_pairs: Callable[..., Path]) -> None:
-    cfg = ExperimentConfig(stage="control", name="x", init="x")
-    setattr(cfg.partial, key, value)
-    with pytest.raises(ConfigError, match=f"partial.{key}"):
-        cfg.validate()

@@ -116,19 +116,6 @@ def test_dropout_is_drawn_from_its_generator_only() -> None:
     assert torch.equal(plain, net.train()(skulls(), people))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"image_size": 48}, "image_size: got 48, expected a multiple of 32 px"),
-        ({"levels": 1}, "levels: got 1, expected 2 to 12"),
-        ({"dropout": 1.0}, r"dropout: got 1.0, expected a number in \[0, 1\)"),
-    ],
-)
-def test_a_config_that_cannot_be_built_is_refused(change: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        GeneratorConfig(**{"image_size": 64, "levels": 5, **change}).validate()
-
-
 # ---------------------------------------------------------------- the stage
 def tiny_stage(root: Path) -> Pix2PixStage:
     parts = Pix2PixStageConfig(
@@ -294,22 +281,6 @@ def test_fine_tuning_keeps_the_meaning_of_the_ethnicities(
     ):
         assert train.main([*given, setting]) == 2
         told = capsys.readouterr().err
-        assert message in told and "Traceback" not in told and not (root / "runs").exists()
-
-
-def test_wrong_settings_are_refused_in_one_line(
-    make_pairs: Callable[..., Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    root = make_pairs(train=2, valid=2)
-    for setting, message in (
-        ("pix2pix.l1_weight=-1", "pix2pix.l1_weight: got -1.0, expected 0 or a positive number"),
-        ("pix2pix.discriminator.in_channels=3", "pix2pix.discriminator.in_channels: got 3, expected 6"),
-        ("pix2pix.generator.levels=7", "pix2pix.generator.image_size: got 64, expected a multiple of 128 px"),
-        ("model.image_size=64", "model: got 'an architecture', expected none"),
-        ("pix2pix.generator.ethnicities=[African]", "data: ethnicity: got 'Asian'"),
-    ):
-        assert train.main([*arguments(root), setting]) == 2
-        told = capsys.readouterr().err.strip()
         assert message in told and "Traceback" not in told and not (root / "runs").exists()
 
 

@@ -117,8 +117,3 @@ def test_the_pipeline_draws_our_picture_and_the_folder_comes_back(tmp_path: Path
     config = model_config_from_metadata(metadata)
     assert config is not None
     assert config.schedule.prediction == "v"
-
-
-def test_another_prediction_is_refused() -> None:
-    with pytest.raises(ValueError, match="prediction='x0', expected one of eps, v"):
-        CFG.with_(schedule=ScheduleConfig(prediction="x0")).validate()

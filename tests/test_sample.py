@@ -419,8 +419,3 @@ def test_as_a_program(weights: Path, make_pairs: Callable[..., Path], tmp_path: 
     refused = call("skull=none.png")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert len(refused.stderr.splitlines()) == 1
-
-
-def test_seeds_far_up_are_checked_before_the_run() -> None:
-    with pytest.raises(ValueError, match=r"^seed: got"):
-        sample.SampleConfig().with_(seed=2**63 - 1, num_samples=2).validate()

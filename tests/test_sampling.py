@@ -239,14 +239,3 @@ def test_what_is_not_there_cannot_be_sharpened(
     guided = draw(2.5)
     assert rows == [2, 2]
     assert torch.equal(guided, draw(1.0))
-
-
-def test_guidance_that_drops_nothing_is_refused() -> None:
-    for wrong in ([], ["face"], ["text", "bone"]):
-        with pytest.raises(ValueError, match="guidance_drops"):
-            SamplingConfig(guidance_drops=wrong).validate()
-    assert SamplingConfig(guidance_scale=2.0).guidance_summary == "2"
-    assert (
-        SamplingConfig(guidance_scale=2.0, guidance_drops=["skull", "landmarks"]).guidance_summary
-        == "2 over skull, landmarks"
-    )

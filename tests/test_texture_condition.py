@@ -29,7 +29,6 @@ from muti_control.training.config import (
 )
 from muti_control.training.run import prepare
 from muti_control.training.seeded_batches import generator
-from settings.messages import ConfigError
 
 BRANCH = TextureConfig(patch_size=9, num_patches=8, width=8)
 
@@ -109,11 +108,3 @@ def test_the_branch_learns_and_its_effect_is_logged(
         if row.get("valid/texture_effect")
     ]
     assert logged and all(float(value) > 0 for value in logged)
-
-
-@pytest.mark.parametrize("part", ["skull", "texture"])
-def test_a_dropout_beyond_one_is_refused(part: str) -> None:
-    cfg = ExperimentConfig(stage="control", name="x", init="x")
-    getattr(cfg, part).dropout = 1.5
-    with pytest.raises(ConfigError, match=f"{part}.dropout: got 1.5"):
-        cfg.validate()
