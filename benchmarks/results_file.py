@@ -8,10 +8,9 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 import torch
-from pydantic import Field
 
 from ldm.checkpoint import git_revision
 from settings.base import Settings
@@ -19,7 +18,6 @@ from settings.reading import parse_command_line
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 S = TypeVar("S", bound=Settings)
-Count = Annotated[int, Field(ge=1)]
 
 
 def run(

@@ -91,10 +91,10 @@ def test_what_cannot_be_measured_is_told(
 ) -> None:
     (tmp_path / "bare/faces/model_own").mkdir(parents=True)
     for setting, message in (
-        (f"results={tmp_path / 'nowhere'}", "has no faces/"),
+        (f"results={tmp_path / 'nowhere'}", "results: got"),
         (f"results={tmp_path / 'bare'}", "has no edited faces; python evaluate.py edited=60"),
-        ("by=[eye]", "by: got ['eye'], expected some of network, dlib"),
-        ("num=1", "num: got 1, expected at least 2"),
+        ("by=[eye]", "by"),
+        ("num=1", "num: got 1"),
         (f"data.root={tmp_path}", "split_data"),
     ):
         assert main([*measured, setting]) == 2

@@ -1,12 +1,10 @@
-"""The benchmark of the landmark networks: ridge finds what is linear, the loop reads the same, and the command line."""
+"""The benchmark of the landmark networks: ridge finds what is linear, and the command line."""
 
 from __future__ import annotations
 
 import json
 
 import numpy as np
-import pytest
-import torch
 
 from benchmarks.model import landmarks
 from benchmarks.model.ridge_landmarks import Inputs, fit_ridge
@@ -39,15 +37,6 @@ def test_ridge_finds_a_linear_relation_and_nothing_where_there_is_none():
     assert error(told_nothing, test) > 0.9 * spread
 
 
-def test_the_loop_reads_what_the_batch_reads():
-    torch.manual_seed(0)
-    net = PipNet(PipNetConfig(num_landmarks=12, num_neighbours=4, image_size=64, width=0.125)).eval()
-    for layer in (net.x_layer, net.y_layer, net.nb_x_layer, net.nb_y_layer, net.cls_layer):
-        torch.nn.init.normal_(layer.weight, std=0.1)
-    found = landmarks.read_out_ratio(LandmarkReader(net, LAYOUT), batch=2, repetitions=1)
-    assert found["difference_px"] < 1e-3
-
-
 def test_figures_and_pictures_are_written_and_bad_settings_told(tmp_path, capsys):
     root = write_landmark_pairs(tmp_path / "set", train=14, valid=4, test=12)
     for role, ethnicities in (("face", None), ("skull", ["African", "Asian"])):
@@ -70,20 +59,10 @@ def test_figures_and_pictures_are_written_and_bad_settings_told(tmp_path, capsys
         "landmarks_ced.png", "landmarks_faces.png", "landmarks_skulls.png",
     }  # fmt: skip
     printed = capsys.readouterr().out
-    assert "ridge minus network" in printed and "times)" in printed
+    assert "ridge minus network" in printed
     assert all(f"| skull without {region}: network | " in printed for region in REGIONS)
-    for wrong, told in (
-        ("split=train", "split: got 'train'"),
-        ("resamples=1", "resamples"),
-        ("eye_corners=[1]", "two"),
-    ):
+    for wrong in ("split=train", "resamples=1", "eye_corners=[1]", f"face={tmp_path / 'none.safetensors'}"):
         assert landmarks.main([*given, wrong]) == 2
-        assert told in capsys.readouterr().err
-    assert landmarks.main([*given, f"face={tmp_path / 'none.safetensors'}"]) == 2
-
-
-@pytest.mark.parametrize("value", [0.0, 2.0])
-def test_an_interval_holds_its_mean(value):
-    values = value + np.random.default_rng(0).normal(size=50)
-    low, high = landmarks.interval(values, 200, seed=0)
-    assert low < values.mean() < high and high - low < 1.0
+        key, value = wrong.split("=")
+        message = capsys.readouterr().err
+        assert key in message or value in message

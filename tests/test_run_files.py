@@ -201,7 +201,7 @@ def test_exit_codes_say_what_stopped_it(
 def test_a_run_that_is_shot_down_again_and_again_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     """The short version of benchmarks/training/kill_resume.py: SIGKILL twice, SIGTERM once."""
     starts, problems, num_values = kill_resume.compare(
-        KillConfig(kills=2, terms=1, steps=60, reach=8, forked=True), tmp_path
+        KillConfig(kills=2, terms=1, steps=60, reach=8), tmp_path
     )
     assert problems == []
     assert sorted(start.code for start in starts) == [-9, -9, 143]

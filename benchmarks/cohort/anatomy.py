@@ -21,13 +21,13 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from tqdm import tqdm
 
 from benchmarks.cohort.craniometry import Anchors, SkullSites, Surface, head_distances, skull_distances
 from benchmarks.cohort.norms import DEPTHS, HEAD, SKULL, SOURCES
 from benchmarks.cohort.tissue_depth import tissue_depths
-from benchmarks.results_file import Count, run, table
+from benchmarks.results_file import run, table
 from cldm.record import write_json
 from data.cohort.heads.anatomy import build_head
 from data.cohort.heads.subject import Subject, draw_subject
@@ -59,7 +59,7 @@ class AnatomyConfig(Settings):
     num_subjects: Annotated[int, Field(ge=10)] = 1000
     seed: int = 1
     ethnicity: str = "Asian"
-    num_workers: Count = 1
+    num_workers: PositiveInt = 1
     out: str = "benchmarks/results/anatomy"
 
 

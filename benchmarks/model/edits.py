@@ -1,4 +1,4 @@
-"""How much of a true change of age or body mass do drawn faces make, and how well can that be measured at all?
+"""Measure which share of a true change of age or body mass drawn faces make, and what each reader of points is worth.
 
     python -m benchmarks.model.edits data.root=COHORT results=results/NAME [key=value ...]
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from benchmarks.results_file import append_section, table
+from benchmarks.results_file import append_section, run, table
 from cldm.controlled import ControlledLatentDiffusion, load_model
 from cldm.record import check_creatable, write_json
 from data.images import read_image
@@ -37,7 +37,6 @@ from muti_control.evaluation.results.statistics import bootstrap_interval, edit_
 from muti_control.networks.pipnet.reader import LandmarkReader
 from settings.base import Settings, expect
 from settings.messages import ConfigError
-from settings.reading import parse_command_line
 
 Floats = NDArray[np.floating]
 Points = Callable[[Tensor], Floats]  # picture (3, H, W) in [0, 1] -> points (L, 2), px of 256
@@ -128,6 +127,7 @@ class Bench:
     """The people, the folders and the autoencoder."""
 
     def __init__(self, cfg: EditsConfig) -> None:
+        self.faces = Path(cfg.results) / "faces"
         lists = Path(cfg.data.root) / "split_data"
         self.probes = read_manifest(lists / "test.json")
         self.plans = edits_of(self.probes, read_manifest(lists / "variants.json"), cfg.num)
@@ -135,7 +135,6 @@ class Bench:
             raise ConfigError(
                 f"data.root: {cfg.data.root} has no true variants; python -m data.cohort ... variants=60"
             )
-        self.faces = Path(cfg.results) / "faces"
         edits = [f"_{plan.name}" for plan in self.plans]
         names = {folder.name for folder in self.faces.iterdir()}
         self.methods = sorted({n.removesuffix(e) for n in names for e in edits if n.endswith(e)})
@@ -234,37 +233,31 @@ def rows_of(found: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
-def main(argv: Sequence[str]) -> int:
-    """Exit status: 0, or 2 for what cannot be measured."""
-    if not argv or any(argument in ("-h", "--help") for argument in argv):
-        print(f"{__doc__}\n{EditsConfig.__doc__}")
-        return 0
-    try:
-        cfg = parse_command_line(EditsConfig, argv)
-        check_creatable(Path(cfg.out).parent)
-        bench = Bench(cfg)
-        found: dict[str, Any] = {}
-        for by in cfg.by:
-            read = network_reader(Path(cfg.landmark_weights)) if by == "network" else dlib_reader()
-            found[by] = {p.name: bench.measure(p, read, by == "network", cfg.seed) for p in bench.plans}
-            print(f"read by {by}", flush=True)
-    except (ValueError, OSError) as error:
-        print(f"benchmarks.model.edits: {error}", file=sys.stderr)
-        return 2
-    edits = found[cfg.by[0]].values()
+def work(cfg: EditsConfig, arguments: Sequence[str]) -> None:
+    """Measure, write OUT, print the table, and append it to RESULTS.md where that is set."""
+    check_creatable(Path(cfg.out).parent)
+    bench = Bench(cfg)
+    results: dict[str, Any] = {}
+    for by in cfg.by:
+        read = network_reader(Path(cfg.landmark_weights)) if by == "network" else dlib_reader()
+        results[by] = {p.name: bench.measure(p, read, by == "network", cfg.seed) for p in bench.plans}
+        print(f"read by {by}", flush=True)
+    edits = results[cfg.by[0]].values()
     people = [max(row["people"] for row in edit["rows"].values()) for edit in edits]
     header = ["read by", "faces", *(f"{e['label']} ({n})" for e, n in zip(edits, people, strict=True))]
-    text = table(header, rows_of(found))
+    text = table(header, rows_of(results))
     print(f"share of the true change [95 %], angle to it\n\n{text}")
     hashes = {f: sha256(Path(f)) for f in (cfg.weights, cfg.landmark_weights) if f is not None}
     Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
-    write_json(
-        Path(cfg.out), {"config": cfg.model_dump(), "git": git_revision(), "sha256": hashes, "found": found}
-    )
+    record = {"config": cfg.model_dump(), "git": git_revision(), "sha256": hashes, "found": results}
+    write_json(Path(cfg.out), record)
     if cfg.append:
-        command = " ".join(["python -m benchmarks.model.edits", *argv])
+        command = " ".join(["python -m benchmarks.model.edits", *arguments])
         append_section("Edits, and what a reader is worth", command, torch.device("cpu"), text)
-    return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    return run("model.edits", EditsConfig, arguments or ["--help"], lambda cfg: work(cfg, arguments))
 
 
 if __name__ == "__main__":

@@ -1,52 +1,45 @@
-"""How well the landmark networks read: on faces, and on skulls with biometrics, beside ridge and the mean face.
+"""Measure the landmark networks on faces, and on skulls with biometrics, beside ridge regression and the mean face.
 
     python -m benchmarks.model.landmarks cohort=cohort [key=value ...]
 
 On the test split of a cohort, all methods on the same subjects: normalised mean error (over the distance of the outer
 eye corners) and its cumulative distribution (CED); paired bootstrap intervals over subjects of ridge minus network.
 Ridge gets the same skull pictures and attributes and is chosen on validation. Where the cohort has expected faces
-(`ceiling=true`) their landmarks are the floor: bone and prompt tell no more. The skulls' network reads them with bone
-missing as well. Also how much faster the batched read-out
-is than one point of one picture at a time.
+(`ceiling=true`) their landmarks are the floor: bone and prompt tell no more. The skulls' network also reads skulls with
+bone missing.
 """
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import matplotlib
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from muti_control.networks.config import EyeCorners
-from settings.base import Settings
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
 from benchmarks.model.ridge_landmarks import Inputs, fit_ridge
+from benchmarks.results_file import run, table
 from cldm.record import write_json
 from data.landmarks import landmark_fractions
 from data.manifest import Record, read_manifest
 from data.partial import DRAWN, REGIONS, holds_skull, missing_bone
 from ldm.checkpoint import git_revision
+from muti_control.evaluation.results.statistics import bootstrap_interval
+from muti_control.networks.config import EyeCorners
 from muti_control.networks.pipnet.attributes import vocabulary
 from muti_control.networks.pipnet.drawing import draw_points
 from muti_control.networks.pipnet.measures import CED_LIMIT, ced, ced_area, eye_corners, nme
-from muti_control.networks.pipnet.network import Maps
 from muti_control.networks.pipnet.reader import LandmarkReader
-from muti_control.networks.pipnet.readout import read_points
 from muti_control.training.crossfit import read_all
 from muti_control.training.landmark_pairs import LandmarkDataset
 from muti_control.training.pictures import write_grid
-from settings.reading import parse_command_line
+from settings.base import Settings
 
 Floats = NDArray[np.floating]
 SIDE = 256
@@ -89,14 +82,6 @@ class WithoutBone(LandmarkDataset):
         return torch.where(away, torch.zeros_like(picture), picture)
 
 
-def interval(values: Floats, resamples: int, seed: int) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean over subjects."""
-    rng = np.random.default_rng(seed)
-    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(resamples)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
 def expected_points(root: Path, records: Sequence[Record]) -> Floats | None:
     """Points (M, N, 2) of the cohort's expected faces, or None where it has none for these subjects."""
     manifest = root / "split_data" / "ceiling.json"
@@ -113,46 +98,6 @@ def errors_of(points: Floats, data: LandmarkDataset, corners: tuple[int, int]) -
     return nme(torch.from_numpy(points).to(data.points), data.points, corners).numpy()
 
 
-def loop_read_out(maps: Maps, reverse: Tensor) -> Tensor:
-    """The read-out, one point of one picture at a time: what the batched one is timed against."""
-    batch, num, grid = maps.score.shape[:3]
-    k = maps.nb_x.shape[1] // num
-    points = torch.zeros(batch, num, 2)
-    for b in range(batch):
-        said = torch.zeros(num * k, 2)
-        own = torch.zeros(num, 2)
-        for i in range(num):
-            row, column = divmod(int(maps.score[b, i].argmax()), grid)
-            own[i, 0] = column + maps.x[b, i, row, column]
-            own[i, 1] = row + maps.y[b, i, row, column]
-            said[i * k : (i + 1) * k, 0] = column + maps.nb_x[b, i * k : (i + 1) * k, row, column]
-            said[i * k : (i + 1) * k, 1] = row + maps.nb_y[b, i * k : (i + 1) * k, row, column]
-        for i in range(num):
-            heard = said[reverse[i]] if reverse[i, 0] >= 0 else own[i : i + 1]
-            points[b, i] = torch.cat([own[i : i + 1], heard]).mean(0)
-    return points / grid
-
-
-@torch.no_grad()
-def read_out_ratio(reader: LandmarkReader, batch: int = 32, repetitions: int = 5) -> dict[str, float]:
-    """Milliseconds of both read-outs for one batch (best of several), their ratio, their largest difference in px."""
-    maps = reader.net(torch.rand(batch, 1, SIDE, SIDE))
-    took = {"batched": float("inf"), "loop": float("inf")}
-    for name, read in (("batched", lambda: read_points(maps, reader.reverse)[0]), ("loop", None)):
-        for _ in range(repetitions):
-            start = time.perf_counter()
-            found = read() if read is not None else loop_read_out(maps, reader.reverse)
-            took[name] = min(took[name], time.perf_counter() - start)
-        if name == "batched":
-            batched = found
-    return {
-        "batched_ms": 1000 * took["batched"],
-        "loop_ms": 1000 * took["loop"],
-        "ratio": took["loop"] / took["batched"],
-        "difference_px": float((found - batched).abs().max()) * SIDE,
-    }
-
-
 def show(path: Path, data: LandmarkDataset, points: Floats, errors: Floats) -> None:
     """The best, the middle and the worst subjects, true points in green, the network's in red."""
     order = np.argsort(errors)
@@ -166,18 +111,19 @@ def show(path: Path, data: LandmarkDataset, points: Floats, errors: Floats) -> N
 
 def plot_ced(path: Path, errors: dict[str, Floats]) -> None:
     """The cumulative error distributions of all methods."""
-    figure, axis = plt.subplots(figsize=(6.4, 4.2))
+    figure = Figure(figsize=(6.4, 4.2), layout="tight")
+    axis = figure.subplots()
     for name, values in errors.items():
         limits, share = ced(values)
         axis.plot(100 * limits, 100 * share, label=f"{name} ({100 * values.mean():.2f} %)")
-    axis.set_xlim(0, 100 * CED_LIMIT)
-    axis.set_xlabel("normalised mean error, % of the distance of the outer eye corners")
-    axis.set_ylabel("subjects within it, %")
+    axis.set(
+        xlim=(0, 100 * CED_LIMIT),
+        xlabel="normalised mean error, % of the distance of the outer eye corners",
+        ylabel="subjects within it, %",
+    )
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right", fontsize=8)
-    figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def measure(config: LandmarksConfig, out: Path) -> dict[str, Any]:
@@ -214,6 +160,9 @@ def measure(config: LandmarksConfig, out: Path) -> dict[str, Any]:
     if (expected := expected_points(root, asked.records)) is not None:
         points["expected face (floor)"] = expected
 
+    def interval(values: Floats) -> tuple[float, float]:
+        return bootstrap_interval(values, np.random.default_rng(config.seed), config.resamples)
+
     errors = {name: errors_of(found, asked, corners) for name, found in points.items()}
     gain = errors["skull: ridge"] - errors["skull: network"]
     plot_ced(out.with_name(out.name + "_ced.png"), errors)
@@ -224,7 +173,7 @@ def measure(config: LandmarksConfig, out: Path) -> dict[str, Any]:
         "nme": {
             name: {
                 "mean": float(values.mean()),
-                "interval": interval(values, config.resamples, config.seed),
+                "interval": interval(values),
                 "median": float(np.median(values)),
                 "p95": float(np.percentile(values, 95)),
                 "ced_area": ced_area(values),
@@ -233,55 +182,43 @@ def measure(config: LandmarksConfig, out: Path) -> dict[str, Any]:
         },
         "ridge_minus_network": {
             "mean": float(gain.mean()),
-            "interval": interval(gain, config.resamples, config.seed),
+            "interval": interval(gain),
             "better": float((gain > 0).mean()),
         },
         "ridge": {"components": ridge.components, "strength": ridge.strength, "products": ridge.crossed},
-        "read_out": read_out_ratio(skull),
     }
 
 
-def table(found: dict[str, Any]) -> str:
-    """The figures as Markdown."""
-    lines = [
-        "| landmarks of the face from | NME, % [95 %] | median | 95th percentile | CED area |",
-        "|---" * 5 + "|",
-    ]
-    for name, f in found["nme"].items():
+def table_of(result: dict[str, Any]) -> str:
+    """Return the figures as Markdown."""
+    rows = []
+    for name, f in result["nme"].items():
         low, high = f["interval"]
-        lines.append(
-            f"| {name} | {100 * f['mean']:.2f} [{100 * low:.2f}, {100 * high:.2f}] | {100 * f['median']:.2f} | "
-            f"{100 * f['p95']:.2f} | {f['ced_area']:.3f} |"
+        mean = f"{100 * f['mean']:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
+        rows.append(
+            [name, mean, *(f"{100 * f[key]:.2f}" for key in ("median", "p95")), f"{f['ced_area']:.3f}"]
         )
-    gain, read = found["ridge_minus_network"], found["read_out"]
+    header = ["landmarks of the face from", "NME, % [95 %]", "median", "95th percentile", "CED area"]
+    gain = result["ridge_minus_network"]
     low, high = gain["interval"]
-    lines.append(
-        f"\nridge minus network, paired: {100 * gain['mean']:.3f} [{100 * low:.3f}, {100 * high:.3f}] percentage "
-        f"points; the network is nearer for {100 * gain['better']:.0f} % of subjects. Ridge: {found['ridge']}"
+    return (
+        f"{table(header, rows)}\n\n"
+        f"ridge minus network, paired: {100 * gain['mean']:.3f} [{100 * low:.3f}, {100 * high:.3f}] percentage "
+        f"points; the network is nearer for {100 * gain['better']:.0f} % of subjects. Ridge: {result['ridge']}"
     )
-    lines.append(
-        f"read-out of 32 pictures: {read['batched_ms']:.1f} ms batched, {read['loop_ms']:.0f} ms in a loop "
-        f"({read['ratio']:.0f} times), at most {read['difference_px']:.1g} px apart"
-    )
-    return "\n".join(lines)
+
+
+def work(config: LandmarksConfig) -> None:
+    """Measure, write the pictures and OUT.json, and print the table."""
+    out = Path(config.out).with_suffix("")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    result = measure(config, out)
+    write_json(out.with_suffix(".json"), {"config": config.model_dump(), "git": git_revision(), **result})
+    print(f"{result['num']} subjects of {config.split}\n\n{table_of(result)}\n\nfigures: {out}.json")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command. Returns the exit code: 0, or 2 (130: interrupted) with one message on stderr."""
-    try:
-        config = parse_command_line(LandmarksConfig, arguments)
-        out = Path(config.out).with_suffix("")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        found = measure(config, out)
-        write_json(out.with_suffix(".json"), {"config": config.model_dump(), "git": git_revision(), **found})
-    except (ValueError, OSError) as error:
-        print(f"landmarks: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nlandmarks: interrupted; no figures were written", file=sys.stderr)
-        return 130
-    print(f"{found['num']} subjects of {config.split}\n\n{table(found)}\n\nfigures: {out}.json")
-    return 0
+    return run("model.landmarks", LandmarksConfig, arguments, work)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.results_file import Count, append_section, run, table
+from benchmarks.results_file import append_section, run, table
 from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, load_model
 from cldm.sampling import reconstruct
@@ -53,7 +53,7 @@ class SamplersConfig(Settings):
 
     weights: str = "models/demo/iccr_demo.safetensors"
     manifest: str = "data/split_data/test.json"
-    num: Count = 6
+    num: PositiveInt = 6
     steps: Annotated[list[Steps], Field(min_length=1)] = [10, 20, 50]
     reference_steps: Steps = 400
     device: str = "auto"

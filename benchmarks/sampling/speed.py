@@ -20,15 +20,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from benchmarks.results_file import Count, append_section, machine, run, table
+from benchmarks.results_file import append_section, machine, run, table
 from benchmarks.sampling.speed_variants import (
     DiffusersParts,
     Inputs,
@@ -42,7 +42,7 @@ from benchmarks.sampling.speed_variants import (
 from cldm.controlled import SD15_CONFIG, ControlledLatentDiffusion, load_model_config
 from cldm.record import check_creatable, write_json
 from ldm.device import choose_device, computes_in_bf16
-from settings.base import Settings
+from settings.base import Settings, one_of
 
 GUIDANCE = 7.5
 PEAK_FLOPS = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12}  # dense bf16, the makers' data sheets
@@ -88,12 +88,12 @@ class SpeedConfig(Settings):
 
     model: str = str(SD15_CONFIG)
     device: str = "auto"
-    size: Count = 256
-    batches: Annotated[list[Count], Field(min_length=1)] = [1]
-    variants: list[Literal[tuple(VARIANTS)]] = []  # type: ignore[valid-type]
-    steps: Annotated[int, Field(ge=0)] = 0
-    reps: Count = 7
-    warmup: Annotated[int, Field(ge=0)] = 1
+    size: PositiveInt = 256
+    batches: Annotated[list[PositiveInt], Field(min_length=1)] = [1]
+    variants: list[Annotated[str, one_of(VARIANTS)]] = []
+    steps: NonNegativeInt = 0
+    reps: PositiveInt = 7
+    warmup: NonNegativeInt = 1
     out: str = "benchmarks/results/speed.json"
     append: bool = False
 
@@ -276,8 +276,8 @@ def work(cfg: SpeedConfig, arguments: Sequence[str]) -> None:
     best = ", ".join(f"{d.removeprefix('torch.')} {f / 1e12:.3g} TFLOP/s" for d, f in products.items())
     body = report(cfg, results, products, peaks[0] if peaks else None)
     body += (
-        f"\n\n*difference*: mean absolute, relative to the mean absolute value of {reference}'s. Best matrix product: {best}. "
-        f"Memory of the whole process at its peak: {memory:.1f} GiB."
+        f"\n\n*difference*: mean absolute, relative to the mean absolute value of {reference}'s. "
+        f"Best matrix product: {best}. Memory of the whole process at its peak: {memory:.1f} GiB."
     )
     command = "python -m benchmarks.sampling.speed " + " ".join(arguments)
     print(f"{machine(device)}\n\n{body}")

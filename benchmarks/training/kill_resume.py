@@ -4,8 +4,8 @@
 
 Trains a tiny base stage on the shipped pairs, on the CPU in fp32: once undisturbed, once ended at random moments by
 SIGKILL and SIGTERM and started again by the same command. Compares every logged loss and validation score and the
-exported weights, and reads every checkpoint that a signal left behind. Exit code 1 if anything differs, cannot be read or
-was lost.
+exported weights, and reads every checkpoint that a signal left behind. Exit code 1 if anything differs, is lost or
+cannot be read.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.results_file import machine, table
+import train
+from benchmarks.results_file import machine, run, table
 from ldm.checkpoint import read_state_dict
 from ldm.containers import load_pickle
 from settings.base import Settings
-from settings.reading import parse_command_line
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SAVE_EVERY = 7
@@ -57,7 +57,6 @@ class KillConfig(Settings):
     kills, terms: how often by SIGKILL, how often by SIGTERM, in random order. steps: of the run; too few, and it ends
     before all signals are sent (told, and counted as a failure). reach: a signal comes after 1 to so many steps of its
     start and a random part of a step; one signal in five comes while the program starts. seed: of the moments.
-    forked: fork every start from a process that has imported PyTorch already, which spares seconds each.
     """
 
     kills: int = 10
@@ -65,7 +64,6 @@ class KillConfig(Settings):
     steps: int = 400
     reach: int = 20
     seed: int = 0
-    forked: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,52 +80,34 @@ class Start:
     saved: int
 
 
-class Process:
-    """A start of ``train.py``: a command of its own, or a fork. Its output goes to a file."""
-
-    def __init__(self, arguments: list[str], output: Path, forked: bool) -> None:
-        self.output = output
-        self._fork: Any = None
-        if forked:
-            self._fork = FORKS.Process(target=_train, args=(arguments, str(output)))
-            self._fork.start()
-            self.pid = int(self._fork.pid)
-            return
-        with output.open("w") as file:
-            self._popen = subprocess.Popen(
-                [sys.executable, str(ROOT / "train.py"), *arguments],
-                env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
-            )  # fmt: skip
-        self.pid = self._popen.pid
-
-    def code(self) -> int | None:
-        """The exit code, negative for a signal; None while it runs."""
-        return self._popen.poll() if self._fork is None else self._fork.exitcode
-
-    def wait(self) -> int:
-        """The exit code, once there is one; RuntimeError after ten minutes."""
-        deadline = time.monotonic() + 600
-        while (code := self.code()) is None:
-            if time.monotonic() > deadline:
-                os.kill(self.pid, signal.SIGKILL)
-                raise RuntimeError(f"train.py did not end: {self.output.read_text()[-2000:]}")
-            time.sleep(0.02)
-        return code
-
-
-FORKS = multiprocessing.get_context("forkserver")
+FORKS = multiprocessing.get_context(
+    "forkserver"
+)  # a fork of a process that has imported PyTorch starts at once
 FORKS.set_forkserver_preload(["train", "muti_control.training.run"])
 
 
-def _train(arguments: list[str], output: str) -> None:
-    """In a fork: what ``python train.py`` does."""
-    import train
+def start(arguments: list[str], output: Path) -> BaseProcess:
+    """Start ``train.py`` in a process of its own; its output goes to a file."""
+    process = FORKS.Process(target=_train, args=(arguments, str(output)))
+    process.start()
+    return process
 
+
+def _train(arguments: list[str], output: str) -> None:
     file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(train.main(arguments))
+
+
+def exit_code(process: BaseProcess) -> int:
+    """Wait for the end of a process; return its exit code, negative for a signal. Raises: RuntimeError: 10 minutes."""
+    process.join(600)
+    if process.exitcode is None:
+        process.kill()
+        raise RuntimeError("train.py did not end within ten minutes")
+    return process.exitcode
 
 
 def arguments_of(folder: Path, name: str, steps: int) -> list[str]:
@@ -171,17 +151,17 @@ def saved_step(run: Path) -> int:
     return steps["last.ckpt"]
 
 
-def shoot(process: Process, log: Path, signum: int, num_steps: int, delay: float) -> int:
-    """Send it a signal ``delay`` seconds after it logged ``num_steps`` steps (0: after its start); its exit code."""
+def shoot(process: BaseProcess, log: Path, signum: int, num_steps: int, delay: float) -> int:
+    """Send a signal ``delay`` seconds after ``num_steps`` logged steps (0: after the start); return the exit code."""
     deadline = time.monotonic() + 600
-    while num_steps and process.code() is None and time.monotonic() < deadline:
+    while num_steps and process.exitcode is None and time.monotonic() < deadline:
         if log.is_file() and log.read_bytes().count(b"\n") > num_steps:  # the first line has the names
             break
         time.sleep(0.005)
     time.sleep(delay)
-    if process.code() is None:
+    if process.exitcode is None and process.pid is not None:
         os.kill(process.pid, signum)
-    return process.wait()
+    return exit_code(process)
 
 
 def disturb(cfg: KillConfig, folder: Path) -> tuple[list[Start], list[str]]:
@@ -198,8 +178,9 @@ def disturb(cfg: KillConfig, folder: Path) -> tuple[list[Start], list[str]]:
         before = len(read_logs(run))
         early = number % 5 == 0
         moment = (0, rng.uniform(0, 5)) if early else (rng.randint(1, cfg.reach), rng.uniform(0, 0.05))
-        process = Process(arguments, output, cfg.forked)
-        code = shoot(process, run / "csv" / f"version_{before}" / "metrics.csv", signum, *moment)
+        code = shoot(
+            start(arguments, output), run / "csv" / f"version_{before}" / "metrics.csv", signum, *moment
+        )
         saved = saved_step(run)
         logs = read_logs(run)
         last_row = logs[-1][-1] if len(logs) > before and logs[-1] else None
@@ -209,7 +190,7 @@ def disturb(cfg: KillConfig, folder: Path) -> tuple[list[Start], list[str]]:
         if code in (0, 1, 2):
             break
         begun = saved
-    if Process(arguments, output, cfg.forked).wait() != 0:
+    if exit_code(start(arguments, output)) != 0:
         problems.append(f"the last start failed: {output.read_text()[-2000:]}")
     return starts, problems
 
@@ -233,7 +214,7 @@ def compare(cfg: KillConfig, folder: Path) -> tuple[list[Start], list[str], int]
     """The trial in ``folder``: all starts, everything that is wrong, and how many logged values were compared."""
     output = folder / "undisturbed.txt"
     arguments = arguments_of(folder, "undisturbed", cfg.steps)
-    if Process(arguments, output, cfg.forked).wait() != 0:
+    if exit_code(start(arguments, output)) != 0:
         return [], [f"the undisturbed run failed: {output.read_text()[-2000:]}"], 0
     starts, problems = disturb(cfg, folder)
     if len(starts) < cfg.kills + cfg.terms:
@@ -259,16 +240,8 @@ def compare(cfg: KillConfig, folder: Path) -> tuple[list[Start], list[str], int]
     return starts, problems, sum(map(len, found))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if argv is None else argv
-    if any(argument in ("-h", "--help") for argument in arguments):
-        print(__doc__)
-        return 0
-    try:
-        cfg = parse_command_line(KillConfig, list(arguments))
-    except ValueError as error:
-        print(f"benchmarks.training.kill_resume: {error}", file=sys.stderr)
-        return 2
+def work(cfg: KillConfig) -> int:
+    """Do the trial and print every start and problem; return 1 if there is a problem."""
     with tempfile.TemporaryDirectory() as folder:
         starts, problems, num_values = compare(cfg, Path(folder))
     rows = [
@@ -282,5 +255,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if problems else 0
 
 
+def main(arguments: Sequence[str]) -> int:
+    return run("training.kill_resume", KillConfig, arguments, work)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -27,15 +27,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 from tqdm import tqdm
 
-from benchmarks.results_file import append_section, table
+from benchmarks.results_file import append_section, run, table
 from benchmarks.training.training_steps import WAYS
 from cldm.controlled import SD15_CONFIG
 from cldm.record import check_creatable, write_json
 from ldm.device import choose_device
 from settings.base import Settings, one_of
-from settings.reading import parse_command_line
 
-GIB = 2**30
 CLOCKS = {"wall": "seconds", "cpu": "cpu_seconds"}
 
 
@@ -77,51 +75,42 @@ def measured(cfg: TrainingConfig, variant: str) -> dict[str, Any]:
 def rows(cfg: TrainingConfig, runs: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Return a line per variant: median and fastest step, pictures a second, peak memory, relative to the first."""
     clock = CLOCKS[cfg.clock]
-    seconds = {
-        name: [s for run in runs if run["variant"] == name for s in run[clock]] for name in cfg.variants
-    }
-    peaks = {name: max(run["peak"] for run in runs if run["variant"] == name) for name in cfg.variants}
+    of = {name: [run for run in runs if run["variant"] == name] for name in cfg.variants}
+    seconds = {name: [s for run in own for s in run[clock]] for name, own in of.items()}
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    peaks = {name: max(run["peak"] for run in own) for name, own in of.items()}
     first = cfg.variants[0]
-    lines = []
-    for name in cfg.variants:
-        middle = statistics.median(seconds[name])
-        lines.append(
-            [
-                name,
-                f"{middle:.3f} s ({min(seconds[name]):.3f})",
-                f"{cfg.batch / middle:.3g}",
-                f"{statistics.median(seconds[first]) / middle:.2f}",
-                f"{peaks[name] / GIB:.2f} GiB",
-                f"{peaks[name] / peaks[first]:.2f}",
-            ]
-        )
-    return lines
+    return [
+        [
+            name,
+            f"{medians[name]:.3f} s ({min(seconds[name]):.3f})",
+            f"{cfg.batch / medians[name]:.3g}",
+            f"{medians[first] / medians[name]:.2f}",
+            f"{peaks[name] / 2**30:.2f} GiB",
+            f"{peaks[name] / peaks[first]:.2f}",
+        ]
+        for name in cfg.variants
+    ]
 
 
-def main(argv: Sequence[str]) -> int:
-    """Exit status: 0, or 2 for arguments that cannot be used."""
-    if any(argument in ("-h", "--help") for argument in argv):
-        print(__doc__)
-        return 0
-    try:
-        cfg = parse_command_line(TrainingConfig, argv)
-        device = choose_device(cfg.device)
-        check_creatable(Path(cfg.out).parent)
-    except ValueError as error:
-        print(f"benchmarks.training.training: {error}", file=sys.stderr)
-        return 2
+def work(cfg: TrainingConfig, arguments: Sequence[str]) -> None:
+    """Time the variants, write OUT, print the table, and append it to RESULTS.md where that is set."""
+    device = choose_device(cfg.device)
+    check_creatable(Path(cfg.out).parent)
     turns = [name for k in range(cfg.rounds) for name in (cfg.variants if k % 2 == 0 else cfg.variants[::-1])]
     runs = [measured(cfg, name) for name in tqdm(turns, desc="processes", file=sys.stderr, disable=None)]
     header = ["way", f"step: median (fastest), {cfg.clock}", "pictures/s", "times faster", "peak memory"]
-    header += ["of the first's"]
-    text = table(header, rows(cfg, runs))
+    text = table([*header, "of the first's"], rows(cfg, runs))
     print(f"{runs[0]['machine']}; {cfg.size} px, batch {cfg.batch}\n\n{text}")
     Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
     write_json(Path(cfg.out), {"config": cfg.model_dump(), "runs": runs})
     if cfg.append:
-        command = " ".join(["python -m benchmarks.training.training", *argv])
+        command = " ".join(["python -m benchmarks.training.training", *arguments])
         append_section("A step of training", command, device, text)
-    return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    return run("training.training", TrainingConfig, arguments, lambda cfg: work(cfg, arguments))
 
 
 if __name__ == "__main__":

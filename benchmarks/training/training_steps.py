@@ -1,6 +1,6 @@
 """Do optimizer steps of the control stage in one of several ways, on random weights; training.py starts this.
 
-    python -m benchmarks.training.training_steps '{"variant": "ours", "device": "cpu", "batch": 1, "size": 64, "reps": 3}'
+    python -m benchmarks.training.training_steps '{"variant": "ours", "device": "cpu", "batch": 1, "size": 256, ...}'
 
 Prints the times of the steps and the peak of the memory as JSON.
 """
@@ -75,9 +75,6 @@ WAYS = {
     "ours": Way(),
     "ours_recompute": Way(recompute="blocks"),
     "ours_fp32": Way(half=False, channels_last=False),
-    "ours_autocast": Way(),  # the frozen UNet too under autocast, its weights in fp32: see `prepare`
-    "ours_contiguous": Way(channels_last=False),
-    "ours_unfused": Way(fused=False),
     "original_losses": replace(ORIGINAL, pictures="inert"),
     "ours_losses": Way(pictures="ours"),
     "ours_losses_recompute": Way(recompute="blocks", pictures="ours"),
@@ -108,7 +105,7 @@ def prepare(model: ControlledLatentDiffusion, name: str) -> None:
     if way.decoder_gradients:  # the published code freezes nothing; its encoder half runs without gradient
         model.unet.output_blocks.requires_grad_(True)
         model.unet.out.requires_grad_(True)
-    if way.half and name != "ours_autocast":
+    if way.half:
         model.model.to(torch.bfloat16)
     if way.cached:
         for part in (model.first_stage_model.encoder, model.cond_stage_model):
