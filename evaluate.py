@@ -3,10 +3,12 @@
     python evaluate.py [CONFIG.yaml] [key=value ...]
     python evaluate.py weights=models/demo/iccr_demo.safetensors data.root=cohort
     python evaluate.py faces=my_pictures mapping=whose.csv data.root=my_data
+    python evaluate.py configs/evaluate/sweep.yaml weights=models/demo/iccr_demo.safetensors data.root=cohort
     python evaluate.py compare results/A results/B
 
-Faces of a model (weights=FILE) or of another program (faces=FOLDER) are held against the true faces of people that no
-part of the model has seen, beside controls, baselines and the ceiling. The report and its figures go to results/NAME.
+The faces of a model (weights=FILE) or of another program (faces=FOLDER) are compared with the true faces of people that
+no part of the model has seen, beside controls, baselines and the ceiling. The report and its figures go to
+results/NAME. The sweep draws the same probes with several SPGD settings, and ends with the one that serves.
 """
 
 from __future__ import annotations
@@ -18,13 +20,16 @@ from pathlib import Path
 
 import torch
 
+from muti_control.evaluation import sweep
 from muti_control.evaluation.compare import main as compare
-from muti_control.evaluation.engine import evaluate, open_folder
-from muti_control.evaluation.plan import prepare
+from muti_control.evaluation.plan import Plan, make_plan
 from muti_control.evaluation.protocol.config import EvaluateConfig
 from muti_control.evaluation.protocol.run_folder import release
-from muti_control.evaluation.results.results import REPORT
-from muti_control.evaluation.terminal import table
+from muti_control.evaluation.report import figures
+from muti_control.evaluation.report.page import write_page
+from muti_control.evaluation.report.tables import results_as_text
+from muti_control.evaluation.results.results import REPORT, Evaluation
+from muti_control.evaluation.run import evaluate, open_folder
 from settings.reading import to_yaml
 
 
@@ -38,30 +43,40 @@ def main(arguments: Sequence[str]) -> int:
         return compare(arguments[1:])
     folder, first = Path(), True
     try:
-        plan = prepare(arguments)
+        plan = make_plan(arguments)
         first = plan.team.is_first
         folder = open_folder(plan) if first else folder
         evaluation = evaluate(plan, folder)
     except torch.OutOfMemoryError:
-        return _told("out of GPU memory; try batch_size=1 or device=cpu", 2)
+        return _complain("out of GPU memory; try batch_size=1 or device=cpu", 2)
     except (ValueError, OSError) as error:
         release(folder)
-        return _told(str(error), 2) if first else 2
+        return _complain(str(error), 2) if first else 2
     except KeyboardInterrupt:
         kept = f"; what is done is kept in {folder}: resume=true continues" if folder.name else ""
-        return _told(f"interrupted{kept}", 130) if first else 130
+        return _complain(f"interrupted{kept}", 130) if first else 130
     if evaluation is not None:
-        print(f"\n{table(evaluation)}\n\n{evaluation.notice}\n{folder / REPORT}")
+        print(f"\n{results_as_text(evaluation)}\n\n{evaluation.notice}\n{folder / REPORT}")
+        if plan.cfg.sweep is not None:
+            _recommend(plan, plan.cfg.sweep, evaluation, folder)
     return 0
 
 
-def _told(message: str, code: int) -> int:
+def _recommend(plan: Plan, settings: sweep.SweepConfig, evaluation: Evaluation, folder: Path) -> None:
+    rows = sweep.rows_of(evaluation, settings)
+    if (plot := figures.sweep(rows)) is not None:
+        write_page(folder / sweep.PLOT, plot)
+    line = sweep.advice(rows, plan.cfg, plan.weights["model"].recommended)
+    print(f"\n{sweep.table(rows)}\n\n{folder / sweep.PLOT}\n\n{line}")
+
+
+def _complain(message: str, code: int) -> int:
     print(f"evaluate.py: {message}", file=sys.stderr)
     return code
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is heard like Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop acts like Ctrl-C
     code = main(sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the rest is tidying up
     sys.exit(code)

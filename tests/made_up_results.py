@@ -10,7 +10,7 @@ import numpy as np
 from data.biometrics import Biometrics
 from data.images import write_png
 from muti_control.evaluation.results.results import (
-    Case,
+    ShownCase,
     CasePicture,
     Diversity,
     EditPicture,
@@ -254,7 +254,7 @@ def make_cases(folder: Path, picture: Picture, found, nearest: np.ndarray, num: 
                     ("ridge", "PCA + ridge", i, ""),
                 )
             ]
-            yield Case(kind, i, "model", "dlib", int(found.ranks[i]), found.distances[i], tuple(pictures))
+            yield ShownCase(kind, i, "model", "dlib", int(found.ranks[i]), found.distances[i], tuple(pictures))
 
 
 def save(folder: Path, picture: Picture, role: str, probe: int) -> str:

@@ -23,7 +23,7 @@ from ldm.checkpoint import write_state_dict
 from ldm.config import TextureConfig
 from muti_control.conditions.case_textures import choose_textures
 from muti_control.conditions.pair_textures import exemplar_features
-from muti_control.evaluation.plan import prepare
+from muti_control.evaluation.plan import make_plan
 
 BRANCH = TextureConfig(patch_size=9, num_patches=8, width=8)
 
@@ -167,17 +167,17 @@ def test_an_evaluation_is_told_of_exemplars_and_missing_bone(
         line["texture"] = "test_1.png" if line["target"] == "test_0.png" else "test_0.png"
     path.write_text("\n".join(map(json.dumps, lines)))
     common = [f"data.root={root}", "recognisers=[picture]", f"out={tmp_path / 'results'}", "device=cpu"]
-    plan = prepare([*common, f"weights={with_branch}", "missing=mandible", "texture=auto"])
+    plan = make_plan([*common, f"weights={with_branch}", "missing=mandible", "texture=auto"])
     assert any("no baseline is told that" in remark for remark in plan.inputs.remarks)
     assert plan.weights["model"].shown_texture
     assert any("another person of the same style" in remark for remark in plan.inputs.remarks)
     assert any("without bone (mandible)" in remark for remark in plan.inputs.remarks)
     assert {case.missing for case in plan.inputs.probe_cases} == {"mandible"}
-    default = prepare([*common, f"weights={with_branch}"])
+    default = make_plan([*common, f"weights={with_branch}"])
     assert default.cfg.texture == "none" and not default.weights["model"].shown_texture
     assert not any("look of the skin" in remark for remark in default.inputs.remarks)
     with pytest.raises(ValueError, match="none of the weights has a texture branch"):
-        prepare([*common, f"weights={weights}", f"texture={root / 'pairedCS' / 'skull' / 'test_0.png'}"])
+        make_plan([*common, f"weights={weights}", f"texture={root / 'pairedCS' / 'skull' / 'test_0.png'}"])
 
 
 def test_without_a_skull_landmarks_and_text_draw_the_face(

@@ -381,7 +381,6 @@ def test_the_programs_start_without_any_extra():
     extras.add("torchvision")
     programs = ["train", "sample", "tool_add_control", "evaluate", "data.partial", "data.split", "data.check"]
     programs += [
-        "muti_control.evaluation.sweep",
         "muti_control.training.predict_landmarks",
         "cldm.diffusers_folder.__main__",
     ]

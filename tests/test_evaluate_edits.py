@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from evaluate import main
 from muti_control.evaluation.methods.edits import find_edits
 from muti_control.evaluation.methods.faces import read_grey
-from muti_control.evaluation.plan import ROOT, prepare
+from muti_control.evaluation.plan import ROOT, make_plan
 from muti_control.evaluation.protocol.config import EvaluateConfig
 from muti_control.evaluation.protocol.inputs import InputError, read_inputs
 from muti_control.evaluation.results.results_file import read_results
@@ -41,19 +41,20 @@ def with_variants(root: Path) -> Path:
 def test_edits_are_those_whose_truth_the_data_hold(make_pairs):
     root = with_variants(make_pairs(train=3, valid=2, test=3))
     config = parse_command_line(EvaluateConfig, [f"data.root={root}", "num=0"])
-    found = {edit.name: edit for edit in find_edits(read_inputs(config), 5)}
+    inputs = read_inputs(config)
+    found = {edit.name: edit for edit in find_edits(inputs.probes, inputs.variants, 5)}
     assert set(found) == {
         "age_up",
         "body_mass_down",
     }  # one level lighter, or two things at once, is none of them
     assert {i: r.biometrics.age for i, r in found["age_up"].variants.items()} == {0: 48}
     assert {i: r.biometrics.body_mass for i, r in found["body_mass_down"].variants.items()} == {0: 2}
-    assert not find_edits(read_inputs(config), 0)
+    assert not find_edits(inputs.probes, inputs.variants, 0)
 
 
 def test_edits_are_read_by_the_landmark_network_and_by_dlib(make_pairs):
     root = with_variants(make_pairs(train=3, valid=2, test=3))
-    plan = prepare([f"data.root={root}", "num=0", "recognisers=[dlib, picture]", "methods=[ridge]"])
+    plan = make_plan([f"data.root={root}", "num=0", "recognisers=[dlib, picture]", "methods=[ridge]"])
     assert [reader.eye.name for reader in plan.readers] == ["network", "dlib"]
     assert "pipnet_face.safetensors" in plan.readers[0].space
     assert any(file.path.endswith("pipnet_face.safetensors") for file in plan.files)
@@ -66,12 +67,12 @@ def test_edits_are_read_by_the_landmark_network_and_by_dlib(make_pairs):
     expected = reader(F.interpolate(small, (side, side), mode="bilinear", antialias=True))[0][0] * 256
     assert points.shape == (106, 2) and np.abs(points - expected.numpy()).max() < 1e-3
     plain = ["recognisers=[picture]", "methods=[ridge]", f"data.root={root}", "num=0"]
-    assert not prepare([*plain, "face_landmark_weights=null"]).readers
-    assert not prepare([*plain, "edited=0"]).readers
+    assert not make_plan([*plain, "face_landmark_weights=null"]).readers
+    assert not make_plan([*plain, "edited=0"]).readers
     with pytest.raises(InputError, match=r"face_landmark_weights: nowhere.safetensors not found.*null"):
-        prepare([*plain, "face_landmark_weights=nowhere.safetensors"])
+        make_plan([*plain, "face_landmark_weights=nowhere.safetensors"])
     with pytest.raises(ValueError, match="reads skulls, expected a network that reads faces"):
-        prepare([*plain, f"face_landmark_weights={SKULL_LANDMARKS}"])
+        make_plan([*plain, f"face_landmark_weights={SKULL_LANDMARKS}"])
 
 
 def test_edits_by_every_reader_and_of_true_faces_through_the_autoencoder(
@@ -96,7 +97,7 @@ def test_edits_by_every_reader_and_of_true_faces_through_the_autoencoder(
     assert {edit.method for edit in found.edits if edit.pictures} == {"model", "ridge"}
     report = Path("results/run/report.html").read_text().replace("\N{NO-BREAK SPACE}", " ")
     assert "what they lack of 100 % is lost in measuring" in report
-    assert "read off the true faces through the autoencoder" in report
+    assert "true faces through the autoencoder make" in report
     assert main([*arguments, "name=bare", "methods=[ridge]", "face_landmark_weights=null"]) == 0
     bare = read_results(Path("results/bare"))
     assert not bare.edits

@@ -13,7 +13,7 @@ from landmark_pairs import LAYOUT, write_landmark_model, write_landmark_pairs
 import evaluate
 from data.manifest import read_manifest
 from ldm.checkpoint import sha256
-from muti_control.evaluation.plan import prepare
+from muti_control.evaluation.plan import make_plan
 from muti_control.evaluation.results.results_file import read_results
 from tests.test_guidance import tiny_reader
 
@@ -93,7 +93,7 @@ def test_a_donor_without_true_landmarks_is_told_before_anything_is_drawn(
     other = tmp_path / "data"
     shutil.copytree(root, other)
     path = other / "split_data/test.json"  # of six people three are probes
-    probes = {r.subject for r in prepare(arguments(root)).inputs.probes}
+    probes = {r.subject for r in make_plan(arguments(root)).inputs.probes}
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     bare = [{k: v for k, v in x.items() if k != "landmarks" or x["subject"] in probes} for x in lines]
     path.write_text("\n".join(map(json.dumps, bare)))
@@ -104,7 +104,7 @@ def test_a_donor_without_true_landmarks_is_told_before_anything_is_drawn(
     assert evaluate.main(arguments(other, *more)) == 2
     assert "has no known landmarks" in capsys.readouterr().err
     assert not Path("results/run").exists()
-    prepare(arguments(other, *more, "methods=[model]"))  # nobody lends a skull
+    make_plan(arguments(other, *more, "methods=[model]"))  # nobody lends a skull
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_points_that_no_edit_moves_are_not_asked_for_edits(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], pinned: bool
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    plan = prepare(arguments(root, *more))
+    plan = make_plan(arguments(root, *more))
     assert list(plan.pinned) == (["model"] if pinned else [])
     assert any("No edits of model" in remark for remark in plan.inputs.remarks) == pinned
 
@@ -137,7 +137,7 @@ def test_the_networks_behind_a_face_are_among_its_files(
         (("landmarks=known", "spgd.mode=plain"), {face}),
         (("landmarks=auto", "spgd.mode=plain", "spgd.landmarks=0"), {skull}),
     ):
-        plan = prepare(arguments(root, *more, "edited=0"))  # nor the network that reads edits
+        plan = make_plan(arguments(root, *more, "edited=0"))  # nor the network that reads edits
         found = {file.path: file.sha256 for file in plan.files}
         weights = root / "model.safetensors"
         assert found == {str(path): sha256(path) for path in (weights, *wanted)}
@@ -165,6 +165,6 @@ def test_guidance_that_cannot_act_is_told(
     told = capsys.readouterr().err
     assert "model: spgd: no step is guided by start=0, end=0.2, every=1 at 4" in told
     assert told.count("\n") == 1 and not Path("results").exists()
-    plan = prepare(arguments(root, "spgd.mode=plain", "spgd.scale=0", "sampling.steps=4"))
+    plan = make_plan(arguments(root, "spgd.mode=plain", "spgd.scale=0", "sampling.steps=4"))
     assert "model is not guided: spgd.mode=plain, but spgd.scale is 0." in plan.inputs.remarks
     assert not any(remark.startswith("Guided") for remark in plan.inputs.remarks)

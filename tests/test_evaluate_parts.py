@@ -21,7 +21,6 @@ from muti_control.evaluation.judges.onnx_recogniser import (
 from muti_control.evaluation.judges.ood import Density, OddityError, nearest_distances, score_skulls
 from muti_control.evaluation.judges.sightings import CacheError, Sightings
 from muti_control.evaluation.judging import Verdict
-from muti_control.evaluation.protocol import progress
 
 RNG_SEED = 3
 
@@ -152,7 +151,7 @@ def test_features_for_kid_are_those_of_torchvisions_network(tmp_path, monkeypatc
         backbone.Backbone(path)
 
 
-# ---------------------------------------------------------------- cache, progress
+# ---------------------------------------------------------------- ranks, cache
 def test_faces_that_miss_alone_find_the_truth_together():
     found = Verdict.empty(2)
     for row in ([4, 1, 9, 9], [4, 9, 1, 9], [4, 9, 9, 1]):  # each mistakes the first face for another one
@@ -197,16 +196,3 @@ def test_nothing_is_looked_at_twice_but_by_another_eye(tmp_path):
     (tmp_path / "broken.sqlite").write_bytes(b"no database at all, but long enough to be looked at" * 50)
     with pytest.raises(CacheError, match=r"broken.sqlite cannot be used"):
         Sightings(tmp_path / "broken.sqlite")
-
-
-def test_the_time_left_follows_what_steps_take(monkeypatch):
-    clock = iter([0.0, 0.0, 4.0, 4.0, 5.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    with progress.Progress({"first": (4, 1.0), "second": (10, 0.5)}, silent=True) as bar:
-        assert bar.seconds_left == 9
-        bar.begin("first")
-        bar.advance(2)  # 4 seconds for two: two more take 4
-        assert bar.seconds_left == 4 + 5
-        bar.begin("second")  # what the first left falls away
-        bar.advance(4)  # 1 second for four
-        assert bar.seconds_left == 1.5

@@ -1,11 +1,9 @@
-"""What guided runs leave: traces, evaluations that compare settings, and the sweep."""
+"""What guided runs leave: traces, and evaluations that compare settings."""
 
 from __future__ import annotations
 
 import json
 import math
-import shlex
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +15,13 @@ from cldm.controlled import load_model
 from cldm.spgd import InnerStep, SpgdStep
 from muti_control.evaluation.protocol.config import EvaluateConfig
 from muti_control.evaluation.protocol.run_folder import identity_of
-from muti_control.evaluation.results.results_file import read_results
-from muti_control.evaluation.sweep import Row, advice, arguments_of, best_of, main, rows_of, table
 from muti_control.networks.config import GuidanceDecoderConfig
 from muti_control.networks.guidance_decoder import GuidanceDecoder, signature
 from muti_control.sampling.charts import Panel, Series, draw_panels
 from muti_control.sampling.config import SpgdConfig
 from muti_control.sampling.trace import trace_of, trace_plot
 from sample import main as sample
-from tests.landmark_pairs import write_landmark_pairs
-from tests.test_guidance import guided_run, tiny_reader
+from tests.test_guidance import guided_run
 
 __all__ = ["guided_run"]
 
@@ -129,92 +124,6 @@ def test_charts_show_their_lines() -> None:
     assert (empty != full).any()
 
 
-def rows() -> list[Row]:
-    return [
-        Row("off", 0.0, 0.5, 0.40, 4.0, 10.0, 0),
-        Row("plain", 0.01, 0.5, 0.38, 3.9, 11.0, 0, gains(-0.02)),
-        Row("plain", 0.1, 0.6, 0.30, 3.9, 20.0, 0, gains(-0.10)),  # unreal
-        Row("spgd", 0.01, 0.6, 0.36, 3.5, 12.0, 0, gains(-0.04)),
-        Row("spgd", 0.1, 0.7, 0.20, 3.0, 9.0, 1, gains(-0.20)),  # loses a face
-        Row("spgd", 0.03, 0.7, 0.35, 4.1, 9.0, 0, gains(-0.05)),  # worse points
-        Row("spgd", 0.05, 0.7, 0.33, 3.5, 9.0, 0, (-0.6, 0.46) * 8),  # by chance
-    ]
-
-
-def gains(mean: float) -> tuple[float, ...]:
-    """Of 16 probes, 0.01 about their mean."""
-    return (mean - 0.01, mean + 0.01) * 8
-
-
-def test_the_sweep_recommends_what_loses_nothing() -> None:
-    best = best_of(rows())
-    assert best is not None and (best.mode, best.scale) == ("spgd", 0.01)
-    told = advice(rows(), ["weights=w", "spgd.gradient=denoiser", "spgd.scale=1", "texture=a face.png"])
-    assert told.splitlines()[-1].split(" ", 2)[:2] == ["spgd.mode=spgd", "spgd.scale=0.01"]
-    assert shlex.split(told.splitlines()[-1])[2:] == [
-        *(
-            "sampling.steps=20",
-            "spgd.gradient=denoiser",
-            "texture=a face.png",
-        )  # 20: of evaluate.py's own file
-    ]
-    assert "16 probes, 6 settings tried" in told
-    assert best_of(rows()[:1]) is None
-    assert "leave guidance off" in advice(rows()[:1], [])
-    assert [line.split()[0] for line in table(rows()).splitlines()[1:]] == [row.mode for row in rows()]
-
-
-def test_more_settings_need_more_evidence() -> None:
-    """A gain of 2.5 standard errors is enough for one setting (1.96) and not for eight (2.73)."""
-    free = Row("off", 0.0, 0.5, 0.4, 4.0, 0.0, 0)
-    values = (
-        tuple(-2.5 / 4 + sign * math.sqrt(15 / 16) for sign in (-1, 1)) * 8
-    )  # 16 of deviation 1: error 1/4
-    own = Row(
-        "spgd", 0.01, 0.5, 0.3, 4.0, 0.08, 0, values
-    )  # a KID of 0.08 where unguided has 0: below the floor
-    tried = [replace(own, scale=0.01 * k) for k in range(1, 9)]
-    assert best_of([free, *tried[:1]]) is tried[0]
-    assert best_of([free, *tried]) is None
-    assert best_of([free, replace(tried[0], realism=0.2)]) is None
-
-
-def test_a_file_of_settings_is_not_overridden(tmp_path: Path) -> None:
-    file = tmp_path / "mine.yaml"
-    file.write_text("weights: w.safetensors\nnum: 7\nsamples: 2\nlandmarks: none\nsampling: {steps: 9}\n")
-    command, _ = arguments_of([str(file), "samples=3"])
-    given = [argument.split("=")[0] for argument in command]
-    assert "num" not in given and "split=valid" in command and command.count("samples=3") == 1
-    assert "samples=1" not in command
-    line = advice(rows(), [str(file), "sampling.eta=0"]).splitlines()[-1]
-    assert shlex.split(line)[2:] == ["landmarks=none", "sampling.steps=9", "sampling.eta=0"]
-    file.write_text("weights: w\nguided: {}\n")
-    with pytest.raises(ValueError, match="guided: the sweep sets this itself"):
-        arguments_of([str(file)])
-
-
-def test_the_sweep_is_an_evaluation() -> None:
-    command, tried = arguments_of(["weights=w.safetensors", "scales=[0.01, 1e-3]", "modes=spgd", "num=5"])
-    assert tried == {"spgd-0p01": ("spgd", 0.01), "spgd-0p001": ("spgd", 0.001)}
-    assert command[-4:-3] == ["num=5"]
-    assert json.loads(command[-2].removeprefix("guided="))["model"] == {"mode": "off"}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["num=4"], "weights: not given"),
-        (["weights=w", "scales=[0]"], "scales: got 0, expected positive"),
-        (["weights=w", "modes=[off]"], "modes: got False"),
-        (["weights=w", "modes=best"], "modes: got 'best'"),
-        (["weights=w", "models={}"], "models: the sweep sets this itself"),
-    ],
-)
-def test_a_bad_sweep_is_told(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(arguments) == 2
-    assert message in capsys.readouterr().err
-
-
 def test_settings_of_models_lie_over_the_common_ones() -> None:
     cfg = EvaluateConfig(
         weights="w",
@@ -234,32 +143,3 @@ def test_what_changes_no_face_does_not_tell_evaluations_apart() -> None:
         return identity_of(config, {})
 
     assert identity(0.1, 8, False) == identity(0.1, 1, True) != identity(0.2, 8, False)
-
-
-def test_a_sweep_from_end_to_end(
-    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    root = write_landmark_pairs(tmp_path / "pairs", train=3, valid=4)
-    tiny_reader().save(tmp_path / "face.safetensors")
-    tiny_reader("skull").save(tmp_path / "skull.safetensors")
-    arguments = [
-        *(f"weights={weights}", f"data.root={root}", "scales=[0.02,0.2]", "modes=[plain,spgd]", "num=3"),
-        *("recognisers=[picture]", "size=64", "device=cpu", "precision=fp32", "sampling.steps=3"),
-        *("landmark_weights=skull.safetensors", "spgd.face_landmark_weights=face.safetensors"),
-    ]
-    assert main(arguments) == 0, capsys.readouterr().err
-    said = capsys.readouterr().out
-    assert said.count("spgd") >= 2 and "0.2" in said
-    assert (tmp_path / "results/sweep/sweep.png").is_file()
-    found = read_results(tmp_path / "results/sweep")
-    names = [method.name for method in found.methods]
-    assert names == ["model", "plain-0p02", "plain-0p2", "spgd-0p02", "spgd-0p2"]
-    distances = [method.identification["picture"].distances for method in found.methods]
-    assert len({distances[0], *distances}) == 5
-    again = rows_of(found, arguments_of(arguments)[1])
-    assert [len(row.gains) for row in again] == [3] * 5 and again[0].gains == (0.0, 0.0, 0.0)
-    away = [np.array(found, dtype=float) for found in distances[:2]]
-    assert again[1].gains == pytest.approx(away[1] - away[0])
-    assert said.rstrip().endswith(advice(again, arguments))
-    assert any("Guided: plain-0p02: plain by estimate, scale 0.02" in r for r in found.protocol.remarks)

@@ -32,7 +32,7 @@ from data.landmarks import landmark_fractions
 from data.manifest import Record, read_manifest
 from ldm.checkpoint import git_revision, sha256
 from muti_control.evaluation.judges.dlib_recogniser import Recogniser
-from muti_control.evaluation.methods.edits import EditPlan, edits_of
+from muti_control.evaluation.methods.edits import EditPlan, find_edits
 from muti_control.evaluation.results.statistics import bootstrap_interval, edit_projection, similarity_aligned
 from muti_control.networks.pipnet.reader import LandmarkReader
 from settings.base import Settings, expect
@@ -130,7 +130,7 @@ class Bench:
         self.faces = Path(cfg.results) / "faces"
         lists = Path(cfg.data.root) / "split_data"
         self.probes = read_manifest(lists / "test.json")
-        self.plans = edits_of(self.probes, read_manifest(lists / "variants.json"), cfg.num)
+        self.plans = find_edits(self.probes, read_manifest(lists / "variants.json"), cfg.num)
         if not self.plans:
             raise ConfigError(
                 f"data.root: {cfg.data.root} has no true variants; python -m data.cohort ... variants=60"

@@ -1,68 +1,57 @@
-"""Every face against the gallery, one at a time: what is kept of a face is its vectors and its ranks."""
+"""Ranks: every drawn face against the gallery, one at a time. Of a face only its vectors and ranks are kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from muti_control.evaluation.judges.dlib_recogniser import Pictures
 from muti_control.evaluation.judges.recognisers import Eye, Judge, Vector
 from muti_control.evaluation.judges.sightings import Sightings
-from muti_control.evaluation.methods.faces import Faces, read_grey
-from muti_control.evaluation.results.results import Identification
+from muti_control.evaluation.methods.faces import read_grey
 from muti_control.evaluation.results.statistics import ranks_of_truth
-from muti_control.evaluation.results.summary import Resampling, identification
 
 Floats = NDArray[np.floating]
-_NOWHERE = 1e9  # distance to a gallery face in which the recogniser finds none
+_NOWHERE = 1e9  # distance to a gallery face in which the recogniser finds no face
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """What each eye sees in the gallery's faces: its name -> vectors (G, D), and whether a face was found (G,)."""
+    """What each eye sees in the gallery's faces: its name -> vectors (G, D), and whether it finds a face (G,)."""
 
     vectors: Mapping[str, Floats]
-    found: Mapping[str, NDArray[np.bool_]]
+    seen: Mapping[str, NDArray[np.bool_]]
 
     @classmethod
-    def of(
-        cls,
-        paths: Sequence[Path],
-        size: int,
-        eyes: Sequence[Eye],
-        sightings: Sightings,
-        advance: Callable[[int], None],
-    ) -> Gallery:
+    def of(cls, paths: Sequence[Path], size: int, eyes: Sequence[Eye], sightings: Sightings) -> Gallery:
         """Look at every gallery face. Raises: ImageError, CacheError; ValueError: an eye finds no face in any."""
         rows: dict[str, list[Vector | None]] = {eye.name: [] for eye in eyes}
         for path in paths:
             for name, vector in sightings.look_at_all(eyes, read_grey(path, size)).items():
                 rows[name].append(vector)
-            advance(1)
-        vectors, found = {}, {}
-        for name, seen in rows.items():
-            known = [vector for vector in seen if vector is not None]
+        vectors, seen = {}, {}
+        for name, every in rows.items():
+            known = [vector for vector in every if vector is not None]
             if not known:
                 raise ValueError(
                     f"{name} finds no face in any of the {len(paths)} true faces: are these frontal faces, upright?"
                 )
-            found[name] = np.array([vector is not None for vector in seen])
-            vectors[name] = np.stack([known[0] if vector is None else vector for vector in seen])
-        return cls(vectors, found)
+            seen[name] = np.array([vector is not None for vector in every])
+            vectors[name] = np.stack([known[0] if vector is None else vector for vector in every])
+        return cls(vectors, seen)
 
     @property
     def size(self) -> int:
         """Number of faces."""
-        return len(next(iter(self.found.values())))
+        return len(next(iter(self.seen.values())))
 
     def distances(self, judge: Judge, vector: Vector) -> Floats:
-        """(G,) from one face to all of the gallery."""
+        """Return the distances (G,) from one face to all of the gallery."""
         row = judge.compare(vector[None], self.vectors[judge.eye.name])[0].astype(np.float64)
-        row[~self.found[judge.eye.name]] = _NOWHERE
+        row[~self.seen[judge.eye.name]] = _NOWHERE
         return row
 
 
@@ -85,6 +74,7 @@ class Verdict:
 
     @classmethod
     def empty(cls, num: int) -> Verdict:
+        """Return a verdict on ``num`` probes without a face."""
         nowhere = np.full(num, np.nan)
         return cls(np.zeros(num, np.int64), nowhere, nowhere.copy(), np.full(num, -1))
 
@@ -93,89 +83,26 @@ class Verdict:
         first = probe not in self.draws
         missed = distances is None or distances[truth] >= _NOWHERE
         self.draws.setdefault(probe, []).append(_rank(distances, truth, excluded, size))
-        rank = self.draws[probe][-1]
-        if distances is not None:  # a sum orders the gallery as the mean does; faces without one say nothing
+        if (
+            distances is not None
+        ):  # the sum orders the gallery as the mean does; a face without distances adds nothing
             self._sums[probe] = self._sums.get(probe, 0.0) + distances
         self.together.setdefault(probe, []).append(_rank(self._sums.get(probe), truth, excluded, size))
         if not first:
             return
-        self.ranks[probe] = rank
+        self.ranks[probe] = self.draws[probe][0]
         if missed:
             self.missed.add(probe)
         if distances is not None:
             kept = distances < _NOWHERE
-            kept[truth] = False
-            if excluded >= 0:
-                kept[excluded] = False
+            kept[[truth, excluded] if excluded >= 0 else [truth]] = False
             self.own[probe] = np.nan if missed else distances[truth]
             self.others[probe] = distances[kept].mean() if kept.any() else np.nan
             self.nearest[probe] = int(np.argmin(distances))
 
-    def summary(
-        self, groups: Sequence[Mapping[str, str]], size: int, excluded: int, how: Resampling
-    ) -> Identification:
-        """Its figures."""
-        return identification(
-            self.ranks,
-            size,
-            groups,
-            self.own,
-            self.others,
-            missed=len(self.missed),
-            excluded=excluded,
-            resampling=how,
-        )
-
 
 def _rank(distances: Floats | None, truth: int, excluded: int, size: int) -> int:
-    """Of the true face by (G,) distances; the last where there are none, or the truth cannot be found."""
+    """Return the rank of the true face; the last where no face is seen in the picture or in the true face."""
     if distances is None or distances[truth] >= _NOWHERE:
         return size
     return int(ranks_of_truth(distances[None], np.array([truth]), np.array([excluded]))[0])
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Where faces are judged. truths: (P,) gallery column of each probe."""
-
-    judges: Sequence[Judge]
-    gallery: Gallery
-    truths: NDArray[np.int64]
-    size: int
-    sightings: Sightings
-
-    @property
-    def eyes(self) -> list[Eye]:
-        """Of all judges, each once."""
-        return list({judge.eye.name: judge.eye for judge in self.judges}.values())
-
-    def judge(
-        self,
-        faces: Faces,
-        look_on: Callable[[int, int, Pictures, Mapping[str, Vector | None]], None],
-    ) -> dict[str, Verdict]:
-        """What each judge says of a method's faces.
-
-        Args:
-            look_on: called with every face: probe, number of the draw, the picture, what the eyes see in it.
-        """
-        verdicts = {judge.name: Verdict.empty(len(self.truths)) for judge in self.judges}
-        for probe, paths in faces.pictures.items():
-            for draw, path in enumerate(paths):
-                picture = read_grey(path, self.size)
-                seen = self.sightings.look_at_all(self.eyes, picture)
-                for judge in self.judges:
-                    vector = seen[judge.eye.name]
-                    row = None if vector is None else self.gallery.distances(judge, vector)
-                    verdicts[judge.name].enter(
-                        probe, row, int(self.truths[probe]), faces.excluded.get(probe, -1), self.gallery.size
-                    )
-                look_on(probe, draw, picture, seen)
-        return verdicts
-
-
-def all_paths(methods: Sequence[Faces]) -> list[Path]:
-    """Every picture of every method, each once, in order."""
-    return list(
-        dict.fromkeys(path for faces in methods for paths in faces.pictures.values() for path in paths)
-    )

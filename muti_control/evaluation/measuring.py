@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 
 from data.biometrics import describe
 from data.images import write_png
-from muti_control.evaluation.judges.dlib_recogniser import Pictures
 from muti_control.evaluation.judges.edit_readers import EditReader
-from muti_control.evaluation.judges.lpips import LPIPS, Lpips
-from muti_control.evaluation.judges.picture_measures import KID, PSNR, SSIM, kid, psnr, ssim
+from muti_control.evaluation.judges.lpips import LPIPS
+from muti_control.evaluation.judges.picture_measures import KID, PSNR, SSIM, Pictures, kid, psnr, ssim
 from muti_control.evaluation.judges.recognisers import Eye, Vector, descriptors, points
-from muti_control.evaluation.judging import Bench, Verdict
+from muti_control.evaluation.judges.sightings import Sightings
+from muti_control.evaluation.judging import Gallery, Verdict
 from muti_control.evaluation.methods.edits import EditPlan
 from muti_control.evaluation.methods.faces import Faces, read_grey
+from muti_control.evaluation.plan import Plan
+from muti_control.evaluation.protocol.inputs import face_of
 from muti_control.evaluation.protocol.run_folder import CASES
 from muti_control.evaluation.results.results import (
     Coverage,
@@ -33,7 +35,14 @@ from muti_control.evaluation.results.results import (
     Sensitivity,
 )
 from muti_control.evaluation.results.statistics import mean_pairwise_distance
-from muti_control.evaluation.results.summary import NoChangeError, Resampling, coverage, edit, measured
+from muti_control.evaluation.results.summary import (
+    NoChangeError,
+    coverage,
+    edit,
+    groups_of,
+    identification,
+    measured,
+)
 
 Floats = NDArray[np.floating]
 SHOWN_EDITS = 3  # probes of each edit that the report shows
@@ -61,9 +70,9 @@ EYE_CORNERS = (36, 45)  # of dlib's points
 
 @dataclass
 class Judged:
-    """Everything said of one method's faces.
+    """The judgement of one method's faces.
 
-    seen: probe -> what dlib saw in each face drawn of it. likeness: measure -> its value for each probe's first face.
+    seen: probe -> what dlib sees in each face drawn of it. likeness: measure -> its value for each probe's first face.
     """
 
     faces: Faces
@@ -72,53 +81,58 @@ class Judged:
     likeness: dict[str, Floats] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
 class Measuring:
-    """Measures one run.
+    """The measures of one run. folder: of the run, for pictures."""
 
-    groups: of each probe, for the breakdown; truths: their true faces. folder: of the run, for pictures.
-    backbone, lpips: of KID and LPIPS, where weights are given. readers: of edits, the best first.
-    """
-
-    bench: Bench
-    groups: Sequence[Mapping[str, str]]
-    truths: Sequence[Path]
-    how: Resampling
-    folder: Path
-    backbone: Eye | None = None
-    lpips: Lpips | None = None
-    readers: Sequence[EditReader] = ()
+    def __init__(self, plan: Plan, folder: Path, gallery: Gallery, sightings: Sightings) -> None:
+        self._plan, self._folder, self._gallery, self._sightings = plan, folder, gallery, sightings
+        self._how, self._size, self._columns = plan.resampling, plan.inputs.size, plan.inputs.rows
+        self._groups = [groups_of(record.biometrics) for record in plan.inputs.probes]
+        self._truths = [face_of(record) for record in plan.inputs.probes]
+        self._dlib = next((eye for eye in plan.eyes if eye.name == "dlib"), None)
 
     def judge(self, faces: Faces, advance: Callable[[int], None]) -> Judged:
-        """Hold every face of a method against the gallery."""
-        seen: dict[int, list[Vector | None]] = {}
-        likeness = {m.name: np.full(len(self.groups), np.nan) for m in (PSNR, SSIM, LPIPS, NME)}
-
-        def look_on(probe: int, draw: int, picture: Pictures, vectors: Mapping[str, Vector | None]) -> None:
-            seen.setdefault(probe, []).append(vectors.get("dlib"))
-            if draw == 0:
-                truth = read_grey(self.truths[probe], self.bench.size)
-                likeness[PSNR.name][probe] = psnr(picture, truth)
-                likeness[SSIM.name][probe] = ssim(picture, truth)
-                likeness[NME.name][probe] = self._nme(vectors.get("dlib"), self.truths[probe])
-                if self.lpips is not None:
-                    likeness[LPIPS.name][probe] = self.lpips.distances(picture[None], truth[None])[0]
+        """Return the ranks and the likeness of a method's faces. advance: called for every probe."""
+        names = (PSNR.name, SSIM.name, LPIPS.name, NME.name)
+        result = Judged(
+            faces,
+            {judge.name: Verdict.empty(len(self._truths)) for judge in self._plan.judges},
+            likeness={name: self._nowhere() for name in names},
+        )
+        for probe, paths in faces.pictures.items():
+            result.seen[probe] = []
+            for path in paths:
+                picture = read_grey(path, self._size)
+                vectors = self._sightings.look_at_all(self._plan.eyes, picture)
+                result.seen[probe].append(vectors.get("dlib"))
+                for judge in self._plan.judges:
+                    vector = vectors[judge.eye.name]
+                    row = None if vector is None else self._gallery.distances(judge, vector)
+                    truth, excluded = int(self._columns[probe]), faces.excluded.get(probe, -1)
+                    result.verdicts[judge.name].enter(probe, row, truth, excluded, self._gallery.size)
+                if path == paths[0]:
+                    self._compare(result, probe, picture)
             advance(1)
+        return result
 
-        return Judged(faces, self.bench.judge(faces, look_on), seen, likeness)
+    def _compare(self, result: Judged, probe: int, picture: Pictures) -> None:
+        """Enter the likeness of a probe's first face to the true face."""
+        truth = read_grey(self._truths[probe], self._size)
+        result.likeness[PSNR.name][probe] = psnr(picture, truth)
+        result.likeness[SSIM.name][probe] = ssim(picture, truth)
+        if self._plan.lpips is not None:
+            result.likeness[LPIPS.name][probe] = self._plan.lpips.distances(picture[None], truth[None])[0]
+        seen, true = result.seen[probe][0], self._look(self._truths[probe])
+        if seen is not None and true is not None:
+            drawn, there = (points(vector[None])[0].astype(np.float64) for vector in (seen, true))
+            eyes = np.linalg.norm(there[EYE_CORNERS[0]] - there[EYE_CORNERS[1]])
+            result.likeness[NME.name][probe] = 100 * np.linalg.norm(drawn - there, axis=1).mean() / eyes
 
     def method(self, judged: Judged) -> Method:
-        """Its entry in the results."""
-        info, size = judged.faces.info, self.bench.gallery.size
-        likeness = {
-            name: measured(values, self.how)
-            for name, values in judged.likeness.items()
-            if np.isfinite(values).any()
-        }
-        if self.backbone is not None and len(judged.faces.pictures) > 1:
-            likeness[KID.name] = self._kid(self.backbone, judged.faces)
-        if (found := self._kid_dlib(judged)) is not None:
-            likeness[KID_DLIB.name] = found
+        """Return the entry of a method in the results."""
+        info, pictures = judged.faces.info, {}
+        if info.name != "permuted":
+            pictures = self._known(judged.likeness) | self._kid(judged)
         excluded = sum(column >= 0 for column in judged.faces.excluded.values())
         return Method(
             name=info.name,
@@ -126,46 +140,42 @@ class Measuring:
             kind=info.kind,
             note=info.note,
             identification={
-                name: verdict.summary(self.groups, size, excluded, self.how)
+                name: identification(
+                    verdict.ranks,
+                    self._gallery.size,
+                    self._groups,
+                    verdict.own,
+                    verdict.others,
+                    missed=len(verdict.missed),
+                    excluded=excluded,
+                    resampling=self._how,
+                )
                 for name, verdict in judged.verdicts.items()
             },
-            pictures={} if info.name == "permuted" else likeness,
+            pictures=pictures,
             seconds=judged.faces.seconds,
         )
 
-    def _nme(self, seen: Vector | None, truth: Path) -> float:
-        """In %; NaN where dlib found no face."""
-        true = None if seen is None else self._look(truth)
-        if seen is None or true is None:
-            return float("nan")
-        drawn, there = (points(vector[None])[0].astype(np.float64) for vector in (seen, true))
-        eyes = np.linalg.norm(there[EYE_CORNERS[0]] - there[EYE_CORNERS[1]])
-        return float(100 * np.linalg.norm(drawn - there, axis=1).mean() / eyes)
-
-    def _kid_dlib(self, judged: Judged) -> Measured | None:
-        """Of the first faces in which dlib found one; None where it did not look, or found fewer than two."""
-        pairs = [(seen[0], self._look(self.truths[i])) for i, seen in judged.seen.items()]
-        known = [(mine, true) for mine, true in pairs if mine is not None and true is not None]
-        if len(known) < 2:
-            return None
-        drawn, there = (descriptors(np.stack(side)) for side in zip(*known, strict=True))
-        return Measured(Figure(1000 * kid(drawn, there), None, None, len(known)))
-
-    def _kid(self, eye: Eye, faces: Faces) -> Measured:
-        """Of the set of first faces and the set of the same people's true faces, times 1000."""
-        sets = (
-            [paths[0] for paths in faces.pictures.values()],
-            [self.truths[probe] for probe in faces.pictures],
-        )
-        features = [
-            np.stack([self.bench.sightings.found(eye, read_grey(path, self.bench.size)) for path in paths])
-            for paths in sets
-        ]
-        return Measured(Figure(1000 * kid(*features), None, None, len(faces.pictures)))
+    def _kid(self, judged: Judged) -> dict[str, Measured]:
+        """Return the KID (times 1000) of the first faces and the same people's true faces, by each network there is."""
+        probes = list(judged.faces.pictures)
+        sets: dict[str, list[tuple[Vector, Vector]]] = {}
+        if (eye := self._plan.backbone) is not None:
+            files = [(judged.faces.pictures[probe][0], self._truths[probe]) for probe in probes]
+            looked = [tuple(self._see(eye, path) for path in pair) for pair in files]
+            sets[KID.name] = [(own, true) for own, true in looked if own is not None and true is not None]
+        pairs = [(judged.seen[probe][0], self._look(self._truths[probe])) for probe in probes]
+        known = [(own, true) for own, true in pairs if own is not None and true is not None]
+        sets[KID_DLIB.name] = [(descriptors(own[None])[0], descriptors(true[None])[0]) for own, true in known]
+        return {
+            name: Measured(Figure(1000 * kid(*map(np.stack, zip(*rows, strict=True))), None, None, len(rows)))
+            for name, rows in sets.items()
+            if len(rows) > 1
+        }
 
     # ------------------------------------------------------------ several faces of one skull
     def coverage(self, own: Judged, swapped: Judged | None) -> list[Coverage]:
-        """Is the true face within the best of k, or found by k together, beside the same with another's skull?"""
+        """Return whether the best of k faces, or k together, find the true face; beside it another's skull."""
         both = [own] if swapped is None else [own, swapped]
         draws = max(len(paths) for paths in own.faces.pictures.values())
         probes = [
@@ -181,93 +191,90 @@ class Measuring:
                 {j.faces.info.name: [j.verdicts[judge.name].draws[i] for i in probes] for j in both},
                 within,
                 probes,
-                self.how,
+                self._how,
                 {j.faces.info.name: [j.verdicts[judge.name].together[i] for i in probes] for j in both},
             )
-            for judge in self.bench.judges
+            for judge in self._plan.judges
             for within in WITHIN
-            if within < self.bench.gallery.size
+            if within < self._gallery.size
         ]
 
     def diversity(self, judged: Judged) -> Diversity | None:
-        """How far the faces drawn of one skull lie apart; None where there is one of each."""
+        """Return how far the faces of one skull lie apart; None where each skull has one face."""
         several = {i: paths for i, paths in judged.faces.pictures.items() if len(paths) > 1}
         if not several:
             return None
-        values = self._nowhere()
-        for i, paths in several.items():
-            pictures = [read_grey(path, self.bench.size).astype(np.float32) for path in paths]
-            pairs = [(a, b) for k, a in enumerate(pictures) for b in pictures[:k]]
-            values["change"][i] = np.mean([np.abs(a - b).mean() for a, b in pairs])
-            vectors = [vector for vector in judged.seen[i] if vector is not None]
-            if len(vectors) == len(paths):
-                stack = np.stack(vectors)
-                values["change_dlib"][i] = mean_pairwise_distance(descriptors(stack)[None])[0]
-                flat = points(stack).reshape(1, len(stack), -1)
-                values["change_points"][i] = mean_pairwise_distance(flat)[0] / np.sqrt(flat.shape[2] / 2)
+        values = {i: self._spread(paths, judged.seen[i]) for i, paths in several.items()}
         num = max(len(paths) for paths in several.values())
-        return Diversity(judged.faces.info.name, num, self._known(values))
+        return Diversity(judged.faces.info.name, num, self._measured(values))
 
     def sensitivity(self, own: Judged, other: Judged, condition: str, change: str) -> Sensitivity:
-        """How much the first faces of two methods differ, probe by probe; they share their noise."""
-        values = self._nowhere()
-        for i, paths in other.faces.pictures.items():
-            if i not in own.faces.pictures:
-                continue
-            a, b = (
-                read_grey(path, self.bench.size).astype(np.float32)
-                for path in (own.faces.pictures[i][0], paths[0])
-            )
-            values["change"][i] = np.abs(a - b).mean()
-            x, y = own.seen[i][0], other.seen[i][0]
-            if x is not None and y is not None:
-                pair = np.stack([x, y])
-                values["change_dlib"][i] = np.linalg.norm(np.diff(descriptors(pair), axis=0))
-                values["change_points"][i] = np.sqrt((np.diff(points(pair), axis=0) ** 2).sum(axis=2).mean())
-        return Sensitivity(own.faces.info.name, condition, change, self._known(values))
+        """Return how much the first faces of two methods differ, probe by probe; they share their noise."""
+        values = {
+            i: self._spread((own.faces.pictures[i][0], paths[0]), (own.seen[i][0], other.seen[i][0]))
+            for i, paths in other.faces.pictures.items()
+            if i in own.faces.pictures
+        }
+        return Sensitivity(own.faces.info.name, condition, change, self._measured(values))
 
-    def _nowhere(self) -> dict[str, Floats]:
-        return {measure.name: np.full(len(self.groups), np.nan) for measure in CHANGES}
+    def _spread(self, paths: Sequence[Path], seen: Sequence[Vector | None]) -> dict[str, float]:
+        """Return the mean difference of every two pictures, by each measure of change. seen: by dlib in them."""
+        pictures = [read_grey(path, self._size).astype(np.float32) for path in paths]
+        pairs = [(a, b) for k, a in enumerate(pictures) for b in pictures[:k]]
+        values = {CHANGE.name: float(np.mean([np.abs(a - b).mean() for a, b in pairs]))}
+        vectors = [vector for vector in seen if vector is not None]
+        if len(vectors) == len(paths):
+            stack = np.stack(vectors)
+            flat = points(stack).reshape(1, len(stack), -1)
+            values[CHANGE_DLIB.name] = mean_pairwise_distance(descriptors(stack)[None])[0]
+            values[CHANGE_POINTS.name] = mean_pairwise_distance(flat)[0] / np.sqrt(flat.shape[2] / 2)
+        return values
+
+    def _measured(self, values: Mapping[int, Mapping[str, float]]) -> dict[str, Measured]:
+        rows = {measure.name: self._nowhere() for measure in CHANGES}
+        for probe, of_probe in values.items():
+            for name, value in of_probe.items():
+                rows[name][probe] = value
+        return self._known(rows)
+
+    def _nowhere(self) -> Floats:
+        return np.full(len(self._truths), np.nan)
 
     def _known(self, values: Mapping[str, Floats]) -> dict[str, Measured]:
-        return {name: measured(row, self.how) for name, row in values.items() if np.isfinite(row).any()}
+        return {name: measured(row, self._how) for name, row in values.items() if np.isfinite(row).any()}
 
     # ------------------------------------------------------------ edits
     def edits(self, plan: EditPlan, before: Judged, after: Judged) -> list[Edit | NotRun]:
-        """The change of the reconstruction against the true change, by each reader."""
-        if not self.readers:
+        """Return the change of the reconstruction against the true change, by each reader."""
+        readers = self._plan.readers
+        if not readers:
             reason = "nothing reads the faces: give face_landmark_weights=FILE, or dlib among the recognisers"
             return [NotRun(f"edit {plan.name}", plan.label, reason)]
-        found: list[Edit | NotRun] = []
-        for reader in self.readers:
-            drawn = before.faces.info.kind != "limit"
-            shown = SHOWN_EDITS if drawn and reader is self.readers[0] else 0
-            found.append(self._edit(plan, reader, before, after, shown))
-        return found
+        shown = SHOWN_EDITS if before.faces.info.kind != "limit" else 0
+        return [
+            self._edit(plan, reader, before, after, shown if reader is readers[0] else 0)
+            for reader in readers
+        ]
 
     def _edit(
         self, plan: EditPlan, reader: EditReader, before: Judged, after: Judged, shown: int
     ) -> Edit | NotRun:
-        rows: list[Floats] = []
-        probes: list[int] = []
-        for i, paths in pictures_of_edit(plan, before.faces, after.faces, self.truths).items():
-            seen = [self._see(reader.eye, path) for path in paths]
-            known = [vector for vector in seen if vector is not None]
-            if len(known) == len(seen):
-                rows.append(np.stack(known))
-                probes.append(i)
-        name, label = plan.name, plan.label
+        rows: dict[int, Floats] = {}
+        for i, paths in pictures_of_edit(plan, before.faces, after.faces, self._truths).items():
+            vectors = [vector for path in paths if (vector := self._see(reader.eye, path)) is not None]
+            if len(vectors) == len(paths):
+                rows[i] = np.stack(vectors)
+        name, probes = f"edit {plan.name}", list(rows)
         if not rows:
-            return NotRun(f"edit {name}", label, f"{reader.eye.name} found a face in too few of the pictures")
-        old, new, true_old, true_new = (
-            reader.points(column).astype(np.float64) for column in np.stack(rows, axis=1)
-        )
-        judge = "dlib" if "dlib" in after.verdicts else self.bench.judges[0].name
+            return NotRun(name, plan.label, f"{reader.eye.name} finds a face in too few of the pictures")
+        columns = np.stack(list(rows.values()), axis=1)
+        old, new, true_old, true_new = (reader.points(column).astype(np.float64) for column in columns)
+        judge = "dlib" if "dlib" in after.verdicts else self._plan.judges[0].name
         try:
             return edit(
                 before.faces.info.name,
-                name,
-                label,
+                plan.name,
+                plan.label,
                 reader.space,
                 (old, new),
                 (true_old, true_new),
@@ -275,42 +282,33 @@ class Measuring:
                 after.verdicts[judge].ranks[probes] == 1,
                 before.verdicts[judge].ranks[probes] == 1,
                 [self._edit_pictures(plan, i, before, after) for i in probes[:shown]],
-                resampling=self.how,
+                resampling=self._how,
             )
         except NoChangeError as error:
-            return NotRun(f"edit {name}", label, str(error))
+            return NotRun(name, plan.label, str(error))
 
     def _edit_pictures(self, plan: EditPlan, probe: int, before: Judged, after: Judged) -> EditPicture:
-        """One probe before and after the edit, and the same of the person, copied beside the results."""
-        variant = plan.variants[probe]
-        assert variant.face_path is not None
-        sources = {
-            "before": before.faces.pictures[probe][0],
-            "after": after.faces.pictures[probe][0],
-            "true_before": self.truths[probe],
-            "true_after": variant.face_path,
-        }
+        """Return one probe before and after the edit, and the same of the person, copied beside the results."""
+        paths = pictures_of_edit(plan, before.faces, after.faces, self._truths)[probe]
         names = {}
-        (self.folder / CASES).mkdir(exist_ok=True)
-        for role, path in sources.items():
+        (self._folder / CASES).mkdir(exist_ok=True)
+        for role, path in zip(("before", "after", "true_before", "true_after"), paths, strict=True):
             names[role] = f"{CASES}/{plan.name}_{before.faces.info.name}_{probe}_{role}.png"
-            write_png(self.folder / names[role], read_grey(path, self.bench.size))
-        return EditPicture(probe=probe, caption=f"told: {describe(variant.biometrics)}", **names)
+            write_png(self._folder / names[role], read_grey(path, self._size))
+        return EditPicture(probe=probe, caption=f"told: {describe(plan.variants[probe].biometrics)}", **names)
 
     def _look(self, path: Path) -> Vector | None:
-        eye = next((eye for eye in self.bench.eyes if eye.name == "dlib"), None)
-        return None if eye is None else self._see(eye, path)
+        return None if self._dlib is None else self._see(self._dlib, path)
 
     def _see(self, eye: Eye, path: Path) -> Vector | None:
-        return self.bench.sightings.look(eye, read_grey(path, self.bench.size))
+        return self._sightings.look(eye, read_grey(path, self._size))
 
 
 def pictures_of_edit(
     plan: EditPlan, before: Faces, after: Faces, truths: Sequence[Path]
 ) -> dict[int, tuple[Path, Path, Path, Path]]:
-    """Of each probe: drawn before and after the edit, and the person's true faces before and after it."""
-    found = {}
-    for i, variant in plan.variants.items():
-        assert variant.face_path is not None
-        found[i] = before.pictures[i][0], after.pictures[i][0], truths[i], variant.face_path
-    return found
+    """Return, of each probe, the faces drawn before and after the edit, and the person's true faces before and after."""
+    return {
+        i: (before.pictures[i][0], after.pictures[i][0], truths[i], face_of(variant))
+        for i, variant in plan.variants.items()
+    }

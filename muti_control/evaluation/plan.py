@@ -19,16 +19,24 @@ from muti_control.evaluation.judges.backbone import Backbone
 from muti_control.evaluation.judges.edit_readers import EditReader, LandmarkEye, edit_readers
 from muti_control.evaluation.judges.lpips import Lpips
 from muti_control.evaluation.judges.onnx_recogniser import onnx_judge
-from muti_control.evaluation.judges.recognisers import Judge, judges_of
+from muti_control.evaluation.judges.recognisers import Eye, Judge, judges_of
 from muti_control.evaluation.methods.controls import Donors, shuffled_donors, with_skull_of
 from muti_control.evaluation.methods.elsewhere import find_faces
 from muti_control.evaluation.methods.sampled import ShownLandmarks, Weights
 from muti_control.evaluation.methods.translated import Translator
 from muti_control.evaluation.protocol.config import EvaluateConfig
 from muti_control.evaluation.protocol.inputs import InputError, Inputs, read_inputs
-from muti_control.evaluation.protocol.registry import METHODS, OF_PIX2PIX, OF_THE_MODEL, MethodInfo
+from muti_control.evaluation.protocol.registry import (
+    METHODS,
+    OF_PIX2PIX,
+    OF_THE_MODEL,
+    OF_TRAINING,
+    MethodInfo,
+)
 from muti_control.evaluation.report.page import check_installed
 from muti_control.evaluation.results.results import HashedFile, NotRun
+from muti_control.evaluation.results.summary import Resampling
+from muti_control.evaluation.sweep import expand
 from muti_control.sampling.config import SpgdConfig
 from muti_control.sampling.prepare import shipped, with_shipped_networks
 from settings.reading import parse_command_line
@@ -36,7 +44,7 @@ from settings.reading import parse_command_line
 ROOT = Path(__file__).resolve().parent.parent.parent
 PRESETS = ("quick", "full")
 DEFAULT = ROOT / "configs" / "evaluate" / "quick.yaml"
-_LEAVES_PRESET = (
+_LEAVES_PRESET = {  # settings that say what is evaluated, and where it runs
     *(
         "weights",
         "models",
@@ -51,20 +59,19 @@ _LEAVES_PRESET = (
         "kid",
     ),
     *("device", "precision", "devices", "batch_size", "out", "cache", "resume", "overwrite"),
-)
+}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What an evaluation will do.
+    """The whole of an evaluation, checked before it begins.
 
-    methods: in the order of the table; not_run: the others, with the reason. weights, sampling, guidance: by name of
-    the model.
-    landmarks: what models with a landmark branch are shown. pinned: models whose landmarks are the true ones, or given,
-    whatever they are told of the person: these are not asked for edits.
-    pix2pix: that baseline's network.
-    elsewhere: the folder's pictures of every probe. subject: name of the method that everything is about.
-    command: what repeats the run. donors: who lends each probe a skull. readers: what edits are measured with.
+    preset: quick, full or custom. command: what repeats the run.
+    methods: in the order of the table; not_run: the others, with the reason.
+    weights, sampling, guidance: by name of the model. landmarks: what models with a landmark branch are shown.
+    pinned: models whose landmarks no edit of the person moves, so that these are not asked for edits.
+    pix2pix: that baseline's network. elsewhere: the folder's pictures of every probe.
+    readers: networks that edits are measured with, the best first. donors: who lends each probe a skull.
     """
 
     cfg: EvaluateConfig
@@ -91,94 +98,94 @@ class Plan:
 
     @property
     def names(self) -> list[str]:
-        """Of the methods."""
+        """Names of the methods."""
         return [info.name for info in self.methods]
 
     @property
+    def eyes(self) -> list[Eye]:
+        """The eyes of all judges, each once."""
+        return list({judge.eye.name: judge.eye for judge in self.judges}.values())
+
+    @property
+    def resampling(self) -> Resampling:
+        """How intervals are made."""
+        return Resampling(self.cfg.bootstrap, self.cfg.seed)
+
+    @property
     def subject(self) -> MethodInfo:
-        """What the report is about: the model, else the folder, else the first baseline."""
+        """The method that the report is about: the model, else the folder, else the first baseline."""
         by_name = {info.name: info for info in self.methods}
-        wanted = ("model", "folder", *self.cfg.models, "pix2pix", "ridge")
-        return next((by_name[name] for name in wanted if name in by_name), self.methods[0])
+        order = ("model", "folder", *self.cfg.models, "pix2pix", "ridge")
+        return next((by_name[name] for name in order if name in by_name), self.methods[0])
 
     @property
     def files(self) -> list[HashedFile]:
-        """What defines the subject."""
-        read = [HashedFile(str(w.path), w.sha256) for w in self.weights.values()]
+        """The files that the figures depend on."""
+        cfg = self.cfg
+        hashes = [(str(weights.path), weights.sha256) for weights in self.weights.values()]
         if self.pix2pix is not None:
-            read.append(HashedFile(str(self.pix2pix.path), self.pix2pix.sha256))
-        if self.cfg.mapping is not None:
-            read.append(HashedFile(self.cfg.mapping, picture_sha256(Path(self.cfg.mapping))))
-        networks = (self.cfg.onnx, self.cfg.kid, self.cfg.lpips, self.cfg.lpips_heads)
-        read += [HashedFile(path, sha256(path)) for path in networks if path is not None]
-        networks_of_ours = {
-            path: digest for w in self.weights.values() for path, digest in w.networks.items()
-        }
-        networks_of_ours |= {
-            str(self.cfg.face_landmark_weights): reader.eye.identity["pipnet"]
-            for reader in self.readers
-            if isinstance(reader.eye, LandmarkEye)
-        }
-        return read + [HashedFile(path, digest) for path, digest in networks_of_ours.items()]
+            hashes.append((str(self.pix2pix.path), self.pix2pix.sha256))
+        if cfg.mapping is not None:
+            hashes.append((cfg.mapping, picture_sha256(Path(cfg.mapping))))
+        hashes += [(path, sha256(path)) for path in (cfg.onnx, cfg.kid, cfg.lpips, cfg.lpips_heads) if path]
+        ours = {path: digest for w in self.weights.values() for path, digest in w.networks.items()}
+        if (digest := _network_of(self.readers)) is not None:
+            ours[str(cfg.face_landmark_weights)] = digest
+        return [HashedFile(path, digest) for path, digest in (*hashes, *ours.items())]
 
 
-def prepare(arguments: Sequence[str]) -> Plan:
-    """The evaluation that a command line asks for.
-
-    Args:
-        arguments: of ``evaluate.py``.
+def make_plan(arguments: Sequence[str]) -> Plan:
+    """Return the evaluation that a command line of ``evaluate.py`` asks for.
 
     Raises:
-        ValueError: whatever was given cannot be used; the message says what to do.
-        OSError: a file that cannot be read.
+        ValueError: an input that cannot be used; the message says what to do. OSError: a file that cannot be read.
     """
     file = next((Path(a) for a in arguments if "=" not in a and a.endswith((".yaml", ".yml"))), None)
-    given = list(arguments) if file is not None else [str(DEFAULT), *arguments]
-    cfg = parse_command_line(EvaluateConfig, given, file_key="faces")
+    settings = list(arguments) if file is not None else [str(DEFAULT), *arguments]
+    cfg = expand(parse_command_line(EvaluateConfig, settings, file_key="faces"))
     check_installed()
     device = choose_device(cfg.device)
     team = find_team(cfg.devices, device)
     device = team.device(device)
-    dtype = choose_precision(cfg.precision, device)
     judges = judges_of(cfg)
     if cfg.onnx is not None:
         judges.append(onnx_judge(Path(cfg.onnx), cfg.rectangle))
+
     inputs = read_inputs(cfg)
-    elsewhere: list[tuple[Path, ...]] = []
-    if cfg.faces is not None:
-        elsewhere = find_faces(Path(cfg.faces), _path(cfg.mapping), inputs.probes)
-    paths = {name: Path(path) for name, path in cfg.models.items()}
-    if cfg.weights is not None:
-        paths = {"model": Path(cfg.weights), **paths}
+    elsewhere = (
+        find_faces(Path(cfg.faces), _path(cfg.mapping), inputs.probes) if cfg.faces is not None else []
+    )
     donors = shuffled_donors(inputs.probes, inputs.gallery, inputs.train, cfg.seed)
-    known = {r.skull_path: r for r in (*donors.records, *inputs.gallery) if r is not None}
-    landmarks = ShownLandmarks(cfg.landmarks, shipped(cfg.landmark_weights), known)
+    people = {r.skull_path: r for r in (*donors.records, *inputs.gallery) if r is not None}
+    landmarks = ShownLandmarks(cfg.landmarks, shipped(cfg.landmark_weights), people)
+
+    paths = {**({"model": cfg.weights} if cfg.weights is not None else {}), **cfg.models}
     guidance = {name: with_shipped_networks(cfg.spgd_of(name)) for name in paths}
     weights = {
         name: Weights.look(
-            path, landmarks, cfg.texture, _guided_cases(cfg, inputs, donors, name), guidance[name]
+            Path(path), landmarks, cfg.texture, _guided_cases(cfg, inputs, donors, name), guidance[name]
         )
         for name, path in paths.items()
     }
-    inputs = replace(inputs, remarks=(*inputs.remarks, *_of_guidance(guidance, cfg)))
-    pinned = [
-        name
-        for name, found in weights.items()
-        if guidance[name].fixes_points or (cfg.landmarks == "known" and found.shown_landmarks)
-    ]
-    if pinned and cfg.edited and inputs.variants:
-        told = "their landmarks are fixed points, which no edit of the person moves"
-        inputs = replace(inputs, remarks=(*inputs.remarks, f"No edits of {', '.join(pinned)}: {told}."))
-    if shown := [name for name, found in weights.items() if found.shown_landmarks]:
-        inputs = replace(inputs, remarks=(*inputs.remarks, landmarks.remark(shown)))
-    inputs = replace(inputs, remarks=(*inputs.remarks, *_of_texture(cfg.texture, weights)))
-    readers = _readers(cfg, inputs, judges)
-    inputs = replace(inputs, remarks=(*inputs.remarks, *_of_readers(readers, guidance)))
-    sampling = {name: _sampling(given, found) for name, found in weights.items()}
+    sampling = {name: _sampling(settings, own) for name, own in weights.items()}
     for name, how in guidance.items():
         _check_window(name, how, sampling[name])
     if "model" in sampling:
         cfg.sampling = sampling["model"]
+    pinned = [
+        name
+        for name, own in weights.items()
+        if guidance[name].fixes_points or (cfg.landmarks == "known" and own.shown_landmarks)
+    ]
+    readers = _readers(cfg, inputs, judges)
+    remarks = [
+        *inputs.remarks,
+        *_of_guidance(guidance, cfg),
+        *_of_pinned(pinned if cfg.edited and inputs.variants else []),
+        *landmarks.remarks([name for name, own in weights.items() if own.shown_landmarks]),
+        *_of_texture(cfg.texture, weights),
+        *_of_readers(readers, guidance),
+    ]
     pix2pix = None if cfg.pix2pix is None else Translator.look(Path(cfg.pix2pix))
     if pix2pix is not None:
         pix2pix.check(record.biometrics for record in (*inputs.probes, *inputs.variants))
@@ -187,7 +194,7 @@ def prepare(arguments: Sequence[str]) -> Plan:
         cfg=cfg,
         preset=_preset(file or DEFAULT, arguments),
         command=shlex.join(["python", "evaluate.py", *arguments]),
-        inputs=inputs,
+        inputs=replace(inputs, remarks=tuple(remarks)),
         methods=methods,
         not_run=not_run,
         weights=weights,
@@ -204,12 +211,12 @@ def prepare(arguments: Sequence[str]) -> Plan:
         donors=donors,
         team=team,
         device=device,
-        dtype=dtype,
+        dtype=choose_precision(cfg.precision, device),
     )
 
 
 def _readers(cfg: EvaluateConfig, inputs: Inputs, judges: Sequence[Judge]) -> list[EditReader]:
-    """What edits are measured with; nothing where there are none. Raises: InputError, CheckpointError."""
+    """Return the networks that edits are measured with. Raises: InputError, CheckpointError."""
     if not (cfg.edited and inputs.variants):
         return []
     network = None if cfg.face_landmark_weights is None else shipped(cfg.face_landmark_weights)
@@ -221,70 +228,70 @@ def _readers(cfg: EvaluateConfig, inputs: Inputs, judges: Sequence[Judge]) -> li
     return edit_readers(network, judges)
 
 
+def _network_of(readers: Sequence[EditReader]) -> str | None:
+    """Return the hash of the landmark network among the readers."""
+    return next((r.eye.identity["pipnet"] for r in readers if isinstance(r.eye, LandmarkEye)), None)
+
+
 def _guided_cases(cfg: EvaluateConfig, inputs: Inputs, donors: Donors, name: str) -> list[Case]:
-    """All that a model's guidance may be asked for: the probes, and for true landmarks those with others' skulls."""
+    """Return the cases that a model's guidance needs targets for: the probes, and for true landmarks those with others'
+    skulls.
+    """
     cases = inputs.probe_cases
-    if name != "model" or cfg.spgd_of(name).target != "true":
-        return cases
-    if cfg.methods and "shuffled" not in cfg.methods:
+    shuffled = name == "model" and (not cfg.methods or "shuffled" in cfg.methods)
+    if cfg.spgd_of(name).target != "true" or not shuffled:
         return cases
     pairs = zip(cases, donors.records, strict=True)
     return cases + [with_skull_of(case, donor) for case, donor in pairs if donor is not None]
 
 
 def _check_window(name: str, guidance: SpgdConfig, sampling: SamplingConfig) -> None:
-    """Raises: InputError: it is switched on, and would guide no step."""
+    """Raise InputError if guidance is switched on and would guide no step."""
     try:
         guidance.guided_steps(sampling.steps)
     except ValueError as error:
         raise InputError(f"{name}: {error}") from error
 
 
+# ---------------------------------------------------------------- remarks for the reader of the report
 def _of_guidance(guidance: Mapping[str, SpgdConfig], cfg: EvaluateConfig) -> list[str]:
-    """What the reader of the report should know of it."""
     acting = {name: how for name, how in guidance.items() if how.acts}
     remarks = [f"{name} is {why}." for name, how in guidance.items() if (why := how.idle) is not None]
-    if not acting:
-        return remarks
-    told = "; ".join(f"{name}: {how.summary}" for name, how in acting.items())
-    remarks.append(f"Guided: {told}.")
-    own = acting.get("model")
-    shuffled = not cfg.methods or "shuffled" in cfg.methods
-    if own is not None and own.names_files and shuffled:
+    if acting:
+        remarks.append(f"Guided: {'; '.join(f'{name}: {how.summary}' for name, how in acting.items())}.")
+    if "model" in acting and acting["model"].names_files and (not cfg.methods or "shuffled" in cfg.methods):
         remarks.append(
             "The faces with another's skull are not guided: the points in spgd.target are the probes' own."
         )
     return remarks
 
 
+def _of_pinned(names: Sequence[str]) -> list[str]:
+    reason = "their landmarks are fixed points, which no edit of the person moves"
+    return [f"No edits of {', '.join(names)}: {reason}."] if names else []
+
+
 def _of_readers(readers: Sequence[EditReader], guidance: Mapping[str, SpgdConfig]) -> list[str]:
-    """Who reads edits and guided the faces too."""
-    network = next((r.eye.identity["pipnet"] for r in readers if isinstance(r.eye, LandmarkEye)), None)
-    led = [
+    network = _network_of(readers)
+    names = [
         name
         for name, how in guidance.items()
         if how.acts and how.landmarks > 0 and sha256(how.face_landmark_weights) == network
     ]
-    if not led:
-        return []
-    return [
-        f"Edits of {', '.join(led)} are read by the network that guided their landmarks: it flatters them."
-    ]
+    reason = "are read by the network that guided their landmarks: it flatters them"
+    return [f"Edits of {', '.join(names)} {reason}."] if names else []
 
 
 def _of_texture(choice: str, weights: Mapping[str, Weights]) -> list[str]:
-    """What the reader of the report should know. Raises: InputError: an exemplar for models without a branch."""
-    shown = [name for name, found in weights.items() if found.shown_texture]
-    if shown:
-        whose = (
-            "another person of the same style, as the manifest says"
-            if choice == "auto"
-            else Path(choice).name
-        )
-        told = f"Drawn with the look of the skin of {whose}: {', '.join(shown)}."
-        if choice == "auto":
-            told += " Choosing it takes knowing the true face's surface, and no baseline is told that."
-        return [told]
+    """Raise InputError where an exemplar is given and no model has a branch for it."""
+    names = ", ".join(name for name, own in weights.items() if own.shown_texture)
+    if names and choice == "auto":
+        return [
+            "Drawn with the look of the skin of another person of the same style, as the manifest says: "
+            f"{names}. Choosing it takes knowing the true face's surface, and no baseline is told that."
+        ]
+    if names:
+        return [f"Drawn with the look of the skin of {Path(choice).name}: {names}."]
     if choice not in ("auto", "none"):
         raise InputError(
             f"texture={choice}: none of the weights has a texture branch; add one and train it (python "
@@ -299,7 +306,7 @@ def _path(name: str | None) -> Path | None:
 
 def _preset(file: Path, arguments: Sequence[str]) -> str:
     keys = {argument.partition("=")[0].split(".")[0] for argument in arguments if "=" in argument}
-    return file.stem if file.stem in PRESETS and keys <= set(_LEAVES_PRESET) else "custom"
+    return file.stem if file.stem in PRESETS and keys <= _LEAVES_PRESET else "custom"
 
 
 def _sampling(arguments: Sequence[str], weights: Weights) -> SamplingConfig:
@@ -310,7 +317,7 @@ def _sampling(arguments: Sequence[str], weights: Weights) -> SamplingConfig:
 
 
 def _methods(cfg: EvaluateConfig, inputs: Inputs) -> tuple[list[MethodInfo], list[NotRun]]:
-    """The methods that run, and the others with the reason.
+    """Return the methods that run, and the others with the reason.
 
     Raises:
         InputError: one that was asked for by name cannot run, or none can.
@@ -321,44 +328,54 @@ def _methods(cfg: EvaluateConfig, inputs: Inputs) -> tuple[list[MethodInfo], lis
     }
     known = {"model": METHODS["model"], **extra, **METHODS}
     reasons = {name: reason for name in known if (reason := _obstacle(name, cfg, inputs))}
+    for name in cfg.methods:
+        if name in reasons:
+            raise InputError(f"methods: {name} cannot run: {reasons[name]}")
     asked = cfg.methods or list(known)
-    refused = [name for name in cfg.methods if name in reasons]
-    if refused:
-        raise InputError(f"methods: {refused[0]} cannot run: {reasons[refused[0]]}")
     running = [known[name] for name in known if name in asked and name not in reasons]
     if not [info for info in running if info.name != "permuted"]:
         raise InputError(
             "methods: none can run; give weights=FILE or faces=FOLDER, or data with a train list"
         )
-    left_out = {name: "not among the methods asked for" for name in known if name not in asked}
     not_run = [
-        NotRun(name, info.label, reasons.get(name, left_out.get(name, "")))
+        NotRun(name, info.label, reasons.get(name, "not among the methods asked for"))
         for name, info in known.items()
-        if name in reasons or name in left_out
+        if name in reasons or name not in asked
         if name != "folder" or cfg.faces is not None or "model" in reasons
     ]
-    if not cfg.models:
-        not_run.append(
-            NotRun("plain", "plain ControlNet", "no weights of it were given: models={plain: FILE} adds it")
-        )
-    if cfg.lpips is None:
-        reason = "no weights of its network were given (lpips=FILE: torchvision's AlexNet)"
-        not_run.append(NotRun("lpips", "LPIPS", reason))
-    if cfg.kid is None:
-        reason = "no weights of its network were given (kid=FILE: torchvision's Inception v3 or ResNet-50)"
-        not_run.append(NotRun("kid", "KID", reason))
+    for name, label, missing, reason in (
+        (
+            "plain",
+            "plain ControlNet",
+            not cfg.models,
+            "no weights of it were given: models={plain: FILE} adds it",
+        ),
+        (
+            "lpips",
+            "LPIPS",
+            cfg.lpips is None,
+            "no weights of its network were given (lpips=FILE: torchvision's AlexNet)",
+        ),
+        (
+            "kid",
+            "KID",
+            cfg.kid is None,
+            "no weights of its network were given (kid=FILE: torchvision's Inception v3 or ResNet-50)",
+        ),
+    ):
+        not_run += [NotRun(name, label, reason)] if missing else []
     return running, not_run
 
 
 def _obstacle(name: str, cfg: EvaluateConfig, inputs: Inputs) -> str | None:
-    """Why a method cannot run; None where it can."""
+    """Return why a method cannot run; None where it can."""
     if name in OF_THE_MODEL and cfg.weights is None:
         return "no weights of ours were given (weights=FILE)"
     if name in OF_PIX2PIX and cfg.pix2pix is None:
         return "no weights of it were given (pix2pix=FILE: what configs/demo/pix2pix.yaml trains)"
     if name == "folder" and cfg.faces is None:
         return "no pictures from elsewhere were given (faces=FOLDER)"
-    if name in ("ridge", "nearest", "group_mean", "mean_face") and not inputs.train:
+    if name in OF_TRAINING and not inputs.train:
         return f"{inputs.root} has no split_data/train.json to learn from"
     if name == "ridge" and not inputs.valid:
         return f"{inputs.root} has no split_data/valid.json to choose its penalty on"

@@ -1,4 +1,4 @@
-"""Making the faces: every method's pictures of every probe, on disk, before any of them is judged."""
+"""Make the faces: every method's pictures of every probe, on disk, before any of them is judged."""
 
 from __future__ import annotations
 
@@ -12,25 +12,20 @@ from cldm.config import SamplingConfig
 from data.biometrics import Biometrics
 from data.cases import Case
 from data.manifest import Record
-from muti_control.evaluation.methods.controls import permuted, told_another, with_skull_of
+from muti_control.evaluation.methods.controls import other_attributes, permuted, with_skull_of
 from muti_control.evaluation.methods.edits import EditPlan, find_edits
 from muti_control.evaluation.methods.faces import Faces
 from muti_control.evaluation.methods.learnt import Drawing, Learnt, skull_features
-from muti_control.evaluation.methods.sampled import Sampler, Wanted, faces_of
+from muti_control.evaluation.methods.sampled import Sampler, SamplingRun
 from muti_control.evaluation.methods.translated import Task
 from muti_control.evaluation.plan import Plan
-from muti_control.evaluation.protocol.progress import Progress
+from muti_control.evaluation.protocol.inputs import face_of
+from muti_control.evaluation.protocol.progress import stage
 from muti_control.evaluation.protocol.registry import CEILINGS, OF_PIX2PIX, OF_TRAINING, MethodInfo
 from muti_control.evaluation.protocol.run_folder import FACES
 from settings.reading import to_yaml
 
-LEARN, DRAW, TRANSLATE, SAMPLE, DECODE = (
-    "reading the training pairs",
-    "drawing baselines",
-    "drawing Pix2Pix's faces",
-    "drawing faces",
-    "autoencoder",
-)
+Drawn = dict[int, tuple[Path, ...]]  # probe -> its faces
 
 
 @dataclass
@@ -46,191 +41,177 @@ class Made:
     details: dict[str, Any] = field(default_factory=dict)
 
     def of(self, name: str) -> Faces | None:
-        """The faces of a method, or None."""
+        """Return the faces of a method, or None."""
         return next((faces for faces in self.methods if faces.info.name == name), None)
 
+    @property
+    def everything(self) -> list[Faces]:
+        """All of them in one list."""
+        return [*self.methods, *([self.told] if self.told else []), *(faces for _, faces in self.edits)]
 
-class Production:
-    """Makes what a plan asks for in a run's folder; what is there already is kept."""
 
+def make_faces(plan: Plan, folder: Path) -> Made:
+    """Make what a plan asks for in a run's folder; what is there already is kept.
+
+    Each process of the team makes its share of the model's faces; the first one makes all others.
+    """
+    return _Production(plan, folder).make()
+
+
+class _Production:
     def __init__(self, plan: Plan, folder: Path) -> None:
-        self._plan, self._folder = plan, folder / FACES
-        self._edits = find_edits(plan.inputs, plan.cfg.edited)
-        self._runs = {name: self._wanted(name) for name in plan.weights}
+        self._plan, self._folder, self._names = plan, folder / FACES, plan.names
+        self._edits = find_edits(plan.inputs.probes, plan.inputs.variants, plan.cfg.edited)
+        self._made = Made()
+        self._by_name: dict[str, Faces] = {}
 
-    def stages(self) -> dict[str, tuple[int, float]]:
-        """Name -> number of steps and guessed seconds of one, for the progress bar."""
-        plan, size = self._plan, self._plan.team.size
-        stages: dict[str, tuple[int, float]] = {}
-        if self._learning:
-            pairs = len(plan.inputs.train) + len(plan.inputs.valid)
-            stages[LEARN], stages[DRAW] = (pairs, 0.02), (len(plan.inputs.train), 0.01)
-        if translated := sum(map(len, self._tasks().values())):
-            stages[TRANSLATE] = (translated, 0.1)
-        for name, runs in self._runs.items():
-            steps = sum(wanted.steps for _, wanted in runs)
-            stages[f"{SAMPLE} ({name})"] = (-(-steps // size), 0.05)
-        if "autoencoder" in plan.names:
-            decoded = len(plan.inputs.rows) + sum(len(edit.variants) for edit in self._edits)
-            stages[DECODE] = (-(-decoded // size), 0.3)
-        return stages
-
-    def make(self, progress: Progress) -> Made:
-        """Everything; each process of the team makes its share, and what is not shared is made by the first."""
-        made = Made()
-        by_name: dict[str, Faces] = {}
-        if self._learning and self._plan.team.is_first:
-            self._learn(by_name, made, progress)
-        if self._plan.pix2pix is not None and self._plan.team.is_first:
-            self._translate(by_name, made, progress)
-        for name in self._plan.weights:
-            self._sample(name, by_name, made, progress)
-        if self._plan.elsewhere and "folder" in self._plan.names:
-            by_name["folder"] = self._faces("folder", dict(enumerate(self._plan.elsewhere)))
-        self._from_the_cohort(by_name)
-        made.methods = [by_name[name] for name in self._plan.names if name in by_name]
-        if "permuted" in self._plan.names and made.methods:
-            made.methods.append(self._permuted(by_name.get(self._plan.subject.name, made.methods[0])))
+    def make(self) -> Made:
+        plan, first = self._plan, self._plan.team.is_first
+        if first and any(name in OF_TRAINING for name in self._names):
+            self._learn()
+        if first and plan.pix2pix is not None:
+            self._translate()
+        for name in plan.weights:
+            self._sample(name)
+        if plan.elsewhere:
+            self._keep("folder", dict(enumerate(plan.elsewhere)))
+        self._from_the_cohort()
+        made = self._made
+        made.methods = [self._by_name[name] for name in self._names if name in self._by_name]
+        if "permuted" in self._names and made.methods:
+            made.methods.append(self._permuted(self._by_name.get(plan.subject.name, made.methods[0])))
         return made
 
-    @property
-    def _learning(self) -> bool:
-        return any(name in OF_TRAINING for name in self._plan.names)
-
-    def _info(self, name: str) -> MethodInfo:
-        return next(info for info in self._plan.methods if info.name == name)
+    def _stage(self, name: str, steps: int) -> Any:
+        return stage(name, steps, not self._plan.team.is_first)
 
     def _faces(
         self,
         name: str,
-        pictures: Mapping[int, tuple[Path, ...]],
+        pictures: Drawn,
         excluded: Mapping[int, int] | None = None,
         seconds: float | None = None,
     ) -> Faces:
-        return Faces(self._info(name), pictures, excluded or {}, seconds)
+        info: MethodInfo = next(info for info in self._plan.methods if info.name == name)
+        return Faces(info, pictures, excluded or {}, seconds)
+
+    def _keep(self, name: str, pictures: Drawn, *more: Any) -> None:
+        if name in self._names:
+            self._by_name[name] = self._faces(name, pictures, *more)
+
+    def _targets(self, folder: str, probes: Sequence[int]) -> dict[int, Path]:
+        """Return the file of one face of each probe."""
+        cases = self._plan.inputs.probe_cases
+        return {i: self._folder / folder / f"{cases[i].name}_0.png" for i in probes}
+
+    def _columns_of_donors(self, probes: Sequence[int]) -> dict[int, int]:
+        """Return probe -> gallery column of the person who lends it a skull."""
+        columns = self._plan.donors.columns
+        return {i: int(columns[i]) for i in probes if columns[i] >= 0}
 
     # ------------------------------------------------------------ baselines
-    def _learn(self, by_name: dict[str, Faces], made: Made, progress: Progress) -> None:
-        inputs, names = self._plan.inputs, self._plan.names
-        progress.begin(LEARN)
-        learnt = Learnt.of(inputs.train, inputs.valid, inputs.size, "ridge" in names, progress.advance)
-        made.details = learnt.details()
+    def _learn(self) -> None:
+        inputs, every = self._plan.inputs, list(range(len(self._plan.inputs.rows)))
+        with self._stage("reading the training pairs", len(inputs.train) + len(inputs.valid)) as advance:
+            learnt = Learnt.of(inputs.train, inputs.valid, inputs.size, "ridge" in self._names, advance)
+        self._made.details = learnt.details()
         skulls = skull_features(inputs.probe_cases, inputs.size)
         drawing = Drawing(inputs.train, inputs.size)
-        if "nearest" in names:
-            pictures = {i: (path,) for i, path in enumerate(learnt.nearest(skulls))}
-            by_name["nearest"] = self._faces("nearest", pictures)
-        for name in ("ridge", "group_mean", "mean_face"):
-            if name in names:
-                paths = [self._folder / name / f"{case.name}_0.png" for case in inputs.probe_cases]
-                self._add(drawing, learnt.weights(name, skulls, inputs.probes), paths)
-                by_name[name] = self._faces(name, {i: (path,) for i, path in enumerate(paths)})
-        for edit in self._edits if "ridge" in names else []:
-            probes = list(edit.variants)
-            paths = [
-                self._folder / f"ridge_{edit.name}" / f"{inputs.probe_cases[i].name}_0.png" for i in probes
-            ]
-            told = [edit.variants[i] for i in probes]
-            self._add(drawing, learnt.weights("ridge", skulls[probes], told), paths)
-            edited = {i: (path,) for i, path in zip(probes, paths, strict=True)}
-            made.edits.append((edit, self._faces("ridge", edited)))
-        progress.begin(DRAW)
-        drawing.draw(progress.advance)
 
-    @staticmethod
-    def _add(drawing: Drawing, weights: Any, paths: Sequence[Path]) -> None:
-        for row, path in zip(weights, paths, strict=True):
-            if not path.is_file():
-                drawing.add(row, path)
+        def draw(method: str, folder: str, people: Mapping[int, Record]) -> Faces:
+            probes = list(people)
+            targets = self._targets(folder, probes)
+            weights = learnt.weights(method, skulls[probes], list(people.values()))
+            for row, path in zip(weights, targets.values(), strict=True):
+                if not path.is_file():
+                    drawing.add(row, path)
+            return self._faces(method, _single(targets))
+
+        self._keep("nearest", _single(dict(enumerate(learnt.nearest(skulls)))))
+        for name in ("ridge", "group_mean", "mean_face"):
+            if name in self._names:
+                self._by_name[name] = draw(name, name, dict(zip(every, inputs.probes, strict=True)))
+        for edit in self._edits if "ridge" in self._names else []:
+            self._made.edits.append((edit, draw("ridge", f"ridge_{edit.name}", edit.variants)))
+        with self._stage("drawing baselines", len(inputs.train)) as advance:
+            drawing.draw(advance)
 
     # ------------------------------------------------------------ Pix2Pix
-    def _tasks(self) -> dict[str, dict[int, Task]]:
-        """What Pix2Pix has to draw of each probe, by what it is for: a method's name or an edit's."""
+    def _translate(self) -> None:
         plan, inputs = self._plan, self._plan.inputs
-        wanted: dict[str, dict[int, tuple[Case, Biometrics]]] = {}
-        skulls = inputs.probe_cases
-        if "pix2pix" in plan.names:
-            wanted["pix2pix"] = {i: (skulls[i], record.biometrics) for i, record in enumerate(inputs.probes)}
-            for edit in self._edits:
-                wanted[edit.name] = {i: (skulls[i], r.biometrics) for i, r in edit.variants.items()}
-        if "pix2pix_shuffled" in plan.names:
-            wanted["pix2pix_shuffled"] = {
-                i: (with_skull_of(skulls[i], donor), inputs.probes[i].biometrics)
-                for i, donor in enumerate(plan.donors.records)
-                if donor is not None
-            }
-        found: dict[str, dict[int, Task]] = {}
-        for name, of_probe in wanted.items():
-            folder = self._folder / (name if name in OF_PIX2PIX else f"pix2pix_{name}")
-            targets = {i: folder / f"{inputs.probe_cases[i].name}_0.png" for i in of_probe}
-            found[name] = {i: Task(*given, targets[i]) for i, given in of_probe.items()}
-        return found
-
-    def _translate(self, by_name: dict[str, Faces], made: Made, progress: Progress) -> None:
-        plan = self._plan
         assert plan.pix2pix is not None
-        columns = plan.donors.columns
+        skulls, network = inputs.probe_cases, plan.pix2pix
+        jobs: dict[str, dict[int, tuple[Case, Biometrics]]] = {}  # method's or edit's name -> what to draw
+        if "pix2pix" in self._names:
+            jobs["pix2pix"] = {i: (skulls[i], record.biometrics) for i, record in enumerate(inputs.probes)}
+            for edit in self._edits:
+                jobs[edit.name] = {i: (skulls[i], r.biometrics) for i, r in edit.variants.items()}
+        if "pix2pix_shuffled" in self._names:
+            donors = {i: donor for i, donor in enumerate(plan.donors.records) if donor is not None}
+            people = {i: inputs.probes[i].biometrics for i in donors}
+            jobs["pix2pix_shuffled"] = {
+                i: (with_skull_of(skulls[i], d), people[i]) for i, d in donors.items()
+            }
         drawn: dict[str, Faces] = {}
-        progress.begin(TRANSLATE)
-        for name, tasks in self._tasks().items():
-            started = time.monotonic()
-            plan.pix2pix.draw(list(tasks.values()), plan.cfg.batch_size, plan.device, progress.advance)
-            lent = {i: int(columns[i]) for i in tasks if name == "pix2pix_shuffled" and columns[i] >= 0}
-            method = name if name in OF_PIX2PIX else "pix2pix"
-            pictures = {i: (task.target,) for i, task in tasks.items()}
-            drawn[name] = self._faces(method, pictures, lent, time.monotonic() - started)
-        by_name |= {name: faces for name, faces in drawn.items() if name in OF_PIX2PIX}
-        made.edits += [(edit, drawn[edit.name]) for edit in self._edits if edit.name in drawn]
+        with self._stage("drawing Pix2Pix's faces", sum(map(len, jobs.values()))) as advance:
+            for name, job in jobs.items():
+                started = time.monotonic()
+                targets = self._targets(name if name in OF_PIX2PIX else f"pix2pix_{name}", list(job))
+                tasks = [Task(*what, targets[i]) for i, what in job.items()]
+                network.draw(tasks, plan.cfg.batch_size, plan.device, advance)
+                excluded = self._columns_of_donors(list(job)) if name == "pix2pix_shuffled" else {}
+                method = name if name in OF_PIX2PIX else "pix2pix"
+                drawn[name] = self._faces(method, _single(targets), excluded, time.monotonic() - started)
+        self._by_name |= {name: faces for name, faces in drawn.items() if name in OF_PIX2PIX}
+        self._made.edits += [(edit, drawn[edit.name]) for edit in self._edits if edit.name in drawn]
 
     # ------------------------------------------------------------ models
-    def _wanted(self, name: str) -> list[tuple[str, Wanted]]:
-        """The sampling runs of a model, by what they are for."""
+    def _runs(self, name: str) -> dict[str, SamplingRun]:
+        """Return the sampling runs of a model, by what they are for."""
         plan, cfg, sampling = self._plan, self._plan.cfg, self._plan.sampling[name]
         num = len(plan.inputs.rows)
         own = [replace(case, seed_offset=i) for i, case in enumerate(plan.inputs.probe_cases)]
-        runs: list[tuple[str, Wanted]] = []
+        runs: dict[str, SamplingRun] = {}
 
-        def want(
+        def add(
             purpose: str, cases: Sequence[Case], how: SamplingConfig = sampling, more: bool = False
         ) -> None:
             seeds = [cfg.seed + k * num for k in (range(1, cfg.samples) if more else range(1))]
+            guided = how.control_end > 0
+            if purpose.startswith("shuffled") and plan.guidance[name].names_files:
+                guided = False  # files named after the probe hold the probe's points, with any skull
             if cases and seeds:
-                folder, guided = self._folder / f"{name}_{purpose}", how.control_end > 0
-                if purpose.startswith("shuffled") and plan.guidance[name].names_files:
-                    guided = False  # files named after the probe hold the probe's points, whoever's the skull
-                runs.append((purpose, Wanted(folder, cases, seeds, how, guided=guided)))
+                runs[purpose] = SamplingRun(self._folder / f"{name}_{purpose}", cases, seeds, how, guided)
 
-        if name in plan.names:
-            want("own", own)
-        if (
-            name in plan.names and (cfg.guided or name == "model") and name not in plan.pinned
-        ):  # guidance may undo an edit
-            for edit in self._edits:
-                want(edit.name, [replace(own[i], biometrics=r.biometrics) for i, r in edit.variants.items()])
+        if name in self._names:
+            add("own", own)
+            if (cfg.guided or name == "model") and name not in plan.pinned:  # guidance may undo an edit
+                for edit in self._edits:
+                    people = edit.variants.items()
+                    add(edit.name, [replace(own[i], biometrics=r.biometrics) for i, r in people])
         if name != "model":
             return runs
-        swapped = [
-            with_skull_of(case, donor)
-            for case, donor in zip(own, plan.donors.records, strict=True)
-            if donor is not None
-        ]
-        if "shuffled" in plan.names:
-            want("shuffled", swapped)
-        if "attributes" in plan.names:
-            want("attributes", own, sampling.with_(control_start=0.0, control_end=0.0))
-        if name in plan.names:
+        donors = zip(own, plan.donors.records, strict=True)
+        swapped = [with_skull_of(case, donor) for case, donor in donors if donor is not None]
+        if "shuffled" in self._names:
+            add("shuffled", swapped)
+        if "attributes" in self._names:
+            add("attributes", own, sampling.with_(control_start=0.0, control_end=0.0))
+        if name in self._names:
             covered = {case.name for case in own[: cfg.covered]}
-            want("more", own[: cfg.covered], more=True)
-            if "shuffled" in plan.names:
-                want("shuffled_more", [case for case in swapped if case.name in covered], more=True)
-            others = told_another(plan.inputs.probes, cfg.seed)[: cfg.told]
-            told = [replace(own[i], biometrics=own[j].biometrics) for i, j in enumerate(others) if i != j]
-            want("told", told)
+            add("more", own[: cfg.covered], more=True)
+            if "shuffled" in self._names:
+                add("shuffled_more", [case for case in swapped if case.name in covered], more=True)
+            others = other_attributes(plan.inputs.probes, cfg.seed)[: cfg.told]
+            add(
+                "told",
+                [replace(own[i], biometrics=own[j].biometrics) for i, j in enumerate(others) if i != j],
+            )
         return runs
 
-    def _sample(self, name: str, by_name: dict[str, Faces], made: Made, progress: Progress) -> None:
-        plan, cases = self._plan, self._plan.inputs.probe_cases
-        place = {case.name: i for i, case in enumerate(cases)}
+    def _sample(self, name: str) -> None:
+        plan, runs = self._plan, self._runs(name)
+        place = {case.name: i for i, case in enumerate(plan.inputs.probe_cases)}
         sampler = Sampler(
             plan.weights[name],
             plan.device,
@@ -243,17 +224,19 @@ class Production:
             plan.cfg.texture,
             plan.sampling[name].grain,
         )
-        pictures: dict[str, dict[int, tuple[Path, ...]]] = {}
+        pictures: dict[str, Drawn] = {}
         seconds: dict[str, float] = {}
-        progress.begin(f"{SAMPLE} ({name})")
-        for purpose, wanted in self._runs[name]:
-            started = time.monotonic()
-            sampler.draw(wanted, progress.advance)
-            seconds[purpose] = time.monotonic() - started
-            made_of = zip(wanted.cases, faces_of(wanted), strict=True)
-            pictures[purpose] = {place[case.name]: paths for case, paths in made_of}
-        if "autoencoder" in plan.names and name == "model":
-            by_name["autoencoder"] = self._through_autoencoder(sampler, made, progress)
+        with self._stage(
+            f"drawing faces ({name})", -(-sum(r.steps for r in runs.values()) // plan.team.size)
+        ) as advance:
+            for purpose, run in runs.items():
+                started = time.monotonic()
+                sampler.draw(run, advance)
+                seconds[purpose] = time.monotonic() - started
+                made = zip(run.cases, run.faces, strict=True)
+                pictures[purpose] = {place[case.name]: paths for case, paths in made}
+        if "autoencoder" in self._names and name == "model":
+            self._decode(sampler)
         for key, own, more in (
             (name, "own", "more"),
             ("shuffled", "shuffled", "shuffled_more"),
@@ -262,67 +245,57 @@ class Production:
             if own in pictures:
                 further = pictures.get(more, {})
                 drawn = {i: paths + further.get(i, ()) for i, paths in pictures[own].items()}
-                columns = plan.donors.columns if key == "shuffled" else None
-                lent = {} if columns is None else {i: int(columns[i]) for i in drawn if columns[i] >= 0}
-                by_name[key] = self._faces(key, drawn, lent, seconds[own])
+                excluded = self._columns_of_donors(list(drawn)) if key == "shuffled" else {}
+                self._by_name[key] = self._faces(key, drawn, excluded, seconds[own])
         if "told" in pictures:
-            made.told = self._faces(name, pictures["told"])
+            self._made.told = self._faces(name, pictures["told"])
         for edit in self._edits:
             if edit.name in pictures:
-                made.edits.append((edit, self._faces(name, pictures[edit.name])))
+                self._made.edits.append((edit, self._faces(name, pictures[edit.name])))
 
-    def _through_autoencoder(self, sampler: Sampler, made: Made, progress: Progress) -> Faces:
-        """The true faces, and those after the edits: what can be read of an edit off pictures of the model at all."""
+    def _decode(self, sampler: Sampler) -> None:
+        """Pass the true faces, and those after the edits, through the autoencoder: the limit of any model's pictures."""
         cases = self._plan.inputs.probe_cases
-        sources = {i: case.face_path for i, case in enumerate(cases) if case.face_path is not None}
-        progress.begin(DECODE)
-
-        def decoded(folder: str, faces: Mapping[int, Path]) -> Faces:
-            targets = {i: self._folder / folder / f"{cases[i].name}_0.png" for i in faces}
-            started = time.monotonic()
-            sampler.through_autoencoder([(faces[i], targets[i]) for i in faces], progress.advance)
-            seconds = time.monotonic() - started
-            return self._faces("autoencoder", {i: (path,) for i, path in targets.items()}, seconds=seconds)
-
+        truths = {i: case.face_path for i, case in enumerate(cases) if case.face_path is not None}
+        jobs = [("autoencoder", None, truths)]
         for edit in self._edits:
-            after = {i: r.face_path for i, r in edit.variants.items() if r.face_path is not None}
-            made.edits.append((edit, decoded(f"autoencoder_{edit.name}", after)))
-        return decoded("autoencoder", sources)
+            after = {i: face_of(record) for i, record in edit.variants.items()}
+            jobs.append((f"autoencoder_{edit.name}", edit, after))
+        steps = -(-sum(len(faces) for *_, faces in jobs) // self._plan.team.size)
+        with self._stage("autoencoder", steps) as advance:
+            for folder, edit, faces in jobs:
+                started, targets = time.monotonic(), self._targets(folder, list(faces))
+                sampler.through_autoencoder([(faces[i], targets[i]) for i in faces], advance)
+                made = self._faces("autoencoder", _single(targets), seconds=time.monotonic() - started)
+                if edit is None:
+                    self._by_name["autoencoder"] = made
+                else:
+                    self._made.edits.append((edit, made))
 
-    # ------------------------------------------------------------ what the data hold
-    def _from_the_cohort(self, by_name: dict[str, Faces]) -> None:
-        inputs, names = self._plan.inputs, self._plan.names
-        probes = dict(enumerate(inputs.probes))
+    # ------------------------------------------------------------ faces of the data
+    def _from_the_cohort(self) -> None:
+        inputs, probes = self._plan.inputs, dict(enumerate(self._plan.inputs.probes))
+
+        def pictures(whose: Mapping[int, Record], faces: Mapping[str, Record]) -> Drawn:
+            known = {i: record for i, record in whose.items() if record.subject in faces}
+            return {i: (face_of(faces[record.subject]),) for i, record in known.items()}
+
         for name in CEILINGS:
-            if name in names:
-                by_name[name] = self._faces(name, self._pictures(probes, inputs.expected[name]))
-        if "ceiling_shuffled" in names:
-            lent = {
-                i: inputs.gallery[column]
-                for i, column in enumerate(self._plan.donors.columns)
-                if column >= 0 and inputs.gallery[column].subject in inputs.expected["ceiling"]
-            }
-            columns = {i: int(self._plan.donors.columns[i]) for i in lent}
-            if lent:
-                by_name["ceiling_shuffled"] = self._faces(
-                    "ceiling_shuffled", self._pictures(lent, inputs.expected["ceiling"]), columns
-                )
-        if "turned" in names:
-            by_name["turned"] = self._faces("turned", self._pictures(probes, inputs.turned))
-
-    @staticmethod
-    def _pictures(whose: Mapping[int, Record], faces: Mapping[str, Record]) -> dict[int, tuple[Path, ...]]:
-        found = {i: faces.get(record.subject) for i, record in whose.items()}
-        return {i: (r.face_path,) for i, r in found.items() if r is not None and r.face_path is not None}
+            self._keep(name, pictures(probes, inputs.expected[name]))
+        columns = self._columns_of_donors(list(probes))
+        lent = pictures({i: inputs.gallery[c] for i, c in columns.items()}, inputs.expected["ceiling"])
+        if lent:
+            self._keep("ceiling_shuffled", lent, {i: columns[i] for i in lent})
+        self._keep("turned", pictures(probes, inputs.turned))
 
     def _permuted(self, faces: Faces) -> Faces:
-        """Faces held against another probe's name, whose own face does not count."""
-        rows = self._plan.inputs.rows
-        probes = sorted(faces.pictures)
-        other = permuted(len(probes), self._plan.cfg.seed)
-        whose = {probes[i]: probes[j] for i, j in enumerate(other)}
-        return Faces(
-            self._info("permuted"),
-            {i: faces.pictures[j][:1] for i, j in whose.items()},
-            {i: int(rows[j]) for i, j in whose.items() if i != j},
-        )
+        """Return faces held against another probe's name, whose own face does not count."""
+        rows, probes = self._plan.inputs.rows, sorted(faces.pictures)
+        order = permuted(len(probes), self._plan.cfg.seed)
+        whose = {probes[i]: probes[j] for i, j in enumerate(order)}
+        pictures = {i: faces.pictures[j][:1] for i, j in whose.items()}
+        return self._faces("permuted", pictures, {i: int(rows[j]) for i, j in whose.items() if i != j})
+
+
+def _single(paths: Mapping[int, Path]) -> Drawn:
+    return {i: (path,) for i, path in paths.items()}

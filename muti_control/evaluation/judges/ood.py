@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,11 +112,10 @@ def _both(rows: Floats, train: Floats) -> Floats:
     return np.stack([Density.fit(train).distances(rows), nearest_distances(rows, train)])
 
 
-def small_skulls(cases: Sequence[Case], size: int, advance: Callable[[int], None]) -> Floats:
+def small_skulls(cases: Sequence[Case], size: int) -> Floats:
     """Features (N, D) of skull pictures brought to ``size`` px first. Raises: ImageError, PartialError."""
     rows = []
     for case in cases:
         picture = to_uint8(read_skull(case, size).mean(axis=2))[None].astype(np.float32) / 255
         rows.append(picture_features(picture, SIDE)[0])
-        advance(1)
     return np.stack(rows)

@@ -85,7 +85,7 @@ def permuted(num: int, seed: int) -> NDArray[np.int64]:
     return other
 
 
-def told_another(probes: Sequence[Record], seed: int) -> list[int]:
+def other_attributes(probes: Sequence[Record], seed: int) -> list[int]:
     """For each probe the index of another one that the prompt tells apart from it; itself where there is none."""
     rng = np.random.default_rng([seed, len(probes), 1])
     groups = [group_of(record) for record in probes]

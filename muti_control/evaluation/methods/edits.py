@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from data.manifest import Record
-from muti_control.evaluation.protocol.inputs import Inputs
 
 MASS_LEVELS = 2  # how far body mass is moved
 LEAST_YEARS, YEARS = (
     10,
     25,
-)  # an older or younger face is at least so far away, and as near to the second as there is
+)  # an edit of age moves at least so far, and as near to the second as the data allow
 
 
 @dataclass(frozen=True)
@@ -24,13 +23,8 @@ class EditPlan:
     variants: Mapping[int, Record]
 
 
-def find_edits(inputs: Inputs, limit: int) -> list[EditPlan]:
-    """The edits that the data know the truth of, each of at most ``limit`` probes, the first that have it."""
-    return edits_of(inputs.probes, inputs.variants, limit)
-
-
-def edits_of(probes: Sequence[Record], variants: Sequence[Record], limit: int) -> list[EditPlan]:
-    """As :func:`find_edits`, of lists that were read already."""
+def find_edits(probes: Sequence[Record], variants: Sequence[Record], limit: int) -> list[EditPlan]:
+    """Return the edits whose truth the data know, each of the first ``limit`` probes that have it."""
     by_subject: dict[str, list[Record]] = {}
     for record in variants:
         by_subject.setdefault(record.subject, []).append(record)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from muti_control.evaluation.methods.baselines import (
     weights_group_mean,
 )
 from muti_control.evaluation.methods.faces import read_grey
-from muti_control.evaluation.protocol.inputs import group_of
+from muti_control.evaluation.protocol.inputs import face_of, group_of
 
 Floats = NDArray[np.floating]
 Advance = Callable[[int], None]
@@ -44,9 +43,8 @@ class Pairs:
         """Of the pictures brought to ``size`` px. Raises: ImageError."""
         skulls, faces = [], []
         for record in records:
-            assert record.face_path is not None
             skulls.append(_feature(record.skull_path, size))
-            faces.append(_feature(record.face_path, size))
+            faces.append(_feature(face_of(record), size))
             advance(1)
         return cls(records, np.stack(skulls), np.stack(faces))
 
@@ -104,11 +102,6 @@ class Drawing:
             self._targets.append([])
         self._targets[place].append(path)
 
-    @property
-    def passes(self) -> int:
-        """How often the training faces will be read."""
-        return -(-len(self._rows) // _ROWS_AT_ONCE)
-
     def draw(self, advance: Advance) -> None:
         """Write all pictures, grey. Raises: ImageError, OSError."""
         for start in range(0, len(self._rows), _ROWS_AT_ONCE):
@@ -116,7 +109,9 @@ class Drawing:
             sums = np.zeros((len(weights), self._size**2), np.float32)
             for first in range(0, len(self._train), _AT_ONCE):
                 part = self._train[first : first + _AT_ONCE]
-                faces = np.stack([_face(record, self._size) for record in part])
+                faces = np.stack([read_grey(face_of(record), self._size).ravel() for record in part]).astype(
+                    np.float32
+                )
                 sums += weights[:, first : first + _AT_ONCE] @ faces
                 advance(len(part))
             for row, targets in zip(sums, self._targets[start : start + _ROWS_AT_ONCE], strict=True):
@@ -126,33 +121,25 @@ class Drawing:
                     write_png(path, picture)
 
 
-def _face(record: Record, size: int) -> NDArray[np.float32]:
-    assert record.face_path is not None
-    return read_grey(record.face_path, size).reshape(-1).astype(np.float32)
-
-
 @dataclass(frozen=True)
 class Learnt:
     """What the training pairs teach. ridge: None without a validation list to choose it on."""
 
     train: Pairs
     ridge: ChosenRidge | None
-    seconds: float
 
     @classmethod
     def of(
         cls, train: Sequence[Record], valid: Sequence[Record], size: int, with_ridge: bool, advance: Advance
     ) -> Learnt:
         """Read the pairs and fit. ``advance`` is told of every pair."""
-        started = time.monotonic()
         pairs = Pairs.read(train, size, advance)
         ridge = ChosenRidge.of(pairs, Pairs.read(valid, size, advance)) if with_ridge else None
-        return cls(pairs, ridge, time.monotonic() - started)
+        return cls(pairs, ridge)
 
     def nearest(self, skulls: Floats) -> list[Path]:
         """The face picture of the training subject with the most similar skull, for skulls (P, D)."""
-        found = [self.train.records[i].face_path for i in nearest_skull(self.train.skulls, skulls)]
-        return [path for path in found if path is not None]
+        return [face_of(self.train.records[i]) for i in nearest_skull(self.train.skulls, skulls)]
 
     def weights(self, method: str, skulls: Floats, records: Sequence[Record]) -> Floats:
         """(P, N) of a method whose faces are sums of training faces: ridge, group_mean or mean_face."""

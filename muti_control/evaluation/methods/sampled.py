@@ -119,18 +119,18 @@ class ShownLandmarks:
             )
         return source
 
-    def remark(self, names: Sequence[str]) -> str:
-        """For the reader of the report; names: of the models that are shown landmarks."""
+    def remarks(self, names: Sequence[str]) -> list[str]:
+        """Return what the reader of the report should know. names: of the models that are shown landmarks."""
         where = {
             "auto": f"read off the skull, with what is told of the person, by {self.weights.name}",
             "known": "of the true face, which nobody has in practice",
         }
-        return f"Drawn with landmarks {where[self.choice]}: {', '.join(names)}."
+        return [f"Drawn with landmarks {where[self.choice]}: {', '.join(names)}."] if names else []
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """One sampling run: of which cases, with which seeds, into which folder; guided: if the settings say so."""
+class SamplingRun:
+    """Which cases are drawn with which seeds, into which folder. guided: whether the settings' guidance acts."""
 
     folder: Path
     cases: Sequence[Case]
@@ -142,6 +142,12 @@ class Wanted:
     def steps(self) -> int:
         """Denoising steps of all its faces together."""
         return len(self.cases) * len(self.seeds) * self.sampling.steps
+
+    @property
+    def faces(self) -> list[tuple[Path, ...]]:
+        """The pictures of each of its cases, in order."""
+        seeds = range(len(self.seeds))
+        return [tuple(self.folder / face_name(case, k) for k in seeds) for case in self.cases]
 
 
 @dataclass
@@ -180,43 +186,43 @@ class Sampler:
             return None
         return choose_textures(self.texture, cases, self.model)[0]
 
-    def draw(self, wanted: Wanted, advance: Advance) -> None:
+    def draw(self, run: SamplingRun, advance: Advance) -> None:
         """Draw what is not there yet. Raises: OutputError, ReconstructionError, ProcessError, OSError."""
-        job = self._job(wanted)
-        before = sum(len(batch) for _, batch in job.missing) * wanted.sampling.steps
-        advance(wanted.steps - before)  # what is there already
+        job = self._job(run)
+        before = sum(len(batch) for _, batch in job.missing) * run.sampling.steps
+        advance(run.steps - before)  # what is there already
         reconstruct_cases(job, advance)
 
-    def _job(self, wanted: Wanted) -> Job:
+    def _job(self, run: SamplingRun) -> Job:
         job = Job(
             model=self.model,
-            cases=wanted.cases,
+            cases=run.cases,
             notes={},
             hashes={},
-            seeds=wanted.seeds,
-            sampling=wanted.sampling,
+            seeds=run.seeds,
+            sampling=run.sampling,
             batch_size=self.batch_size,
             max_sheets=1,
-            folder=RunFolder(wanted.folder),
+            folder=RunFolder(run.folder),
             weights=self.weights.record,
             environment=environment(self.device, self.dtype) | {"processes": self.team.size},
             config=self.config,
             landmarks=self._source,
-            textures=self._textures(wanted.cases),
-            spgd=self._spgd(wanted),
+            textures=self._textures(run.cases),
+            spgd=self._spgd(run),
             team=self.team,
         )
         if not self.team.is_first:
             return job
-        job = replace(job, hashes=self._hashes_of(wanted.cases))
-        _clear_stillborn(wanted.folder)
-        earlier = claim_folder(wanted.folder, resume=True)
+        job = replace(job, hashes=self._hashes_of(run.cases))
+        _clear_stillborn(run.folder)
+        earlier = claim_folder(run.folder, resume=True)
         return job if earlier is None else replace(job, folder=resumed(job, earlier))
 
-    def _spgd(self, wanted: Wanted) -> SpgdRun | None:
-        if not wanted.guided:
+    def _spgd(self, run: SamplingRun) -> SpgdRun | None:
+        if not run.guided:
             return None
-        return load_spgd(self.guidance, self.model, wanted.cases, self._source, self.landmarks.weights)
+        return load_spgd(self.guidance, self.model, run.cases, self._source, self.landmarks.weights)
 
     def _hashes_of(self, cases: Sequence[Case]) -> dict[Path, str]:
         paths = {p for case in cases for p in (case.skull_path, case.face_path) if p is not None}
@@ -246,13 +252,6 @@ class Sampler:
             self.team.check()
             advance(len(part))
         self.team.wait_for_all()
-
-
-def faces_of(wanted: Wanted) -> list[tuple[Path, ...]]:
-    """The pictures that a run makes of each of its cases, in order."""
-    return [
-        tuple(wanted.folder / face_name(case, k) for k in range(len(wanted.seeds))) for case in wanted.cases
-    ]
 
 
 def _clear_stillborn(folder: Path) -> None:

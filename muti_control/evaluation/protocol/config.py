@@ -34,6 +34,13 @@ class DataConfig(Settings):
     trained_on: str | None = None
 
 
+class SweepConfig(Settings):
+    """scales, modes: of SPGD; every mode is tried at every scale."""
+
+    scales: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [0.003, 0.01, 0.03, 0.1]
+    modes: Annotated[list[Literal["plain", "warmup", "spgd"]], Field(min_length=1)] = ["plain", "spgd"]
+
+
 class EvaluateConfig(Settings):
     """What is evaluated, on whom, and by which measures.
 
@@ -63,6 +70,7 @@ class EvaluateConfig(Settings):
     missing: bone that is taken away from every probe's skull (mandible, vault, left, right).
     spgd: of every model's faces, as for sample.py. guided: what is otherwise for some of them, by name (``weights``
         is called model), such as {plain: {mode: plain, scale: 0.01}}; one file under several names compares settings.
+    sweep: SPGD settings to try on the weights, for a recommendation (configs/evaluate/sweep.yaml).
     device, precision, devices, batch_size, sampling: as for sample.py.
     out: folder of all runs; this one goes to OUT/NAME. cache: file of what the recognisers saw before.
     resume: continue this run where it broke off. overwrite: replace an earlier one.
@@ -96,6 +104,7 @@ class EvaluateConfig(Settings):
     sampling: SamplingConfig = SamplingConfig()
     spgd: SpgdConfig = SpgdConfig()
     guided: dict[str, dict[str, Any]] = {}
+    sweep: SweepConfig | None = None
     landmarks: Literal["auto", "none", "known"] = "auto"
     landmark_weights: str = SKULL_LANDMARKS
     face_landmark_weights: str | None = FACE_LANDMARKS

@@ -185,7 +185,7 @@ def _check_strangers(trained_on: Sequence[Record], gallery: Sequence[Record], cf
 
 def _common_size(gallery: Sequence[Record], split: str) -> int:
     """The side that the true faces have in common, if they are squares that can be compared at it."""
-    sizes = {record.target or record.source: picture_size(_face(record)) for record in gallery}
+    sizes = {record.target or record.source: picture_size(face_of(record)) for record in gallery}
     (usual, _), *others = Counter(sizes.values()).most_common()
     odd = [name for name, size in sizes.items() if size != usual]
     if others:
@@ -203,7 +203,8 @@ def _common_size(gallery: Sequence[Record], split: str) -> int:
     return usual[0]
 
 
-def _face(record: Record) -> Path:
+def face_of(record: Record) -> Path:
+    """Return the true face's file."""
     assert record.face_path is not None  # read_manifest asked for it
     return record.face_path
 

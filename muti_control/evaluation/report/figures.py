@@ -14,6 +14,8 @@ from muti_control.evaluation.results.results import Coverage, Curve, Evaluation
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from muti_control.evaluation.sweep import Row
+
     Panel = tuple[str, Callable[[Axes], None]]
 
 _LOOK = {  # of text and axes; the salt and a missing date make the file reproducible
@@ -177,6 +179,25 @@ def unusual_skulls(evaluation: Evaluation) -> str | None:
         axes.set(xlabel="score of unlikeness", ylabel="% of skulls", xlim=(edges[0], edges[-1]))
 
     return _svg([("", draw)])
+
+
+def sweep(rows: Sequence[Row]) -> str | None:
+    """Return identity, NME and realism over the scale, a line for each mode. rows: of a sweep, unguided first."""
+    free, *guided = rows
+
+    def panel(key: str) -> Callable[[Axes], None]:
+        def draw(axes: Axes) -> None:
+            for mode, colour in zip(dict.fromkeys(row.mode for row in guided), _BASELINES, strict=False):
+                points = sorted((row.scale, getattr(row, key)) for row in guided if row.mode == mode)
+                axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, label=mode)
+            axes.axhline(getattr(free, key), color=_BLACK, linestyle="--", linewidth=1.2, label="unguided")
+            axes.set(xscale="log", xlabel="spgd.scale")
+
+        return draw
+
+    titles = {"identity": "Distance to the true face", "nme": "NME by dlib, %", "realism": "KID x 1000"}
+    known = [key for key in titles if all(getattr(row, key) is not None for row in rows)]
+    return _svg([(f"{titles[key]} (lower is better)", panel(key)) for key in known])
 
 
 def _line(axes: Axes, curve: Curve, label: str, look: dict[str, Any], band: bool) -> None:

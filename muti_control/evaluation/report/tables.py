@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -183,3 +183,42 @@ def _numbers_of_skulls(evaluation: Evaluation, columns: Sequence[Column]) -> str
             low, high = min(numbers), max(numbers)
             fewer.append(f"{method.label} {low}" + (f" to {high}" if high > low else ""))
     return f"All on {plural(whole, 'skull')}" + (f", except: {'; '.join(fewer)}." if fewer else ".")
+
+
+# ---------------------------------------------------------------- for the terminal
+def as_text(lines: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
+    """Return lines of cells as aligned text. right: columns that are aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = (
+        [
+            cell.rjust(width) if k in right else cell.ljust(width)
+            for k, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        for line in lines
+    )
+    return "\n".join("   ".join(row).rstrip() for row in rows)
+
+
+def results_as_text(evaluation: Evaluation) -> str:
+    """Return one line for each method: rank-1 with its interval and rank-5 under each recogniser, in per cent."""
+    names = [recogniser.name for recogniser in evaluation.recognisers]
+    size = evaluation.protocol.gallery_size
+    lines = [["method", *(head for name in names for head in (f"{name}: rank-1", "[95 %]", "rank-5"))]]
+    for method in evaluation.methods:
+        cells = [method.label]
+        for name in names:
+            figures = method.identification.get(name)
+            rank1 = None if figures is None else figures.rank1
+            interval = (
+                ""
+                if rank1 is None or rank1.low is None
+                else f"[{100 * rank1.low:.0f}, {100 * rank1.high:.0f}]"
+            )
+            cells += [_percent(rank1 and rank1.value), interval, _percent(figures and figures.rank5.value)]
+        lines.append(cells)
+    lines.append(["chance", *[_percent(1 / size), "", _percent(min(5 / size, 1))] * len(names)])
+    return as_text(lines, right=range(1, len(lines[0])))
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"

@@ -382,7 +382,7 @@ class CasePicture:
 
 
 @dataclass(frozen=True, config=_STRICT)
-class Case:
+class ShownCase:
     """One probe in pictures. kind: best, median or worst by the rank of ``method`` under ``recogniser``."""
 
     kind: CaseKind
@@ -424,7 +424,7 @@ class Evaluation:
     edits: tuple[Edit, ...] = ()
     sensitivity: tuple[Sensitivity, ...] = ()
     ood: OutOfDistribution | None = None
-    cases: tuple[Case, ...] = ()
+    cases: tuple[ShownCase, ...] = ()
     name: str = NAME
     version: int = VERSION
 
