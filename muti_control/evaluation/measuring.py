@@ -307,7 +307,7 @@ class Measuring:
 def pictures_of_edit(
     plan: EditPlan, before: Faces, after: Faces, truths: Sequence[Path]
 ) -> dict[int, tuple[Path, Path, Path, Path]]:
-    """Return, of each probe, the faces drawn before and after the edit, and the person's true faces before and after."""
+    """Return, of each probe, the faces drawn before and after the edit, and the person's two true faces."""
     return {
         i: (before.pictures[i][0], after.pictures[i][0], truths[i], face_of(variant))
         for i, variant in plan.variants.items()

@@ -254,7 +254,7 @@ class _Production:
                 self._made.edits.append((edit, self._faces(name, pictures[edit.name])))
 
     def _decode(self, sampler: Sampler) -> None:
-        """Pass the true faces, and those after the edits, through the autoencoder: the limit of any model's pictures."""
+        """Pass the true faces, and those after the edits, through the autoencoder: the limit of all its pictures."""
         cases = self._plan.inputs.probe_cases
         truths = {i: case.face_path for i, case in enumerate(cases) if case.face_path is not None}
         jobs = [("autoencoder", None, truths)]

@@ -1,4 +1,4 @@
-"""One evaluation from the first face to ``metrics.json``: make the faces, look at them, judge them, write the results."""
+"""One evaluation from the first face to ``metrics.json``: make the faces, judge them, write the results."""
 
 from __future__ import annotations
 
