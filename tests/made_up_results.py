@@ -10,7 +10,6 @@ import numpy as np
 from data.biometrics import Biometrics
 from data.images import write_png
 from muti_control.evaluation.results.results import (
-    ShownCase,
     CasePicture,
     Diversity,
     EditPicture,
@@ -24,6 +23,7 @@ from muti_control.evaluation.results.results import (
     Protocol,
     Recogniser,
     Sensitivity,
+    ShownCase,
     Subject,
 )
 from muti_control.evaluation.results.statistics import ranks_of_truth
@@ -254,7 +254,9 @@ def make_cases(folder: Path, picture: Picture, found, nearest: np.ndarray, num: 
                     ("ridge", "PCA + ridge", i, ""),
                 )
             ]
-            yield ShownCase(kind, i, "model", "dlib", int(found.ranks[i]), found.distances[i], tuple(pictures))
+            yield ShownCase(
+                kind, i, "model", "dlib", int(found.ranks[i]), found.distances[i], tuple(pictures)
+            )
 
 
 def save(folder: Path, picture: Picture, role: str, probe: int) -> str:
