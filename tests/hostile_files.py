@@ -53,17 +53,12 @@ def _checkpoints(root: Path) -> None:
     metadata = model_metadata(CFG) | {"sampling": json.dumps({"steps": 2, "control_scales": [1.0]})}
     control = {key: value for key, value in state.items() if key.startswith(CONTROL)}
     base = {key: value for key, value in state.items() if key not in control}
-    trained = {
-        **state,
-        CONTROL + "zero_convs.0.0.bias": torch.ones_like(state[CONTROL + "zero_convs.0.0.bias"]),
-    }
     first, some = UNET + "input_blocks.0.0.weight", UNET + "input_blocks.0.0.bias"
     write_state_dict(root / "whole.safetensors", state, metadata)
     write_state_dict(root / "base.safetensors", base, metadata)
     write_state_dict(root / "base.ckpt", base, metadata)
     os.link(root / "base.ckpt", root / "link.ckpt")
     small = {
-        "trained": trained,
         "control": control,
         "sd2": base | {"cond_stage_model.model.ln_final.weight": torch.ones(1024)},
         "inpainting": base | {first: torch.zeros(8, 9, 3, 3)},

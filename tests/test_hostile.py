@@ -111,7 +111,8 @@ HOSTILE = [
     *lines("sample", "skull=skull.png {}", "batch_size=-3 device=tpu device= precision=half"),
     *lines("sample", "skull=skull.png out={}", f"a_file a_file/deep pairs {NOWHERE} {LONG}"),
     ("sample", "skull=skull.png out=pairs overwrite=true"),
-    *lines("train", "{}", f"none.yaml {LONG}.yaml list.yaml tag.yaml folder.yaml unknown.yaml skull.png"),
+    *lines("train", "{}", f"none.yaml {LONG}.yaml list.yaml folder.yaml unknown.yaml skull.png"),
+    ("train", "tag.yaml stage=control"),
     *lines("train", "demo.yaml {}", "stage=nothing name= optim.lr=.nan optim.lr=.inf optim.clip_norm=-1"),
     *lines(
         "train", "demo.yaml train.{}", "max_steps=0 max_steps=many seed=-1 precision=fp8 accelerator=abacus"
@@ -211,7 +212,7 @@ def test_refused_in_one_message_with_nothing_left_behind(
     error = capsys.readouterr().err
     check_message(error, begins)
     # it names a setting or a file of the command line
-    names = {part for word in arguments for part in re.split("[/=]", word)}
+    names = {part for word in arguments for part in re.split("[/=]|(?<=data)[.]", word)}
     assert not line or any(name in error for name in names if name), error
     assert listing(workshop) == before
     assert not (workshop / MARKER).exists()
