@@ -16,14 +16,14 @@ DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "demo" / "control
 
 
 def main(argv: list[str]) -> int:
-    """Exit status: 0 finished; 2 for input that cannot be used; 130 (Ctrl-C), 143 (SIGTERM) and 138 (SIGUSR1) when a
-    signal stopped it before the end: saved, and the same command continues."""
+    """Return the exit status: 0 for a finished run, 2 for input that cannot be used, and 130 (Ctrl-C), 143 (SIGTERM) or
+    138 (SIGUSR1) where a signal stopped the run before its end: it is saved, and the same command continues it."""
     if any(arg in ("-h", "--help") for arg in argv):
         from muti_control.training.config import ExperimentConfig
         from settings.reading import to_yaml
 
         print(f"{__doc__}\n{ExperimentConfig.__doc__}")
-        print("Every key, with what it is where neither the config nor the command line says it:\n")
+        print("Every key with its default:\n")
         print(to_yaml(ExperimentConfig))
         return 0
     has_config = any("=" not in arg and Path(arg).suffix in (".yaml", ".yml") for arg in argv)
@@ -35,15 +35,12 @@ def main(argv: list[str]) -> int:
     from muti_control.training.config import ExperimentConfig
     from muti_control.training.run import prepare
 
-    logging.getLogger("pytorch_lightning").setLevel(
-        logging.WARNING
-    )  # no advertisements between the user's lines
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own business with torch
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its tips would stand between our lines
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and torch
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # we measure whether they do
     try:
-        training = prepare(
-            parse_command_line(ExperimentConfig, argv if has_config else [str(DEFAULT_CONFIG), *argv])
-        )
+        arguments = argv if has_config else [str(DEFAULT_CONFIG), *argv]
+        run = prepare(parse_command_line(ExperimentConfig, arguments))
     except (ValueError, OSError) as error:  # each says what is wrong and how to mend it
         print(f"train.py: {error}", file=sys.stderr)
         return 2
@@ -51,14 +48,17 @@ def main(argv: list[str]) -> int:
         print("train.py: interrupted before the training began", file=sys.stderr)
         return 130
     try:
-        return 0 if training.fit() is not None else 128 + training.save_last.signal
+        with run.started() as checkpoint:
+            if not run.finished:
+                run.trainer.fit(run.stage, ckpt_path=checkpoint, weights_only=True)
+        return 0 if run.finish() is not None else 128 + run.save_last.signal
     except (ImageError, CheckpointError, FloatingPointError, OSError) as error:
         # A picture that cannot be read, files that differ, weights that are not finite, a full disk.
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except torch.OutOfMemoryError:
         print(
-            "train.py: out of GPU memory; try a smaller train.batch_size with train.accumulate",
+            "train.py: out of GPU memory; use a smaller train.batch_size with train.accumulate",
             file=sys.stderr,
         )
         return 2

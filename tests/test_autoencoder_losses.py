@@ -14,8 +14,8 @@ from torch import Tensor
 
 import train
 from muti_control.losses.autoencoder import gradient_ratio, surface_energies, texture_loss
-from muti_control.training.callbacks import Validate
 from muti_control.training.config import ExperimentConfig
+from muti_control.training.loop import Validate
 from muti_control.training.run import prepare
 from muti_control.training.stages.autoencoder import AutoencoderStage
 from settings.reading import parse_command_line

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from cldm.config import SamplingConfig
-from ldm.config import ModelConfig
-from ldm.schedule import eps_from_v, predict_x0, q_sample
-from muti_control.training.build import build_stage
+from ldm.config import ModelConfig, ScheduleConfig
+from ldm.schedule import eps_from_v, predict_x0, q_sample, schedule_buffers
+from muti_control.losses.noise import noise_loss, noise_weights
 from muti_control.training.config import DataConfig, DiffusionStageConfig, ExperimentConfig, TrainConfig
+from muti_control.training.run import build_stage
 from muti_control.training.stage import Stage
-from muti_control.training.stages.base import DiffusionStage
 
 ZERO_LAYERS = ("control_model.zero_convs.", "control_model.middle_block_out.")
 
@@ -133,30 +133,23 @@ def test_bf16_agrees_with_fp32(stage_of: Callable[[str], Stage], name: str) -> N
     )
 
 
-def test_x0_weighting_is_the_error_of_the_clean_latent(stage_of: Callable[[str], Stage]) -> None:
-    """w(t) (eps_hat - eps)^2 = (x0_hat - x0)^2 wherever the weight is below its limit."""
-    stage = stage_of("base")
-    assert isinstance(stage, DiffusionStage)
-    assert torch.equal(stage.loss_weights(torch.tensor([0, 999])), torch.ones(2))
-    stage.cfg.diffusion.loss_weighting = "x0"
-    abar, t = stage.net.alphas_cumprod, torch.tensor([3, 200, 600, 999])
-    x_0, eps, eps_hat = (torch.randn(4, 4, 2, 2) for _ in range(3))
-    x_0_hat = predict_x0(q_sample(x_0, t, eps, abar), t, eps_hat, abar)
-    weighted = stage.loss_weights(t) * (eps_hat - eps).square().flatten(1).mean(1)
-    expected = (x_0_hat - x_0).square().flatten(1).mean(1)
-    assert torch.allclose(weighted[:3], expected[:3], rtol=1e-3)
-    assert float(stage.loss_weights(t)[3]) == stage.cfg.diffusion.max_loss_weight
-
-
-def test_v_weighting_is_the_error_of_v(stage_of: Callable[[str], Stage]) -> None:
-    stage = stage_of("base")
-    assert isinstance(stage, DiffusionStage)
-    stage.cfg.diffusion.loss_weighting = "v"
-    abar, t = stage.net.alphas_cumprod, torch.tensor([3, 200, 600, 999])
-    x_t, v, v_hat = (torch.randn(4, 4, 2, 2) for _ in range(3))
-    errors = eps_from_v(x_t, t, v_hat, abar) - eps_from_v(x_t, t, v, abar)
-    weighted = stage.loss_weights(t) * errors.square().flatten(1).mean(1)
-    assert torch.allclose(weighted, (v_hat - v).square().flatten(1).mean(1), rtol=1e-4)
+@pytest.mark.parametrize("weighting", ["eps", "x0", "v"])
+def test_the_noise_loss_is_the_error_that_its_weighting_names(weighting: str) -> None:
+    """w(t) (eps_hat - eps)^2 is (x0_hat - x0)^2, where the weight is below its limit, or (v_hat - v)^2."""
+    abar, t = schedule_buffers(ScheduleConfig())["alphas_cumprod"], torch.tensor([3, 200, 600])
+    x_0, eps, other = torch.randn(3, 3, 4, 2, 2)
+    x_t = q_sample(x_0, t, eps, abar)
+    eps_hat, expected = other, (other - eps).square()
+    if weighting == "x0":
+        expected = (predict_x0(x_t, t, eps_hat, abar) - x_0).square()
+    elif weighting == "v":
+        a = abar[t].view(-1, 1, 1, 1)
+        expected = (other - (a.sqrt() * eps - (1 - a).sqrt() * x_0)).square()
+        eps_hat = eps_from_v(x_t, t, other, abar)
+    loss, unweighted = noise_loss(eps_hat, eps, noise_weights(t, abar, weighting, 25.0))
+    assert float(loss) == pytest.approx(float(expected.mean()), rel=1e-3)
+    assert float(unweighted) == pytest.approx(float((eps_hat - eps).square().mean()), rel=1e-5)
+    assert noise_weights(torch.tensor([999]), abar, "x0", 25.0).tolist() == [25.0]
 
 
 @pytest.mark.parametrize(

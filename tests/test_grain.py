@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,6 @@ from muti_control.evaluation.methods.sampled import Sampler
 from muti_control.evaluation.protocol.run_folder import identity_of
 from muti_control.losses.autoencoder import texture_loss
 from muti_control.sampling.record import TEXT_KEY, _check_same
-from muti_control.training.latent_stage import LatentStage
 from settings.reading import to_yaml
 
 CFG = SamplingConfig(steps=2, spacing="trailing", eta=1.0, guidance_scale=1.0, control_scales=[1.0])
@@ -394,19 +392,6 @@ def test_runs_from_before_there_was_the_setting_go_on(tmp_path: Path) -> None:
     _check_same(tmp_path / "face.png", {"sampling": CFG.model_dump()})
     with pytest.raises(OutputError, match=r"sampling\.grain"):
         _check_same(tmp_path / "face.png", {"sampling": CFG.with_(grain=False).model_dump()})
-
-
-def test_a_training_from_before_there_were_such_settings_goes_on(tiny_config: ModelConfig) -> None:
-    """What a run's checkpoint remembers of its model is as it was, where there is no head."""
-    for grain, num_exemplar, expected in (
-        (0, 0, set()),
-        (3, 0, {"grain"}),
-        (3, 5, {"grain", "grain_exemplar"}),
-    ):
-        first_stage = tiny_config.first_stage.with_(grain=grain, grain_exemplar=num_exemplar)
-        stage: Any = SimpleNamespace(model=SimpleNamespace(cfg=tiny_config.with_(first_stage=first_stage)))
-        known = LatentStage.architecture(stage)["first_stage"]
-        assert {name for name in known if "grain" in name} == expected
 
 
 def test_the_autoencoder_encodes_alike_with_it(tiny_config: ModelConfig) -> None:

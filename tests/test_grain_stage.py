@@ -21,8 +21,8 @@ from ldm.config import TextureConfig
 from ldm.grain import LAGS
 from muti_control.conditions.pair_textures import exemplar_features
 from muti_control.losses.config import GrainStageConfig
-from muti_control.training.build import build_stage
 from muti_control.training.config import DataConfig, ExperimentConfig, TrainConfig
+from muti_control.training.run import build_stage
 from muti_control.training.stages.grain import GrainStage, correlation
 
 SETTINGS = (

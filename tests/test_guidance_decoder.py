@@ -23,8 +23,8 @@ from muti_control.networks.guidance_decoder import (
     same_autoencoder,
     signature,
 )
-from muti_control.training.build import build_stage
 from muti_control.training.config import DataConfig, ExperimentConfig, TrainConfig
+from muti_control.training.run import build_stage
 from muti_control.training.stages.guidance_decoder import GuidanceDecoderStage, altered
 
 TINY = GuidanceDecoderConfig(widths=[6, 5, 4], blocks=[1, 1, 0])

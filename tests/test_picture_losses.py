@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,18 +16,19 @@ from PIL import Image
 from torch import Tensor
 
 from cldm.config import SamplingConfig
+from ldm.autoencoder import DiagonalGaussian
 from ldm.config import ControlConfig, LandmarkConfig, ModelConfig, TextureConfig
-from ldm.schedule import predict_x0
+from ldm.schedule import predict_x0, q_sample
 from muti_control.losses.config import DiscriminatorConfig, LossesConfig
-from muti_control.losses.decoding import gated_rows, judge, with_gradient
+from muti_control.losses.decoding import differentiate, gated_rows, with_gradient
 from muti_control.losses.picture import feature_matching, landmark_error
 from muti_control.losses.weights import LossWeights, gradient_norms
 from muti_control.networks.config import PatchGanConfig, PipNetConfig
 from muti_control.networks.patchgan import PatchGan, judged
 from muti_control.networks.pipnet.network import PipNet
 from muti_control.networks.pipnet.reader import LandmarkReader
-from muti_control.training.build import build_stage
 from muti_control.training.config import DataConfig, ExperimentConfig, TrainConfig
+from muti_control.training.run import build_stage
 from muti_control.training.stages.control import ControlStage
 from tests.landmark_pairs import LAYOUT, write_landmark_pairs
 
@@ -99,6 +100,29 @@ def batch_of(stage: ControlStage) -> dict[str, Any]:
     return torch.utils.data.default_collate([stage.train_set[i] for i in range(4)])
 
 
+class Noised(NamedTuple):
+    """A batch as the step draws it, and the predicted noise."""
+
+    z: Tensor
+    t: Tensor
+    x_t: Tensor
+    eps: Tensor
+    eps_hat: Tensor
+
+
+def noised(stage: ControlStage, batch: dict[str, Any]) -> Noised:
+    """What the step computes before its losses, from the same draws."""
+    model = stage.net
+    z = model.cfg.scale_factor * DiagonalGaussian(batch["moments"]).sample(stage.draw("posterior"))
+    t = torch.randint(0, 1000, (len(z),), generator=stage.draw("t"))
+    eps = torch.randn(z.shape, generator=stage.draw("eps"))
+    x_t = q_sample(z, t, eps, model.alphas_cumprod)
+    dropped = torch.rand(len(z), generator=stage.draw("dropout")) < stage.cfg.diffusion.prompt_dropout
+    prompts = ["" if drop else prompt for prompt, drop in zip(batch["prompt"], dropped, strict=True)]
+    eps_hat = stage.predict(x_t, t, model.encode_text(prompts), stage.conditions_of(batch))
+    return Noised(z, t, x_t, eps, eps_hat)
+
+
 def gradients(stage: ControlStage) -> dict[str, Tensor | None]:
     stage.net.zero_grad(set_to_none=True)
     stage.loss_of(batch_of(stage))["loss"].backward()
@@ -151,12 +175,12 @@ def test_a_picture_that_is_decoded_without_gradient_changes_none(stage_of: MakeS
 
     def inert(with_pictures: bool) -> dict[str, Tensor | None]:
         stage.net.zero_grad(set_to_none=True)
-        found = stage.predicted(batch)
-        total = stage.noise_loss(found)["loss"]
+        found = noised(stage, batch)
+        total = F.mse_loss(found.eps_hat, found.eps, reduction="none").flatten(1).mean(1).mean()
         if with_pictures:
-            x_0_hat = predict_x0(found.x_t, found.t, found.eps_hat, stage.model.alphas_cumprod)
+            x_0_hat = predict_x0(found.x_t, found.t, found.eps_hat, stage.net.alphas_cumprod)
             with torch.no_grad():
-                faces, real = stage.model.decode(x_0_hat), stage.model.decode(found.z)
+                faces, real = stage.net.decode(x_0_hat), stage.net.decode(found.z)
             total = total + sum(v.mean() for v in losses.terms(faces, real, batch["skull"]).values())
         total.backward()
         return {name: p.grad for name, p in stage.net.named_parameters()}
@@ -179,13 +203,13 @@ def test_chunks_give_the_gradient_of_one_plain_backward_pass(
     stage.cfg.losses.noise = 0.5
     batch, losses = batch_of(stage), stage.picture_losses
     assert losses is not None
-    found = stage.predicted(batch)
+    found = noised(stage, batch)
     stage.cfg.losses.max_t = int(found.t.sort().values[2])
     gate = found.t <= stage.cfg.losses.max_t
     assert int(gate.sum()) == 3
-    x_0_hat = predict_x0(found.x_t, found.t, found.eps_hat, stage.model.alphas_cumprod)[gate]
-    faces = stage.model.first_stage_model.decode(x_0_hat / stage.model.cfg.scale_factor)
-    real = stage.model.first_stage_model.decode(found.z[gate] / stage.model.cfg.scale_factor)
+    x_0_hat = predict_x0(found.x_t, found.t, found.eps_hat, stage.net.alphas_cumprod)[gate]
+    faces = stage.net.first_stage_model.decode(x_0_hat / stage.net.cfg.scale_factor)
+    real = stage.net.first_stage_model.decode(found.z[gate] / stage.net.cfg.scale_factor)
     terms = losses.terms(faces, real.detach(), batch["skull"][gate])
     plain = 0.5 * F.mse_loss(found.eps_hat, found.eps)
     plain = plain + sum(weights[name] * value.sum() / 4 for name, value in terms.items())
@@ -209,9 +233,9 @@ def test_judged_one_by_one_the_gradients_add_up() -> None:
         return {"a": faces.square().flatten(1).mean(1), "b": (faces.flatten(1).mean(1) - rows).abs()}
 
     rows = torch.tensor([0, 2, 5])
-    one_by_one = judge(net, z, rows, terms, chunk=2)
+    one_by_one = differentiate(net, z, rows, terms, chunk=2)
     weights = {"a": 2.0, "b": 0.3}
-    summed = judge(net, z, rows, terms, chunk=1, weights=weights)
+    summed = differentiate(net, z, rows, terms, chunk=1, weights=weights)
     assert torch.allclose(
         summed.gradients[""], sum(weights[k] * one_by_one.gradients[k] for k in weights), atol=1e-7
     )
@@ -328,11 +352,11 @@ def test_the_discriminator_is_shown_the_skulls_that_the_network_was(stage_of: Ma
     assert 0 < int(given.skull_present.sum()) < 4
     assert not torch.equal(given.skulls, batch["skull"])  # bone is missing
     stage.turn_loss("net", batch)
-    assert stage._shown is not None and len(stage._shown.skulls) == 4
+    assert stage._pairs is not None and len(stage._pairs.skulls) == 4
     wanted = given.skulls * given.skull_present[:, None, None, None]
-    for skull in stage._shown.skulls:  # in the order in which they were decoded
+    for skull in stage._pairs.skulls:  # in the order in which they were decoded
         assert any(torch.equal(skull, one) for one in wanted)
-    assert float(stage._shown.skulls.sum()) == pytest.approx(float(wanted.sum()))
+    assert float(stage._pairs.skulls.sum()) == pytest.approx(float(wanted.sum()))
 
 
 def test_landmarks_do_not_change_where_bone_is_missing(stage_of: MakeStage) -> None:

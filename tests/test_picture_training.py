@@ -18,9 +18,7 @@ import train
 from ldm.checkpoint import read_state_dict
 from muti_control.networks.patchgan import PatchGan
 from muti_control.training.config import ExperimentConfig
-from muti_control.training.run import check_same_run, prepare
-from muti_control.training.stages.control import ControlStage
-from settings.messages import ConfigError
+from muti_control.training.run import prepare
 from settings.reading import parse_command_line
 from tests.landmark_pairs import write_landmark_pairs
 from tests.test_picture_losses import write_reader
@@ -142,35 +140,3 @@ def test_what_is_missing_is_told(
     assert train.main(arguments("losses.min_t=1000", "losses.max_t=2000")) == 2
     assert "losses.min_t: got 1000, expected less than the model's 1000 steps" in capsys.readouterr().err
     assert not run_of(arguments()).exists()
-
-
-def test_a_run_from_before_there_were_losses_goes_on(
-    arguments: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    off = [f"losses.{name}=0" for name in ("gan", "fm", "lm")]
-    assert train.main(arguments(*off, "train.max_steps=2")) == 0
-    last = run_of(arguments()) / "checkpoints/last.ckpt"
-    content = torch.load(last, weights_only=True)
-    assert content["fingerprint"].pop("losses") == "off"
-    conditions = {
-        key for key in content["fingerprint"] if key.split(".")[0] in ("skull", "texture", "partial")
-    }
-    assert conditions == {"skull.dropout", "texture.dropout", "partial.share", "partial.regions"}
-    for key in conditions:
-        del content["fingerprint"][key]
-    del content["loss_weights"]
-    torch.save(content, last)
-    training = prepare(parse_command_line(ExperimentConfig, arguments(*off, "train.max_steps=3")))
-    assert isinstance(training.stage, ControlStage) and training.stage.picture_losses is None
-    assert training.fit() is not None and training.stage.updates == 3
-    now = training.stage.fingerprint
-    for key, value, told in (
-        ("skull.dropout", "0.5", "skull.dropout: was 0.5, now 0.0"),
-        ("texture.dropout", "0.0", "texture.dropout: was 0.0, now 0.2"),
-        ("partial.share", "0.25", "partial.share: was 0.25, now 0.0"),
-        ("partial.regions", "['vault']", "partial.regions: was ['vault'], now ['mandible', "),
-    ):
-        with pytest.raises(ConfigError, match=f"^{re.escape(told)}"):
-            check_same_run(now | {key: value}, training.stage)
-    assert train.main(arguments(*off, "train.max_steps=4", "skull.dropout=0.5")) == 2
-    assert "skull.dropout: was 0.0, now 0.5" in capsys.readouterr().err

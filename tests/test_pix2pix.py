@@ -23,8 +23,8 @@ from muti_control.networks.config import GeneratorConfig, PatchGanConfig, Pix2Pi
 from muti_control.networks.patchgan import PatchGan
 from muti_control.networks.pix2pix import Generator, encode, vocabulary
 from muti_control.sampling.draw import ReconstructionError
-from muti_control.training.build import build_stage
 from muti_control.training.config import DataConfig, ExperimentConfig, TrainConfig
+from muti_control.training.run import build_stage
 from muti_control.training.stages.pix2pix import Pix2PixStage
 from settings.reading import parse_command_line
 
@@ -183,12 +183,12 @@ def test_nobody_is_lent_his_own_skull(
     stage.valid_set.records = stage.valid_set.records[:2]
     for p in stage.net.parameters():
         p.data.normal_(std=0.3)
-    monkeypatch.setattr(stage, "gather", lambda rows: [row for _, row in sorted(rows, key=lambda r: r[0])])
     monkeypatch.setattr(stage, "show", lambda *given: None)
     items = [stage.valid_set[i] for i in range(2)]
     both = torch.utils.data.default_collate(items)
 
     def scores(*batches: list[dict[str, Any]]) -> dict[str, float]:
+        stage.forget_validation()
         with torch.no_grad():
             for k, batch in enumerate(batches):
                 stage.validate_batch(torch.utils.data.default_collate(batch), k)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,21 +17,18 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-import muti_control.training.run
 import train
 from benchmarks.training import kill_resume
 from benchmarks.training.kill_resume import KillConfig, Start
-from muti_control.training import ranks
-from muti_control.training.callbacks import SaveLast
-from muti_control.training.checkpoints import BestCheckpoints, WholeFiles, read_run
-from muti_control.training.config import ExperimentConfig
-from muti_control.training.stage import Stage
-from muti_control.training.throughput import Pace, in_words
-from muti_control.training.trainer import build_trainer
+from muti_control.training import loop
+from muti_control.training.checkpoints import FORMAT, BestCheckpoints, WholeFiles, read_run
+from muti_control.training.loop import Pace
+from muti_control.training.run import build_trainer
 from settings.messages import ConfigError
 from tests.tiny_stages import Plain, make_config
 
-CONTENT = {"fingerprint": {}, "state_dict": {}, "ema": {}}
+ROOT = Path(__file__).resolve().parent.parent
+CONTENT = {"fingerprint": {}, "state_dict": {}, "ema": {}, "format": FORMAT}
 
 
 def save(folder: Path, updates: int) -> None:
@@ -138,8 +137,7 @@ def test_signals_save_between_steps_and_stop(tmp_path: Path, signum: int) -> Non
     stage = Plain(cfg)
     trainer, save_last = build_trainer(cfg, stage)
     trainer.callbacks.insert(0, Send(5, signum))  # in the middle of the third step
-    with muti_control.training.run.handlers_restored():
-        trainer.fit(stage)
+    trainer.fit(stage)
     assert save_last.stopped and save_last.signal == signum
     assert torch.load(save_last.path, weights_only=True)["updates"] == 3
     assert signal.getsignal(signal.SIGTERM) is before
@@ -150,7 +148,7 @@ def test_a_signal_that_comes_while_processes_agree_is_not_lost(
 ) -> None:
     """They took their answers before it came: it counts one step later."""
 
-    def late(numbers: list[int], device: torch.device) -> list[int]:
+    def late(trainer: pl.Trainer, *numbers: int) -> list[int]:
         answer = list(numbers)
         if stage.updates == 3:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -159,9 +157,8 @@ def test_a_signal_that_comes_while_processes_agree_is_not_lost(
     cfg = make_config(tmp_path, "run", max_steps=9)
     stage = Plain(cfg)
     trainer, save_last = build_trainer(cfg, stage)
-    monkeypatch.setattr(ranks, "largest", late)
-    with muti_control.training.run.handlers_restored():
-        trainer.fit(stage)
+    monkeypatch.setattr(loop, "largest", late)
+    trainer.fit(stage)
     assert save_last.stopped and save_last.signal == signal.SIGTERM
     assert stage.updates == 4
 
@@ -170,32 +167,37 @@ def test_a_signal_that_comes_while_processes_agree_is_not_lost(
     ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)]
 )
 def test_exit_codes_say_what_stopped_it(
-    make_tiny_run: Callable[..., list[str]],
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    signum: int,
-    code: int,
+    make_tiny_run: Callable[..., list[str]], signum: int, code: int
 ) -> None:
-    """A run that is stopped leaves no finished model; the same command ends it."""
-    build = muti_control.training.run.build_trainer
-    sent = [Send(2, signum)]
+    """train.py as a process of its own: a run that is stopped leaves no finished model; the same command ends it."""
+    command = [sys.executable, "train.py", *make_tiny_run(400, "train.log_every=1", "train.val_every=1000")]
+    run = Path(command[2]).parent / "pairs/runs/tiny"
+    log, last = run / "csv/version_0/metrics.csv", run / "checkpoints/last.ckpt"
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (log.is_file() and log.read_bytes().count(b"\n") > 2):
+        time.sleep(0.01)
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    step = torch.load(last, weights_only=True)["updates"]
+    assert f"stopped at step {step} of 400" in out and signal.Signals(signum).name in err
+    assert not (run / "model.safetensors").exists()
+    if signum == signal.SIGTERM:
+        assert train.main([*command[2:], f"train.max_steps={step + 1}"]) == 0
+        assert (run / "model.safetensors").is_file()
 
-    def with_signal(cfg: ExperimentConfig, stage: Stage) -> tuple[pl.Trainer, SaveLast]:
-        trainer, save_last = build(cfg, stage)
-        trainer.callbacks[:0] = [sent.pop()] if sent else []
-        return trainer, save_last
 
-    monkeypatch.setattr(muti_control.training.run, "build_trainer", with_signal)
-    command = make_tiny_run(4)
-    exported = Path(command[0]).parent / "pairs/runs/tiny/model.safetensors"
-    assert train.main(command) == code
-    told = capfd.readouterr()
-    assert "stopped at step 2 of 4; the same command continues" in told.out
-    assert f"{signal.Signals(signum).name}: saving after this step" in told.err
-    assert not exported.exists()
-    assert train.main(command) == 0
-    assert "from step 2" in capfd.readouterr().out
-    assert exported.is_file()
+def test_an_older_checkpoint_names_the_commit_that_reads_it(
+    make_tiny_run: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = make_tiny_run(2)
+    run = Path(command[0]).parent / "pairs/runs/tiny"
+    (run / "checkpoints").mkdir(parents=True)
+    torch.save(
+        {k: v for k, v in CONTENT.items() if k != "format"} | {"updates": 1}, run / "checkpoints/last.ckpt"
+    )
+    assert train.main(command) == 2
+    assert "62346ae" in capsys.readouterr().err
 
 
 def test_a_run_that_is_shot_down_again_and_again_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
@@ -267,22 +269,16 @@ def test_the_pace_leaves_pauses_out_of_the_speed_and_in_the_time_left() -> None:
     now = 0.0
     pace = Pace(first=1, clock=lambda: now)
     now = 100.0  # the first step is slow
-    pace.step()
-    assert pace.steps_per_second() is None and pace.seconds_left(10) is None
+    pace.step(50.0, 100.0)
+    assert pace.report(10) is None
     for _ in range(4):
         now += 0.5
-        pace.wait(0.1, 0.5)
-        pace.step()
+        pace.step(0.1, 0.5)
     with pace.pause():
         now += 6.0  # a validation
-    assert pace.steps_per_second() == pytest.approx(2.0)
-    assert pace.seconds_left(10) == pytest.approx(20.0)  # 8 s for 4 steps
-    assert pace.waiting_share() == pytest.approx(0.2)
-    assert pace.waiting_share() == 0.0
-
-
-def test_durations_in_words() -> None:
-    assert [in_words(s) for s in (45, 700, 12_000, 200_000)] == ["45 s", "12 min", "3 h 20 min", "2 d 7 h"]
+    assert pace.report(10) == pytest.approx((2.0, 20.0))  # 8 s for 4 steps
+    assert pace.report(10) is None
+    assert pace.waited / pace.busy == pytest.approx(0.2)
 
 
 def test_warnings_name_what_to_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

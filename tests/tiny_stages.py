@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 from muti_control.optim import OptimConfig
 from muti_control.training.config import ExperimentConfig, TrainConfig
 from muti_control.training.optimizers import Turn
+from muti_control.training.run import build_trainer
 from muti_control.training.stage import Stage
-from muti_control.training.trainer import build_trainer
 
 NUM_ITEMS = 12
 
@@ -64,20 +64,15 @@ class Scored(Stage):
     def __init__(self, cfg: ExperimentConfig, net: nn.Module, data: Dataset[Any] | None = None) -> None:
         data = data or Vectors()
         super().__init__(cfg, net, data, data, ("",))
-        self._errors: list[tuple[int, float]] = []
 
     def validate_batch(self, batch: dict[str, Any], batch_idx: int) -> None:
         errors = (self.net(batch["x"]) - batch["x"]).square().mean(1)
-        self._errors += zip(batch["index"].tolist(), errors.tolist(), strict=True)
+        self.keep("errors", batch["index"].tolist(), errors.tolist())
 
     def validation_scores(self) -> dict[str, float]:
-        errors = self.gather(self._errors)
-        self.forget_validation()
+        errors = self.gather("errors")
         assert len(errors) == NUM_ITEMS
         return {"valid/error": sum(errors) / len(errors)}
-
-    def forget_validation(self) -> None:
-        self._errors = []
 
 
 class Plain(Scored):
@@ -127,6 +122,8 @@ def has_gradients(module: nn.Module) -> bool:
 class Gated(Scored):
     """Half of the network is used for gated samples only, and not at all in a batch without any."""
 
+    leaves_unused = True
+
     def __init__(self, cfg: ExperimentConfig) -> None:
         super().__init__(cfg, nn.ModuleDict({"all": small_net(1), "gated": small_net(2)}))
         self.unused = 0
@@ -144,7 +141,7 @@ class Gated(Scored):
     def validate_batch(self, batch: dict[str, Any], batch_idx: int) -> None:
         assert isinstance(self.net, nn.ModuleDict)
         errors = (self.net["all"](batch["x"]) - batch["x"]).square().mean(1)
-        self._errors += zip(batch["index"].tolist(), errors.tolist(), strict=True)
+        self.keep("errors", batch["index"].tolist(), errors.tolist())
 
 
 def train_gated(out: Path, name: str, batch_size: int, accumulate: int) -> Gated:
@@ -153,9 +150,8 @@ def train_gated(out: Path, name: str, batch_size: int, accumulate: int) -> Gated
         out, name, max_steps=6, batch_size=batch_size, accumulate=accumulate, val_every=3, log_every=1
     )
     stage = Gated(cfg)
-    trainer, save_last = build_trainer(cfg, stage)
+    trainer, _ = build_trainer(cfg, stage)
     trainer.fit(stage)
-    save_last.save(trainer, stage)
     return stage
 
 

@@ -31,7 +31,7 @@ from ldm.schedule import predict_x0, q_sample
 from ldm.unet import ResBlock
 from muti_control.losses.config import LossesConfig
 from muti_control.losses.decoding import SUMMED, decoder_layout, with_gradient
-from muti_control.losses.picture import PictureLosses, Pictures, Shown
+from muti_control.losses.picture import FacePairs, PictureLosses
 from muti_control.networks.config import PatchGanConfig, PipNetConfig
 from muti_control.networks.patchgan import PatchGan
 from muti_control.networks.pipnet.network import PipNet
@@ -223,7 +223,7 @@ class Judges:
         self.losses = PictureLosses(cfg, self.discriminator, reader)
         self.optimizer = torch.optim.AdamW(self.discriminator.parameters(), lr=1e-4, fused=way.fused or None)
         self.faces, self.skulls = faces.to(device), skulls.to(device)
-        self.shown: Shown | None = None
+        self.shown: FacePairs | None = None
         model.first_stage_model.decoder.recompute(way.recompute != "no" and way.pictures == "ours")
 
     def add_to(self, loss: Tensor, x_0_hat: Tensor) -> Tensor:
@@ -235,8 +235,9 @@ class Judges:
             return 10 * loss + sum(cfg.wanted[name] * value.mean() for name, value in found.items())
         rows = torch.arange(min(num, cfg.sub_batch), device=x_0_hat.device)
         latents = x_0_hat[rows]
-        pictures = Pictures(self.skulls, lambda some: self.faces[some])
-        judged, self.shown = self.losses.judge(self.model.decode, latents, rows, pictures, cfg.wanted)
+        judged, self.shown = self.losses.differentiate(
+            self.model.decode, latents, rows, self.skulls, lambda some: self.faces[some], cfg.wanted
+        )
         value = torch.stack([cfg.wanted[name] * value.sum() for name, value in judged.values.items()]).sum()
         return with_gradient(10 * loss + value / num, latents, judged.gradients[SUMMED] / num)
 

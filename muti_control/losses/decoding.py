@@ -1,8 +1,8 @@
 """Losses of decoded pictures, as a gradient on the latents they are decoded from: gated, chunk by chunk.
 
-The decoder and whatever judges the picture run forwards and backwards at once, one chunk after the other, and leave
-numbers and a gradient on the latents. So their activations never stand beside those of more than one chunk, no
-parameter of theirs is given a gradient, and the network that predicted the latents is differentiated once.
+Decoder and loss networks run forwards and backwards chunk by chunk, and leave values and a gradient on the latents. So
+memory holds the activations of one chunk, no parameter of theirs gets a gradient, and the network that predicted the
+latents is differentiated once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Terms = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
 
 
 def gated_rows(t: Tensor, low: int, high: int, at_most: int, generator: torch.Generator) -> Tensor:
-    """Rows (n,), ascending, of samples with low <= t <= high; of more than ``at_most`` a random choice.
+    """Return the rows (n,), ascending, of samples with low <= t <= high; at most ``at_most``, chosen at random.
 
     t: (B,) on the CPU, where ``generator`` is. Where t is large, the predicted clean latent says little.
     """
@@ -31,11 +31,11 @@ def gated_rows(t: Tensor, low: int, high: int, at_most: int, generator: torch.Ge
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What :func:`judge` found.
+class TermGradients:
+    """The result of :func:`differentiate`.
 
-    values: of each term, (n,) float32. gradients: by name (or of the weighted sum, under ``SUMMED``), of the sum over
-    the samples with respect to the latents, (n, z, h, w) float32. faces: (n, 3, H, W) float32, about [-1, 1], detached.
+    values: of each term, (n,) float32. gradients: of each term (or of the weighted sum, under ``SUMMED``), summed over
+    the samples, with respect to the latents, (n, z, h, w) float32. faces: detached (n, 3, H, W) float32, about [-1, 1].
     """
 
     values: dict[str, Tensor]
@@ -43,21 +43,21 @@ class Judged:
     faces: Tensor
 
 
-def judge(
+def differentiate(
     decode: Callable[[Tensor], Tensor],
     z: Tensor,
     rows: Tensor,
     terms: Terms,
     chunk: int,
     weights: Mapping[str, float] | None = None,
-) -> Judged:
-    """Decode latents and differentiate what ``terms`` says of the faces.
+) -> TermGradients:
+    """Decode latents and differentiate the ``terms`` of the faces with respect to them.
 
     Samples must not influence each other: then the size of a chunk changes nothing but memory.
 
     Args:
         decode: latents -> faces, with gradient. z: (n, z, h, w) float32; its own graph is left alone.
-        rows: (n,), which samples of the batch these are. chunk: faces at a time.
+        rows: (n,), the samples' rows in the batch. chunk: faces at a time.
         weights: of the terms in the sum that is differentiated; None: each term by itself, a backward pass each.
     """
     device = z.device.type
@@ -78,8 +78,8 @@ def judge(
                     (found,) = torch.autograd.grad(value * scale, leaf, retain_graph=left > 0)
                 gradients[name] = found.float() / scale
             detached = {name: value.detach().float() for name, value in values.items()}
-            parts.append(Judged(detached, gradients, faces.detach()))
-    return Judged(
+            parts.append(TermGradients(detached, gradients, faces.detach()))
+    return TermGradients(
         {name: torch.cat([part.values[name] for part in parts]) for name in parts[0].values},
         {name: torch.cat([part.gradients[name] for part in parts]) for name in parts[0].gradients},
         torch.cat([part.faces for part in parts]),
@@ -87,7 +87,7 @@ def judge(
 
 
 def decoder_layout(device: torch.device) -> torch.memory_format:
-    """In which layout a decoder is differentiated fastest.
+    """Return the layout in which a decoder is differentiated fastest.
 
     On a CPU the backward pass of GroupNorm in bf16 takes up to 23 times as long with channels last (16 channels of
     256 px, torch 2.15), which costs more than the convolutions gain: the demo's decoder took 1.04 s against 0.76 s.
@@ -96,6 +96,6 @@ def decoder_layout(device: torch.device) -> torch.memory_format:
 
 
 def with_gradient(value: Tensor, z: Tensor, gradient: Tensor) -> Tensor:
-    """A scalar that is ``value`` and whose gradient on ``z`` is ``gradient`` (of z's shape)."""
+    """Return a scalar of the value ``value`` whose gradient on ``z`` is ``gradient`` (of z's shape)."""
     inner = (z * gradient).sum()
     return value + (inner - inner.detach())

@@ -10,17 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from muti_control.losses.config import DiscriminatorConfig, LossesConfig
-from muti_control.losses.decoding import Judged, judge
+from muti_control.losses.decoding import TermGradients, differentiate
 from muti_control.networks.patchgan import PatchGan, judged, lsgan_discriminator, lsgan_generator, scores_of
 from muti_control.networks.pipnet.reader import LandmarkReader
 from settings.messages import ConfigError
 
 
 def feature_matching(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]) -> Tensor:
-    """1 - cosine over the channels of each position, averaged over positions, layers and scales: (B,) in [0, 2].
+    """Return 1 - cosine over the channels of each position, averaged over positions, layers and scales: (B,) in [0, 2].
 
-    real, fake: features as ``PatchGan`` gives them; the score maps, their last, are left out. No gradient goes to
-    the real ones.
+    real, fake: the outputs of ``PatchGan``; the score maps, their last, are left out. The real ones get no gradient.
     """
     pairs = [
         (r, f)
@@ -32,24 +31,13 @@ def feature_matching(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[T
 
 
 def landmark_error(real: Tensor, fake: Tensor) -> Tensor:
-    """Mean square of the coordinates' differences, (B,), of points (B, N, 2) in [0, 1]."""
+    """Return the mean square of the coordinates' differences, (B,), of points (B, N, 2) in [0, 1]."""
     return (fake.float() - real.detach().float()).square().flatten(1).mean(1)
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """What the faces of some samples are judged by: skulls (B, 3, H, W) in [0, 1] of the whole batch, and
-
-    real: rows (n,) of it -> their true faces (n, 3, H, W), about [-1, 1].
-    """
-
-    skulls: Tensor
-    real: Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What the generator's turn leaves for the discriminator's: skulls in [0, 1], faces about [-1, 1], detached."""
+class FacePairs:
+    """Skulls (n, 3, H, W) in [0, 1] with their true and decoded faces about [-1, 1], detached, for a discriminator."""
 
     skulls: Tensor
     real: Tensor
@@ -57,59 +45,60 @@ class Shown:
 
 
 class PictureLosses:
-    """The terms that a config switches on, with the frozen and trained networks that they need.
-
-    Holds no parameters of the stage: the stage keeps the discriminator.
-    """
+    """The loss terms that are on, with the networks they need; the stage itself registers the discriminator."""
 
     def __init__(
         self, cfg: LossesConfig, discriminator: PatchGan | None, reader: LandmarkReader | None
     ) -> None:
         self.cfg, self.discriminator, self.reader = cfg, discriminator, reader
 
-    def judge(
+    def differentiate(
         self,
         decode: Callable[[Tensor], Tensor],
         z: Tensor,
         rows: Tensor,
-        pictures: Pictures,
+        skulls: Tensor,
+        true_faces: Callable[[Tensor], Tensor],
         weights: Mapping[str, float] | None,
-    ) -> tuple[Judged, Shown]:
-        """Decode latents (n, z, h, w) of samples ``rows`` and judge them, see ``losses.decoding.judge``."""
-        shown: list[tuple[Tensor, Tensor]] = []
+    ) -> tuple[TermGradients, FacePairs]:
+        """Decode latents and differentiate the terms, see ``losses.decoding.differentiate``.
+
+        z: latents (n, z, h, w) of the samples ``rows`` (n,) of the batch. skulls: (B, 3, H, W) in [0, 1], of the batch.
+        true_faces: rows (k,) -> their true faces (k, 3, H, W), about [-1, 1].
+        """
+        pairs: list[tuple[Tensor, Tensor]] = []
 
         def terms(faces: Tensor, some: Tensor) -> dict[str, Tensor]:
             with torch.no_grad():
-                real = pictures.real(some).float().contiguous(memory_format=torch.channels_last)
-            skulls = pictures.skulls[some]
-            shown.append((skulls, real))
-            return self.terms(faces, real, skulls)
+                real = true_faces(some).float().contiguous(memory_format=torch.channels_last)
+            pairs.append((skulls[some], real))
+            return self.terms(faces, real, skulls[some])
 
-        found = judge(decode, z, rows, terms, self.cfg.chunk, weights)
-        skulls, real = (torch.cat(parts) for parts in zip(*shown, strict=True))
-        return found, Shown(skulls, real, found.faces)
+        result = differentiate(decode, z, rows, terms, self.cfg.chunk, weights)
+        own_skulls, real = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        return result, FacePairs(own_skulls, real, result.faces)
 
     def terms(self, fake: Tensor, real: Tensor, skulls: Tensor) -> dict[str, Tensor]:
-        """Each term, (n,), of faces (n, 3, H, W) about [-1, 1] beside the true ones; skulls in [0, 1]."""
-        found = {}
+        """Return each term, (n,), of faces (n, 3, H, W) about [-1, 1] and the true ones; skulls in [0, 1]."""
+        values = {}
         if self.discriminator is not None:
             features = self.discriminator(judged(skulls, fake))
             if self.cfg.gan:
-                found["gan"] = lsgan_generator(features)
+                values["gan"] = lsgan_generator(features)
             if self.cfg.fm:
                 with torch.no_grad():
-                    wanted = self.discriminator(judged(skulls, real))
-                found["fm"] = feature_matching(wanted, features)
+                    true_features = self.discriminator(judged(skulls, real))
+                values["fm"] = feature_matching(true_features, features)
         if self.reader is not None:
             with torch.no_grad():
                 points, _ = self.reader.soft((real + 1) / 2)
-            found["lm"] = landmark_error(points, self.reader.soft((fake + 1) / 2)[0])
-        return found
+            values["lm"] = landmark_error(points, self.reader.soft((fake + 1) / 2)[0])
+        return values
 
-    def discriminator_loss(self, shown: Shown, batch_size: int) -> dict[str, Tensor]:
-        """LSGAN of the samples shown, divided by the full batch; shares of the patches on the right side of 1/2."""
+    def discriminator_loss(self, pairs: FacePairs, batch_size: int) -> dict[str, Tensor]:
+        """Return LSGAN, summed and divided by the full batch, and the shares of patches on the right side of 1/2."""
         assert self.discriminator is not None
-        real, fake = (self.discriminator(judged(shown.skulls, faces)) for faces in (shown.real, shown.fake))
+        real, fake = (self.discriminator(judged(pairs.skulls, faces)) for faces in (pairs.real, pairs.fake))
         return {
             "loss": lsgan_discriminator(real, fake).sum() / batch_size,
             "accuracy_real": torch.stack([(s > 0.5).float().mean() for s in scores_of(real)]).mean(),
@@ -137,7 +126,7 @@ def build_discriminator(cfg: DiscriminatorConfig, seed: int) -> PatchGan:
 
 
 def build_losses(cfg: LossesConfig, seed: int) -> PictureLosses | None:
-    """The losses that ``cfg`` switches on, None if none; a fresh discriminator's weights follow from ``seed``.
+    """Return the losses that are on, None without any; a fresh discriminator's weights follow from ``seed``.
 
     Raises:
         ConfigError: a file that is missing or does not fit. CheckpointError: one that cannot be read.

@@ -1,4 +1,4 @@
-"""Weights of the picture losses: given, or found from how large each term's gradient on the control network is."""
+"""Weights of the picture losses: fixed, or measured by the gradient of each term on the control network."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from muti_control.training.ranks import world_size
-
 NOISE = "noise"
 FIRST = 8  # so many measurements of each term at once, before it is done every so many steps only
 LONGEST_MEMORY = 0.9  # of the average over measurements; shorter while there are few of them
 
 
 class LossWeights:
-    """Follows the norms of the terms' gradients and says what each term is multiplied with.
+    """Averages the norms of the terms' gradients and computes the terms' weights.
 
     Args:
         wanted: by term. ratio: ``wanted`` are norms relative to that of the noise loss's gradient; else weights.
-        every: steps between measurements; 0: none, for weights that are given.
+        every: steps between measurements; 0: none, for fixed weights.
     """
 
     def __init__(self, wanted: Mapping[str, float], ratio: bool, every: int) -> None:
@@ -30,12 +28,12 @@ class LossWeights:
         self.counts: dict[str, int] = {}
 
     def due(self, step: int, micro: int = 0) -> bool:
-        """Whether the norms are measured at a step's micro-batch (both from 0)."""
+        """Return whether the norms are measured at a step's micro-batch (both from 0)."""
         few = min((self.counts.get(name, 0) for name in self.wanted), default=0) < FIRST
         return self.every > 0 and (few or (micro == 0 and step % self.every == 0))
 
     def measured(self, norms: Mapping[str, float]) -> None:
-        """Take in the norms of one step; a term that was not there (no sample was gated) is left out, or NaN."""
+        """Add the norms of one step to the averages; a term that no sample had is left out, or NaN."""
         for name, norm in norms.items():
             if not 0 <= norm < float("inf"):
                 continue
@@ -45,7 +43,7 @@ class LossWeights:
             self.counts[name] = count + 1
 
     def weights(self) -> dict[str, float]:
-        """By term; with ``ratio`` 0 for one whose gradient has not been seen yet."""
+        """Return the weights by term; with ``ratio``, 0 for a term that was not measured yet."""
         if not self.ratio:
             return dict(self.wanted)
         noise = self.norms.get(NOISE, 0.0)
@@ -55,21 +53,21 @@ class LossWeights:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers: a resumed run goes on with the same weights."""
+        """Return plain numbers, with which a resumed run has the same weights."""
         return {"norms": dict(self.norms), "counts": dict(self.counts)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
+        """Restore the result of :meth:`state_dict`."""
         self.norms, self.counts = dict(state["norms"]), dict(state["counts"])
 
 
 def gradient_norms(
     losses: Mapping[str, Tensor | None], parameters: Sequence[nn.Parameter]
 ) -> dict[str, float]:
-    """Norm of the gradient of each loss on all of ``parameters``; the graphs stay.
+    """Return the norm of each loss's gradient on all of ``parameters``; the graphs stay.
 
-    With several processes the mean over those that have the loss, the same on all of them; every process names
-    the same losses, None where it has none.
+    With several processes, it is the mean over those that have the loss, the same on all; every process passes the same
+    names, with None for a loss it has not.
     """
     device = parameters[0].device
     sums = torch.zeros(len(losses), 2, device=device)  # norms and how many have one
@@ -79,7 +77,7 @@ def gradient_norms(
                 found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
             row[0] = nn.utils.get_total_norm([g for g in found if g is not None])
             row[1] = 1
-    if world_size() > 1:
+    if dist.is_available() and dist.is_initialized():
         dist.all_reduce(sums)
     return {
         name: total / count for name, (total, count) in zip(losses, sums.tolist(), strict=True) if count > 0

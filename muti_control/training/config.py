@@ -52,7 +52,8 @@ class TrainConfig(Settings):
     keep their weights. log_every: steps between lines of the logs, 0 for a tenth of val_every, at most 10.
     num_valid: validation pairs looked at. precision: auto is bf16-mixed where that is faster, else 32-true;
     16-mixed is for GPUs older than that. accelerator: as Lightning names them. devices: how many on this machine (under
-    torchrun and srun as many as they start). num_threads: of torch on the CPU, 0 for its own choice.
+    torchrun and srun as many as they start). strategy: auto is ddp where there are several. logger: tensorboard, wandb
+    (offline) or csv alone; the CSV files are always written. num_threads: of torch on the CPU, 0 for its own choice.
     export: which averaged weights the exported file holds, those of the best validation or the last ones.
     export_dtype: precision of the weights in the exported file (float32, float16 or bfloat16).
     """
@@ -70,9 +71,17 @@ class TrainConfig(Settings):
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     accelerator: str = "auto"
     devices: PositiveInt = 1
+    strategy: str = "auto"
+    logger: Literal["tensorboard", "csv", "wandb"] = "tensorboard"
     num_threads: NonNegativeInt = 0
     export: Literal["best", "last"] = "best"
     export_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _ddp_or_nothing(self) -> Self:
+        why = "auto or ddp: others split the network, and its averages and checkpoints are of the whole one"
+        expect(self.strategy in ("auto", "ddp"), "strategy", self.strategy, why)
+        return self
 
 
 class MemoryConfig(Settings):

@@ -1,103 +1,61 @@
-"""A training run: what makes two starts the same run, and going from the first step to the exported file."""
+"""A training run: its checks, its stage and trainer, and the exported file. ``train.py`` fits it."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.strategies import DDPStrategy
 
+from cldm.controlled import ControlledLatentDiffusion
 from cldm.record import check_creatable
-from data.partial import REGIONS
 from ldm.checkpoint import sha256
+from ldm.compiled import check_compiler, compile_blocks
+from ldm.device import compute_in_fp32, prefers_bf16
 from muti_control.losses.config import LossesConfig
 from muti_control.rank_zero import end_with_parent
-from muti_control.training.build import build_stage, check_files
-from muti_control.training.callbacks import SIGNALS, SaveLast, tell
-from muti_control.training.checkpoints import LAST, BestCheckpoints, read_run
+from muti_control.training.checkpoints import LAST, BestCheckpoints, WholeFiles, read_run
 from muti_control.training.config import ExperimentConfig
+from muti_control.training.loop import LogAndProgress, Pace, SaveLast, Validate, tell
 from muti_control.training.optimizers import odd_settings
 from muti_control.training.stage import Stage
-from muti_control.training.trainer import build_trainer, check_machine
+from muti_control.training.stages.autoencoder import AutoencoderStage
+from muti_control.training.stages.base import BaseStage
+from muti_control.training.stages.control import ControlStage
+from muti_control.training.stages.grain import GrainStage
+from muti_control.training.stages.guidance_decoder import GuidanceDecoderStage
+from muti_control.training.stages.pipnet import PipStage
+from muti_control.training.stages.pix2pix import Pix2PixStage
 from settings.messages import ConfigError
 from settings.reading import to_yaml
 
-# Parts of the config that must not change when a run goes on.
-FINGERPRINTED = (
-    "optim", "autoencoder", "diffusion", "skull", "landmarks", "texture", "partial", "pipnet",
-)  # fmt: skip
-OF_ONE_STAGE = ("pix2pix", "guidance_decoder", "grain")  # the same for the stages that bear the part's name
-# What a checkpoint from before a part existed meant by it.
-BEFORE = {
-    "losses": "off",
-    "autoencoder.texture_weight": "0.0",
-    "autoencoder.gan": "0.0",
-    "diffusion.unlocked": "none",
-    "diffusion.control_dropout": "0.0",
-    "skull.dropout": "0.0",
-    "partial.share": "0.0",
-    "partial.regions": str(list(REGIONS)),
-    "texture.dropout": "0.2",
+# Each builds network and data of its stage; the device is where latents and texts are computed.
+BUILDERS: dict[str, Callable[[ExperimentConfig, torch.device], Stage]] = {
+    "autoencoder": AutoencoderStage.build,
+    "base": BaseStage.build,
+    "control": ControlStage.build,
+    "grain": GrainStage.build,
+    "guidance_decoder": GuidanceDecoderStage.build,
+    "pipnet": PipStage.build,
+    "pix2pix": Pix2PixStage.build,
 }
-
-
-def fingerprint(cfg: ExperimentConfig, stage: Stage) -> dict[str, str]:
-    """What a resumed run must have in common with its beginning, by the name a user would look for."""
-    facts = {
-        "stage": cfg.stage,
-        "init": "" if cfg.init is None else sha256(cfg.init),
-        "model": json.dumps(stage.architecture(), sort_keys=True),
-        "data.train": sha256(Path(cfg.data.root) / "split_data" / cfg.data.train),
-    }
-    facts |= {f"train.{key}": str(getattr(cfg.train, key)) for key in ("batch_size", "accumulate", "seed")}
-    own = (cfg.stage,) if cfg.stage in OF_ONE_STAGE else ()
-    for part in (*FINGERPRINTED, *own):
-        facts |= {f"{part}.{key}": str(value) for key, value in getattr(cfg, part).model_dump().items()}
-    if not cfg.autoencoder.gan:  # what only realism has
-        del facts["autoencoder.discriminator"], facts["autoencoder.gan_ramp_steps"]
-    facts["losses"] = _losses_facts(cfg.losses)
-    return facts
-
-
-def _losses_facts(cfg: LossesConfig) -> str:
-    """What must not change of the picture losses; files count by their contents."""
-    if not cfg.on:
-        return BEFORE["losses"]
-    facts = cfg.model_dump()
-    facts["pipnet"] = sha256(Path(cfg.pipnet)) if cfg.lm else ""
-    init = cfg.discriminator.init
-    facts["discriminator"]["init"] = "" if init is None else sha256(Path(init))
-    for key in ("chunk", "recompute"):  # memory only
-        del facts[key]
-    return json.dumps(facts, sort_keys=True)
-
-
-def check_same_run(saved: dict[str, str], stage: Stage) -> None:
-    """Raises ConfigError if a checkpoint's fingerprint ``saved`` is of another run than this one."""
-    for key, now in stage.fingerprint.items():
-        if (was := saved.get(key, BEFORE.get(key))) == now:
-            continue
-        if key == "init":
-            change = (
-                f"{stage.cfg.init} is not the file the run began with (sha256 {now[:12]}, then {str(was)[:12]}): its "
-                "frozen part would not fit what was trained on the other"
-            )
-        else:
-            short = len(now) < 40 and len(str(was)) < 40
-            change = f"was {was}, now {now}" if short else "is not what the run began with"
-        raise ConfigError(f"{key}: {change}; undo that to continue {stage.cfg.run_dir}, or pass name=NEW")
+# Parts of the config that must not change when a run is continued; the stage's own part is one of them.
+FINGERPRINTED = ("optim", "autoencoder", "diffusion", "skull", "landmarks", "texture", "partial", "pipnet")
 
 
 @dataclass
 class Training:
-    """A run that was checked and can start. resumed: the checkpoint it goes on from. steps_done: by it."""
+    """A run that was checked and can start. resumed: the checkpoint it goes on from. steps_done: by that checkpoint."""
 
     cfg: ExperimentConfig
     stage: Stage
@@ -106,82 +64,104 @@ class Training:
     resumed: Path | None = None
     steps_done: int = 0
 
-    def fit(self) -> Path | None:
-        """Train to ``max_steps`` and export; returns the exported file.
+    @property
+    def exported(self) -> Path:
+        """The file with the trained model, written when the run is finished."""
+        return self.cfg.run_dir / "model.safetensors"
 
-        None: a signal (``save_last.signal``) stopped the run before its end; it goes on from ``last.ckpt``.
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.steps_done >= self.cfg.train.max_steps and self.exported.is_file()
+
+    def fit(self) -> Path | None:
+        """Train to ``max_steps`` and export; return the exported file, or None if a signal stopped the run before.
 
         Raises:
             KeyboardInterrupt: a second Ctrl-C; the last checkpoint written stays.
         """
-        cfg, trainer = self.cfg, self.trainer
-        if self.steps_done >= cfg.train.max_steps and exported_path(cfg).is_file():
+        with self.started() as checkpoint:
+            if not self.finished:
+                self.trainer.fit(self.stage, ckpt_path=checkpoint, weights_only=True)
+        return self.finish()
+
+    @contextmanager
+    def started(self) -> Iterator[Path | None]:
+        """Write the run's config and introduce it; within the block, give the checkpoint to go on from."""
+        cfg, last = self.cfg, self.save_last.path
+        if self.finished:
             self._say(
-                f"{cfg.run_dir} is finished at step {self.steps_done} ({exported_path(cfg)}); "
+                f"{cfg.run_dir} is finished at step {self.steps_done} ({self.exported}); "
                 "a larger train.max_steps continues it, name=NEW starts another run"
             )
-            return exported_path(cfg)
-        if trainer.is_global_zero:
-            _write_config(cfg)
-            if self.resumed not in (None, self.save_last.path) and self.save_last.path.is_file():
-                os.replace(self.save_last.path, self.save_last.path.with_name("damaged.ckpt"))
-        self._introduce()
-        with handlers_restored():
-            try:
-                ckpt_path = None if self.resumed is None else str(self.resumed)
-                trainer.fit(self.stage, ckpt_path=ckpt_path, weights_only=True)
-            except (
-                SystemExit
-            ) as error:  # Lightning's answer to a Ctrl-C; mid-step weights are not worth saving
-                raise KeyboardInterrupt from error
-            if self.save_last.stopped:
-                self._say(
-                    f"stopped at step {self.stage.updates} of {cfg.train.max_steps}; the same command continues"
-                )
-                return None
-            self.save_last.save(trainer, self.stage)  # with the last validation
-        if trainer.is_global_zero:
-            _export(cfg, self.stage)
-        return exported_path(cfg)
+        else:
+            if self.trainer.is_global_zero:
+                cfg.run_dir.mkdir(parents=True, exist_ok=True)
+                temporary = cfg.run_dir / f".config.yaml.{os.getpid()}.tmp"
+                temporary.write_text(to_yaml(cfg), encoding="utf-8")
+                os.replace(temporary, cfg.run_dir / "config.yaml")
+                if self.resumed not in (None, last) and last.is_file():
+                    os.replace(last, last.with_name("damaged.ckpt"))
+            self._introduce()
+        try:
+            yield self.resumed
+        except (
+            SystemExit
+        ) as error:  # Lightning's answer to a Ctrl-C; weights within a step are not worth saving
+            raise KeyboardInterrupt from error
+
+    def finish(self) -> Path | None:
+        """Export the trained model and return its file; None if a signal stopped the run before its end."""
+        if self.save_last.stopped:
+            self._say(
+                f"stopped at step {self.stage.updates} of {self.cfg.train.max_steps}; the same command continues"
+            )
+            return None
+        if self.trainer.is_global_zero and not self.finished:
+            self._export()
+        return self.exported
 
     def _introduce(self) -> None:
-        cfg, trainer = self.cfg, self.trainer
-        trained = sum(p.numel() for p in self.stage.trained_parameters().values()) / 1e6
-        total = sum(p.numel() for p in self.stage.net.parameters()) / 1e6
-        trained_text = f"{trained:.1f}" if trained >= 0.1 else f"{trained:.3f}"
+        cfg, trainer, stage = self.cfg, self.trainer, self.stage
+        trained = sum(p.numel() for p in stage.trained_parameters().values()) / 1e6
+        total = sum(p.numel() for p in stage.net.parameters()) / 1e6
         where = f"{trainer.strategy.root_device}, {trainer.precision}"
         where += f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
         self._say(
-            f"{cfg.stage} stage: {trained_text} of {total:.1f} M parameters trained, on {where}; "
-            f"everything goes to {cfg.run_dir}"
+            f"{cfg.stage} stage: {trained:.{1 if trained >= 0.1 else 3}f} of {total:.1f} M parameters trained, "
+            f"on {where}; everything goes to {cfg.run_dir}"
         )
         if self.resumed is not None:
             self._say(f"continuing {cfg.run_dir} from step {self.steps_done}")
-        for turn in self.stage.turns():
+        for turn in stage.turns():
             for sentence in odd_settings(turn.optim, cfg.train.max_steps, turn.key):
                 tell(trainer, f"warning: {sentence}")
+
+    def _export(self) -> None:
+        """Write the averaged weights of the best validation, or the last ones if none was made."""
+        cfg, stage = self.cfg, self.stage
+        kept = BestCheckpoints(
+            cfg.run_dir / "checkpoints", stage.monitor, stage.monitor_mode, cfg.train.keep_best
+        )
+        best = kept.read_best() if cfg.train.export == "best" else None
+        origin = "the last step"
+        if best is not None:
+            stage.ema.load_state_dict(best["ema"])
+            stage.updates = int(best["updates"])
+            origin = f"the best validation ({stage.monitor} {best['scores'][stage.monitor]:.4g})"
+        stage.export(self.exported)
+        self._say(f"finished; exported step {stage.updates}, {origin}: {self.exported}")
 
     def _say(self, message: str) -> None:
         if self.trainer.is_global_zero:
             print(message, flush=True)
 
 
-@contextmanager
-def handlers_restored() -> Iterator[None]:
-    """Whatever handles signals within the block, afterwards it is what it was before."""
-    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
 def prepare(cfg: ExperimentConfig) -> Training:
-    """Check everything and build the run; a run begun before is found by its checkpoints.
+    """Check everything and build the run; a run begun before is continued from its checkpoints.
 
     Raises:
-        ValueError: what was given cannot be trained on (ConfigError, ManifestError, CheckpointError, ImageError).
+        ValueError: settings or files that cannot be used (ConfigError, ManifestError, CheckpointError, ImageError).
     """
     end_with_parent()
     check_files(cfg)
@@ -192,53 +172,244 @@ def prepare(cfg: ExperimentConfig) -> Training:
             f"{cfg.run_dir} holds a run already; resume=true continues it, name=NEW starts another"
         )
     check_machine(cfg)
-    found = read_run(folder)  # complain now if it is none of ours, before the faces are encoded
+    begun = read_run(folder)  # complain before the faces are encoded
     if cfg.train.num_threads:
         torch.set_num_threads(cfg.train.num_threads)
     stage = build_stage(cfg)
     stage.fingerprint = fingerprint(cfg, stage)
-    if found is not None:
-        check_same_run(found[1]["fingerprint"], stage)
+    if begun is not None:
+        check_same_run(begun[1]["fingerprint"], stage)
     trainer, save_last = build_trainer(cfg, stage)
-    if found is None:
+    if begun is None:
         return Training(cfg, stage, trainer, save_last)
-    _tell_of_other_world(trainer, found[1])
-    return Training(cfg, stage, trainer, save_last, found[0], int(found[1]["updates"]))
-
-
-def _tell_of_other_world(trainer: pl.Trainer, content: dict[str, Any]) -> None:
-    was = int(content["world_size"])
-    if was != trainer.world_size:
+    before, now = int(begun[1]["world_size"]), trainer.world_size
+    if before != now:
         tell(
             trainer,
-            f"warning: the run was on {was} processes and goes on with {trainer.world_size}: a step sees "
-            f"{trainer.world_size}/{was} of the pictures it saw (train.accumulate, under a new name=, can make up for "
-            "it), and the losses are not those of an unbroken run",
+            f"warning: the run was on {before} processes and goes on with {now}: a step sees {now}/{before} of the "
+            "pictures it saw (train.accumulate under a new name= makes up for it), and its losses are other ones",
         )
+    return Training(cfg, stage, trainer, save_last, begun[0], int(begun[1]["updates"]))
 
 
-def exported_path(cfg: ExperimentConfig) -> Path:
-    """The file with the trained model, written when the run is finished."""
-    return cfg.run_dir / "model.safetensors"
+def check_files(cfg: ExperimentConfig) -> None:
+    """Raise ConfigError naming every missing file or folder and how to get it."""
+    lacking = []
+    if cfg.init is not None and not Path(cfg.init).is_file():
+        lacking.append(f"init: {cfg.init} not found. {cfg.how_to_get_init}".strip())
+    for name in (cfg.data.train, cfg.data.valid):
+        manifest = Path(cfg.data.root) / "split_data" / name
+        if not manifest.is_file():
+            lacking.append(f"data.root: {manifest} not found. {cfg.data.how_to_get}".strip())
+            break
+    if cfg.losses.lm and not Path(cfg.losses.pipnet).is_file():
+        lacking.append(
+            f"losses.pipnet: {cfg.losses.pipnet} not found; train.py configs/demo/pipnet_face.yaml makes one"
+        )
+    for part, on, init in (
+        ("losses", cfg.losses.gan or cfg.losses.fm, cfg.losses.discriminator.init),
+        ("autoencoder", cfg.autoencoder.gan, cfg.autoencoder.discriminator.init),
+    ):
+        if on and init is not None and not Path(init).is_file():
+            lacking.append(f"{part}.discriminator.init: {init} not found; leave it out for a fresh one")
+    if lacking:
+        raise ConfigError("this run needs files that are not there:\n  " + "\n  ".join(lacking))
 
 
-def _export(cfg: ExperimentConfig, stage: Stage) -> None:
-    """Write the averaged weights of the best validation (or the last ones, if none was made) for use after training."""
-    kept = BestCheckpoints(
-        cfg.run_dir / "checkpoints", stage.monitor, stage.monitor_mode, cfg.train.keep_best
+def build_stage(cfg: ExperimentConfig) -> Stage:
+    """Build network and data of a run; recompute, cast and compile parts of the network as ``memory`` says."""
+    memory = cfg.memory
+    if memory.compile:
+        check_compiler()
+    stage = BUILDERS[cfg.stage](cfg, device_of(cfg))
+    if isinstance(net := stage.net, ControlledLatentDiffusion):
+        net.control_model.recomputes |= memory.recompute_control
+        net.unet.recomputes |= memory.recompute_unet
+        locked = cfg.stage == "control" and cfg.diffusion.unlocked == "none"
+        if memory.half_unet and locked and pick_precision(cfg) == "bf16-mixed":
+            net.model.to(torch.bfloat16)
+        if memory.compile:
+            compile_blocks(net)
+    return stage
+
+
+# --- what makes two starts the same run -------------------------------------------------------------------
+
+
+def fingerprint(cfg: ExperimentConfig, stage: Stage) -> dict[str, str]:
+    """Return what a resumed run must have in common with its beginning, by the name a user would look for."""
+    facts = {
+        "stage": cfg.stage,
+        "init": "" if cfg.init is None else sha256(cfg.init),
+        "model": json.dumps(stage.architecture(), sort_keys=True),
+        "data.train": sha256(Path(cfg.data.root) / "split_data" / cfg.data.train),
+        "losses": _losses_fingerprint(cfg.losses),
+    }
+    facts |= {f"train.{key}": str(getattr(cfg.train, key)) for key in ("batch_size", "accumulate", "seed")}
+    own = (cfg.stage,) if hasattr(cfg, cfg.stage) else ()
+    for part in dict.fromkeys((*FINGERPRINTED, *own)):
+        facts |= {f"{part}.{key}": str(value) for key, value in getattr(cfg, part).model_dump().items()}
+    return facts
+
+
+def _losses_fingerprint(cfg: LossesConfig) -> str:
+    """Return the settings of the picture losses that must not change; files count by their contents."""
+    if not cfg.on:
+        return "off"
+    facts = cfg.model_dump()
+    facts["pipnet"] = sha256(Path(cfg.pipnet)) if cfg.lm else ""
+    init = cfg.discriminator.init
+    facts["discriminator"]["init"] = "" if init is None else sha256(Path(init))
+    for key in ("chunk", "recompute"):  # memory only
+        del facts[key]
+    return json.dumps(facts, sort_keys=True)
+
+
+def check_same_run(saved: dict[str, str], stage: Stage) -> None:
+    """Raise ConfigError if a checkpoint's fingerprint ``saved`` is of another run than this one."""
+    for key, now in stage.fingerprint.items():
+        before = str(saved.get(key))
+        if before == now:
+            continue
+        if key == "init":
+            change = (
+                f"{stage.cfg.init} is not the file the run began with (sha256 {now[:12]}, then {before[:12]}): its "
+                "frozen part would not fit what was trained on the other"
+            )
+        else:
+            short = len(now) < 40 and len(before) < 40
+            change = f"was {before}, now {now}" if short else "is not what the run began with"
+        raise ConfigError(f"{key}: {change}; undo that to continue {stage.cfg.run_dir}, or pass name=NEW")
+
+
+# --- machine and trainer ----------------------------------------------------------------------------------
+
+
+def device_of(cfg: ExperimentConfig) -> torch.device:
+    """Return where this process computes."""
+    if cfg.train.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        local_rank = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
+        return torch.device("cuda", int(local_rank) % torch.cuda.device_count())
+    return torch.device("cpu")
+
+
+def pick_precision(cfg: ExperimentConfig) -> Literal["bf16-mixed", "16-mixed", "32-true"]:
+    """Return Lightning's name of the precision; for ``auto``, bf16-mixed where the hardware is faster with it.
+
+    Raises:
+        ConfigError: 16-mixed without a CUDA device.
+    """
+    wanted, device = cfg.train.precision, device_of(cfg)
+    if wanted == "16-mixed" and device.type != "cuda":
+        raise ConfigError(
+            "train.precision: got 16-mixed, which needs a CUDA device; use train.precision=auto (bf16-mixed or 32-true)"
+        )
+    if wanted == "auto":
+        return "bf16-mixed" if prefers_bf16(device) else "32-true"
+    return wanted  # type: ignore[return-value]
+
+
+def layout(devices: int) -> tuple[int, int]:
+    """Return processes on each machine and machines: as torchrun or srun started them, else ``devices`` on this one.
+
+    Raises:
+        ConfigError: ``devices`` contradicts what was started.
+    """
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:
+        local = int(env["LOCAL_WORLD_SIZE"])
+        machines = int(env["WORLD_SIZE"]) // local
+        how = "torchrun"
+    elif int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # srun; a batch script alone is one process
+        machines = int(env.get("SLURM_STEP_NUM_NODES", 1))
+        local = int(env["SLURM_STEP_NUM_TASKS"]) // machines
+        how = "srun"
+    else:
+        return devices, 1
+    if devices not in (1, local):
+        raise ConfigError(
+            f"train.devices: got {devices}, but {how} started {local} processes on each machine; leave it out"
+        )
+    return local, machines
+
+
+def check_machine(cfg: ExperimentConfig) -> None:
+    """Raise ConfigError if this machine lacks what ``train`` asks for: accelerator, devices, precision, logger."""
+    pick_precision(cfg)
+    if cfg.train.logger == "wandb" and find_spec("wandb") is None:
+        raise ConfigError(
+            "train.logger: got wandb, which is not installed: pip install wandb, or use tensorboard"
+        )
+    devices, machines = layout(cfg.train.devices)
+    try:
+        pl.Trainer(
+            accelerator=cfg.train.accelerator,
+            devices=devices,
+            num_nodes=machines,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (ValueError, MisconfigurationException) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ConfigError(
+            f"train.accelerator={cfg.train.accelerator}, train.devices={cfg.train.devices}: {reason}; use "
+            "train.accelerator=auto train.devices=1"
+        ) from error
+
+
+def build_trainer(cfg: ExperimentConfig, stage: Stage) -> tuple[pl.Trainer, SaveLast]:
+    """Return Lightning's trainer, and its callback that saves and stops.
+
+    Lightning does devices, processes, gradients of several processes, precision, logging and the optimizers' state.
+    Each callback says which behaviour of Lightning it mends.
+    """
+    folder = cfg.run_dir / "checkpoints"
+    pace = Pace()
+    save_last = SaveLast(folder, cfg.train, pace)
+    best = BestCheckpoints(folder, stage.monitor, stage.monitor_mode, cfg.train.keep_best)
+    devices, machines = layout(cfg.train.devices)
+    precision = pick_precision(cfg)
+    if precision == "32-true":
+        compute_in_fp32()
+    trainer = pl.Trainer(
+        accelerator=cfg.train.accelerator,
+        devices=devices,
+        num_nodes=machines,
+        strategy=_ddp(stage) if cfg.train.strategy == "ddp" or devices * machines > 1 else "auto",
+        precision=precision,
+        max_steps=-1,  # SaveLast counts them
+        max_epochs=-1,
+        limit_val_batches=0,  # Validate makes validations
+        num_sanity_val_steps=0,
+        enable_model_summary=False,  # the run says in one line what it trains
+        enable_progress_bar=False,  # LogAndProgress has one
+        enable_checkpointing=False,  # SaveLast and Validate write them
+        use_distributed_sampler=False,
+        inference_mode=False,  # training uses what validation computes (text embeddings)
+        plugins=[WholeFiles()],
+        callbacks=[
+            save_last,
+            Validate(save_last, best, cfg.train, cfg.watch),
+            LogAndProgress(pace, cfg.train, cfg.watch, cfg.data.num_workers),
+        ],
+        logger=_loggers(cfg),
     )
-    best = kept.read_best() if cfg.train.export == "best" else None
-    origin = "the last step"
-    if best is not None:
-        stage.ema.load_state_dict(best["ema"])
-        stage.updates = int(best["updates"])
-        origin = f"the best validation ({stage.monitor} {best['scores'][stage.monitor]:.4g})"
-    stage.export(exported_path(cfg))
-    print(f"finished; exported step {stage.updates}, {origin}: {exported_path(cfg)}", flush=True)
+    return trainer, save_last
 
 
-def _write_config(cfg: ExperimentConfig) -> None:
-    cfg.run_dir.mkdir(parents=True, exist_ok=True)
-    temporary = cfg.run_dir / f".config.yaml.{os.getpid()}.tmp"
-    temporary.write_text(to_yaml(cfg), encoding="utf-8")
-    os.replace(temporary, cfg.run_dir / "config.yaml")
+def _ddp(stage: Stage) -> DDPStrategy:
+    """Return Lightning's DDP. One optimizer's backward pass leaves the other's parameters unused."""
+    unused = stage.leaves_unused or len(stage.turns()) > 1
+    return DDPStrategy(find_unused_parameters=unused, broadcast_buffers=False)
+
+
+def _loggers(cfg: ExperimentConfig) -> list[Logger]:
+    """Return the loggers. CSV is always written, one log for every start of the run: version_0, version_1, ..."""
+    loggers: list[Logger] = [CSVLogger(cfg.run_dir, name="csv", flush_logs_every_n_steps=1)]
+    if cfg.train.logger == "tensorboard":
+        loggers.append(TensorBoardLogger(cfg.run_dir, name="", version="tensorboard"))
+    elif cfg.train.logger == "wandb":
+        loggers.append(WandbLogger(cfg.name, save_dir=cfg.run_dir, offline=True))
+    return loggers

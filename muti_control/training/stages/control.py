@@ -11,27 +11,30 @@ from typing import Any
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from cldm.branches import Landmarks, untrained_metadata
 from cldm.conditions import Conditions, encode
 from cldm.controlled import ControlledLatentDiffusion
 from cldm.texture import Texture
 from data.paired import PairedDataset
+from ldm.autoencoder import DiagonalGaussian
 from ldm.checkpoint import git_revision
-from ldm.schedule import predict_x0
+from ldm.schedule import predict_x0, q_sample
 from muti_control.conditions.pair_landmarks import NO_LANDMARKS, PairLandmarks
 from muti_control.conditions.pair_textures import NO_EXEMPLARS, PairTextures
 from muti_control.conditions.partial import with_missing_bone
 from muti_control.losses.config import LossesConfig
 from muti_control.losses.decoding import SUMMED, decoder_layout, gated_rows, with_gradient
-from muti_control.losses.picture import Pictures, Shown, build_losses
+from muti_control.losses.noise import noise_loss, noise_weights
+from muti_control.losses.picture import FacePairs, build_losses
 from muti_control.losses.weights import NOISE, LossWeights, gradient_norms
 from muti_control.training.config import ExperimentConfig
 from muti_control.training.latents import LatentPairs
+from muti_control.training.model import export_model
 from muti_control.training.optimizers import Turn
 from muti_control.training.pictures import rank_one, small_grey
-from muti_control.training.stages.base import DiffusionStage, Predicted
+from muti_control.training.stage import Stage
+from muti_control.training.stages.base import build_on_latents, draw_faces, drop_prompts
 
 DISCRIMINATOR = "discriminator"
 _UNET = "model.diffusion_model."
@@ -42,71 +45,106 @@ UNLOCKED_PARTS = {
 }
 
 
-class ControlStage(DiffusionStage):
-    """Skull + text -> face; the control network is trained, and of the UNet what ``diffusion.unlocked`` says.
+class ControlStage(Stage):
+    """Skull + text -> face. Trains the control network, and the part of the UNet that ``diffusion.unlocked`` names.
 
-    The best checkpoint has the lowest mean absolute error of the reconstructions. Beside it stand the rank-1
-    rate among the validation faces and the skull's effect: how much the predicted noise changes, relative to
-    its size, when the skulls are swapped. A skull-blind model shows 0 there.
+    The best checkpoint has the lowest mean absolute error of the reconstructions. Further scores are the rank-1 rate
+    among the validation faces and the effect of each condition: how much the predicted noise changes, relative to
+    its size, with another person's. A model that ignores the skull has a skull effect of 0.
     """
 
     monitor = "valid/l1"
     monitor_mode = "min"
+    net: ControlledLatentDiffusion
 
     def __init__(
         self,
         cfg: ExperimentConfig,
         net: ControlledLatentDiffusion,
-        train_set: Dataset[Any],
-        valid_set: Dataset[Any],
+        train_set: LatentPairs,
+        valid_set: PairedDataset,
     ) -> None:
         super().__init__(
             cfg, net, train_set, valid_set, ("control_model.", *UNLOCKED_PARTS[cfg.diffusion.unlocked])
         )
-        self._effects: list[tuple[int, dict[str, float]]] = []
         self._landmarks: dict[str, PairLandmarks] = {}
         self._textures: dict[str, PairTextures] = {}
-        if net.cfg.control.landmarks is not None:
-            assert isinstance(train_set, LatentPairs) and isinstance(valid_set, PairedDataset)
-            num = net.cfg.control.landmarks.num_points
-            for part, pairs in (("train", train_set.pairs), ("valid", valid_set)):
-                self._landmarks[part] = PairLandmarks(pairs.records, num, cfg.landmarks)
-                print(f"{part}: {self._landmarks[part]}", flush=True)
+        parts, branches = {"train": train_set.pairs, "valid": valid_set}, net.cfg.control
+        if branches.landmarks is not None:
+            num = branches.landmarks.num_points
+            self._landmarks = {p: PairLandmarks(x.records, num, cfg.landmarks) for p, x in parts.items()}
             if cfg.landmarks.dropout < 1 and not self._landmarks["train"].any:
                 rank_zero_warning(NO_LANDMARKS)
-        if net.cfg.control.texture is not None:
-            assert isinstance(train_set, LatentPairs) and isinstance(valid_set, PairedDataset)
-            for part, pairs in (("train", train_set.pairs), ("valid", valid_set)):
-                branch, size = net.cfg.control.texture, pairs.size
-                self._textures[part] = PairTextures(pairs.records, size, branch, cfg.texture)
-                print(f"{part}: {self._textures[part]}", flush=True)
+        if branches.texture is not None:
+            self._textures = {
+                p: PairTextures(x.records, x.size, branches.texture, cfg.texture) for p, x in parts.items()
+            }
             if cfg.texture.dropout < 1 and not self._textures["train"].any:
                 rank_zero_warning(NO_EXEMPLARS)
             train_set.more = {**train_set.more, "texture": self._textures["train"].features}
+        for condition in (self._landmarks, self._textures):
+            for part, source in condition.items():
+                print(f"{part}: {source}", flush=True)
         if cfg.losses.on and cfg.losses.real == "picture":
-            assert isinstance(train_set, LatentPairs)
             train_set.more = {**train_set.more, "face": train_set.pairs.face}
         self.picture_losses = build_losses(cfg.losses, cfg.train.seed)
         self.term_weights = LossWeights(
             cfg.losses.wanted, cfg.losses.by == "ratio", cfg.losses.measure_every if cfg.losses.on else 0
         )
-        self._shown: Shown | None = None
+        self._pairs: FacePairs | None = None  # what the generator's turn leaves for the discriminator's
         self._accuracy = {f"accuracy_{kind}": torch.tensor(float("nan")) for kind in ("real", "fake")}
         if self.picture_losses is not None:
-            self.model.first_stage_model.decoder.recompute(cfg.losses.recompute)
+            net.first_stage_model.decoder.recompute(cfg.losses.recompute)
             if self.picture_losses.discriminator is not None:
                 self.discriminator = self.picture_losses.discriminator.to(memory_format=torch.channels_last)
             print(describe(cfg.losses, cfg.train.batch_size), flush=True)
 
-    def predict(self, x_t: Tensor, t: Tensor, context: Tensor, given: Conditions | None) -> Tensor:
-        assert given is not None and given.skulls is not None
-        size = given.skulls.shape[-2:]
-        acting = encode(self.controlled, given, len(x_t), *size).acting()
-        assert acting is not None
-        return self.controlled.eps(x_t, t, context, acting.hint, texture=acting.texture, active=acting.active)
+    @classmethod
+    def build(cls, cfg: ExperimentConfig, device: torch.device) -> ControlStage:
+        """Build network and data."""
+        return cls(cfg, *build_on_latents(cfg, device))
+
+    def architecture(self) -> dict[str, Any]:
+        return self.net.cfg.model_dump()
+
+    # --- the training step --------------------------------------------------------------------------------
+
+    def loss_of(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Return the noise loss and, where they are on, the losses of the decoded faces.
+
+        Notation: z = x_0 scaled latent of the face, t step, eps noise, x_t noised latent, eps_hat predicted noise.
+        """
+        cfg, model = self.cfg.diffusion, self.net
+
+        # 1. Draw the latents, t and the noise.
+        z = model.cfg.scale_factor * DiagonalGaussian(batch["moments"]).sample(self.draw("posterior"))
+        steps = torch.randint(0, model.cfg.schedule.num_timesteps, (len(z),), generator=self.draw("t"))
+        t = steps.to(z.device)  # (B,)
+        eps = torch.randn(z.shape, generator=self.draw("eps")).to(z)  # (B, z, h, w)
+        x_t = q_sample(z, t, eps, model.alphas_cumprod).contiguous(memory_format=torch.channels_last)
+
+        # 2. Encode the conditions; each is left out at times.
+        context = model.encode_text(drop_prompts(batch["prompt"], cfg.prompt_dropout, self.draw("dropout")))
+        conditions = self.conditions_of(batch)
+
+        # 3. Predict the noise.
+        eps_hat = self.predict(x_t, t, context, conditions)
+
+        # 4. The noise loss.
+        weights = noise_weights(t, model.alphas_cumprod, cfg.loss_weighting, cfg.max_loss_weight)
+        loss, eps_mse = noise_loss(eps_hat, eps, weights)
+        scalars = {"loss": loss, "eps_mse": eps_mse}
+        if self.picture_losses is None:
+            return scalars
+
+        # 5. The losses of the decoded face, of samples with a small t.
+        losses = self.cfg.losses
+        rows = gated_rows(steps, losses.min_t, losses.max_t, losses.sub_batch, self.draw("gate")).to(z.device)
+        x_0_hat = predict_x0(x_t[rows], t[rows], eps_hat[rows], model.alphas_cumprod)  # (n, z, h, w)
+        return scalars | self._picture_loss(batch, z, rows, x_0_hat, conditions, loss)
 
     def conditions_of(self, batch: dict[str, Any]) -> Conditions:
-        """What a training batch is shown: each condition is left out as often as its dropout says."""
+        """Return the conditions of a training batch; each is left out as often as its dropout says."""
         skull, index = batch["skull"].contiguous(memory_format=torch.channels_last), batch["index"]
         present = landmarks = texture = None
         if self.cfg.partial.share > 0:
@@ -119,60 +157,57 @@ class ControlStage(DiffusionStage):
         if self._textures:
             textures = self._textures["train"]
             texture = textures.for_training(index, batch["texture"], self.draw("texture")).to(skull.device)
-        given = Conditions(skull, present, landmarks, texture)
+        conditions = Conditions(skull, present, landmarks, texture)
         if (chance := self.cfg.diffusion.control_dropout) > 0:
             kept = torch.rand(len(skull), generator=self.draw("control")) >= chance
-            given = given.where(kept.to(skull.device))
-        return given
+            conditions = conditions.where(kept.to(skull.device))
+        return conditions
+
+    def predict(self, x_t: Tensor, t: Tensor, context: Tensor, conditions: Conditions) -> Tensor:
+        """Return the predicted noise (B, z, h, w), float32."""
+        assert conditions.skulls is not None
+        acting = encode(self.net, conditions, len(x_t), *conditions.skulls.shape[-2:]).acting()
+        assert acting is not None
+        eps = self.net.eps(x_t, t, context, acting.hint, texture=acting.texture, active=acting.active)
+        return eps.float()
 
     # --- losses of the decoded face -----------------------------------------------------------------------
 
-    def turns(self) -> list[Turn]:
-        if self.picture_losses is None or self.picture_losses.discriminator is None:
-            return super().turns()
-        cfg, name = self.cfg.losses.discriminator, DISCRIMINATOR
-        parameters = dict(self.discriminator.named_parameters(prefix=name))
-        return [*super().turns(), Turn(name, parameters, cfg.optim, cfg.every, f"losses.{name}.optim")]
+    def _picture_loss(
+        self,
+        batch: dict[str, Any],
+        z: Tensor,
+        rows: Tensor,
+        x_0_hat: Tensor,
+        conditions: Conditions,
+        noise: Tensor,
+    ) -> dict[str, Tensor]:
+        """Return the whole ``loss``, each term (its sum over the samples divided by the batch size), norms and weights.
 
-    def turn_loss(self, turn: str, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return self._discriminator_loss(len(batch["index"])) if turn == DISCRIMINATOR else self.loss_of(batch)
-
-    def loss_of(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The noise loss and, of the samples whose t lets a face be told, those of the decoded clean latent."""
-        found = self.predicted(batch)
-        scalars = self.noise_loss(found)
-        return (
-            scalars
-            if self.picture_losses is None
-            else scalars | self._picture_loss(batch, found, scalars["loss"])
-        )
-
-    def _picture_loss(self, batch: dict[str, Any], found: Predicted, noise: Tensor) -> dict[str, Tensor]:
-        """``loss`` in all, each term (its sum over the decoded samples divided by the batch size), norms, weights."""
+        rows: the samples (n,) that are decoded. x_0_hat: their estimated latents, with gradient. noise: the noise loss.
+        """
         assert self.picture_losses is not None
-        cfg, num, follow = self.cfg.losses, len(found.z), self.term_weights
-        rows = gated_rows(found.drawn, cfg.min_t, cfg.max_t, cfg.sub_batch, self.draw("gate")).to(
-            found.z.device
-        )
-        x_0_hat = predict_x0(found.x_t[rows], found.t[rows], found.eps_hat[rows], self.model.alphas_cumprod)
+        cfg, num, follow = self.cfg.losses, len(z), self.term_weights
         measure = follow.due(self.updates, self._micro)
         terms = follow.wanted
         values = {name: noise.new_zeros(()) for name in terms}
         gradients: dict[str, Tensor] = {}
-        self._shown = None
+        self._pairs = None
         if len(rows):
-            assert found.given is not None
-            pictures = Pictures(shown_skulls(found.given), lambda some: self._real_faces(batch, found, some))
-            judged, self._shown = self.picture_losses.judge(
-                self.model.decode, x_0_hat, rows, pictures, None if measure else self._weights()
+
+            def true_faces(some: Tensor) -> Tensor:
+                return self.net.decode(z[some]) if cfg.real == "decoded" else batch["face"][some]
+
+            weights = None if measure else self._weights()
+            found, self._pairs = self.picture_losses.differentiate(
+                self.net.decode, x_0_hat, rows, visible_skulls(conditions), true_faces, weights
             )
-            values = {name: value.sum() / num for name, value in judged.values.items()}
-            gradients = {name: gradient / num for name, gradient in judged.gradients.items()}
+            values = {name: value.sum() / num for name, value in found.values.items()}
+            gradients = {name: gradient / num for name, gradient in found.gradients.items()}
         if measure:
             each = {name: (x_0_hat * gradients[name]).sum() if gradients else None for name in terms}
-            follow.measured(
-                gradient_norms({NOISE: cfg.noise * noise, **each}, [*self.trained_parameters().values()])
-            )
+            parameters = [*self.trained_parameters().values()]
+            follow.measured(gradient_norms({NOISE: cfg.noise * noise, **each}, parameters))
         weights = self._weights()
         total = cfg.noise * noise
         if gradients:
@@ -186,28 +221,31 @@ class ControlStage(DiffusionStage):
         return {"loss": total, "noise": noise.detach(), **values, **logged}
 
     def _weights(self) -> dict[str, float]:
-        """Of the terms, at this step."""
+        """Return the weight of each term at this step."""
         steps = self.cfg.losses.ramp_steps
         ramp = min(1.0, (self.updates + 1) / steps) if steps else 1.0
         return {name: ramp * weight for name, weight in self.term_weights.weights().items()}
 
-    def _real_faces(self, batch: dict[str, Any], found: Predicted, rows: Tensor) -> Tensor:
-        """True faces (n, 3, H, W), about [-1, 1], of rows (n,) of a batch."""
-        return self.model.decode(found.z[rows]) if self.cfg.losses.real == "decoded" else batch["face"][rows]
+    def turns(self) -> list[Turn]:
+        if self.picture_losses is None or self.picture_losses.discriminator is None:
+            return super().turns()
+        cfg, name = self.cfg.losses.discriminator, DISCRIMINATOR
+        parameters = dict(self.discriminator.named_parameters(prefix=name))
+        return [*super().turns(), Turn(name, parameters, cfg.optim, cfg.every, f"losses.{name}.optim")]
+
+    def turn_loss(self, turn: str, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return self._discriminator_loss(len(batch["index"])) if turn == DISCRIMINATOR else self.loss_of(batch)
 
     def _discriminator_loss(self, num: int) -> dict[str, Tensor]:
-        """Of the faces that the generator's turn decoded of the same micro-batch, detached; zero if there were none.
+        """Return the loss of the faces that the generator's turn decoded of the same micro-batch; zero without any.
 
         The accuracies are those of the last micro-batch that had any.
         """
         assert self.picture_losses is not None
-        if self._shown is None:  # a gradient of zero, so that scalers and other processes find one
+        if self._pairs is None:  # a gradient of zero, so that scalers and other processes find one
             nothing = torch.stack([p.float().sum() for p in self.discriminator.parameters()]).sum() * 0
-            return {
-                "loss": nothing,
-                **{name: value.to(self.device) for name, value in self._accuracy.items()},
-            }
-        scalars = self.picture_losses.discriminator_loss(self._shown, num)
+            return {"loss": nothing, **{name: x.to(self.device) for name, x in self._accuracy.items()}}
+        scalars = self.picture_losses.discriminator_loss(self._pairs, num)
         self._accuracy = {name: value.detach() for name, value in scalars.items() if name != "loss"}
         return scalars
 
@@ -215,7 +253,7 @@ class ControlStage(DiffusionStage):
         super().on_fit_start()
         if self.picture_losses is None:
             return
-        self.model.first_stage_model.to(memory_format=decoder_layout(self.device))
+        self.net.first_stage_model.to(memory_format=decoder_layout(self.device))
         if self.picture_losses.reader is not None:
             self.picture_losses.reader.to(self.device)
 
@@ -225,65 +263,68 @@ class ControlStage(DiffusionStage):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        if "loss_weights" in checkpoint:  # one from before there were any has none
-            self.term_weights.load_state_dict(checkpoint["loss_weights"])
-
-    def export(self, path: Path) -> None:
-        """As of every stage; and the discriminator of the last step, in a file beside it."""
-        super().export(path)
-        if DISCRIMINATOR in dict(self.named_children()):
-            more = {"stage": self.cfg.stage, "real": self.cfg.losses.real, "git": git_revision()}
-            self.discriminator.save(path.with_name(f"{DISCRIMINATOR}.safetensors"), more=more)
+        self.term_weights.load_state_dict(checkpoint["loss_weights"])
 
     # --- validation ---------------------------------------------------------------------------------------
 
     def validation_landmarks(self, batch: dict[str, Any]) -> Landmarks | None:
+        """Return the landmarks of a validation batch; None if the model has no branch for them."""
         if not self._landmarks:
             return None
         return self._landmarks["valid"].for_validation(batch["index"]).to(batch["skull"].device)
 
     def validation_texture(self, batch: dict[str, Any]) -> Texture | None:
+        """Return the exemplars of a validation batch; None if the model has no branch for them."""
         if not self._textures:
             return None
         return self._textures["valid"].for_validation(batch["index"]).to(batch["skull"].device)
 
     def validate_batch(self, batch: dict[str, Any], batch_idx: int) -> None:
-        super().validate_batch(batch, batch_idx)
-        if batch_idx == 0 and len(batch["skull"]) > 1:
-            self._effects.append((self.global_rank, self.effects(batch)))
+        skulls = batch["skull"]
+        landmarks, texture = self.validation_landmarks(batch), self.validation_texture(batch)
+        faces = draw_faces(self.net, self.cfg, batch, skulls, landmarks, texture)
+        pictures = (faces.cpu(), (batch["face"].float().cpu() + 1) / 2, skulls.float().cpu())
+        self.keep("faces", batch["index"].tolist(), zip(*pictures, strict=True))
+        if batch_idx == 0 and len(skulls) > 1:
+            self.keep("effects", [self.global_rank], [self.effects(batch)])
 
     def validation_scores(self) -> dict[str, float]:
-        effects = self.gather(self._effects)
-        scores = super().validation_scores()
+        effects = self.gather("effects")
+        faces, truths, skulls = (torch.stack(x) for x in zip(*self.gather("faces"), strict=True))
+        self.show("faces", [row[:8] for row in (skulls, faces, truths)])
+        scores = {
+            "valid/l1": float((faces - truths).abs().mean()),
+            "valid/rank_1": float(rank_one(small_grey(faces, 64), small_grey(truths, 64))),
+        }
         names = effects[0] if effects else {}
         return scores | {name: sum(effect[name] for effect in effects) / len(effects) for name in names}
 
-    def forget_validation(self) -> None:
-        super().forget_validation()
-        self._effects = []
-
     def effects(self, batch: dict[str, Any]) -> dict[str, float]:
-        """How much a condition matters: mean |eps(own) - eps(another's)| / mean |eps|, mid-process, fixed noise."""
-        skull = batch["skull"]
-        shown = Conditions(skull, None, self.validation_landmarks(batch), self.validation_texture(batch))
-        z, h, w = self.model.cfg.latent_shape
-        x_t = torch.randn((len(skull), z, h, w), generator=torch.Generator().manual_seed(0)).to(skull.device)
-        t = torch.full((len(skull),), self.model.cfg.schedule.num_timesteps // 2, device=skull.device)
-        context = self.context_of(list(batch["prompt"]))
-
-        def eps(given: Conditions) -> Tensor:
-            return self.predict(x_t, t, context, given).float()
-
-        own = eps(shown)
-        others = {"skull": eps(replace(shown, skulls=skull.roll(1, dims=0)))}
-        if shown.landmarks is not None:
-            others["landmark"] = eps(replace(shown, landmarks=shown.landmarks.rolled()))
-        if shown.texture is not None:
-            others["texture"] = eps(replace(shown, texture=shown.texture.rolled()))
+        """Return each condition's effect: mean |eps(own) - eps(another's)| / mean |eps|, mid-process, fixed noise."""
+        skulls = batch["skull"]
+        conditions = Conditions(
+            skulls, None, self.validation_landmarks(batch), self.validation_texture(batch)
+        )
+        z, h, w = self.net.cfg.latent_shape
+        x_t = torch.randn((len(skulls), z, h, w), generator=torch.Generator().manual_seed(0)).to(
+            skulls.device
+        )
+        t = torch.full((len(skulls),), self.net.cfg.schedule.num_timesteps // 2, device=skulls.device)
+        context = self.net.encode_text(list(batch["prompt"]))
+        own = self.predict(x_t, t, context, conditions)
+        others = {"skull": replace(conditions, skulls=skulls.roll(1, dims=0))}
+        if conditions.landmarks is not None:
+            others["landmark"] = replace(conditions, landmarks=conditions.landmarks.rolled())
+        if conditions.texture is not None:
+            others["texture"] = replace(conditions, texture=conditions.texture.rolled())
         return {
-            f"valid/{name}_effect": float((own - other).abs().mean() / own.abs().mean())
+            f"valid/{name}_effect": float(
+                (own - self.predict(x_t, t, context, other)).abs().mean() / own.abs().mean()
+            )
             for name, other in others.items()
         }
+
+    # --- what is written at the end -----------------------------------------------------------------------
 
     def trained_branches(self) -> frozenset[str]:
         """Return the names of the branches that this run trains: its data have the condition, and show it."""
@@ -294,25 +335,25 @@ class ControlStage(DiffusionStage):
             shown["texture"] = self.cfg.texture.dropout < 1 and self._textures["train"].any
         return frozenset(name for name, trains in shown.items() if trains)
 
-    def export_metadata(self) -> dict[str, str]:
-        """As of every stage; the sampler settings it was validated with, which sample.py then takes up; and how often
-        each condition was left out or damaged.
+    def export(self, path: Path) -> None:
+        """Write the whole model, and the discriminator of the last step in a file beside it.
+
+        The metadata have the sampler settings of the validations, which sample.py takes up, and how often each
+        condition was left out or damaged.
         """
         parts = ("skull", "partial", "texture", "landmarks")
         conditions = {part: getattr(self.cfg, part).model_dump() for part in parts}
         conditions["landmarks"].pop("predicted")  # file names, which tell of a machine
-        return {
-            **super().export_metadata(),
+        metadata = {
             "sampling": json.dumps(self.cfg.sampling.model_dump()),
             "conditions": json.dumps(conditions),
-            **untrained_metadata(self.controlled.untrained_branches - self.trained_branches()),
+            **untrained_metadata(self.net.untrained_branches - self.trained_branches()),
         }
-
-    def scores(self, faces: Tensor, truths: Tensor) -> dict[str, float]:
-        return {
-            "valid/l1": float((faces - truths).abs().mean()),
-            "valid/rank_1": float(rank_one(small_grey(faces, 64), small_grey(truths, 64))),
-        }
+        with self.ema.applied(self.averaged_tensors()):
+            export_model(self, path, self.net.cfg, metadata)
+        if DISCRIMINATOR in dict(self.named_children()):
+            more = {"stage": self.cfg.stage, "real": self.cfg.losses.real, "git": git_revision()}
+            self.discriminator.save(path.with_name(f"{DISCRIMINATOR}.safetensors"), more=more)
 
 
 @rank_zero_only
@@ -321,16 +362,17 @@ def rank_zero_warning(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
-def shown_skulls(given: Conditions) -> Tensor:
-    """The skulls (B, 3, H, W) in [0, 1] as the network was shown them: black where a sample had none."""
-    assert given.skulls is not None
-    if given.skull_present is None:
-        return given.skulls
-    return torch.where(given.skull_present[:, None, None, None], given.skulls, torch.zeros_like(given.skulls))
+def visible_skulls(conditions: Conditions) -> Tensor:
+    """Return the skulls (B, 3, H, W) in [0, 1] as the network sees them: black where a sample has none."""
+    assert conditions.skulls is not None
+    if conditions.skull_present is None:
+        return conditions.skulls
+    present = conditions.skull_present[:, None, None, None]
+    return torch.where(present, conditions.skulls, torch.zeros_like(conditions.skulls))
 
 
 def describe(cfg: LossesConfig, batch_size: int) -> str:
-    """A line for the user: which terms, how strong, on how many samples."""
+    """Return a line for the user: which terms, how strong, on how many samples."""
     kind = "of the noise loss's gradient" if cfg.by == "ratio" else "as weights"
     terms = ", ".join(f"{name} {value:g}" for name, value in cfg.wanted.items())
     return (

@@ -12,15 +12,18 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cldm.controlled import model_metadata
+from cldm.texture import NUM_FEATURES
 from data.paired import PairedDataset
 from ldm.autoencoder import GRAIN, AutoencoderKL
 from ldm.checkpoint import git_revision, read_state_dict, write_state_dict
+from ldm.config import TextureConfig
 from ldm.grain import MARGIN, Grain, grain_noise, grey_of, inside, log_energies, summary
 from muti_control.conditions.pair_textures import PairTextures
 from muti_control.losses.autoencoder import texture_loss
-from muti_control.training.config import ExperimentConfig
-from muti_control.training.first_stage import FirstStage
+from muti_control.training.config import ExperimentConfig, TextureConditionConfig
+from muti_control.training.model import FirstStage, read_lists
 from muti_control.training.stage import Stage
+from settings.messages import ConfigError
 
 NUM_MEASURED = 64  # training faces that tell which summaries are usual
 NUM_SHOWN = 8
@@ -63,8 +66,24 @@ class GrainStage(Stage):
         self, cfg: ExperimentConfig, net: FirstStage, train_set: Dataset[Any], valid_set: Dataset[Any]
     ) -> None:
         super().__init__(cfg, net, train_set, valid_set, trained=(GRAIN,))
-        self._seen: list[tuple[int, _Seen]] = []
         self._shown: list[Tensor] = []
+
+    @classmethod
+    def build(cls, cfg: ExperimentConfig, device: torch.device) -> GrainStage:
+        """Build network and data: of ``init`` the autoencoder alone, of the pairs the faces and their exemplars."""
+        first_stage = FirstStage.of(cfg, cfg.grain.filters, NUM_FEATURES if cfg.grain.exemplars else 0)
+        size, branch = first_stage.cfg.image_size, first_stage.cfg.control.texture or TextureConfig()
+        condition = TextureConditionConfig(dropout=1 - cfg.grain.exemplars)
+        faces = {}
+        for part, records in read_lists(cfg).items():
+            textures = PairTextures(records, size, branch, condition) if cfg.grain.exemplars else None
+            if textures is not None and not textures.any:
+                raise ConfigError(
+                    f"grain.exemplars: got {cfg.grain.exemplars}, but no pair of the {part} list has a 'texture' field "
+                    "(the name of another face of the same style); grain.exemplars=0 trains without"
+                )
+            faces[part] = Faces(PairedDataset(records, size=size), textures)
+        return cls(cfg, first_stage, faces["train"], faces["valid"])
 
     @property
     def first_stage(self) -> AutoencoderKL:
@@ -156,15 +175,14 @@ class GrainStage(Stage):
             losses = {
                 name: float(texture_loss(x[k : k + 1], faces[k : k + 1])) for name, x in pictures.items()
             }
-            self._seen.append((index, (losses, {name: values[k] for name, values in energies.items()})))
+            self.keep("faces", [index], [(losses, {name: values[k] for name, values in energies.items()})])
         if batch_idx == 0:
             self._shown = [(x[:NUM_SHOWN] + 1) / 2 for x in (faces, *pictures.values())]
 
     def validation_scores(self) -> dict[str, float]:
         """Of each picture the texture loss, and correlation and bias of its log energies."""
-        seen, shown = self.gather(self._seen), self._shown
-        self.forget_validation()
-        self.show("true_decoded_grain", shown)
+        seen = self.gather("faces")
+        self.show("true_decoded_grain", self._shown)
         true = torch.stack([energies[_TRUE] for _, energies in seen])
         scores = {}
         for name in seen[0][0]:
@@ -178,9 +196,6 @@ class GrainStage(Stage):
     def _textures(dataset: Dataset[Any]) -> PairTextures | None:
         """The exemplars of its faces, if the head is to follow them."""
         return dataset.textures if isinstance(dataset, Faces) else None
-
-    def forget_validation(self) -> None:
-        self._seen, self._shown = [], []
 
     # --- what is written at the end -----------------------------------------------------------------------
 

@@ -10,19 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data.paired import PairedDataset
 from ldm.autoencoder import DiagonalGaussian
 from ldm.checkpoint import git_revision
 from muti_control.losses.autoencoder import edge_loss
 from muti_control.networks.guidance_decoder import GuidanceDecoder, signature
 from muti_control.training.config import ExperimentConfig
-from muti_control.training.first_stage import FirstStage
-from muti_control.training.latents import LatentPairs
+from muti_control.training.latents import LatentPairs, face_moments
+from muti_control.training.model import FirstStage, read_lists
+from muti_control.training.offload import park
 from muti_control.training.pictures import psnr
 from muti_control.training.seeded_batches import generator
 from muti_control.training.stage import Stage
+from settings.messages import ConfigError
 
 NUM_SHOWN = 8
-_Shown = tuple[Tensor, Tensor, Tensor, Tensor]  # both decoders' pictures of a latent, then of an altered one
 
 
 def altered(z: Tensor, noise: float, blend: float, draws: torch.Generator) -> Tensor:
@@ -58,8 +60,23 @@ class GuidanceDecoderStage(Stage):
         assert isinstance(valid_set, Sized)
         self.first_stage = first_stage.to(memory_format=torch.channels_last)
         self.signature = signature(first_stage.first_stage_model)
-        self._seen: list[tuple[int, _Shown]] = []
-        self._cosines: list[tuple[int, float]] = []
+
+    @classmethod
+    def build(cls, cfg: ExperimentConfig, device: torch.device) -> GuidanceDecoderStage:
+        """Build network and data: of ``init`` the autoencoder alone, of the pairs the latents of the faces."""
+        first_stage = FirstStage.of(cfg)
+        got, expected = cfg.guidance_decoder.network.z_channels, first_stage.cfg.first_stage.z_channels
+        if got != expected:
+            raise ConfigError(
+                f"guidance_decoder.network.z_channels: got {got}, expected {expected}, as in {cfg.init}"
+            )
+        latents = {}
+        for part, records in read_lists(cfg).items():
+            pairs = PairedDataset(records, size=first_stage.cfg.image_size)
+            moments = face_moments(first_stage, pairs, Path(cfg.out) / "cache", device, cfg.data.num_workers)
+            latents[part] = LatentPairs(pairs, moments, with_skull=False)
+        park(first_stage.first_stage_model, "encoder")
+        return cls.of(cfg, first_stage, latents["train"], latents["valid"])
 
     @classmethod
     def of(
@@ -102,9 +119,9 @@ class GuidanceDecoderStage(Stage):
             for decode in (self.first_stage.decode, self.net):
                 pictures.append((decode(latents).float().clamp(-1, 1).cpu() + 1) / 2)
         indices = batch["index"].tolist()
-        self._seen += zip(indices, zip(*pictures, strict=True), strict=True)
+        self.keep("pictures", indices, zip(*pictures, strict=True))
         if len(z) > 1:
-            self._cosines += zip(indices, self.gradient_cosines(z).tolist(), strict=True)
+            self.keep("cosines", indices, self.gradient_cosines(z).tolist())
 
     def gradient_cosines(self, z: Tensor) -> Tensor:
         """Cosine (B,) between both decoders' gradients of the squared distance to the neighbour's picture."""
@@ -121,10 +138,9 @@ class GuidanceDecoderStage(Stage):
     def validation_scores(self) -> dict[str, float]:
         """Errors of pictures in [0, 1] against the full decoder's, on the data's latents and on altered ones."""
         full, small, full_altered, small_altered = (
-            torch.stack(pictures) for pictures in zip(*self.gather(self._seen), strict=True)
+            torch.stack(pictures) for pictures in zip(*self.gather("pictures"), strict=True)
         )
-        cosines = self.gather(self._cosines)
-        self.forget_validation()
+        cosines = self.gather("cosines")
         self.show("decoded", [row[:NUM_SHOWN] for row in (full, small, full_altered, small_altered)])
         errors = [(small - full).abs().mean(), (small_altered - full_altered).abs().mean()]
         return {
@@ -133,9 +149,6 @@ class GuidanceDecoderStage(Stage):
             "valid/psnr_altered": float(psnr(small_altered, full_altered).mean()),
             "valid/gradient_cosine": sum(cosines) / max(1, len(cosines)),
         }
-
-    def forget_validation(self) -> None:
-        self._seen, self._cosines = [], []
 
     # --- what is written at the end -----------------------------------------------------------------------
 

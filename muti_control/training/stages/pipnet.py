@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from data.manifest import Record, check_disjoint, read_manifest
 from ldm.checkpoint import git_revision, load_strict, read_state_dict
@@ -34,6 +33,7 @@ class PipStage(Stage):
 
     monitor = "valid/nme"
     monitor_mode = "min"
+    collate = staticmethod(collate)
     flip: Tensor | None
     valid_set: LandmarkDataset
 
@@ -50,7 +50,11 @@ class PipStage(Stage):
         self.reader = [reader]  # in a list: its weights are self.net's, and are to be registered once
         self.register_buffer("flip", flip, persistent=False)
         self.corners = corners
-        self._points: list[tuple[int, tuple[float, Tensor]]] = []
+
+    @classmethod
+    def build(cls, cfg: ExperimentConfig, device: torch.device) -> PipStage:
+        """Build network and data."""
+        return build_pip_stage(cfg)
 
     def averaged_tensors(self) -> dict[str, Tensor]:
         """The weights, and with them the running means and variances of the normalisations."""
@@ -78,9 +82,6 @@ class PipStage(Stage):
         found = losses(maps, points, reader.nearest.to(points.device))
         return {"loss": found.pop("loss"), **{name: value.detach() for name, value in found.items()}}
 
-    def _loader(self, dataset: Dataset[Any], **kwargs: Any) -> DataLoader[Any]:
-        return super()._loader(dataset, collate_fn=collate, **kwargs)
-
     # --- validation ---------------------------------------------------------------------------------------
 
     def validate_batch(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -88,13 +89,11 @@ class PipStage(Stage):
         pictures = batch["picture"].float() / 255
         points, _ = reader(pictures, batch["attributes"] if reader.takes_biometrics else None)
         errors = nme(points, batch["points"], self.corners).cpu().tolist()
-        for index, error, found in zip(batch["index"].tolist(), errors, points.cpu(), strict=True):
-            self._points.append((index, (error, found)))
+        self.keep("points", batch["index"].tolist(), zip(errors, points.cpu(), strict=True))
 
     def validation_scores(self) -> dict[str, float]:
         """``valid/nme`` and the area under its cumulative distribution; the errors by picture go to a CSV file."""
-        found = self.gather(self._points)
-        self.forget_validation()
+        found = self.gather("points")
         errors = [error for error, _ in found]
         shown = range(min(NUM_SHOWN, len(found)))
         pictures = torch.stack([self.valid_set.picture(i).expand(3, -1, -1).float() / 255 for i in shown])
@@ -107,9 +106,6 @@ class PipStage(Stage):
             (self.cfg.run_dir / "valid_nme.csv").write_text(text, encoding="utf-8")
         measured = torch.tensor(errors)
         return {"valid/nme": float(measured.mean()), "valid/ced_area": ced_area(measured)}
-
-    def forget_validation(self) -> None:
-        self._points = []
 
     def on_fit_start(self) -> None:
         super().on_fit_start()

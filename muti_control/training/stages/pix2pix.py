@@ -15,6 +15,7 @@ from ldm.checkpoint import git_revision, load_strict
 from muti_control.networks.patchgan import PatchGan, accuracy, judged, lsgan_discriminator, lsgan_generator
 from muti_control.networks.pix2pix import Generator, encode, vocabulary
 from muti_control.training.config import ExperimentConfig
+from muti_control.training.model import read_lists
 from muti_control.training.optimizers import Turn
 from muti_control.training.pictures import rank_one, small_grey
 from muti_control.training.stage import Stage
@@ -51,7 +52,11 @@ class Pix2PixStage(Stage):
             for part, pairs in (("train", train_set), ("valid", valid_set))
         }
         self._fake = torch.empty(0)
-        self._seen: list[tuple[int, tuple[Tensor, Tensor, Tensor, Tensor | None]]] = []
+
+    @classmethod
+    def build(cls, cfg: ExperimentConfig, device: torch.device) -> Pix2PixStage:
+        """Build network and data."""
+        return cls.of(cfg, *read_lists(cfg).values())
 
     @classmethod
     def of(cls, cfg: ExperimentConfig, train: Sequence[Record], valid: Sequence[Record]) -> Pix2PixStage:
@@ -127,15 +132,14 @@ class Pix2PixStage(Stage):
             others = [*self._faces(skull.roll(1, dims=0), people)]
         truth = (batch["face"].float().cpu() + 1) / 2
         pictures = zip(skull.float().cpu(), own, truth, others, strict=True)
-        self._seen += zip(batch["index"].tolist(), pictures, strict=True)
+        self.keep("pictures", batch["index"].tolist(), pictures)
 
     def _faces(self, skulls: Tensor, people: Tensor) -> Tensor:
         return (self.net(skulls, people).float().cpu().clamp(-1, 1) + 1) / 2
 
     def validation_scores(self) -> dict[str, float]:
-        *pictures, others = zip(*self.gather(self._seen), strict=True)
+        *pictures, others = zip(*self.gather("pictures"), strict=True)
         skulls, faces, truths = (torch.stack(some) for some in pictures)
-        self.forget_validation()
         errors = [
             float((other - truth).abs().mean())
             for other, truth in zip(others, truths, strict=True)
@@ -147,9 +151,6 @@ class Pix2PixStage(Stage):
             "valid/rank_1": float(rank_one(small_grey(faces, 64), small_grey(truths, 64))),
         }
         return scores | ({"valid/l1_other_skull": sum(errors) / len(errors)} if errors else {})
-
-    def forget_validation(self) -> None:
-        self._seen = []
 
     # --- what is written at the end -----------------------------------------------------------------------
 
