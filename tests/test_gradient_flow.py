@@ -28,12 +28,14 @@ def stage_of(tiny_config: ModelConfig, make_pairs: Callable[..., Path]) -> Calla
             stage=name,
             name=name,
             out=str(root / "runs"),
+            init="none",
             model=tiny_config,
             data=DataConfig(root=str(root)),
             train=TrainConfig(batch_size=2, num_valid=2, precision="32-true"),
             diffusion=diffusion or DiffusionStageConfig(),
             sampling=SamplingConfig(control_scales=[1.0]),
         )
+        cfg.init = None  # fresh weights, which no config file may ask for in every stage
         return build_stage(cfg)
 
     return build

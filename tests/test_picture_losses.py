@@ -77,12 +77,14 @@ def stage_of(tiny_config: ModelConfig, tmp_path: Path) -> MakeStage:
             stage="control",
             name="tiny",
             out=str(tmp_path / "runs"),
+            init="none",
             model=tiny_config,
             data=DataConfig(root=str(root)),
             train=TrainConfig(batch_size=4, num_valid=2, precision="32-true"),
             losses=LossesConfig(**settings | losses),
             sampling=SamplingConfig(control_scales=[1.0]),
         )
+        cfg.init = None  # fresh weights, which no config file may ask for
         cfg.landmarks.dropout = cfg.texture.dropout = 0.0
         stage = build_stage(cfg)
         assert isinstance(stage, ControlStage)

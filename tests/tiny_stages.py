@@ -43,6 +43,7 @@ def make_config(out: Path, name: str, **train: Any) -> ExperimentConfig:
     }
     return ExperimentConfig(
         stage="base",
+        init="none",  # never read: the stages here bring their own networks
         name=name,
         out=str(out),
         train=TrainConfig(accelerator="cpu", **(settings | train)),
