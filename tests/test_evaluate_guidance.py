@@ -15,7 +15,7 @@ from data.manifest import read_manifest
 from ldm.checkpoint import sha256
 from muti_control.evaluation.plan import make_plan
 from muti_control.evaluation.results.results_file import read_results
-from tests.test_guidance import tiny_reader
+from tests.test_spgd_runs import tiny_reader
 
 SMALL = ("recognisers=[picture]", "device=cpu", "precision=fp32", "bootstrap=50", "num=3", "samples=1")
 

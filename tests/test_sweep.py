@@ -17,7 +17,7 @@ from muti_control.evaluation.results.results_file import read_results
 from muti_control.evaluation.sweep import Row, advice, best_of, expand, rows_of, table
 from settings.reading import parse_command_line
 from tests.landmark_pairs import write_landmark_pairs
-from tests.test_guidance import tiny_reader
+from tests.test_spgd_runs import tiny_reader
 
 
 def rows() -> list[Row]:

@@ -1,10 +1,13 @@
-"""Guided reconstruction on a tiny model: energies, what is left as it was, and the program's switch."""
+"""SPGD on a tiny model: energies, traces, records, and what sample.py refuses."""
 
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +18,16 @@ from PIL import Image
 from torch import Tensor
 
 import ldm.autoencoder
-import muti_control.sampling.record
 from cldm.branches import Landmarks
 from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, load_model
 from cldm.sampling import reconstruct
-from cldm.spgd import Spgd
-from data.cases import Case, Known, find_cases
+from cldm.spgd import InnerStep, Spgd, SpgdStep
+from cldm.texture import TextureError
+from data.cases import Case
 from ldm.checkpoint import sha256
-from muti_control.networks.config import PatchGanConfig, PipNetConfig
+from muti_control.networks.config import GuidanceDecoderConfig, PatchGanConfig, PipNetConfig
+from muti_control.networks.guidance_decoder import GuidanceDecoder, signature
 from muti_control.networks.patchgan import PatchGan
 from muti_control.networks.pipnet.network import PipNet
 from muti_control.networks.pipnet.reader import LandmarkReader
@@ -35,11 +39,14 @@ from muti_control.sampling.energies import (
     LandmarkEnergy,
     RealismEnergy,
     TextureEnergy,
+    check_exemplar,
 )
 from muti_control.sampling.spgd import decoder_of, load_spgd
+from muti_control.sampling.trace import trace_of, trace_plot
 from sample import main as sample
 from tests.landmark_pairs import LAYOUT, write_landmark_pairs
 
+TINY_DECODER = GuidanceDecoderConfig(widths=[6, 5, 4], blocks=[1, 0, 0])
 PROMPT = "3D face scan,Asian male,age level 3,normal face."
 SAMPLING = SamplingConfig(steps=4, spacing="trailing", eta=1.0, guidance_scale=2.0, control_scales=[1.0])
 
@@ -207,19 +214,6 @@ def test_a_landmark_network_lies_as_the_pictures_come_to_it(tmp_path: Path) -> N
         assert lying.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize(
-    ("settings", "told"),
-    [
-        ({"target": "true"}, "landmarks 1 (those of the true face, which nobody has in practice)"),
-        ({"target": "some/points"}, "landmarks 1 (those of points)"),
-        ({}, "towards landmarks 1, containment 1"),
-        ({"target": "true", "landmarks": 0}, "towards containment 1"),
-    ],
-)
-def test_the_summary_tells_whose_landmarks_are_wanted(settings: dict[str, Any], told: str) -> None:
-    assert told in SpgdConfig(mode="spgd", **settings).summary
-
-
 def test_off_and_weight_zero_change_nothing(model: ControlledLatentDiffusion, reader: LandmarkReader) -> None:
     case = Case("a", Path("a.png"), None)
     for cfg in (
@@ -288,22 +282,38 @@ def pixels(folder: Path) -> list[bytes]:
     return [Image.open(folder / f"test_{i}_0.png").tobytes() for i in range(2)]
 
 
-def test_sample_py_guides_and_says_so(guided_run: Callable[..., list[str]], tmp_path: Path) -> None:
-    assert sample(guided_run("off")) == 0
-    assert sample(guided_run("zero", "spgd.mode=spgd", "spgd.scale=0")) == 0
-    assert sample(guided_run("on", "spgd.mode=spgd", "spgd.scale=0.05")) == 0
-    assert sample(guided_run("true", "spgd.mode=spgd", "spgd.scale=0.05", "spgd.target=true")) == 0
-    off, zero, on, true = (pixels(tmp_path / name) for name in ("off", "zero", "on", "true"))
-    assert off == zero
-    assert off[0] != on[0] != true[0] and on[1] != off[1]
-    assert json.loads((tmp_path / "off/record.json").read_text())["guidance"] is None
-    record = json.loads((tmp_path / "on/record.json").read_text())["guidance"]
+def record_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "record.json").read_text())
+
+
+def test_sample_py_guides_and_records_it(
+    guided_run: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on = ("spgd.mode=spgd", "spgd.scale=0.05")
+    for name, settings, is_on in (
+        ("off", (), False),
+        ("zero", ("spgd.mode=spgd", "spgd.scale=0"), False),
+        ("weightless", (*on, "spgd.landmarks=0", "spgd.containment=0"), False),
+        ("on", on, True),
+        ("true", (*on, "spgd.target=true"), True),
+    ):
+        assert sample(guided_run(name, *settings)) == 0
+        output = capsys.readouterr().out
+        assert ("SPGD at 2 of 3 steps" in output) == is_on
+        assert ("note: not guided" in output) == (name in ("zero", "weightless"))
+    off, zero, weightless, on_, true = (
+        pixels(tmp_path / name) for name in ("off", "zero", "weightless", "on", "true")
+    )
+    assert off == zero == weightless
+    assert off[0] != on_[0] != true[0] and on_[1] != off[1]
+    assert record_of(tmp_path / "off")["spgd"] is record_of(tmp_path / "zero")["spgd"] is None
+    record = record_of(tmp_path / "on")["spgd"]
     assert (record["mode"], record["scale"], record["beta"]) == ("spgd", 0.05, 0.9)
     assert len(record["face_landmark_weights"]["sha256"]) == 64
     assert record["discriminator"] is record["exemplar"] is record["decoder"] is None
 
 
-def test_each_record_tells_where_the_points_come_from(
+def test_each_record_holds_the_source_of_the_points(
     guided_run: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     points = tmp_path / "pairs/pairedCS/landmarks"
@@ -315,185 +325,162 @@ def test_each_record_tells_where_the_points_come_from(
         ("given", str(points), "test_1_landmarks.json", points / "test_1_landmarks.json"),
     ):
         assert sample(guided_run(name, "spgd.mode=plain", f"spgd.target={choice}")) == 0
-        record = json.loads((tmp_path / name / "record.json").read_text())
-        assert record["guidance"]["target"] in ("auto", "true", "landmarks")
-        told = record["cases"][1]["spgd_target"]
-        assert (told["file"], told["sha256"]) == (file, sha256(hashed))
+        record = record_of(tmp_path / name)
+        assert record["spgd"]["target"] in ("auto", "true", "landmarks")
+        target = record["cases"][1]["spgd_target"]
+        assert (target["file"], target["sha256"]) == (file, sha256(hashed))
         with Image.open(tmp_path / name / "test_1_0.png") as picture:
             text = picture.text["iccr-diff"]  # type: ignore[attr-defined]
-        assert json.loads(text)["guidance"]["target"] == told
+        assert json.loads(text)["spgd"]["target"] == target
         assert str(tmp_path) not in text
-    alone = guided_run("none", "spgd.mode=plain", "spgd.landmarks=0")
-    assert sample(alone) == 0
-    record = json.loads((tmp_path / "none/record.json").read_text())
-    assert record["guidance"]["face_landmark_weights"] is record["guidance"]["target"] is None
+    assert sample(guided_run("none", "spgd.mode=plain", "spgd.landmarks=0")) == 0
+    record = record_of(tmp_path / "none")["spgd"]
+    assert record["face_landmark_weights"] is record["target"] is None
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "key"),
     [
-        (["spgd.mode=on"], "spgd.mode: got 'on', expected one of off, plain, warmup, spgd"),
-        (
-            ["spgd.mode=spgd", "skull=none"],
-            "spgd: landmarks, containment need a skull, and no_skull has none; spgd.landmarks=0 "
-            "spgd.containment=0 leave them out, or spgd.target=PATH gives the landmarks",
-        ),
-        (
-            ["spgd.mode=spgd", "skull=none", "spgd.landmarks=0"],
-            "spgd: containment needs a skull, and no_skull has none; spgd.containment=0 leaves it out\n",
-        ),
-        (
-            ["spgd.mode=spgd", "spgd.start=0.4", "spgd.end=0.4"],
-            "no step is guided by start=0.4, end=0.4, every=1 at 3 sampling steps",
-        ),
-        (
-            ["spgd.mode=plain", "spgd.every=3"],
-            "every=3 at 3 sampling steps, the first of which has no",
-        ),
-        (["spgd.mode=spgd", "spgd.realism=1"], "needs spgd.discriminator=FILE"),
-        (["spgd.mode=spgd", "spgd.texture=1"], "needs spgd.exemplar=FILE"),
-        (["spgd.mode=spgd", "spgd.landmarks=-1"], "spgd.landmarks: got -1.0"),
-        (
-            ["spgd.mode=spgd", "spgd.target=nowhere"],
-            "spgd.target: there is no nowhere; expected auto (read off the skull), true (known of the true face, "
-            "from the manifest), or a file of points in px of the skull picture or a folder of them",
-        ),
-        (["spgd.mode=spgd", "spgd.target=ture"], "did you mean true? Expected auto"),
-        (
-            ["spgd.mode=spgd", "spgd.target=tests"],
-            "tests lacks 2 of 2 files, the first test_0_landmarks",
-        ),
-        (["spgd.mode=spgd", "landmark_weights=none.pth"], "landmark_weights: none.pth not found"),
-        (
-            ["spgd.mode=spgd", "spgd.face_landmark_weights=none.pth"],
-            "leave the energy out by spgd.landmarks=0",
-        ),
+        (["spgd.mode=on"], "spgd.mode"),
+        (["skull=none"], "spgd: .*spgd.containment=0 spgd.landmarks=0.*spgd.target=PATH"),
+        (["skull=none", "spgd.landmarks=0"], "spgd: .*spgd.containment=0"),
+        (["spgd.start=0.4", "spgd.end=0.4"], "spgd"),
+        (["spgd.mode=plain", "spgd.every=3"], "spgd"),
+        (["spgd.realism=1"], "spgd.(realism|discriminator)"),
+        (["spgd.realism=1", "spgd.discriminator={tmp}/single.safetensors"], "spgd.discriminator"),
+        (["spgd.texture=1"], "spgd.(texture|exemplar)"),
+        (["spgd.texture=1", "spgd.exemplar={tmp}/black.png"], "spgd.exemplar"),
+        (["spgd.landmarks=-1"], "spgd.landmarks"),
+        (["spgd.target=nowhere"], "spgd.target"),
+        (["spgd.target=ture"], "spgd.target: .*did you mean true"),
+        (["spgd.target=tests"], "spgd.target"),
+        (["spgd.target=true", "skull={tmp}/pairs/pairedCS/skull"], "spgd.target=true"),
+        (["spgd.target={tmp}/few.json", "limit=1"], "spgd.target"),
+        (["spgd.target={tmp}/odd.json", "limit=1"], "spgd.target"),
+        (["spgd.target={tmp}/torn.json", "limit=1"], "spgd.target"),
+        (["landmark_weights=none.pth"], "landmark_weights"),
+        (["spgd.face_landmark_weights=none.pth"], "spgd.face_landmark_weights: .*spgd.landmarks=0"),
+        (["spgd.decoder=none.safetensors"], "none.safetensors"),
+        (["spgd.decoder={tmp}/foreign.safetensors"], "{tmp}/foreign.safetensors"),
     ],
 )
-def test_bad_guidance_is_told_before_anything_is_written(
+def test_a_bad_setting_is_one_line_before_anything_is_written(
     guided_run: Callable[..., list[str]],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     settings: list[str],
-    message: str,
+    key: str,
 ) -> None:
-    assert sample(guided_run("bad", *settings)) == 2
-    told = capsys.readouterr().err
-    assert message in told and told.count("\n") == 1
+    PatchGan(PatchGanConfig(in_channels=3, width=4, num_layers=1)).save(tmp_path / "single.safetensors")
+    GuidanceDecoder(TINY_DECODER).save(tmp_path / "foreign.safetensors", [1.0, 2.0])
+    Image.new("L", (64, 64)).save(tmp_path / "black.png")
+    for name, content in (("few", '{"points": [[1, 2], [3, 4]]}'), ("odd", "{}"), ("torn", "[[1, 2")):
+        (tmp_path / f"{name}.json").write_text(content)
+    filled = [setting.replace("{tmp}", str(tmp_path)) for setting in ("spgd.mode=spgd", *settings)]
+    assert sample(guided_run("bad", *filled)) == 2
+    message = capsys.readouterr().err
+    assert re.match(f"sample.py: .*{key.replace('{tmp}', str(tmp_path))}", message), message
+    assert message.count("\n") == 1
     assert not (tmp_path / "bad").exists()
 
 
-def test_an_unusable_target_is_told(
-    guided_run: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, content, message in (
-        (
-            "few",
-            '{"points": [[1, 2], [3, 4]]}',
-            f"2 points, expected {len(LAYOUT)}, as the network for faces reads",
-        ),
-        ("odd", "{}", "no landmarks (KeyError: 'points'); expected {\"points\": [[x, y], ...]}"),
-        ("torn", "[[1, 2", "no landmarks (JSONDecodeError"),
-    ):
-        file = tmp_path / f"{name}.json"
-        file.write_text(content)
-        assert sample(guided_run("bad", "limit=1", "spgd.mode=spgd", f"spgd.target={file}")) == 2
-        told = capsys.readouterr().err
-        assert f"spgd.target: {file}: {message}" in told and told.count("\n") == 1
-    assert not (tmp_path / "bad").exists()
-
-
-def test_an_exemplar_that_shows_no_surface_is_refused(
-    guided_run: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    ramp = np.linspace(60, 90, 64).round().astype(np.uint8)[:, None].repeat(64, 1)
-    small = np.zeros((64, 64), np.uint8)
+def test_an_exemplar_must_show_a_surface_with_detail() -> None:
+    ramp = np.linspace(60, 90, 64).round()[:, None].repeat(64, 1)
+    small = np.zeros((64, 64))
     small[20:30, 20:30] = np.arange(100).reshape(10, 10) + 100
-    for name, picture, message in (
-        ("black", np.zeros((64, 64), np.uint8), "0.0 % of the picture is surface, expected a face on black"),
-        ("dim", np.arange(64 * 64).reshape(64, 64).astype(np.uint8) % 20, "0.0 % of the picture is surface"),
-        ("small", small, "0.1 % of the picture is surface"),
-        ("flat", np.full((64, 64), 128, np.uint8), "the surface is without any detail"),
-        ("ramp", ramp, "the surface is without any detail"),
-        ("grain", ramp + np.random.default_rng(0).integers(-5, 6, (64, 64)).astype(np.uint8), None),
+    for picture, good in (
+        (np.zeros((64, 64)), False),
+        (np.arange(64 * 64).reshape(64, 64) % 20, False),  # too dark
+        (small, False),
+        (np.full((64, 64), 128), False),
+        (ramp, False),
+        (ramp + np.random.default_rng(0).integers(-5, 6, (64, 64)), True),
     ):
-        file = tmp_path / f"{name}.png"
-        Image.fromarray(picture).save(file)
-        settings = ["limit=1", "spgd.mode=spgd", "spgd.texture=1", f"spgd.exemplar={file}"]
-        assert sample(guided_run(name, *settings)) == (0 if message is None else 2), name
-        if message is not None:
-            assert f"spgd.exemplar: {file}: {message}" in capsys.readouterr().err
-            assert not (tmp_path / name).exists()
+        exemplar = torch.from_numpy(picture / 255).float().expand(3, -1, -1)
+        with nullcontext() if good else pytest.raises(TextureError):
+            check_exemplar(exemplar)
 
 
-def test_the_introduction_says_how_it_is_guided_or_that_it_is_not(
-    guided_run: Callable[..., list[str]],
-    weights: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    footers = []
-    real = muti_control.sampling.record.contact_sheet
-
-    def watched(rows: Any, footer: Any) -> Any:
-        footers.append(list(footer))
-        return real(rows, footer)
-
-    monkeypatch.setattr(muti_control.sampling.record, "contact_sheet", watched)
-
-    def told(out: str, *settings: str) -> str:
-        assert sample(guided_run(out, "limit=1", *settings)) == 0
-        return capsys.readouterr().out
-
-    line = "spgd by estimate, scale 0.05, 3 inner steps, towards landmarks 1, containment 1, through the full decoder"
-    assert f"guided at 2 of 3 steps: {line}\n" in told("on", "spgd.mode=spgd", "spgd.scale=0.05")
-    assert footers.pop()[1:] == [f"guided: {line}"]
-    assert "guided" not in told("off", "spgd.scale=0.05")
-    weightless = ("spgd.landmarks=0", "spgd.containment=0")
-    for name, settings, why in (
-        (
-            "still",
-            ("spgd.mode=plain", "spgd.scale=0"),
-            "spgd.mode=plain, but spgd.scale is 0",
-        ),
-        (
-            "light",
-            ("spgd.mode=spgd", *weightless),
-            "landmarks, containment, realism, texture all have weight 0",
-        ),
-    ):
-        said = told(name, *settings)
-        assert "note: not guided: " in said and why in said and "guided at" not in said
-        assert len(footers[-1]) == 1
-        assert json.loads((tmp_path / name / "record.json").read_text())["guidance"] is None
-
-
-def test_the_introduction_without_a_skull(
+def test_a_run_without_skull_and_biometrics(
     guided_run: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sample([*guided_run("bare"), "skull=none", "num_samples=2"]) == 0
-    told = capsys.readouterr().out
-    assert told.startswith("no skull, 2 faces: 3 steps on cpu")
-    assert "only the skull shapes" not in told
-    assert "the prompt is empty, nothing known of the person shapes the face" in told
+    output = capsys.readouterr().out
+    assert output.startswith("no skull, 2 faces: 3 steps on cpu")
+    assert "nothing known of the person shapes the face" in output
 
 
-def test_a_discriminator_of_single_pictures_is_refused_before_anything_is_written(
-    guided_run: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_small_decoder_serves_the_energies_alone(
+    guided_run: Callable[..., list[str]], weights: Path, tmp_path: Path
 ) -> None:
-    file = tmp_path / "single.safetensors"
-    PatchGan(PatchGanConfig(in_channels=3, width=4, num_layers=1)).save(file)
-    settings = ["spgd.mode=spgd", "spgd.realism=1", f"spgd.discriminator={file}"]
-    assert sample(guided_run("bad", *settings)) == 2
-    assert "takes 3 channels, expected 6" in capsys.readouterr().err
-    assert not (tmp_path / "bad").exists()
+    own = tmp_path / "own.safetensors"
+    GuidanceDecoder(TINY_DECODER).save(own, signature(load_model(weights)[0].first_stage_model))
+    run = ("limit=1", "spgd.mode=spgd", "spgd.scale=0.1")
+    assert sample(guided_run("full", *run)) == 0
+    assert sample(guided_run("small", *run, f"spgd.decoder={own}")) == 0
+    full, small = (Image.open(tmp_path / name / "test_0_0.png").tobytes() for name in ("full", "small"))
+    assert full != small
+    assert record_of(tmp_path / "small")["spgd"]["decoder"]["file"] == "own.safetensors"
 
 
-def test_a_folder_has_no_true_landmarks(
-    weights: Path, tmp_path: Path, guided_run: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+TRACED = ("spgd.mode=spgd", "spgd.trace=true", "spgd.inner=2")
+
+
+def test_a_trace_is_written_for_each_face(guided_run: Callable[..., list[str]], tmp_path: Path) -> None:
+    settings = (*TRACED, "spgd.gradient=denoiser", "spgd.scale=1", "spgd.clip=0.05")
+    assert sample(guided_run("traced", *settings)) == 0
+    assert sample(guided_run("untraced", *settings, "spgd.trace=false")) == 0
+    folder = tmp_path / "traced"
+    files = record_of(folder)["files"]
+    assert {"test_1_0_spgd.json", "test_1_0_spgd.png"} <= set(files)
+    assert all((folder / name).is_file() for name in files)
+    trace = json.loads((folder / "test_1_0_spgd.json").read_text())
+    assert trace["spgd"]["mode"] == "spgd"
+    assert [step["step"] for step in trace["steps"]] == [1, 2, 3]
+    for step in trace["steps"]:
+        assert len(step["inner"]) == 2
+        assert 0 <= step["to_denoising"] <= 180
+        assert step["inner"][0]["energies"].keys() == {"landmarks", "containment"}
+    assert trace["steps"][0]["inner"][0]["turn"] is None
+    assert trace["steps"][1]["inner"][0]["turn"] >= 0
+    lengths = [inner["length"] for step in trace["steps"] for inner in step["inner"]]
+    assert lengths[0] == pytest.approx(0.05, rel=1e-4)  # scale 1, clipped
+    assert max(lengths) <= 0.05 * (1 + 1e-4)
+    assert pixels(folder) == pixels(tmp_path / "untraced")
+    assert sample([*guided_run("traced", *settings), "overwrite=true"]) == 0
+
+
+def test_a_resumed_run_keeps_its_traces_and_adds_those_it_lacks(
+    guided_run: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    folder = f"skull={tmp_path / 'pairs/pairedCS/skull'}"
-    assert sample([*guided_run("bad"), folder, "spgd.mode=spgd", "spgd.target=true"]) == 2
-    assert "has no known landmarks" in capsys.readouterr().err
-    assert len(find_cases(tmp_path / "pairs/pairedCS/skull", Known())) == 2
+    folder = tmp_path / "traced"
+
+    def resume() -> dict[str, int]:
+        assert sample([*guided_run("traced", *TRACED), "resume=true"]) == 0
+        assert sorted(record_of(folder)["files"]) == sorted(path.name for path in folder.iterdir())
+        return {path.name: path.stat().st_mtime_ns for path in folder.glob("test_*_0*")}
+
+    assert sample(guided_run("traced", *TRACED, "spgd.trace=false")) == 0
+    face = (folder / "test_0_0.png").read_bytes()
+    before = resume()  # the trace is asked for when the faces are there
+    assert (folder / "test_0_0.png").read_bytes() == face
+    assert resume() == before
+    (folder / "test_1_0_spgd.png").unlink()
+    after = resume()
+    assert {name for name in before if before[name] != after[name]} == {
+        *("test_1_0.png", "test_1_0_spgd.json", "test_1_0_spgd.png")
+    }
+
+
+def test_a_trace_holds_no_nan_and_its_plot_shows_every_line() -> None:
+    row = torch.tensor([1.0, math.nan])
+    inner = InnerStep({"landmarks": row}, row, row, row, torch.tensor([False, True]))
+    step = SpgdStep(0, 900, 1.0, [inner, inner], row)
+    plots = []
+    for sample_ in (0, 1):
+        trace = trace_of([step, step], sample_, {"mode": "spgd", "scale": 0.1})
+        json.dumps(trace, allow_nan=False)
+        assert trace["steps"][0]["inner"][1]["skipped"] is bool(sample_)
+        plots.append(trace_plot(trace, "title"))
+    assert plots[0].dtype == np.uint8 and plots[0].shape == plots[1].shape
+    assert (plots[0] != plots[1]).any()
