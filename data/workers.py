@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from data.files import write_text
+
+Job, Result = TypeVar("Job"), TypeVar("Result")
 # How a sum is divided over threads changes its last bits: one thread gives the same bytes for any number of workers,
 # and leaves the cores to the processes.
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -39,10 +44,67 @@ def processes(
             pool.shutdown(cancel_futures=True)
 
 
+def work_off(work: Callable[[Job], Result], jobs: Iterable[Job], count: int, killed: str) -> Iterator[Result]:
+    """Yield the result of each job once it is done; only a few jobs a process are under way at any time.
+
+    Raises:
+        ChildProcessError: with the text ``killed``, where a process was killed.
+    """
+    jobs = iter(jobs)
+    with processes(count, begin, (), killed) as pool:
+        waiting = {pool.submit(work, job) for job in islice(jobs, 4 * count)}
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            waiting |= {pool.submit(work, job) for job in islice(jobs, len(done))}
+            for future in done:
+                yield future.result()
+
+
 def begin() -> None:
     """To be called by ``start``: the process leaves Ctrl-C to its parent, and ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def claim(record: Path, settings: Mapping[str, Any]) -> None:
+    """Begin a folder of results: write its settings to ``record``, or check that an earlier run wrote the same.
+
+    Raises:
+        ValueError: the folder belongs to a run with other settings, or holds files of something else.
+    """
+    out = record.parent
+    if record.is_file():
+        try:
+            stored = dict(json.loads(record.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{record} holds no settings: choose another folder or delete it") from error
+        changes = ", ".join(
+            f"{key} is {stored.get(key)} there, asked for {settings.get(key)}"
+            for key in sorted({*stored, *settings})
+            if stored.get(key) != settings.get(key)
+        )
+        if changes:
+            raise ValueError(
+                f"{out} was made with other settings ({changes}): choose another folder or delete it"
+            )
+        return
+    if out.exists() and not (out.is_dir() and all(is_left_over(path) for path in out.iterdir())):
+        raise ValueError(f"{out} is not empty and has no {record.name}: choose a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(record, json.dumps(settings, indent=2) + "\n")
+
+
+def make_folders(out: Path, folders: Iterable[str]) -> None:
+    """Make folders below ``out``, and clear away what a killed run left half-written in them."""
+    for folder in folders:
+        (out / folder).mkdir(parents=True, exist_ok=True)
+        for path in filter(is_left_over, (out / folder).iterdir()):
+            path.unlink(missing_ok=True)
+
+
+def is_left_over(path: Path) -> bool:
+    """Return whether a file is one that ``data.files.replacing`` did not finish."""
+    return path.name.startswith(".") and path.suffix == ".tmp"
 
 
 @contextmanager

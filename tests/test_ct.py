@@ -21,12 +21,12 @@ from data.cohort.heads.subject import draw_subject
 from data.cohort.heads.template import HeadTemplate
 from data.ct.__main__ import main
 from data.ct.config import CtConfig
-from data.ct.drawing import Case, make_case
+from data.ct.drawing import Drawing, draw_scan
 from data.ct.people import PeopleError, read_people, read_salt, study_code
 from data.ct.pose import POINT_NAMES, find_pose, manual_rotation, turn
 from data.ct.reading.geometry import Slice, stack
 from data.ct.reading.read import read_scan
-from data.ct.reading.scan import ScanError
+from data.ct.findings import ScanError
 from data.ct.reference import made_from, measure, reference
 from data.ct.surfaces import Mesh
 from data.ct.volume import FROM_LPS, find_head, resample
@@ -40,12 +40,12 @@ FINE = (2.5, 2.5, 2.5)
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory) -> Case:
+def plain(tmp_path_factory) -> Drawing:
     """The head as it is stored most simply."""
-    return make_case(write_image(tmp_path_factory.mktemp("plain") / "head.nrrd", *sample(FINE)), QUICK)
+    return draw_scan(write_image(tmp_path_factory.mktemp("plain") / "head.nrrd", *sample(FINE)), QUICK)
 
 
-def agreement(one: Case, other: Case) -> list[tuple[float, float]]:
+def agreement(one: Drawing, other: Drawing) -> list[tuple[float, float]]:
     """Of skull and face: intersection over union of what is drawn, and mean difference in grey levels within both."""
     result = []
     for a, b in ((one.skull, other.skull), (one.face, other.face)):
@@ -56,7 +56,7 @@ def agreement(one: Case, other: Case) -> list[tuple[float, float]]:
     return result
 
 
-def flags(case: Case) -> set[str]:
+def flags(case: Drawing) -> set[str]:
     return {f.name for f in case.findings if f.severity != "note"}
 
 
@@ -79,7 +79,7 @@ def test_other_spacings_axes_formats_and_tilts_give_the_same_pictures(plain, tmp
         "tilt": write_dicom(tmp_path / "c", *tilted),
     }
     for name, path in ways.items():
-        case = make_case(path, QUICK)
+        case = draw_scan(path, QUICK)
         for (overlap, grey), most in zip(agreement(plain, case), (12.0, 9.0), strict=True):
             assert overlap > 0.975, name
             assert grey < most, name
@@ -90,7 +90,7 @@ def test_other_spacings_axes_formats_and_tilts_give_the_same_pictures(plain, tmp
 
 def test_a_turned_head_is_turned_back(plain, tmp_path):
     path = write_image(tmp_path / "turned.nrrd", *sample(FINE, turned=turn(14, -9, 6)))
-    case = make_case(path, QUICK)
+    case = draw_scan(path, QUICK)
     for overlap, grey in agreement(plain, case):
         assert overlap > 0.96
         assert grey < 14
@@ -111,20 +111,20 @@ def test_a_cut_off_mandible_and_a_hole_are_flagged(tmp_path):
     inside = index[hole]
     part = holed[inside[:, 2], inside[:, 1], inside[:, 0]]
     holed[inside[:, 2], inside[:, 1], inside[:, 0]] = np.minimum(part, 40)
-    case = make_case(write_image(tmp_path / "holed.nrrd", holed, affine), QUICK)
+    case = draw_scan(write_image(tmp_path / "holed.nrrd", holed, affine), QUICK)
     assert flags(case) == {"mandible_missing", "bone_defect"}
     told = next(f for f in case.findings if f.name == "bone_defect")
     assert "left forehead" in told.text
     assert 4 < told.value < 16
     assert case.facts["frame"]["chin_y_mm"] is None
-    whole = make_case(write_image(tmp_path / "cut.nrrd", values, affine), QUICK)
+    whole = draw_scan(write_image(tmp_path / "cut.nrrd", values, affine), QUICK)
     assert flags(whole) == {"mandible_missing"}
 
 
 def test_a_cut_vault_metal_and_thick_slices_are_told(tmp_path):
     values, affine = sample((2.5, 2.5, 3.4), keep=(0.0, 0.85))
     values[len(values) // 4, 20:30, 30:40] = 3071
-    case = make_case(write_image(tmp_path / "bad.nrrd", values, affine), QUICK)
+    case = draw_scan(write_image(tmp_path / "bad.nrrd", values, affine), QUICK)
     assert flags(case) >= {"vault_cut", "metal", "spacing"}
     assert case.facts["cut_cm2"]["top"] > 1
 
@@ -265,7 +265,7 @@ def test_a_given_pose_is_obeyed(tmp_path):
         with pytest.raises(ScanError, match="pose"):
             manual_rotation(wrong)
     image = write_image(tmp_path / "head.nrrd", *sample(FINE))
-    case = make_case(image, QUICK.with_(pose="0,8,0"))
+    case = draw_scan(image, QUICK.with_(pose="0,8,0"))
     assert case.facts["pose"]["method"] == "angles"
     assert case.facts["pose"]["yaw_pitch_roll_deg"] == pytest.approx([0, 8, 0], abs=1e-6)
 

@@ -16,7 +16,7 @@ from pydicom.uid import generate_uid
 
 from data.ct.__main__ import main
 from data.ct.reading.read import read_scan
-from data.ct.reading.scan import ScanError
+from data.ct.findings import ScanError
 from tests.phantom import SECRET, sample, save, slice_dataset, write_image
 
 MAX_BYTES = 64 << 20

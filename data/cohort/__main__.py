@@ -20,16 +20,10 @@ def main(argv: list[str] | None = None) -> int:
         args = parser.parse_args(argv)
         config = parse_command_line(CohortConfig, args.overrides)
         check_packages()
-    except ValueError as error:
-        print(f"data.cohort: {error}", file=sys.stderr)
-        return 2
+        from data.cohort.generate import generate  # after check_packages: it imports these packages
 
-    from data.cohort.generate import generate  # after check_packages: these import what it looks for
-    from data.cohort.pair import FramingError
-
-    try:
         generate(args.out, config)
-    except (ValueError, OSError, FramingError) as error:
+    except (ValueError, OSError) as error:
         print(f"data.cohort: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

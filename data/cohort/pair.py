@@ -1,4 +1,4 @@
-"""One subject's skull and face pictures, landmarks and record, as a pure function of (seed, index)."""
+"""The skull and face pictures, landmarks and record of a head, as a pure function of (seed, index)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOST_OUTSIDE = 0.0005  # of the bone: about 0.1 % of its frontal pixels
 PLAIN = ScanStyle(0, SurfaceStyle(), 0)
 
 
-class FramingError(RuntimeError):
+class FramingError(ValueError):
     """The camera cannot hold the heads."""
 
 
@@ -56,26 +56,26 @@ class Pair:
 
     @property
     def name(self) -> str:
-        """Unique in the cohort."""
+        """Return a name that is unique in the cohort."""
         return self.subject.name + self.label
 
     @property
     def stem(self) -> str:
-        """Of the face and landmark files below their folders, with ``/``."""
-        name = (
-            self.subject.name if self.folder.startswith("ceiling") else self.name
-        )  # as the true face, to be laid beside it
-        return f"{self.folder}/{name}" if self.folder else name
+        """Return the path of the face and landmark files below their folders, without an ending."""
+        if not self.folder:
+            return self.name
+        # An expected face is named as the true one, to be laid beside it.
+        return f"{self.folder}/{self.subject.name if self.folder.startswith('ceiling') else self.name}"
 
     @property
     def source(self) -> str:
-        """Of the skull picture below the skulls' folder."""
+        """Return the path of the skull picture below the skulls' folder."""
         return f"{self.subject.name if self.skull is None else self.stem}.png"
 
-    def manifest_line(self) -> dict[str, Any]:
-        """What a manifest says of it, less the texture exemplar, which depends on who else is in the cohort."""
+    def record(self) -> dict[str, Any]:
+        """Return what the cohort stores of the picture; ``data.cohort.lists`` takes manifest lines from it."""
         s = self.subject
-        line = {
+        return {
             "source": self.source,
             "target": f"{self.stem}.png",
             "body_mass": str(s.body_mass),
@@ -85,19 +85,11 @@ class Pair:
             "subject": s.name,
             "landmarks": f"landmarks/{self.stem}.json",
             "style": self.face_style.name,
-        }
-        if self.folder:
-            line["changed"] = list(self.changed)
-        return line
-
-    def record(self) -> dict[str, Any]:
-        """Everything known of the picture, for the cohort's own files."""
-        return {
-            **self.manifest_line(),
-            "bmi": self.subject.bmi,
-            "bone_age": self.subject.bone_age,
-            "skull_kind": self.subject.skull.kind,
-            "teeth": int((~self.subject.skull.lost).sum()),
+            **({"changed": list(self.changed)} if self.folder else {}),
+            "bmi": s.bmi,
+            "bone_age": s.bone_age,
+            "skull_kind": s.skull.kind,
+            "teeth": int((~s.skull.lost).sum()),
             "yaw": round(self.camera.yaw, 2),
             "pitch": round(self.camera.pitch, 2),
             "face_scan": self.face_style.record(),
@@ -109,6 +101,7 @@ class Pair:
 
 
 def camera_of(config: CohortConfig) -> Camera:
+    """Return the camera of a cohort's frontal pairs."""
     return Camera(
         size=config.size,
         half_field=config.half_field,
@@ -118,19 +111,9 @@ def camera_of(config: CohortConfig) -> Camera:
     )
 
 
-def border_distance(picture: np.ndarray) -> int:
-    """Empty px between the drawn part of a picture and its nearest border; the whole size if nothing is drawn."""
-    drawn = picture > 0
-    rows, columns = np.flatnonzero(drawn.any(1)), np.flatnonzero(drawn.any(0))
-    if len(rows) == 0:
-        return min(picture.shape)
-    height, width = picture.shape
-    return int(min(rows[0], height - 1 - rows[-1], columns[0], width - 1 - columns[-1]))
-
-
 @dataclass(frozen=True)
-class Sitter:
-    """A head that pictures can be taken of, again and again: other cameras and styles cost little."""
+class HeadScenes:
+    """A head to draw again and again: other cameras and styles cost little."""
 
     subject: Subject
     head: Head
@@ -140,23 +123,29 @@ class Sitter:
     @classmethod
     def of(
         cls, template: HeadTemplate, subject: Subject, head: Head, camera: Camera, with_skull: bool = True
-    ) -> Sitter:
-        floor = head.chin_y - FACE_BELOW_SKULL_MM
-        face = Scene(head.face, template.face_triangles, camera, floor=floor)
+    ) -> HeadScenes:
+        face = Scene(head.face, template.face_triangles, camera, floor=head.chin_y - FACE_BELOW_SKULL_MM)
         skull = Scene(head.skull, head.skull_triangles, camera) if with_skull else None
         return cls(subject, head, face, skull)
 
     def pair(
-        self, face_style: ScanStyle, skull_style: ScanStyle, camera: Camera, with_skull: bool = True
+        self,
+        camera: Camera,
+        face_style: ScanStyle = PLAIN,
+        skull_style: ScanStyle = PLAIN,
+        with_skull: bool = True,
     ) -> Pair:
-        """The surfaces as ``camera`` sees them, and where the landmarks are seen."""
+        """Draw the surfaces as ``camera`` sees them, and find which landmarks are visible."""
         face = self.face.seen_by(camera)
-        skull = self.skull.seen_by(camera).trace() if self.skull is not None and with_skull else None
+        skull = None
+        if self.skull is not None and with_skull:
+            surface = self.skull.seen_by(camera).trace()
+            skull = draw_styled(surface, BONE, skull_style.surface, skull_style.seed)
         marks = self.head.landmarks
         assert face.floor is not None
         return Pair(
             subject=self.subject,
-            skull=None if skull is None else draw_styled(skull, BONE, skull_style.surface, skull_style.seed),
+            skull=skull,
             face=draw_styled(face.trace(), SKIN, face_style.surface, face_style.seed),
             landmarks=camera.project(marks),
             visible=(face.depth_at(marks) < VISIBLE_WITHIN_MM) & (marks[:, 1] >= face.floor),
@@ -165,49 +154,45 @@ class Sitter:
             camera=camera,
         )
 
+    def share_outside(self) -> float:
+        """Return the share of the skull's drawn points that stand before the skin, of every fifth of them."""
+        points = self.head.skull[np.unique(self.head.skull_triangles)[::5]]
+        return float((self.face.depth_at(points) < 0).mean())
 
-def picture_of(template: HeadTemplate, subject: Subject, head: Head, camera: Camera) -> Pair:
-    """Draw both surfaces of a head, without a style, and find where its landmarks are seen."""
-    return Sitter.of(template, subject, head, camera).pair(PLAIN, PLAIN, camera)
+
+def border_distance(picture: np.ndarray) -> int:
+    """Return the empty px between the drawn part and its nearest border; the whole size if nothing is drawn."""
+    drawn = np.argwhere(picture > 0)
+    last = np.array(picture.shape) - 1
+    return int(np.minimum(drawn, last - drawn).min(initial=min(picture.shape)))
 
 
 def fits(pair: Pair, camera: Camera, margin_px: float = BORDER_PX) -> bool:
-    """Whether skull, face and landmarks all keep ``margin_px`` (scaled with the picture's size) from the border."""
+    """Return whether skull, face and landmarks keep ``margin_px`` (at 256 px) from the border."""
     margin = margin_px * camera.size / 256
-    low, high = pair.landmarks.min(), pair.landmarks.max()
-    inside = low >= margin and high <= camera.size - 1 - margin
+    marks_fit = pair.landmarks.min() >= margin and pair.landmarks.max() <= camera.size - 1 - margin
     pictures = [picture for picture in (pair.skull, pair.face) if picture is not None]
-    return bool(inside and all(border_distance(picture) >= margin for picture in pictures))
+    return bool(marks_fit and all(border_distance(picture) >= margin for picture in pictures))
 
 
-def share_outside(head: Head, face: Scene) -> float:
-    """Share of the skull's drawn points that stand before the skin, of every fifth of them."""
-    points = head.skull[np.unique(head.skull_triangles)[::5]]
-    return float((face.depth_at(points) < 0).mean())
+def draw_subject_pair(template: HeadTemplate, config: CohortConfig, index: int) -> tuple[HeadScenes, Pair]:
+    """Draw the pair of subject ``index`` of a cohort.
 
-
-def seat(template: HeadTemplate, config: CohortConfig, index: int) -> tuple[Sitter, Pair]:
-    """Subject ``index`` of a cohort and its pair. A head that comes too close to the border, or whose bone shows
-    through the skin, is drawn anew, with the next stream.
+    A head that comes too close to the border, or whose bone shows through the skin, is replaced by the next stream's.
 
     Raises:
         FramingError: MAX_ATTEMPTS heads in a row did not fit: the camera's field is too small or off centre.
     """
     camera = camera_of(config)
-    looks = draw_face_style(config.seed, index), draw_skull_style(config.seed, index)
+    styles = draw_face_style(config.seed, index), draw_skull_style(config.seed, index)
     for attempt in range(MAX_ATTEMPTS):
         subject = draw_subject(config.seed, index, attempt)
-        sitter = Sitter.of(template, subject, build_head(template, subject), camera)
-        pair = sitter.pair(*looks, camera)
-        if fits(pair, camera) and share_outside(sitter.head, sitter.face) < MOST_OUTSIDE:
-            return sitter, pair
+        scenes = HeadScenes.of(template, subject, build_head(template, subject), camera)
+        pair = scenes.pair(camera, *styles)
+        if fits(pair, camera) and scenes.share_outside() < MOST_OUTSIDE:
+            return scenes, pair
     raise FramingError(
         f"subject {index}: {MAX_ATTEMPTS} heads in a row came within {BORDER_PX} px of the border (or their bone "
         f"through the skin); use a larger half_field than {config.half_field} mm or another center_y than "
         f"{config.center_y} mm"
     )
-
-
-def make_pair(template: HeadTemplate, config: CohortConfig, index: int) -> Pair:
-    """Pair ``index`` of a cohort. Raises: FramingError, see ``seat``."""
-    return seat(template, config, index)[1]

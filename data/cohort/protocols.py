@@ -1,9 +1,9 @@
-"""The scanner protocols of a cohort, and which of them a subject's surfaces were made with.
+"""The scanner protocols of a cohort, and the styles of a subject's surfaces.
 
-The style of a face is drawn from its own random stream: it follows from nothing else of the subject, bone, prompt and
-number included. The skull has a style of its own, from the same protocols and another stream, as bone and soft tissue
-are usually reconstructed apart, with a kernel for each; so the skull does not tell the style of the face, which only
-an exemplar (the texture condition) can.
+The style of a face comes from its own random stream and does not depend on the subject: neither on bone nor prompt nor
+number. The skull has a style of its own, from the same protocols and another stream, as scanners reconstruct bone and
+soft tissue apart, with a kernel for each. So the skull says nothing of the face's style; only an exemplar (the texture
+condition) does.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ScanStyle:
         return protocol_name(self.protocol)
 
     def record(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the style for JSON."""
         values = {key: round(value, 4) for key, value in asdict(self.surface).items()}
         return {"protocol": self.name, **values}
 
@@ -45,7 +45,7 @@ def protocol_name(number: int) -> str:
 
 
 def protocol(number: int) -> SurfaceStyle:
-    """Settings of protocol ``number``; over all protocols each is spread evenly over its range, and no two go together.
+    """Return the settings of protocol ``number``: each is spread evenly over its range, and no two go together.
 
     Source: the settings are the R-sequence, an additive recurrence that fills the cube evenly: M. Roberts, "The
     Unreasonable Effectiveness of Quasirandom Sequences" (2018).
@@ -56,27 +56,27 @@ def protocol(number: int) -> SurfaceStyle:
 
 
 def draw_face_style(seed: int, index: int) -> ScanStyle:
-    """Of the face of subject ``index`` of cohort ``seed``."""
+    """Return the style of the face of subject ``index`` of cohort ``seed``."""
     return _draw(seed, index, 0)
 
 
 def draw_skull_style(seed: int, index: int) -> ScanStyle:
-    """Of the skull of subject ``index`` of cohort ``seed``, whatever becomes of its face."""
+    """Return the style of the skull of subject ``index`` of cohort ``seed``, whatever becomes of its face."""
     return _draw(seed, index, 1)
 
 
 def with_protocol(style: ScanStyle, number: int) -> ScanStyle:
-    """The same surface scanned by another protocol, to its letter; the grain falls where it fell."""
+    """Return the same scan by exactly another protocol; the grain stays in its place."""
     return replace(style, protocol=number, surface=protocol(number))
 
 
 def scanned_again(style: ScanStyle) -> ScanStyle:
-    """The protocol of a scan, to its letter, with grain and noise of its own: all that an exemplar can tell."""
+    """Return another scan by exactly the same protocol, with grain of its own: all that an exemplar can show."""
     return replace(with_protocol(style, style.protocol), seed=style.seed + 1)
 
 
 def neutral(style: ScanStyle) -> ScanStyle:
-    """Every setting in the middle of its range: what to expect of a style that nothing tells; another grain."""
+    """Return the mean style, with another grain: what to expect where nothing shows the style."""
     return ScanStyle(0, _style(np.full(6, 0.5)), style.seed + 1)
 
 
@@ -88,7 +88,7 @@ def _draw(seed: int, index: int, surface: int) -> ScanStyle:
 
 
 def _place(number: int) -> np.ndarray:
-    """(6,) in [0, 1): where a protocol lies in the range of each setting."""
+    """Return (6,) in [0, 1): where a protocol lies in the range of each setting."""
     root = 1.0
     for _ in range(40):  # of x^7 = x + 1
         root = (1 + root) ** (1 / 7)

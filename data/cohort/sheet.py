@@ -1,4 +1,4 @@
-"""``python -m data.cohort.sheet COHORT OUT.png [key=value ...]``: look at a cohort: skull, face, face with landmarks.
+"""``python -m data.cohort.sheet COHORT OUT.png [key=value ...]``: a sheet of skulls, faces, faces with landmarks.
 
 Keys: num=24 (subjects, spread evenly over the list), list=train.json (a file of split_data; variants.json shows what
 variants share and where they differ), across=4 (subjects side by side). Landmarks are dots, grey where hidden.
@@ -7,7 +7,6 @@ variants share and where they differ), across=4 (subjects side by side). Landmar
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 from pathlib import Path
@@ -19,13 +18,13 @@ from pydantic import Field
 
 from data.cohort.config import SPLIT_DIR
 from data.files import read_bytes
-from data.images import ImageError, read_image, to_uint8, write_png
-from data.manifest import ManifestError, Record, read_manifest
+from data.images import picture_size, read_image, to_uint8, write_png
+from data.manifest import Record, read_manifest
 from settings.base import Settings
 from settings.reading import parse_command_line
 
 _LABEL, _GAP = 18, 6  # px
-_SEEN, _HIDDEN = (255, 70, 50), (120, 120, 140)
+_VISIBLE, _HIDDEN = (255, 70, 50), (120, 120, 140)
 
 
 class SheetConfig(Settings):
@@ -37,7 +36,7 @@ class SheetConfig(Settings):
 
 
 def cohort_sheet(records: list[Record], across: int = 4, size: int = 256) -> np.ndarray:
-    """(H, W, 3) uint8: for each record a skull, a face and the face with its landmarks, under a label."""
+    """Return (H, W, 3) uint8: for each record a skull, a face and the face with its landmarks, under a label."""
     across = min(across, len(records))
     rows = -(-len(records) // across)
     width, height = 3 * size + _GAP, size + _LABEL
@@ -55,10 +54,8 @@ def cohort_sheet(records: list[Record], across: int = 4, size: int = 256) -> np.
 
 def _label(record: Record) -> str:
     who = record.biometrics
-    shown = f"{record.subject}  {who.sex} {who.age:g} y  body mass {who.body_mass}  {who.ethnicity}"
-    return (
-        shown + f"  {record.style}" * (record.style is not None) + "".join(f"  {c}" for c in record.changed)
-    )
+    text = f"{record.subject}  {who.sex} {who.age:g} y  body mass {who.body_mass}  {who.ethnicity}"
+    return "  ".join([text, *([record.style] if record.style else []), *record.changed])
 
 
 def _tile(path: Path | None, size: int) -> Image.Image:
@@ -68,24 +65,17 @@ def _tile(path: Path | None, size: int) -> Image.Image:
 
 
 def _marked(record: Record, face: Image.Image) -> Image.Image:
-    """Landmarks are px of the picture they belong to; drawn at twice the size, so that dots stay small."""
+    """Return the face with its landmarks, px of its file; drawn at twice the size, so that dots stay small."""
     size = face.size[0]
     if record.landmarks_path is None or record.face_path is None:
         return face
     marks = json.loads(read_bytes(record.landmarks_path))
-    scale = 2 * size / _side(record.face_path)
+    scale = 2 * size / picture_size(record.face_path)[0]
     canvas = face.resize((2 * size, 2 * size), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(canvas)
     for (x, y), visible in zip(marks["points"], marks["visible"], strict=True):
-        place = ((x + 0.5) * scale, (y + 0.5) * scale)
-        pen.circle(place, 2.2, fill=_SEEN if visible else _HIDDEN)
+        pen.circle(((x + 0.5) * scale, (y + 0.5) * scale), 2.2, fill=_VISIBLE if visible else _HIDDEN)
     return canvas.resize((size, size), Image.Resampling.BOX)
-
-
-def _side(path: Path) -> int:
-    """Of a square picture, in px."""
-    with Image.open(io.BytesIO(read_bytes(path))) as picture:
-        return int(picture.size[0])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -97,11 +87,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = parse_command_line(SheetConfig, args.overrides)
         records = read_manifest(args.cohort / SPLIT_DIR / config.list)
-        chosen = np.unique(
-            np.linspace(0, len(records) - 1, min(config.num, len(records))).round().astype(int)
-        )
-        write_png(args.out, cohort_sheet([records[k] for k in chosen], config.across))
-    except (ManifestError, ImageError, ValueError, OSError) as error:
+        spread = np.linspace(0, len(records) - 1, min(config.num, len(records)))
+        write_png(args.out, cohort_sheet([records[round(k)] for k in spread], config.across))
+    except (ValueError, OSError) as error:  # ManifestError and ImageError are ValueErrors
         print(f"data.cohort.sheet: {str(error).strip()}", file=sys.stderr)
         return 2
     print(args.out)

@@ -26,52 +26,40 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = parse_command_line(CtConfig, args.overrides)
         check_packages()
-    except ValueError as error:
-        return _say(error)
-    try:
-        return _batch(args.scan, args.out, config) if config.biometrics else _one(args.scan, args.out, config)
+        return (_draw_batch if config.biometrics else _draw_one)(args.scan, args.out, config)
     except (ValueError, OSError) as error:  # ScanError and PeopleError are ValueErrors
-        return _say(error)
+        print(f"data.ct: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("data.ct: stopped; the same command goes on", file=sys.stderr)
         return 130
 
 
-def _say(error: Exception) -> int:
-    print(f"data.ct: {error}", file=sys.stderr)
-    return 2
-
-
-def _one(path: Path, out: Path, config: CtConfig) -> int:
-    from data.ct.drawing import (
-        CaseFiles,
-        make_case,
-        write_case,
-    )  # after check_packages: these import what it looks for
+def _draw_one(path: Path, out: Path, config: CtConfig) -> int:
+    from data.ct.drawing import DrawingFiles, draw_scan  # after check_packages
 
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: is a file, expected a folder for the results")
-    case = make_case(path, config)
+    drawing = draw_scan(path, config)
     out.mkdir(parents=True, exist_ok=True)
     for name in ("skull.png", "face.png", "skull.ply", "face.ply", "report.json"):
-        (out / name).unlink(missing_ok=True)  # of an earlier scan: they are not to stand beside this one's
+        (out / name).unlink(missing_ok=True)  # an earlier scan's files must not stand beside this one's
     bone, skin = (out / "skull.ply", out / "face.ply") if config.meshes else (None, None)
-    write_case(case, CaseFiles(out / "skull.png", out / "face.png", bone, skin, out / "report.json"))
-    for finding in case.findings:
+    DrawingFiles(out / "skull.png", out / "face.png", bone, skin, out / "report.json").write(drawing)
+    for finding in drawing.findings:
         print(f"{finding.severity:6} {finding.name}: {finding.text}")
-    if case.status == "refused":
-        print(f"data.ct: refused; {out / 'report.json'} says why", file=sys.stderr)
-        return 2
-    print(f"{case.status}: {out}")
+    if drawing.status == "refused":
+        raise ValueError(f"refused; {out / 'report.json'} says why")
+    print(f"{drawing.status}: {out}")
     return 0
 
 
-def _batch(patients: Path, out: Path, config: CtConfig) -> int:
-    from data.ct.batch import run_batch
+def _draw_batch(patients: Path, out: Path, config: CtConfig) -> int:
+    from data.ct.batch import run_batch  # after check_packages
 
     counts = run_batch(patients, out, config)
-    told = ", ".join(f"{count} {status}" for status, count in counts.items())
-    print(f"{told}: {out / 'summary.csv'}")
+    summary = ", ".join(f"{count} {status}" for status, count in counts.items())
+    print(f"{summary}: {out / 'summary.csv'}")
     return 3 if counts["refused"] else 0
 
 

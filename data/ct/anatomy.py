@@ -1,4 +1,4 @@
-"""Where the orbits, their lower rims and the chin are on a skull that looks at the camera, of a scan or the cohort."""
+"""Finds orbits, their lower rims, ear canals and chin on a skull that looks at the camera, of a scan or the cohort."""
 
 from __future__ import annotations
 
@@ -17,10 +17,7 @@ ORBIT_WIDTH_MM = 46.0
 DEEP_MM = 10.0  # behind the rim
 RIM_COLUMNS = 5
 SMALLEST_ORBIT_MM2, LARGEST_ORBIT_MM2 = 300.0, 2200.0
-MEATUS_WINDOW = (
-    (-50.0, 8.0),
-    (-45.0, 22.0),
-)  # mm: below and above the orbits' middle; behind and before the origin
+MEATUS_WINDOW = ((-50.0, 8.0), (-45.0, 22.0))  # mm: below and above the orbits; behind and before the origin
 MEATUS_WIDTH_MM = 17  # what bridges the ear canal's opening, and no more
 MEATUS_DEEP_MM = (8.0, 12.0)  # all are tried: a shallow limit may join it to the gap before it
 RING_MM = 13.0
@@ -31,8 +28,12 @@ CHIN_WITHIN_MM = 14.0  # of the midline
 
 @dataclass(frozen=True)
 class Orbits:
-    """Of the subject's left (x > 0) and right eye socket, mm: ``left``, ``right`` (2,) middle of the opening (x, y);
-    ``left_rim``, ``right_rim`` (3,) orbitale, the rim below them."""
+    """The subject's left (x > 0) and right eye socket, mm.
+
+    Attributes:
+        left, right: (2,) middle of the opening (x, y).
+        left_rim, right_rim: (3,) orbitale, the rim below the opening.
+    """
 
     left: np.ndarray
     right: np.ndarray
@@ -43,34 +44,38 @@ class Orbits:
     def height(self) -> float:
         return float((self.left[1] + self.right[1]) / 2)
 
+    def moved(self, shift: np.ndarray) -> Orbits:
+        return Orbits(
+            self.left + shift[:2], self.right + shift[:2], self.left_rim + shift, self.right_rim + shift
+        )
+
     def points(self) -> np.ndarray:
-        """(4, 3): middles (with the rims' z) and rims, left before right."""
+        """Return (4, 3): middles (with the rims' z) and rims, left before right."""
         left = np.array([*self.left, self.left_rim[2]])
         right = np.array([*self.right, self.right_rim[2]])
         return np.stack([left, right, self.left_rim, self.right_rim])
 
 
 class Looker:
-    """A mesh near the origin that can be looked at from any side; building it takes longer than looking."""
+    """A mesh near the origin, to be viewed from any side; building it takes longer than a view."""
 
     def __init__(self, mesh: Mesh) -> None:
-        self.mesh = mesh
         self._scene = Scene(mesh.vertices, mesh.triangles, Camera())
 
     def look(self, yaw: float = 0.0, pitch: float = 0.0, step: float = STEP_MM) -> Surface:
-        """One ray every ``step`` mm."""
+        """Return what is seen with one ray every ``step`` mm; angles in degrees."""
         size = round(2 * HALF_FIELD_MM / step)
         camera = Camera(size=size, half_field=HALF_FIELD_MM, yaw=yaw, pitch=pitch, supersampling=1)
         return self._scene.seen_by(camera).trace()
 
     def depth(self, yaw: float = 0.0, pitch: float = 0.0) -> np.ndarray:
-        """(280, 280) mm towards the camera, ``-inf`` where nothing is; row 0 is the top, STEP_MM a pixel."""
+        """Return (280, 280) mm towards the camera, ``-inf`` where nothing is; row 0 is the top, STEP_MM a pixel."""
         return self.look(yaw, pitch).nearest()
 
     def outer_points(
         self, views: tuple[tuple[float, float], ...], step: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(N, 3) points and (N, 3) normals of what is seen from any of the (yaw, pitch) directions."""
+        """Return (N, 3) points and (N, 3) normals of what is seen from any of the (yaw, pitch) directions."""
         points, normals = [], []
         for yaw, pitch in views:
             seen = self.look(yaw, pitch, step)
@@ -81,60 +86,56 @@ class Looker:
 
 
 def find_orbits(looker: Looker, expected_y: float = 0.0) -> Orbits | None:
-    """The two deep openings beside the midline; None where there are no two of the right size."""
+    """Return the two deep openings beside the midline; None where there are no two of the right size."""
     far = looker.depth()
     depth = np.maximum(far, far[np.isfinite(far)].max(initial=-100.0) - 90)
-    sides = [_orbit(depth, sign, expected_y) for sign in (1, -1)]
-    if sides[0] is None or sides[1] is None:
-        return None
-    (left, left_rim), (right, right_rim) = sides[0], sides[1]
-    return Orbits(left, right, left_rim, right_rim)
+    left, right = (_orbit(depth, sign, expected_y) for sign in (1, -1))
+    return None if left is None or right is None else Orbits(left[0], right[0], left[1], right[1])
 
 
 def _orbit(depth: np.ndarray, sign: int, expected_y: float) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the middle (2,) of one opening and its lower rim (3,), mm."""
     middle = (depth.shape[0] - 1) / 2
     (near, far), (below, above) = ORBIT_WINDOW
-    columns = np.arange(round(middle + near), round(middle + far) + 1)
-    if sign < 0:
-        columns = np.arange(round(middle - far), round(middle - near) + 1)
+    low, high = sorted((sign * near, sign * far))
+    columns = np.arange(round(middle + low), round(middle + high) + 1)
     rows = np.arange(round(middle - expected_y - above), round(middle - expected_y - below) + 1)
     if rows[0] < 0 or rows[-1] >= depth.shape[0]:
         return None
     part = depth[np.ix_(rows, columns)]
-    # The rim bridges the opening: what lies well behind the bridge belongs to it.
-    wide = round(ORBIT_WIDTH_MM / STEP_MM)
-    bridge = ndimage.grey_closing(np.pad(part, wide, mode="edge"), (wide, wide))[wide:-wide, wide:-wide]
-    deep = ndimage.binary_opening(bridge - part > DEEP_MM, iterations=2)
-    labels, count = ndimage.label(deep)
-    best, best_score = 0, 0.0
-    height, width = part.shape
-    for k in range(1, count + 1):
-        y, x = np.nonzero(labels == k)
-        area = len(y) * STEP_MM**2
-        if not SMALLEST_ORBIT_MM2 <= area <= LARGEST_ORBIT_MM2:
-            continue
-        off = np.hypot((y.mean() - height / 2) / height, (x.mean() - width / 2) / width)
-        score = area * (1 - off)
-        if score > best_score:
-            best, best_score = k, score
-    if not best:
+    opening = _largest_opening(part)
+    if opening is None:
         return None
-    y, x = np.nonzero(ndimage.binary_fill_holes(labels == best))
+    y, x = np.nonzero(opening)
     center = np.array([columns[0] + x.mean() - middle, middle - rows[0] - y.mean()]) * STEP_MM
     # The rim below the middle of the opening; where thin bone is lost, the opening's lowest point lies elsewhere.
     under = [round(float(x.mean())) + n for n in range(-RIM_COLUMNS, RIM_COLUMNS + 1)]
-    bottoms = [int(y[x == column].max()) for column in under if (x == column).any()]
-    bottom = int(np.median(bottoms))
+    bottom = int(np.median([int(y[x == column].max()) for column in under if (x == column).any()]))
     ledge = part[bottom + 1 : bottom + 6, max(0, under[0]) : under[-1] + 1]
     if not ledge.size:  # the opening goes on below the window: no orbit
         return None
-    height = middle - rows[0] - bottom - 1
-    rim = np.array([center[0], height * STEP_MM, float(np.median(ledge.max(0)))])
-    return center, rim
+    height = (middle - rows[0] - bottom - 1) * STEP_MM
+    return center, np.array([center[0], height, float(np.median(ledge.max(0)))])
+
+
+def _largest_opening(part: np.ndarray) -> np.ndarray | None:
+    """Return (H, W) bool: the deep place of an orbit's size that is largest and nearest to the middle, or None."""
+    # The rim bridges the opening: what lies well behind the bridge belongs to it.
+    wide = round(ORBIT_WIDTH_MM / STEP_MM)
+    bridge = ndimage.grey_closing(np.pad(part, wide, mode="edge"), (wide, wide))[wide:-wide, wide:-wide]
+    labels, count = ndimage.label(ndimage.binary_opening(bridge - part > DEEP_MM, iterations=2))
+    best, best_score = 0, 0.0
+    for k in range(1, count + 1):
+        places = np.argwhere(labels == k)
+        area = len(places) * STEP_MM**2
+        score = area * (1 - np.hypot(*(places.mean(0) / part.shape - 0.5)))
+        if SMALLEST_ORBIT_MM2 <= area <= LARGEST_ORBIT_MM2 and score > best_score:
+            best, best_score = k, score
+    return ndimage.binary_fill_holes(labels == best) if best else None
 
 
 def find_porions(looker: Looker, orbits: Orbits) -> np.ndarray | None:
-    """(2, 3) left and right porion, the upper edge of the bony ear canal; None unless both sides show a like pit.
+    """Return (2, 3) left and right porion, the upper edge of the bony ear canal; None without alike pits.
 
     The ear canal is the small round pit in the side of the skull that has bone all around it.
     """
@@ -149,7 +150,12 @@ def find_porions(looker: Looker, orbits: Orbits) -> np.ndarray | None:
 
 
 def _pits(far: np.ndarray, forward: int, height: float) -> np.ndarray:
-    """(P, 3) tops of the pits in a picture of the skull's side, whose columns run ``forward`` (1) or backward (-1)."""
+    """Return (P, 3) tops of the pits in a view of the skull's side.
+
+    Args:
+        far: (280, 280) depth, whose columns run forward (``forward`` = 1) or backward (-1).
+        height: of the orbits, mm.
+    """
     middle = (far.shape[0] - 1) / 2
     (below, above), (behind, before) = MEATUS_WINDOW
     span = sorted((middle + forward * behind, middle + forward * before))
@@ -160,31 +166,28 @@ def _pits(far: np.ndarray, forward: int, height: float) -> np.ndarray:
     part = np.where(np.isfinite(part), part, -HALF_FIELD_MM)
     disc = np.hypot(*np.mgrid[-wide // 2 + 1 : wide // 2 + 1, -wide // 2 + 1 : wide // 2 + 1]) <= wide / 2
     bridged = ndimage.grey_closing(part, footprint=disc) - part
-    found = []
+    pits = []
     for deep in MEATUS_DEEP_MM:
         labels = ndimage.label(bridged > deep)[0]
         for k, box in enumerate(ndimage.find_objects(labels), 1):
             extent = max(side.stop - side.start for side in box)
-            if extent > wide:
-                continue
-            y, x = np.nonzero(labels == k)
+            pit = labels == k
+            y, x = np.nonzero(pit)
             inside = wide <= y.mean() < part.shape[0] - wide and wide <= x.mean() < part.shape[1] - wide
-            if not (inside and MEATUS_MM2[0] <= len(y) <= MEATUS_MM2[1] and len(y) > 0.35 * extent**2):
+            round_pit = MEATUS_MM2[0] <= len(y) <= MEATUS_MM2[1] and len(y) > 0.35 * extent**2
+            if extent > wide or not (inside and round_pit):
                 continue
-            one = labels == k
-            ring = part[ndimage.binary_dilation(one, iterations=3) & ~ndimage.binary_dilation(one)]
+            ring = part[ndimage.binary_dilation(pit, iterations=3) & ~ndimage.binary_dilation(pit)]
             low, high = np.percentile(ring, [10, 95])
-            if high - low > RING_MM:  # not bone all around
-                continue
-            along = forward * (columns[0] - wide + x.mean() - middle)
-            found.append(
-                [-forward * float(np.median(ring)), middle - (rows[0] - wide + y.min()) + 0.5, along]
-            )
-    return np.array(found).reshape(-1, 3)
+            if high - low <= RING_MM:  # bone all around
+                along = forward * (columns[0] - wide + x.mean() - middle)
+                top = middle - (rows[0] - wide + y.min()) + 0.5
+                pits.append([-forward * float(np.median(ring)), top, along])
+    return np.array(pits).reshape(-1, 3)
 
 
 def lowest_chin(mesh: Mesh, rims_z: float) -> float:
-    """Height of the lowest bone near the midline that is not far behind the orbits' rims: of a mandible, the menton."""
+    """Return the height of the lowest bone in front, near the midline: of a mandible, the menton."""
     points = mesh.vertices
     front = (np.abs(points[:, 0]) < CHIN_WITHIN_MM) & (points[:, 2] > rims_z - 45)
     return float(points[front, 1].min()) if front.any() else float("nan")

@@ -1,7 +1,7 @@
-"""Turns a skull into the cohort's frame: fits the cohort's mean skull to it, then mends left and right by its own
-symmetry, the nod by its own Frankfurt plane, and height by its own orbits. Lengths are never changed.
+"""Turns a skull into the cohort's frame, whatever way the patient lay. Lengths are never changed.
 
-Nothing is assumed of how the patient lay: the fit starts from many directions.
+The cohort's mean skull is fitted from many directions. Then the skull's own symmetry corrects left and right, its own
+Frankfurt plane the nod, and its own orbits the height.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import json
 from dataclasses import dataclass
 from itertools import permutations, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
 
 from data.ct.anatomy import Looker, Orbits, find_orbits, find_porions
-from data.ct.reading.scan import ScanError
+from data.ct.findings import ScanError
 from data.ct.reference import Reference, reference
 from data.ct.surfaces import Mesh
 from data.ct.volume import FROM_LPS
@@ -36,6 +38,7 @@ LARGEST_MEND_DEG = 10.0  # between the fit and the Frankfurt plane; beyond, the 
 STEADY_DEG = (
     2.0  # by which the Frankfurt plane may still lean once it was levelled: else another pit was found
 )
+LARGEST_OFFSET_MM = 40.0  # of the orbits' height from the reference's
 POINT_NAMES = ("orbitale_left", "orbitale_right", "porion_left", "porion_right")
 
 
@@ -65,55 +68,63 @@ class Pose:
     fitted: np.ndarray
 
     def angles(self) -> tuple[float, float, float]:
-        """Yaw, pitch, roll in degrees, see ``turn``."""
-        r = self.rotation
-        pitch = np.degrees(np.arcsin(np.clip(r[2, 1], -1, 1)))
-        yaw = np.degrees(np.arctan2(-r[2, 0], r[2, 2]))
-        roll = np.degrees(np.arctan2(-r[0, 1], r[1, 1]))
-        return float(yaw), float(pitch), float(roll)
+        """Return yaw, pitch and roll in degrees, see ``turn``."""
+        yaw, pitch, roll = Rotation.from_matrix(self.rotation).as_euler("yxz", degrees=True).tolist()
+        return yaw, pitch, roll
 
     @property
     def turned(self) -> float:
-        """Degrees between the head and the scan's axes."""
-        return float(np.degrees(np.arccos(np.clip((np.trace(self.rotation) - 1) / 2, -1, 1))))
+        """Return the degrees between the head and the scan's axes."""
+        return float(np.degrees(Rotation.from_matrix(self.rotation).magnitude()))
+
+    def record(self) -> dict[str, Any]:
+        """Return what the report says of the pose."""
+
+        def rounded(value: float) -> float | None:
+            return round(value, 3) if np.isfinite(value) else None
+
+        return {
+            "method": self.method,
+            "yaw_pitch_roll_deg": [round(angle, 2) for angle in self.angles()],
+            "frankfurt_tilt_taken_out_deg": rounded(self.tilt) if self.method == "frankfurt" else None,
+            "fit_residual_mm": rounded(self.residual),
+            "symmetry_mm": rounded(self.symmetry),
+            "size_beside_cohort": self.scales.round(3).tolist(),
+        }
 
 
 def turn(yaw: float, pitch: float, roll: float) -> np.ndarray:
-    """(3, 3): degrees about the vertical axis (positive: to the subject's left), the ear-to-ear axis (positive: chin
-    down), the forward axis (positive: towards the subject's left shoulder... seen from the front, anticlockwise)."""
-    y, p, r = np.radians([yaw, pitch, roll])
-    about_y = np.array([[np.cos(y), 0, np.sin(y)], [0, 1, 0], [-np.sin(y), 0, np.cos(y)]])
-    about_x = np.array([[1, 0, 0], [0, np.cos(p), -np.sin(p)], [0, np.sin(p), np.cos(p)]])
-    about_z = np.array([[np.cos(r), -np.sin(r), 0], [np.sin(r), np.cos(r), 0], [0, 0, 1]])
-    return about_z @ about_x @ about_y
+    """Return the (3, 3) rotation about the vertical, then the ear-to-ear, then the forward axis, in degrees.
+
+    Positive yaw turns to the subject's left, positive pitch lowers the chin, positive roll is anticlockwise seen from
+    the front.
+    """
+    return Rotation.from_euler("yxz", [yaw, pitch, roll], degrees=True).as_matrix()
 
 
-def find_pose(bone: Mesh, wanted: str = "auto") -> Pose:
-    """Args:
+def find_pose(bone: Mesh, how: str = "auto") -> Pose:
+    """Return the pose of a skull.
+
+    Args:
         bone: in the upright volume's coordinates.
-        wanted: "auto"; "yaw,pitch,roll" in degrees; or a JSON file with the LPS mm of POINT_NAMES.
+        how: "auto"; "yaw,pitch,roll" in degrees; or a JSON file with the LPS mm of POINT_NAMES.
 
     Raises:
         ScanError: no skull, or no orbits, where they should be.
     """
     ref = reference()
     middle = (bone.vertices.min(0) + bone.vertices.max(0)).astype(float) / 2
-    residual, scales, fitted = float("nan"), np.ones(3), ref.points
-    if wanted == "auto":
-        points, normals = Looker(bone.moved(np.eye(3), -middle)).outer_points(AROUND, OUTER_STEP_MM)
+    centered = bone.moved(np.eye(3), -middle)
+    points, normals = Looker(centered).outer_points(AROUND, OUTER_STEP_MM)
+    residual, symmetry, scales, fitted = float("nan"), float("nan"), np.ones(3), ref.points
+    if how == "auto":
+        method = "fit"
         rotation, shift, scales, residual = _fit(points, normals, ref)
         fitted = (ref.points * scales - shift) @ rotation  # on the scan, as it lies
-        if residual > WORST_FIT_MM:
-            raise ScanError(
-                f"no skull was found in it: the best fit of the reference skull is {residual:.1f} mm off, the limit is "
-                f"{WORST_FIT_MM:g} mm; if there is one, give its pose (pose=yaw,pitch,roll)"
-            )
         rotation, shift, symmetry = _mirror(points, normals, rotation, shift)
-        method = "fit"
     else:
-        rotation, method = manual_rotation(wanted)
-        points, normals = Looker(bone.moved(np.eye(3), -middle)).outer_points(AROUND, OUTER_STEP_MM)
-        shift, symmetry = _center(points, normals, rotation, ref), float("nan")
+        rotation, method = manual_rotation(how)
+        shift = _center(points, normals, rotation, ref)
     looker = Looker(bone.moved(rotation, shift - rotation @ middle))
     orbits = _place_orbits(looker, ref)
     porions = find_porions(looker, orbits)
@@ -130,18 +141,23 @@ def find_pose(bone: Mesh, wanted: str = "auto") -> Pose:
         move[0] = -(orbits.left[0] + orbits.right[0]) / 2
     move[1] = ref.orbit_height - orbits.height
     move[2] = ref.orbits[2:, 2].mean() - (orbits.left_rim[2] + orbits.right_rim[2]) / 2
-    if wanted == "auto":
+    if how == "auto":
         fitted = fitted @ rotation.T + shift + move
-    moved = Orbits(
-        orbits.left + move[:2], orbits.right + move[:2], orbits.left_rim + move, orbits.right_rim + move
-    )
     return Pose(
-        rotation, shift - rotation @ middle + move, method, residual, scales, symmetry, tilt, moved, fitted
+        rotation=rotation,
+        shift=shift - rotation @ middle + move,
+        method=method,
+        residual=residual,
+        scales=scales,
+        symmetry=symmetry,
+        tilt=tilt,
+        orbits=orbits.moved(move),
+        fitted=fitted,
     )
 
 
 def frankfurt_tilt(orbits: Orbits, porions: np.ndarray) -> float:
-    """Degrees by which the chin must go down (positive) to level the plane through orbitale and porion."""
+    """Return the degrees by which the chin must go down to level the plane through orbitale and porion."""
     up, forward = (orbits.left_rim + orbits.right_rim - porions.sum(0))[1:] / 2
     return float(np.degrees(np.arctan2(up, forward)))
 
@@ -149,7 +165,7 @@ def frankfurt_tilt(orbits: Orbits, porions: np.ndarray) -> float:
 def _place_orbits(looker: Looker, ref: Reference) -> Orbits:
     for offset in (0.0, 12.0, -12.0, 24.0, -24.0):
         orbits = find_orbits(looker, ref.orbit_height + offset)
-        if orbits is not None and abs(orbits.height - ref.orbit_height) < 40:
+        if orbits is not None and abs(orbits.height - ref.orbit_height) < LARGEST_OFFSET_MM:
             return orbits
     raise ScanError(
         "no two orbits were found in it: the face is not in the field of view, or the pose is wrong (then give it: "
@@ -157,38 +173,39 @@ def _place_orbits(looker: Looker, ref: Reference) -> Orbits:
     )
 
 
-def manual_rotation(wanted: str) -> tuple[np.ndarray, str]:
-    """Rotation from "yaw,pitch,roll" or a JSON file of landmarks. Raises: ScanError."""
-    parts = wanted.split(",")
-    if len(parts) == 3:
-        try:
-            angles = [float(part) for part in parts]
-        except ValueError:
-            angles = [float("nan")]
-        if np.isfinite(angles).all():
-            return turn(*angles), "angles"
-    path = Path(wanted)
+def manual_rotation(how: str) -> tuple[np.ndarray, str]:
+    """Return the rotation and the method of "yaw,pitch,roll" or a JSON file of landmarks. Raises: ScanError."""
+    try:
+        angles = [float(part) for part in how.split(",")]
+    except ValueError:
+        angles = []
+    if len(angles) == 3 and np.isfinite(angles).all():
+        return turn(*angles), "angles"
+    path = Path(how)
     if not path.is_file():
         raise ScanError("pose: expected auto, yaw,pitch,roll in degrees, or a JSON file of landmarks")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        points = np.array([[float(v) for v in found[name]] for name in POINT_NAMES])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ScanError(
-            f"pose: expected a JSON object with {', '.join(POINT_NAMES)}, each [x, y, z] LPS mm"
-        ) from error
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        points = np.array([stored[name] for name in POINT_NAMES], float)
+    except (OSError, ValueError, TypeError, KeyError):
+        points = np.zeros(0)
     if points.shape != (4, 3) or not np.isfinite(points).all():
-        raise ScanError("pose: each landmark is [x, y, z] in LPS mm")
+        raise ScanError(f"pose: expected a JSON object with {', '.join(POINT_NAMES)}, each [x, y, z] LPS mm")
     return rotation_from_landmarks(points @ FROM_LPS.T), "points"
 
 
 def rotation_from_landmarks(points: np.ndarray) -> np.ndarray:
-    """(4, 3) POINT_NAMES in upright coordinates -> rotation that makes their Frankfurt plane level."""
+    """Return the rotation that levels the Frankfurt plane of (4, 3) POINT_NAMES in upright coordinates."""
     orbitale, porion = points[:2].mean(0), points[2:].mean(0)
     across = points[0] - points[1] + points[2] - points[3]
     forward = orbitale - porion
     if np.linalg.norm(across) < 20 or np.linalg.norm(forward) < 20:
         raise ScanError("pose: its landmarks lie too close together")
+    return _axes(across, forward)
+
+
+def _axes(across: np.ndarray, forward: np.ndarray) -> np.ndarray:
+    """Return the rotation that brings ``across`` to the x axis and ``forward`` as near as it goes to the z axis."""
     x = across / np.linalg.norm(across)
     z = forward - (forward @ x) * x
     z /= np.linalg.norm(z)
@@ -198,21 +215,26 @@ def rotation_from_landmarks(points: np.ndarray) -> np.ndarray:
 def _fit(
     points: np.ndarray, normals: np.ndarray, ref: Reference
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Trimmed iterative closest points of the reference on the scan, from many starts, coarse to fine.
+    """Fit the reference to the scan by trimmed iterative closest points, from many starts, coarse to fine.
 
-    Returns rotation and shift from the scan to the cohort's frame, the reference's scales, and the fit's residual.
+    Return rotation and shift from the scan to the cohort's frame, the reference's scales and the residual in mm.
     """
     rng = np.random.default_rng(0)
     coarse = _Target(points, normals, rng.permutation(len(points))[:8000])
-    whole = _Target(points, normals, np.arange(len(points)))
-    tried = sorted((_coarse(coarse, ref, start) for start in _starts()), key=lambda fit: fit[3])
-    tried = sorted((_refine(whole, ref, fit, 600, 12) for fit in tried[:6]), key=lambda fit: fit[3])
-    rotation, shift, scales, residual = _refine(whole, ref, tried[0], len(ref.points), 20)
+    whole = _Target(points, normals)
+    fits = sorted((_coarse(coarse, ref, start) for start in _starts()), key=lambda fit: fit[3])
+    fits = sorted((_refine(whole, ref, fit, 600, 12) for fit in fits[:6]), key=lambda fit: fit[3])
+    rotation, shift, scales, residual = _refine(whole, ref, fits[0], len(ref.points), 20)
+    if residual > WORST_FIT_MM:
+        raise ScanError(
+            f"no skull was found in it: the best fit of the reference skull is {residual:.1f} mm off, the limit is "
+            f"{WORST_FIT_MM:g} mm; if there is one, give its pose (pose=yaw,pitch,roll)"
+        )
     return rotation.T, -rotation.T @ shift, scales, residual
 
 
 def _starts() -> list[np.ndarray]:
-    """The head as the header has it, a little turned, and in every other upright or lying position."""
+    """Return the head as the header has it, a little turned, and in every other upright or lying position."""
     near = [(0, 0, 0), (35, 0, 0), (-35, 0, 0), (0, 28, 0), (0, -28, 0), (0, 0, 28), (0, 0, -28)]
     starts = [turn(*angles) for angles in near]
     for order in permutations(range(3)):
@@ -225,48 +247,48 @@ def _starts() -> list[np.ndarray]:
 
 
 class _Target:
-    """Points of the scan that can be asked for those nearest in place and direction."""
+    """Points of the scan; looks up those nearest in place and direction."""
 
-    def __init__(self, points: np.ndarray, normals: np.ndarray, chosen: np.ndarray) -> None:
-        self.points = points[chosen]
-        self.normals = normals[chosen]
-        self.tree = cKDTree(np.hstack([self.points, NORMAL_MM * self.normals]))
+    def __init__(self, points: np.ndarray, normals: np.ndarray, chosen: np.ndarray | None = None) -> None:
+        self.points = points if chosen is None else points[chosen]
+        self.normals = normals if chosen is None else normals[chosen]
+        self._tree = cKDTree(np.hstack([self.points, NORMAL_MM * self.normals]))
 
-    def nearest(self, points: np.ndarray, normals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        distance, index = self.tree.query(np.hstack([points, NORMAL_MM * normals]))
-        return distance, index
+    def partners(
+        self, points: np.ndarray, normals: np.ndarray, share: float = KEPT_SHARE
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the indices of the best ``share`` of (N, 3) points, and of their partners in the scan."""
+        distance, index = self._tree.query(np.hstack([points, NORMAL_MM * normals]))
+        kept = round(share * len(points))
+        near = np.argpartition(distance, kept)[:kept]
+        return near, index[near]
 
 
 Fit = tuple[np.ndarray, np.ndarray, np.ndarray, float]  # rotation, shift, scales, residual: R (s * q) + t
 
 
 def _coarse(target: _Target, ref: Reference, rotation: np.ndarray, count: int = 250, rounds: int = 10) -> Fit:
-    """Point to point, rigid: finds its way from far. Residual: trimmed mean distance in mm."""
+    """Fit point to point, without scales, which converges from far. The residual is the trimmed mean distance."""
     points, normals = ref.points[:count], ref.normals[:count]
     shift = -rotation @ HEAD_MIDDLE
-    kept = round(KEPT_SHARE * len(points))
     residual = np.inf
     for _ in range(rounds):
         placed = points @ rotation.T + shift
-        distance, index = target.nearest(placed, normals @ rotation.T)
-        near = np.argpartition(distance, kept)[:kept]
-        found = target.points[index[near]]
-        rotation, shift = _rigid(points[near], found)
-        residual = float(np.linalg.norm(placed[near] - found, axis=1).mean())
+        near, index = target.partners(placed, normals @ rotation.T)
+        partners = target.points[index]
+        rotation, shift = _rigid(points[near], partners)
+        residual = float(np.linalg.norm(placed[near] - partners, axis=1).mean())
     return rotation, shift, np.ones(3), residual
 
 
 def _refine(target: _Target, ref: Reference, start: Fit, count: int, rounds: int) -> Fit:
-    """Point to plane, with a scale along each axis of the head: settles quickly once it is near."""
+    """Fit point to plane, with a scale along each axis of the head, which converges quickly once it is near."""
     points, normals = ref.points[:count], ref.normals[:count]
-    rotation, shift, scales, _ = start
-    kept = round(KEPT_SHARE * len(points))
-    residual = np.inf
+    rotation, shift, scales, residual = start
     for _ in range(rounds):
         placed = (points * scales) @ rotation.T + shift
-        distance, index = target.nearest(placed, normals @ rotation.T)
-        near = np.argpartition(distance, kept)[:kept]
-        index, here = index[near], placed[near]
+        near, index = target.partners(placed, normals @ rotation.T)
+        here = placed[near]
         gap = target.points[index] - here
         direction = target.normals[index]
         residual = float(np.linalg.norm(gap, axis=1).mean())
@@ -280,22 +302,26 @@ def _refine(target: _Target, ref: Reference, start: Fit, count: int, rounds: int
 def _plane_step(
     here: np.ndarray, gap: np.ndarray, direction: np.ndarray, widths: np.ndarray, stretch: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One Gauss-Newton step of point-to-plane fitting, all (N, 3): points, what is missing to their partners, the
-    partners' normals, and the gap's change with K scales (N, K) that now are 1 + ``stretch`` (K,).
+    """Take one Gauss-Newton step of point-to-plane fitting; return a rotation, a shift and the change of the scales.
 
-    Returns a rotation, a shift, and the change of the scales. Source: Chen and Medioni (1992).
+    Args:
+        here, gap, direction: (N, 3) points, the way to their partners, the partners' normals.
+        widths: (N, K) how the gap changes with each of K scales.
+        stretch: (K,) the scales less 1.
+
+    Source: Chen and Medioni (1992).
     """
     design = np.hstack([np.cross(here, direction), direction, widths])
     prior = np.zeros(design.shape[1])
     prior[6:] = SCALE_PRIOR * len(here)
-    asked = design.T @ (gap * direction).sum(1)
-    asked[6:] -= prior[6:] * stretch
-    step = np.linalg.solve(design.T @ design + np.diag(prior), asked)
+    target = design.T @ (gap * direction).sum(1)
+    target[6:] -= prior[6:] * stretch
+    step = np.linalg.solve(design.T @ design + np.diag(prior), target)
     return _spin(step[:3]), step[3:6], step[6:]
 
 
 def _spin(vector: np.ndarray) -> np.ndarray:
-    """(3,) axis times angle (radians) -> rotation. Source: Rodrigues' formula."""
+    """Return the rotation about a (3,) axis times angle (radians). Source: Rodrigues' formula."""
     angle = float(np.linalg.norm(vector))
     if angle < 1e-12:
         return np.eye(3)
@@ -305,7 +331,7 @@ def _spin(vector: np.ndarray) -> np.ndarray:
 
 
 def _rigid(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rotation and shift that bring (N, 3) to (N, 3) with the least squares. Source: Kabsch (1976)."""
+    """Return the rotation and shift that bring (N, 3) to (N, 3) with the least squares. Source: Kabsch (1976)."""
     a, b = source.mean(0), target.mean(0)
     u, _, vt = np.linalg.svd((source - a).T @ (target - b))
     sign = np.sign(np.linalg.det(vt.T @ u.T))
@@ -316,25 +342,23 @@ def _rigid(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def _mirror(
     points: np.ndarray, normals: np.ndarray, rotation: np.ndarray, shift: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """The same pose with the skull's own plane of symmetry at x = 0, and how far it is from its mirror image (mm)."""
+    """Return the pose with the skull's own plane of symmetry at x = 0, and the mm to its mirror image."""
     posed, turned = points @ rotation.T + shift, normals @ rotation.T
     above = posed[:, 1] > -45  # a mandible may stand askew
     posed, turned = posed[above], turned[above]
     rng = np.random.default_rng(1)
-    target = _Target(posed, turned, np.arange(len(posed)))
+    target = _Target(posed, turned)
     chosen = rng.permutation(len(posed))[:6000]
     flip = np.array([-1.0, 1, 1])
     source, directions = posed[chosen] * flip, turned[chosen] * flip
     r, t = np.eye(3), np.zeros(3)
     gap = np.zeros((1, 3))
-    kept = round(MIRRORED_SHARE * len(source))
     for _ in range(12):
         placed = source @ r.T + t
-        distance, index = target.nearest(placed, directions @ r.T)
-        near = np.argpartition(distance, kept)[:kept]
-        here, index = placed[near], index[near]
-        gap = target.points[index] - here
-        spin, move, _ = _plane_step(here, gap, target.normals[index], np.zeros((kept, 0)), np.zeros(0))
+        near, index = target.partners(placed, directions @ r.T, MIRRORED_SHARE)
+        gap = target.points[index] - placed[near]
+        no_scales = np.zeros((len(near), 0))
+        spin, move, _ = _plane_step(placed[near], gap, target.normals[index], no_scales, np.zeros(0))
         r, t = spin @ r, spin @ t + move
     # p -> r (flip p) + t is a reflection; its plane's normal is the eigenvector to the eigenvalue -1.
     reflection = r * flip
@@ -342,23 +366,16 @@ def _mirror(
     normal = vectors[:, int(np.argmin(values))]
     normal = normal * np.sign(normal[0])
     offset = float(normal @ t) / 2
-    # The smallest turn that brings the plane's normal to the x axis: yaw and roll, no pitch.
-    x = normal
-    z = np.array([0, 0, 1.0]) - x[2] * x
-    z /= np.linalg.norm(z)
-    mend = np.stack([x, np.cross(z, x), z])
+    mend = _axes(normal, np.array([0, 0, 1.0]))  # yaw and roll, no pitch
     return mend @ rotation, mend @ shift - [offset, 0, 0], float(np.linalg.norm(gap, axis=1).mean())
 
 
 def _center(points: np.ndarray, normals: np.ndarray, rotation: np.ndarray, ref: Reference) -> np.ndarray:
-    """Shift for a given rotation: the reference moved, not turned, onto the scan."""
+    """Return the shift for a given rotation: the reference is moved, not turned, onto the scan."""
     posed, turned = points @ rotation.T, normals @ rotation.T
     target = _Target(posed, turned, np.random.default_rng(0).permutation(len(posed))[:8000])
     shift = -HEAD_MIDDLE
-    kept = round(KEPT_SHARE * len(ref.points))
     for _ in range(30):
-        placed = ref.points + shift
-        distance, index = target.nearest(placed, ref.normals)
-        near = np.argpartition(distance, kept)[:kept]
-        shift = (target.points[index[near]] - ref.points[near]).mean(0)
+        near, index = target.partners(ref.points + shift, ref.normals)
+        shift = (target.points[index] - ref.points[near]).mean(0)
     return -shift

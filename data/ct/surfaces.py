@@ -1,9 +1,7 @@
-"""Surfaces of equal HU as triangle meshes (VTK, none of whose parts that draw is loaded), and PLY files of them."""
+"""Surfaces of equal HU as triangle meshes, by VTK without its drawing modules, and PLY files of them."""
 
 from __future__ import annotations
 
-import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,16 +10,19 @@ import scipy.ndimage as ndimage
 import scipy.sparse as sparse
 from scipy.sparse.csgraph import connected_components
 from vtkmodules.util.numpy_support import numpy_to_vtk, vtk_to_numpy
-from vtkmodules.vtkCommonDataModel import vtkImageData, vtkPolyData
+from vtkmodules.vtkCommonDataModel import vtkImageData
 from vtkmodules.vtkFiltersCore import vtkFlyingEdges3D, vtkWindowedSincPolyDataFilter
 
-from data.ct.reading.scan import OUTSIDE_HU, ScanError
+from data.ct.findings import ScanError
+from data.ct.reading.scan import OUTSIDE_HU
 from data.ct.volume import SKIN_HU, HeadVolume
+from data.files import replacing
 
 BONE_HU = 220.0
 METAL_CLIP_HU = 1500  # denser than bone: its streaks and spikes are levelled before the surface is sought
 SMOOTHING_ROUNDS = 15
 BONE_PASS_BAND, SKIN_PASS_BAND = 0.12, 0.06  # of the windowed-sinc filter; smaller is smoother
+LEAST_TRIANGLES = 1000
 SMALLEST_PART = 0.01  # parts of a surface with a smaller share of its area are left out
 
 
@@ -33,17 +34,17 @@ class Mesh:
     triangles: np.ndarray
 
     def moved(self, rotation: np.ndarray, shift: np.ndarray) -> Mesh:
-        """At ``rotation @ p + shift``."""
+        """Return the mesh at ``rotation @ p + shift``."""
         placed = self.vertices.astype(float) @ rotation.T + shift
         return Mesh(placed.astype(np.float32), self.triangles)
 
     def keep(self, chosen: np.ndarray) -> Mesh:
-        """(T,) bool -> the mesh of these triangles alone."""
+        """Return the mesh of the (T,) chosen triangles alone."""
         used, triangles = np.unique(self.triangles[chosen], return_inverse=True)
         return Mesh(self.vertices[used], triangles.reshape(-1, 3).astype(np.int32))
 
     def parts(self) -> tuple[np.ndarray, np.ndarray]:
-        """(T,) which connected part each triangle belongs to, and (P,) areas of the parts in mm2."""
+        """Return the connected part (T,) that each triangle belongs to, and the areas (P,) of the parts in mm2."""
         first, second = self.triangles[:, :2].T
         third = self.triangles[:, 2]
         rows, columns = np.concatenate([first, second]), np.concatenate([second, third])
@@ -56,7 +57,7 @@ class Mesh:
 
 
 def bone_surface(head: HeadVolume, level: float = BONE_HU) -> Mesh:
-    """Raises: ScanError where there is no bone."""
+    """Return the bone's surfaces. Raises: ScanError where there is no bone."""
     hu = np.where(head.head, np.minimum(head.volume.hu, METAL_CLIP_HU), OUTSIDE_HU)
     smooth = ndimage.gaussian_filter(hu, 0.5 / head.volume.step, output=np.float32, truncate=3)
     mesh = _isosurface(smooth, level, head, BONE_PASS_BAND)
@@ -65,7 +66,7 @@ def bone_surface(head: HeadVolume, level: float = BONE_HU) -> Mesh:
 
 
 def skin_surface(head: HeadVolume) -> Mesh:
-    """The outer surface alone. Raises: ScanError where there is none."""
+    """Return the skin's outer surface alone. Raises: ScanError where there is none."""
     smooth = ndimage.gaussian_filter(head.skin, 0.8 / head.volume.step, output=np.float32, truncate=3)
     mesh = _isosurface(smooth, SKIN_HU, head, SKIN_PASS_BAND)
     part, area = mesh.parts()
@@ -94,19 +95,16 @@ def _isosurface(values: np.ndarray, level: float, head: HeadVolume, pass_band: f
     smooth.BoundarySmoothingOff()
     smooth.FeatureEdgeSmoothingOff()
     smooth.Update()
-    return _mesh(smooth.GetOutput())
-
-
-def _mesh(found: vtkPolyData) -> Mesh:
-    if found.GetNumberOfCells() < 1000:
+    surface = smooth.GetOutput()
+    if surface.GetNumberOfCells() < LEAST_TRIANGLES:
         raise ScanError("no surface of the size of a head in it")
-    vertices = vtk_to_numpy(found.GetPoints().GetData()).astype(np.float32)
-    triangles = vtk_to_numpy(found.GetPolys().GetConnectivityArray()).reshape(-1, 3).astype(np.int32)
+    vertices = vtk_to_numpy(surface.GetPoints().GetData()).astype(np.float32)
+    triangles = vtk_to_numpy(surface.GetPolys().GetConnectivityArray()).reshape(-1, 3).astype(np.int32)
     return Mesh(vertices, triangles)
 
 
 def write_ply(path: Path, mesh: Mesh) -> None:
-    """Binary PLY, whole or not at all."""
+    """Write a binary PLY file, whole or not at all."""
     faces = np.empty(len(mesh.triangles), [("count", "u1"), ("corners", "<i4", 3)])
     faces["count"], faces["corners"] = 3, mesh.triangles
     header = (
@@ -114,13 +112,6 @@ def write_ply(path: Path, mesh: Mesh) -> None:
         f"element vertex {len(mesh.vertices)}\nproperty float x\nproperty float y\nproperty float z\n"
         f"element face {len(faces)}\nproperty list uchar int vertex_indices\nend_header\n"
     )
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(header.encode("ascii"))
-            file.write(mesh.vertices.astype("<f4").tobytes())
-            file.write(faces.tobytes())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        vertices = mesh.vertices.astype("<f4").tobytes()
+        temporary.write_bytes(header.encode("ascii") + vertices + faces.tobytes())

@@ -1,4 +1,4 @@
-"""From a subject to a skull and a face surface in one frame (mm; x to the subject's left, y up, z forward)."""
+"""Builds a subject's skull and face surfaces in one frame (mm; x to the subject's left, y up, z forward)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from data.cohort.heads import tissue
 from data.cohort.heads.detail import kept_triangles, reference_detail
 from data.cohort.heads.outline import NUM_CONTOUR, outline_points
 from data.cohort.heads.proportions import reshape_vault
-from data.cohort.heads.rays import Surface
 from data.cohort.heads.skulls import MANDIBLE
-from data.cohort.heads.subject import EXPECTED_SLIDERS, Subject
+from data.cohort.heads.subject import EXPECTED_SLIDERS, SkullTraits, Subject
 from data.cohort.heads.template import HeadTemplate
 
 # Years -> life-stage parameter of the head targets (1/3 child, 2/3 young adult, 1 old).
@@ -28,12 +27,15 @@ SKIN_GRAIN_MM, BONE_GRAIN_MM = 0.045, 0.03
 
 @dataclass(frozen=True)
 class Head:
-    """``face`` (W, 3) and ``skull`` (S, 3) vertices in mm; ``landmarks`` (106, 3) on the face.
+    """Surfaces and landmarks of a subject, mm.
 
-    ``sites`` (K, 3): the places on the bone of ``data.cohort.heads.tissue.both_sides``.
-
-    ``skull_triangles`` (T, 3) differ between subjects (kind of skull, lost teeth); the face's are the template's.
-    ``chin_y``: height (mm) of the lowest point of the mandible; the skull may go on below it (vertebrae).
+    Attributes:
+        face: (W, 3) vertices; the triangles are the template's.
+        skull: (S, 3) vertices.
+        skull_triangles: (T, 3); they differ between subjects (kind of skull, lost teeth).
+        landmarks: (106, 3) on the face.
+        chin_y: height of the lowest point of the mandible; the skull may go on below it (vertebrae).
+        sites: (K, 3) the places on the bone of ``data.cohort.heads.tissue.both_sides``.
     """
 
     face: np.ndarray
@@ -49,86 +51,62 @@ def life_stage(years: float) -> float:
 
 
 def build_head(template: HeadTemplate, subject: Subject) -> Head:
-    """Skull and face of a subject. The skull depends on bony parameters, sex and bone's age only, never on body mass
-    or on the face's age."""
-    residual = np.random.default_rng(subject.residual_seed)
-    skull_noise, skin_noise = residual.spawn(2)
+    """Return the skull and face of a subject.
+
+    The skull depends on bony parameters, sex and the bone's age only, never on body mass or on the face's age.
+    """
+    skull_noise, skin_noise = np.random.default_rng(subject.residual_seed).spawn(2)
     bony = _bony_base(template, subject)
     proportions = template.proportions(subject.femininity, subject.race).times(subject.size)
-    skull, triangles, chin_y, site_places = _skull(
-        template, subject, proportions.apply(reshape_vault(bony)), skull_noise
+    skull, triangles, chin_y, places = _skull(
+        template, subject.skull, proportions.apply(reshape_vault(bony)), skull_noise
     )
-
     own, expected = (
         proportions.apply(reshape_vault(_soft_base(template, who, bony)))
         for who in (subject, replace(subject, soft=EXPECTED_SLIDERS))
     )
-    sites = template.sites(subject.skull.kind)
-    wanted = tissue.table(subject.sex, subject.age, subject.effective_bmi)
-    wanted = wanted + subject.tissue_noise * tissue.deviations(skin_noise)
-    base = sites.corrected(own, wanted - sites.depths(site_places, expected))
+    sites = template.skull(subject.skull.kind).sites
+    depths = tissue.mean_depths(subject.sex, subject.age, subject.effective_bmi)
+    depths = depths + subject.tissue_noise * tissue.draw_deviations(skin_noise)
+    base = sites.corrected(own, depths - sites.depths(places, expected))
 
-    outward = base / np.linalg.norm(base, axis=1, keepdims=True)
     front = _sigmoid((base[:, 2] - 10) / 8) * _sigmoid((45 - base[:, 1]) / 10)
     noise = subject.tissue_noise * _waves(skin_noise, base, TISSUE_NOISE_MM, length_mm=28)
-    face = template.refine(base + outward * (front * noise)[:, None])
-    grain = skin_noise.normal(0, SKIN_GRAIN_MM, len(face))
-    face = face + face / np.linalg.norm(face, axis=1, keepdims=True) * grain[:, None]
+    face = template.refine(base + _outward(base) * (front * noise)[:, None])
+    face = face + _outward(face) * skin_noise.normal(0, SKIN_GRAIN_MM, len(face))[:, None]
     landmarks = face[template.landmark_ids]
     landmarks[:NUM_CONTOUR] = outline_points(face, template.contour_chains)
-    return Head(
-        face=face,
-        skull=skull,
-        skull_triangles=triangles,
-        landmarks=landmarks,
-        chin_y=chin_y,
-        sites=site_places,
-    )
-
-
-def tissue_depths(template: HeadTemplate, head: Head) -> dict[str, float]:
-    """Site of ``tissue.SITES`` -> depth in mm, from the bone to where the site's direction leaves the skin.
-
-    The mean of both sides. Measured on the surfaces, so it scatters about what the table set."""
-    ways = tissue.ways()
-    met = Surface(head.face, template.skin_triangles).exits(head.sites, ways)
-    found = ((met - head.sites) * ways).sum(1)
-    depths: dict[str, list[float]] = {}
-    for (site, _), depth in zip(tissue.both_sides(), found, strict=True):
-        depths.setdefault(site.name, []).append(float(depth))
-    return {name: float(np.nanmean(values)) for name, values in depths.items()}
+    return Head(face, skull, triangles, landmarks, chin_y, places)
 
 
 def _skull(
-    template: HeadTemplate, subject: Subject, bony: np.ndarray, noise: np.random.Generator
+    template: HeadTemplate, traits: SkullTraits, bony: np.ndarray, noise: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
-    """(S, 3) vertices, (T, 3) triangles, the height of the chin's lowest point and the (K, 3) places of the tissue
-    sites, for a bony face (V, 3)."""
-    traits = subject.skull
-    skull = template.skull(traits.kind)
-    if (
-        traits.mirrored
-    ):  # the carrier belongs to the template as it is: mirror the face, and then the skull back
-        controls = bony[template.mirrored_control_ids] * [-1, 1, 1]
-    else:
-        controls = bony[template.control_ids]
-    grooves, metopic = template.grooves(traits.kind)
-    lines = [*grooves, metopic] if traits.metopic else grooves
-    own = reference_detail(skull, traits, lines, template.local_shapes(traits.kind))
-    carried = (template.carrier(traits.kind) @ controls.astype(np.float32)).astype(float)
-    vertices = carried + (own - skull.vertices)
-    places = carried[template.sites(traits.kind).skull_ids]  # without the detail that the face does not show
-    if traits.mirrored:
-        vertices, places = vertices * [-1, 1, 1], (places * [-1, 1, 1])[tissue.opposite()]
-    vertices += _wave_vectors(noise, vertices, SKULL_NOISE_MM, length_mm=26)
+    """Return the skull for a bony face (V, 3).
+
+    (S, 3) vertices, (T, 3) triangles, the height of the chin's lowest point, the (K, 3) places of the tissue sites.
+    """
+    fitted = template.skull(traits.kind)
+    skull = fitted.template
+    # The carrier belongs to the template as it is: mirror the face, and then the skull back.
+    mirror = np.array([-1, 1, 1]) if traits.mirrored else np.ones(3)
+    ids = template.mirrored_control_ids if traits.mirrored else template.control_ids
+    carried = (fitted.carrier @ (bony[ids] * mirror).astype(np.float32)).astype(float)
+    places = carried[fitted.sites.skull_ids] * mirror  # without the detail that the face does not show
+    grooves = [*fitted.grooves, fitted.metopic] if traits.metopic else fitted.grooves
+    own = reference_detail(skull, traits, grooves, fitted.local_shapes)
+    vertices = (carried + (own - skull.vertices)) * mirror
+    vertices += np.stack([_waves(noise, vertices, SKULL_NOISE_MM, 26, count=12) for _ in range(3)], 1)
     vertices += noise.normal(0, BONE_GRAIN_MM, vertices.shape)
     chin_y = float(vertices[skull.part == MANDIBLE, 1].min())
     triangles = kept_triangles(skull, traits, vertices, chin_y)
-    return vertices, triangles[:, ::-1] if traits.mirrored else triangles, chin_y, places
+    if traits.mirrored:
+        triangles, places = triangles[:, ::-1], places[tissue.other_side()]
+    return vertices, triangles, chin_y, places
 
 
 def _bony_base(template: HeadTemplate, subject: Subject) -> np.ndarray:
-    """Base vertices of the bony face: the lean head without soft parameters, aligned on its control vertices."""
+    """Return the base vertices of the lean head without soft parameters, aligned on its control vertices."""
     stage = life_stage(subject.bone_age)
     bone_stage = min(stage, YOUNG_ADULT) + BONE_AGEING * max(0.0, stage - YOUNG_ADULT)
     weights = template.weights(subject.femininity, bone_stage, subject.race, subject.bony)
@@ -136,7 +114,7 @@ def _bony_base(template: HeadTemplate, subject: Subject) -> np.ndarray:
 
 
 def _soft_base(template: HeadTemplate, subject: Subject, bony: np.ndarray) -> np.ndarray:
-    """Base vertices of the whole face, aligned to the bony face on the vault, which carries no soft change."""
+    """Return the base vertices of the whole face, aligned on the vault, which carries no soft change."""
     local = dict(subject.bony)
     for name, value in subject.soft_weights().items():
         local[name] = local.get(name, 0.0) + value
@@ -151,19 +129,16 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
+def _outward(points: np.ndarray) -> np.ndarray:
+    return points / np.linalg.norm(points, axis=1, keepdims=True)
+
+
 def _waves(
     rng: np.random.Generator, points: np.ndarray, rms_mm: float, length_mm: float, count: int = 24
 ) -> np.ndarray:
-    """(N,) smooth random field at (N, 3) points, a sum of ``count`` plane waves with the given root mean square."""
+    """Return a (N,) smooth random field at (N, 3) points: ``count`` plane waves with this root mean square."""
     waves = rng.normal(0, 1 / length_mm, (count, 3))
     phase = rng.uniform(0, 2 * np.pi, count)
     amplitude = rng.normal(0, 1, count)
     angles = points.astype(np.float32) @ waves.T.astype(np.float32) + phase.astype(np.float32)
     return np.cos(angles).astype(float) @ amplitude * (rms_mm / np.sqrt(count / 2))
-
-
-def _wave_vectors(
-    rng: np.random.Generator, points: np.ndarray, rms_mm: float, length_mm: float
-) -> np.ndarray:
-    """(N, 3): three independent smooth fields."""
-    return np.stack([_waves(rng, points, rms_mm, length_mm, count=12) for _ in range(3)], 1)

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from data.cohort.heads.skulls import SPINE, SkullTemplate
-from data.cohort.heads.traits import SkullTraits
+from data.cohort.heads.subject import SkullTraits
 
 # Small shapes: centre (left side; mirrored), radii and full displacement per SD, mm. "spread" moves points away from
 # the centre (or towards it) along the given axes instead.
@@ -47,7 +47,7 @@ METOPIC = ((0, 12), (0, 40), (0, 70))
 
 @dataclass(frozen=True)
 class Groove:
-    """Vertices near a suture: ``ids``, ``aside`` (mm, signed, from the line), ``along`` (mm), and how it looks."""
+    """Vertices near a suture: ``ids``, ``aside`` (mm, signed, from the line), ``along`` (mm), and its shape in mm."""
 
     ids: np.ndarray
     aside: np.ndarray
@@ -60,7 +60,7 @@ class Groove:
 def reference_detail(
     skull: SkullTemplate, traits: SkullTraits, grooves: list[Groove], local_shapes: np.ndarray
 ) -> np.ndarray:
-    """(S, 3) the template's vertices with this subject's local shapes, teeth and sutures."""
+    """Return (S, 3) the template's vertices with this subject's local shapes, teeth and sutures."""
     rng = np.random.default_rng(traits.seed)
     vertices = skull.vertices + _sutures(skull, traits, grooves, rng)
     vertices = _teeth(vertices, skull, traits, rng)
@@ -70,9 +70,11 @@ def reference_detail(
 def kept_triangles(
     skull: SkullTemplate, traits: SkullTraits, vertices: np.ndarray, lowest_y: float
 ) -> np.ndarray:
-    """(T', 3) triangles that the scan shows: thin bone may be lost, vertebrae end at ``lowest_y`` or are left out.
+    """Return (T', 3) triangles that the scan shows: thin bone may be lost, and vertebrae end or are left out.
 
-    ``vertices`` (S, 3): of the subject's skull.
+    Args:
+        vertices: (S, 3) of the subject's skull.
+        lowest_y: of its chin, mm.
     """
     rng = np.random.default_rng([traits.seed, 1])
     waves, phase = rng.normal(0, 1 / 9.0, (8, 3)), rng.uniform(0, 2 * np.pi, 8)
@@ -91,7 +93,7 @@ def kept_triangles(
 
 
 def find_grooves(skull: SkullTemplate) -> tuple[list[Groove], Groove]:
-    """The sutures of a template skull, and the metopic one, which few people keep."""
+    """Return the sutures of a template skull, and the metopic one, which few people keep."""
     bone = np.flatnonzero(skull.part != SPINE)
     ordinary: list[Groove] = []
     for line, width, depth, winding, mirrored in FRONT_SUTURES:
@@ -113,7 +115,7 @@ def _dense(line: np.ndarray) -> np.ndarray:
 
 
 def _seen_from_front(vertices: np.ndarray, line: np.ndarray) -> np.ndarray:
-    """(N, 3) points of the bone that a line (K, 2) in the face's plane meets, coming from the front."""
+    """Return (N, 3) points of the bone that a line (K, 2) in the face's plane meets, coming from the front."""
     tree = cKDTree(vertices[:, :2])
     path = []
     for point in _dense(line):
@@ -161,7 +163,7 @@ def _sutures(
 
 
 def local_shapes(points: np.ndarray) -> np.ndarray:
-    """(LOCAL_SHAPES, S, 3) float32 displacements in mm per standard deviation of each local shape."""
+    """Return (LOCAL_SHAPES, S, 3) float32 displacements in mm per standard deviation of each local shape."""
     x, y, z = points.T
     side = np.where(x >= 0, 1.0, -1.0)
     folded = np.stack([np.abs(x), y, z], 1)
@@ -178,7 +180,7 @@ def local_shapes(points: np.ndarray) -> np.ndarray:
 def _teeth(
     vertices: np.ndarray, skull: SkullTemplate, traits: SkullTraits, rng: np.random.Generator
 ) -> np.ndarray:
-    """Lost teeth healed over, crowns worn, teeth a little out of line."""
+    """Return the vertices with lost teeth healed over, crowns worn, teeth a little out of line."""
     ids, along, beyond = skull.dental_ids, skull.dental_along, skull.dental_beyond
     upper = skull.dental_jaw == 1
     new_beyond = beyond.copy()
@@ -215,5 +217,5 @@ def _teeth(
 
 
 def _window(at: np.ndarray, start: float, end: float) -> np.ndarray:
-    """1 between ``start`` and ``end``, falling to 0 within about 1 mm outside."""
+    """Return 1 between ``start`` and ``end``, falling to 0 within about 1 mm outside."""
     return np.clip(np.minimum(at - start + 0.7, end - at + 0.7) / 1.2, 0, 1)

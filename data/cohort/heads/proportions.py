@@ -7,7 +7,7 @@ mixed as its shape is, so that people scatter around the means and nothing but t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -23,15 +23,13 @@ NORMS_MM = {
     ("caucasian", "male"): (195.0, 152.0, 139.0, 122.0),
     ("caucasian", "female"): (186.0, 145.0, 131.0, 112.5),
 }
-
-
 JAW_WIDENING = 0.085  # at the angles of the jaw, which the basic head has too narrow
 # The means belong to the average man and woman, whose bone stands this far from the corner heads (of 1).
 MEAN_FEMININITY = (0.23, 0.77)
 
 
 def corner_norms(race: str) -> np.ndarray:
-    """(2, 4) sizes in mm of the male and the female corner head, which lie beyond the average man and woman."""
+    """Return (2, 4) sizes in mm of the male and the female corner head, which lie beyond the average man and woman."""
     men, women = (np.array(NORMS_MM[race, sex]) for sex in ("male", "female"))
     slope = (women - men) / (MEAN_FEMININITY[1] - MEAN_FEMININITY[0])
     return np.stack([men - MEAN_FEMININITY[0] * slope, women + (1 - MEAN_FEMININITY[1]) * slope])
@@ -47,12 +45,11 @@ class Proportions:
     height: float
 
     def times(self, factors: np.ndarray) -> Proportions:
-        """(4,) factors in the order of the fields."""
-        own = np.array([self.length, self.vault_breadth, self.face_breadth, self.height]) * factors
-        return Proportions(*own.tolist())
+        """Return the product with (4,) factors in the order of the fields."""
+        return Proportions(*(np.array(astuple(self)) * factors).tolist())
 
     def apply(self, points: np.ndarray) -> np.ndarray:
-        """(N, 3) mm -> (N, 3) mm; smooth, about the origin (between the eyes)."""
+        """Return (N, 3) points in mm, scaled smoothly about the origin (between the eyes)."""
         x, y, z = points.T
         upper = 1 / (1 + np.exp(-(y - 8) / 12))
         breadth = self.face_breadth + (self.vault_breadth - self.face_breadth) * upper
@@ -62,7 +59,7 @@ class Proportions:
 
 
 def reshape_vault(points: np.ndarray) -> np.ndarray:
-    """(N, 3) mm -> (N, 3) mm: the basic head's vault made lower, rounder and shorter, its forehead less upright.
+    """Return (N, 3) points in mm with the basic head's vault lower, rounder and shorter, its forehead less upright.
 
     The face below the brows is left as it is. Smooth, and applied to skin and bone alike.
     """
@@ -79,7 +76,7 @@ def reshape_vault(points: np.ndarray) -> np.ndarray:
 
 
 def skin_sizes(skin: np.ndarray, nasion: np.ndarray, menton: np.ndarray) -> np.ndarray:
-    """(4,) head length, head breadth, bizygomatic breadth and nasion - menton of (N, 3) skin points, as in NORMS_MM."""
+    """Return (4,) sizes of (N, 3) skin points: the four of NORMS_MM."""
     x, y, z = skin.T
     middle = skin[(np.abs(x) < 15) & (y > 8)]
     vault = skin[(y > 28)]

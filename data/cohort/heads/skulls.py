@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +14,23 @@ TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
 SKULL_FILES = {
     "scan": "skull_ct.npz",
     "model": "skull_model.npz",
-}  # skull_ct.npz is GPL-2: see templates/README.md
+}  # the first is GPL-2: see templates/README.md
 SKULL_QUANTUM_MM = 0.02
 CRANIUM, MANDIBLE, SPINE = 0, 1, 2
 
 
-@dataclass(frozen=True)
+def read_template(name: str) -> dict[str, np.ndarray]:
+    """Return the arrays of a file of data/templates. Raises: FileNotFoundError with the remedy."""
+    path = TEMPLATES / name
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: not found; it ships with the repository: git checkout -- data/templates, or see its README.md"
+        )
+    with np.load(path, allow_pickle=False) as stored:
+        return dict(stored)
+
+
+@dataclass(frozen=True, eq=False)
 class SkullTemplate:
     """A skull inside the reference head; mm.
 
@@ -47,19 +57,10 @@ class SkullTemplate:
         return vertex_normals(self.vertices, self.triangles)
 
     @classmethod
+    @cache
     def load(cls, kind: str) -> SkullTemplate:
-        """Raises: FileNotFoundError with the remedy when the file is absent."""
-        path = TEMPLATES / SKULL_FILES[kind]
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path}: skull template not found; it ships with the repository (git checkout -- data/templates), or "
-                "build it: see data/templates/README.md"
-            )
-        with np.load(path, allow_pickle=False) as stored:
-            return cls.from_arrays(dict(stored))
-
-    @classmethod
-    def from_arrays(cls, stored: Mapping[str, np.ndarray]) -> SkullTemplate:
+        """Return the skull of a key of ``SKULL_FILES``. Raises: FileNotFoundError with the remedy."""
+        stored = read_template(SKULL_FILES[kind])
         steps = stored["vertex_steps"].astype(np.int64)
         triangles = np.cumsum(stored["triangle_steps"].ravel(), dtype=np.int64).reshape(-1, 3)
         dental = stored["dental"].astype(float)
@@ -74,17 +75,3 @@ class SkullTemplate:
             dental_beyond=dental[1],
             dental_weight=dental[2],
         )
-
-
-def stored_arrays(skull: SkullTemplate) -> dict[str, np.ndarray]:
-    """What ``SkullTemplate.from_arrays`` reads, quantised and as steps, which pack well."""
-    positions = np.rint(skull.vertices / SKULL_QUANTUM_MM).astype(np.int64)
-    return {
-        "vertex_steps": np.diff(positions, axis=0, prepend=0).astype(np.int16),
-        "triangle_steps": np.diff(skull.triangles.ravel(), prepend=0).astype(np.int32).reshape(-1, 3),
-        "part": skull.part.astype(np.uint8),
-        "strength": skull.strength.astype(np.uint8),
-        "dental_id_steps": np.diff(skull.dental_ids, prepend=0).astype(np.int32),
-        "dental_jaw": skull.dental_jaw.astype(np.uint8),
-        "dental": np.stack([skull.dental_along, skull.dental_beyond, skull.dental_weight]).astype(np.float16),
-    }

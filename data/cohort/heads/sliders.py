@@ -1,4 +1,4 @@
-"""Which shape targets a subject has, how far each varies, and what belongs to bone and what to soft tissue.
+"""The shape targets of a subject: how far each varies, and whether it moves the bone or the soft tissue alone.
 
 A slider moves the head along one target when positive and along another when negative. Standard deviations are in
 target units (1 = the full target); at full strength the local targets look like caricatures, hence the small values.
@@ -21,9 +21,10 @@ class Slider:
     sd: float
     bilateral: bool = False
 
-    def targets(self) -> list[str]:
-        sides = ("l-", "r-") if self.bilateral else ("",)
-        return [side + name for side in sides for name in (self.plus, self.minus)]
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """Return what the names of its targets begin with."""
+        return ("l-", "r-") if self.bilateral else ("",)
 
 
 def _scale(name: str, sd: float, bilateral: bool = False) -> Slider:
@@ -157,7 +158,7 @@ LIFE_STAGES = ("child", "young", "old")
 
 
 def macro_targets() -> dict[str, tuple[str | None, str, str]]:
-    """Target name -> (race or None for all, sex, life stage) of the targets that make the basic head."""
+    """Return, by name, (race or None for all, sex, life stage) of the targets that make the basic head."""
     names: dict[str, tuple[str | None, str, str]] = {}
     for stage in LIFE_STAGES:
         for sex in SEXES:
@@ -165,10 +166,3 @@ def macro_targets() -> dict[str, tuple[str | None, str, str]]:
             for race in RACES:
                 names[f"{race}-{sex}-{stage}"] = (race, sex, stage)
     return names
-
-
-def local_targets() -> list[str]:
-    """Names of all targets a slider can reach, without repeats, in a fixed order."""
-    sliders = (*BONY, *BONY_ASYMMETRIES, *SOFT, FAT, CHEEK_VOLUME, AGEING)
-    names = [name for slider in sliders for name in slider.targets()]
-    return list(dict.fromkeys([*names, *HEAD_SHAPES, DOUBLE_CHIN]))

@@ -13,7 +13,7 @@ import scipy.sparse as sparse
 
 
 def catmull_clark(quads: np.ndarray, num_vertices: int) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """One Catmull-Clark step.
+    """Take one Catmull-Clark step.
 
     Refined vertices come in this order: the ``num_vertices`` old ones (moved), one per edge (edges in the order in
     which they are first met while walking the faces), one per face. Landmark ids rely on this order.

@@ -1,7 +1,8 @@
-"""Who a subject is: attributes and shape weights, drawn from (seed, index) alone.
+"""Subjects: attributes, shape weights and traits of the skull, drawn from (seed, index) alone.
 
 Independent random streams feed the attributes, the bony shape, the soft shape and the residuals. ``with_bmi`` and
-``with_age`` change the face of a subject and never the skull: bone keeps the age of the record (``bone_age``).
+``with_age`` change the face of a subject and never the skull: bone keeps the age of the record (``bone_age``), and all
+variants of a subject share the traits of its skull.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 
 import numpy as np
 
+from data.biometrics import age_level
 from data.cohort.heads import sliders as p
-from data.cohort.heads.traits import SkullTraits, draw_traits
 
 # BMI (kg/m2) where body-mass levels 2, 3, 4 and 5 begin. 18.5 is WHO's underweight limit; 17 its moderate-thinness
 # limit; 21 and 25 split the WHO-normal range into a lean and an average half and let "slightly fat" begin at 25.
@@ -25,7 +27,6 @@ NEUTRAL_BMI = 22.5
 BMI_SPAN = 11.0  # kg/m2 per unit of fatness
 YOUNGEST, OLDEST = 16.0, 88.0
 AGE_SHAPE, AGE_SCALE = 6.0, 7.5  # of the gamma distribution that ages are drawn from
-AGE_LIMITS = (14.0, 30.0, 50.0, 65.0)  # years where age levels 2, 3, 4 and 5 of the prompt begin
 # Femininity of men's and women's bone, and its deviation: the skulls of the sexes overlap so that the best guess from
 # the bone is right in 89 of 100 (real crania: 83 to 91).
 FEMININITY, FEMININITY_SD, FEMININITY_RANGE = {"M": 0.23, "F": 0.77}, 0.22, (-0.1, 1.1)
@@ -35,7 +36,46 @@ ETHNICITIES = {"Asian": (0.02, 0.95, 0.03), "African": (0.95, 0.02, 0.03), "Cauc
 ETHNICITY_SHARES = (0.5, 0.25, 0.25)
 RACE_SCATTER = 0.2
 SIDE_SD_BONY, SIDE_SD_SOFT = 0.06, 0.08
+KINDS, KIND_SHARES = ("scan", "model"), (0.8, 0.2)
+TEETH_PER_QUADRANT = 8
+# How readily teeth are lost, from the central incisor backwards (assumed: molars first, canines last).
+LOSS_BY_TOOTH = (0.8, 0.8, 0.45, 1.0, 1.2, 1.9, 1.8, 2.6)
+# Mean number of missing teeth of 32 by age in years. Near the Fourth National Oral Health Survey of China (2015-16):
+# about 2.5 at 35-44, 9.5 at 65-74; rounded, and from memory.
+LOSS_YEARS, LOSS_MEANS = (16.0, 25.0, 40.0, 55.0, 70.0, 88.0), (0.3, 1.0, 2.5, 5.0, 9.5, 15.0)
+LOSS_SPREAD = 1.3  # shape of the gamma distribution: some lose none, some nearly all
+LOCAL_SHAPES = 10  # see data.cohort.heads.detail
 _STREAMS = ("attributes", "bony", "soft", "residual")
+
+
+@dataclass(frozen=True)
+class SkullTraits:
+    """What sets one skull apart beyond the face above it; drawn from the bone's age.
+
+    Attributes:
+        kind: a key of ``SKULL_FILES``.  mirrored: left and right exchanged.
+        local: (LOCAL_SHAPES,) standard normal weights of small shapes that the face does not show.
+        suture_strength: 0 (closed) .. 1.5.  metopic: a suture remains in the middle of the forehead.
+        lost: (4, 8) bool: upper left, upper right, lower left, lower right, from the midline backwards.
+        resorption: mm that the jaw recedes where teeth are lost.  wear: share of the crowns' height that is worn off.
+        crowding: mm, SD of the teeth's displacement.
+        thin_below: bone thinner than this (Hounsfield units / 8 of the template's ``strength``) is lost to the scan.
+        spine_mm: how far below the chin vertebrae are seen; None for a field of view without them.
+        seed: of the fields of all these.
+    """
+
+    kind: str
+    mirrored: bool
+    local: np.ndarray
+    suture_strength: float
+    metopic: bool
+    lost: np.ndarray
+    resorption: float
+    wear: float
+    crowding: float
+    thin_below: float
+    spine_mm: float | None
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -78,16 +118,16 @@ class Subject:
 
     @property
     def fatness(self) -> float:
-        """Body mass in units of the fat targets, about 0 at NEUTRAL_BMI."""
+        """Return body mass in units of the fat targets, about 0 at NEUTRAL_BMI."""
         return (self.bmi - NEUTRAL_BMI) / BMI_SPAN + 0.06 * self.scatter[0]
 
     @property
     def effective_bmi(self) -> float:
-        """kg/m2 that the face looks like."""
+        """Return the BMI in kg/m2 that the face looks like."""
         return NEUTRAL_BMI + BMI_SPAN * self.fatness
 
     def soft_weights(self) -> dict[str, float]:
-        """All target weights of the face alone: own shape, fat and ageing."""
+        """Return all target weights of the face alone: own shape, fat and ageing."""
         weights = dict(self.soft)
         fatness = self.fatness
         _put(weights, p.FAT, "", float(np.clip(fatness * (0.55 if fatness > 0 else 0.75), -0.75, 0.8)))
@@ -103,13 +143,8 @@ class Subject:
 
 
 def body_mass_level(bmi: float) -> int:
-    """BMI in kg/m2 -> level 1 (very thin) .. 5 (slightly fat); a level begins at its limit."""
+    """Return the level of a BMI in kg/m2: 1 (very thin) .. 5 (slightly fat); a level begins at its limit."""
     return 1 + int(np.searchsorted(BMI_LIMITS, bmi, side="right"))
-
-
-def age_level(years: float) -> int:
-    """Age in years -> level 1 .. 5 of the prompt; a level begins at its limit."""
-    return 1 + int(np.searchsorted(AGE_LIMITS, years, side="right"))
 
 
 def subject_name(index: int) -> str:
@@ -117,7 +152,7 @@ def subject_name(index: int) -> str:
 
 
 def draw_subject(seed: int, index: int, attempt: int = 0) -> Subject:
-    """Subject ``index`` of cohort ``seed``; ``attempt`` > 0 gives the same person (sex, age, BMI) another head."""
+    """Return subject ``index`` of cohort ``seed``; ``attempt`` > 0 gives the same sex, age and BMI another head."""
     rng = {
         stream: np.random.default_rng(
             np.random.SeedSequence(seed, spawn_key=(index, number, attempt * (number > 0)))
@@ -154,31 +189,68 @@ def draw_subject(seed: int, index: int, attempt: int = 0) -> Subject:
         soft=soft,
         scatter=(whole, left, right, ageing),
         residual_seed=int(rng["residual"].integers(1 << 31)),
-        skull=draw_traits(bone, age),
+        skull=_draw_traits(bone, age),
     )
 
 
 def with_bmi(subject: Subject, bmi: float) -> Subject:
-    """The same person at another body mass: the same skull, byte for byte, and the same soft shape, other fat."""
+    """Return the same person at another BMI: the same skull, byte for byte, and the same soft shape, other fat."""
     return replace(subject, bmi=float(bmi))
 
 
 def with_age(subject: Subject, age: float) -> Subject:
-    """The same person with a face of another age (years) on the same skull, byte for byte."""
+    """Return the same person with a face of another age (years) on the same skull, byte for byte."""
     return replace(subject, age=float(age))
 
 
 def expected_soft(subject: Subject) -> Subject:
-    """The subject's own bone under the soft tissue to be expected from what the prompt says: sex, age level,
-    ethnicity and body mass level. Its face is the best that a reconstruction from skull and prompt can do."""
+    """Return the subject's own bone under the soft tissue to be expected from the prompt.
+
+    The prompt says sex, age level, ethnicity and body mass level. The face of the result is the best that a
+    reconstruction from skull and prompt can do.
+    """
     return replace(
         subject,
-        age=_mean_age(subject.age),
+        age=_mean_ages()[age_level(subject.age)],
         bmi=_mean_bmi(subject.bmi),
         soft=EXPECTED_SLIDERS,
         scatter=(0.0, 0.0, 0.0, 0.0),
         tissue_noise=0.0,
     )
+
+
+def _draw_traits(rng: np.random.Generator, bone_age: float) -> SkullTraits:
+    kind = str(rng.choice(KINDS, p=KIND_SHARES))
+    mirrored = bool(rng.random() < 0.5)
+    local = np.clip(rng.normal(size=LOCAL_SHAPES), -2.2, 2.2)
+    # Sutures close with age, late and loosely: the scatter is larger than the trend.
+    strength = float(np.clip(rng.normal(1.0 - 0.005 * (bone_age - 30), 0.3), 0.0, 1.5))
+    metopic = bool(rng.random() < 0.07)
+    decades = max(0.0, bone_age - 20) / 10
+    return SkullTraits(
+        kind=kind,
+        mirrored=mirrored,
+        local=local,
+        suture_strength=strength,
+        metopic=metopic,
+        lost=_draw_lost_teeth(rng, bone_age),
+        resorption=float(np.clip(rng.normal(1.0 + 0.5 * decades, 0.8), 0.0, 5.0)),
+        wear=float(np.clip(rng.normal(0.03 + 0.03 * decades, 0.04), 0.0, 0.35)),
+        crowding=float(abs(rng.normal(0, 0.35))),
+        thin_below=float(np.clip(rng.normal(27, 7), 12, 45)),
+        spine_mm=float(rng.uniform(4, 20)) if rng.random() < 0.6 else None,
+        seed=int(rng.integers(1 << 31)),
+    )
+
+
+def _draw_lost_teeth(rng: np.random.Generator, bone_age: float) -> np.ndarray:
+    mean = float(np.interp(bone_age, LOSS_YEARS, LOSS_MEANS))
+    count = min(32, round(float(rng.gamma(LOSS_SPREAD, mean / LOSS_SPREAD))))
+    readiness = np.tile(LOSS_BY_TOOTH, 4) * np.exp(rng.normal(0, 0.6, 32))
+    order = np.argsort(-readiness)
+    lost = np.zeros(32, bool)
+    lost[order[:count]] = True
+    return lost.reshape(4, TEETH_PER_QUADRANT)
 
 
 def _draw_age(rng: np.random.Generator) -> float:
@@ -205,13 +277,9 @@ def _mean_bmi(bmi: float) -> float:
     return low + (high - low) * (1 / (1 + HEAVY_THINNING) if index == 4 else 0.5)
 
 
-def _mean_age(age: float) -> float:
-    return _mean_ages()[age_level(age)]
-
-
 @cache
 def _mean_ages() -> dict[int, float]:
-    """Age level -> mean age of the people of this level."""
+    """Return, by age level, the mean age of its people."""
     rng = np.random.default_rng(0)
     ages = np.array([_draw_age(rng) for _ in range(20_000)])
     levels = np.array([age_level(age) for age in ages])
@@ -224,25 +292,20 @@ def _draw_sliders(
     weights: dict[str, float] = {}
     for slider in sliders:
         value = slider.sd * float(np.clip(rng.normal(), -p.LARGEST_SDS, p.LARGEST_SDS))
-        if not slider.bilateral:
-            _put(weights, slider, "", value)
-            continue
-        for side in ("l-", "r-"):
-            one_side = float(np.clip(value + rng.normal(0, side_sd), -1, 1))
-            _put(weights, slider, side, one_side)
+        for side in slider.sides:
+            own = float(np.clip(value + rng.normal(0, side_sd), -1, 1)) if slider.bilateral else value
+            _put(weights, slider, side, own)
     return weights
 
 
 def _expected_sliders(sliders: tuple[p.Slider, ...], side_sd: float) -> dict[str, float]:
-    """Mean weights of ``_draw_sliders``. A slider's two targets are not exact opposites, so each keeps its mean."""
+    """Return the mean weights of ``_draw_sliders``: two targets are no exact opposites, each has its own."""
     half_normal = 1 / np.sqrt(2 * np.pi)
     weights: dict[str, float] = {}
     for slider in sliders:
-        sides = ("l-", "r-") if slider.bilateral else ("",)
         sd = float(np.hypot(slider.sd, side_sd)) if slider.bilateral else slider.sd
-        for side in sides:
-            weights[side + slider.plus] = weights.get(side + slider.plus, 0.0) + half_normal * sd
-            weights[side + slider.minus] = weights.get(side + slider.minus, 0.0) + half_normal * sd
+        for side, target in product(slider.sides, (slider.plus, slider.minus)):
+            weights[side + target] = weights.get(side + target, 0.0) + half_normal * sd
     return weights
 
 

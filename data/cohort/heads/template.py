@@ -1,8 +1,8 @@
 """The shipped head template and the linear maps that follow from it.
 
-``HeadTemplate`` turns target weights into base vertices, refines them, and carries the template skull to a subject:
-``skull = carrier @ control_vertices_of_the_bony_face``, the matrix being the solution of a polyharmonic (kernel r)
-interpolation with an affine part and a little smoothing.
+``HeadTemplate`` turns target weights into base vertices, refines them, and fits the template skulls under the reference
+head. A fitted skull is carried to a subject by ``carrier @ control_vertices_of_the_bony_face``: the solution of a
+polyharmonic (kernel r) interpolation with an affine part and a little smoothing.
 """
 
 from __future__ import annotations
@@ -11,26 +11,44 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sparse
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
-from data.cohort.heads.depths import SitesOnSkull, find_sites
 from data.cohort.heads.detail import Groove, find_grooves, local_shapes
 from data.cohort.heads.outline import NUM_CONTOUR, contour_chains
 from data.cohort.heads.proportions import Proportions, corner_norms, reshape_vault, skin_sizes
-from data.cohort.heads.skulls import SkullTemplate
+from data.cohort.heads.skulls import SkullTemplate, read_template
 from data.cohort.heads.sliders import EXPRESSION, LIFE_STAGES, RACES, SEXES, macro_targets
 from data.cohort.heads.subdivision import catmull_clark
+from data.cohort.heads.tissue import SitesOnSkull, find_sites
 
-TEMPLATE_PATH = Path(__file__).resolve().parents[2] / "templates" / "head.npz"
+TEMPLATE_FILE = "head.npz"
 QUANTUM_MM = 0.01  # step of the stored target displacements and skull positions
 CARRIER_SMOOTHING = 6.0
 NASION, MENTON = 51, 16  # landmark numbers
 VAULT_ABOVE_MM = 25.0  # base vertices above this height carry no soft-tissue change
+
+
+@dataclass(frozen=True)
+class FittedSkull:
+    """A template skull under the reference head.
+
+    Attributes:
+        carrier: (S, C) float32, moves the skull's vertices with the control vertices of a bony face.
+        grooves, metopic: the sutures, and the one that few people keep.
+        local_shapes: (L, S, 3) small shapes that the face does not show.
+        sites: where tissue depths are set and measured.
+    """
+
+    template: SkullTemplate
+    carrier: np.ndarray
+    grooves: list[Groove]
+    metopic: Groove
+    local_shapes: np.ndarray
+    sites: SitesOnSkull
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,19 +70,10 @@ class HeadTemplate:
     landmark_ids: np.ndarray
 
     @classmethod
-    def load(cls, path: Path = TEMPLATE_PATH) -> HeadTemplate:
-        """Read ``head.npz``. Raises: FileNotFoundError with the remedy when it is absent."""
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path}: head template not found; it ships with the repository (git checkout -- data/templates), or "
-                "build it: see data/templates/README.md"
-            )
-        with np.load(path, allow_pickle=False) as stored:
-            return cls.from_arrays(dict(stored))
-
-    @classmethod
-    def from_arrays(cls, stored: Mapping[str, np.ndarray]) -> HeadTemplate:
-        """From the arrays of ``head.npz`` (data.templates.build writes them)."""
+    @cache
+    def load(cls) -> HeadTemplate:
+        """Return the template that ships. Raises: FileNotFoundError with the remedy when it is absent."""
+        stored = read_template(TEMPLATE_FILE)
         vertices = stored["base_vertices"].astype(float)
         quads = stored["base_quads"].astype(np.int64)
         names = tuple(str(name) for name in stored["target_names"])
@@ -85,43 +94,34 @@ class HeadTemplate:
         )
 
     def weights(
-        self, femininity: float, age: float, race: np.ndarray, local: Mapping[str, float], closed: bool = True
+        self, femininity: float, age: float, race: np.ndarray, local: Mapping[str, float]
     ) -> np.ndarray:
-        """(T,) target weights.
+        """Return (T,) target weights, with eyes and lips closed.
 
         Args:
             femininity: 0 male .. 1 female.
             age: life-stage parameter: 1/3 child, 2/3 young adult, 1 old.
             race: (3,) shares of african, asian, caucasian, summing to 1.
             local: slider targets and their weights.
-            closed: eyes and lips closed.
         """
-        shares: dict[str, float] = dict(local)
         position = float(np.clip(age * 3 - 1, 0, 2))
         stage_shares = dict(zip(LIFE_STAGES, np.maximum(0, 1 - np.abs(position - np.arange(3))), strict=True))
         sex_shares = {"male": 1 - femininity, "female": femininity}
-        race_shares = dict(zip(RACES, race, strict=True))
-        for name, (of_race, sex, stage) in macro_targets().items():
-            race_share = 1.0 if of_race is None else race_shares[of_race]
-            shares[name] = stage_shares[stage] * sex_shares[sex] * race_share
-        if closed:
-            shares.update(EXPRESSION)
-        result = np.zeros(len(self.target_names))
-        for name, value in shares.items():
-            result[self._target_index[name]] += value
-        return result
+        race_shares = {None: 1.0, **dict(zip(RACES, race, strict=True))}
+        macro = {
+            name: stage_shares[stage] * sex_shares[sex] * race_shares[of_race]
+            for name, (of_race, sex, stage) in macro_targets().items()
+        }
+        shares = {**local, **macro, **EXPRESSION}
+        return np.array([shares.get(name, 0.0) for name in self.target_names])
 
     def shape(self, weights: np.ndarray) -> np.ndarray:
-        """(T,) weights -> (V, 3) base vertices in mm, not yet aligned nor reshaped."""
+        """Return (V, 3) base vertices in mm for (T,) weights, not yet aligned nor reshaped."""
         return self.base_vertices + (self.targets @ weights).reshape(-1, 3)
 
     @cached_property
-    def _target_index(self) -> dict[str, int]:
-        return {name: i for i, name in enumerate(self.target_names)}
-
-    @cached_property
     def reference(self) -> np.ndarray:
-        """(V, 3) the lean, androgynous young adult that the template skull belongs to, eyes closed."""
+        """Return (V, 3) the lean, androgynous young adult that the template skulls belong to, eyes closed."""
         return self.shape(self.weights(0.5, 2 / 3, np.array([0.0, 1.0, 0.0]), {}))
 
     @cached_property
@@ -135,27 +135,27 @@ class HeadTemplate:
         return (twice @ once).tocsr(), quads
 
     def refine(self, base: np.ndarray) -> np.ndarray:
-        """(V, 3) base vertices -> (W, 3) vertices after two subdivision steps."""
+        """Return (W, 3) vertices: (V, 3) base vertices after two subdivision steps."""
         return self._refinement[0] @ base
 
     @cached_property
     def face_triangles(self) -> np.ndarray:
-        """(N, 3) triangles of the refined face that are drawn."""
+        """Return (N, 3) triangles of the refined face that are drawn."""
         return triangulate(self._refinement[1][self.shown_quads])
 
     def aligned(self, base: np.ndarray) -> np.ndarray:
-        """Age and sex targets also move the whole head, by up to 140 mm: take that out."""
+        """Return base vertices without the shift of the whole head, up to 140 mm, that age and sex targets add."""
         controls = self.control_ids
         return base + (self.reference[controls].mean(0) - base[controls].mean(0))
 
     def proportions(self, femininity: float, race: np.ndarray) -> Proportions:
-        """The factors that bring heads of this sex and ancestry to their mean sizes."""
+        """Return the factors that bring heads of this sex and ancestry to their mean sizes."""
         sexes = np.array([1 - femininity, femininity])
         return Proportions(*np.einsum("rsk,r,s->k", self._corner_factors, race, sexes).tolist())
 
     @cached_property
     def _corner_factors(self) -> np.ndarray:
-        """(3, 2, 4) factors of the six corner heads."""
+        """Return (3, 2, 4) factors of the six corner heads."""
         factors = np.empty((len(RACES), len(SEXES), 4))
         nasion, menton = (self._refinement[0][[self.landmark_ids[k]]] for k in (NASION, MENTON))
         for i, race in enumerate(RACES):
@@ -168,77 +168,57 @@ class HeadTemplate:
 
     @cached_property
     def skin_ids(self) -> np.ndarray:
-        """Refined vertices of the skin (not of the eyes)."""
+        """Return the refined vertices of the skin, without the eyes."""
         return np.unique(self._refinement[1][~np.repeat(self.is_eye, 16)])
 
     @cached_property
-    def refined_quads(self) -> np.ndarray:
-        """(16 F, 4) all quads of the refined mesh."""
-        return self._refinement[1]
-
-    @cached_property
     def skin_triangles(self) -> np.ndarray:
-        """(N, 3) triangles of the refined skin with the mouth bag, without the eyes."""
+        """Return (N, 3) triangles of the refined skin with the mouth bag, without the eyes."""
         return triangulate(self._refinement[1][~np.repeat(self.is_eye, 16)])
 
     @cache  # noqa: B019  (a template lives as long as its process)
-    def skull(self, kind: str) -> SkullTemplate:
-        """A skull of the reference head, a key of ``SKULL_FILES``."""
-        return SkullTemplate.load(kind)
-
-    @cache  # noqa: B019  (a template lives as long as its process)
-    def carrier(self, kind: str) -> np.ndarray:
-        """(S, C) float32: displacements of that skull's vertices from the control vertices of a bony face."""
-        controls = reshape_vault(self.reference[self.control_ids])
-        return carrier_matrix(controls, self.skull(kind).vertices)
-
-    @cache  # noqa: B019  (a template lives as long as its process)
-    def grooves(self, kind: str) -> tuple[list[Groove], Groove]:
-        """The sutures of that skull, and its metopic suture."""
-        return find_grooves(self.skull(kind))
-
-    @cache  # noqa: B019  (a template lives as long as its process)
-    def local_shapes(self, kind: str) -> np.ndarray:
-        return local_shapes(self.skull(kind).vertices)
-
-    @cache  # noqa: B019
-    def sites(self, kind: str) -> SitesOnSkull:
-        """Where tissue depths are set and measured on that skull and its face."""
-        return self.find_sites(self.skull(kind))
-
-    def find_sites(self, skull: SkullTemplate) -> SitesOnSkull:
+    def skull(self, kind: str) -> FittedSkull:
+        """Return a skull, a key of ``SKULL_FILES``, under the reference head."""
+        skull = SkullTemplate.load(kind)
         base = reshape_vault(self.reference)
-        skin = self.refine(base)
-        return find_sites(skull, base, skin, self.skin_ids, self.skin_triangles, self._refinement[0])
+        grooves, metopic = find_grooves(skull)
+        return FittedSkull(
+            template=skull,
+            carrier=carrier_matrix(base[self.control_ids], skull.vertices),
+            grooves=grooves,
+            metopic=metopic,
+            local_shapes=local_shapes(skull.vertices),
+            sites=find_sites(
+                skull, base, self.refine(base), self.skin_ids, self.skin_triangles, self._refinement[0]
+            ),
+        )
 
     @cached_property
     def contour_chains(self) -> np.ndarray:
-        """(33, N) refined vertices across the outline of the face."""
+        """Return (33, N) refined vertices across the outline of the face."""
         skin = self.refine(reshape_vault(self.reference))
         return contour_chains(skin, self.skin_ids, self.skin_triangles, self.landmark_ids[:NUM_CONTOUR])
 
     @cached_property
     def mirrored_control_ids(self) -> np.ndarray:
-        """(C,) base vertices that stand where the mirrored control vertices would."""
+        """Return (C,) base vertices that stand where the mirrored control vertices would."""
         reference = self.reference
         return cKDTree(reference).query(reference[self.control_ids] * [-1, 1, 1])[1]
 
 
 def triangulate(quads: np.ndarray) -> np.ndarray:
-    """(F, 4) -> (2 F, 3)."""
+    """Return (2 F, 3) triangles of (F, 4) quads."""
     return np.vstack([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])
 
 
-def carrier_matrix(
-    controls: np.ndarray, points: np.ndarray, smoothing: float = CARRIER_SMOOTHING
-) -> np.ndarray:
-    """(P, C) float32 matrix that maps moved control points (C, 3) to moved ``points`` (P, 3).
+def carrier_matrix(controls: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Return a (P, C) float32 matrix that maps moved control points (C, 3) to moved ``points`` (P, 3).
 
-    Kernel -r in 3-D with an affine part: ``[[-R + smoothing I, A], [A^T, 0]]`` is solved for unit data.
+    Kernel -r in 3-D with an affine part: ``[[-R + CARRIER_SMOOTHING I, A], [A^T, 0]]`` is solved for unit data.
     """
     count = len(controls)
     affine = np.hstack([np.ones((count, 1)), controls])
-    kernel = smoothing * np.eye(count) - cdist(controls, controls)
+    kernel = CARRIER_SMOOTHING * np.eye(count) - cdist(controls, controls)
     system = np.block([[kernel, affine], [affine.T, np.zeros((4, 4))]])
     solved = np.linalg.inv(system)[:, :count]
     rows = []

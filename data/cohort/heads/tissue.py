@@ -15,14 +15,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse as sparse
 from scipy.spatial import cKDTree
+
+from data.cohort.heads.rays import RayMesh
+from data.cohort.heads.skulls import SPINE, SkullTemplate
 
 NEUTRAL_BMI, NEUTRAL_AGE = 22.5, 40.0
 KERNEL_MM, RIDGE = 17.0, 0.01
-SIDE_SHARE, COMMON_SHARE = (
-    0.35,
-    0.4,
-)  # of the individual deviation's variance: one-sided, and common to all sites
+# Of the individual deviation's variance: one-sided, and common to all sites.
+SIDE_SHARE, COMMON_SHARE = 0.35, 0.4
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,12 @@ SITES: tuple[Site, ...] = (
 
 
 def both_sides() -> list[tuple[Site, int]]:
-    """(site, 1 for the left and the midline, -1 for the right), the order of all arrays here."""
+    """Return (site, 1 for the left and the midline, -1 for the right), in the order of all arrays here."""
     return [(site, s) for site in SITES for s in ((1, -1) if site.paired else (1,))]
 
 
-def table(sex: str, age: float, bmi: float) -> np.ndarray:
-    """(K,) mean depths in mm, in the order of ``both_sides``."""
+def mean_depths(sex: str, age: float, bmi: float) -> np.ndarray:
+    """Return (K,) mean depths in mm of men ("M") or women at an age in years and a BMI."""
     male = 0.5 if sex == "M" else -0.5
     decades = (min(max(age, 20.0), 80.0) - NEUTRAL_AGE) / 10
     return np.array(
@@ -95,43 +97,89 @@ def table(sex: str, age: float, bmi: float) -> np.ndarray:
     )
 
 
-def deviations(rng: np.random.Generator) -> np.ndarray:
-    """(K,) one person's deviations from the table in mm: partly common to all sites, partly one-sided."""
+def draw_deviations(rng: np.random.Generator) -> np.ndarray:
+    """Return (K,) one person's deviations from the mean in mm: partly common to all sites, partly one-sided."""
     common = rng.normal()
-    own: list[float] = []
+    deviations: list[float] = []
     for site in SITES:
         shared = rng.normal()
         for _ in range(2 if site.paired else 1):
             alone = rng.normal()
-            part = np.sqrt(COMMON_SHARE) * common + np.sqrt(1 - COMMON_SHARE) * (
-                np.sqrt(1 - SIDE_SHARE) * shared + np.sqrt(SIDE_SHARE) * alone if site.paired else shared
-            )
-            own.append(site.sd * part)
-    return np.array(own)
+            if site.paired:
+                own = np.sqrt(1 - SIDE_SHARE) * shared + np.sqrt(SIDE_SHARE) * alone
+            else:
+                own = shared
+            deviations.append(site.sd * (np.sqrt(COMMON_SHARE) * common + np.sqrt(1 - COMMON_SHARE) * own))
+    return np.array(deviations)
 
 
-def ways() -> np.ndarray:
-    """(K, 3) unit directions of measuring."""
+def directions() -> np.ndarray:
+    """Return (K, 3) unit directions of measuring."""
     raw = np.array([np.array(site.way, float) * [s, 1, 1] for site, s in both_sides()])
     return raw / np.linalg.norm(raw, axis=1, keepdims=True)
 
 
-def opposite() -> np.ndarray:
-    """(K,) number of the same site on the other side."""
-    sites = both_sides()
-    return np.array([k if not site.paired else k + s for k, (site, s) in enumerate(sites)])
+def other_side() -> np.ndarray:
+    """Return (K,) the number of the same site on the other side."""
+    return np.array([k + s * site.paired for k, (site, s) in enumerate(both_sides())])
 
 
-def kernel(points: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """(P, K) weights that spread values given at ``places`` (K, 3) smoothly over ``points`` (P, 3): Matern 3/2."""
+@dataclass(frozen=True)
+class SitesOnSkull:
+    """The sites on a template skull and on the skin over it.
+
+    Attributes:
+        skull_ids: (K,) into the skull's vertices.
+        skin_rows: (K, V) give the skin's points from base vertices.
+        spread: (V, K) spreads values at the sites over the base vertices.
+    """
+
+    skull_ids: np.ndarray
+    skin_rows: sparse.csr_matrix
+    spread: np.ndarray
+
+    def depths(self, places: np.ndarray, base: np.ndarray) -> np.ndarray:
+        """Return (K,) mm from bone (K, 3) to the skin of base vertices (V, 3), in the sites' directions."""
+        return ((self.skin_rows @ base - places) * directions()).sum(1)
+
+    def corrected(self, base: np.ndarray, change: np.ndarray) -> np.ndarray:
+        """Return base vertices (V, 3) with the skin ``change`` (K,) mm farther out at the sites."""
+        return base + self.spread @ (change[:, None] * directions())
+
+
+def find_sites(
+    skull: SkullTemplate,
+    base: np.ndarray,
+    skin: np.ndarray,
+    skin_ids: np.ndarray,
+    skin_triangles: np.ndarray,
+    refinement: sparse.csr_matrix,
+) -> SitesOnSkull:
+    """Return the sites of a template skull under the reference head: ``base`` (V, 3), refined to ``skin`` (W, 3)."""
+    bone_ids = np.flatnonzero(skull.part != SPINE)
+    ids = bone_ids[cKDTree(skull.vertices[bone_ids]).query(_bone_places(skull))[1]]
+    outside = RayMesh(skin, skin_triangles).outermost(skull.vertices[ids], directions())
+    rows = refinement[skin_ids[cKDTree(skin[skin_ids]).query(outside)[1]]]
+    front = 1 / (1 + np.exp(-(base[:, 2] + 25) / 8))  # the back of the head and the neck keep their shape
+    return SitesOnSkull(ids, rows, _spread(base, rows @ base) * front[:, None])
+
+
+def _bone_places(skull: SkullTemplate) -> np.ndarray:
+    """Return (K, 3) the sites on the outside of the bone, NaN where there is no bone."""
+    bone = skull.triangles[(skull.part[skull.triangles] != SPINE).all(1)]
+    through, outwards = [], []
+    for site, s in both_sides():
+        a, b = site.place
+        through.append({"front": (s * a, b, 0), "side": (0, a, b), "below": (a, 0, b)}[site.seen])
+        outwards.append({"front": (0, 0, 1), "side": (s, 0, 0), "below": (0, -1, 0)}[site.seen])
+    return RayMesh(skull.vertices, bone).outermost(np.array(through, float), np.array(outwards, float))
+
+
+def _spread(points: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return (P, K) weights that spread values at ``places`` (K, 3) smoothly over ``points`` (P, 3): Matern 3/2."""
 
     def matern(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         r = np.sqrt(3) * np.linalg.norm(a[:, None] - b, axis=2) / KERNEL_MM
         return (1 + r) * np.exp(-r)
 
     return matern(points, places) @ np.linalg.inv(matern(places, places) + RIDGE * np.eye(len(places)))
-
-
-def nearest(points: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """(K,) index of the point nearest to each place."""
-    return cKDTree(points).query(places)[1]

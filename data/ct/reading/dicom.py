@@ -1,4 +1,4 @@
-"""DICOM folders: finds the series in any tree of files, chooses one, and decodes its slices one by one."""
+"""DICOM folders: find the series in any tree of files, choose one, and decode its slices one by one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,19 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 
-from data.ct.reading.geometry import Slice, stack
-from data.ct.reading.scan import Finding, Scan, ScanError, check_size
-from data.ct.reading.volumes import to_hounsfield
+from data.ct.findings import Finding, ScanError, judge
+from data.ct.reading.geometry import SMALLEST_SIDE, Slice, check_size, gantry_tilt, stack
+from data.ct.reading.scan import Scan, to_hounsfield
 
 MAX_FILES = 20_000
 MAX_SIDE = 4096
+MAX_HALVINGS = 2
 AXIAL_COSINE = (
     0.6  # of the slices' normal with the head-to-foot axis: sagittal and coronal series stay outside
 )
+DIRECTION_TOLERANCE = 0.01  # of the directions' lengths and of the cosine between them
 ENOUGH_MM = 100.0  # a series that covers this much counts as a head
+TILT_APART_DEG, NO_TILT_DEG = 2.0, 1.0
 _TAGS = [
     "SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "ImageType", "ConvolutionKernel",
     "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "Rows", "Columns", "SliceThickness",
@@ -36,7 +40,14 @@ _TAGS = [
 
 @dataclass(frozen=True)
 class Header:
-    """What is read of one file before its pixels."""
+    """What is read of one file before its pixels.
+
+    Attributes:
+        shape: rows, columns.  spacing: mm between rows, between columns.
+        axes: (2, 3) directions of a row and of a column.  position: (3,) LPS mm of the first pixel.
+        order: numbers of acquisition and instance.
+        problem: why the file cannot be used; then the geometry may be zeros.
+    """
 
     path: Path
     series: str
@@ -49,10 +60,14 @@ class Header:
     thickness: float | None
     kvp: float | None
     shape: tuple[int, int]
-    spacing: tuple[float, float]
-    axes: np.ndarray | None
-    position: np.ndarray | None
+    spacing: np.ndarray
+    axes: np.ndarray
+    position: np.ndarray
     problem: str | None
+
+    @property
+    def normal(self) -> np.ndarray:
+        return np.cross(*self.axes)
 
 
 @dataclass
@@ -63,53 +78,97 @@ class Series:
     headers: list[Header] = field(default_factory=list)
 
     @property
-    def usable(self) -> list[Header]:
-        return [h for h in self.headers if h.problem is None and not h.localizer and h.modality == "CT"]
+    def number(self) -> str:
+        return self.headers[0].number
 
     @property
-    def coverage(self) -> float:
-        """mm from the first to the last slice, along the slices' normal."""
-        heights = self._heights()
-        return float(heights[-1] - heights[0]) if len(heights) > 1 else 0.0
-
-    @property
-    def step(self) -> float:
-        heights = self._heights()
-        return float(np.median(np.diff(heights))) if len(heights) > 1 else math.inf
-
-    @property
-    def axial(self) -> bool:
-        first = self.usable[0].axes if self.usable else None
-        return first is not None and abs(float(np.cross(first[0], first[1])[2])) >= AXIAL_COSINE
-
-    def _heights(self) -> np.ndarray:
-        group = [h for h in self.usable if h.axes is not None and h.position is not None]
-        if not group:
-            return np.zeros(0)
-        first = group[0].axes
-        assert first is not None
-        normal = np.cross(first[0], first[1])
-        return np.unique(np.round([float(h.position @ normal) for h in group if h.position is not None], 2))
-
     def is_ct(self) -> bool:
         return any(h.modality == "CT" for h in self.headers)
 
+    @cached_property
+    def usable(self) -> list[Header]:
+        return [h for h in self.headers if h.problem is None and not h.localizer and h.modality == "CT"]
+
+    @cached_property
+    def heights(self) -> np.ndarray:
+        """Return the different places of the slices along their normal, mm, ascending."""
+        return np.unique(np.round([float(h.position @ self.usable[0].normal) for h in self.usable], 2))
+
+    @property
+    def coverage(self) -> float:
+        """Return the mm from the first to the last slice."""
+        return float(np.ptp(self.heights)) if self.usable else 0.0
+
+    @property
+    def step(self) -> float:
+        return float(np.median(np.diff(self.heights))) if len(self.heights) > 1 else math.inf
+
+    @property
+    def axial(self) -> bool:
+        return bool(self.usable) and abs(float(self.usable[0].normal[2])) >= AXIAL_COSINE
+
     def describe(self) -> str:
-        """Without descriptions and UIDs, which may hold names."""
+        """Return a line without descriptions and UIDs, which may hold names."""
         one = self.headers[0]
         kind = "localizer" if one.localizer else one.modality[:4]
         text = f"series={one.number}: {kind}, {len(self.headers)} images of {one.shape[1]} x {one.shape[0]}"
-        if self.usable and math.isfinite(self.step):
-            text += f", {self.step:.2f} mm apart over {self.coverage:.0f} mm" + (
-                "" if self.axial else ", not axial"
-            )
-            text += f", kernel {one.kernel}" if one.kernel else ""
+        if math.isfinite(self.step):
+            text += f", {self.step:.2f} mm apart over {self.coverage:.0f} mm"
+            text += ("" if self.axial else ", not axial") + (f", kernel {one.kernel}" if one.kernel else "")
         return text
 
 
+def read_folder(folder: Path, wanted: str, max_bytes: int, offset: float) -> Scan:
+    """Return the chosen series of all DICOM files below ``folder``. Raises: ScanError, see ``read_scan``."""
+    headers, others = _headers(folder)
+    if not headers:
+        raise ScanError(f"no DICOM image among its {others} files: expected a DICOM folder or a volume file")
+    groups: dict[str, Series] = {}
+    for header in headers:
+        groups.setdefault(header.series, Series(header.series)).headers.append(header)
+    series = list(groups.values())
+    chosen = _choose(series, wanted)
+    scan = _decode(chosen, max_bytes, offset)
+    scan.facts["series_found"] = [one.describe() for one in series]
+    scan.facts["series_used"] = chosen.number
+    scan.facts["other_files"] = others
+    if sum(bool(one.usable) for one in series) > 1:
+        scan.findings += judge("several_series", len(series), chosen=chosen.describe())
+    return scan
+
+
+def _headers(folder: Path) -> tuple[list[Header], int]:
+    """Return the headers of all images below ``folder``, by name, and the number of other files."""
+    headers: list[Header] = []
+    others = 0
+    for base, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            if len(headers) + others >= MAX_FILES:
+                raise ScanError(f"more than {MAX_FILES} files: give the folder of one patient")
+            header = _header(Path(base) / name)
+            if header is None:
+                others += 1
+            else:
+                headers.append(header)
+    return headers, others
+
+
+def _header(path: Path) -> Header | None:
+    """Return None for a file that is no DICOM image."""
+    try:
+        with _quiet():
+            data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
+            if "Rows" not in data:  # DICOMDIR, reports, dose records
+                return None
+            return _parse(path, data)
+    except Exception:  # anything may be in a file: whatever pydicom stumbles over is no DICOM image
+        return None
+
+
 @contextmanager
-def quiet() -> Iterator[None]:
-    """pydicom's warnings quote the values they complain of, names included."""
+def _quiet() -> Iterator[None]:
+    """Silence pydicom's warnings: they quote the values they complain of, names included."""
     log = logging.getLogger("pydicom")
     before = log.level
     log.setLevel(logging.CRITICAL + 1)
@@ -121,99 +180,58 @@ def quiet() -> Iterator[None]:
         log.setLevel(before)
 
 
-def read_folder(folder: Path, wanted: str, max_bytes: int, offset: float) -> Scan:
-    """The chosen series of all DICOM files below ``folder``. Raises: ScanError, see ``read_scan``."""
-    headers, others = _headers(folder)
-    if not headers:
-        raise ScanError(f"no DICOM image among its {others} files: expected a DICOM folder or a volume file")
-    series = _group(headers)
-    chosen = _choose(series, wanted)
-    scan = _decode(chosen, max_bytes, offset)
-    scan.facts["series_found"] = [one.describe() for one in series]
-    scan.facts["series_used"] = chosen.headers[0].number
-    scan.facts["other_files"] = others
-    if len([one for one in series if one.usable and one.is_ct()]) > 1:
-        text = f"{len(series)} series in the folder; taken was {chosen.describe()}"
-        scan.findings.append(Finding("several_series", "note", len(series), 1, "series", text))
-    return scan
-
-
-def _headers(folder: Path) -> tuple[list[Header], int]:
-    found: list[Header] = []
-    others = 0
-    for base, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            if len(found) + others >= MAX_FILES:
-                raise ScanError(f"more than {MAX_FILES} files: give the folder of one patient")
-            header = _header(Path(base) / name)
-            if header is None:
-                others += 1
-            else:
-                found.append(header)
-    return found, others
-
-
-def _header(path: Path) -> Header | None:
-    """None for what is no DICOM image at all."""
-    try:
-        with quiet():
-            data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
-            if "Rows" not in data:  # DICOMDIR, reports, dose records
-                return None
-            return _parse(path, data)
-    except Exception:  # anything may be in a file: whatever pydicom stumbles over is no DICOM image
-        return None
-
-
 def _parse(path: Path, data: Dataset) -> Header:
-    problem = None
     axes = _floats(data, "ImageOrientationPatient", 6)
     position = _floats(data, "ImagePositionPatient", 3)
     spacing = _floats(data, "PixelSpacing", 2)
-    shape = (int(data.get("Rows") or 0), int(data.get("Columns") or 0))
-    if not (1 < shape[0] <= MAX_SIDE and 1 < shape[1] <= MAX_SIDE):
-        problem = f"a size of {shape[1]} x {shape[0]} px"
-    elif axes is None or position is None:
-        problem = "no ImageOrientationPatient or ImagePositionPatient"
-    elif spacing is None or min(spacing) <= 0 or max(spacing) > 10:
-        problem = "no usable PixelSpacing"
-    elif abs(np.linalg.norm(axes[:3]) - 1) > 0.01 or abs(np.linalg.norm(axes[3:]) - 1) > 0.01:
-        problem = "ImageOrientationPatient that is no direction"
-    elif abs(float(axes[:3] @ axes[3:])) > 0.01:
-        problem = "ImageOrientationPatient whose directions are not at right angles"
-    elif int(data.get("NumberOfFrames") or 1) > 1:
-        problem = "several frames a file (enhanced CT); convert it with dcm2niix"
-    elif int(data.get("SamplesPerPixel") or 1) != 1 or data.get("PhotometricInterpretation") != "MONOCHROME2":
-        problem = "colour or inverted pixels"
+    shape = (_int(data.get("Rows")), _int(data.get("Columns")))
     kernel = data.get("ConvolutionKernel") or ""
     kernel = kernel if isinstance(kernel, str) else str(kernel[0])
-    parts = [str(part).upper() for part in (data.get("ImageType") or [])]
+    number = _number(data.get("SeriesNumber"))
     return Header(
         path=path,
         series=str(data.get("SeriesInstanceUID") or "none"),
-        number=_digits(data.get("SeriesNumber")),
+        number="none" if number is None else str(int(number)),
         modality=str(data.get("Modality") or "?"),
-        localizer="LOCALIZER" in parts,
+        localizer="LOCALIZER" in [str(part).upper() for part in (data.get("ImageType") or [])],
         kernel=kernel if len(kernel) <= 8 and kernel.isascii() and kernel.isalnum() else "",
         order=(_int(data.get("AcquisitionNumber")), _int(data.get("InstanceNumber"))),
         tilt=_number(data.get("GantryDetectorTilt")),
         thickness=_number(data.get("SliceThickness")),
         kvp=_number(data.get("KVP")),
         shape=shape,
-        spacing=(0.0, 0.0) if spacing is None else (float(spacing[0]), float(spacing[1])),
-        axes=None if axes is None else axes.reshape(2, 3),
-        position=position,
-        problem=problem,
+        spacing=np.zeros(2) if spacing is None else spacing,
+        axes=np.zeros((2, 3)) if axes is None else axes.reshape(2, 3),
+        position=np.zeros(3) if position is None else position,
+        problem=_geometry_problem(shape, axes, position, spacing) or _pixel_problem(data),
     )
 
 
-def _floats(data: Dataset, key: str, count: int) -> np.ndarray | None:
-    try:
-        values = np.array([float(v) for v in data.get(key) or []])
-    except (TypeError, ValueError):
-        return None
-    return values if values.shape == (count,) and np.isfinite(values).all() else None
+def _geometry_problem(
+    shape: tuple[int, int], axes: np.ndarray | None, position: np.ndarray | None, spacing: np.ndarray | None
+) -> str | None:
+    """Return why an image cannot be placed, or None."""
+    if not (1 < shape[0] <= MAX_SIDE and 1 < shape[1] <= MAX_SIDE):
+        return f"a size of {shape[1]} x {shape[0]} px"
+    if axes is None or position is None:
+        return "no ImageOrientationPatient or ImagePositionPatient"
+    if spacing is None or min(spacing) <= 0 or max(spacing) > 10:
+        return "no usable PixelSpacing"
+    row, column = axes.reshape(2, 3)
+    if max(abs(np.linalg.norm(row) - 1), abs(np.linalg.norm(column) - 1)) > DIRECTION_TOLERANCE:
+        return "ImageOrientationPatient that is no direction"
+    if abs(float(row @ column)) > DIRECTION_TOLERANCE:
+        return "ImageOrientationPatient whose directions are not at right angles"
+    return None
+
+
+def _pixel_problem(data: Dataset) -> str | None:
+    """Return why an image's pixels cannot be used, or None."""
+    if int(data.get("NumberOfFrames") or 1) > 1:
+        return "several frames a file (enhanced CT); convert it with dcm2niix"
+    if int(data.get("SamplesPerPixel") or 1) != 1 or data.get("PhotometricInterpretation") != "MONOCHROME2":
+        return "colour or inverted pixels"
+    return None
 
 
 def _number(value: Any) -> float | None:
@@ -225,37 +243,34 @@ def _number(value: Any) -> float | None:
 
 
 def _int(value: Any) -> int:
-    number = _number(value)
-    return 0 if number is None else int(number)
+    return int(_number(value) or 0)
 
 
-def _digits(value: Any) -> str:
-    number = _number(value)
-    return "none" if number is None else str(int(number))
-
-
-def _group(headers: list[Header]) -> list[Series]:
-    groups: dict[str, Series] = {}
-    for header in headers:
-        groups.setdefault(header.series, Series(header.series)).headers.append(header)
-    return list(groups.values())
+def _floats(data: Dataset, key: str, count: int) -> np.ndarray | None:
+    try:
+        values = np.array([float(v) for v in data.get(key) or []])
+    except (TypeError, ValueError):
+        return None
+    return values if values.shape == (count,) and np.isfinite(values).all() else None
 
 
 def _choose(series: list[Series], wanted: str) -> Series:
     """Of the CT series that are axial and no localizers: those that cover a head, of these the finest, the longest."""
     listed = "; ".join(one.describe() for one in series[:12])
     if wanted:
-        matching = [one for one in series if wanted in (one.uid, one.headers[0].number)]
-        if len(matching) != 1:
-            what = "no series has" if not matching else f"{len(matching)} series have"
-            hint = "" if not matching else " (give its SeriesInstanceUID instead)"
-            raise ScanError(f"{what} the number asked for{hint}; there are: {listed}")
+        matching = [one for one in series if wanted in (one.uid, one.number)]
+        if len(matching) > 1:
+            raise ScanError(
+                f"{len(matching)} series have the number asked for: give the SeriesInstanceUID; there are: {listed}"
+            )
+        if not matching:
+            raise ScanError(f"no series has the number asked for; there are: {listed}")
         series = matching
-    ct = [one for one in series if one.is_ct()]
+    ct = [one for one in series if one.is_ct]
     if not ct:
-        found = sorted({one.headers[0].modality[:4] for one in series})
+        modalities = ", ".join(sorted({one.headers[0].modality[:4] for one in series}))
         raise ScanError(
-            f"modality {', '.join(found)}, expected CT: bone and skin are found by their Hounsfield units"
+            f"modality {modalities}, expected CT: bone and skin are found by their Hounsfield units"
         )
     usable = [one for one in ct if one.usable]
     if not usable:
@@ -266,108 +281,83 @@ def _choose(series: list[Series], wanted: str) -> Series:
         raise ScanError(f"no axial CT series; there are: {listed}")
     full = [one for one in axial if one.coverage >= ENOUGH_MM]
     if full:
-        return min(
-            full, key=lambda one: (round(one.step, 2), -len(one.usable), one.headers[0].number, one.uid)
-        )
+        return min(full, key=lambda one: (round(one.step, 2), -len(one.usable), one.number, one.uid))
     return max(axial, key=lambda one: one.coverage)
 
 
 def _decode(series: Series, max_bytes: int, offset: float) -> Scan:
-    """Decode the largest group of like slices; slices that cannot be decoded count as missing."""
+    """Return the volume of the largest group of like slices."""
+    headers = _like_slices(series)
+    first = headers[0]
+    halvings = _halvings(first, len(headers), max_bytes)
+    slices = [one for header in headers if (one := _slice(header, offset, halvings)) is not None]
+    if len(slices) < SMALLEST_SIDE:
+        raise ScanError(
+            f"{len(slices)} of its {len(headers)} images can be read, a head needs at least {SMALLEST_SIDE}"
+        )
+    findings = judge("mixed_series", len(series.headers) - len(headers), total=len(series.headers))
+    findings += judge("undecodable", len(headers) - len(slices), total=len(headers))
+    along_i, along_j = first.axes * first.spacing[::-1, None] * 2**halvings
+    values, affine, more = stack(slices, along_i, along_j)
+    facts = {"format": "DICOM", "stored_size": [first.shape[1], first.shape[0], len(headers)]}
+    optional = {"slice_thickness_mm": first.thickness, "kvp": first.kvp, "kernel": first.kernel}
+    facts |= {name: value for name, value in optional.items() if value}
+    measured = gantry_tilt(affine)
+    facts["gantry_tilt_deg"] = round(measured, 2)
+    return Scan(values, affine, facts, findings + more + _judge_tilt(abs(first.tilt or 0.0), measured))
+
+
+def _like_slices(series: Series) -> list[Header]:
+    """Return the largest group of images with one size, spacing and direction."""
     groups: dict[tuple[Any, ...], list[Header]] = {}
     for header in series.usable:
-        assert header.axes is not None
         key = (header.shape, *np.round(header.spacing, 4), *np.round(header.axes, 3).ravel())
         groups.setdefault(key, []).append(header)
-    headers = max(groups.values(), key=len)
-    findings: list[Finding] = []
-    unlike = len(series.headers) - len(headers)
-    if unlike:
-        text = f"{unlike} of {len(series.headers)} images differ in kind, size, spacing or direction, and were left out"
-        findings.append(Finding("mixed_series", "flag", unlike, 0, "images", text))
-    first = headers[0]
-    # Thin, wide series are halved in the plane as often as needed while they are read.
+    return max(groups.values(), key=len)
+
+
+def _halvings(first: Header, count: int, max_bytes: int) -> int:
+    """Return how often slices are halved in the plane: thin, wide series would not fit otherwise. Raises: ScanError."""
     halvings = 0
-    while first.shape[0] * first.shape[1] * len(headers) * 2 >> (2 * halvings) > max_bytes and halvings < 2:
+    while (
+        2 * count * first.shape[0] * first.shape[1] >> (2 * halvings) > max_bytes and halvings < MAX_HALVINGS
+    ):
         halvings += 1
-    shape = (first.shape[1] >> halvings, first.shape[0] >> halvings, max(len(headers), 16))
-    check_size(shape, (*(s * 2**halvings for s in first.spacing), 1.0), 2, max_bytes)
-    slices: list[Slice] = []
-    broken = 0
-    for header in headers:
-        values = _pixels(header, offset)
-        if values is None:
-            broken += 1
-            continue
-        assert header.axes is not None and header.position is not None
-        position = header.position
-        for _ in range(halvings):
-            values = _halve(values)
-        if halvings:  # the middle of the voxels that were joined
-            shift = (2**halvings - 1) / 2
-            position = position + shift * (
-                header.axes[0] * first.spacing[1] + header.axes[1] * first.spacing[0]
-            )
-        slices.append(Slice(values, position, header.order))
-    if broken:
-        text = f"{broken} of {len(headers)} images could not be decoded (cut short, damaged, or an unknown coding)"
-        findings.append(Finding("undecodable", "flag", broken, 0, "images", text))
-    if len(slices) < 16:
-        raise ScanError(f"{len(slices)} of its {len(headers)} images can be read, a head needs at least 16")
-    assert first.axes is not None
-    row, column = first.axes
-    scale = 2**halvings
-    values, affine, more = stack(slices, row * first.spacing[1] * scale, column * first.spacing[0] * scale)
-    scan = Scan(values, affine, _facts(series, first, headers), findings + more)
-    _compare_tilt(scan, first)
-    return scan
+    shape = (first.shape[1] >> halvings, first.shape[0] >> halvings, max(count, SMALLEST_SIDE))
+    check_size(shape, (*(s * 2**halvings for s in first.spacing.tolist()), 1.0), 2, max_bytes)
+    return halvings
+
+
+def _slice(header: Header, offset: float, halvings: int) -> Slice | None:
+    """Return one decoded image, or None where its pixels are damaged."""
+    values = _pixels(header, offset)
+    if values is None:
+        return None
+    for _ in range(halvings):
+        rows, columns = (n // 2 for n in values.shape)
+        blocks = values[: 2 * rows, : 2 * columns].reshape(rows, 2, columns, 2)
+        values = blocks.mean((1, 3)).round().astype(np.int16)
+    middle = (2**halvings - 1) / 2  # of the pixels that were joined
+    position = header.position + middle * (header.spacing[::-1] @ header.axes)
+    return Slice(values, position, header.order)
 
 
 def _pixels(header: Header, offset: float) -> np.ndarray | None:
-    """(rows, columns) int16 HU, or None where the file's pixels are damaged."""
+    """Return (rows, columns) int16 HU, or None where the file's pixels are damaged."""
     try:
-        with quiet():
+        with _quiet():
             data = pydicom.dcmread(header.path)
             pixels = data.pixel_array
             slope, intercept = float(data.get("RescaleSlope", 1)), float(data.get("RescaleIntercept", 0))
-    except (
-        Exception
-    ):  # decoders of damaged data raise anything; what is lost is counted and told by the caller
+    except Exception:  # decoders of damaged data raise anything; the caller counts what is lost
         return None
     if pixels.shape != header.shape or not (math.isfinite(slope) and math.isfinite(intercept)) or slope == 0:
         return None
     return to_hounsfield(pixels * np.float32(slope) + np.float32(intercept), offset)
 
 
-def _halve(values: np.ndarray) -> np.ndarray:
-    rows, columns = (n // 2 for n in values.shape)
-    blocks = values[: 2 * rows, : 2 * columns].reshape(rows, 2, columns, 2)
-    return blocks.mean((1, 3)).round().astype(np.int16)
-
-
-def _facts(series: Series, first: Header, headers: list[Header]) -> dict[str, Any]:
-    facts: dict[str, Any] = {"format": "DICOM", "stored_size": [first.shape[1], first.shape[0], len(headers)]}
-    for name, value in (
-        ("slice_thickness_mm", first.thickness),
-        ("kvp", first.kvp),
-        ("kernel", first.kernel),
-    ):
-        if value:
-            facts[name] = value
-    return facts
-
-
-def _compare_tilt(scan: Scan, first: Header) -> None:
-    """The header's word on the gantry beside what the slices' positions say."""
-    normal = np.cross(scan.affine[:, 0], scan.affine[:, 1])
-    along = scan.affine[:, 2]
-    cosine = abs(float(normal @ along)) / float(np.linalg.norm(normal) * np.linalg.norm(along))
-    measured = math.degrees(math.acos(min(1.0, cosine)))
-    scan.facts["gantry_tilt_deg"] = round(measured, 2)
-    said = abs(first.tilt or 0.0)
-    if abs(said - measured) > 2 and measured < 1:
-        text = (
-            f"the header says {said:.1f} degrees of gantry tilt, the slices' positions show {measured:.1f}: the stack "
-            "may have been straightened without its positions, then the head looks sheared"
-        )
-        scan.findings.append(Finding("tilt_unclear", "flag", said, 2, "degrees", text))
+def _judge_tilt(stated: float, measured: float) -> list[Finding]:
+    """Compare the header's gantry tilt with that of the slices' positions, both in degrees."""
+    if measured < NO_TILT_DEG and abs(stated - measured) > TILT_APART_DEG:
+        return judge("tilt_unclear", stated, measured=measured)
+    return []
