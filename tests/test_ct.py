@@ -22,17 +22,16 @@ from data.cohort.heads.template import HeadTemplate
 from data.ct.__main__ import main
 from data.ct.config import CtConfig
 from data.ct.drawing import Drawing, draw_scan
+from data.ct.findings import ScanError
 from data.ct.people import PeopleError, read_people, read_salt, study_code
 from data.ct.pose import POINT_NAMES, find_pose, manual_rotation, turn
 from data.ct.reading.geometry import Slice, stack
 from data.ct.reading.read import read_scan
-from data.ct.findings import ScanError
-from data.ct.reference import made_from, measure, reference
+from data.ct.reference import made_from, make_reference, reference
 from data.ct.surfaces import Mesh
 from data.ct.volume import FROM_LPS, find_head, resample
 from data.manifest import read_manifest
 from data.paired import PairedDataset
-from settings.reading import parse_command_line
 from tests.phantom import SECRET, TO_LPS, sample, save, slice_dataset, write_dicom, write_image
 
 QUICK = CtConfig(step=2.0, meshes=False)
@@ -273,7 +272,7 @@ def test_a_given_pose_is_obeyed(tmp_path):
 def test_the_reference_belongs_to_the_templates_that_ship():
     stored = reference()
     assert stored.made_from == made_from(), "a template changed since: python -m data.ct.reference"
-    now = measure(range(4))
+    now = make_reference(range(4))
     assert np.abs(now.orbits[:2] - stored.orbits[:2]).max() < 4
     assert abs(now.orbits[0, 0] - stored.orbits[0, 0]) < 3 * stored.spread[0] / 2 + 1
     assert abs(now.chin_y - stored.chin_y) < 3 * stored.spread[1] / 2 + 1
@@ -312,19 +311,6 @@ def test_one_scan_by_the_command(tmp_path, capsys):
     points = np.frombuffer(body, "<f4", 3 * vertices).reshape(-1, 3)
     assert 120 < np.ptp(points[:, 0]) < 180  # true millimetres
     assert "ok" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("wrong", ["stp=1", "step=0", "step=x", "step", "size=10", "bone_hu=nan"])
-def test_a_wrong_setting_is_one_line(wrong, tmp_path, capsys):
-    assert main([str(tmp_path), str(tmp_path / "out"), wrong]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("data.ct: ") and told.count("\n") == 1
-    assert not (tmp_path / "out").exists()
-
-
-def test_settings_are_read_as_they_stand():
-    config = parse_command_line(CtConfig, ["pose=1,2,3", "series=1.2.840", "num_workers=2"])
-    assert (config.pose, config.series, config.num_workers) == ("1,2,3", "1.2.840", 2)
 
 
 def test_no_window_system_is_loaded():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Annotated, Any, NoReturn, Self
 
@@ -17,7 +18,10 @@ NUM_PROTOCOLS = 16  # scanner protocols, and so surface styles, in a cohort
 EXTRAS = (
     "views", "variants", "variant_ages", "variant_masses", "variant_styles", "ceiling", "shards", "num_workers",
 )  # fmt: skip
-PACKAGES = ("embreex", "scipy")  # the `cohort` extra of pyproject.toml: only the making of heads needs them
+PACKAGES = {
+    "embreex": "embreex",
+    "scipy": "scipy",
+}  # module -> distribution: the extra `cohort` of pyproject.toml
 
 
 class CohortConfig(Settings):
@@ -91,11 +95,10 @@ class ArgumentParser(argparse.ArgumentParser):
         raise ValueError(f"{message}; --help tells more")
 
 
-def check_packages() -> None:
-    """Raises: ValueError naming the packages that are not installed, and how to get them."""
-    missing = [name for name in PACKAGES if find_spec(name) is None]
+def check_packages(packages: Mapping[str, str] = PACKAGES, extras: str = "cohort") -> None:
+    """Raises: ValueError naming the packages (module -> distribution) that are not installed, and how to get them."""
+    missing = [name for module, name in packages.items() if find_spec(module) is None]
     if missing:
         raise ValueError(
-            f"not installed: {' and '.join(missing)}; run 'make cohort', which installs what is needed, or "
-            f"python -m pip install {' '.join(PACKAGES)}"
+            f"not installed: {' and '.join(missing)}; install what is needed: python -m pip install -e '.[{extras}]'"
         )

@@ -9,7 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from data.ct.config import CtConfig, check_packages
+from data.cohort.config import check_packages
+from data.ct.config import PACKAGES, CtConfig
 from settings.reading import defaults_line, parse_command_line
 
 
@@ -25,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         config = parse_command_line(CtConfig, args.overrides)
-        check_packages()
+        check_packages(PACKAGES, "cohort,ct")
         return (_draw_batch if config.biometrics else _draw_one)(args.scan, args.out, config)
     except (ValueError, OSError) as error:  # ScanError and PeopleError are ValueErrors
         print(f"data.ct: {error}", file=sys.stderr)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from data.cohort import config as cohort
 from settings.base import Settings
 
 FORMAT_VERSION = 1  # raise when the same scan no longer gives the same pictures
-PACKAGES = {  # module -> distribution: the extras `cohort` and `ct` of pyproject.toml
-    "embreex": "embreex", "scipy": "scipy", "pydicom": "pydicom", "SimpleITK": "SimpleITK", "vtkmodules": "vtk",
-}  # fmt: skip
+# Module -> distribution: the extras `cohort` and `ct` of pyproject.toml.
+PACKAGES = {**cohort.PACKAGES, "pydicom": "pydicom", "SimpleITK": "SimpleITK", "vtkmodules": "vtk"}
 
 
 class CtConfig(Settings):
@@ -53,13 +52,3 @@ class CtConfig(Settings):
         for key in ("num_workers", "private", "biometrics", "max_gib"):
             del settings[key]
         return {"format": FORMAT_VERSION, **settings}
-
-
-def check_packages() -> None:
-    """Raises: ValueError naming the packages that are not installed, and how to get them."""
-    missing = [name for module, name in PACKAGES.items() if find_spec(module) is None]
-    if missing:
-        raise ValueError(
-            f"not installed: {' and '.join(missing)}; the extras 'cohort' and 'ct' name what is needed: "
-            "python -m pip install -e .[cohort,ct]"
-        )

@@ -1,13 +1,12 @@
-"""The cohort's mean position of orbits and chin, and its mean skull: what a scan's pose is measured against.
+"""The cohort's mean skull and its mean position of orbits and chin, to which a scan's pose is fitted.
 
-Made by ``python -m data.ct.reference`` from the head and skull templates, kept in ``reference.npz``; to be made again
-when a template or the cohort's format changes (a test compares ``made_from``).
+``python -m data.ct.reference`` makes ``reference.npz`` from the head and skull templates. Run it again when a template
+or the cohort's format changes (a test compares ``made_from``).
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 
 from data.ct.anatomy import Looker, find_orbits
 from data.ct.surfaces import Mesh
+from data.files import replacing
 
 PATH = Path(__file__).resolve().parent / "reference.npz"
 SUBJECTS, SEED = 48, 0
@@ -60,7 +60,7 @@ class Reference:
 
 @lru_cache(maxsize=1)
 def reference() -> Reference:
-    """Raises: FileNotFoundError with the remedy."""
+    """Return the stored reference. Raises: FileNotFoundError with the remedy."""
     if not PATH.is_file():
         raise FileNotFoundError(f"{PATH}: not found; make it with: python -m data.ct.reference")
     with np.load(PATH, allow_pickle=False) as stored:
@@ -76,7 +76,7 @@ def reference() -> Reference:
 
 
 def made_from() -> str:
-    """A digest of what the reference depends on: the templates and the cohort's format."""
+    """Return a digest of what the reference depends on: the templates and the cohort's format."""
     from data.cohort.config import FORMAT_VERSION
     from data.cohort.heads.skulls import SKULL_FILES, TEMPLATES
 
@@ -88,8 +88,8 @@ def made_from() -> str:
     return digest.hexdigest()[:16]
 
 
-def measure(indices: range = range(SUBJECTS), seed: int = SEED) -> Reference:
-    """From the templates: the means over subjects of a cohort, and the mean of their commonest kind of skull.
+def make_reference(indices: range = range(SUBJECTS), seed: int = SEED) -> Reference:
+    """Return the means over subjects of a cohort, and the mean of their commonest kind of skull.
 
     Any one skull would do worse: its own shape would turn up as a nod of every scan that is fitted to it.
     """
@@ -105,17 +105,15 @@ def measure(indices: range = range(SUBJECTS), seed: int = SEED) -> Reference:
     for subject in subjects:
         head = build_head(template, subject)
         mesh = Mesh(head.skull.astype(np.float32), head.skull_triangles.astype(np.int32))
-        found = find_orbits(Looker(mesh))
-        if found is None:
-            raise ValueError(
-                f"subject {subject.name}: no orbits on its skull; find_orbits no longer fits the template"
-            )
-        orbits.append(found.points())
+        sockets = find_orbits(Looker(mesh))
+        if sockets is None:
+            raise ValueError(f"{subject.name}: no orbits on its skull; find_orbits does not fit the template")
+        orbits.append(sockets.points())
         chins.append(head.chin_y)
         mouths.append(float(head.landmarks[84:104, 1].mean()))
         if subject.skull.kind == kind:
             skulls.append(head.skull * [-1, 1, 1] if subject.skull.mirrored else head.skull)
-    shape = template.skull(kind)
+    shape = template.skull(kind).template
     bone = shape.triangles[(shape.part[shape.triangles] != SPINE).all(1)]
     points, normals = _outside(Mesh(np.mean(skulls, 0).astype(np.float32), bone.astype(np.int32)))
     mean = np.mean(orbits, 0)
@@ -133,9 +131,9 @@ def measure(indices: range = range(SUBJECTS), seed: int = SEED) -> Reference:
 
 
 def _outside(mean: Mesh) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 3) points and normals of a skull and its mirror image by turns, every other pair from the face."""
+    """Return (N, 3) points and normals of a skull and its mirror image by turns, every other pair from the face."""
     points, normals = Looker(mean).outer_points(VIEWS, VIEW_STEP_MM)
-    # The smooth vault says little of the pose: every other point is one of the face.
+    # The smooth vault says little about the pose: every other point is one of the face.
     face = (points[:, 1] < FACE_BELOW_MM) & (points[:, 2] > FACE_BEFORE_MM)
     rng = np.random.default_rng(0)
     parts = [rng.permutation(np.flatnonzero(chosen))[: NUM_POINTS // 2] for chosen in (face, ~face)]
@@ -147,22 +145,19 @@ def _outside(mean: Mesh) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main() -> int:
-    made = measure()
-    temporary = PATH.with_name(f".{PATH.name}")
-    np.savez_compressed(
-        temporary,
-        orbits=made.orbits.round(3),
-        chin_y=round(made.chin_y, 3),
-        mouth_y=round(made.mouth_y, 3),
-        points=np.rint(made.points / QUANTUM_MM).astype(np.int16),
-        normals=np.rint(made.normals * 127).astype(np.int8),
-        spread=made.spread.round(3),
-        made_from=made.made_from,
-    )
-    os.replace(temporary, PATH)
-    print(
-        f"{PATH.name}: orbits {made.orbits.round(1).tolist()}, chin {made.chin_y:.1f}, mouth {made.mouth_y:.1f} mm"
-    )
+    made = make_reference()
+    with replacing(PATH) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(
+            file,
+            orbits=made.orbits.round(3),
+            chin_y=round(made.chin_y, 3),
+            mouth_y=round(made.mouth_y, 3),
+            points=np.rint(made.points / QUANTUM_MM).astype(np.int16),
+            normals=np.rint(made.normals * 127).astype(np.int8),
+            spread=made.spread.round(3),
+            made_from=made.made_from,
+        )
+    print(f"{PATH.name}: orbits {made.orbits.round(1).tolist()}, chin {made.chin_y:.1f} mm")
     return 0
 
 
