@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.biometrics import age_level
 from data.cohort.__main__ import main
 from data.cohort.config import CohortConfig
 from data.cohort.excerpt import excerpt
-from data.cohort.heads.subject import age_level, body_mass_level, draw_subject, subject_name
+from data.cohort.heads.subject import body_mass_level, draw_subject, subject_name
 from data.cohort.lists import Exemplars, split_of_subjects, varied_subjects, wanted_names
 from data.cohort.protocols import draw_face_style
 from data.cohort.sheet import main as sheet_main
@@ -236,30 +237,30 @@ def test_an_excerpt_and_a_sheet_are_made_of_it(cohort: Path, tmp_path: Path) -> 
 
 
 def test_an_excerpt_keeps_its_exemplars_among_its_own_faces(tmp_path: Path) -> None:
+    pairs = tmp_path / "whole/pairedCS"
     for folder in ("skull", "craniofacial", "landmarks"):
-        (tmp_path / f"whole/pairedCS/{folder}").mkdir(parents=True)
+        (pairs / folder).mkdir(parents=True)
     (tmp_path / "whole/split_data").mkdir()
     (tmp_path / "whole/cohort.json").write_text("{}")
-    number = 0
+    style_of: dict[str, str] = {}
     for split in ("train", "valid", "test"):
         lines = []
         for k in range(64):
-            name, style = f"s{number:05d}", f"p{k % 3}"
-            number += 1
+            name = f"{split}{k}"
+            style_of[f"{name}.png"] = f"p{k % 3}"
             for file in (f"skull/{name}.png", f"craniofacial/{name}.png", f"landmarks/{name}.json"):
-                (tmp_path / "whole/pairedCS" / file).write_bytes(b"x")
-            line = {"source": f"{name}.png", "target": f"{name}.png", "subject": name, "style": style}
+                (pairs / file).write_bytes(b"x")
+            line = {"source": f"{name}.png", "target": f"{name}.png", "subject": name, "style": f"p{k % 3}"}
             line |= {
-                "gender": "MF"[k % 2],
                 "age": 20 + 15 * (k // 2 % 4),
                 "body_mass": str(1 + 4 * (k // 8 % 2)),
+                "gender": "MF"[k % 2],
             }
-            lines.append(json.dumps({**line, "landmarks": f"landmarks/{name}.json", "texture": "s00001.png"}))
+            lines.append(json.dumps({**line, "landmarks": f"landmarks/{name}.json", "texture": "train1.png"}))
         (tmp_path / f"whole/split_data/{split}.json").write_text("\n".join(lines))
     assert excerpt(tmp_path / "whole", tmp_path / "few") == {"train": 16, "valid": 8, "test": 16}
     for split in ("train", "valid", "test"):
         records = read_manifest(tmp_path / f"few/split_data/{split}.json")
-        style_of = {f"s{k:05d}.png": f"p{k % 64 % 3}" for k in range(number)}
         assert all(r.texture != r.target and style_of[r.texture or ""] == r.style for r in records)
 
 

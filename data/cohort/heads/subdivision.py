@@ -26,80 +26,39 @@ def catmull_clark(quads: np.ndarray, num_vertices: int) -> tuple[sparse.csr_matr
         matrix: (V + E + F, V), to be multiplied from the left with (V, 3) positions.
         refined: (4 F, 4), four quads per old quad, in the order of the old quads and of their corners.
     """
-    num_faces = len(quads)
     corners = quads.ravel()  # corner j of face f stands at 4 f + j
-    following = np.roll(quads, -1, axis=1).ravel()
-    low, high = np.minimum(corners, following), np.maximum(corners, following)
-    _, first, inverse = np.unique(
-        low.astype(np.int64) * num_vertices + high, return_index=True, return_inverse=True
+    sides = np.sort(
+        np.stack([corners, np.roll(quads, -1, axis=1).ravel()], 1), 1
+    )  # from corner j to corner j + 1
+    _, first, inverse = np.unique(sides @ [num_vertices, 1], return_index=True, return_inverse=True)
+    edge = np.argsort(np.argsort(first))[inverse]  # of each corner's side
+    ends = sides[np.sort(first)]
+    face = np.repeat(np.arange(len(quads)), 4)  # of each corner
+    num_edges, num_faces = len(ends), len(quads)
+
+    face_points = sparse.csr_matrix((np.full(len(corners), 0.25), (face, corners)), (num_faces, num_vertices))
+    border = np.bincount(edge, minlength=num_edges) == 1
+    middles = sparse.csr_matrix(
+        (np.where(border, 0.5, 0.25).repeat(2), (np.arange(num_edges).repeat(2), ends.ravel())),
+        (num_edges, num_vertices),
     )
-    order = np.argsort(first)
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    edge_of_corner = rank[inverse]  # the edge from corner j to corner j + 1
-    ends = np.stack([low, high], 1)[first[order]]
-    num_edges = len(ends)
-    face_of_corner = np.repeat(np.arange(num_faces), 4)
-    ones = np.ones(len(corners))
+    beside = sparse.csr_matrix((np.where(border[edge], 0, 0.25), (edge, face)), (num_edges, num_faces))
+    edge_points = middles + beside @ face_points
 
-    face_points = sparse.csr_matrix((ones / 4, (face_of_corner, corners)), (num_faces, num_vertices))
-    border = np.bincount(edge_of_corner, minlength=num_edges) == 1
-
-    end_weight = np.where(border, 0.5, 0.25)
-    edge_ids = np.arange(num_edges)
-    edge_points = sparse.csr_matrix(
-        (np.tile(end_weight, 2), (np.tile(edge_ids, 2), ends.T.ravel())), (num_edges, num_vertices)
-    )
-    inner_corner = ~border[edge_of_corner]
-    beside = sparse.csr_matrix(
-        (0.25 * ones[inner_corner], (edge_of_corner[inner_corner], face_of_corner[inner_corner])),
-        (num_edges, num_faces),
-    )
-    edge_points = edge_points + beside @ face_points
-
-    old_points = _move_old_vertices(corners, face_of_corner, ends, border, num_vertices, face_points)
-
-    preceding_edge = np.roll(edge_of_corner.reshape(-1, 4), 1, axis=1).ravel()
-    refined = np.stack(
-        [
-            corners,
-            num_vertices + edge_of_corner,
-            num_vertices + num_edges + face_of_corner,
-            num_vertices + preceding_edge,
-        ],
-        axis=1,
-    )
-    return sparse.vstack([old_points, edge_points, face_points]).tocsr(), refined
-
-
-def _move_old_vertices(
-    corners: np.ndarray,
-    face_of_corner: np.ndarray,
-    ends: np.ndarray,
-    border: np.ndarray,
-    num_vertices: int,
-    face_points: sparse.csr_matrix,
-) -> sparse.csr_matrix:
-    """Rows for the old vertices: (Q + 2 R + (n - 3) v) / n inside, (6 v + its two neighbours) / 8 on the border."""
-    shape = (num_vertices, num_vertices)
-    valence = np.bincount(corners, minlength=num_vertices)
-    on_border = np.zeros(num_vertices, bool)
-    on_border[ends[border].ravel()] = True
-    inside = (valence > 0) & ~on_border
-    n = np.maximum(valence, 1).astype(float)
-
+    # Old vertices: (Q + 2 R + (n - 3) v) / n inside, (6 v + its two neighbours) / 8 on the border.
+    n = np.maximum(np.bincount(corners, minlength=num_vertices), 1).astype(float)
     border_degree = np.bincount(ends[border].ravel(), minlength=num_vertices)  # 2 unless two borders touch
-
-    keep = np.where(inside, (n - 3) / n + 1 / n, np.where(on_border, 0.75, 1.0))
-    both = np.vstack([ends, ends[:, ::-1]])
-    is_border = np.tile(border, 2)
-    to_inside = inside[both[:, 0]]
+    inside = (np.bincount(corners, minlength=num_vertices) > 0) & (border_degree == 0)
+    keep = np.select([inside, border_degree > 0], [(n - 3) / n + 1 / n, 0.75], 1.0)
+    start, end = np.vstack([ends, ends[:, ::-1]]).T
     share = 0.25 / np.maximum(border_degree, 1)
-    weight = np.where(to_inside, 1 / n[both[:, 0]] ** 2, np.where(is_border, share[both[:, 0]], 0.0))
-    neighbours = sparse.csr_matrix((weight, (both[:, 0], both[:, 1])), shape)
-    chosen = inside[corners]
-    around = sparse.csr_matrix(
-        (1 / n[corners[chosen]] ** 2, (corners[chosen], face_of_corner[chosen])),
-        (num_vertices, face_points.shape[0]),
-    )
-    return (sparse.diags(keep) + neighbours + around @ face_points).tocsr()
+    weight = np.select([inside[start], np.tile(border, 2)], [1 / n[start] ** 2, share[start]], 0.0)
+    neighbours = sparse.csr_matrix((weight, (start, end)), (num_vertices, num_vertices))
+    around = np.where(inside, 1 / n**2, 0.0)[corners]
+    faces_around = sparse.csr_matrix((around, (corners, face)), (num_vertices, num_faces))
+    old_points = sparse.diags(keep) + neighbours + faces_around @ face_points
+
+    face_ids, edge_ids = num_vertices + num_edges + face, num_vertices + edge
+    preceding = np.roll(edge_ids.reshape(-1, 4), 1, axis=1).ravel()
+    refined = np.stack([corners, edge_ids, face_ids, preceding], axis=1)
+    return sparse.vstack([old_points, edge_points, face_points]).tocsr(), refined
