@@ -41,11 +41,14 @@ from data.cohort.pair import (
     draw_subject_pair,
     fits,
 )
+from data.cohort.protocols import ScanStyle
 from data.render import BONE, SKIN, Camera, Scene
+from data.style import SurfaceStyle
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = HeadTemplate.load()
 CAMERA = camera_of(CohortConfig())
+PLAIN = ScanStyle(0, SurfaceStyle(), 0)
 
 
 def tissue_depths(head: Head) -> np.ndarray:
@@ -122,7 +125,9 @@ def test_body_mass_changes_the_face_and_not_one_byte_of_the_skull():
     lean, heavy = (with_bmi(subject, bmi) for bmi in (16.0, 31.0))
     assert (lean.body_mass, heavy.body_mass) == (1, 5)
     heads = [build_head(TEMPLATE, subject) for subject in (lean, heavy)]
-    first, second = (HeadScenes.of(TEMPLATE, subject, head, CAMERA).pair(CAMERA) for head in heads)
+    first, second = (
+        HeadScenes.of(TEMPLATE, subject, head, CAMERA).pair(CAMERA, PLAIN, PLAIN) for head in heads
+    )
     assert first.skull.tobytes() == second.skull.tobytes()
     drawn = [(pair.face > 0).sum() for pair in (first, second)]
     assert drawn[1] > 1.012 * drawn[0]  # a heavier face is wider
@@ -281,7 +286,7 @@ def test_pairs_keep_their_distance_and_bone_stays_under_the_skin():
     for index in (0, 1):
         subject = draw_subject(3, index)
         head = build_head(TEMPLATE, subject)
-        pair = HeadScenes.of(TEMPLATE, subject, head, CAMERA).pair(CAMERA)
+        pair = HeadScenes.of(TEMPLATE, subject, head, CAMERA).pair(CAMERA, PLAIN, PLAIN)
         assert fits(pair, CAMERA) and min(map(border_distance, (pair.skull, pair.face))) >= BORDER_PX
         assert pair.visible.sum() > 80 and pair.visible[[51, 52, 53, 54]].all()  # the ridge of the nose
         skin = Scene(head.face, TEMPLATE.face_triangles, CAMERA).render(SKIN).depth

@@ -1,15 +1,16 @@
-"""From a CT to a pair: a head stored in many ways gives the same pictures, in the cohort's frame; bad scans are told"""
+"""A head stored in many ways gives the same pictures in the cohort's frame; bad scans are flagged."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
 import plistlib
 import stat
 import subprocess
 import sys
 import tarfile
+from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from data.cohort.heads.template import HeadTemplate
 from data.ct.__main__ import main
 from data.ct.config import CtConfig
 from data.ct.drawing import Drawing, draw_scan
-from data.ct.findings import ScanError
+from data.ct.findings import RULES, ScanError, judge
 from data.ct.people import PeopleError, read_people, read_salt, study_code
 from data.ct.pose import POINT_NAMES, find_pose, manual_rotation, turn
 from data.ct.reading.geometry import Slice, stack
@@ -41,7 +42,16 @@ FINE = (2.5, 2.5, 2.5)
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> Drawing:
     """The head as it is stored most simply."""
-    return draw_scan(write_image(tmp_path_factory.mktemp("plain") / "head.nrrd", *sample(FINE)), QUICK)
+    return drawn(tmp_path_factory.mktemp("plain"), *sample(FINE))
+
+
+def drawn(folder: Path, values: np.ndarray, affine: np.ndarray, config: CtConfig = QUICK) -> Drawing:
+    return draw_scan(write_image(folder / "head.nrrd", values, affine), config)
+
+
+def head_of(folder: Path, values: np.ndarray, affine: np.ndarray, step: float) -> np.ndarray:
+    """The voxels of the head."""
+    return find_head(resample(read_scan(write_image(folder / "head.nrrd", values, affine)), step)).head
 
 
 def agreement(one: Drawing, other: Drawing) -> list[tuple[float, float]]:
@@ -69,27 +79,32 @@ def test_a_good_scan_lands_in_the_cohorts_frame_unflagged(plain):
     assert np.abs(plain.facts["pose"]["yaw_pitch_roll_deg"]).max() < 3  # it was made in the cohort's frame
 
 
-def test_other_spacings_axes_formats_and_tilts_give_the_same_pictures(plain, tmp_path):
-    sagittal = np.array([[0, 0, -1.0], [1, 0, 0], [0, -1, 0]])  # i to the back, j down, k to the right
-    tilted = sample((2.2, 2.2, 2.5), tilt=15.0)
-    ways = {
-        "spacing": write_image(tmp_path / "a.nii.gz", *sample((2.0, 2.4, 2.55))),
-        "axes": write_image(tmp_path / "b.mha", *sample(FINE, axes=sagittal)),
-        "tilt": write_dicom(tmp_path / "c", *tilted),
-    }
-    for name, path in ways.items():
-        case = draw_scan(path, QUICK)
-        for (overlap, grey), most in zip(agreement(plain, case), (12.0, 9.0), strict=True):
-            assert overlap > 0.975, name
-            assert grey < most, name
-        assert not flags(case), name
-        if name == "tilt":
-            assert case.facts["scan"]["gantry_tilt_deg"] == pytest.approx(15, abs=0.1)
+SAGITTAL = np.array([[0, 0, -1.0], [1, 0, 0], [0, -1, 0]])  # i to the back, j down, k to the right
+
+
+@pytest.mark.parametrize(
+    ("name", "spacing", "changes"),
+    [
+        ("spacing.nii.gz", (2.0, 2.4, 2.55), {}),
+        ("axes.mha", FINE, {"axes": SAGITTAL}),
+        ("dicom_tilted", (2.2, 2.2, 2.5), {"tilt": 15.0}),
+    ],
+)
+def test_other_spacings_axes_formats_and_tilts_give_the_same_pictures(
+    plain, tmp_path, name, spacing, changes
+):
+    write = write_image if "." in name else write_dicom
+    case = draw_scan(write(tmp_path / name, *sample(spacing, **changes)), QUICK)
+    for (overlap, grey), most in zip(agreement(plain, case), (12.0, 9.0), strict=True):
+        assert overlap > 0.975
+        assert grey < most
+    assert not flags(case)
+    if write is write_dicom:
+        assert case.facts["scan"]["gantry_tilt_deg"] == pytest.approx(15, abs=0.1)
 
 
 def test_a_turned_head_is_turned_back(plain, tmp_path):
-    path = write_image(tmp_path / "turned.nrrd", *sample(FINE, turned=turn(14, -9, 6)))
-    case = draw_scan(path, QUICK)
+    case = drawn(tmp_path, *sample(FINE, turned=turn(14, -9, 6)))
     for overlap, grey in agreement(plain, case):
         assert overlap > 0.96
         assert grey < 14
@@ -100,32 +115,38 @@ def test_a_turned_head_is_turned_back(plain, tmp_path):
 
 def test_a_cut_off_mandible_and_a_hole_are_flagged(tmp_path):
     values, affine = sample(FINE, keep=(0.32, 1.0))
-    index = np.stack(np.meshgrid(*[np.arange(n) for n in values.shape[::-1]], indexing="ij"), -1).reshape(
-        -1, 3
-    )
-    place = (index @ affine[:, :3].T + affine[:, 3]) @ FROM_LPS.T  # x left, y up, z forward
-    holed = values.copy()
-    x, y, z = place.T
+    assert flags(drawn(tmp_path, values, affine)) == {"mandible_missing"}
+    index = np.moveaxis(np.indices(values.shape)[::-1], 0, -1)  # (K, J, I, 3): i, j, k
+    x, y, z = np.moveaxis(
+        (index @ affine[:, :3].T + affine[:, 3]) @ FROM_LPS.T, -1, 0
+    )  # x left, y up, z forward
     hole = (np.hypot(x - 35, y - 50) < 17) & (z > 0)
-    inside = index[hole]
-    part = holed[inside[:, 2], inside[:, 1], inside[:, 0]]
-    holed[inside[:, 2], inside[:, 1], inside[:, 0]] = np.minimum(part, 40)
-    case = draw_scan(write_image(tmp_path / "holed.nrrd", holed, affine), QUICK)
+    case = drawn(tmp_path, np.where(hole, np.minimum(values, 40), values), affine)
     assert flags(case) == {"mandible_missing", "bone_defect"}
-    told = next(f for f in case.findings if f.name == "bone_defect")
-    assert "left forehead" in told.text
-    assert 4 < told.value < 16
+    finding = next(f for f in case.findings if f.name == "bone_defect")
+    assert "left forehead" in finding.text
+    assert 4 < finding.value < 16
     assert case.facts["frame"]["chin_y_mm"] is None
-    whole = draw_scan(write_image(tmp_path / "cut.nrrd", values, affine), QUICK)
-    assert flags(whole) == {"mandible_missing"}
 
 
-def test_a_cut_vault_metal_and_thick_slices_are_told(tmp_path):
+def test_a_cut_vault_metal_and_thick_slices_are_flagged(tmp_path):
     values, affine = sample((2.5, 2.5, 3.4), keep=(0.0, 0.85))
     values[len(values) // 4, 20:30, 30:40] = 3071
-    case = draw_scan(write_image(tmp_path / "bad.nrrd", values, affine), QUICK)
+    case = drawn(tmp_path, values, affine)
     assert flags(case) >= {"vault_cut", "metal", "spacing"}
     assert case.facts["cut_cm2"]["top"] > 1
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_has_a_limit_and_a_sentence(name):
+    rule = RULES[name]
+    limits = [limit for limit in (rule.note, rule.flag, rule.refuse) if limit is not None]
+    assert limits == sorted(limits) and limits
+    details = dict.fromkeys(("low", "high", "step", "gap", "depth", "chin", "measured"), 1.0)
+    details |= dict.fromkeys(("reason", "chosen", "total", "more", "hu", "place", "size"), "x")
+    worse = limits[-1] - 0.01 if rule.at_least else limits[-1] + 1
+    (finding,) = judge(name, worse, **details)
+    assert finding.limit == limits[-1] and finding.text and "{" not in finding.text
 
 
 # ---------------------------------------------------------------- reading
@@ -145,13 +166,9 @@ def test_every_format_and_coding_holds_the_same_volume(tmp_path):
         series = generate_uid()
         for k in range(len(values)):
             data = slice_dataset(values, affine, k, series)
-            try:
-                data.compress(coding)
-            except (NotImplementedError, RuntimeError):
-                break  # no encoder for it here; decoding is what is promised
+            data.compress(coding)
             save(data, packed / f"{k}")
-        else:
-            assert np.array_equal(read_scan(packed).values, values), coding.name
+        assert np.array_equal(read_scan(packed).values, values), coding.name
 
 
 def test_of_several_series_the_finest_head_is_taken_or_the_one_asked_for(tmp_path):
@@ -201,29 +218,24 @@ def test_slices_are_sorted_evened_and_counted():
 
 def test_a_table_a_tube_and_a_headrest_are_left_out(tmp_path):
     values, affine = sample(FINE)
-    bare = find_head(resample(read_scan(write_image(tmp_path / "bare.nrrd", values, affine)), 2.0))
-    furnished = values.copy()
+    bare = head_of(tmp_path, values, affine, 2.0)
     occupied = np.argwhere(values > -300)
     back, left = occupied[:, 1].max(), occupied[:, 2].min()
-    furnished[:, back - 1 : back + 1, :] = 200  # a board that the head rests on
-    furnished[:, : back - 8, left - 6 : left - 5] = 300  # the shell of a headrest
-    found = find_head(resample(read_scan(write_image(tmp_path / "full.nrrd", furnished, affine)), 2.0))
-    added = (found.head & ~bare.head).sum() / bare.head.sum()
-    assert added < 0.03
-    assert (bare.head & ~found.head).sum() / bare.head.sum() < 0.01
+    values[:, back - 1 : back + 1, :] = 200  # a board that the head rests on
+    values[:, : back - 8, left - 6 : left - 5] = 300  # the shell of a headrest
+    furnished = head_of(tmp_path, values, affine, 2.0)
+    assert (furnished & ~bare).sum() < 0.03 * bare.sum()
+    assert (bare & ~furnished).sum() < 0.01 * bare.sum()
 
 
 def test_the_thin_wall_of_a_sinus_belongs_to_the_head(tmp_path):
     values, affine = sample(FINE)
-    bare = find_head(resample(read_scan(write_image(tmp_path / "bare.nrrd", values, affine)), 1.0))
+    bare = head_of(tmp_path, values, affine, 1.0)
     k, i = round(0.66 * len(values)), values.shape[2] // 2  # the middle of the forehead
-    tall, wide = np.arange(k - 8, k + 8), np.arange(i - 10, i + 10)
-    for z in tall:
-        for x in wide:
-            front = int(np.argmax(values[z, :, x] > -300))
-            values[z, front + 3 : front + 8, x] = -1000  # a cavity behind a wall of 7.5 mm
-    found = find_head(resample(read_scan(write_image(tmp_path / "sinus.nrrd", values, affine)), 1.0))
-    assert (bare.head & ~found.head).sum() < 0.0005 * bare.head.sum()
+    for z, x in product(range(k - 8, k + 8), range(i - 10, i + 10)):
+        front = int(np.argmax(values[z, :, x] > -300))
+        values[z, front + 3 : front + 8, x] = -1000  # a cavity behind a wall of 7.5 mm
+    assert (bare & ~head_of(tmp_path, values, affine, 1.0)).sum() < 0.0005 * bare.sum()
 
 
 def test_an_invesalius_project_is_read(tmp_path):
@@ -263,8 +275,7 @@ def test_a_given_pose_is_obeyed(tmp_path):
     for wrong in ("1,2", "a,b,c", "nan,0,0", "nowhere.json"):
         with pytest.raises(ScanError, match="pose"):
             manual_rotation(wrong)
-    image = write_image(tmp_path / "head.nrrd", *sample(FINE))
-    case = draw_scan(image, QUICK.with_(pose="0,8,0"))
+    case = drawn(tmp_path, *sample(FINE), QUICK.with_(pose="0,8,0"))
     assert case.facts["pose"]["method"] == "angles"
     assert case.facts["pose"]["yaw_pitch_roll_deg"] == pytest.approx([0, 8, 0], abs=1e-6)
 
@@ -296,13 +307,8 @@ def test_one_scan_by_the_command(tmp_path, capsys):
     path = write_image(tmp_path / "head.nrrd", *sample(FINE))
     out = tmp_path / "out"
     assert main([str(path), str(out), "step=2"]) == 0
-    assert {p.name for p in out.iterdir()} == {
-        "skull.png",
-        "face.png",
-        "skull.ply",
-        "face.ply",
-        "report.json",
-    }
+    names = {p.name for p in out.iterdir()}
+    assert names == {"skull.png", "face.png", "skull.ply", "face.ply", "report.json"}
     assert np.asarray(Image.open(out / "face.png")).shape == (256, 256)
     report = json.loads((out / "report.json").read_text())
     assert report["status"] == "ok"
@@ -318,12 +324,7 @@ def test_no_window_system_is_loaded():
         "import sys, data.ct.drawing, data.ct.batch\n"
         "print([m for m in sys.modules if 'Rendering' in m or m in ('torch', 'vtk')])"
     )
-    surroundings = {
-        key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")
-    }
-    ended = subprocess.run(
-        [sys.executable, "-c", code], env=surroundings, capture_output=True, text=True, check=True
-    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"
 
 
@@ -366,7 +367,7 @@ def test_a_batch_is_anonymous_restartable_and_a_data_set(tmp_path, capfd):
     table.write_text(
         "id,sex,age,ethnicity,bmi\n" + "".join(f"{i},F,{30 + n},Asian,{20 + n}\n" for n, i in enumerate(ids))
     )
-    command = [str(patients), str(out), f"biometrics={table}", "step=2", "num_workers=2"]
+    command = [str(patients), str(out), f"biometrics={table}", "step=2.5", "num_workers=2"]
     assert main(command) == 3
     told = "".join(capfd.readouterr())
     assert "1 ok, 1 flagged, 1 refused" in told

@@ -13,14 +13,13 @@ from data.cohort.heads.subject import Subject, draw_subject
 from data.cohort.heads.template import HeadTemplate
 from data.cohort.protocols import ScanStyle, draw_face_style, draw_skull_style
 from data.render import BONE, SKIN, Camera, Scene
-from data.style import SurfaceStyle, draw_styled
+from data.style import draw_styled
 
 BORDER_PX = 4  # nothing of a subject comes closer to the border, at 256 px
 FACE_BELOW_SKULL_MM = 22.0  # the face is cut this far below the lowest point of the mandible
 VISIBLE_WITHIN_MM = 1.5
 MAX_ATTEMPTS = 20
 MOST_OUTSIDE = 0.0005  # of the bone: about 0.1 % of its frontal pixels
-PLAIN = ScanStyle(0, SurfaceStyle(), 0)
 
 
 class FramingError(ValueError):
@@ -129,11 +128,7 @@ class HeadScenes:
         return cls(subject, head, face, skull)
 
     def pair(
-        self,
-        camera: Camera,
-        face_style: ScanStyle = PLAIN,
-        skull_style: ScanStyle = PLAIN,
-        with_skull: bool = True,
+        self, camera: Camera, face_style: ScanStyle, skull_style: ScanStyle, with_skull: bool = True
     ) -> Pair:
         """Draw the surfaces as ``camera`` sees them, and find which landmarks are visible."""
         face = self.face.seen_by(camera)
