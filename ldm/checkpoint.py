@@ -14,10 +14,11 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.containers import (
@@ -30,7 +31,6 @@ from ldm.containers import (
 from ldm.containers import (
     CheckpointError as CheckpointError,
 )
-from ldm.safetensors_writer import write_safetensors
 
 SCHEDULE_BUFFERS = (
     "betas",
@@ -123,16 +123,15 @@ def write_state_dict(path: str | Path, state: Mapping[str, Tensor], metadata: Ma
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if path.suffix.lower() in SAFETENSORS_SUFFIXES:
-            write_safetensors(temporary, state, text, _own_storage)
+            temporary.touch()
+            mode = temporary.stat().st_mode  # the usual permissions; the library gives its file others
+            save_file(_separate(state), temporary, metadata=text)
+            temporary.chmod(mode)
         else:
-            content = {
-                "state_dict": {key: _own_storage(value) for key, value in state.items()},
-                "metadata": text,
-            }
-            torch.save(content, temporary)
+            torch.save({"state_dict": _separate(state), "metadata": text}, temporary)
         _flush(temporary)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"{path} could not be written ({reason}); nothing was left there: is the disk full, or the folder "
@@ -179,15 +178,21 @@ def check_writable(path: str | Path, num_bytes: int = 0) -> None:
         )
 
 
-def _own_storage(value: Tensor) -> Tensor:
-    """The same numbers in a storage of exactly their size, copied only if they are not contiguous on the CPU.
+def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same numbers on the CPU, each tensor in memory of its own and of exactly its size.
 
-    Without this, a view would drag its whole storage (a mapped file, say) into the pickle.
+    safetensors refuses tensors that share memory, and a pickled view would drag its whole storage (a mapped file, say)
+    along. Only what shares memory or is not contiguous is copied.
     """
-    if not value.numel():
-        return torch.empty(value.shape, dtype=value.dtype)
-    flat = value.detach().cpu().contiguous().reshape(-1)
-    return torch.from_numpy(flat.view(torch.uint8).numpy()).view(value.dtype).reshape(value.shape)
+    separate, places = {}, set()
+    for key, value in state.items():
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        if flat.numel() and flat.data_ptr() in places:
+            flat = flat.clone()
+        places.add(flat.data_ptr())
+        own = torch.from_numpy(flat.view(torch.uint8).numpy()).view(value.dtype) if flat.numel() else flat
+        separate[key] = own.reshape(value.shape)
+    return separate
 
 
 def _flush(path: Path) -> None:
@@ -197,19 +202,6 @@ def _flush(path: Path) -> None:
 
 
 # --- loading into a module -------------------------------------------------------------------------------
-
-
-@dataclass
-class LoadReport:
-    """Which keys were copied, stayed as they were (`missing`), or were `ignored`."""
-
-    copied: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    ignored: list[str] = field(default_factory=list)
-
-    def table(self) -> str:
-        """Aligned text, a line per kind: its name, how many keys, the first few of them."""
-        return key_table(vars(self))
 
 
 def key_table(kinds: Mapping[str, list[str]], num_shown: int = 3) -> str:
@@ -228,18 +220,13 @@ def match_keys(
     prefix: str = "",
     allow_missing: Iterable[str] = (),
     allow_unexpected: Iterable[str] = (),
-) -> LoadReport:
-    """What `load_strict` would do, without doing it: `module` may be on the meta device.
-
-    Raises:
-        CheckpointError: as `load_strict` does.
-    """
+) -> None:
+    """Raise CheckpointError if `load_strict` would; `module` may be on the meta device."""
     own = module.state_dict()
     given = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     may_lack = [re.compile(pattern) for pattern in allow_missing]
     may_add = [re.compile(pattern) for pattern in allow_unexpected]
 
-    report = LoadReport()
     problems: dict[str, list[str]] = {
         "missing": [],
         "unexpected": [],
@@ -248,26 +235,22 @@ def match_keys(
     }
     for key, value in own.items():
         if key not in given:
-            allowed = any(pattern.search(prefix + key) for pattern in may_lack)
-            (report.missing if allowed else problems["missing"]).append(prefix + key)
+            if not any(pattern.search(prefix + key) for pattern in may_lack):
+                problems["missing"].append(prefix + key)
         elif given[key].shape != value.shape:
             shapes = f"{list(given[key].shape)} in the file, {list(value.shape)} in the model"
             problems["another shape"].append(f"{prefix + key} ({shapes})")
         elif given[key].is_floating_point() != value.is_floating_point():  # quantised weights, say
             problems["another type"].append(f"{prefix + key} ({given[key].dtype} in the file)")
-        else:
-            report.copied.append(prefix + key)
-    for key in given:
-        if key not in own:
-            allowed = any(pattern.search(prefix + key) for pattern in may_add)
-            (report.ignored if allowed else problems["unexpected"]).append(prefix + key)
+    for key in sorted(given.keys() - own.keys()):
+        if not any(pattern.search(prefix + key) for pattern in may_add):
+            problems["unexpected"].append(prefix + key)
     found = [f"{len(keys)} {kind} ({_first(keys, 5)})" for kind, keys in problems.items() if keys]
     if found:
         raise CheckpointError(
             f"the weights do not fit {type(module).__name__}: {'; '.join(found)}. "
             "Use the config this checkpoint was made with, or the checkpoint this config was made for."
         )
-    return report
 
 
 def _first(keys: list[str], num: int) -> str:
@@ -282,7 +265,7 @@ def load_strict(
     allow_missing: Iterable[str] = (),
     allow_unexpected: Iterable[str] = (),
     assign: bool = False,
-) -> LoadReport:
+) -> None:
     """Load `state` into `module`; every difference that is not allowed by name is an error.
 
     Args:
@@ -293,20 +276,14 @@ def load_strict(
         allow_unexpected: the same for keys the module does not have.
         assign: let the module's parameters become the given tensors (for one built on the meta device).
 
-    Returns:
-        What happened to each key.
-
     Raises:
         CheckpointError: keys missing, unexpected, of another shape, or integers where fractions belong (or the
             other way round); the first of each are listed.
     """
-    report = match_keys(
-        module, state, prefix=prefix, allow_missing=allow_missing, allow_unexpected=allow_unexpected
-    )
+    match_keys(module, state, prefix=prefix, allow_missing=allow_missing, allow_unexpected=allow_unexpected)
     given = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     merged = {key: given.get(key, value) for key, value in module.state_dict().items()}
     module.load_state_dict(merged, strict=True, assign=assign)
-    return report
 
 
 # --- provenance ------------------------------------------------------------------------------------------
