@@ -279,25 +279,20 @@ def test_a_trained_control_network_keeps_its_branches_and_gets_those_it_lacks(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("none.ckpt", "out.ckpt"), "no such file"),
-        ((".", "out.ckpt"), "is a folder"),
-        (("base.safetensors", "."), "must end in one of"),
-        (("base.safetensors", "folder.ckpt"), "is a folder"),
-        (("base.safetensors", "out.bin"), "must end in one of"),
-        (("base.safetensors", "out"), "must end in one of"),
-        (("base.safetensors", "no/out.ckpt"), "not an existing folder"),
-        (("broken.ckpt", "out.ckpt"), "damaged or cut short"),
-        (("text.ckpt", "out.ckpt"), "expected safetensors or a PyTorch checkpoint"),
-        (("base.safetensors", "out.ckpt", "config=none.yaml"), "no such config file"),
-        (("base.safetensors", "out.ckpt", "config=bad.yaml"), "line 1"),
+        (("none.ckpt", "out.ckpt"), "none.ckpt"),
+        (("base.safetensors", "folder.ckpt"), "folder.ckpt"),
+        (("base.safetensors", "out.bin"), "out.bin"),
+        (("base.safetensors", "no/out.ckpt"), "mkdir -p no"),
+        (("broken.ckpt", "out.ckpt"), "broken.ckpt"),
+        (("base.safetensors", "out.ckpt", "config=none.yaml"), "none.yaml"),
+        (("base.safetensors", "out.ckpt", "config=bad.yaml"), "bad.yaml"),
         (("base.safetensors", "out.ckpt", "config=unknown.yaml"), "wdith"),
-        (("base.safetensors", "out.ckpt", "config=other.yaml"), "width 7"),
+        (("base.safetensors", "out.ckpt", "config=other.yaml"), "unet.norm_groups"),
         (("base.safetensors", "out.ckpt", "focre=true"), "force"),
-        (("base.safetensors", "out.ckpt", "force=perhaps"), "force"),
-        (("base.safetensors", "out.ckpt", "seed=-1"), "seed: got -1"),
-        (("base.safetensors", "out.ckpt", "branches=[landmarks]"), "branches: got [landmarks]"),
-        (("base.safetensors", "out.ckpt", "branches=[skull,bone]"), "branches: got [skull, bone]"),
-        (("base.safetensors", "out.ckpt", "num_landmarks=0"), "num_landmarks: got 0"),
+        (("base.safetensors", "out.ckpt", "seed=-1"), "seed"),
+        (("base.safetensors", "out.ckpt", "branches=[landmarks]"), "branches"),
+        (("base.safetensors", "out.ckpt", "branches=[skull,bone]"), "branches[1]"),
+        (("base.safetensors", "out.ckpt", "num_landmarks=0"), "num_landmarks"),
         (("base.safetensors", "out.ckpt", "landmarks=106"), "branches"),
         (("base.safetensors", "out.ckpt", "texture=true"), "branches"),
     ],
@@ -306,7 +301,6 @@ def test_refusals(base_file: Path, tmp_path: Path, monkeypatch, capsys, argument
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.ckpt").mkdir()
     (tmp_path / "broken.ckpt").write_bytes(b"PK\x03\x04" + bytes(100))
-    (tmp_path / "text.ckpt").write_text("hello, this is not a checkpoint")
     (tmp_path / "bad.yaml").write_text("unet: [1, 2")
     (tmp_path / "unknown.yaml").write_text("cond_stage: {wdith: 3}")
     (tmp_path / "other.yaml").write_text("unet: {model_channels: 7}")
