@@ -1,4 +1,4 @@
-"""What is known of a person besides the skull, and the one sentence that tells it to the model."""
+"""A person's sex, age, ethnicity and body mass, and the prompt that describes them to the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SEXES = {"m": "male", "male": "male", "f": "female", "female": "female"}
 
 
 class BiometricsError(ValueError):
-    """A value that cannot describe a person: ``field`` says which, the message says what is allowed."""
+    """A value cannot describe a person: ``field`` names it, the message says what is allowed."""
 
     def __init__(self, field: str, got: object, expected: str) -> None:
         super().__init__(f"{field}: got {got!r}, expected {expected}")
@@ -65,7 +65,7 @@ class Biometrics:
 
     @classmethod
     def parse(cls, *, sex: object, age: object, body_mass: object, ethnicity: object = "Asian") -> Biometrics:
-        """The same from what people write in files: ``"M"``, ``"Female"``, ``"43"``, ``"slightly fat"``.
+        """Return the biometrics from what people write in files: ``"M"``, ``"Female"``, ``"43"``, ``"slightly fat"``.
 
         Raises:
             BiometricsError: a value that is none of these; ``field`` names it.
@@ -81,25 +81,25 @@ class Biometrics:
 
 
 def age_level(age: float) -> int:
-    """The prompt's level of an age in years: 1 below 14, 2 below 30, 3 below 50, 4 below 65, else 5."""
+    """Return the prompt's level of an age in years: 1 below 14, 2 below 30, 3 below 50, 4 below 65, else 5."""
     if not 0 <= age <= MAX_AGE:
         raise BiometricsError("age", age, f"a number of years from 0 to {MAX_AGE:g}")
     return 1 + sum(age >= start for start in _AGE_LEVEL_STARTS)
 
 
 def prompt(b: Biometrics) -> str:
-    """The standard prompt, like ``3D face scan,Asian male,age level 3,normal face.`` Its only writer."""
+    """Return the standard prompt, such as ``3D face scan,Asian male,age level 3,normal face.``"""
     body = BODY_MASS_WORDS[b.body_mass]
     return f"3D face scan,{b.ethnicity} {b.sex},age level {age_level(b.age)},{body} face."
 
 
 def describe_briefly(b: Biometrics) -> str:
-    """For where there is little room, like ``Asian male, 43 y, normal``."""
+    """Return a short description, such as ``Asian male, 43 y, normal``."""
     return f"{b.ethnicity} {b.sex}, {b.age:g} y, {BODY_MASS_WORDS[b.body_mass]}"
 
 
 def describe(b: Biometrics) -> str:
-    """The same for people to read, with the age in years, like ``Asian male, 43 years (level 3), normal``."""
+    """Return a description such as ``Asian male, 43 years (level 3), normal``."""
     years = f"{b.age:g} years (level {age_level(b.age)})"
     return f"{b.ethnicity} {b.sex}, {years}, {BODY_MASS_WORDS[b.body_mass]}"
 

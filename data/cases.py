@@ -1,4 +1,4 @@
-"""What to reconstruct: one skull picture, a folder of them, or a manifest, with what is known of each person."""
+"""Cases to reconstruct: from one skull picture, a folder of them, or a manifest, with each person's biometrics."""
 
 from __future__ import annotations
 
@@ -20,16 +20,20 @@ MANIFEST_SUFFIXES = (".json", ".jsonl")
 _T = TypeVar("_T")
 NO_SKULL = "none"
 _SHOWN = 20
-_HOW = {"sex": "sex=male (or female)", "age": "age=YEARS", "body_mass": "body_mass=1..5 (4 is normal)"}
+_REQUIRED = {
+    "sex": "sex=male (or female)",
+    "age": "age=YEARS",
+    "body_mass": "body_mass=1..5 (4 is normal)",
+}
 
 
 class CaseError(ValueError):
-    """Nothing can be reconstructed from what was given; the message says why and what to do."""
+    """There is nothing to reconstruct; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
-class Known:
-    """What the user says of the person; None where nothing is said."""
+class PersonInput:
+    """What the user says about the person; None where nothing is said."""
 
     sex: object = None
     age: object = None
@@ -37,39 +41,45 @@ class Known:
     body_mass: object = None
 
     @property
-    def given(self) -> dict[str, object]:
-        """Those that are given, by name."""
+    def values(self) -> dict[str, object]:
+        """Return what is said, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
     def biometrics(self) -> Biometrics | None:
-        """All of it, or None where nothing is said.
+        """Return the person, or None where nothing is said.
 
         Raises:
-            CaseError: only part of what the prompt needs is there, or a value cannot be.
+            CaseError: a part that the prompt needs is missing, or a value is impossible.
         """
-        if not self.given:
+        if not self.values:
             return None
-        missing = [name for name in _HOW if name not in self.given]
+        missing = [name for name in _REQUIRED if name not in self.values]
         if missing:
             raise CaseError(
-                f"{', '.join(self.given)} given, but {', '.join(missing)} missing: the prompt needs all of "
-                f"{', '.join(_HOW)}. Add {' '.join(_HOW[name] for name in missing)}, or leave all out to "
+                f"{', '.join(self.values)} given, but {', '.join(missing)} missing: the prompt needs all of "
+                f"{', '.join(_REQUIRED)}. Add {' '.join(_REQUIRED[name] for name in missing)}, or leave all out to "
                 "reconstruct from the skull alone"
             )
         try:
-            return Biometrics.parse(**self.given)
+            return Biometrics.parse(**self.values)
         except BiometricsError as error:
             raise CaseError(str(error)) from error
 
 
 @dataclass(frozen=True)
 class Case:
-    """One skull to reconstruct. ``name`` is unique among the cases of a run and safe as a file name.
+    """One skull to reconstruct.
 
-    skull_path: None where there is no skull, and landmarks, texture and text are all that is known.
-
-    seed_offset: added to the seeds of the run, where cases shall not share their noise. landmarks_path: of the face.
-    texture_path: exemplar of the skin's look. missing: region of bone (of ``data.partial``) that is taken away.
+    Attributes:
+        name: unique among the cases of a run, and safe as a file name.
+        skull_path: None where there is no skull: landmarks, texture and text are then the only conditions.
+        biometrics: None where nothing is known about the person.
+        face_path: the true face.
+        ethnicity_given: False where ``biometrics`` has the default ethnicity.
+        seed_offset: added to the seeds of the run, where cases shall not share their noise.
+        landmarks_path: of the face.
+        texture_path: exemplar of the skin's look.
+        missing: region of bone (of ``data.partial``) that is removed.
     """
 
     name: str
@@ -84,58 +94,57 @@ class Case:
 
     @property
     def missing_seed(self) -> int:
-        """Of the edge where bone is missing: a function of the name alone."""
+        """Return the seed of the edge where bone is missing: a function of the name alone."""
         return zlib.crc32(self.name.encode())
 
     @property
     def prompt(self) -> str:
-        """The standard prompt; empty where nothing is known of the person."""
+        """Return the standard prompt; empty where nothing is known about the person."""
         return "" if self.biometrics is None else prompt(self.biometrics)
 
 
 def find_cases(
     skull: str | os.PathLike[str],
-    known: Known,
+    person: PersonInput,
     images_dir: str | os.PathLike[str] | None = None,
     limit: int | None = None,
 ) -> list[Case]:
-    """The cases behind a picture, a folder of pictures or a manifest.
+    """Return the cases of a picture, a folder of pictures or a manifest.
 
     Args:
-        skull: a picture file, a folder (its pictures, not those of folders within), or a manifest (.json, .jsonl);
-            ``none``: there is none.
-        known: for pictures all that is known; for a manifest laid over every line.
+        skull: a picture file, a folder (its pictures, not those of folders within), a manifest (.json, .jsonl), or
+            ``none`` for no skull.
+        person: of all pictures; for a manifest, it replaces the values of every line.
         images_dir: of a manifest: see ``read_manifest``.
         limit: at most that many cases, spread evenly over the list. None: all.
 
     Raises:
-        CaseError: nothing there, or biometrics missing in part.
-        ManifestError: a manifest with mistakes.
+        CaseError: there is nothing, or a part of the biometrics is missing.
+        ManifestError: the manifest has mistakes.
     """
     path = Path(skull)
     if limit is not None and limit < 1:
         raise CaseError(f"limit: got {limit}, expected at least 1, or null for all")
-    if str(skull) == NO_SKULL and not path.exists():
-        biometrics = known.biometrics()
-        given = "ethnicity" in known.given or biometrics is None
-        return [Case("no_skull", None, biometrics, ethnicity_given=given)]
-    if not path.exists():
+    no_skull = str(skull) == NO_SKULL and not path.exists()
+    if not no_skull and not path.exists():
         raise CaseError(f"skull: {path} does not exist; give a picture, a folder of pictures or a manifest")
     if path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file():
-        overrides = {("gender" if name == "sex" else name): value for name, value in known.given.items()}
+        overrides = {("gender" if name == "sex" else name): value for name, value in person.values.items()}
         records = read_manifest(path, images_dir, need_target=False, overrides=overrides)
         return cases_of(_spread(records, limit))
-    if images_dir is not None:
+    if images_dir is not None and not no_skull:
         raise CaseError(f"images_dir: goes with a manifest, but skull={path} is none")
-    biometrics = known.biometrics()
-    given = "ethnicity" in known.given or biometrics is None
+    biometrics = person.biometrics()
+    given = biometrics is None or "ethnicity" in person.values
+    if no_skull:
+        return [Case("no_skull", None, biometrics, ethnicity_given=given)]
     paths = _spread(_pictures(path) if path.is_dir() else [path], limit)
     names = _distinct([picture.stem for picture in paths])
     return [Case(name, p, biometrics, ethnicity_given=given) for name, p in zip(names, paths, strict=True)]
 
 
 def cases_of(records: Sequence[Record]) -> list[Case]:
-    """One case for each line of a manifest, named after its skull picture."""
+    """Return a case for each line of a manifest, named after its skull picture."""
     names = _distinct([Path(record.source).stem for record in records])
     return [
         Case(
@@ -152,10 +161,10 @@ def cases_of(records: Sequence[Record]) -> list[Case]:
 
 
 def read_skull(case: Case, size: int) -> np.ndarray:
-    """The skull of a case, (size, size, 3) float32 in [0, 1], black where its bone is missing or there is no skull.
+    """Return the skull of a case, (size, size, 3) float32 in [0, 1]; black where bone, or the skull, is missing.
 
     Raises:
-        ImageError: it cannot be read. PartialError: no skull is in it to take bone from; both name the file.
+        ImageError: it cannot be read. PartialError: it shows no skull to remove bone from. Both name the file.
     """
     if case.skull_path is None:
         return np.zeros((size, size, 3), np.float32)
@@ -172,30 +181,29 @@ def check_pictures(cases: list[Case], size: int) -> dict[Path, str]:
     """Read every skull and true face once, so that nothing fails half-way.
 
     Returns:
-        The notes of ``read_image``, and on a background that is not black, by skull path.
+        Notes by skull path: of ``read_image``, and on a background that is not black.
 
     Raises:
-        CaseError: with all pictures that cannot be used (the first 20 shown).
+        CaseError: pictures cannot be used; it has a line for each of the first 20.
     """
     notes: dict[Path, str] = {}
-    refused: list[str] = []
-    paths = {case.skull_path: True for case in cases if case.skull_path is not None}
-    paths |= {case.face_path: False for case in cases if case.face_path is not None}
-    for path, is_skull in paths.items():
+    errors: list[str] = []
+    skulls = dict.fromkeys(case.skull_path for case in cases if case.skull_path is not None)
+    faces = dict.fromkeys(case.face_path for case in cases if case.face_path is not None)
+    for path in skulls | faces:
         try:
             picture, note = read_image(path, size)
         except ImageError as error:
-            refused.append(str(error))
+            errors.append(str(error))
             continue
-        found = [note] if note else []
         border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
-        if is_skull and float(border.mean()) > 0.5:
-            found.append("its border is bright, but the model knows skulls on black")
-        if found and is_skull:
-            notes[path] = "; ".join(found)
-    if refused:
-        more = [f"... and {len(refused) - _SHOWN} more"] if len(refused) > _SHOWN else []
-        raise CaseError("\n".join([*refused[:_SHOWN], *more]))
+        bright = "its border is bright, but the model knows skulls on black" if border.mean() > 0.5 else None
+        text = "; ".join(one for one in (note, bright) if one)
+        if text and path in skulls and path not in faces:
+            notes[path] = text
+    if errors:
+        more = [f"... and {len(errors) - _SHOWN} more"] if len(errors) > _SHOWN else []
+        raise CaseError("\n".join([*errors[:_SHOWN], *more]))
     return notes
 
 
@@ -215,7 +223,7 @@ def _spread(items: list[_T], limit: int | None) -> list[_T]:
 
 
 def _distinct(names: list[str]) -> list[str]:
-    """File-safe names, made unique (on file systems without case too) by numbers."""
+    """Return file-safe names, made unique (on file systems without case too) by numbers."""
     result: list[str] = []
     taken: set[str] = set()
     for name in names:

@@ -8,9 +8,9 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -58,7 +58,7 @@ _QUIET = _QuietPillow()
 
 
 class ImageError(ValueError):
-    """A picture that cannot be used; the message names the file, what is wrong and what to do."""
+    """A picture cannot be used; the message names the file, what is wrong and what to do."""
 
 
 def read_image(path: str | os.PathLike[str], size: int = 256) -> tuple[np.ndarray, str | None]:
@@ -68,7 +68,7 @@ def read_image(path: str | os.PathLike[str], size: int = 256) -> tuple[np.ndarra
     orientation is applied. A picture that is not square is scaled to fit and centred on black.
 
     Args:
-        path: the file, also one in a pack (data.files). The format is told from its contents, not from its name.
+        path: the file, also one in a pack (data.files). Its contents tell the format, not its name.
         size: side of the result in px.
 
     Returns:
@@ -76,27 +76,16 @@ def read_image(path: str | os.PathLike[str], size: int = 256) -> tuple[np.ndarra
         looks odd (letterboxed, enlarged, one flat colour, ...); None if there is nothing to say.
 
     Raises:
-        ImageError: missing, empty, broken or gigantic (above 64 million px: told before decoding).
+        ImageError: missing, empty, broken or gigantic (above 64 million px: found out before decoding).
     """
     path = Path(path)
-    file = _opened(path)
-    try:
-        with _QUIET, Image.open(file) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ImageError(_too_large(path, f"{width} x {height} px"))
-            frames = int(getattr(image, "n_frames", 1))
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-    except ImageError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise ImageError(_too_large(path, str(error))) from error
-    except _BROKEN as error:
-        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else _one_line(error)
-        wanted = "expected a whole PNG, JPEG, TIFF, BMP or WebP file"
-        raise ImageError(f"{path}: cannot be read as a picture ({reason}); {wanted}") from error
-
+    with _opened(path) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise Image.DecompressionBombError(f"{width} x {height} px")
+        frames = int(getattr(image, "n_frames", 1))
+        image.load()
+        upright = ImageOps.exif_transpose(image)
     notes = [f"only the first of {frames} frames is used"] if frames > 1 else []
     planes = _planes(path, upright, notes)
     square = _letterbox(planes, size, notes)
@@ -108,28 +97,55 @@ def read_image(path: str | os.PathLike[str], size: int = 256) -> tuple[np.ndarra
 
 
 def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Width and height in px, upright, from the head of the file.
+    """Return width and height in px, upright, from the head of the file.
 
     Raises:
         ImageError: missing, empty or no picture.
     """
-    path = Path(path)
-    try:
-        with _QUIET, Image.open(_opened(path)) as image:
-            width, height = image.size
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientation
-    except ImageError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise ImageError(_too_large(path, str(error))) from error
-    except _BROKEN as error:
-        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else _one_line(error)
-        raise ImageError(f"{path}: cannot be read as a picture ({reason})") from error
+    with _opened(Path(path)) as image:
+        width, height = image.size
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientation
     return (height, width) if turned else (width, height)
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture for reading. Raises: ImageError for whatever goes wrong meanwhile."""
+    try:
+        with _QUIET, Image.open(_source(path)) as image:
+            yield image
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        limit = f"the limit is {MAX_PIXELS // 1_000_000} million px: scale it down first"
+        raise ImageError(f"{path}: too large ({error}); {limit}") from error
+    except _BROKEN as error:
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "unknown format" if unknown else " ".join(str(error).split()) or type(error).__name__
+        expected = "expected a whole PNG, JPEG, TIFF, BMP or WebP file"
+        raise ImageError(f"{path}: cannot be read as a picture ({reason}); {expected}") from error
+
+
+def _source(path: Path) -> Path | io.BytesIO:
+    """Return the file itself, or its contents where it is packed."""
+    if split_pack_path(path) is not None:
+        try:
+            contents = read_bytes(path)
+        except PackError as error:
+            raise ImageError(str(error)) from error
+        source, empty = io.BytesIO(contents), not contents
+    elif path.is_file():
+        source, empty = path, not path.stat().st_size
+    else:
+        kind = "is no regular file" if path.exists() else "does not exist"
+        raise ImageError(f"{path}: {'is a folder, not a picture' if path.is_dir() else kind}")
+    if empty:
+        raise ImageError(f"{path}: the file is empty (0 bytes); copy or export it again")
+    return source
+
+
 def to_uint8(picture: np.ndarray) -> np.ndarray:
-    """Pixels in [0, 1], any shape -> uint8; values outside are clipped."""
+    """Return pixels in [0, 1] as uint8, of any shape; values outside are clipped."""
     return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
 
 
@@ -154,35 +170,6 @@ def write_png(path: str | os.PathLike[str], array: np.ndarray, text: Mapping[str
         temporary.open("xb") as file,
     ):  # the user's umask says who may read a face
         Image.fromarray(array).save(file, format="PNG", pnginfo=info)
-
-
-def _opened(path: Path) -> Path | io.BytesIO:
-    """The file itself, or its contents where it is packed."""
-    if split_pack_path(path) is not None:
-        try:
-            contents = read_bytes(path)
-        except PackError as error:
-            raise ImageError(str(error)) from error
-        return io.BytesIO(contents) if contents else _empty(path)
-    if not path.is_file():
-        kind = "is a folder, not a picture" if path.is_dir() else "does not exist"
-        kind = kind if path.is_dir() or not path.exists() else "is no regular file"
-        raise ImageError(f"{path}: {kind}")
-    return path if path.stat().st_size else _empty(path)
-
-
-def _empty(path: Path) -> NoReturn:
-    raise ImageError(f"{path}: the file is empty (0 bytes); copy or export it again")
-
-
-def _too_large(path: Path, found: str) -> str:
-    return (
-        f"{path}: too large ({found}); the limit is {MAX_PIXELS // 1_000_000} million px: scale it down first"
-    )
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _planes(path: Path, image: Image.Image, notes: list[str]) -> list[Image.Image]:

@@ -54,11 +54,13 @@ _PERSON = {  # field -> argument of Biometrics.parse, a value that passes, and t
 
 @dataclass(frozen=True)
 class Record:
-    """One line of a manifest: a skull picture, its person, and what else is known.
+    """One line of a manifest.
 
-    ``source``, ``target``, ``landmarks`` and ``texture`` are the names as written, with ``/``. The ``*_path``
-    fields are the files they were found at. ``style`` is the name of the surface style, ``changed`` what differs from
-    the subject's own face. ``extra`` is the user's own, carried along and never looked at.
+    Attributes:
+        source, target, landmarks, texture: names of the files as written, with ``/``; the ``*_path`` are their paths.
+        style: name of the surface style.
+        changed: what differs from the subject's own face.
+        extra: the user's own values; no program reads them.
     """
 
     source: str

@@ -17,7 +17,7 @@ from data.manifest import Record, relocate
 
 
 class Pair(TypedDict):
-    """One item: skull (3, H, W) float32 in [0, 1], face (3, H, W) float32 in [-1, 1], prompt, index."""
+    """One item of the data set: skull (3, H, W) float32 in [0, 1], face (3, H, W) float32 in [-1, 1], prompt, index."""
 
     skull: torch.Tensor
     face: torch.Tensor
@@ -25,14 +25,14 @@ class Pair(TypedDict):
     index: int
 
 
-KEPT_BYTES = 2**30  # of pictures, in each process that reads them
+CACHE_BYTES = 2**30  # of pictures, in each process that reads them
 
 
 class PairedDataset(Dataset[Pair]):
-    """The pairs of a manifest. Pictures stay in memory, 8-bit, after they were first read, up to ``KEPT_BYTES``.
+    """The pairs of a manifest. Pictures stay in memory, 8-bit, after the first reading, up to ``CACHE_BYTES``.
 
-    A grey pair of 256 px takes 128 KiB (a colour pair three times that) in every loader worker that reads it; of those
-    for which there is no room, the disk is asked every time.
+    A grey pair of 256 px takes 128 KiB (a colour pair three times that) in every loader worker that reads it. Pictures
+    beyond the limit are read from the disk every time.
 
     Args:
         records: of ``read_manifest``; each with a face.
@@ -59,7 +59,7 @@ class PairedDataset(Dataset[Pair]):
         self.records = list(records) if images_dir is None else relocate(records, images_dir)
         self.size = size
         self._pictures: dict[Path, np.ndarray] = {}
-        self._kept = 0  # bytes of them
+        self._cached = 0  # bytes of them
 
     def __len__(self) -> int:
         return len(self.records)
@@ -69,17 +69,17 @@ class PairedDataset(Dataset[Pair]):
         return Pair(skull=self.skull(index), face=self.face(index), prompt=self.prompt(index), index=index)
 
     def face(self, index: int) -> torch.Tensor:
-        """The face picture alone, (3, H, W) float32 in [-1, 1]."""
+        """Return the face picture alone, (3, H, W) float32 in [-1, 1]."""
         face_path = self.records[index].face_path
         assert face_path is not None
         return self._picture(face_path) * 2 - 1
 
     def skull(self, index: int) -> torch.Tensor:
-        """The skull picture alone, (3, H, W) float32 in [0, 1]: latents stand in for the face in training."""
+        """Return the skull picture alone, (3, H, W) float32 in [0, 1]; training takes the face from latents."""
         return self._picture(self.records[index].skull_path)
 
     def prompt(self, index: int) -> str:
-        """The standard prompt of one record."""
+        """Return the standard prompt of one record."""
         return prompt(self.records[index].biometrics)
 
     def _picture(self, path: Path) -> torch.Tensor:
@@ -89,8 +89,8 @@ class PairedDataset(Dataset[Pair]):
             pixels = to_uint8(picture)
             grey = bool((pixels == pixels[..., :1]).all())
             pixels = np.ascontiguousarray(pixels[..., :1] if grey else pixels)
-            if self._kept + pixels.nbytes <= KEPT_BYTES:
+            if self._cached + pixels.nbytes <= CACHE_BYTES:
                 self._pictures[path] = pixels
-                self._kept += pixels.nbytes
+                self._cached += pixels.nbytes
         plane = torch.from_numpy(pixels).permute(2, 0, 1)  # (1 or 3, H, W)
         return plane.expand(3, -1, -1).to(torch.float32).div(255).contiguous()  # (3, H, W)

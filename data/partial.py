@@ -1,10 +1,10 @@
-"""Skulls of which bone is missing: pictures without the mandible, a part of the vault, or one side.
+"""Skulls with missing bone: pictures without the mandible, a part of the vault, or one side.
 
     python -m data.partial SKULL OUT missing=mandible|vault|left|right [seed=0]
 
 SKULL is a picture or a folder of pictures; OUT a folder. What is missing is black, with an edge as a fracture leaves
 it. Where the cut lies follows from the outline of the bone that stays, and from the seed; never from the bone that is
-taken away, nor from the face: the cut must not tell what it hides. A path with "=" in it is written as ./PATH.
+removed, nor from the face: the cut must not tell what it hides. A path with "=" in it is written as ./PATH.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import NonNegativeInt
 
-from data.images import IMAGE_SUFFIXES, ImageError, read_image, to_uint8, write_png
+from data.images import IMAGE_SUFFIXES, read_image, to_uint8, write_png
+from settings.base import Settings
+from settings.reading import parse_command_line
 
 Region = Literal["mandible", "vault", "left", "right"]
 REGIONS = get_args(Region)
@@ -36,15 +39,25 @@ SMALLEST = 8  # px
 
 
 class PartialError(ValueError):
-    """Not a skull that bone can be taken from, or no such region; the message says which."""
+    """There is no skull to remove bone from, or no such region; the message says which."""
+
+
+class PartialConfig(Settings):
+    """missing: the region to remove. seed: another one gives another edge."""
+
+    missing: Region
+    seed: NonNegativeInt = 0
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What is known of a skull from the part that stays, px: lines are counted from the edge that stays.
+class RemainingPart:
+    """The part of a skull that stays and decides the cut, in px; lines count from the edge that stays.
 
-    edge: the first line of the skull. last: the last one that was looked at. extent: the greatest across them.
-    middle: of what they show.
+    Attributes:
+        edge: the first line of the skull.
+        last: the last line that counts.
+        extent: the greatest extent across these lines.
+        middle: their mean middle.
     """
 
     edge: int
@@ -53,11 +66,11 @@ class Seen:
     middle: float
 
     @classmethod
-    def of(cls, drawn: NDArray[np.bool_], share: float, neck: bool = False) -> Seen:
-        """Of a skull, (lines, across), whose first lines stay: line by line, until ``share`` times the extent.
+    def of(cls, drawn: NDArray[np.bool_], share: float, neck: bool = False) -> RemainingPart:
+        """Measure a skull, (lines, across), whose first lines stay, down to ``share`` times its extent.
 
         What lies further has no influence. neck: the first, narrow lines, less than an eighth of the
-        picture, are none of the skull.
+        picture, are not part of the skull.
         """
         lines: NDArray[np.bool_] = np.asarray(drawn.any(1))
         first = drawn.argmax(1)
@@ -68,13 +81,13 @@ class Seen:
         if neck:
             edge += int((extents[edge : until + 1] >= NARROW * widest).argmax())
             until, widest = _look(extents, edge, share)
-        seen = slice(edge, until + 1)
-        ends = (first + last)[seen][lines[seen]]
+        part = slice(edge, until + 1)
+        ends = (first + last)[part][lines[part]]
         return cls(edge, until, float(widest), float(ends.mean()) / 2)
 
 
 def _look(extents: NDArray[np.int_], edge: int, share: float, least: int = SMALLEST) -> tuple[int, int]:
-    """The last line to look at from ``edge`` on, ``least`` or more of them, and the greatest extent down to it."""
+    """Return the last line that counts from ``edge`` on, at least ``least`` lines, and the extent down to it."""
     widest = np.maximum.accumulate(extents[edge:])
     deep = np.arange(1, len(widest) + 1)
     enough = np.flatnonzero((deep >= share * widest) & (deep >= least))
@@ -83,15 +96,15 @@ def _look(extents: NDArray[np.int_], edge: int, share: float, least: int = SMALL
 
 
 def holds_skull(drawn: NDArray[np.bool_]) -> bool:
-    """Whether enough is drawn, (H, W), to take bone from: at least 8 rows and 8 columns."""
+    """Return whether enough is drawn, (H, W), to remove bone from: at least 8 rows and 8 columns."""
     return min(int(drawn.any(1).sum()), int(drawn.any(0).sum())) >= SMALLEST
 
 
 def missing_bone(drawn: NDArray[np.bool_], region: str, seed: int) -> NDArray[np.bool_]:
-    """Where bone is to be taken away, (H, W) bool: a pure function of its arguments.
+    """Return where bone is removed, (H, W) bool: a pure function of its arguments.
 
-    It follows from the seed and from what stays, so that it tells nothing of the bone that goes: two skulls that
-    differ in that alone are cut alike.
+    It follows from the seed and from the part that stays, so that it tells nothing about the bone that goes: two skulls
+    that differ only there are cut alike.
 
     Args:
         drawn: (H, W), where the picture is not background. region: one of ``REGIONS``; ``left`` and ``right`` are the
@@ -106,10 +119,10 @@ def missing_bone(drawn: NDArray[np.bool_], region: str, seed: int) -> NDArray[np
         raise PartialError("there is no skull in the picture; expected one on black")
     share, heights = LOOK[region]
     turned = _turned(drawn, region)
-    seen = Seen.of(turned, share, neck=region == "vault")
+    part = RemainingPart.of(turned, share, neck=region == "vault")
     rng = np.random.default_rng([seed, REGIONS.index(region)])
-    height = max(seen.extent / heights, 1.0)
-    aside = (np.arange(turned.shape[1]) - seen.middle) / height  # in heights of the skull
+    height = max(part.extent / heights, 1.0)
+    aside = (np.arange(turned.shape[1]) - part.middle) / height  # in heights of the skull
     fracture = _fracture(rng, len(aside), height)
     if region == "mandible":
         beside = np.clip((np.abs(aside) - BESIDE[0]) / (BESIDE[1] - BESIDE[0]), 0, 1)
@@ -118,13 +131,13 @@ def missing_bone(drawn: NDArray[np.bool_], region: str, seed: int) -> NDArray[np
         cut = 1 - rng.uniform(*VAULT) + rng.uniform(-0.35, 0.35) * aside + fracture
     else:
         cut = HALF + rng.uniform(*ASIDE) + 0.4 * rng.uniform(-0.35, 0.35) * aside + fracture
-    lines = np.maximum(seen.edge + cut * height, seen.last)
+    lines = np.maximum(part.edge + cut * height, part.last)
     away = np.arange(len(turned))[:, None] > lines[None]
     return _turned(away, region, back=True)
 
 
 def _turned(mask: NDArray[np.bool_], region: str, back: bool = False) -> NDArray[np.bool_]:
-    """A picture's mask so that its first lines are on the side that stays, or ``back`` again."""
+    """Turn a picture's mask so that its first lines are on the side that stays, or ``back`` again."""
     if region == "mandible":
         return mask
     if region == "vault":
@@ -135,7 +148,7 @@ def _turned(mask: NDArray[np.bool_], region: str, back: bool = False) -> NDArray
 
 
 def _fracture(rng: np.random.Generator, length: int, height: float) -> NDArray[np.float64]:
-    """(length,) displacements of an edge, in heights: long waves, and short jags on them."""
+    """Return (length,) displacements of an edge, in heights: long waves, and short jags on them."""
     waves = (0.07, 0.022), (0.018, 0.010)  # reach and standard deviation, in heights
     total = np.zeros(length)
     for reach, strength in waves:
@@ -145,32 +158,16 @@ def _fracture(rng: np.random.Generator, length: int, height: float) -> NDArray[n
 
 
 def _smooth_around(line: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
-    """A closed line (N,), smoothed by a Gaussian of that standard deviation, in samples, cut off at four of them."""
+    """Smooth a closed line (N,) by a Gaussian with ``sigma`` in samples, cut off at four of them."""
     reach = int(4 * sigma + 0.5)
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     return np.convolve(np.pad(line, reach, mode="wrap"), kernel / kernel.sum(), mode="valid")
 
 
 def remove_bone(picture: NDArray[np.float32], region: str, seed: int) -> NDArray[np.float32]:
-    """A skull picture (H, W, C) in [0, 1] with a region of bone made black; see :func:`missing_bone`."""
+    """Return a skull picture (H, W, C) in [0, 1] with a region of bone black; see :func:`missing_bone`."""
     away = missing_bone(picture.max(axis=2) > DRAWN, region, seed)
     return np.where(away[..., None], np.float32(0), picture)
-
-
-def _arguments(argv: Sequence[str]) -> tuple[Path, Path, str, int]:
-    is_path = [not argument.partition("=")[0].isidentifier() or "=" not in argument for argument in argv]
-    paths = [argument for argument, path in zip(argv, is_path, strict=True) if path]
-    given = dict(argument.split("=", 1) for argument, path in zip(argv, is_path, strict=True) if not path)
-    if len(paths) != 2 or set(given) - {"missing", "seed"} or "missing" not in given:
-        raise PartialError(
-            f"got {' '.join(argv) or 'nothing'}, expected SKULL OUT missing=REGION [seed=0] "
-            "(a path with '=' in it as ./PATH)"
-        )
-    if not given.get("seed", "0").isdecimal():
-        raise PartialError(f"seed: got {given['seed']!r}, expected 0 or a positive number")
-    if given["missing"] not in REGIONS:
-        raise PartialError(f"missing: got {given['missing']!r}, expected one of {', '.join(REGIONS)}")
-    return Path(paths[0]), Path(paths[1]), given["missing"], int(given.get("seed", "0"))
 
 
 def write_partial(source: Path, out: Path, region: str, seed: int) -> list[Path]:
@@ -208,13 +205,23 @@ def _without(file: Path, region: str, seed: int) -> NDArray[np.uint8]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status: 0; 2 after one line on stderr."""
+    """Return the exit status: 0, or 2 after one line on stderr."""
     if any(argument in ("-h", "--help") for argument in argv):
         print(__doc__)
         return 0
+    settings = [
+        argument for argument in argv if argument.partition("=")[0].isidentifier() and "=" in argument
+    ]
+    paths = [Path(argument) for argument in argv if argument not in settings]
     try:
-        files = write_partial(*_arguments(argv))
-    except (PartialError, ImageError, OSError) as error:
+        if len(paths) != 2:
+            got = " ".join(argv) or "nothing"
+            raise PartialError(
+                f"got {got}, expected SKULL OUT missing=REGION [seed=0] (a path with '=' as ./PATH)"
+            )
+        config = parse_command_line(PartialConfig, settings)
+        files = write_partial(*paths, config.missing, config.seed)
+    except (ValueError, OSError) as error:
         print(f"data.partial: {error}", file=sys.stderr)
         return 2
     print(f"wrote {len(files)} skull{'s' * (len(files) != 1)} to {files[0].parent}")

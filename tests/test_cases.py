@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.biometrics import Biometrics
-from data.cases import Case, CaseError, Known, _distinct, _spread, check_pictures, find_cases
+from data.cases import Case, CaseError, PersonInput, _distinct, _spread, check_pictures, find_cases
 from data.manifest import ManifestError
 
-WOMAN = Known(sex="F", age=43, body_mass=4)
+WOMAN = PersonInput(sex="F", age=43, body_mass=4)
 
 
 def picture(path: Path, level: int = 0) -> Path:
@@ -36,22 +36,22 @@ def test_one_picture_with_all_known(tmp_path: Path) -> None:
 
 
 def test_nothing_known_is_the_empty_prompt(tmp_path: Path) -> None:
-    (case,) = find_cases(picture(tmp_path / "a.png"), Known())
+    (case,) = find_cases(picture(tmp_path / "a.png"), PersonInput())
     assert (case.biometrics, case.prompt) == (None, "")
 
 
 @pytest.mark.parametrize(
     ("known", "message"),
     [
-        (Known(sex="F"), "sex given, but age, body_mass missing: .* Add age=YEARS body_mass=1..5"),
-        (Known(sex="F", age=3), "body_mass missing"),
-        (Known(ethnicity="Asian"), "sex, age, body_mass missing"),
-        (Known(sex="x", age=3, body_mass=4), "sex: got 'x', expected M, F"),
-        (Known(sex="F", age=200, body_mass=4), "age: got 200"),
-        (Known(sex="F", age=3, body_mass="huge"), "body_mass: got 'huge'"),
+        (PersonInput(sex="F"), "sex given, but age, body_mass missing: .* Add age=YEARS body_mass=1..5"),
+        (PersonInput(sex="F", age=3), "body_mass missing"),
+        (PersonInput(ethnicity="Asian"), "sex, age, body_mass missing"),
+        (PersonInput(sex="x", age=3, body_mass=4), "sex: got 'x', expected M, F"),
+        (PersonInput(sex="F", age=200, body_mass=4), "age: got 200"),
+        (PersonInput(sex="F", age=3, body_mass="huge"), "body_mass: got 'huge'"),
     ],
 )
-def test_partly_known_or_impossible_is_refused(tmp_path: Path, known: Known, message: str) -> None:
+def test_partly_known_or_impossible_is_refused(tmp_path: Path, known: PersonInput, message: str) -> None:
     with pytest.raises(CaseError, match=message):
         find_cases(picture(tmp_path / "a.png"), known)
 
@@ -85,21 +85,25 @@ def test_a_folder_without_pictures_says_where_they_are(tmp_path: Path) -> None:
 
 def test_a_manifest_brings_its_own_and_explicit_values_override(make_pairs: Callable[..., Path]) -> None:
     manifest = make_pairs(test=4) / "split_data/test.json"
-    cases = find_cases(manifest, Known())
+    cases = find_cases(manifest, PersonInput())
     assert [case.biometrics.sex for case in cases if case.biometrics] == ["male", "female", "male", "female"]
     assert all(case.face_path is not None and case.ethnicity_given for case in cases)
-    older = find_cases(manifest, Known(sex="F", age=70))
+    older = find_cases(manifest, PersonInput(sex="F", age=70))
     assert all(case.biometrics == Biometrics("female", 70.0) for case in older)
     with pytest.raises(ManifestError, match="age: got 300"):
-        find_cases(manifest, Known(age=300))
+        find_cases(manifest, PersonInput(age=300))
 
 
 def test_limit_spreads_evenly(make_pairs: Callable[..., Path]) -> None:
     manifest = make_pairs(test=6) / "split_data/test.json"
-    assert [case.name for case in find_cases(manifest, Known(), limit=3)] == ["test_0", "test_2", "test_4"]
-    assert len(find_cases(manifest, Known(), limit=99)) == 6
+    assert [case.name for case in find_cases(manifest, PersonInput(), limit=3)] == [
+        "test_0",
+        "test_2",
+        "test_4",
+    ]
+    assert len(find_cases(manifest, PersonInput(), limit=99)) == 6
     with pytest.raises(CaseError, match="limit: got 0"):
-        find_cases(manifest, Known(), limit=0)
+        find_cases(manifest, PersonInput(), limit=0)
 
 
 @given(st.integers(1, 50), st.integers(1, 60))

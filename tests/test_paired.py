@@ -63,7 +63,7 @@ def test_a_second_read_is_from_memory_and_the_same(records: list[Record]) -> Non
 
 def test_memory_for_pictures_is_limited(records: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = PairedDataset(records, size=64)
-    monkeypatch.setattr("data.paired.KEPT_BYTES", 3 * 64 * 64)  # one colour picture, or three grey ones
+    monkeypatch.setattr("data.paired.CACHE_BYTES", 3 * 64 * 64)  # one colour picture, or three grey ones
     limited = PairedDataset(records, size=64)
     for _ in range(2):
         for k in range(len(records)):

@@ -20,7 +20,7 @@ import muti_control.sampling.draw as reconstruction
 import sample
 from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, load_model, model_metadata
-from data.cases import Known, find_cases
+from data.cases import PersonInput, find_cases
 from data.images import ImageError
 from data.sheet import NOTICE
 from ldm.checkpoint import sha256, write_state_dict
@@ -113,7 +113,7 @@ def test_a_repeat_is_identical_and_seed_skull_and_prompt_each_matter(
 
 def test_a_face_does_not_depend_on_its_batch(weights: Path, make_pairs: Callable[..., Path]) -> None:
     model, _ = load_model(weights)
-    cases = find_cases(make_pairs(test=4) / "split_data/test.json", Known())
+    cases = find_cases(make_pairs(test=4) / "split_data/test.json", PersonInput())
     draws = [(case, 0, seed) for case in cases for seed in (3, 4)]
 
     def draw(*chosen: Draw) -> np.ndarray:

@@ -112,7 +112,7 @@ class Fit:
         return (_square(self.faces, self.prior) - misfit + self.constant) / 2
 
     def best(self, k: int) -> tuple[int, float, float]:
-        """Return the skull that fits face ``k`` best, its log-likelihood ratio to the own one, and how many fit better."""
+        """Return the skull that fits face ``k`` best, the log-likelihood ratio to its own, the share of better ones."""
         misfit = _square(self.faces[k] - self.predicted, self.precision)
         best = int(misfit.argmin())
         return best, float(misfit[k] - misfit[best]) / 2, float((misfit < misfit[k]).mean())

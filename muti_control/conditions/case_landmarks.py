@@ -17,11 +17,10 @@ from cldm.branches import Landmarks
 from cldm.controlled import ControlledLatentDiffusion
 from cldm.record import write_json
 from data.cases import Case, read_skull
-from data.images import read_image, write_png
+from data.images import picture_size, read_image, write_png
 from data.landmarks import (
     LandmarksError,
     fractions_of,
-    picture_size,
     pixels_of,
     read_confidence,
     read_landmarks,

@@ -13,7 +13,7 @@ from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, architecture_of, load_model
 from cldm.record import check_overwriting, claim_folder, environment, latest_folder, unused_folder
 from cldm.spacing import spaced_timesteps
-from data.cases import MANIFEST_SUFFIXES, NO_SKULL, Case, Known, check_pictures, find_cases
+from data.cases import MANIFEST_SUFFIXES, NO_SKULL, Case, PersonInput, check_pictures, find_cases
 from data.files import picture_sha256
 from ldm.checkpoint import read_state_dict, sha256
 from ldm.compiled import check_compiler, compile_blocks
@@ -57,7 +57,7 @@ def make_job(cfg: SampleConfig, config_files: Sequence[Path] = ()) -> Job:
     dtype = choose_precision(cfg.precision, device)
     if cfg.compile:
         check_compiler()
-    person = Known(cfg.sex, cfg.age, cfg.ethnicity, cfg.body_mass)
+    person = PersonInput(cfg.sex, cfg.age, cfg.ethnicity, cfg.body_mass)
     skull = shipped(DEMO_SKULLS) if cfg.skull is None else Path(cfg.skull)
     limit = DEMO_LIMIT if cfg.skull is None and cfg.limit is None else cfg.limit
     cases = [replace(case, missing=cfg.missing) for case in find_cases(skull, person, cfg.images_dir, limit)]
