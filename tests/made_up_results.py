@@ -111,7 +111,7 @@ def made_up(
                 groups,
                 own,
                 distances.mean(axis=1),
-                resampling=how,
+                how=how,
                 missed=int(judge == "dlib"),
             )
             nearest.setdefault((name, judge), distances.argmin(axis=1))

@@ -196,8 +196,8 @@ def small_cohort(tmp_path_factory) -> Path:
 
 
 def test_ceiling_from_end_to_end(small_cohort, tmp_path, capsys):
-    out, cache = tmp_path / "ceiling", tmp_path / "cache.npz"
-    assert ceiling.main([f"cohort={small_cohort}", "gallery=6", f"out={out}", f"cache={cache}"]) == 0
+    out = tmp_path / "ceiling"
+    assert ceiling.main([f"cohort={small_cohort}", "gallery=6", f"out={out}"]) == 0
     record = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
     assert record["gallery"] == 6 and record["recogniser"]["chip"] == 150
     own = record["figures"]["ceiling"]["descriptor"]
@@ -207,7 +207,7 @@ def test_ceiling_from_end_to_end(small_cohort, tmp_path, capsys):
     assert record["figures"]["true face, turned"]["descriptor"]["rank1"] == 1
     assert record["figures"]["attributes only"]["descriptor"]["num"] == 6
     assert "| chance |" in capsys.readouterr().out
-    assert ceiling.main([f"cohort={small_cohort}", "gallery=99", f"out={out}", f"cache={cache}"]) == 2
+    assert ceiling.main([f"cohort={small_cohort}", "gallery=99", f"out={out}"]) == 2
     assert "test_subjects=99" in capsys.readouterr().err
 
 

@@ -96,8 +96,11 @@ def test_a_person_is_nearer_to_a_blurred_self_than_to_others(recogniser, faces):
     pictures = list(faces.values())
     shrunk = [Image.fromarray(face).resize((160, 160), Image.Resampling.BICUBIC) for face in pictures]
     again = [np.asarray(small.resize((256, 256), Image.Resampling.BICUBIC)) for small in shrunk]
-    gallery, shapes = recogniser.look_at_all(pictures)
-    probes, probe_shapes = recogniser.look_at_all(again)
+    gallery, shapes, probes, probe_shapes = (
+        np.stack([recogniser.look(picture)[k] for picture in side])
+        for side in (pictures, again)
+        for k in (0, 1)
+    )
     assert (descriptor_distances(probes, gallery).argmin(1) == np.arange(len(pictures))).all()
     assert (procrustes_distances(probe_shapes, shapes).argmin(1) == np.arange(len(pictures))).all()
 
@@ -107,22 +110,6 @@ def test_the_detector_agrees_with_the_fixed_rectangle(recogniser, faces):
     _, fixed = recogniser.look(face)
     _, found = Recogniser(RecogniserConfig(rectangle=None)).look(face)
     assert np.linalg.norm(fixed - found, axis=1).mean() < 6
-
-
-def test_the_cache_is_used_and_knows_other_settings(recogniser, faces, tmp_path, monkeypatch):
-    cache = tmp_path / "seen" / "cache.npz"
-    pictures = list(faces.values())[:2]
-    first, points = recogniser.look_at_all(pictures, cache)
-    with monkeypatch.context() as patch:
-        patch.setattr(Recogniser, "look", lambda *_: pytest.fail("looked again at a picture it had seen"))
-        again, points_again = recogniser.look_at_all(pictures[::-1], cache)
-    np.testing.assert_array_equal(again[::-1], first)
-    np.testing.assert_array_equal(points_again[::-1], points)
-    wider = Recogniser(RecogniserConfig(padding=0.5))
-    assert np.abs(wider.look_at_all(pictures[:1], cache)[0] - first[:1]).max() > 1e-3
-    cache.write_text("nothing of the kind", encoding="utf-8")
-    with pytest.raises(RecogniserError, match="delete it"):
-        recogniser.look_at_all(pictures, cache)
 
 
 def test_what_is_no_face_is_told(recogniser):

@@ -25,7 +25,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ from muti_control.evaluation.judges.dlib_recogniser import (
     descriptor_distances,
     procrustes_distances,
 )
-from muti_control.evaluation.methods.baselines import Group, group_mean, shuffle_within_groups
+from muti_control.evaluation.methods.baselines import Group, group_weights, shuffle_within_groups
 from muti_control.evaluation.results.statistics import bootstrap_interval, ranks_of_truth
 from settings.base import Settings
 
@@ -59,14 +58,12 @@ class CeilingConfig(Settings):
     cohort: folder of `python -m data.cohort` with ceiling=true.
     gallery: how many test subjects, the first of the list; 0 takes all.
     detector: let dlib look for each face instead of taking the place that the cohort's camera puts it at.
-    cache: file of what the recogniser has seen before; null looks at every picture anew.
     seed: of the donors and of the bootstrap.  out: OUT.json.
     """
 
     cohort: str = "cohort"
     gallery: int = 500
     detector: bool = False
-    cache: str | None = "benchmarks/results/recogniser_cache.npz"
     seed: int = 0
     out: str = "benchmarks/results/ceiling"
 
@@ -151,7 +148,7 @@ def probes_of(root: Path, gallery: Sequence[Pair], seed: int) -> dict[str, Probe
     others = Probes([expected[k].face for k in donors[lent]], truth[lent], truth[donors[lent]])
     train = read_pairs(root, "train")
     faces = np.stack([pair.face.astype(np.float32).ravel() for pair in train])
-    means = group_mean(faces, [pair.group for pair in train], [pair.group for pair in gallery])
+    means = group_weights([pair.group for pair in train], [pair.group for pair in gallery]) @ faces
     means = np.rint(means).astype(np.uint8).reshape(len(gallery), *gallery[0].face.shape)
     turned = {pair.record.subject: pair for pair in reversed(listed("test_views")) if pair.record.extra}
     kinds = {
@@ -201,12 +198,11 @@ def measure(config: CeilingConfig) -> dict[str, Any]:
     root = Path(config.cohort)
     gallery = gallery_of(root, config.gallery)
     kinds = probes_of(root, gallery, config.seed)
-    cache = None if config.cache is None else Path(config.cache)
 
     def look(name: str, pictures: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[np.float32]]:
-        bar = partial(tqdm, desc=name, unit="face", leave=False)
-        descriptors, points = recogniser.look_at_all(pictures, cache, bar)
-        return {"descriptor": descriptors, "points": points}
+        seen = [recogniser.look(picture) for picture in tqdm(pictures, desc=name, unit="face", leave=False)]
+        descriptors, points = zip(*seen, strict=True)
+        return {"descriptor": np.stack(descriptors), "points": np.stack(points)}
 
     started = time.perf_counter()
     known = look("gallery", [pair.face for pair in gallery])

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from muti_control.evaluation.report.page import comparison_page, write_page
+from muti_control.evaluation.report.tables import as_text
 from muti_control.evaluation.results.comparison import Comparison, cells, compare, summary
 from muti_control.evaluation.results.results_file import ResultsError, read_results
 
@@ -22,27 +23,22 @@ USAGE = (
 
 
 def terminal(comparison: Comparison) -> str:
-    """The rows that differ, as aligned text."""
+    """Return the rows that differ, as aligned text."""
     lines = [["method", "measure", "first", "second", "second - first", "", "p", "second is"]]
     for row in comparison.rows:
         if row.verdict != "same":
-            shown = [text.replace("\N{MINUS SIGN}", "-") for text in cells(row)]
             measure = f"{row.part}: {row.column.label}"
-            lines.append([row.label, measure, *shown, f"{row.difference.p:.3f}", row.verdict])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    right = (2, 3, 4)
-    text = [
-        "  ".join(
-            c.rjust(w) if i in right else c.ljust(w)
-            for i, (c, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
-    return "\n".join(line.rstrip() for line in text)
+            lines.append([row.label, measure, *cells(row), f"{row.difference.p:.3f}", row.verdict])
+    return _plain(as_text(lines, right=(2, 3, 4)))
+
+
+def _plain(text: str) -> str:
+    """Return the text for terminals that know no true minus sign."""
+    return text.replace("\N{MINUS SIGN}", "-")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command. Returns the exit code: 0, or 2 with one message on stderr."""
+    """Run the command and return the exit code: 0, or 2 with one message on stderr."""
     paths = [argument for argument in arguments if "=" not in argument]
     options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     try:
@@ -57,6 +53,6 @@ def main(arguments: Sequence[str]) -> int:
         print(f"evaluate.py compare: {error}", file=sys.stderr)
         return 2
     print(f"first: {paths[0]}\nsecond: {paths[1]}\n\n{terminal(comparison)}\n")
-    print("\n".join(line.replace("\N{MINUS SIGN}", "-") for line in summary(comparison)))
+    print(_plain("\n".join(summary(comparison))))
     print(f"\n{out}")
     return 0

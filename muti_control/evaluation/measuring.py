@@ -148,7 +148,7 @@ class Measuring:
                     verdict.others,
                     missed=len(verdict.missed),
                     excluded=excluded,
-                    resampling=self._how,
+                    how=self._how,
                 )
                 for name, verdict in judged.verdicts.items()
             },
@@ -282,7 +282,7 @@ class Measuring:
                 after.verdicts[judge].ranks[probes] == 1,
                 before.verdicts[judge].ranks[probes] == 1,
                 [self._edit_pictures(plan, i, before, after) for i in probes[:shown]],
-                resampling=self._how,
+                how=self._how,
             )
         except NoChangeError as error:
             return NotRun(name, plan.label, str(error))

@@ -32,13 +32,13 @@ Drawn = dict[int, tuple[Path, ...]]  # probe -> its faces
 class Made:
     """All faces of a run. told: the subject's faces with another person's attributes. edits: of each method.
 
-    details: how baselines were chosen.
+    chosen: the penalty of the ridge and how it was chosen.
     """
 
     methods: list[Faces] = field(default_factory=list)
     told: Faces | None = None
     edits: list[tuple[EditPlan, Faces]] = field(default_factory=list)
-    details: dict[str, Any] = field(default_factory=dict)
+    chosen: dict[str, float] = field(default_factory=dict)
 
     def of(self, name: str) -> Faces | None:
         """Return the faces of a method, or None."""
@@ -113,8 +113,8 @@ class _Production:
     def _learn(self) -> None:
         inputs, every = self._plan.inputs, list(range(len(self._plan.inputs.rows)))
         with self._stage("reading the training pairs", len(inputs.train) + len(inputs.valid)) as advance:
-            learnt = Learnt.of(inputs.train, inputs.valid, inputs.size, "ridge" in self._names, advance)
-        self._made.details = learnt.details()
+            learnt = Learnt(inputs.train, inputs.valid, inputs.size, "ridge" in self._names, advance)
+        self._made.chosen = learnt.chosen
         skulls = skull_features(inputs.probe_cases, inputs.size)
         drawing = Drawing(inputs.train, inputs.size)
 

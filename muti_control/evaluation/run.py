@@ -172,8 +172,8 @@ def _protocol(plan: Plan, made: Made, gallery_size: int) -> Protocol:
             f"training people of the same group, {counts['outside']} of the same sex and age level only, "
             f"{counts['nobody']} of nobody (left out)."
         )
-    if made.details:
-        remarks.append(f"PCA + ridge, chosen on the validation split: {made.details['ridge']}.")
+    if made.chosen:
+        remarks.append(f"PCA + ridge, chosen on the validation split: {made.chosen}.")
     config = cfg.model_dump()
     return Protocol(
         preset=plan.preset,

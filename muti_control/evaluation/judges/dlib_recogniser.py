@@ -14,10 +14,6 @@ J. Sullivan, "One millisecond face alignment with an ensemble of regression tree
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -132,34 +128,6 @@ class Recogniser:
             found = np.array(self._network.compute_face_descriptor(chip))
         return found.astype(np.float32), points
 
-    def look_at_all(
-        self,
-        pictures: Iterable[Pictures],
-        cache: Path | None = None,
-        progress: Callable[[Sequence[Pictures]], Iterable[Pictures]] = iter,
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Descriptors (N, 128) and points (N, 68, 2) of many pictures.
-
-        Args:
-            cache: an .npz file of what was seen before, by the content of the picture and the settings; it is read,
-                used and written again. None looks at every picture.
-            progress: wraps the list of pictures, e.g. ``tqdm``.
-        """
-        settings = repr(sorted(self.identity.items())).encode()
-        known = _read_cache(cache)
-        before = len(known)
-        rows = []
-        for picture in progress(list(pictures)):
-            key = hashlib.sha256(settings + str(picture.shape).encode() + picture.tobytes()).hexdigest()
-            if key not in known:
-                descriptor, points = self.look(picture)
-                known[key] = np.concatenate([descriptor, points.ravel()])
-            rows.append(known[key])
-        if cache is not None and len(known) > before:
-            _write_cache(cache, known)
-        seen = np.stack(rows) if rows else np.zeros((0, DESCRIPTOR_SIZE + 2 * NUM_POINTS), np.float32)
-        return seen[:, :DESCRIPTOR_SIZE], seen[:, DESCRIPTOR_SIZE:].reshape(-1, NUM_POINTS, 2)
-
     def _rectangle(self, colour: Pictures) -> Any:
         height, width = colour.shape[:2]
         found = []
@@ -224,26 +192,3 @@ def _weight_file(name: str) -> Path:
         if path.is_file():
             return path
     raise RecogniserError(f"the weights {name} are not installed: {_REMEDY}")
-
-
-def _read_cache(path: Path | None) -> dict[str, NDArray[np.float32]]:
-    if path is None or not path.is_file():
-        return {}
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return dict(zip(stored["keys"].tolist(), stored["rows"], strict=True))
-    except (OSError, ValueError, KeyError) as error:
-        raise RecogniserError(
-            f"{path}: not a cache of descriptors ({error}): delete it, or name another"
-        ) from error
-
-
-def _write_cache(path: Path, known: dict[str, NDArray[np.float32]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, keys=np.array(list(known)), rows=np.stack(list(known.values())))
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)

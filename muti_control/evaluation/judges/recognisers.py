@@ -1,4 +1,4 @@
-"""The judges of identity. None of them is in a loss or in guidance, and nothing here trains one.
+"""The judges of identity. No loss and no guidance uses them, and nothing here trains one.
 
 An *eye* turns a picture into a vector, or finds no face in it; a *judge* says how far two vectors are apart. dlib's
 descriptor and dlib's 68 points are two judges with one eye.
@@ -101,51 +101,36 @@ def points(vectors: Floats) -> Floats:
 
 
 def judges_of(cfg: EvaluateConfig) -> list[Judge]:
-    """The judges that the settings ask for.
+    """Return the judges that the settings ask for.
 
     Raises:
         RecogniserError: one that is not installed, or a model that cannot be used.
     """
-    found: list[Judge] = []
-    if "dlib" in cfg.recognisers or "landmarks" in cfg.recognisers:
+    judges: list[Judge] = []
+    if {"dlib", "landmarks"} & set(cfg.recognisers):
         eye = DlibEye(cfg.rectangle)
-        if "dlib" in cfg.recognisers:
-            found.append(
-                Judge(
-                    "dlib",
-                    "dlib descriptor",
-                    "Euclidean, 128 numbers",
-                    "A network trained on photographs; it hardly sees body mass.",
-                    eye,
-                    lambda a, b: descriptor_distances(descriptors(a), descriptors(b)),
-                )
-            )
-        if "landmarks" in cfg.recognisers:
-            found.append(
-                Judge(
-                    "landmarks",
-                    "dlib's 68 points",
-                    "Procrustes, of shapes of unit size",
-                    "Shape alone: place, size and turn in the picture are taken away.",
-                    eye,
-                    lambda a, b: procrustes_distances(points(a), points(b)),
-                )
-            )
+        note = "A network trained on photographs; it hardly sees body mass."
+        judges.append(Judge("dlib", "dlib descriptor", "Euclidean, 128 numbers", note, eye, _by_descriptors))
+        note = "Shape alone: place, size and turn in the picture are taken away."
+        distance = "Procrustes, of shapes of unit size"
+        judges.append(Judge("landmarks", "dlib's 68 points", distance, note, eye, _by_points))
     if "picture" in cfg.recognisers:
-        found.append(
-            Judge(
-                "picture",
-                "grey levels",
-                f"{cfg.picture_distance.replace('_', ' ')} difference, {FEATURE_SIZE} px, grey levels in [0, 1]",
-                "No network: it sees everything, also what is not identity, such as the scan's noise.",
-                PictureEye(),
-                partial(_grey_distances, cfg.picture_distance),
-            )
-        )
-    return found
+        kind = cfg.picture_distance
+        distance = f"{kind.replace('_', ' ')} difference, {FEATURE_SIZE} px, grey levels in [0, 1]"
+        note = "No network: it sees everything, also what is not identity, such as the scan's noise."
+        judges.append(Judge("picture", "grey levels", distance, note, PictureEye(), partial(_by_grey, kind)))
+    return [judge for judge in judges if judge.name in cfg.recognisers]
 
 
-def _grey_distances(name: str, probes: Floats, gallery: Floats) -> Floats:
+def _by_descriptors(probes: Floats, gallery: Floats) -> Floats:
+    return descriptor_distances(descriptors(probes), descriptors(gallery))
+
+
+def _by_points(probes: Floats, gallery: Floats) -> Floats:
+    return procrustes_distances(points(probes), points(gallery))
+
+
+def _by_grey(name: str, probes: Floats, gallery: Floats) -> Floats:
     return DISTANCES[name](probes, gallery, gallery.mean(axis=0))
 
 

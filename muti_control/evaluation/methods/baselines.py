@@ -1,4 +1,4 @@
-"""Faces predicted without the model: means, the nearest training skull's face, and PCA + ridge.
+"""Faces predicted without the model: means, the face of the nearest training skull, and PCA + ridge.
 
 All are told what the prompt tells the model and no more: sex, age level, body mass level and ethnicity.
 Arrays are features as in `muti_control.evaluation.judges.features`: (N, D) float32 in [0, 1]. Every one of these
@@ -16,17 +16,12 @@ Ints = NDArray[np.integer]
 Group = tuple[str, int, int, str]  # sex, age level 1-5, body mass level 1-5, ethnicity
 
 
-def group_mean(train_faces: Floats, train_groups: Sequence[Group], groups: Sequence[Group]) -> Floats:
-    """The mean training face of each probe's group, (P, D).
+def group_weights(train_groups: Sequence[Group], groups: Sequence[Group]) -> NDArray[np.float32]:
+    """Return the mean training face of each probe's group as weights (P, N) of the training faces.
 
     A group without a training face falls back on its sex, age level and body mass, then sex and age level, then
     sex, then everybody.
     """
-    return np.stack([train_faces[_members(train_groups, group)].mean(axis=0) for group in groups])
-
-
-def weights_group_mean(train_groups: Sequence[Group], groups: Sequence[Group]) -> NDArray[np.float32]:
-    """The same as weights (P, N) of the training faces."""
     weights = np.zeros((len(groups), len(train_groups)), np.float32)
     for row, group in zip(weights, groups, strict=True):
         members = _members(train_groups, group)
@@ -34,23 +29,10 @@ def weights_group_mean(train_groups: Sequence[Group], groups: Sequence[Group]) -
     return weights
 
 
-def nearest_skull(
-    train_skulls: Floats,
-    skulls: Floats,
-    train_groups: Sequence[Group] | None = None,
-    groups: Sequence[Group] | None = None,
-) -> Ints:
-    """Index (P,) of the training skull with the smallest root mean square difference to each probe's skull.
-
-    With groups, only training subjects of the probe's own group are looked at (falling back as `group_mean` does).
-    """
+def nearest_skull(train_skulls: Floats, skulls: Floats) -> Ints:
+    """Return the index (P,) of the training skull with the smallest root mean square difference to each skull."""
     train, probes = (np.asarray(a, dtype=np.float64) for a in (train_skulls, skulls))
     distances = (probes**2).sum(axis=1)[:, None] - 2 * probes @ train.T + (train**2).sum(axis=1)
-    if train_groups is not None and groups is not None:
-        for row, group in zip(distances, groups, strict=True):
-            outside = np.ones(len(train), dtype=bool)
-            outside[_members(train_groups, group)] = False
-            row[outside] = np.inf
     return distances.argmin(axis=1)
 
 
@@ -89,25 +71,21 @@ def shuffle_within_groups(
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Which levels of each attribute the training split has: the columns of the one-hot attribute matrix."""
+    """The levels that each attribute has in the training split: the columns of the one-hot attribute matrix."""
 
     levels: tuple[tuple[Hashable, ...], ...]
 
     @classmethod
     def of(cls, groups: Sequence[Group]) -> "Vocabulary":
+        """Return the levels of the training subjects."""
         return cls(tuple(tuple(sorted(set(column))) for column in zip(*groups, strict=True)))
 
     def encode(self, groups: Sequence[Group]) -> NDArray[np.float32]:
-        """(N, number of levels) zeros and ones; a level not seen in training is all zeros."""
-        rows = [
-            [
-                float(value == level)
-                for value, column in zip(group, self.levels, strict=True)
-                for level in column
-            ]
-            for group in groups
-        ]
-        return np.asarray(rows, dtype=np.float32)
+        """Return (N, number of levels) zeros and ones; a level that training lacks is all zeros."""
+        columns = zip(zip(*groups, strict=True), self.levels, strict=True)
+        return np.hstack(
+            [np.equal.outer(np.array(own, object), np.array(levels, object)) for own, levels in columns]
+        ).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -184,7 +162,7 @@ def choose_ridge(
     strengths: Sequence[float] = (1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
     num_components: Sequence[int] = (60, 150, 300, 600, 1200),
 ) -> tuple[Ridge, float, dict[str, float]]:
-    """The ridge whose predictions have the smallest root mean square error on the validation split.
+    """Return the ridge whose predictions have the smallest root mean square error on the validation split.
 
     Args:
         train, valid: (skulls, attributes, faces) each.
@@ -194,14 +172,14 @@ def choose_ridge(
     """
     skull = Components.fit(train[0], max(num_components))
     face = Components.fit(train[2], max(num_components))
-    best: tuple[float, Ridge, float, int] | None = None
-    for num in num_components:
-        model = Ridge(*train, skull.first(num), face.first(num))
-        for strength in strengths:
-            error = float(np.sqrt(((model.predict(valid[0], valid[1], strength) - valid[2]) ** 2).mean()))
-            if best is None or error < best[0]:
-                best = (error, model, strength, num)
-    if best is None:
-        raise ValueError("no ridge to choose from: strengths and num_components must not be empty")
-    error, model, strength, num = best
-    return model, strength, {"components": num, "strength": strength, "valid_rms": error}
+    models = {num: Ridge(*train, skull.first(num), face.first(num)) for num in num_components}
+    errors = {
+        (num, strength): float(
+            np.sqrt(((model.predict(valid[0], valid[1], strength) - valid[2]) ** 2).mean())
+        )
+        for num, model in models.items()
+        for strength in strengths
+    }
+    num, strength = min(errors, key=errors.__getitem__)
+    chosen = {"components": num, "strength": strength, "valid_rms": errors[num, strength]}
+    return models[num], strength, chosen

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +13,7 @@ from data.cases import Case, read_skull
 from data.images import to_uint8, write_png
 from data.manifest import Record
 from muti_control.evaluation.judges.features import picture_features
-from muti_control.evaluation.methods.baselines import (
-    Ridge,
-    Vocabulary,
-    choose_ridge,
-    nearest_skull,
-    weights_group_mean,
-)
+from muti_control.evaluation.methods.baselines import Vocabulary, choose_ridge, group_weights, nearest_skull
 from muti_control.evaluation.methods.faces import read_grey
 from muti_control.evaluation.protocol.inputs import face_of, group_of
 
@@ -57,31 +50,6 @@ def skull_features(cases: Sequence[Case], size: int) -> Floats:
 
 def _feature(path: Path, size: int) -> Floats:
     return picture_features(read_grey(path, size)[None].astype(np.float32) / 255)[0]
-
-
-@dataclass(frozen=True)
-class ChosenRidge:
-    """PCA + ridge with the penalty that served the validation pairs best."""
-
-    model: Ridge
-    vocabulary: Vocabulary
-    strength: float
-    chosen: dict[str, float]
-
-    @classmethod
-    def of(cls, train: Pairs, valid: Pairs) -> ChosenRidge:
-        groups = [group_of(record) for record in train.records]
-        vocabulary = Vocabulary.of(groups)
-        model, strength, chosen = choose_ridge(
-            (train.skulls, vocabulary.encode(groups), train.faces),
-            (valid.skulls, vocabulary.encode([group_of(record) for record in valid.records]), valid.faces),
-        )
-        return cls(model, vocabulary, strength, chosen)
-
-    def weights(self, skulls: Floats, records: Sequence[Record]) -> Floats:
-        """(P, N) of the training faces, for skulls (P, D) and what the records tell of the people."""
-        told = self.vocabulary.encode([group_of(record) for record in records])
-        return self.model.weights(skulls, told, self.strength)
 
 
 class Drawing:
@@ -121,37 +89,36 @@ class Drawing:
                     write_png(path, picture)
 
 
-@dataclass(frozen=True)
 class Learnt:
-    """What the training pairs teach. ridge: None without a validation list to choose it on."""
+    """The baselines, fitted to the training pairs. chosen: how the ridge was chosen; empty without one."""
 
-    train: Pairs
-    ridge: ChosenRidge | None
+    def __init__(
+        self, train: Sequence[Record], valid: Sequence[Record], size: int, with_ridge: bool, advance: Advance
+    ) -> None:
+        """Read the pairs and fit. advance: called for every pair. Raises: ImageError."""
+        self._train = Pairs.read(train, size, advance)
+        self._groups = [group_of(record) for record in train]
+        self.chosen: dict[str, float] = {}
+        if with_ridge:
+            held_out = Pairs.read(valid, size, advance)
+            self._vocabulary = Vocabulary.of(self._groups)
+            self._ridge, self._strength, self.chosen = choose_ridge(
+                (self._train.skulls, self._vocabulary.encode(self._groups), self._train.faces),
+                (held_out.skulls, self._encode(valid), held_out.faces),
+            )
 
-    @classmethod
-    def of(
-        cls, train: Sequence[Record], valid: Sequence[Record], size: int, with_ridge: bool, advance: Advance
-    ) -> Learnt:
-        """Read the pairs and fit. ``advance`` is told of every pair."""
-        pairs = Pairs.read(train, size, advance)
-        ridge = ChosenRidge.of(pairs, Pairs.read(valid, size, advance)) if with_ridge else None
-        return cls(pairs, ridge)
+    def _encode(self, records: Sequence[Record]) -> Floats:
+        return self._vocabulary.encode([group_of(record) for record in records])
 
     def nearest(self, skulls: Floats) -> list[Path]:
-        """The face picture of the training subject with the most similar skull, for skulls (P, D)."""
-        return [face_of(self.train.records[i]) for i in nearest_skull(self.train.skulls, skulls)]
+        """Return the face picture of the training subject with the most similar skull, for skulls (P, D)."""
+        return [face_of(self._train.records[i]) for i in nearest_skull(self._train.skulls, skulls)]
 
     def weights(self, method: str, skulls: Floats, records: Sequence[Record]) -> Floats:
-        """(P, N) of a method whose faces are sums of training faces: ridge, group_mean or mean_face."""
-        num = len(self.train.records)
+        """Return (P, N): the weights of the training faces in the faces of ridge, group_mean or mean_face."""
+        num = len(self._groups)
         if method == "mean_face":
             return np.full((len(records), num), 1 / num, np.float32)
         if method == "group_mean":
-            groups = [group_of(record) for record in self.train.records]
-            return weights_group_mean(groups, [group_of(record) for record in records])
-        assert self.ridge is not None, "no ridge without a validation list"
-        return self.ridge.weights(skulls, records)
-
-    def details(self) -> dict[str, Any]:
-        """How the ridge was chosen, for the record."""
-        return {} if self.ridge is None else {"ridge": self.ridge.chosen}
+            return group_weights(self._groups, [group_of(record) for record in records])
+        return self._ridge.weights(skulls, self._encode(records), self._strength)

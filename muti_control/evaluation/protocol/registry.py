@@ -1,4 +1,4 @@
-"""The ways of getting a face that the protocol knows, each named once."""
+"""The methods of the protocol: every way to get a face, named once."""
 
 from __future__ import annotations
 
@@ -17,84 +17,82 @@ class MethodInfo:
     note: str
 
 
-_ALL = (
-    MethodInfo(
-        "model", "model", "model", "The model, told the skull, sex, age level, body mass and ethnicity."
-    ),
-    MethodInfo("folder", "faces from elsewhere", "folder", "Pictures made by another program."),
-    MethodInfo(
+_TABLE: tuple[tuple[str, str, MethodKind, str], ...] = (
+    ("model", "model", "model", "The model, given the skull, sex, age level, body mass and ethnicity."),
+    ("folder", "faces from elsewhere", "folder", "Pictures made by another program."),
+    (
         "shuffled",
         "model, another's skull",
         "control",
-        "The model, given the skull of another person of the same sex, age level, body mass and ethnicity, whose own "
-        "face does not count. A model that ignores the skull does as well here as with the right one.",
+        "The model, given the skull of another person of the same sex, age level, body mass and ethnicity, "
+        "whose own face does not count. A model that ignores the skull does as well here as with the right one.",
     ),
-    MethodInfo("attributes", "model, no skull", "control", "The model with its skull control switched off."),
-    MethodInfo(
+    ("attributes", "model, no skull", "control", "The model with its skull control switched off."),
+    (
         "permuted",
         "permuted labels",
         "control",
-        "The faces of the method above all others, each held against another person's name: chance.",
+        "The faces of the evaluated method, each compared with another person's name: chance.",
     ),
-    MethodInfo(
-        "ridge", "PCA + ridge", "baseline", "Linear regression from skull picture and attributes to the face."
-    ),
-    MethodInfo(
+    ("ridge", "PCA + ridge", "baseline", "Linear regression from skull picture and attributes to the face."),
+    (
         "pix2pix",
         "Pix2Pix",
         "baseline",
-        "One pass of a U-Net from the skull, trained with L1 and a discriminator; told what the prompt tells.",
+        "One pass of a U-Net from the skull and the attributes, trained with L1 and a discriminator.",
     ),
-    MethodInfo(
+    (
         "pix2pix_shuffled",
         "Pix2Pix, another's skull",
         "control",
         "Pix2Pix, given the skull of another person of the same group, whose own face does not count.",
     ),
-    MethodInfo(
+    (
         "nearest",
         "nearest skull's face",
         "baseline",
         "The face of the training subject with the most similar skull.",
     ),
-    MethodInfo(
+    (
         "group_mean",
         "mean face of the group",
         "baseline",
         "The mean training face of the same sex, age, body mass.",
     ),
-    MethodInfo(
-        "mean_face", "mean face", "baseline", "The mean of all training faces: knows nothing of the person."
+    (
+        "mean_face",
+        "mean face",
+        "baseline",
+        "The mean of all training faces, without knowledge of the person.",
     ),
-    MethodInfo(
+    (
         "ceiling",
         "ceiling: expected face",
         "ceiling",
-        "The true bone under the soft tissue to be expected from the attributes, in the true face's surface style.",
+        "The true bone under the soft tissue to be expected from the attributes, in the true face's surface "
+        "style.",
     ),
-    MethodInfo(
+    (
         "ceiling_neutral",
         "ceiling, neutral surface",
         "ceiling",
         "The same in the middle of all surface styles: neither skull nor attributes tell the true one.",
     ),
-    MethodInfo(
+    (
         "ceiling_shuffled",
         "ceiling, another's skull",
         "control",
         "The ceiling face of another person of the same group, whose own face does not count.",
     ),
-    MethodInfo(
+    (
         "autoencoder",
         "true face through the autoencoder",
         "limit",
         "The true face encoded and decoded by the model.",
     ),
-    MethodInfo(
-        "turned", "true face, turned", "limit", "Another view of the true face: the recogniser's own limit."
-    ),
+    ("turned", "true face, turned", "limit", "Another view of the true face: the recogniser's own limit."),
 )
-METHODS = {info.name: info for info in _ALL}
+METHODS = {row[0]: MethodInfo(*row) for row in _TABLE}
 CEILINGS = ("ceiling", "ceiling_neutral")  # named as their lists of faces
 OF_THE_MODEL = ("model", "shuffled", "attributes", "autoencoder")
 OF_PIX2PIX = ("pix2pix", "pix2pix_shuffled")

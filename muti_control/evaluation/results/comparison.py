@@ -22,7 +22,7 @@ from muti_control.evaluation.results.columns import (
     picture_columns,
     resampling_of,
 )
-from muti_control.evaluation.results.results import Evaluation
+from muti_control.evaluation.results.results import Coverage, Evaluation, Method, Recogniser
 from muti_control.evaluation.results.results_file import ResultsError
 from muti_control.evaluation.results.statistics import best_of_chance
 from muti_control.evaluation.results.summary import Resampling
@@ -72,27 +72,23 @@ class Comparison:
 
 
 def compare(first: Evaluation, second: Evaluation) -> Comparison:
-    """Second minus first, skull by skull.
+    """Return second minus first, skull by skull.
 
     Raises:
         ResultsError: they cannot be compared; the message says what differs.
     """
     check_comparable(first, second)
     how = resampling_of(first)
-    rows = (
-        *_method_rows(first, second, how),
-        *_coverage_rows(first, second, how),
-        *_edit_rows(first, second, how),
-    )
-    names = [{method.name: method.label for method in run.methods} for run in (first, second)]
+    rows = tuple(row for values in _values(first, second) if (row := _row(*values, how)) is not None)
     if not rows:
         raise ResultsError("the two runs have no method and measure in common")
+    one, two = ({method.name: method.label for method in run.methods} for run in (first, second))
     return Comparison(
         first,
         second,
         rows,
-        tuple(label for name, label in names[0].items() if name not in names[1]),
-        tuple(label for name, label in names[1].items() if name not in names[0]),
+        tuple(label for name, label in one.items() if name not in two),
+        tuple(label for name, label in two.items() if name not in one),
         tuple(_settings(first, second)),
     )
 
@@ -104,17 +100,21 @@ def check_comparable(first: Evaluation, second: Evaluation) -> None:
         ResultsError: with all that differs.
     """
     wrong = list(_different_probes(first, second))
-    shared = [judge for judge in first.recognisers if second.recogniser(judge.name) is not None]
+    shared = _shared_judges(first, second)
     if not shared and (first.recognisers or second.recognisers):
         names = [", ".join(judge.name for judge in run.recognisers) or "none" for run in (first, second)]
         wrong.append(f"recognisers: the first has {names[0]}, the second {names[1]}")
-    for judge in shared:
-        other = second.recogniser(judge.name)
-        if other is None:
-            continue
+    for judge, other in shared:
         if judge.identity != other.identity:
-            keys = _different_keys(judge.identity, other.identity)
-            wrong.append(f"recogniser {judge.name}: {keys}")
+            keys = [
+                k
+                for k in {**judge.identity, **other.identity}
+                if judge.identity.get(k) != other.identity.get(k)
+            ]
+            told = [
+                f"{key} {judge.identity.get(key)!r} and {other.identity.get(key)!r}" for key in keys[:_SHOWN]
+            ]
+            wrong.append(f"recogniser {judge.name}: {', '.join(told)}")
         if judge.gallery_sha256 != other.gallery_sha256:
             sizes = first.protocol.gallery_size, second.protocol.gallery_size
             wrong.append(
@@ -122,10 +122,15 @@ def check_comparable(first: Evaluation, second: Evaluation) -> None:
             )
     if wrong:
         raise ResultsError(
-            "these runs cannot be compared; they differ in "
-            + "; ".join(wrong)
-            + ". Evaluate both with the same data, num, seed and recogniser"
+            f"these runs cannot be compared; they differ in {'; '.join(wrong)}. Evaluate both with the same data, num, "
+            "seed and recogniser"
         )
+
+
+def _shared_judges(first: Evaluation, second: Evaluation) -> list[tuple[Recogniser, Recogniser]]:
+    return [
+        (judge, other) for judge in first.recognisers if (other := second.recogniser(judge.name)) is not None
+    ]
 
 
 def _different_probes(first: Evaluation, second: Evaluation) -> Iterator[str]:
@@ -147,104 +152,84 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
-def _different_keys(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
-    keys = [key for key in {**one, **two} if one.get(key) != two.get(key)]
-    return ", ".join(f"{key} {one.get(key)!r} and {two.get(key)!r}" for key in keys[:_SHOWN])
+# method in the first run, part of the comparison, column, values of both runs, weights of the skulls
+_Values = tuple[Method, str, Column, Floats | None, Floats | None, Floats | None]
 
 
-def _method_rows(first: Evaluation, second: Evaluation, how: Resampling) -> Iterator[Row]:
-    shared = [judge for judge in first.recognisers if second.recogniser(judge.name) is not None]
+def _values(first: Evaluation, second: Evaluation) -> Iterator[_Values]:
+    """Yield the values per skull of everything that both runs measured."""
+    yield from _method_values(first, second)
+    yield from _coverage_values(first, second)
+    yield from _edit_values(first, second)
+
+
+def _method_values(first: Evaluation, second: Evaluation) -> Iterator[_Values]:
     for method in first.methods:
         other = second.method(method.name)
         if other is None:
             continue
-        for judge in shared:
+        for judge, _ in _shared_judges(first, second):
             for column in identification_columns(judge.name):
-                row = _row(
-                    method.name,
-                    method.label,
-                    judge.label,
-                    column,
-                    column.values(method),
-                    column.values(other),
-                    how,
-                )
-                if row is not None:
-                    yield row
+                yield method, judge.label, column, column.values(method), column.values(other), None
         for column in picture_columns(first):
-            row = _row(
-                method.name,
-                method.label,
-                "pictures",
-                column,
-                column.values(method),
-                column.values(other),
-                how,
-            )
-            if row is not None:
-                yield row
+            yield method, "pictures", column, column.values(method), column.values(other), None
 
 
-def _row(
-    name: str, label: str, part: str, column: Column, first: Floats | None, second: Floats | None, how: Resampling,
-    weights: Floats | None = None,
-) -> Row | None:  # fmt: skip
-    gap = difference(second, first, how, weights)
-    if gap is None or first is None or second is None:
-        return None
-    both = np.isfinite(first) & np.isfinite(second)
-    w = None if weights is None else weights[both]
-    mean_first, mean_second = (float(np.average(values[both], weights=w)) for values in (first, second))
-    return Row(name, label, part, column, mean_first, mean_second, gap)
-
-
-def _coverage_rows(first: Evaluation, second: Evaluation, how: Resampling) -> Iterator[Row]:
-    """Best of K, and K together, where both drew K faces for the same skulls."""
+def _coverage_values(first: Evaluation, second: Evaluation) -> Iterator[_Values]:
+    """Yield the best of K, and K together, where both drew K faces for the same skulls."""
     others = {(part.recogniser, part.within, part.draws, part.probes): part for part in second.coverage}
     for part in first.coverage:
         other = others.get((part.recogniser, part.within, part.draws, part.probes))
         judge = first.recogniser(part.recogniser)
         if other is None or judge is None:
             continue
-        best = [
-            {name: best_of_chance(hits, part.draws)[:, -1] for name, hits in one.hits.items()}
-            for one in (part, other)
-        ]
-        together = [
-            {
-                name: np.asarray(np.array(r) <= part.within, np.float64)
-                for name, r in one.ranks_together.items()
-            }
-            for one in (part, other)
-        ]
-        for label, (mine, theirs) in (("best of {}", best), ("{} together", together)):
-            told = f"{label.format(part.draws)}: within {part.within}"
-            column = Column(part.recogniser, "coverage", told, "%", "higher", 1, 100)
-            for name in [name for name in mine if name in theirs]:
-                method = first.method(name)
-                if method is None:
-                    continue
-                row = _row(name, method.label, judge.label, column, mine[name], theirs[name], how)
-                if row is not None:
-                    yield row
+
+        def best(coverage: Coverage, name: str) -> Floats:
+            return best_of_chance(coverage.hits[name], coverage.draws)[:, -1]
+
+        def together(coverage: Coverage, name: str) -> Floats:
+            return np.asarray(np.array(coverage.ranks_together[name]) <= coverage.within, np.float64)
+
+        for label, names, of in (
+            (f"best of {part.draws}", part.hits.keys() & other.hits, best),
+            (f"{part.draws} together", part.ranks_together.keys() & other.ranks_together, together),
+        ):
+            column = Column(
+                part.recogniser, "coverage", f"{label}: within {part.within}", "%", "higher", 1, 100
+            )
+            for method in first.methods:
+                if method.name in names:
+                    yield method, judge.label, column, of(part, method.name), of(other, method.name), None
 
 
-def _edit_rows(first: Evaluation, second: Evaluation, how: Resampling) -> Iterator[Row]:
+def _edit_values(first: Evaluation, second: Evaluation) -> Iterator[_Values]:
     others = {(edit.method, edit.name, edit.space, edit.probes): edit for edit in second.edits}
     for edit in first.edits:
         other = others.get((edit.method, edit.name, edit.space, edit.probes))
         method = first.method(edit.method)
-        if other is None or method is None:
-            continue
-        column = Column("edits", edit.name, f"{edit.label}: of the true change", "%", "", 0, 100)
-        values = [
-            np.array([np.nan if p is None else p for p in part.projections], dtype=np.float64)
-            for part in (edit, other)
-        ]
-        weights = np.array(edit.true_sizes) ** 2
-        row = _row(edit.method, method.label, "edits", column, values[0], values[1], how, weights)
-        if row is not None:
-            yield row
+        if other is not None and method is not None:
+            column = Column("edits", edit.name, f"{edit.label}: of the true change", "%", "", 0, 100)
+            values = (
+                np.array(part.projections, dtype=np.float64) for part in (edit, other)
+            )  # None becomes NaN
+            yield method, "edits", column, *values, np.array(edit.true_sizes) ** 2
+
+
+def _row(
+    method: Method,
+    part: str,
+    column: Column,
+    first: Floats | None,
+    second: Floats | None,
+    weights: Floats | None,
+    how: Resampling,
+) -> Row | None:
+    gap = difference(second, first, how, weights)
+    if gap is None or first is None or second is None:
+        return None
+    both = np.isfinite(first) & np.isfinite(second)
+    means = (np.average(v[both], weights=None if weights is None else weights[both]) for v in (first, second))
+    return Row(method.name, method.label, part, column, *map(float, means), gap)
 
 
 def _settings(first: Evaluation, second: Evaluation) -> Iterator[tuple[str, str, str]]:
@@ -281,36 +266,36 @@ def cells(row: Row) -> tuple[str, str, str, str]:
     )
 
 
-def _told(rows: Sequence[Row]) -> str:
-    """One part's rows: the first with its figures, the others by name."""
-    first, *others = rows
-    names = "".join(f", {row.column.label}" for row in others)
-    return f"{first.part}: {first.column.label} {' '.join(cells(first)[2:])}{names}"
-
-
 def summary(comparison: Comparison) -> list[str]:
-    """What the comparison says, in sentences."""
+    """Return what the comparison says, in sentences."""
     lines = []
     decided = [row for row in comparison.rows if row.verdict != "same"]
     for verdict in ("better", "worse"):
-        found = [row for row in decided if row.verdict == verdict]
-        for label in dict.fromkeys(row.label for row in found):
-            parts = dict.fromkeys(row.part for row in found if row.label == label)
-            told = [_told([row for row in found if (row.label, row.part) == (label, part)]) for part in parts]
-            lines.append(f"The second is {verdict} for {label}, by {'; by '.join(told)}.")
+        rows = [row for row in decided if row.verdict == verdict]
+        for label in dict.fromkeys(row.label for row in rows):
+            parts: dict[str, list[Row]] = {}
+            for row in (row for row in rows if row.label == label):
+                parts.setdefault(row.part, []).append(row)
+            by = [
+                f"{part}: {own[0].column.label} {' '.join(cells(own[0])[2:])}"
+                + "".join(f", {row.column.label}" for row in own[1:])
+                for part, own in parts.items()
+            ]
+            lines.append(f"The second is {verdict} for {label}, by {'; by '.join(by)}.")
     if not any(row.verdict in ("better", "worse") for row in decided):
         lines.append("No measure says with certainty that one run is better than the other.")
     if len(decided) > 1:
         tail = 1 - comparison.first.protocol.confidence
         lines.append(
-            f"{len(decided)} comparisons were made: about {len(decided) * tail:.1f} of such intervals leave out zero "
-            "by chance alone."
+            f"{len(decided)} comparisons were made: about {len(decided) * tail:.1f} of such intervals leave out 0 by "
+            "chance alone."
         )
     changed = {row.label for row in decided}
     same = [label for label in dict.fromkeys(row.label for row in comparison.rows) if label not in changed]
-    if same:
-        lines.append(f"The same on every skull in both: {'; '.join(same)}.")
-    for labels, which in ((comparison.only_first, "first"), (comparison.only_second, "second")):
-        if labels:
-            lines.append(f"Only in the {which}: {'; '.join(labels)}.")
+    for labels, beginning in (
+        (same, "The same on every skull in both"),
+        (comparison.only_first, "Only in the first"),
+        (comparison.only_second, "Only in the second"),
+    ):
+        lines += [f"{beginning}: {'; '.join(labels)}."] if labels else []
     return lines

@@ -35,11 +35,10 @@ from muti_control.evaluation.results.statistics import (
 Floats = NDArray[np.floating]
 MIN_PROBES = 2  # fewer have no interval
 AGE_BANDS = ("under 14", "14 to 29", "30 to 49", "50 to 64", "65 and over")
-GROUP_ORDER: dict[str, tuple[str, ...]] = {  # attributes and their groups, in the order of the report
+GROUPS: dict[str, tuple[str, ...]] = {  # attributes and their groups, in the order of the report
     "sex": ("female", "male"),
     "age": AGE_BANDS,
     "body mass": tuple(BODY_MASS_WORDS.values()),
-    "ethnicity": (),
 }
 
 
@@ -81,6 +80,9 @@ class Resampling:
         return _curve(x, chances.mean(axis=0), low, high)
 
 
+DEFAULT = Resampling()
+
+
 def _curve(x: ArrayLike, value: Floats, low: Floats, high: Floats) -> Curve:
     return Curve(
         tuple(int(i) for i in np.asarray(x)), *(tuple(float(v) for v in row) for row in (value, low, high))
@@ -104,7 +106,7 @@ def identification(
     others: ArrayLike | None = None,
     missed: int = 0,
     excluded: int = 0,
-    resampling: Resampling | None = None,
+    how: Resampling = DEFAULT,
 ) -> Identification:
     """Everything one recogniser says of one method's faces.
 
@@ -118,7 +120,6 @@ def identification(
     Raises:
         ValueError: no probe was measured, or a rank outside 1 .. gallery_size.
     """
-    how = resampling or Resampling()
     every = np.array([0 if rank is None else int(rank) for rank in ranks])
     measured_here = every > 0
     if not measured_here.any() or every.max() > gallery_size or every.min() < 0:
@@ -140,17 +141,18 @@ def identification(
         mean_average_precision=how.mean(1 / found),
         mean_reciprocal_rank=how.mean(1 / found),
         mean_rank=how.mean(found),
-        distance=None if own is None else _mean_of_known(own[measured_here], how),
-        other_distance=None
-        if others is None
-        else _mean_of_known(np.asarray(others, dtype=np.float64)[measured_here], how),
+        distance=_mean_of_known(own, measured_here, how),
+        other_distance=_mean_of_known(others, measured_here, how),
         cmc=how.share_curve(at, found_within(found, at)),
         groups=_by_group(every, groups, how),
     )
 
 
-def _mean_of_known(values: Floats, how: Resampling) -> Figure | None:
-    known = values[np.isfinite(values)]
+def _mean_of_known(values: ArrayLike | None, where: NDArray[np.bool_], how: Resampling) -> Figure | None:
+    if values is None:
+        return None
+    known = np.asarray(values, dtype=np.float64)[where]
+    known = known[np.isfinite(known)]
     return how.mean(known) if len(known) else None
 
 
@@ -159,40 +161,25 @@ def _by_group(
 ) -> tuple[GroupFigures, ...]:
     if len(groups) != len(ranks):
         raise ValueError(f"{len(groups)} probes with groups and {len(ranks)} ranks")
-    attributes = sorted(
-        {name for group in groups for name in group}, key=lambda a: _place(a, tuple(GROUP_ORDER))
-    )
     rows = []
-    for attribute in attributes:
-        names = np.array([group.get(attribute, "") for group in groups])
-        for name in sorted(set(names.tolist()), key=lambda n: _place(n, GROUP_ORDER.get(attribute, ()))):
-            found = ranks[(names == name) & (ranks > 0)]
-            if name and len(found):
-                rows.append(
-                    GroupFigures(
-                        attribute,
-                        str(name),
-                        how.share(found <= 1),
-                        how.share(found <= 5),
-                        how.mean(1 / found),
-                    )
-                )
+    for attribute, names in GROUPS.items():
+        of_probes = np.array([group[attribute] for group in groups])
+        for name in names:
+            own = ranks[(of_probes == name) & (ranks > 0)]
+            if len(own):
+                shares = how.share(own <= 1), how.share(own <= 5)
+                rows.append(GroupFigures(attribute, name, *shares, how.mean(1 / own)))
     return tuple(rows)
 
 
-def _place(name: str, order: Sequence[str]) -> tuple[int, str]:
-    """A sorting key: names in their order, the rest after them by the alphabet."""
-    return (order.index(name) if name in order else len(order), name)
-
-
-def measured(values: ArrayLike, resampling: Resampling | None = None) -> Measured:
+def measured(values: ArrayLike, how: Resampling = DEFAULT) -> Measured:
     """A measure from its values per probe (P,); NaN where the probe was not measured.
 
     Raises:
         ValueError: no probe was measured.
     """
     every = np.asarray(values, dtype=np.float64)
-    figure = _mean_of_known(every, resampling or Resampling())
+    figure = _mean_of_known(every, np.isfinite(every), how)
     if figure is None:
         raise ValueError("a measure without a single value: leave it out, and say why in not_run")
     return Measured(figure, tuple(float(v) if np.isfinite(v) else None for v in every))
@@ -203,7 +190,7 @@ def coverage(
     ranks: Mapping[str, ArrayLike],
     within: int,
     probes: Sequence[int],
-    resampling: Resampling | None = None,
+    how: Resampling = DEFAULT,
     together: Mapping[str, ArrayLike] | None = None,
 ) -> Coverage:
     """The best of k of K draws, and the first k of them together.
@@ -216,7 +203,6 @@ def coverage(
     Raises:
         ValueError: shapes that disagree.
     """
-    how = resampling or Resampling()
     tables = {name: np.asarray(table) for name, table in ranks.items()}
     joint = {name: np.asarray(table) for name, table in (together or {}).items()}
     shapes = {table.shape for table in (*tables.values(), *joint.values())}
@@ -250,7 +236,7 @@ def edit(
     kept: ArrayLike | None = None,
     kept_before: ArrayLike | None = None,
     pictures: Sequence[EditPicture] = (),
-    resampling: Resampling | None = None,
+    how: Resampling = DEFAULT,
 ) -> Edit:
     """One kind of edit in landmark space.
 
@@ -263,7 +249,6 @@ def edit(
     Raises:
         NoChangeError: no pair whose true face changed.
     """
-    how = resampling or Resampling()
     changes = [
         (similarity_aligned(after, before) - before).reshape(len(probes), -1)
         for before, after in (predicted, true)
