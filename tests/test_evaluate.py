@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,30 +119,29 @@ def test_permuted_labels_and_a_constant_picture_know_nothing(data, run):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "key"),
     [
-        ("nonsense=1", "nonsense: unknown setting"),
-        ("faces=nowhere", "nowhere is no folder"),
+        ("nonsense=1", "nonsense: "),
+        ("faces=nowhere", "faces: nowhere"),
         ("faces=.", "lacks 6 of 6 probes"),
-        ("mapping=whose.csv", "goes with faces=FOLDER"),
-        ("methods=[model]", "no weights of ours were given"),
-        ("methods=[best]", "are none; known are"),
-        ("weights=none.safetensors", "none.safetensors: no such file"),
-        ("data.root=nowhere", "test.json not found. Give data.root=FOLDER"),
-        ("split=nothing", "nothing.json not found"),
-        ("recognisers=[eye]", "expected some of dlib"),
-        ("size=100", "a multiple of 64"),
-        ("rectangle=[0.5,0.1,0.2,0.9]", "in fractions"),
-        ("picture_distance=best", "expected one of"),
-        ("resume=true overwrite=true", "give one of them"),
-        ("cache=.", "cannot be used"),
+        ("mapping=whose.csv", "mapping: "),
+        ("methods=[model]", "weights=FILE"),
+        ("methods=[best]", "methods: "),
+        ("weights=none.safetensors", "none.safetensors: "),
+        ("data.root=nowhere", "data.root: nowhere"),
+        ("split=nothing", "nothing.json"),
+        ("recognisers=[eye]", "recognisers"),
+        ("size=100", "size: "),
+        ("rectangle=[0.5,0.1,0.2,0.9]", "rectangle: "),
+        ("resume=true overwrite=true", "resume"),
+        ("cache=.", "cache: "),
     ],
 )
-def test_refused_with_one_message(data, capsys, arguments, message):
+def test_refused_with_one_message(data, capsys, arguments, key):
     assert evaluate.main([f"data.root={data}", *SMALL, *arguments.split()]) == 2
     error = capsys.readouterr().err
-    assert message in error and error.startswith("evaluate.py: ") and "Traceback" not in error
-    assert not Path("results/run/metrics.json").exists()
+    assert key in error and error.startswith("evaluate.py: ") and error.count("\n") == 1
+    assert not Path("results/run").exists()
 
 
 def test_people_in_training_and_test_are_refused(data, capsys):
@@ -237,29 +233,16 @@ def without_clock(evaluation: Evaluation) -> dict:
     return content
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_at_any_moment_it_goes_on_to_the_same_results(data, weights, run):
-    arguments = [f"data.root={data}", *SMALL, f"weights={weights}", *OF_MODEL, "resume=true"]
-    started = time.monotonic()
+def test_what_is_there_is_kept_and_the_rest_made_again(data, weights, run):
     whole = run(f"weights={weights}", *OF_MODEL)
-    duration = time.monotonic() - started
-    shutil.move("results/run", "results/whole")
-    rng = np.random.default_rng()  # other moments in every run of the suite
-    moments = duration * rng.uniform(0.05, 0.9, size=2)
-    for moment in moments:
-        child = os.fork()
-        if child == 0:
-            os._exit(evaluate.main(arguments))
-        time.sleep(moment)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        if Path("results/run/metrics.json").exists():
-            read_results(Path("results/run"))  # whole, or not there
-    assert without_clock(run(f"weights={weights}", *OF_MODEL, "resume=true")) == without_clock(whole), moments
-    left = [path for path in Path("results/run").rglob("*") if path.name.endswith(".png")]
-    assert sorted(p.relative_to("results/run") for p in left) == sorted(
-        p.relative_to("results/whole") for p in Path("results/whole").rglob("*.png")
-    )
+    faces = sorted(Path("results/run/faces").rglob("test_*_0.png"))
+    before = {path: path.read_bytes() for path in faces}
+    Path("results/run/metrics.json").unlink()
+    for path in faces[::3]:
+        path.unlink()
+    again = run(f"weights={weights}", *OF_MODEL, "resume=true")
+    assert {path: path.read_bytes() for path in faces} == before
+    assert without_clock(again) == without_clock(whole)
 
 
 def test_a_broken_training_picture_is_named_and_leaves_no_run(data, capsys):

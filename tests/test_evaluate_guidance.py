@@ -82,8 +82,8 @@ def test_given_targets_leave_the_control_unguided_and_it_is_said(
     assert evaluate.main(arguments(root, *more)) == 0
     told = " ".join(read_results(Path("results/run")).protocol.remarks)
     assert "(those of given)" in told and "another's skull are not guided" in told
-    assert record_of("own")["guidance"]["mode"] == "plain"
-    assert record_of("shuffled")["guidance"] is None
+    assert record_of("own")["spgd"]["mode"] == "plain"
+    assert record_of("shuffled")["spgd"] is None
 
 
 def test_a_donor_without_true_landmarks_is_told_before_anything_is_drawn(

@@ -7,12 +7,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data.images import IMAGE_SUFFIXES, picture_size
+from data.images import IMAGE_SUFFIXES
 from data.manifest import Record, name_within
-from muti_control.evaluation.protocol.inputs import InputError
+from muti_control.evaluation.protocol.inputs import InputError, common_size, some
 
 COLUMNS = ("probe", "picture")
-_SHOWN = 20
 
 
 def find_faces(folder: Path, mapping: Path | None, probes: Sequence[Record]) -> list[tuple[Path, ...]]:
@@ -31,27 +30,30 @@ def find_faces(folder: Path, mapping: Path | None, probes: Sequence[Record]) -> 
     """
     if not folder.is_dir():
         raise InputError(f"faces: {folder} is no folder; give the folder of the pictures")
-    found = _by_mapping(folder, mapping, probes) if mapping is not None else _by_name(folder, probes)
-    missing = [record.subject for record, paths in zip(probes, found, strict=True) if not paths]
+    faces = _by_mapping(folder, mapping, probes) if mapping is not None else _by_name(folder, probes)
+    missing = [record.subject for record, paths in zip(probes, faces, strict=True) if not paths]
     if missing:
-        shown = ", ".join(missing[:_SHOWN]) + (
-            f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        hint = f"expected e.g. {Path(_names(probes[0])[0]).stem}.png, or mapping=CSV"
+        if mapping is not None:
+            hint = f"{mapping} names none for them"
+        raise InputError(
+            f"faces: {folder} lacks {len(missing)} of {len(probes)} probes ({hint}): {some(missing)}"
         )
-        hint = (
-            f"{mapping} names none for them"
-            if mapping is not None
-            else f"expected e.g. {Path(_names(probes[0])[0]).stem}.png, or mapping=CSV"
-        )
-        raise InputError(f"faces: {folder} lacks {len(missing)} of {len(probes)} probes ({hint}): {shown}")
-    counts = {len(paths) for paths in found}
+    counts = {len(paths) for paths in faces}
     if len(counts) > 1:
-        few = next(r.subject for r, paths in zip(probes, found, strict=True) if len(paths) == min(counts))
+        few = next(r.subject for r, paths in zip(probes, faces, strict=True) if len(paths) == min(counts))
         raise InputError(
             f"faces: {folder} has {min(counts)} to {max(counts)} pictures of a probe ({few} has {min(counts)}); "
             "expected as many of each"
         )
-    _check_sizes(folder, [path for paths in found for path in paths])
-    return [tuple(paths) for paths in found]
+    width, height = common_size(
+        {path.name: path for paths in faces for path in paths}, f"the pictures in {folder}"
+    )
+    if width != height:
+        raise InputError(
+            f"faces: the pictures in {folder} have {width} x {height} px; expected squares, framed as the true faces"
+        )
+    return [tuple(paths) for paths in faces]
 
 
 def _names(record: Record) -> list[str]:
@@ -100,8 +102,7 @@ def _by_mapping(folder: Path, mapping: Path, probes: Sequence[Record]) -> list[l
         elif probe in place:  # others are subjects who are no probes of this run
             found[next(iter(place[probe]))].append(path)
     if problems:
-        more = [f"... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-        raise InputError("\n  ".join([f"{mapping}: {len(problems)} problem(s)", *problems[:_SHOWN], *more]))
+        raise InputError(f"{mapping}: {len(problems)} problem(s): {some(problems, '; ')}")
     return found
 
 
@@ -123,20 +124,3 @@ def _rows(mapping: Path) -> list[tuple[int, tuple[str, str]]]:
             return [(reader.line_num, (row["probe"].strip(), row["picture"].strip())) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"mapping: {mapping} cannot be read as UTF-8 CSV ({error})") from error
-
-
-def _check_sizes(folder: Path, paths: Sequence[Path]) -> None:
-    sizes = {path: picture_size(path) for path in dict.fromkeys(paths)}
-    first = next(iter(sizes.values()))
-    odd = [f"{path.name} ({w} x {h})" for path, (w, h) in sizes.items() if (w, h) != first]
-    if odd:
-        more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
-        raise InputError(
-            f"faces: the pictures in {folder} differ in size: the first has {first[0]} x {first[1]} px, but not "
-            f"{', '.join(odd[:_SHOWN])}{more}"
-        )
-    if first[0] != first[1]:
-        raise InputError(
-            f"faces: the pictures in {folder} have {first[0]} x {first[1]} px; expected squares, framed as "
-            "the true faces"
-        )

@@ -25,7 +25,7 @@ from muti_control.evaluation.protocol.registry import CEILINGS
 from muti_control.evaluation.results.results import HashedFile
 
 ASKED_GALLERY = 500  # faces that the protocol asks for
-_SHOWN = 10
+_SHOWN = 10  # names in a message
 
 
 class InputError(ValueError):
@@ -88,18 +88,30 @@ def read_inputs(cfg: EvaluateConfig) -> Inputs:
     Raises:
         ManifestError, CaseError, ImageError, InputError: something there that cannot be evaluated.
     """
-    root = Path(cfg.data.root)
-    lists = _Lists(root, cfg.data.images_dir)
-    if not lists.path(cfg.split).is_file():
+    root, hashes = Path(cfg.data.root), []
+
+    def read(name: str) -> list[Record]:
+        """Return a list of the data folder; nothing where there is no such list."""
+        path = root / "split_data" / f"{name}.json"
+        if not path.is_file():
+            return []
+        hashes.append(HashedFile(f"split_data/{name}.json", sha256(path)))
+        return read_manifest(path, cfg.data.images_dir)
+
+    def by_subject(name: str) -> dict[str, Record]:
+        return {record.subject: record for record in read(name) if record.subject in own}
+
+    gallery = _one_of_each(read(cfg.split))
+    if not gallery:
         raise InputError(
-            f"data.root: {lists.path(cfg.split)} not found. Give data.root=FOLDER of your own pairs, or make the "
-            "synthetic cohort first: python -m data.cohort cohort num_subjects=5000 seed=1 valid_subjects=250 "
-            "test_subjects=500 ceiling=true"
+            f"data.root: {root / 'split_data' / cfg.split}.json not found. Give data.root=FOLDER of your own pairs, or "
+            "make the synthetic cohort first: python -m data.cohort cohort num_subjects=5000 seed=1 "
+            "valid_subjects=250 test_subjects=500 ceiling=true"
         )
-    gallery = _one_of_each(lists.read(cfg.split))
     if len(gallery) < 2:
-        raise InputError(f"{lists.path(cfg.split)}: one subject only; nobody to mistake it for")
-    train, valid = lists.read_optional("train"), lists.read_optional("valid")
+        raise InputError(f"{root}: the list {cfg.split} has one subject only; nobody to mistake it for")
+    own = {record.subject: record for record in gallery}
+    train, valid = read("train"), read("valid")
     named = {"train": train, "valid": valid if cfg.split != "valid" else [], cfg.split: gallery}
     check_disjoint({name: records for name, records in named.items() if records})
     trained_on = train
@@ -107,21 +119,11 @@ def read_inputs(cfg: EvaluateConfig) -> Inputs:
         trained_on = read_manifest(cfg.data.trained_on)
         _check_strangers(trained_on, gallery, cfg)
     cases = [replace(case, missing=cfg.missing) for case in cases_of(gallery)]
-    size = cfg.size or _common_size(gallery, cfg.split)
+    size = cfg.size or _side_of(gallery, cfg.split)
     check_pictures(list(cases), size)
     rows = probe_rows(len(gallery), cfg.num, cfg.seed)
-    subjects = {record.subject for record in gallery}
-    own = {record.subject: record for record in gallery}
-    expected = {
-        name: {r.subject: r for r in lists.read_optional(name) if r.subject in subjects} for name in CEILINGS
-    }
-    views = [
-        record
-        for record in lists.read_optional(f"{cfg.split}_views")
-        if record.subject in own and record.target != own[record.subject].target
-    ]
-    turned = {record.subject: record for record in reversed(views)}
-    variants = [r for r in lists.read_optional("variants") if r.subject in subjects]
+    expected = {name: by_subject(name) for name in CEILINGS}
+    views = [r for r in read(f"{cfg.split}_views") if r.subject in own and r.target != own[r.subject].target]
     made_with = root / "cohort.json"
     return Inputs(
         root=root,
@@ -133,31 +135,12 @@ def read_inputs(cfg: EvaluateConfig) -> Inputs:
         valid=_one_of_each(valid),
         trained_on=_spread(trained_on, cfg.train_limit),
         expected=expected,
-        turned=turned,
-        variants=variants,
-        manifests=lists.hashes,
+        turned={record.subject: record for record in reversed(views)},
+        variants=[record for record in read("variants") if record.subject in own],
+        manifests=hashes,
         cohort=json.loads(made_with.read_text(encoding="utf-8")) if made_with.is_file() else {},
         remarks=tuple(_remarks(cfg, len(gallery), len(rows), len(train))),
     )
-
-
-class _Lists:
-    """The manifests of a data folder, by name."""
-
-    def __init__(self, root: Path, images_dir: str | None) -> None:
-        self._root, self._images_dir = root, images_dir
-        self.hashes: list[HashedFile] = []
-
-    def path(self, name: str) -> Path:
-        return self._root / "split_data" / f"{name}.json"
-
-    def read(self, name: str) -> list[Record]:
-        records = read_manifest(self.path(name), self._images_dir)
-        self.hashes.append(HashedFile(f"split_data/{name}.json", sha256(self.path(name))))
-        return records
-
-    def read_optional(self, name: str) -> list[Record]:
-        return self.read(name) if self.path(name).is_file() else []
 
 
 def _one_of_each(records: Sequence[Record]) -> list[Record]:
@@ -183,24 +166,37 @@ def _check_strangers(trained_on: Sequence[Record], gallery: Sequence[Record], cf
             )
 
 
-def _common_size(gallery: Sequence[Record], split: str) -> int:
-    """The side that the true faces have in common, if they are squares that can be compared at it."""
-    sizes = {record.target or record.source: picture_size(face_of(record)) for record in gallery}
-    (usual, _), *others = Counter(sizes.values()).most_common()
-    odd = [name for name, size in sizes.items() if size != usual]
-    if others:
-        shown = ", ".join(f"{name} ({sizes[name][0]} x {sizes[name][1]})" for name in odd[:_SHOWN])
-        more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
+def _side_of(gallery: Sequence[Record], split: str) -> int:
+    """Return the side that the true faces have in common. Raises: InputError."""
+    names = {record.target or record.source: face_of(record) for record in gallery}
+    width, height = common_size(
+        names, f"the true faces of {split}", "; or give size=256 to bring all to one size"
+    )
+    if width != height or width % FEATURE_SIZE:
         raise InputError(
-            f"the true faces of {split} differ in size: most have {usual[0]} x {usual[1]} px, but not {shown}{more}; "
-            "render them anew, or give size=256 to bring all to one size"
-        )
-    if usual[0] != usual[1] or usual[0] % FEATURE_SIZE:
-        raise InputError(
-            f"the true faces of {split} have {usual[0]} x {usual[1]} px, which is no square of a multiple of "
+            f"the true faces of {split} have {width} x {height} px, which is no square of a multiple of "
             f"{FEATURE_SIZE}; give size=256 to bring them to one"
         )
-    return usual[0]
+    return width
+
+
+def common_size(pictures: Mapping[str, Path], what: str, remedy: str = "") -> tuple[int, int]:
+    """Return the width and height in px that all pictures have. Raises: InputError, ImageError."""
+    sizes = {name: picture_size(path) for name, path in pictures.items()}
+    (usual, _), *others = Counter(sizes.values()).most_common()
+    if others:
+        odd = [f"{name} ({w} x {h})" for name, (w, h) in sizes.items() if (w, h) != usual]
+        raise InputError(
+            f"{what} differ in size: most have {usual[0]} x {usual[1]} px, but not {some(odd)}. "
+            f"Render these anew{remedy}"
+        )
+    return usual
+
+
+def some(names: Sequence[str], separator: str = ", ") -> str:
+    """Return the first names and how many more there are, for messages."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return separator.join(names[:_SHOWN]) + more
 
 
 def face_of(record: Record) -> Path:
@@ -210,24 +206,32 @@ def face_of(record: Record) -> Path:
 
 
 def _remarks(cfg: EvaluateConfig, gallery: int, probes: int, train: int) -> list[str]:
-    remarks = []
-    if gallery < ASKED_GALLERY:
-        remarks.append(
+    """Return what the reader of the report should know of the people."""
+    remarks = [
+        (
+            gallery < ASKED_GALLERY,
             f"The gallery has {gallery} faces; the protocol asks for {ASKED_GALLERY}. Ranks in a smaller gallery are "
-            "easier: do not compare them with others."
-        )
-    if probes < cfg.num:
-        remarks.append(f"num={cfg.num} was asked for; the split has {gallery} subjects, and all are probes.")
-    if probes < gallery:
-        remarks.append(
-            f"{probes} of {gallery} subjects are probes, drawn with seed {cfg.seed}; all are in the gallery."
-        )
-    if cfg.train_limit and train > cfg.train_limit:
-        remarks.append(f"Baselines learn from {cfg.train_limit} of {train} training pairs (train_limit).")
-    if cfg.split != "test":
-        remarks.append(f"The split is {cfg.split}: choices are made on it, so its figures flatter.")
-    if cfg.missing is not None:
-        remarks.append(
-            f"Every probe's skull was shown without bone ({cfg.missing}), to the model and to the baselines."
-        )
-    return remarks
+            "easier: do not compare them with others.",
+        ),
+        (
+            probes < cfg.num,
+            f"num={cfg.num} was asked for; the split has {gallery} subjects, and all are probes.",
+        ),
+        (
+            probes < gallery,
+            f"{probes} of {gallery} subjects are probes, drawn with seed {cfg.seed}; all are in the gallery.",
+        ),
+        (
+            0 < cfg.train_limit < train,
+            f"Baselines learn from {cfg.train_limit} of {train} training pairs (train_limit).",
+        ),
+        (
+            cfg.split != "test",
+            f"The split is {cfg.split}: choices are made on it, so its figures flatter.",
+        ),
+        (
+            cfg.missing is not None,
+            f"Every probe's skull was shown without bone ({cfg.missing}), to the model and to the baselines.",
+        ),
+    ]
+    return [remark for applies, remark in remarks if applies]

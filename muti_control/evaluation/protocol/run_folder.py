@@ -17,12 +17,12 @@ FORMAT = "iccr-diff evaluation run 1"
 FACES, CASES = "faces", "cases"
 _OURS = (NOTE, FACES, CASES, METRICS, REPORT)
 _OPERATION = ("out", "name", "cache", "device", "devices", "batch_size", "resume", "overwrite")
-"""Settings that change nothing of what is measured; of ``device`` the last digits of a drawn face."""
+"""Settings that change no figure; ``device`` changes the last digits of a drawn face."""
 _OPERATION_OF_GUIDANCE = (
     "at_once",
     "recompute",
     "trace",
-)  # time, memory and what is told; of no face a digit
+)  # time, memory and records; no face depends on them
 
 
 def choose_folder(cfg: EvaluateConfig) -> Path:
@@ -46,7 +46,7 @@ def identity_of(config: Mapping[str, Any], read: Mapping[str, str]) -> dict[str,
 
 
 def _without_operation(guidance: Any) -> Any:
-    """Of settings of guidance, those that change a face; what is none is left as it is."""
+    """Return the settings of guidance that change a face."""
     if not isinstance(guidance, Mapping):
         return guidance
     return {key: value for key, value in guidance.items() if key not in _OPERATION_OF_GUIDANCE}

@@ -15,7 +15,7 @@ from muti_control.evaluation.results.columns import (
     picture_columns,
     resampling_of,
 )
-from muti_control.evaluation.results.results import Evaluation, Method, Recogniser
+from muti_control.evaluation.results.results import Evaluation, Figure, Method, Recogniser
 
 DAGGER = "\N{DAGGER}"
 _PARTS = {
@@ -103,7 +103,7 @@ def _method_table(
     if not columns:
         return None
     marks = {column: _marks(evaluation, column) for column in columns}
-    parts = {}
+    parts: dict[str, list[tuple[str, str, list[Cell]]]] = {}
     for title, kinds in _PARTS.items():
         methods = [m for m in evaluation.methods if m.kind in kinds and any(c.figure(m) for c in columns)]
         rows = [
@@ -208,17 +208,18 @@ def results_as_text(evaluation: Evaluation) -> str:
         cells = [method.label]
         for name in names:
             figures = method.identification.get(name)
-            rank1 = None if figures is None else figures.rank1
-            interval = (
-                ""
-                if rank1 is None or rank1.low is None
-                else f"[{100 * rank1.low:.0f}, {100 * rank1.high:.0f}]"
+            cells += (
+                ["", "", ""]
+                if figures is None
+                else [*_share(figures.rank1), f"{100 * figures.rank5.value:.1f}"]
             )
-            cells += [_percent(rank1 and rank1.value), interval, _percent(figures and figures.rank5.value)]
         lines.append(cells)
-    lines.append(["chance", *[_percent(1 / size), "", _percent(min(5 / size, 1))] * len(names)])
+    lines.append(["chance", *[f"{100 / size:.1f}", "", f"{min(500 / size, 100):.1f}"] * len(names)])
     return as_text(lines, right=range(1, len(lines[0])))
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f}"
+def _share(figure: Figure) -> tuple[str, str]:
+    interval = ""
+    if figure.low is not None and figure.high is not None:
+        interval = f"[{100 * figure.low:.0f}, {100 * figure.high:.0f}]"
+    return f"{100 * figure.value:.1f}", interval
