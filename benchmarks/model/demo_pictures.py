@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveInt
 
 from benchmarks.model.plate import Bar, Pixels, Row, Tile, heat, plate
+from benchmarks.results_file import run
 from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, load_model
 from cldm.record import check_creatable, environment, write_json
@@ -45,7 +46,6 @@ from muti_control.sampling.draw import draw_faces, read_skulls
 from muti_control.sampling.prepare import recommended_sampling, shipped
 from settings.base import Settings, one_of
 from settings.messages import ConfigError
-from settings.reading import parse_command_line
 
 PEOPLE, BOTH, SAMPLES, STYLES = 6, 2, 8, 4  # how many are shown
 AGES, MASSES = (22, 40, 57, 72), (1, 3, 5)  # of the edits: a year in each of the age levels 2 to 5
@@ -143,9 +143,9 @@ class Studio:
 def known_of(case: Case) -> str:
     """What the prompt says of a person, for a caption."""
     who = case.biometrics
-    return (
-        "" if who is None else f"{who.sex[0].upper()} {who.age:g}, {who.ethnicity}, body mass {who.body_mass}"
-    )
+    if who is None:
+        return ""
+    return f"{who.sex[0].upper()} {who.age:g}, {who.ethnicity}, body mass {who.body_mass}"
 
 
 def told(case: Case, **changes: Any) -> Case:
@@ -164,10 +164,11 @@ def reconstruction(studio: Studio) -> Pixels:
     for start in range(0, len(cases), 2):
         tiles: list[Tile | None] = []
         for case, face in zip(cases[start : start + 2], faces[start : start + 2], strict=True):
+            true = studio.picture(case.face_path)
             tiles += [
                 Tile(studio.skull(case), "skull"),
                 Tile(face, "reconstruction"),
-                Tile(studio.picture(case.face_path), "true face"),
+                Tile(true, "true face"),
             ]
         headings = {3 * k: known_of(case) for k, case in enumerate(cases[start : start + 2])}
         rows.append(Row(tiles, headings))
@@ -228,17 +229,15 @@ def variants(studio: Studio) -> Pixels:
     seeds = [studio.cfg.seed + k for k in range(SAMPLES)]
     shown = [
         np.stack(studio.draw([case] * SAMPLES, seeds, grain=False)).mean(-1) for case in cases
-    ]  # (SAMPLES, S, S) each
+    ]  # (8, S, S)
     spreads: list[NDArray[np.floating]] = [grey.std(0, ddof=1) for grey in shown]
     heads = [grey.mean(0) > SKIN for grey in shown]
     within = np.concatenate([spread[head] for spread, head in zip(spreads, heads, strict=True)])
     upper = 10 * max(1, round(float(np.quantile(within, 0.95)) / 10)) if len(within) else 10
     rows = []
     for case, grey, spread, head in zip(cases, shown, spreads, heads, strict=True):
-        faces = [
-            Tile(face.round().astype(np.uint8), f"seed {seed}")
-            for face, seed in zip(grey, seeds, strict=True)
-        ]
+        whole = grey.round().astype(np.uint8)
+        faces = [Tile(face, f"seed {seed}") for face, seed in zip(whole, seeds, strict=True)]
         first = [Tile(studio.skull(case), "skull"), Tile(studio.picture(case.face_path), "true face")]
         second = [
             Tile(grey.mean(0).round().astype(np.uint8), "mean of 8"),
@@ -310,10 +309,9 @@ def ct(studio: Studio) -> Pixels:
     if case.face_path is not None:
         tiles.append(Tile(studio.picture(case.face_path), "skin of that CT"))
     said = f"told {cfg.sex}, {cfg.age:g}, {cfg.ethnicity}; seed {studio.cfg.seed}"
-    source = "head CT 0051 of invesalius-examples (GPL-2.0-only), sex and age unknown: " * (
-        cfg.skull == OPEN_CT[0]
-    )
-    return plate([Row(tiles)], _footer(studio, source + said), wide=[0, len(CT_MASSES)])
+    if cfg.skull == OPEN_CT[0]:
+        said = f"head CT 0051 of invesalius-examples (GPL-2.0-only), sex and age unknown: {said}"
+    return plate([Row(tiles)], _footer(studio, said), wide=[0, len(CT_MASSES)])
 
 
 def _ct_case(cfg: CtConfig) -> Case:
@@ -339,9 +337,9 @@ def open_studio(cfg: PicturesConfig) -> Studio:
     """Load what is needed, and look at every picture once. Raises: ValueError, OSError."""
     lists = Path(cfg.data.root) / "split_data"
     records = read_manifest(lists / "test.json", cfg.data.images_dir)
-    if len(records) < max(PEOPLE, BOTH):
+    if len(records) < PEOPLE:
         raise ConfigError(
-            f"data.root: {lists / 'test.json'} lists {len(records)} people, expected {PEOPLE} or more"
+            f"data.root: {lists}/test.json lists {len(records)} people, expected {PEOPLE} or more"
         )
     further = lists / "variants.json"
     variants = read_manifest(further, cfg.data.images_dir) if further.is_file() else []
@@ -358,7 +356,7 @@ def open_studio(cfg: PicturesConfig) -> Studio:
         landmarks.of(cases, read_skulls([(case, 0, 0) for case in cases], model.cfg.image_size))
     file = {"file": weights.name, "sha256": sha256(weights), "step": metadata.get("step", "unknown")}
     print(
-        f"{weights.name}: {sampling.steps} steps on {device}, landmarks {'none' if landmarks is None else 'auto'}"
+        f"{weights.name}: {sampling.steps} steps on {device}, {'no' if landmarks is None else 'with'} landmarks"
     )
     return Studio(
         cfg,
@@ -378,40 +376,28 @@ def open_studio(cfg: PicturesConfig) -> Studio:
     )
 
 
-def make_pictures(cfg: PicturesConfig) -> list[Path]:
-    """Draw and write the pictures and their record; returns the files. Raises: ValueError, OSError."""
+def make_pictures(cfg: PicturesConfig) -> None:
+    """Draw and write the pictures and their record. Raises: ValueError, OSError."""
     folder = Path(cfg.out)
     check_creatable(folder)
     studio = open_studio(cfg)
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    of_run, told_of = studio.told, {}
+    record, told_of = studio.told, {}
     for name in cfg.only or PICTURES:
         started, before, studio.told = time.monotonic(), studio.drawn, {}
         picture = PICTURES[name](studio)
         if picture is None:
             continue
-        file = folder / f"{name}.png"
-        write_png(file, picture, {"Comment": NOTICE})
-        written.append(file)
+        write_png(folder / f"{name}.png", picture, {"Comment": NOTICE})
         told_of[name] = studio.told
-        print(f"{file}: {studio.drawn - before} faces in {time.monotonic() - started:.0f} s", flush=True)
-    record = folder / "pictures.json"
-    write_json(record, of_run | {"sampling": studio.sampling.model_dump(), "pictures": told_of})
-    return [*written, record]
+        seconds = time.monotonic() - started
+        print(f"{folder}/{name}.png: {studio.drawn - before} faces in {seconds:.0f} s", flush=True)
+    more = {"sampling": studio.sampling.model_dump(), "pictures": told_of}
+    write_json(folder / "pictures.json", record | more)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command. Returns the exit code."""
-    if any(word in ("-h", "--help") for word in arguments):
-        print(f"{__doc__}\n{PicturesConfig.__doc__}\n{CtConfig.__doc__}")
-        return 0
-    try:
-        make_pictures(parse_command_line(PicturesConfig, arguments))
-    except (ValueError, OSError) as error:
-        print(f"demo_pictures: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run("model.demo_pictures", PicturesConfig, arguments, make_pictures)
 
 
 if __name__ == "__main__":

@@ -134,28 +134,20 @@ def _draw_bar(canvas: Image.Image, pen: ImageDraw.ImageDraw, bar: Bar, top: int)
     pen.rectangle((MARGIN - 1, top - 1, MARGIN + width, top + height), outline=(90, 90, 90))
     font = ImageFont.load_default(_FOOTER)
     for share, anchor in ((0.0, "la"), (0.5, "ma"), (1.0, "ra")):
-        place = (MARGIN + share * width, top + height + 3)
-        pen.text(
-            place, f"{share * bar.upper:g}" + " or more" * (share == 1), fill=_FAINT, font=font, anchor=anchor
-        )
+        label = f"{share * bar.upper:g}" + " or more" * (share == 1)
+        pen.text((MARGIN + share * width, top + height + 3), label, _FAINT, font, anchor)
     room = canvas.width - 2 * MARGIN - width - 14
     _write(pen, (MARGIN + width + 14, top - 1), bar.label, _FOOTER, _FAINT, room)
 
 
 def _write(
-    pen: ImageDraw.ImageDraw,
-    place: tuple[int, int],
-    text: str,
-    size: int,
-    ink: tuple[int, int, int],
-    room: int,
+    pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, size: int, ink: tuple[int, ...], room: int
 ) -> None:
-    """One line, in smaller letters where it would not fit, at the worst cut."""
-    while size > 11 and pen.textlength(text, font=ImageFont.load_default(size)) > room:
-        size -= 1
+    """Write one line in letters of ``size`` px; smaller ones where it would not fit, at the worst cut."""
     font = ImageFont.load_default(size)
-    if pen.textlength(text, font=font) > room:
-        while text and pen.textlength(text + "...", font=font) > room:
-            text = text[:-1]
-        text += "..." * bool(text)
+    while size > 11 and pen.textlength(text, font=font) > room:
+        size -= 1
+        font = ImageFont.load_default(size)
+    while text and pen.textlength(text, font=font) > room:
+        text = text.removesuffix("...")[:-1] + "..." if len(text) > 4 else ""
     pen.text(place, text, fill=ink, font=font)
