@@ -91,7 +91,7 @@ def test_what_cannot_be_an_exemplar_is_told_and_nothing_is_written(
     black = tmp_path / "black.png"
     Image.new("L", (64, 64)).save(black)
     for checkpoint, given, message in (
-        (weights, str(skull), "these weights have no texture branch; add one and train it"),
+        (weights, str(skull), "texture="),
         (with_branch, str(black), "black.png: no patch of 9 px lies within what is drawn"),
         (with_branch, str(tmp_path / "gone.png"), "gone.png: does not exist"),
     ):

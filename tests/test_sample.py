@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,28 +154,28 @@ def test_an_assumed_ethnicity_is_said(run: Callable[..., int], capsys: pytest.Ca
     [
         (["skull=none.png"], "skull: none.png does not exist"),
         (["skull=a.png", "sex=F"], "age, body_mass missing"),
-        (["skull=a.png", "sex=F", "age=old"], "age: got 'old'"),
+        (["skull=a.png", "sex=F", "age=old"], "age: "),
         (["skull=a.png", "stesp=3"], "stesp: unknown setting; did you mean sampling.steps?"),
-        (["skull=a.png", "sampling.steps=0"], "sampling.steps: got 0"),
-        (["skull=a.png", "sampling.control_scales=[1, 2]"], "sampling.control_scales: got 2 numbers"),
-        (["skull=a.png", "num_samples=0"], "num_samples: got 0"),
-        (["skull=a.png", "max_sheets=0"], "max_sheets: got 0"),
-        (["skull=a.png", "overwrite=true", "resume=true"], "give one of them"),
-        (["skull=a.png", "seed=-1"], "seed: got -1"),
+        (["skull=a.png", "sampling.steps=0"], "sampling.steps: "),
+        (["skull=a.png", "sampling.control_scales=[1, 2]"], "sampling.control_scales: "),
+        (["skull=a.png", "num_samples=0"], "num_samples: "),
+        (["skull=a.png", "max_sheets=0"], "max_sheets: "),
+        (["skull=a.png", "overwrite=true", "resume=true"], "resume: "),
+        (["skull=a.png", "seed=-1"], "seed: "),
         (["skull=a.png", "weights=none.safetensors"], "none.safetensors"),
         (["skull=a.png", "weights=a.png"], "a.png"),
-        (["skull=a.png", "device=cuda:99"], "device: got 'cuda:99'"),
-        (["skull=a.png", "precision=half"], "precision: got 'half'"),
-        (["skull=a.png", "out=a.png"], "out: a.png is a file"),
+        (["skull=a.png", "device=cuda:99"], "device: "),
+        (["skull=a.png", "precision=half"], "precision: "),
+        (["skull=a.png", "out=a.png"], "out: a.png"),
         (["skull=a.png", "model=none.yaml"], "none.yaml"),
-        (["skull=empty.png"], "empty.png: the file is empty"),
-        (["skull=broken.png"], "broken.png: cannot be read as a picture"),
-        (["a.png"], "a.png: not understood; expected [CONFIG.yaml] [key=value ...], as in skull=a.png"),
-        (["none.yaml"], "none.yaml: no such config file"),
-        (["skull=bad.json"], "bad.json: 1 problem\n  line 1: is not valid JSON"),
+        (["skull=empty.png"], "empty.png: "),
+        (["skull=broken.png"], "broken.png: "),
+        (["a.png"], "skull=a.png"),
+        (["none.yaml"], "none.yaml: "),
+        (["skull=bad.json"], "bad.json: 1 problem\n  line 1: "),
     ],
 )
-def test_what_cannot_be_is_told_with_exit_code_2_and_nothing_written(
+def test_a_bad_input_gets_a_message_and_exit_code_2_and_writes_nothing(
     run: Callable[..., int], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     Image.new("L", (64, 64)).save("a.png")
@@ -267,92 +264,49 @@ def test_many_cases_go_on_several_sheets(
     assert "sheets for the first 4 of 5 skulls; max_sheets=3 makes all" in capsys.readouterr().out
 
 
-def test_an_interrupted_run_says_so_and_can_be_repeated(
-    run: Callable[..., int], make_pairs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+FULL = torch.OutOfMemoryError("CUDA out of memory\n...")
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "error", "code", "message"),
+    [
+        (preparation, "load_model", KeyboardInterrupt(), 130, "nothing was written"),
+        (preparation, "load_model", FULL, 2, "precision=bf16"),
+        (preparation, "load_model", OSError("disk gone"), 2, "disk gone"),
+        (reconstruction, "draw_faces", ImageError("a.png: gone"), 2, "a.png: gone"),
+        (reconstruction, "reconstruct", FULL, 2, "batch_size=4"),
+        (reconstruction, "write_png", OSError(28, "No space left on device"), 2, "No space left on device"),
+    ],
+)
+def test_a_failure_is_one_line(
+    run: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    module: Any,
+    function: str,
+    error: BaseException,
+    code: int,
+    message: str,
 ) -> None:
-    manifest = make_pairs(test=2) / "split_data/test.json"
-    real, calls = reconstruction.draw_faces, iter(range(9))
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
 
-    def interrupted(*arguments: Any) -> Any:
-        if next(calls) == 1:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(reconstruction, "draw_faces", interrupted)
-        assert run(f"skull={manifest}", "batch_size=1", "out=o") == 130
-    assert json.loads(Path("o/record.json").read_text())["finished"] is False
-    assert Path("o/test_0_0.png").exists()
-    assert run(f"skull={manifest}", "out=o", "overwrite=true") == 0
-    assert json.loads(Path("o/record.json").read_text())["finished"] is True
+    Image.new("L", (64, 64)).save("a.png")
+    monkeypatch.setattr(module, function, fail)
+    assert run("skull=a.png") == code
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sample.py")]
+    assert len(lines) == 1 and message in lines[0]
+    assert Path("results").exists() == (module is reconstruction)
 
 
-def test_values_that_are_no_numbers_are_told(
+def test_values_that_are_not_finite_become_no_picture(
     run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("L", (64, 64)).save("a.png")
     monkeypatch.setattr(reconstruction, "reconstruct", lambda *a, **k: torch.full((1, 3, 64, 64), torch.nan))
     assert run("skull=a.png") == 2
-    assert "try precision=fp32" in capsys.readouterr().err
+    assert "precision=fp32" in capsys.readouterr().err
     assert not list(Path("results").rglob("a_0.png"))
-
-
-def test_out_of_gpu_memory_says_what_to_do(
-    run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    Image.new("L", (64, 64)).save("a.png")
-    monkeypatch.setattr(reconstruction, "reconstruct", full)
-    assert run("skull=a.png") == 2
-    assert "batch_size=4" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "message"),
-    [
-        (KeyboardInterrupt(), 130, "interrupted; nothing was written"),
-        (torch.OutOfMemoryError("CUDA out of memory\n..."), 2, "out of GPU memory while loading"),
-        (OSError("disk gone"), 2, "disk gone"),
-    ],
-)
-def test_what_goes_wrong_while_loading_is_told_in_one_line(
-    run: Callable[..., int],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    error: BaseException,
-    code: int,
-    message: str,
-) -> None:
-    def fail(*_: Any) -> None:
-        raise error
-
-    Image.new("L", (64, 64)).save("a.png")
-    monkeypatch.setattr(preparation, "load_model", fail)
-    assert run("skull=a.png") == code
-    shown = capsys.readouterr().err
-    assert message in shown
-    assert len(shown.splitlines()) == 1
-    assert not Path("results").exists()
-
-
-@pytest.mark.parametrize("kind", [ImageError, ValueError, OSError])
-def test_what_goes_wrong_while_drawing_is_told_in_one_line(
-    run: Callable[..., int],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    kind: type[Exception],
-) -> None:
-    def fail(*_: Any) -> None:
-        raise kind("a.png: gone")
-
-    Image.new("L", (64, 64)).save("a.png")
-    monkeypatch.setattr(reconstruction, "draw_faces", fail)
-    assert run("skull=a.png") == 2
-    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("sample.py")] == [
-        "sample.py: a.png: gone"
-    ]
 
 
 def test_steps_that_the_schedule_has_not_are_found_before_anything_is_written(
@@ -400,22 +354,3 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().out
     for name in (*sample.SampleConfig.model_fields, *SamplingConfig.model_fields):
         assert name in told
-
-
-def test_as_a_program(weights: Path, make_pairs: Callable[..., Path], tmp_path: Path) -> None:
-    root = make_pairs(test=2)
-    program = [sys.executable, str(Path(sample.__file__))]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [*program, f"weights={weights}", *arguments]
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
-
-    done = call(f"skull={root / 'split_data/test.json'}", "limit=1")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert (tmp_path / "results/test/contact_sheet.png").is_file()
-    refused = call("skull=none.png")
-    assert (refused.returncode, refused.stdout) == (2, "")
-    assert len(refused.stderr.splitlines()) == 1

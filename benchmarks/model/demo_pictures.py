@@ -39,7 +39,7 @@ from data.sheet import NOTICE
 from ldm.checkpoint import sha256
 from ldm.device import choose_device, choose_precision
 from muti_control.conditions.case_landmarks import CaseLandmarks, choose_landmarks
-from muti_control.conditions.case_textures import CaseTextures
+from muti_control.conditions.case_textures import choose_textures
 from muti_control.evaluation.protocol.config import DataConfig
 from muti_control.sampling.config import DEMO_WEIGHTS, SKULL_LANDMARKS
 from muti_control.sampling.draw import draw_faces, read_skulls
@@ -113,8 +113,7 @@ class Studio:
     ) -> list[Pixels]:
         """Faces (S, S, 3) uint8, one for each case and seed; exemplars: of the cases' own ``texture_path``."""
         sampling = self.sampling.with_(grain=grain and self.sampling.grain)
-        branch = self.model.cfg.control.texture
-        textures = CaseTextures(branch, self.size) if exemplars and branch is not None else None
+        textures, _ = choose_textures("auto" if exemplars else "none", cases, self.model)
         draws = [(case, 0, seed) for case, seed in zip(cases, seeds, strict=True)]
         found: list[Pixels] = []
         for start in range(0, len(draws), self.cfg.batch_size):

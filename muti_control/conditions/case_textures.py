@@ -1,9 +1,10 @@
-"""Where the texture of a reconstruction comes from: an exemplar that the user picks, the manifest's, or nowhere."""
+"""Texture exemplars of the cases of a sampling run: one that the user picks, or the manifest's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from cldm.controlled import ControlledLatentDiffusion
 from cldm.texture import NUM_FEATURES, Texture
 from data.cases import Case
 from data.files import picture_sha256
-from ldm.config import TextureConfig
 from muti_control.conditions.pair_textures import exemplar_features
 
 PATCH_SEED = 0  # of the choice of patches
@@ -22,60 +22,42 @@ PATCH_SEED = 0  # of the choice of patches
 
 @dataclass(frozen=True)
 class CaseTextures:
-    """Exemplars of cases: one picture for all, or each case's own, of which some may have none.
+    """Exemplars of cases: one picture for all, or each case's own, which some lack.
 
-    branch: of the model. size: px at which an exemplar is seen, the model's.
+    features: (NUM_FEATURES,) by picture.
     """
 
-    branch: TextureConfig
-    size: int
+    features: Mapping[Path, Tensor]
     for_all: Path | None = None
-    _features: dict[Path, Tensor] = field(default_factory=dict)
-    _hashes: dict[Path, str] = field(default_factory=dict)
 
     def path(self, case: Case) -> Path | None:
-        """A case's exemplar."""
+        """Return a case's exemplar."""
         return self.for_all if self.for_all is not None else case.texture_path
 
-    def features(self, case: Case) -> Tensor | None:
-        """(NUM_FEATURES,), or None without an exemplar. Raises: ImageError, TextureError: it cannot be used."""
-        path = self.path(case)
-        return None if path is None else self._read(path)
-
-    def _read(self, path: Path) -> Tensor:
-        if path not in self._features:
-            self._features[path] = exemplar_features(path, self.size, self.branch, PATCH_SEED)
-        return self._features[path]
-
-    def check(self, cases: Sequence[Case]) -> int:
-        """Read all exemplars; returns how many cases have none. Raises: ImageError, TextureError."""
-        if self.for_all is not None:
-            self._read(self.for_all)
-        return sum(self.features(case) is None for case in cases)
-
     def of(self, cases: Sequence[Case]) -> Texture:
-        """Of a batch; on the CPU."""
-        found = [self.features(case) for case in cases]
-        rows = [torch.zeros(NUM_FEATURES) if row is None else row for row in found]
-        return Texture(torch.stack(rows), torch.tensor([row is not None for row in found]))
+        """Return the condition of a batch, on the CPU."""
+        paths = [self.path(case) for case in cases]
+        rows = [torch.zeros(NUM_FEATURES) if path is None else self.features[path] for path in paths]
+        return Texture(torch.stack(rows), torch.tensor([path is not None for path in paths]))
 
     def describe(self, case: Case) -> dict[str, Any] | None:
-        """For a case's record."""
+        """Return the exemplar of a case, for its record."""
         path = self.path(case)
         if path is None:
             return None
-        if path not in self._hashes:
-            self._hashes[path] = picture_sha256(path)
-        return {"file": path.name, "sha256": self._hashes[path], "patch_seed": PATCH_SEED}
+        return {"file": path.name, "sha256": _sha256(path), "patch_seed": PATCH_SEED}
+
+
+_sha256 = cache(picture_sha256)  # an exemplar may serve every face of a run
 
 
 def choose_textures(
     choice: str, cases: Sequence[Case], model: ControlledLatentDiffusion
 ) -> tuple[CaseTextures | None, str | None]:
-    """What ``texture=choice`` asks for: auto (the manifest's exemplars), none, or a picture of a face.
+    """Return the exemplars that ``texture=choice`` asks for: auto (the manifest's), none, or a picture of a face.
 
     Returns:
-        The exemplars, None for none; and what the user should know of it, None for nothing.
+        The exemplars, or None; and a note for the user, or None.
 
     Raises:
         ValueError: an exemplar for a model without a branch, or one that cannot be used.
@@ -88,11 +70,18 @@ def choose_textures(
             f"texture={choice}: these weights have no trained texture branch; add one (python "
             "tool_add_control.py IN OUT) and train it, or leave texture out"
         )
-    textures = CaseTextures(branch, model.cfg.image_size, None if choice == "auto" else Path(choice))
-    lacking = textures.check(cases)
+    for_all = None if choice == "auto" else Path(choice)
+    paths = [case.texture_path if for_all is None else for_all for case in cases]
+    features = {
+        path: exemplar_features(path, model.cfg.image_size, branch, PATCH_SEED)
+        for path in dict.fromkeys(paths)
+        if path is not None
+    }
+    textures = CaseTextures(features, for_all)
+    lacking = paths.count(None)
     if not lacking:
         return textures, None
-    remark = "the look of the skin is left to chance; texture=FACE.png gives an exemplar"
+    note = "the look of the skin is left to chance; texture=FACE.png gives an exemplar"
     if lacking == len(cases):
-        return None, remark
-    return textures, f"{lacking} of {len(cases)} skulls have no 'texture' in the manifest: {remark}"
+        return None, note
+    return textures, f"{lacking} of {len(cases)} skulls have no 'texture' in the manifest: {note}"

@@ -28,7 +28,7 @@ class SpgdConfig(SpgdStepConfig):
     decoder: file of a small decoder for the energies' eyes (the guidance_decoder stage of train.py); the face itself
         is always decoded by the model's own.
     at_once: faces decoded together with gradient. recompute: the decoder's blocks, in place of keeping what they need.
-    trace: write what guidance did to each face as NAME_guidance.json and a plot.
+    trace: write what SPGD did to each face as NAME_spgd.json and a plot.
     """
 
     landmarks: NonNegativeFloat = 1.0
