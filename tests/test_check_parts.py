@@ -104,47 +104,6 @@ def test_which_lists_may_share_people() -> None:
     assert conflict("a", "b", ("a", "b")) and not conflict("a", "a", ("a", "b"))
 
 
-# ---------------------------------------------------------------- what cannot be examined
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "required"),
-        (["out=x"], "no data set given"),
-        (["nowhere.json"], "does not exist"),
-        (["empty.json"], "holds no records"),
-        (["array.json"], "is one JSON array"),
-        (["latin.json"], "not UTF-8"),
-        (["."], "holds no manifest"),
-        (["data.json", "tolerence=2"], "tolerence"),
-        (["data.json", "tolerance=0"], "tolerance"),
-        (["data.json", "sheet_cases=many"], "sheet_cases"),
-        (["data.json", "ignore=teeth"], "ignore"),
-        (["data.json", "images_dir=nowhere"], "is no folder"),
-    ],
-)
-def test_what_cannot_be_examined_is_one_line_and_exit_2(
-    arguments: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "files").mkdir()
-    for name, content in {"empty": b"", "array": b"[{}]", "latin": b'{"a": "\xe9"}', "data": b"{}"}.items():
-        (tmp_path / "files" / f"{name}.json").write_bytes(content)
-    arguments = [
-        f"files/{one}" if one.endswith(".json") and one != "nowhere.json" else one for one in arguments
-    ]
-    try:
-        code = main(arguments)
-    except SystemExit as error:  # argparse
-        code = error.code
-    error = capsys.readouterr().err
-    assert code == 2 and message in error and "Traceback" not in error
-    assert not (tmp_path / "results").exists()
-
-
 def test_an_empty_key_is_empty_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert parse_command_line(CheckConfig, ["out=", "ignore="]) == CheckConfig(out="")

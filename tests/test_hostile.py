@@ -19,7 +19,8 @@ import sample
 import tool_add_control
 import train
 from cldm.diffusers_folder import __main__ as diffusers_folder
-from data import pack
+from data import pack, partial, split
+from data.check import __main__ as check
 from data.cohort import __main__ as cohort
 from data.cohort import excerpt
 
@@ -36,6 +37,9 @@ ENTRY: dict[str, tuple[Callable[[list[str]], int], str]] = {  # name -> main, st
     "evaluate": (evaluate.main, "evaluate.py: "),
     "folders": (diffusers_folder.main, "python -m cldm.diffusers_folder: "),
     "pack": (pack.main, "data.pack: "),
+    "check": (check.main, "data.check: "),
+    "split": (split.main, "data.split: "),
+    "partial": (partial.main, "data.partial: "),
 }
 
 
@@ -160,7 +164,21 @@ HOSTILE = [
     *lines("folders", "export whole.safetensors new {}", "config=none.yaml colour=3"),
     *lines("folders", "import pairs {}", "new.ckpt new.bin base.ckpt"),
     ("folders", "import pairs new.ckpt variant=../x"),
-    *(("pack", line) for line in ("", "nowhere new", "pairs pairs", "pairs new colour=3", "pairs new")),
+    *lines("pack", "pairs {}", "pairs new"),
+    *(("pack", line) for line in ("", "nowhere new", "pairs new colour=3", "pairs new 16", "--check pairs")),
+    *lines("check", "{}", "nowhere.json no_pictures pairs/split_data/no_lines.json"),
+    *lines("check", "pairs/split_data/{}.json", "array utf16 binary"),
+    *lines(
+        "check", "pairs/split_data/train.json {}", "tolerence=2 tolerance=0 sheet_cases=many ignore=teeth"
+    ),
+    *lines("check", "pairs/split_data/train.json {}", "images_dir=nowhere"),
+    *lines("split", "pairs/split_data/train.json new {}", "test=1.5 valid=-1 valid=nan test=6 share=0.1 two"),
+    *lines("split", "pairs/split_data/train.json new {}", "stratify=height by=extra.site"),
+    *lines("split", "{} new", "nowhere.json pairs/split_data/ancient.json pairs/split_data/array.json"),
+    *lines("split", "pairs/split_data/train.json {}", "a_file pairs/split_data"),
+    *lines("partial", "skull.png new {}", "missing=jaw missing= seed=x"),
+    *lines("partial", "{} new missing=left", "empty.png pipe.png no_pictures none.png"),
+    *(("partial", line) for line in ("", "skull.png missing=vault", "skull.png . missing=vault")),
 ]
 
 
@@ -177,17 +195,11 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def listing(root: Path) -> dict[str, tuple[int, int, int]]:
     """What is in a folder, at any depth: size, time and inode of each file."""
-    found = {}
-    for folder, folders, files in os.walk(root):
-        for name in [*folders, *files]:
-            status = os.lstat(os.path.join(folder, name))
-            size = 0 if name in folders else status.st_size
-            found[os.path.relpath(os.path.join(folder, name), root)] = (
-                size,
-                status.st_mtime_ns,
-                status.st_ino,
-            )
-    return found
+    paths = [
+        os.path.join(folder, name) for folder, inside, files in os.walk(root) for name in [*inside, *files]
+    ]
+    states = {path: os.lstat(path) for path in paths}
+    return {path: (one.st_size, one.st_mtime_ns, one.st_ino) for path, one in states.items()}
 
 
 def check_message(err: str, begins: str) -> None:

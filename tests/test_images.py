@@ -122,26 +122,20 @@ def test_gigantic_is_refused_by_its_header(
 def test_what_is_no_picture_is_refused_in_one_line(tmp_path: Path) -> None:
     whole = io.BytesIO()
     Image.fromarray(RAMP).save(whole, "PNG")
-    cases = {
-        "empty.png": (b"", "empty"),
-        "text.png": (b"hello, this is a text", "cannot be read as a picture"),
-        "cut.png": (whole.getvalue()[:200], "cannot be read as a picture"),
-        "dicom.dcm": (b"\0" * 128 + b"DICM" + b"\0" * 64, "cannot be read as a picture"),
+    contents = {
+        "empty.png": b"",
+        "text.png": b"hello, this is a text",
+        "cut.png": whole.getvalue()[:200],
+        "dicom.dcm": b"\0" * 128 + b"DICM" + b"\0" * 64,
     }
-    for name, (content, message) in cases.items():
+    for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ImageError, match=message) as caught:
-            read_image(tmp_path / name)
-        assert "\n" not in str(caught.value)
-        assert name in str(caught.value)
-    with pytest.raises(ImageError, match="does not exist"):
-        read_image(tmp_path / "none.png")
-    with pytest.raises(ImageError, match="is a folder"):
-        read_image(tmp_path)
-    with pytest.raises(ImageError, match="floating-point"):
-        read_image(saved(tmp_path / "f.tif", Image.fromarray(RAMP.astype(np.float32))))
-    with pytest.raises(ImageError, match="values from -5"):
-        read_image(saved(tmp_path / "i.tif", Image.fromarray(RAMP.astype(np.int32) - 5)))
+    saved(tmp_path / "float.tif", Image.fromarray(RAMP.astype(np.float32)))
+    saved(tmp_path / "negative.tif", Image.fromarray(RAMP.astype(np.int32) - 5))
+    for path in (*tmp_path.iterdir(), tmp_path / "none.png", tmp_path):
+        with pytest.raises(ImageError) as caught:
+            read_image(path)
+        assert "\n" not in str(caught.value) and str(caught.value).startswith(f"{path}: ")
 
 
 @given(st.sampled_from(["PNG", "JPEG", "TIFF", "BMP", "GIF"]), st.data())

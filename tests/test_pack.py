@@ -152,17 +152,3 @@ def test_a_file_that_is_not_in_the_pack_is_a_problem_of_its_line(packed: Path) -
     assert [(problem.line, problem.field) for problem in caught.value.problems] == [(2, "source")]
     with pytest.raises(PackError):
         read_bytes(packed / ARCHIVE / "Skulls" / "none.png")
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    ["own", "none out", "own own", "own packed", "own out shards=3", "own out 16", "--check own"],
-)
-def test_a_wrong_command_is_one_line_and_writes_nothing(
-    arguments: str, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    before = sorted(tmp_path.rglob("*"))
-    assert main(arguments.split()) == 2
-    assert capsys.readouterr().err.count("\n") == 1 and sorted(tmp_path.rglob("*")) == before

@@ -173,39 +173,6 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path, capsys: pytest.CaptureFi
     assert "is the list to be split" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["all.json", "out", "test=1.5"], "test"),
-        (["all.json", "out", "valid=-1"], "valid"),
-        (["all.json", "out", "valid=nan"], "valid"),
-        (["all.json", "out", "test=6"], "leaves nobody to train on"),
-        (["all.json", "out", "share=0.1"], "share"),
-        (["all.json", "out", "stratify=height"], "stratify"),
-        (["all.json", "out", "by=extra.site"], "has no such value"),
-        (["all.json", "one", "two"], "got 2 folders"),
-        (["nowhere.json", "out"], "does not exist"),
-        (["bad.json", "out"], "python -m data.check"),
-        (["all.json", "all.json"], "all.json"),
-    ],
-)
-def test_what_cannot_be_split_is_one_line_and_exit_2(
-    arguments: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    make(tmp_path, [person(k) for k in range(6)])
-    (tmp_path / "bad.json").write_text('{"source": "a1.png", "target": "b1.png", "age": 430}')
-    there = sorted(tmp_path.rglob("*"))
-    assert main(arguments) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and message in error
-    assert sorted(tmp_path.rglob("*")) == there
-
-
 def test_an_unreadable_list_is_told(tmp_path: Path) -> None:
     (tmp_path / "array.json").write_text("[]")
     with pytest.raises(CheckError, match="JSON array"):
