@@ -7,15 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_model_config
-from torch import Tensor
 
 from cldm.branches import BRANCHES, LandmarkBranch, Landmarks, heatmaps
 from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, load_model, model_metadata
 from cldm.sampling import reconstruct
-from ldm.checkpoint import read_state_dict, write_state_dict
+from ldm.checkpoint import write_state_dict
 from ldm.config import LandmarkConfig
-from tool_add_control import main as tool
 
 NUM = 5
 SAMPLING = SamplingConfig(steps=2, spacing="trailing", guidance_scale=1.0, control_scales=[1.0])
@@ -67,29 +65,6 @@ def test_absent_landmarks_add_exactly_nothing() -> None:
     torch.testing.assert_close(added[0], model.encode_landmarks(given, 64, 64)[0])
 
 
-def test_a_fresh_branch_changes_no_bit_of_a_face_and_a_trained_one_does() -> None:
-    skulls = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-
-    def draw(
-        model: ControlledLatentDiffusion, landmarks: Landmarks | None, cfg: SamplingConfig = SAMPLING
-    ) -> Tensor:
-        return reconstruct(model, skulls, ["", ""], [0, 1], cfg, landmarks=landmarks)
-
-    fresh, trained = _model(perturbed=False), _model(perturbed=True)
-    assert torch.equal(draw(fresh, _landmarks()), draw(fresh, None))
-    plain = draw(trained, None)
-    assert not torch.equal(draw(trained, _landmarks()), plain)
-    off = (
-        SAMPLING.with_(landmark_scale=0.0),
-        SAMPLING.with_(landmark_end=0.0),
-        SAMPLING.with_(landmark_start=1.0),
-    )
-    for cfg in off:
-        assert torch.equal(draw(trained, _landmarks(), cfg), plain)
-    late = draw(trained, _landmarks(), SAMPLING.with_(landmark_start=0.5))
-    assert not torch.equal(late, plain) and not torch.equal(late, draw(trained, _landmarks()))
-
-
 def test_each_face_follows_its_own_landmarks_alone() -> None:
     model, skulls, given = _model(perturbed=True), torch.rand(3, 3, 64, 64), _landmarks(3)
     cfg = SAMPLING.with_(guidance_scale=2.0)
@@ -119,32 +94,6 @@ def test_wrong_numbers_of_points_and_shapes_are_told() -> None:
         ControlledLatentDiffusion(tiny_model_config()).encode_landmarks(_landmarks(), 64, 64)
     with pytest.raises(ValueError, match="expected \\(B, N, 2\\)"):
         Landmarks(torch.rand(2, 5, 2), torch.ones(2, 4), torch.ones(2, dtype=torch.bool))
-
-
-def test_the_tool_adds_a_branch_to_a_trained_control_network_and_keeps_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    cfg = tiny_model_config()
-    torch.manual_seed(0)
-    old = ControlledLatentDiffusion(cfg)
-    for p in old.control_model.parameters():
-        if not p.any():
-            torch.nn.init.normal_(p, std=0.1)
-    source, target = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
-    write_state_dict(source, old.state_dict(), model_metadata(cfg) | {"sampling": '{"steps": 7}'})
-    assert tool([str(source), str(target), "branches=[skull, landmarks]", f"num_landmarks={NUM}"]) == 0
-    state, metadata = read_state_dict(target)
-    assert metadata["sampling"] == '{"steps": 7}'  # what the control network was validated with
-    for name, value in old.state_dict().items():
-        assert torch.equal(state[name], value), name
-    new = {key for key in state if key.startswith(BRANCHES)}
-    assert new and set(state) - set(old.state_dict()) == new
-    model, _ = load_model(target)
-    assert model.cfg.control.landmarks is not None and model.cfg.control.landmarks.num_points == NUM
-    assert not model.encode_landmarks(_landmarks(), 64, 64).any()
-    assert model.untrained_branches == {"landmarks"}
-    assert tool([str(target), str(tmp_path / "again.safetensors"), "num_landmarks=7"]) == 2
-    assert "num_landmarks: got 7" in capsys.readouterr().err
 
 
 def test_a_file_from_before_the_branch_loads_with_a_fresh_one(tmp_path: Path) -> None:

@@ -17,8 +17,6 @@ from torch import Tensor
 import tool_add_control
 from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, load_model, model_metadata
-from cldm.diffusers_folder.exporting import export_folder
-from cldm.diffusers_folder.importing import import_folder
 from cldm.record import OutputError
 from cldm.sampling import reconstruct
 from cldm.texture import NUM_FEATURES, Texture
@@ -340,23 +338,6 @@ def test_add_control_passes_the_head_through(written: Path, tiny_config: ModelCo
     arguments = [str(tmp_path / "plain.safetensors"), str(tmp_path / "new.safetensors"), f"config={config}"]
     assert tool_add_control.main(arguments) == 0
     assert not load_model(tmp_path / "new.safetensors")[0].first_stage_model.grain.measured
-
-
-@pytest.mark.parametrize("num_exemplar", [0, 5])
-def test_a_diffusers_folder_is_without_it_and_says_so(
-    tiny_config: ModelConfig, tmp_path: Path, num_exemplar: int
-) -> None:
-    model = model_of(tiny_config, 3, num_exemplar)
-    state, metadata, cfg = model.state_dict(), model_metadata(model.cfg), model.cfg
-    done = export_folder(state, metadata, cfg, tmp_path / "folder")
-    assert sorted(done.left_out) == sorted(key for key in state if key.startswith(GRAIN))
-    assert "grain head of its autoencoder is left out" in (tmp_path / "folder/README.md").read_text()
-    again = import_folder(tmp_path / "folder")
-    assert again.cfg.first_stage.grain == 0 and again.cfg.unet.model_dump() == cfg.unet.model_dump()
-    assert not [line for line in again.log if "is not that of" in line]
-    rest = {key: value for key, value in state.items() if not key.startswith(GRAIN)}
-    assert again.state.keys() == rest.keys()
-    assert all(torch.equal(again.state[key], value) for key, value in rest.items())
 
 
 def test_true_faces_through_the_autoencoder_get_grain_of_their_name(

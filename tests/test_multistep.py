@@ -86,11 +86,6 @@ def test_karras_spacing_is_diffusers(num_steps: int) -> None:
     assert spaced_timesteps(num_steps, "karras", 1000, ABAR).tolist() == scheduler.timesteps.tolist()
 
 
-def test_karras_needs_the_schedule() -> None:
-    with pytest.raises(ValueError, match="alphas_cumprod"):
-        spaced_timesteps(10, "karras")
-
-
 def gaussian_eps(x: Tensor, t: Tensor, i: int) -> Tensor:
     """The exact eps of the data distribution N(0.7, 0.3^2)."""
     a = ABAR[t].reshape(-1, 1, 1, 1)

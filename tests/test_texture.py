@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +13,10 @@ from torch import Tensor
 from cldm.branches import BRANCHES, LandmarkBranch, Landmarks
 from cldm.conditions import Conditions, encode
 from cldm.config import SamplingConfig
-from cldm.controlled import ControlledLatentDiffusion, load_model, model_metadata
+from cldm.controlled import ControlledLatentDiffusion
 from cldm.sampling import reconstruct
 from cldm.texture import LAGS, NUM_FEATURES, Texture, TextureError, skin_patches, texture_features
-from ldm.checkpoint import read_state_dict, write_state_dict
 from ldm.config import LandmarkConfig, TextureConfig
-from tool_add_control import main as tool
 
 CFG = TextureConfig(num_patches=24, width=8)
 SAMPLING = SamplingConfig(steps=2, spacing="trailing", guidance_scale=1.0, control_scales=[1.0])
@@ -138,27 +134,23 @@ def test_gradients_reach_the_patches() -> None:
     assert patches.grad is not None and bool(patches.grad.isfinite().all()) and bool(patches.grad.any())
 
 
-def test_a_fresh_branch_changes_no_bit_of_a_face_and_a_trained_one_does() -> None:
+@pytest.mark.parametrize("condition", ["landmark", "texture"])
+def test_a_fresh_branch_changes_no_bit_of_a_face_and_a_trained_one_does(condition: str) -> None:
     skulls = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    given: dict = {"landmarks": _landmarks(2)} if condition == "landmark" else {"texture": _texture()}
 
-    def draw(
-        model: ControlledLatentDiffusion, texture: Texture | None, cfg: SamplingConfig = SAMPLING
-    ) -> Tensor:
-        return reconstruct(model, skulls, ["", ""], [0, 1], cfg, texture=texture)
+    def draw(model: ControlledLatentDiffusion, given: dict, **changes: float) -> Tensor:
+        settings = SAMPLING.with_(**{f"{condition}_{key}": value for key, value in changes.items()})
+        return reconstruct(model, skulls, ["", ""], [0, 1], settings, **given)
 
     fresh, trained = _model(perturbed=False), _model(perturbed=True)
-    assert torch.equal(draw(fresh, _texture()), draw(fresh, None))
-    plain = draw(trained, None)
-    assert not torch.equal(draw(trained, _texture()), plain)
-    off = (
-        SAMPLING.with_(texture_scale=0.0),
-        SAMPLING.with_(texture_end=0.0),
-        SAMPLING.with_(texture_start=1.0),
-    )
-    for cfg in off:
-        assert torch.equal(draw(trained, _texture(), cfg), plain)
-    late = draw(trained, _texture(), SAMPLING.with_(texture_start=0.5))
-    assert not torch.equal(late, plain) and not torch.equal(late, draw(trained, _texture()))
+    assert torch.equal(draw(fresh, given), draw(fresh, {}))
+    plain, whole = draw(trained, {}), draw(trained, given)
+    assert not torch.equal(whole, plain)
+    for off in ({"scale": 0.0}, {"end": 0.0}, {"start": 1.0}):
+        assert torch.equal(draw(trained, given, **off), plain)
+    late = draw(trained, given, start=0.5)
+    assert not torch.equal(late, plain) and not torch.equal(late, whole)
 
 
 def test_in_a_mixed_batch_what_is_absent_contributes_exactly_nothing() -> None:
@@ -216,35 +208,6 @@ def test_faces_without_a_skull_come_of_landmarks_texture_or_text() -> None:
     assert torch.equal(half[1], none[1]) and not torch.equal(half[0], none[0])
     with pytest.raises(ValueError, match="got 3 landmarks, 2 prompts, 2 seeds"):
         reconstruct(model, None, prompts, seeds, SAMPLING, landmarks=_landmarks(3))
-
-
-def test_the_tool_adds_the_branch_to_a_trained_control_network_and_keeps_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    cfg = tiny_model_config()
-    torch.manual_seed(0)
-    old = ControlledLatentDiffusion(cfg)
-    for p in old.control_model.parameters():
-        if not p.any():
-            torch.nn.init.normal_(p, std=0.1)
-    source, target = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
-    write_state_dict(source, old.state_dict(), model_metadata(cfg) | {"sampling": json.dumps({"steps": 7})})
-    assert tool([str(source), str(target), f"num_landmarks={NUM}"]) == 0
-    state, metadata = read_state_dict(target)
-    assert metadata["sampling"] == '{"steps": 7}'
-    for name, value in old.state_dict().items():
-        assert torch.equal(state[name], value), name
-    new = set(state) - set(old.state_dict())
-    assert {key.split(".")[2] for key in new} == {"texture", "landmarks"}
-    assert BRANCHES + "texture.encoder.4.weight" in new
-    model, _ = load_model(target)
-    assert model.cfg.control.texture == TextureConfig()
-    added = model.encode_texture(_texture())
-    assert added.shape == (2, 4 * cfg.unet.model_channels) and not added.any()
-    assert tool([str(target), str(tmp_path / "again.safetensors"), "replace=false"]) == 2
-    assert "replace=true" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="no texture branch; add one"):
-        ControlledLatentDiffusion(tiny_model_config()).encode_texture(_texture())
 
 
 def test_wrong_shapes_are_told() -> None:
