@@ -1,22 +1,53 @@
-"""Text embeddings of a frozen text encoder, computed once for each prompt and kept on disk."""
+"""Frozen encoders that rest on the CPU, and the text embeddings that stand in for the text encoder."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.latent_diffusion import LatentDiffusion
 from ldm.text import FrozenCLIPEmbedder
 from muti_control.rank_zero import is_first, wait_for
-from muti_control.training.latents import weights_hash
-from muti_control.training.offload import Parked
-from muti_control.training.tensor_store import Rows, RowStore
+from muti_control.training.latents import Rows, RowStore, weights_hash
 
 FORMAT = "1"
 _BATCH = 32
+
+
+class Parked(nn.Module):
+    """Stands in a network in the place of a frozen module, which rests on the CPU.
+
+    Moving or casting the network does not reach the module, and its parameters are not the network's, but the
+    network's ``state_dict`` still has them, under their own names.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._module = (module,)  # within a tuple: PyTorch does not count it as a part
+
+    @property
+    def module(self) -> Any:
+        """What is parked."""
+        return self._module[0]
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update(self.module.state_dict(prefix=prefix, keep_vars=keep_vars))
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        own = {name.removeprefix(prefix): v for name, v in state_dict.items() if name.startswith(prefix)}
+        self.module.load_state_dict(own)
+
+
+def park(owner: nn.Module, name: str) -> None:
+    """Put a Parked in the place of the frozen module ``owner.name``."""
+    owner.add_module(name, Parked(getattr(owner, name).to("cpu")))
 
 
 class TextTable(Parked):

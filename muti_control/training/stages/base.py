@@ -20,10 +20,9 @@ from muti_control.losses.noise import noise_loss, noise_weights
 from muti_control.training.config import ExperimentConfig
 from muti_control.training.latents import LatentPairs, face_moments
 from muti_control.training.model import build_model, export_model, read_lists
-from muti_control.training.offload import park
 from muti_control.training.pictures import energy_distance, small_grey
 from muti_control.training.stage import Stage
-from muti_control.training.texts import tabulate_texts
+from muti_control.training.texts import park, tabulate_texts
 from settings.messages import ConfigError
 
 

@@ -18,10 +18,10 @@ from muti_control.networks.guidance_decoder import GuidanceDecoder, signature
 from muti_control.training.config import ExperimentConfig
 from muti_control.training.latents import LatentPairs, face_moments
 from muti_control.training.model import FirstStage, read_lists
-from muti_control.training.offload import park
 from muti_control.training.pictures import psnr
 from muti_control.training.seeded_batches import generator
 from muti_control.training.stage import Stage
+from muti_control.training.texts import park
 from settings.messages import ConfigError
 
 NUM_SHOWN = 8
