@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -22,33 +22,17 @@ from cldm.record import check_creatable
 from ldm.checkpoint import sha256
 from ldm.compiled import check_compiler, compile_blocks
 from ldm.device import compute_in_fp32, prefers_bf16
-from muti_control.losses.config import LossesConfig
 from muti_control.rank_zero import end_with_parent
 from muti_control.training.checkpoints import LAST, BestCheckpoints, WholeFiles, read_run
 from muti_control.training.config import ExperimentConfig
 from muti_control.training.loop import LogAndProgress, Pace, SaveLast, Validate, tell
+from muti_control.training.model import check_files
 from muti_control.training.optimizers import odd_settings
 from muti_control.training.stage import Stage
-from muti_control.training.stages.autoencoder import AutoencoderStage
-from muti_control.training.stages.base import BaseStage
-from muti_control.training.stages.control import ControlStage
-from muti_control.training.stages.grain import GrainStage
-from muti_control.training.stages.guidance_decoder import GuidanceDecoderStage
-from muti_control.training.stages.pipnet import PipStage
-from muti_control.training.stages.pix2pix import Pix2PixStage
+from muti_control.training.stages import BUILDERS
 from settings.messages import ConfigError
 from settings.reading import to_yaml
 
-# Each builds network and data of its stage; the device is where latents and texts are computed.
-BUILDERS: dict[str, Callable[[ExperimentConfig, torch.device], Stage]] = {
-    "autoencoder": AutoencoderStage.build,
-    "base": BaseStage.build,
-    "control": ControlStage.build,
-    "grain": GrainStage.build,
-    "guidance_decoder": GuidanceDecoderStage.build,
-    "pipnet": PipStage.build,
-    "pix2pix": Pix2PixStage.build,
-}
 # Parts of the config that must not change when a run is continued; the stage's own part is one of them.
 FINGERPRINTED = ("optim", "autoencoder", "diffusion", "skull", "landmarks", "texture", "partial", "pipnet")
 
@@ -64,18 +48,12 @@ class Training:
     resumed: Path | None = None
     steps_done: int = 0
 
-    @property
-    def exported(self) -> Path:
-        """The file with the trained model, written when the run is finished."""
-        return self.cfg.run_dir / "model.safetensors"
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.steps_done >= self.cfg.train.max_steps and self.exported.is_file()
+    def __post_init__(self) -> None:
+        self.exported = self.cfg.run_dir / "model.safetensors"  # written when the run is finished
+        self.finished = self.steps_done >= self.cfg.train.max_steps and self.exported.is_file()
 
     def fit(self) -> Path | None:
-        """Train to ``max_steps`` and export; return the exported file, or None if a signal stopped the run before.
+        """Do what ``train.py`` does; return the exported file, or None if a signal stopped the run before its end.
 
         Raises:
             KeyboardInterrupt: a second Ctrl-C; the last checkpoint written stays.
@@ -110,17 +88,6 @@ class Training:
         ) as error:  # Lightning's answer to a Ctrl-C; weights within a step are not worth saving
             raise KeyboardInterrupt from error
 
-    def finish(self) -> Path | None:
-        """Export the trained model and return its file; None if a signal stopped the run before its end."""
-        if self.save_last.stopped:
-            self._say(
-                f"stopped at step {self.stage.updates} of {self.cfg.train.max_steps}; the same command continues"
-            )
-            return None
-        if self.trainer.is_global_zero and not self.finished:
-            self._export()
-        return self.exported
-
     def _introduce(self) -> None:
         cfg, trainer, stage = self.cfg, self.trainer, self.stage
         trained = sum(p.numel() for p in stage.trained_parameters().values()) / 1e6
@@ -137,20 +104,26 @@ class Training:
             for sentence in odd_settings(turn.optim, cfg.train.max_steps, turn.key):
                 tell(trainer, f"warning: {sentence}")
 
-    def _export(self) -> None:
-        """Write the averaged weights of the best validation, or the last ones if none was made."""
+    def finish(self) -> Path | None:
+        """Export the averaged weights of the best validation, or the last ones; return their file.
+
+        None: a signal stopped the run before its end.
+        """
         cfg, stage = self.cfg, self.stage
-        kept = BestCheckpoints(
-            cfg.run_dir / "checkpoints", stage.monitor, stage.monitor_mode, cfg.train.keep_best
-        )
-        best = kept.read_best() if cfg.train.export == "best" else None
-        origin = "the last step"
-        if best is not None:
-            stage.ema.load_state_dict(best["ema"])
-            stage.updates = int(best["updates"])
-            origin = f"the best validation ({stage.monitor} {best['scores'][stage.monitor]:.4g})"
-        stage.export(self.exported)
-        self._say(f"finished; exported step {stage.updates}, {origin}: {self.exported}")
+        if self.save_last.stopped:
+            self._say(f"stopped at step {stage.updates} of {cfg.train.max_steps}; the same command continues")
+            return None
+        if self.trainer.is_global_zero and not self.finished:
+            best, origin = None, "the last step"
+            if cfg.train.export == "best":
+                best = best_checkpoints(cfg, stage).read_best()
+            if best is not None:
+                stage.ema.load_state_dict(best["ema"])
+                stage.updates = int(best["updates"])
+                origin = f"the best validation ({stage.monitor} {best['scores'][stage.monitor]:.4g})"
+            stage.export(self.exported)
+            self._say(f"finished; exported step {stage.updates}, {origin}: {self.exported}")
+        return self.exported
 
     def _say(self, message: str) -> None:
         if self.trainer.is_global_zero:
@@ -177,43 +150,18 @@ def prepare(cfg: ExperimentConfig) -> Training:
         torch.set_num_threads(cfg.train.num_threads)
     stage = build_stage(cfg)
     stage.fingerprint = fingerprint(cfg, stage)
-    if begun is not None:
-        check_same_run(begun[1]["fingerprint"], stage)
-    trainer, save_last = build_trainer(cfg, stage)
     if begun is None:
-        return Training(cfg, stage, trainer, save_last)
-    before, now = int(begun[1]["world_size"]), trainer.world_size
-    if before != now:
+        return Training(cfg, stage, *build_trainer(cfg, stage))
+    path, content = begun
+    check_same_run(content["fingerprint"], stage)
+    trainer, save_last = build_trainer(cfg, stage)
+    if (before := int(content["world_size"])) != (now := trainer.world_size):
         tell(
             trainer,
             f"warning: the run was on {before} processes and goes on with {now}: a step sees {now}/{before} of the "
             "pictures it saw (train.accumulate under a new name= makes up for it), and its losses are other ones",
         )
-    return Training(cfg, stage, trainer, save_last, begun[0], int(begun[1]["updates"]))
-
-
-def check_files(cfg: ExperimentConfig) -> None:
-    """Raise ConfigError naming every missing file or folder and how to get it."""
-    lacking = []
-    if cfg.init is not None and not Path(cfg.init).is_file():
-        lacking.append(f"init: {cfg.init} not found. {cfg.how_to_get_init}".strip())
-    for name in (cfg.data.train, cfg.data.valid):
-        manifest = Path(cfg.data.root) / "split_data" / name
-        if not manifest.is_file():
-            lacking.append(f"data.root: {manifest} not found. {cfg.data.how_to_get}".strip())
-            break
-    if cfg.losses.lm and not Path(cfg.losses.pipnet).is_file():
-        lacking.append(
-            f"losses.pipnet: {cfg.losses.pipnet} not found; train.py configs/demo/pipnet_face.yaml makes one"
-        )
-    for part, on, init in (
-        ("losses", cfg.losses.gan or cfg.losses.fm, cfg.losses.discriminator.init),
-        ("autoencoder", cfg.autoencoder.gan, cfg.autoencoder.discriminator.init),
-    ):
-        if on and init is not None and not Path(init).is_file():
-            lacking.append(f"{part}.discriminator.init: {init} not found; leave it out for a fresh one")
-    if lacking:
-        raise ConfigError("this run needs files that are not there:\n  " + "\n  ".join(lacking))
+    return Training(cfg, stage, trainer, save_last, path, int(content["updates"]))
 
 
 def build_stage(cfg: ExperimentConfig) -> Stage:
@@ -237,48 +185,41 @@ def build_stage(cfg: ExperimentConfig) -> Stage:
 
 
 def fingerprint(cfg: ExperimentConfig, stage: Stage) -> dict[str, str]:
-    """Return what a resumed run must have in common with its beginning, by the name a user would look for."""
+    """Return what a resumed run must have in common with its beginning, by the name a user would look for.
+
+    Files count by their contents.
+    """
     facts = {
         "stage": cfg.stage,
-        "init": "" if cfg.init is None else sha256(cfg.init),
+        "init": sha256(cfg.init) if cfg.init else "",
         "model": json.dumps(stage.architecture(), sort_keys=True),
         "data.train": sha256(Path(cfg.data.root) / "split_data" / cfg.data.train),
-        "losses": _losses_fingerprint(cfg.losses),
     }
-    facts |= {f"train.{key}": str(getattr(cfg.train, key)) for key in ("batch_size", "accumulate", "seed")}
-    own = (cfg.stage,) if hasattr(cfg, cfg.stage) else ()
-    for part in dict.fromkeys((*FINGERPRINTED, *own)):
-        facts |= {f"{part}.{key}": str(value) for key, value in getattr(cfg, part).model_dump().items()}
-    return facts
-
-
-def _losses_fingerprint(cfg: LossesConfig) -> str:
-    """Return the settings of the picture losses that must not change; files count by their contents."""
-    if not cfg.on:
-        return "off"
-    facts = cfg.model_dump()
-    facts["pipnet"] = sha256(Path(cfg.pipnet)) if cfg.lm else ""
-    init = cfg.discriminator.init
-    facts["discriminator"]["init"] = "" if init is None else sha256(Path(init))
-    for key in ("chunk", "recompute"):  # memory only
-        del facts[key]
-    return json.dumps(facts, sort_keys=True)
+    parts = {part: getattr(cfg, part).model_dump() for part in FINGERPRINTED}
+    if hasattr(cfg, cfg.stage):
+        parts[cfg.stage] = getattr(cfg, cfg.stage).model_dump()
+    parts["train"] = cfg.train.model_dump(include={"batch_size", "accumulate", "seed"})
+    if (losses := cfg.losses).on:
+        parts["losses"] = losses.model_dump(exclude={"chunk", "recompute"})  # these change the memory only
+        parts["losses"]["pipnet"] = sha256(Path(losses.pipnet)) if losses.lm else ""
+        init = losses.discriminator.init
+        parts["losses"]["discriminator"]["init"] = sha256(Path(init)) if init else ""
+    return facts | {f"{part}.{key}": str(x) for part, values in parts.items() for key, x in values.items()}
 
 
 def check_same_run(saved: dict[str, str], stage: Stage) -> None:
     """Raise ConfigError if a checkpoint's fingerprint ``saved`` is of another run than this one."""
-    for key, now in stage.fingerprint.items():
-        before = str(saved.get(key))
+    for key in stage.fingerprint | saved:
+        before, now = saved.get(key, "off"), stage.fingerprint.get(key, "off")
         if before == now:
             continue
+        short = len(now) < 40 and len(before) < 40
+        change = f"was {before}, now {now}" if short else "is not what the run began with"
         if key == "init":
             change = (
                 f"{stage.cfg.init} is not the file the run began with (sha256 {now[:12]}, then {before[:12]}): its "
                 "frozen part would not fit what was trained on the other"
             )
-        else:
-            short = len(now) < 40 and len(before) < 40
-            change = f"was {before}, now {now}" if short else "is not what the run began with"
         raise ConfigError(f"{key}: {change}; undo that to continue {stage.cfg.run_dir}, or pass name=NEW")
 
 
@@ -300,13 +241,13 @@ def pick_precision(cfg: ExperimentConfig) -> Literal["bf16-mixed", "16-mixed", "
         ConfigError: 16-mixed without a CUDA device.
     """
     wanted, device = cfg.train.precision, device_of(cfg)
-    if wanted == "16-mixed" and device.type != "cuda":
-        raise ConfigError(
-            "train.precision: got 16-mixed, which needs a CUDA device; use train.precision=auto (bf16-mixed or 32-true)"
-        )
     if wanted == "auto":
         return "bf16-mixed" if prefers_bf16(device) else "32-true"
-    return wanted  # type: ignore[return-value]
+    if wanted == "16-mixed" and device.type != "cuda":
+        raise ConfigError(
+            "train.precision: got 16-mixed, which needs a CUDA device; use train.precision=auto"
+        )
+    return wanted
 
 
 def layout(devices: int) -> tuple[int, int]:
@@ -317,13 +258,11 @@ def layout(devices: int) -> tuple[int, int]:
     """
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env:
-        local = int(env["LOCAL_WORLD_SIZE"])
+        how, local = "torchrun", int(env["LOCAL_WORLD_SIZE"])
         machines = int(env["WORLD_SIZE"]) // local
-        how = "torchrun"
     elif int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # srun; a batch script alone is one process
-        machines = int(env.get("SLURM_STEP_NUM_NODES", 1))
+        how, machines = "srun", int(env.get("SLURM_STEP_NUM_NODES", 1))
         local = int(env["SLURM_STEP_NUM_TASKS"]) // machines
-        how = "srun"
     else:
         return devices, 1
     if devices not in (1, local):
@@ -347,9 +286,7 @@ def check_machine(cfg: ExperimentConfig) -> None:
             devices=devices,
             num_nodes=machines,
             logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
+            **NOT_LIGHTNINGS,
         )
     except (ValueError, MisconfigurationException) as error:
         reason = " ".join(str(error).split()).rstrip(".")
@@ -359,57 +296,60 @@ def check_machine(cfg: ExperimentConfig) -> None:
         ) from error
 
 
+# What our callbacks do, or the run itself; each says which behaviour of Lightning it mends.
+NOT_LIGHTNINGS: dict[str, Any] = {
+    "max_steps": -1,  # SaveLast counts them
+    "max_epochs": -1,
+    "limit_val_batches": 0,  # Validate makes validations
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,  # the run says in one line what it trains
+    "enable_progress_bar": False,  # LogAndProgress has one
+    "enable_checkpointing": False,  # SaveLast and Validate write them
+    "use_distributed_sampler": False,  # EndlessBatches shares the items
+    "inference_mode": False,  # training uses what validation computes (text embeddings)
+}
+
+
 def build_trainer(cfg: ExperimentConfig, stage: Stage) -> tuple[pl.Trainer, SaveLast]:
     """Return Lightning's trainer, and its callback that saves and stops.
 
-    Lightning does devices, processes, gradients of several processes, precision, logging and the optimizers' state.
-    Each callback says which behaviour of Lightning it mends.
+    Lightning does devices, processes, their common gradients, precision, logging and the optimizers' state.
     """
-    folder = cfg.run_dir / "checkpoints"
     pace = Pace()
-    save_last = SaveLast(folder, cfg.train, pace)
-    best = BestCheckpoints(folder, stage.monitor, stage.monitor_mode, cfg.train.keep_best)
+    save_last = SaveLast(cfg.run_dir / "checkpoints", cfg.train, pace)
     devices, machines = layout(cfg.train.devices)
     precision = pick_precision(cfg)
     if precision == "32-true":
         compute_in_fp32()
-    trainer = pl.Trainer(
-        accelerator=cfg.train.accelerator,
-        devices=devices,
-        num_nodes=machines,
-        strategy=_ddp(stage) if cfg.train.strategy == "ddp" or devices * machines > 1 else "auto",
-        precision=precision,
-        max_steps=-1,  # SaveLast counts them
-        max_epochs=-1,
-        limit_val_batches=0,  # Validate makes validations
-        num_sanity_val_steps=0,
-        enable_model_summary=False,  # the run says in one line what it trains
-        enable_progress_bar=False,  # LogAndProgress has one
-        enable_checkpointing=False,  # SaveLast and Validate write them
-        use_distributed_sampler=False,
-        inference_mode=False,  # training uses what validation computes (text embeddings)
-        plugins=[WholeFiles()],
-        callbacks=[
-            save_last,
-            Validate(save_last, best, cfg.train, cfg.watch),
-            LogAndProgress(pace, cfg.train, cfg.watch, cfg.data.num_workers),
-        ],
-        logger=_loggers(cfg),
-    )
-    return trainer, save_last
-
-
-def _ddp(stage: Stage) -> DDPStrategy:
-    """Return Lightning's DDP. One optimizer's backward pass leaves the other's parameters unused."""
+    # One optimizer's backward pass leaves the other's parameters unused. Buffers are a run's own, or the same anyway.
     unused = stage.leaves_unused or len(stage.turns()) > 1
-    return DDPStrategy(find_unused_parameters=unused, broadcast_buffers=False)
-
-
-def _loggers(cfg: ExperimentConfig) -> list[Logger]:
-    """Return the loggers. CSV is always written, one log for every start of the run: version_0, version_1, ..."""
+    ddp = DDPStrategy(find_unused_parameters=unused, broadcast_buffers=False)
+    # CSV is always written, one log for every start of the run: version_0, version_1, ...
     loggers: list[Logger] = [CSVLogger(cfg.run_dir, name="csv", flush_logs_every_n_steps=1)]
     if cfg.train.logger == "tensorboard":
         loggers.append(TensorBoardLogger(cfg.run_dir, name="", version="tensorboard"))
     elif cfg.train.logger == "wandb":
         loggers.append(WandbLogger(cfg.name, save_dir=cfg.run_dir, offline=True))
-    return loggers
+    trainer = pl.Trainer(
+        accelerator=cfg.train.accelerator,
+        devices=devices,
+        num_nodes=machines,
+        strategy=ddp if cfg.train.strategy == "ddp" or devices * machines > 1 else "auto",
+        precision=precision,
+        plugins=[WholeFiles()],
+        callbacks=[
+            save_last,
+            Validate(save_last, best_checkpoints(cfg, stage), cfg.train, cfg.watch),
+            LogAndProgress(pace, cfg.train, cfg.watch, cfg.data.num_workers),
+        ],
+        logger=loggers,
+        **NOT_LIGHTNINGS,
+    )
+    return trainer, save_last
+
+
+def best_checkpoints(cfg: ExperimentConfig, stage: Stage) -> BestCheckpoints:
+    """Return the best validations of the run."""
+    return BestCheckpoints(
+        cfg.run_dir / "checkpoints", stage.monitor, stage.monitor_mode, cfg.train.keep_best
+    )

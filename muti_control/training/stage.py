@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sized
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -133,48 +133,35 @@ class Stage(pl.LightningModule):
         num = self.cfg.train.accumulate
         if self.between_steps:
             self.scalars = {}
-        for turn in self._turns:
-            if turn.due(self.updates):
-                with self._alone(turn), self._unsynced(self._micro + 1 < num):
-                    scalars = self.turn_loss(turn.name, batch)
-                    with torch.autocast(self.device.type, enabled=False):
-                        self.manual_backward(scalars["loss"] / num)
-                prefix = "train/" if turn is self._turns[0] else f"train/{turn.name}/"
-                for name, value in scalars.items():
-                    share = value.detach().float() / num
-                    self.scalars[prefix + name] = self.scalars.get(prefix + name, 0) + share
+        for turn, optimizer in self._due():
+            with self.toggled_optimizer(optimizer), self._unsynced(self._micro + 1 < num):
+                scalars = self.turn_loss(turn.name, batch)
+                with torch.autocast(self.device.type, enabled=False):
+                    self.manual_backward(scalars["loss"] / num)
+            prefix = "train/" if turn is self._turns[0] else f"train/{turn.name}/"
+            for name, value in scalars.items():
+                share = value.detach().float() / num
+                self.scalars[prefix + name] = self.scalars.get(prefix + name, 0) + share
         self._micro += 1
         if self._micro == num:
             with torch.autocast(self.device.type, enabled=False):
                 self._step()
 
-    @contextmanager
-    def _alone(self, turn: Turn) -> Iterator[None]:
-        """Let only the parameters of ``turn`` take a gradient within the block."""
-        others = [p for other in self._turns if other is not turn for p in other.parameters.values()]
-        for p in others:
-            p.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for p in others:
-                p.requires_grad_(True)
+    def _due(self) -> list[tuple[Turn, torch.optim.Optimizer]]:
+        """Return the optimizers of this step."""
+        both = zip(self._turns, self.trainer.optimizers, strict=True)
+        return [(turn, optimizer) for turn, optimizer in both if turn.due(self.updates)]
 
     def _unsynced(self, accumulating: bool) -> Any:
         """Return a context in which DDP does not average gradients yet, where more micro-batches follow."""
         strategy = self.trainer.strategy
-        parallel = accumulating and isinstance(strategy, ParallelStrategy)
-        return strategy.block_backward_sync() if parallel else nullcontext()
+        several = isinstance(strategy, ParallelStrategy)
+        return strategy.block_backward_sync() if several and accumulating else nullcontext()
 
     def _step(self) -> None:
         """Step all optimizers that are due or, if a gradient is not finite, none of them in any process."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        due = [
-            (turn, optimizer)
-            for turn, optimizer in zip(self._turns, self.trainer.optimizers, strict=True)
-            if turn.due(self.updates)
-        ]
-        norms = []
+        due, norms = self._due(), []
         for turn, optimizer in due:
             if scaler is not None:
                 scaler.unscale_(optimizer)
