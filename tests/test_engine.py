@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from muti_control.optim import OptimConfig
 from muti_control.training.config import ExperimentConfig
-from muti_control.training.optimizers import Turn, odd_settings
+from muti_control.training.optimizers import Turn
 from muti_control.training.run import build_trainer, layout
 from muti_control.training.seeded_batches import EndlessBatches
 from muti_control.training.stage import Stage
@@ -163,7 +163,7 @@ def test_a_step_that_is_not_finite_is_skipped(tmp_path: Path, capsys: pytest.Cap
     assert rows[2]["train/loss"] == "nan"
     hopeless = Sick(make_config(tmp_path, "hopeless", max_steps=30))
     hopeless.sick = range(5, 30)
-    with pytest.raises(FloatingPointError, match=r"11 steps in a row.*optim\.lr"):
+    with pytest.raises(FloatingPointError, match=r"optim\.lr"):
         fit(hopeless)
 
 
@@ -271,8 +271,8 @@ def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
 
 
 def test_odd_settings_are_told() -> None:
-    assert odd_settings(OptimConfig(), 10_000) == []
-    told = " ".join(odd_settings(OptimConfig(lr=0.1, warmup_steps=100, ema_decay=0.999), 100))
+    assert OptimConfig().odd(10_000, "optim") == []
+    told = " ".join(OptimConfig(lr=0.1, warmup_steps=100, ema_decay=0.999).odd(100, "optim"))
     assert all(word in told for word in ("warmup_steps=100", "optim.lr=0.1", "ema_decay=0.999", "try 0.9"))
 
 

@@ -10,12 +10,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import pytest
 import torch
 
 import train
 from ldm.checkpoint import read_state_dict
+from muti_control.losses.noise import noise_loss
 from muti_control.networks.patchgan import PatchGan
 from muti_control.training.config import ExperimentConfig
 from muti_control.training.run import prepare
@@ -102,6 +104,34 @@ def test_a_continued_run_equals_an_unbroken_one_with_its_discriminator(
     assert all(0 <= float(rows[-1][f"train/discriminator/{kind}"]) <= 1 for kind in kinds)
     assert train.main(arguments("name=broken", "losses.lm=0.4", "train.max_steps=7")) == 2
     assert "losses: is not what the run began with" in capsys.readouterr().err
+
+
+def test_the_step_reads_in_four_files(
+    arguments: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From train.py to the noise loss: train.py, stage.py, control.py, noise.py. A flat skull effect is told once."""
+    walks: list[set[Path]] = []
+
+    def profile(frame: FrameType, event: str, arg: object) -> None:
+        if event == "call" and frame.f_code is noise_loss.__code__:
+            files, at = set(), frame
+            while at is not None:
+                files.add(Path(at.f_code.co_filename))
+                at = at.f_back  # type: ignore[assignment]
+            walks.append(
+                {f for f in files if f.is_relative_to(ROOT) and not f.is_relative_to(ROOT / "tests")}
+            )
+
+    watch = ("train.max_steps=2", "train.val_every=1", "watch.flat_after=1", "watch.flat_effect=1000000")
+    sys.setprofile(profile)
+    try:
+        assert train.main(arguments(*watch)) == 0
+    finally:
+        sys.setprofile(None)
+    (walk,) = {frozenset(walk) for walk in walks}
+    walk = {f for f in walk if "site-packages" not in f.parts}
+    assert {f.name for f in walk} == {"train.py", "stage.py", "control.py", "noise.py"} and len(walk) == 4
+    assert capsys.readouterr().err.count("valid/skull_effect") == 1
 
 
 def test_two_processes_agree(arguments: Callable[..., list[str]]) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
@@ -115,14 +115,6 @@ def _check_own(path: Path, content: Any) -> None:
         )
 
 
-class Best(NamedTuple):
-    """One kept validation: its step, its score, its file in the same folder."""
-
-    step: int
-    score: float
-    file: str
-
-
 class BestCheckpoints:
     """The averaged weights of the ``keep`` best validations, with an index ``best.json``, best first.
 
@@ -133,33 +125,27 @@ class BestCheckpoints:
         self.folder, self.monitor, self.keep = folder, monitor, keep
         self.sign = 1 if mode == "min" else -1
 
-    def entries(self) -> list[Best]:
-        """Return the kept validations whose files exist, best first."""
+    def entries(self) -> list[dict[str, Any]]:
+        """Return ``step``, ``score`` and ``file`` of the kept validations whose files exist, best first."""
+        path = self.folder / BEST_INDEX
         try:
-            listed = json.loads((self.folder / BEST_INDEX).read_text(encoding="utf-8"))["best"]
-            entries = [Best(int(e["step"]), float(e["score"]), str(e["file"])) for e in listed]
-        except FileNotFoundError:
-            return []
+            listed = json.loads(path.read_text(encoding="utf-8"))["best"] if path.is_file() else []
+            return [{**e, "score": float(e["score"])} for e in listed if (self.folder / e["file"]).is_file()]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"{self.folder / BEST_INDEX} cannot be read ({error}); delete it to go on without the best "
-                "checkpoints so far"
+                f"{path} cannot be read ({error}); delete it to go on without the best checkpoints so far"
             ) from error
-        return [entry for entry in entries if (self.folder / entry.file).is_file()]
 
     def offer(self, step: int, score: float, content: Mapping[str, Any]) -> bool:
         """Keep ``content`` if it is among the best; return whether it is. A score that is NaN never is."""
-        new = Best(step, score, f"best-{step:07d}.ckpt")
-        others = [entry for entry in self.entries() if entry.step != step]
-        ranking = sorted([*others, new], key=lambda e: (self.sign * e.score, e.step))[: self.keep]
+        new = {"step": step, "score": score, "file": f"best-{step:07d}.ckpt"}
+        others = [entry for entry in self.entries() if entry["step"] != step]
+        ranking = sorted([*others, new], key=lambda e: (self.sign * e["score"], e["step"]))[: self.keep]
         if score != score or new not in ranking:
             return False
-        write_checkpoint(content, self.folder / new.file)
-        write_json(
-            self.folder / BEST_INDEX,
-            {"monitor": self.monitor, "best": [entry._asdict() for entry in ranking]},
-        )
-        kept = {entry.file for entry in ranking}
+        write_checkpoint(content, self.folder / new["file"])
+        write_json(self.folder / BEST_INDEX, {"monitor": self.monitor, "best": ranking})
+        kept = {entry["file"] for entry in ranking}
         for path in self.folder.glob("best-*.ckpt"):
             if path.name not in kept:
                 path.unlink()
@@ -169,7 +155,7 @@ class BestCheckpoints:
         """Return the content of the best one that can be read, None without one; report the others on stderr."""
         for entry in self.entries():
             try:
-                return load_pickle(self.folder / entry.file)
+                return load_pickle(self.folder / entry["file"])
             except CheckpointError as error:
                 print(f"{error} It is passed over.", file=sys.stderr)
         return None

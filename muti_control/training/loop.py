@@ -7,8 +7,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -37,45 +35,6 @@ def largest(trainer: pl.Trainer, *numbers: int) -> list[int]:
     return [int(number) for number in trainer.strategy.reduce(tensor, reduce_op="max").tolist()]
 
 
-class Pace:
-    """Speed of this start of a run, in seconds of ``clock``, without its ``first`` steps, which are slow."""
-
-    def __init__(self, first: int = 2, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.clock = clock
-        self.steps = -first  # counted steps
-        self.pauses = 0.0  # seconds of all validations and saves
-        self.waited = self.busy = (
-            0.0  # seconds of the counted steps: waiting for pictures; in all, without pauses
-        )
-        self._begin = clock()
-        self._last = (0, 0.0)  # steps and busy seconds at the last report
-
-    def step(self, waited: float, busy: float) -> None:
-        """Count a step that took ``busy`` seconds without pauses, ``waited`` of them before its pictures were there."""
-        self.steps += 1
-        if self.steps > 0:
-            self.waited, self.busy = self.waited + waited, self.busy + busy
-        else:
-            self._begin = self.clock()
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Time a validation or a save, which counts for the time left, not for the speed."""
-        start = self.clock()
-        try:
-            yield
-        finally:
-            self.pauses += self.clock() - start
-
-    def report(self, steps_left: int) -> tuple[float, float] | None:
-        """Return steps a second since the last report and the seconds left; None where no step was counted."""
-        steps, busy = self.steps - self._last[0], self.busy - self._last[1]
-        if self.steps <= 0 or steps == 0 or busy <= 0:
-            return None
-        self._last = (self.steps, self.busy)
-        return steps / busy, (self.clock() - self._begin) / self.steps * steps_left
-
-
 class SaveLast(pl.Callback):
     """Writes ``last.ckpt`` every so many steps or minutes, at the end, and when a signal asks the run to stop.
 
@@ -84,8 +43,8 @@ class SaveLast(pl.Callback):
     Lightning 2.6 saves at a signal within an accumulation, and its ``global_step`` counts both optimizers.
     """
 
-    def __init__(self, folder: Path, cfg: TrainConfig, pace: Pace) -> None:
-        self.path, self.cfg, self.pace = folder / LAST, cfg, pace
+    def __init__(self, folder: Path, cfg: TrainConfig) -> None:
+        self.path, self.cfg = folder / LAST, cfg
         self.signal = 0  # the one that asked to stop
         self.stopped = False
         self.saved_at = -1  # step
@@ -105,9 +64,7 @@ class SaveLast(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, stage: Stage) -> None:  # type: ignore[override]
         for signum in SIGNALS:  # after Lightning set its own, which it takes back at the end
             signal.signal(signum, self._handle)
-        trainer.should_stop = (
-            stage.updates >= self.cfg.max_steps
-        )  # only what comes after the last step is left
+        trainer.should_stop = stage.updates >= self.cfg.max_steps  # a validation or the export may be left
         self.saved_at = stage.updates if stage.updates else -1
         self._saved_time = time.monotonic()
 
@@ -130,8 +87,7 @@ class SaveLast(pl.Callback):
     def save(self, trainer: pl.Trainer, stage: Stage) -> None:
         """Write ``last.ckpt``, unless it is of this step already."""
         if self.saved_at != stage.updates:
-            with self.pace.pause():
-                trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path)
             self.saved_at, self._saved_time = stage.updates, time.monotonic()
 
     def stop(self, trainer: pl.Trainer, stage: Stage, signum: int) -> None:
@@ -148,11 +104,8 @@ class Validate(pl.Callback):
     validation that a kill cut off.
     """
 
-    def __init__(
-        self, save_last: SaveLast, best: BestCheckpoints, cfg: TrainConfig, watch: WatchConfig
-    ) -> None:
-        self.save_last, self.best, self.cfg, self.watch = save_last, best, cfg, watch
-        self._warned = False
+    def __init__(self, save_last: SaveLast, best: BestCheckpoints, cfg: TrainConfig) -> None:
+        self.save_last, self.best, self.cfg = save_last, best, cfg
 
     def on_train_start(self, trainer: pl.Trainer, stage: Stage) -> None:  # type: ignore[override]
         self._validate_if_due(trainer, stage)
@@ -165,8 +118,7 @@ class Validate(pl.Callback):
         due = step > 0 and step % self.cfg.val_every == 0 and stage.validated != step
         if not due or not stage.between_steps or self.save_last.stopped:
             return
-        with self.save_last.pace.pause():
-            scores = self._validate(trainer, stage)
+        scores = self._validate(trainer, stage)
         if isinstance(scores, int):
             self.save_last.stop(trainer, stage, scores)
             return
@@ -177,7 +129,6 @@ class Validate(pl.Callback):
         if trainer.is_global_zero:
             content = {"ema": stage.ema.state_dict(), "updates": step, "scores": scores}
             self.best.offer(step, scores[stage.monitor], content)
-        self._check_sensitivity(trainer, step, scores)
 
     @torch.no_grad()
     def _validate(self, trainer: pl.Trainer, stage: Stage) -> dict[str, float] | int:
@@ -200,51 +151,45 @@ class Validate(pl.Callback):
             stage.forget_validation()
             stage.train()
 
-    def _check_sensitivity(self, trainer: pl.Trainer, step: int, scores: dict[str, float]) -> None:
-        effect = scores.get("valid/skull_effect", math.inf)
-        if effect < self.watch.flat_effect and step >= self.watch.flat_after and not self._warned:
-            self._warned = True
-            tell(
-                trainer,
-                f"warning: after {step} steps the skull hardly matters: another person's skull changes the predicted "
-                f"noise by {effect:.2%} (valid/skull_effect). Try diffusion.loss_weighting=x0, a larger optim.lr or "
-                "batch, a higher diffusion.prompt_dropout; python -m data.check finds skulls that are not their faces'",
-            )
-
 
 class LogAndProgress(pl.Callback):
     """Logs the scalars of every ``log_every``-th step; shows a bar or, without a terminal, a line a minute on stderr.
 
     It warns once of skipped steps and of a slow loader, and gives up when only skipped steps come. It must be the last
-    callback: its clock starts when all others are done.
+    callback: its clock starts when all others are done. The first two steps of a start, which are slow, do not count.
     """
 
-    def __init__(self, pace: Pace, cfg: TrainConfig, watch: WatchConfig, num_workers: int) -> None:
-        self.pace, self.cfg, self.watch, self.num_workers = pace, cfg, watch, num_workers
+    def __init__(self, cfg: TrainConfig, watch: WatchConfig, num_workers: int) -> None:
+        self.cfg, self.watch, self.num_workers = cfg, watch, num_workers
         self.log_every = cfg.log_every or max(1, min(10, cfg.val_every // 10))
         self._bar: tqdm[Any] | None = None
-        self._ready = self._began = time.perf_counter()
-        self._pauses = 0.0
+        self._steps = -2  # counted steps
+        self._busy = self._waited = (
+            0.0  # seconds of counted steps without saves and validations; for pictures
+        )
+        self._logged = (0, 0.0)  # counted steps and their seconds at the last log
+        self._ready = self._began = self._start = time.perf_counter()
         self._last_line = -math.inf
         self._warned_skip = self._warned_wait = False
 
     def on_train_start(self, trainer: pl.Trainer, stage: Stage) -> None:  # type: ignore[override]
         if trainer.is_global_zero and sys.stderr.isatty():
-            self._bar = tqdm(
-                total=self.cfg.max_steps, initial=stage.updates, desc="training", dynamic_ncols=True
-            )
+            self._bar = tqdm(total=self.cfg.max_steps, initial=stage.updates, desc="training")
         self._ready = time.perf_counter()
 
     def on_train_batch_start(self, trainer: pl.Trainer, stage: Stage, *args: Any) -> None:  # type: ignore[override]
         if stage.between_steps:  # only then has the device nothing left to do
             self._began = time.perf_counter()
-            self._pauses = self.pace.pauses
 
     def on_train_batch_end(self, trainer: pl.Trainer, stage: Stage, *args: Any) -> None:  # type: ignore[override]
         if not stage.between_steps:
             return
-        waited = (self._began - self._ready) * self.cfg.accumulate
-        self.pace.step(waited, time.perf_counter() - self._ready - (self.pace.pauses - self._pauses))
+        self._steps += 1
+        if self._steps > 0:
+            self._busy += stage.step_ended - self._ready
+            self._waited += (self._began - self._ready) * self.cfg.accumulate
+        else:
+            self._start = time.perf_counter()
         self._check_skipped(trainer, stage)
         self._check_loader(trainer)
         if stage.updates % self.log_every == 0:
@@ -257,28 +202,25 @@ class LogAndProgress(pl.Callback):
         in_a_row = stage.skipped_in_a_row
         if not in_a_row:
             return
-        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        loss = float(stage.scalars["train/loss"])
+        what = f"the gradient of step {stage.updates} is not finite (loss {float(stage.scalars['train/loss']):.4g})"
         if in_a_row > self.watch.max_skipped:
             raise FloatingPointError(
-                f"the gradient was not finite in {in_a_row} steps in a row (loss {loss:.4g} at step {stage.updates}); "
-                f"{self.cfg.max_steps - stage.updates} steps were left. The last checkpoint has finite weights. Lower "
-                "optim.lr, or use train.precision=32-true, under a new name="
+                f"{what}, nor were those of the {in_a_row - 1} steps before. The last checkpoint has finite weights. "
+                "Lower optim.lr, or use train.precision=32-true, under a new name="
             )
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         if not self._warned_skip and not scaled:  # a scaler finds its scale by such steps
             self._warned_skip = True
             tell(
                 trainer,
-                f"warning: the gradient of step {stage.updates} is not finite (loss {loss:.4g}): this step is skipped, "
-                f"and so are others like it; {self.watch.max_skipped + 1} in a row stop the run. Lower optim.lr if it "
-                "happens again and again (train/skipped in the log)",
+                f"warning: {what}: this step is skipped, and so are others like it (train/skipped in the log); "
+                f"{self.watch.max_skipped + 1} in a row stop the run. Lower optim.lr if it happens often",
             )
 
     def _check_loader(self, trainer: pl.Trainer) -> None:
-        pace = self.pace
-        if self._warned_wait or pace.steps < WINDOW or pace.steps % WINDOW:
+        if self._warned_wait or self._steps < WINDOW or self._steps % WINDOW:
             return
-        share = min(1.0, pace.waited / pace.busy)
+        share = min(1.0, self._waited / self._busy)
         if share > self.watch.waiting_share:
             self._warned_wait = True
             tell(
@@ -299,10 +241,13 @@ class LogAndProgress(pl.Callback):
         row["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         row["train/skipped"] = float(stage.skipped)
         text = f"loss {row['train/loss']:.4g}"
-        if report := self.pace.report(self.cfg.max_steps - stage.updates):
-            speed = report[0] * self.cfg.batch_size * self.cfg.accumulate * trainer.world_size
-            row |= {"time/samples_per_s": speed, "time/hours_left": report[1] / 3600}
-            text += f", {speed:.3g} samples/s, {tqdm.format_interval(report[1])} left"
+        steps, busy = self._steps - self._logged[0], self._busy - self._logged[1]
+        if self._steps > 0 and busy > 0:
+            self._logged = (self._steps, self._busy)
+            speed = steps / busy * self.cfg.batch_size * self.cfg.accumulate * trainer.world_size
+            left = (time.perf_counter() - self._start) / self._steps * (self.cfg.max_steps - stage.updates)
+            row |= {"time/samples_per_s": speed, "time/hours_left": left / 3600}
+            text += f", {speed:.3g} samples/s, {tqdm.format_interval(left)} left"
         for logger in trainer.loggers:
             logger.log_metrics(row, step=stage.updates - 1)
         if self._bar is not None:

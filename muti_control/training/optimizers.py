@@ -1,4 +1,4 @@
-"""Optimizers of a stage: who is trained by which, how often, at which learning rate."""
+"""The optimizers of a stage: what each trains, how often, at which learning rate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from muti_control.optim import OptimConfig
 
 
 def learning_rate_factor(step: int, cfg: OptimConfig, max_steps: int) -> float:
-    """Factor on the peak learning rate at an optimizer's own step: linear warm-up, then constant or cosine."""
+    """Return the factor on the learning rate at an optimizer's own step: linear warm-up, then constant or cosine."""
     if step < cfg.warmup_steps:
         return (step + 1) / cfg.warmup_steps
     if cfg.schedule == "constant":
@@ -39,11 +39,11 @@ class Turn:
     key: str = "optim"
 
     def due(self, step: int) -> bool:
-        """Whether it has its turn at the run's step ``step`` (from 0)."""
+        """Return whether it has its turn at the run's step ``step`` (from 0)."""
         return step % self.every == 0
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """AdamW; norms and biases are not decayed. Learning rates are set by :meth:`set_rate`."""
+        """Return AdamW without decay of norms and biases. :meth:`set_rate` sets the learning rates."""
         parameters = list(self.parameters.values())
         groups = [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.optim.weight_decay},
@@ -55,37 +55,15 @@ class Turn:
         )
 
     def set_rate(self, optimizer: torch.optim.Optimizer, step: int, max_steps: int) -> float:
-        """Give ``optimizer`` the learning rate of its turn at the run's step ``step``; returns it.
-
-        A function of the step alone: nothing of a schedule has to be saved.
-        """
+        """Set and return the learning rate at the run's step ``step``; it depends on nothing else."""
         factor = learning_rate_factor(step // self.every, self.optim, math.ceil(max_steps / self.every))
         for group in optimizer.param_groups:
             group["lr"] = self.optim.lr * factor
         return self.optim.lr * factor
 
     def clip(self) -> Tensor:
-        """Scale the gradients down to ``optim.clip_norm`` (0: leave them); returns their norm before, a scalar."""
+        """Scale the gradients down to ``optim.clip_norm`` (0: leave them); return their norm before, a scalar."""
         parameters = list(self.parameters.values())
         if self.optim.clip_norm:
             return nn.utils.clip_grad_norm_(parameters, self.optim.clip_norm)
         return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-
-
-def odd_settings(optim: OptimConfig, max_steps: int, prefix: str = "optim") -> list[str]:
-    """What is legal and hardly meant, a sentence each with what to change."""
-    found = []
-    if optim.warmup_steps >= max_steps:
-        found.append(
-            f"{prefix}.warmup_steps={optim.warmup_steps} is not below train.max_steps={max_steps}: the learning "
-            f"rate never reaches {prefix}.lr; try {max(1, max_steps // 20)}"
-        )
-    if optim.lr > 0.01:
-        found.append(f"{prefix}.lr={optim.lr:g} is large for AdamW, which takes 1e-5 to 1e-3 as a rule")
-    if (window := 1 / (1 - optim.ema_decay)) > max_steps:
-        fitting = 1 - 10 / max(20, max_steps)
-        found.append(
-            f"{prefix}.ema_decay={optim.ema_decay:g} averages over about {window:.0f} steps, more than "
-            f"train.max_steps={max_steps}: the exported weights lag behind; try {fitting:.4g}"
-        )
-    return found

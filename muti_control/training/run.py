@@ -25,9 +25,8 @@ from ldm.device import compute_in_fp32, prefers_bf16
 from muti_control.rank_zero import end_with_parent
 from muti_control.training.checkpoints import LAST, BestCheckpoints, WholeFiles, read_run
 from muti_control.training.config import ExperimentConfig
-from muti_control.training.loop import LogAndProgress, Pace, SaveLast, Validate, tell
+from muti_control.training.loop import LogAndProgress, SaveLast, Validate, tell
 from muti_control.training.model import check_files
-from muti_control.training.optimizers import odd_settings
 from muti_control.training.stage import Stage
 from muti_control.training.stages import BUILDERS
 from settings.messages import ConfigError
@@ -101,7 +100,7 @@ class Training:
         if self.resumed is not None:
             self._say(f"continuing {cfg.run_dir} from step {self.steps_done}")
         for turn in stage.turns():
-            for sentence in odd_settings(turn.optim, cfg.train.max_steps, turn.key):
+            for sentence in turn.optim.odd(cfg.train.max_steps, turn.key):
                 tell(trainer, f"warning: {sentence}")
 
     def finish(self) -> Path | None:
@@ -315,8 +314,7 @@ def build_trainer(cfg: ExperimentConfig, stage: Stage) -> tuple[pl.Trainer, Save
 
     Lightning does devices, processes, their common gradients, precision, logging and the optimizers' state.
     """
-    pace = Pace()
-    save_last = SaveLast(cfg.run_dir / "checkpoints", cfg.train, pace)
+    save_last = SaveLast(cfg.run_dir / "checkpoints", cfg.train)
     devices, machines = layout(cfg.train.devices)
     precision = pick_precision(cfg)
     if precision == "32-true":
@@ -339,8 +337,8 @@ def build_trainer(cfg: ExperimentConfig, stage: Stage) -> tuple[pl.Trainer, Save
         plugins=[WholeFiles()],
         callbacks=[
             save_last,
-            Validate(save_last, best_checkpoints(cfg, stage), cfg.train, cfg.watch),
-            LogAndProgress(pace, cfg.train, cfg.watch, cfg.data.num_workers),
+            Validate(save_last, best_checkpoints(cfg, stage), cfg.train),
+            LogAndProgress(cfg.train, cfg.watch, cfg.data.num_workers),
         ],
         logger=loggers,
         **NOT_LIGHTNINGS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sized
 from contextlib import nullcontext
@@ -11,7 +12,6 @@ from typing import Any, TypeVar
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -21,7 +21,7 @@ from muti_control.training.checkpoints import FORMAT
 from muti_control.training.config import ExperimentConfig
 from muti_control.training.ema import Ema
 from muti_control.training.optimizers import Turn
-from muti_control.training.pictures import write_grid
+from muti_control.training.pictures import log_picture, write_grid
 from muti_control.training.seeded_batches import EndlessBatches, generator, leave_signals_to_the_parent
 
 T = TypeVar("T")
@@ -67,6 +67,7 @@ class Stage(pl.LightningModule):
         self.validated = 0  # the step after which the last whole validation was made
         self.fingerprint: dict[str, str] = {}  # what a resumed run must have in common with its beginning
         self.scalars: dict[str, Tensor] = {}  # of the last step, means over its micro-batches, on the device
+        self.step_ended = 0.0  # time.perf_counter() at the end of the last step
         self._micro = 0  # micro-batches since the last step
         self._turns: list[Turn] = []
         self._kept: defaultdict[str, list[tuple[int, Any]]] = defaultdict(list)  # by the validation under way
@@ -183,6 +184,7 @@ class Stage(pl.LightningModule):
             self.ema.update(self.averaged_tensors())
         self.updates += 1
         self._micro = 0
+        self.step_ended = time.perf_counter()
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         self._turns = self.turns()
@@ -239,14 +241,9 @@ class Stage(pl.LightningModule):
 
     def show(self, name: str, rows: list[Tensor]) -> None:
         """Write a picture grid, ``rows`` of (N, 3, H, W) in [0, 1], to a PNG file and to the logger."""
-        if not self.trainer.is_global_zero:
-            return
-        grid = write_grid(self.cfg.run_dir / "images" / f"{name}_{self.updates:07d}.png", rows)
-        for logger in self.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(name, grid, self.updates, dataformats="HWC")
-            elif isinstance(logger, WandbLogger):
-                logger.log_image(name, [grid])
+        if self.trainer.is_global_zero:
+            grid = write_grid(self.cfg.run_dir / "images" / f"{name}_{self.updates:07d}.png", rows)
+            log_picture(self.loggers, name, grid, self.updates)
 
     # --- checkpoints: the trained part only ---------------------------------------------------------------
 

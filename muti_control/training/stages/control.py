@@ -91,6 +91,7 @@ class ControlStage(Stage):
         self.term_weights = LossWeights(
             cfg.losses.wanted, cfg.losses.by == "ratio", cfg.losses.measure_every if cfg.losses.on else 0
         )
+        self._warned = False  # of a skull that does not matter
         self._pairs: FacePairs | None = None  # what the generator's turn leaves for the discriminator's
         self._accuracy = {f"accuracy_{kind}": torch.tensor(float("nan")) for kind in ("real", "fake")}
         if self.picture_losses is not None:
@@ -297,7 +298,16 @@ class ControlStage(Stage):
             "valid/rank_1": float(rank_one(small_grey(faces, 64), small_grey(truths, 64))),
         }
         names = effects[0] if effects else {}
-        return scores | {name: sum(effect[name] for effect in effects) / len(effects) for name in names}
+        scores |= {name: sum(effect[name] for effect in effects) / len(effects) for name in names}
+        watch, effect = self.cfg.watch, scores.get("valid/skull_effect", 1.0)
+        if effect < watch.flat_effect and self.updates >= watch.flat_after and not self._warned:
+            self._warned = True
+            rank_zero_warning(
+                f"after {self.updates} steps the skull hardly matters: another person's skull changes the predicted "
+                f"noise by {effect:.2%} (valid/skull_effect). Try diffusion.loss_weighting=x0, a larger optim.lr or "
+                "batch, a higher diffusion.prompt_dropout; python -m data.check finds skulls that are not their faces'"
+            )
+        return scores
 
     def effects(self, batch: dict[str, Any]) -> dict[str, float]:
         """Return each condition's effect: mean |eps(own) - eps(another's)| / mean |eps|, mid-process, fixed noise."""
