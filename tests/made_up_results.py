@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +35,6 @@ from muti_control.evaluation.results.summary import (
     measured,
 )
 
-Picture = Callable[[str, int], np.ndarray]
 METHODS = {  # name: (label, kind, note, share of the person in the face, noise)
     "model": ("ICCR model", "model", "The evaluated weights, told skull and prompt.", 0.62, 0.60),
     "ridge": ("PCA + ridge", "baseline", "Linear: skull picture and attributes to face picture.", 0.75, 0.55),
@@ -77,19 +75,15 @@ def oval(role: str, probe: int, size: int = 48) -> np.ndarray:
     )
 
 
-def made_up(
-    folder: Path,
-    num_probes: int = 60,
-    gallery: int = 100,
-    seed: int = 0,
-    gain: float = 0.0,
-    picture: Picture = oval,
-    num_cases: int = 2,
-) -> Evaluation:
+NUM, GALLERY, SEED = 60, 100, 0
+
+
+def made_up(folder: Path, gain: float = 0.0) -> Evaluation:
     """An evaluation whose pictures lie in ``folder``; nothing else is written.
 
-    gain: how much better the model is than in ``METHODS``; two evaluations of one seed have the same probes.
+    gain: how much better the model is than in ``METHODS``; all evaluations have the same probes.
     """
+    num_probes, gallery, seed = NUM, GALLERY, SEED
     rng = np.random.default_rng(seed)
     faces = rng.standard_normal((gallery, 10))
     how = Resampling(500, seed)
@@ -152,8 +146,8 @@ def made_up(
         ),
         coverage=tuple(coverage("dlib", several, within, subset.tolist(), how, joint) for within in (1, 5)),
         diversity=(Diversity("model", 8, {"mean_absolute": measured(rng.gamma(9, 0.5, num_probes), how)}),),
-        edits=tuple(make_edits(folder, picture, rng, how, num_probes)),
-        sensitivity=tuple(make_sensitivity(rng, how, num_probes)),
+        edits=tuple(make_edits(folder, rng, how)),
+        sensitivity=tuple(make_sensitivity(rng, how)),
         ood=OutOfDistribution(
             score="distance to the mean training skull, in standard deviations of its components",
             threshold=4.0,
@@ -162,7 +156,7 @@ def made_up(
             edges=tuple(edges.tolist()),
             reference=tuple((np.histogram(rng.gamma(6, 0.3, 200), edges)[0] / 200).tolist()),
         ),
-        cases=tuple(make_cases(folder, picture, model, nearest["model", "dlib"], num_cases)),
+        cases=tuple(make_cases(folder, model, nearest["model", "dlib"])),
     )
 
 
@@ -184,7 +178,7 @@ def make_protocol(num_probes: int, gallery: int, seed: int) -> Protocol:
     )
 
 
-def make_sensitivity(rng: np.random.Generator, how: Resampling, num: int):
+def make_sensitivity(rng: np.random.Generator, how: Resampling, num: int = NUM):
     changes = (
         ("skull", "of another person", 1.0),
         ("body mass", "two levels up", 0.6),
@@ -216,11 +210,11 @@ def make_probes(num: int, rng: np.random.Generator) -> tuple[Probe, ...]:
     return tuple(probes)
 
 
-def make_edits(folder: Path, picture: Picture, rng: np.random.Generator, how: Resampling, num: int):
+def make_edits(folder: Path, rng: np.random.Generator, how: Resampling, num: int = NUM):
     before = rng.uniform(60, 200, (num, 68, 2))
     change = rng.normal(0, 2, (num, 68, 2))
     shown = [
-        EditPicture(i, *(save(folder, picture, role, i) for role in ("reconstruction", "edited", "truth", "variant")),
+        EditPicture(i, *(save(folder, role, i) for role in ("reconstruction", "edited", "truth", "variant")),
                     "body mass 2 to 4")
         for i in range(2)
     ]  # fmt: skip
@@ -235,7 +229,7 @@ def make_edits(folder: Path, picture: Picture, rng: np.random.Generator, how: Re
         )  # fmt: skip
 
 
-def make_cases(folder: Path, picture: Picture, found, nearest: np.ndarray, num: int):
+def make_cases(folder: Path, found, nearest: np.ndarray, num: int = 2):
     order = np.argsort(found.ranks, kind="stable")
     middle = len(order) // 2
     for kind, chosen in (
@@ -245,7 +239,7 @@ def make_cases(folder: Path, picture: Picture, found, nearest: np.ndarray, num: 
     ):
         for i in chosen.tolist():
             pictures = [
-                CasePicture(role, label, save(folder, picture, role, who), caption)
+                CasePicture(role, label, save(folder, role, who), caption)
                 for role, label, who, caption in (
                     ("skull", "skull", i, ""),
                     ("reconstruction", "reconstruction", i, "seed 0"),
@@ -259,10 +253,10 @@ def make_cases(folder: Path, picture: Picture, found, nearest: np.ndarray, num: 
             )
 
 
-def save(folder: Path, picture: Picture, role: str, probe: int) -> str:
+def save(folder: Path, role: str, probe: int) -> str:
     """Write the picture as PNG; its path relative to the folder."""
     path = folder / "pictures" / f"{probe}_{role}.png"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_png(path, picture(role, probe))
+        write_png(path, oval(role, probe))
     return path.relative_to(folder).as_posix()

@@ -17,7 +17,15 @@ from muti_control.evaluation.plan import make_plan
 from muti_control.evaluation.results.results_file import read_results
 from tests.test_spgd_runs import tiny_reader
 
-SMALL = ("recognisers=[picture]", "device=cpu", "precision=fp32", "bootstrap=50", "num=3", "samples=1")
+SMALL = (
+    "recognisers=[picture]",
+    "device=cpu",
+    "precision=fp32",
+    "bootstrap=50",
+    "num=3",
+    "samples=1",
+    "sampling.steps=2",
+)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,15 @@ from data.landmarks import landmark_fractions
 from data.manifest import read_manifest
 from muti_control.evaluation.results.results_file import read_results
 
-SMALL = ("recognisers=[picture]", "device=cpu", "precision=fp32", "bootstrap=50", "num=3", "samples=1")
+SMALL = (
+    "recognisers=[picture]",
+    "device=cpu",
+    "precision=fp32",
+    "bootstrap=50",
+    "num=3",
+    "samples=1",
+    "sampling.steps=2",
+)
 ALSO = ("edited=0", "told=0", "methods=[model,shuffled]")
 
 

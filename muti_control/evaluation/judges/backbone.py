@@ -24,13 +24,13 @@ LAYOUTS = {  # a key that only this network has -> its name in torchvision, side
 
 
 class BackboneError(ValueError):
-    """Weights that are none of a known network; the message says which are."""
+    """Weights of an unknown network; the message names the known ones."""
 
 
 class Backbone:
     """2,048 features of a picture from torchvision's Inception v3 or ResNet-50, before the last layer.
 
-    An eye (``recognisers.Eye``), so that its features are kept like those of the recognisers.
+    It is an eye (``recognisers.Eye``), so that its features are stored like those of the recognisers.
 
     Args:
         path: a state dict in torchvision's layout (.pth, .safetensors).
@@ -67,12 +67,12 @@ class Backbone:
         self.identity: dict[str, Any] = {"network": self.network, "sha256": sha256(path)}
 
     def look(self, picture: Pictures) -> Vector:
-        """(2048,) of one picture, as the eyes of the recognisers look."""
+        """Return the features (2048,) of one grey picture (H, W) uint8."""
         return self.features(picture[None])[0]
 
     @torch.no_grad()
     def features(self, pictures: Pictures) -> NDArray[np.float32]:
-        """(N, 2048) of grey pictures (N, H, W) uint8, brought to the network's size and ImageNet's mean and spread."""
+        """Return features (N, 2048) of grey pictures (N, H, W) uint8, normalised as in the network's training."""
         x = torch.from_numpy(pictures).float()[:, None].div(255).expand(-1, 3, -1, -1)
         x = F.interpolate(x, (self._side, self._side), mode="bilinear", antialias=True, align_corners=False)
         mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))

@@ -1,9 +1,9 @@
-"""Who is it? An independent judge: dlib's face recogniser and dlib's own 68 facial points.
+"""An independent judge of identity: dlib's face recogniser and dlib's own 68 facial points.
 
-Both networks were trained by others on photographs; nothing here trains them, and they are in no loss and in no
-guidance, so that what they say of a reconstruction is evidence. A face becomes a descriptor of 128 numbers whose
-Euclidean distance is small between pictures of one person, and 68 points whose shape is compared after Procrustes
-alignment (position, size and turn in the picture taken away).
+Others trained both networks on photographs. Nothing here trains them, and no loss and no guidance uses them: their
+judgement of a reconstruction is evidence. A face becomes a descriptor of 128 numbers, whose Euclidean distance is
+small between pictures of one person, and 68 points, whose shapes are compared after Procrustes alignment (without
+position, size and turn in the picture).
 
 Needs the ``eval`` extra: dlib-bin, and face-recognition-models for the weights (its points were trained on iBUG
 300-W, whose terms exclude commercial use). The package itself is never imported, only its files are found.
@@ -45,16 +45,16 @@ class NoFaceError(RecogniserError):
 
 @dataclass(frozen=True)
 class RecogniserConfig:
-    """How a face is found and cut out.
+    """Settings of the search for a face, and of its crop.
 
     Attributes:
-        rectangle: left, top, right and bottom of the face in fractions of the picture's side. The default fits the
-            cohort's camera (280 mm field, frontal): it is where dlib's detector sees those faces on average.
-            None lets the detector look for each face.
-        detect: whether a picture in which the detector finds no face is refused, also where the rectangle is given.
-        chip: side in px of the face that the network sees; it was trained at 150.
-        padding: how much is shown around the face, in fractions of its size; the network was trained with 0.25.
-        jitters: descriptors are averaged over that many slightly moved copies; 0 takes the face as it is.
+        rectangle: left, top, right and bottom of the face in fractions of the picture's side. The default is the mean
+            result of dlib's detector on the cohort's faces (280 mm field, frontal). None: the detector finds each
+            face.
+        detect: whether a picture without a detectable face is refused, also with a rectangle.
+        chip: side in px of the crop for the network; it was trained at 150.
+        padding: margin around the face, in fractions of its size; the network was trained with 0.25.
+        jitters: number of slightly moved copies whose descriptors are averaged; 0 takes the face alone.
     """
 
     rectangle: tuple[float, float, float, float] | None = (0.264, 0.365, 0.735, 0.835)
@@ -78,7 +78,7 @@ class Recogniser:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the figures depend on, for records."""
+        """The versions and settings that the figures depend on, for records."""
         files = {name: path.stat().st_size for name, path in self._weights.items()}
         return {"dlib": self._dlib.__version__, "weight_bytes": files, **asdict(self.config)}
 
@@ -95,7 +95,7 @@ class Recogniser:
         return self._dlib.get_frontal_face_detector()
 
     def look(self, picture: Pictures) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """One picture.
+        """Return the descriptor and the points of one picture.
 
         Args:
             picture: (H, W) or (H, W, 3) uint8, the face upright.
@@ -146,14 +146,14 @@ class Recogniser:
 
 
 def descriptor_distances(probes: NDArray[np.floating], gallery: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Euclidean distances (P, G) between descriptors (P, 128) and (G, 128); dlib calls one person below 0.6."""
+    """Return Euclidean distances (P, G) between descriptors (P, 128) and (G, 128); dlib calls one person below 0.6."""
     p, g = np.asarray(probes, np.float64), np.asarray(gallery, np.float64)
     squared = (p**2).sum(1)[:, None] - 2 * p @ g.T + (g**2).sum(1)
     return np.sqrt(np.maximum(squared, 0))
 
 
 def procrustes_distances(probes: NDArray[np.floating], gallery: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Partial Procrustes distances (P, G) between planar shapes (P, K, 2) and (G, K, 2), in [0, sqrt(2)].
+    """Return partial Procrustes distances (P, G) between planar shapes (P, K, 2) and (G, K, 2), in [0, sqrt(2)].
 
     Shapes are centred and scaled to unit centroid size; the best rotation (no reflection) is the phase of their
     complex inner product, so the distance is sqrt(2 - 2 |<p, g>|).

@@ -1,4 +1,4 @@
-"""What edits are measured with: points of the faces before and after, read off the pictures."""
+"""Networks that read the points of a face off a picture, to measure edits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BY_DLIB = "dlib's 68 points, similarity-aligned, px"
 
 
 class LandmarkEye:
-    """The landmarks of a face (in px, x right, y down) as one vector of 2 L numbers.
+    """An eye that gives the landmarks of a face (in px, x right, y down) as one vector of 2 L numbers.
 
     Raises:
         CheckpointError: not a landmark network. ValueError: one that reads skulls.
@@ -38,6 +38,7 @@ class LandmarkEye:
 
     @torch.no_grad()
     def look(self, picture: Pictures) -> Vector:
+        """Return the landmarks (2 L,) of a grey picture (H, W) uint8."""
         side = self._reader.net.cfg.image_size
         grey = torch.from_numpy(np.ascontiguousarray(picture)).float() / 255
         shown = F.interpolate(grey.expand(1, 3, -1, -1), (side, side), mode="bilinear", antialias=True)
@@ -47,7 +48,7 @@ class LandmarkEye:
 
 @dataclass(frozen=True)
 class EditReader:
-    """space: what it measures in, for tables. points: vectors (N, D) of its eye -> (N, L, 2) in px."""
+    """space: of its measurements, for tables. points: vectors (N, D) of its eye -> (N, L, 2) in px."""
 
     space: str
     eye: Eye
@@ -55,7 +56,7 @@ class EditReader:
 
 
 def edit_readers(network: Path | None, judges: Sequence[Judge]) -> list[EditReader]:
-    """The landmark network, and dlib where it is among the judges' eyes.
+    """Return the landmark network as a reader, and dlib where it is among the judges' eyes.
 
     Raises:
         CheckpointError, ValueError: ``network`` is no landmark network that reads faces. OSError: it cannot be read.

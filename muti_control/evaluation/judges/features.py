@@ -1,4 +1,4 @@
-"""A face picture as a vector of grey levels, and how far two of them lie apart: the judge that needs no network.
+"""A face picture as a vector of grey levels, and distances of such vectors: the judge without a network.
 
 A *feature* is a face picture as grey in [0, 1], averaged over square blocks to ``FEATURE_SIZE`` px and flattened:
 (N, D) float32, D = FEATURE_SIZE**2.
@@ -18,7 +18,7 @@ BACKGROUND = 0.02  # grey below which a gallery face's pixel is background (the 
 
 
 def picture_features(pictures: Floats, size: int = FEATURE_SIZE) -> NDArray[np.float32]:
-    """Block averages of grey pictures.
+    """Return block averages of grey pictures.
 
     Args:
         pictures: (N, H, W) or (N, H, W, C) in [0, 1]; channels are averaged. H and W must be multiples of `size`.
@@ -42,25 +42,25 @@ def picture_features(pictures: Floats, size: int = FEATURE_SIZE) -> NDArray[np.f
 
 
 def rms_distance(probes: Floats, gallery: Floats, mean: Floats) -> Floats:
-    """Root mean square difference over the whole picture, (P, G), in grey levels of [0, 1]. `mean` is not used."""
+    """Return the root mean square difference over the whole picture, (P, G), in grey levels of [0, 1]."""
     return np.sqrt(_mean_square(probes, gallery, np.ones_like(gallery)))
 
 
 def face_rms_distance(probes: Floats, gallery: Floats, mean: Floats) -> Floats:
-    """Root mean square difference inside each gallery face's own outline, (P, G). `mean` is not used."""
+    """Return the root mean square difference inside each gallery face's own outline, (P, G)."""
     return np.sqrt(_mean_square(probes, gallery, (gallery > BACKGROUND).astype(gallery.dtype)))
 
 
 def mean_absolute_distance(probes: Floats, gallery: Floats, mean: Floats) -> Floats:
-    """Mean absolute difference over the whole picture, (P, G), in grey levels of [0, 1]. `mean` is not used."""
+    """Return the mean absolute difference over the whole picture, (P, G), in grey levels of [0, 1]."""
     return np.stack([np.abs(gallery - probe).mean(axis=1) for probe in probes])
 
 
 def deviation_distance(probes: Floats, gallery: Floats, mean: Floats) -> Floats:
-    """1 - cosine between the two pictures' deviations from the mean training face `mean` (D,): (P, G) in [0, 2].
+    """Return 1 - cosine between the two pictures' deviations from the mean face `mean` (D,): (P, G) in [0, 2].
 
-    It asks in which direction a face differs from the average, not by how much: a reconstruction that is drawn
-    towards the average (as every estimate under uncertainty is) is not punished for it.
+    The direction of the deviation counts, not its size: a reconstruction near the average, as every estimate under
+    uncertainty is, loses nothing by that.
     """
     return 1 - _unit(probes - mean) @ _unit(gallery - mean).T
 
@@ -74,7 +74,7 @@ DISTANCES: dict[str, Callable[[Floats, Floats, Floats], Floats]] = {
 
 
 def _mean_square(probes: Floats, gallery: Floats, weights: Floats) -> Floats:
-    """Weighted mean square difference with one weight per gallery picture and pixel (G, D): (P, G)."""
+    """Return the mean square difference (P, G), weighted for each gallery picture and pixel (G, D)."""
     p, g, w = (np.asarray(a, dtype=np.float64) for a in (probes, gallery, weights))
     total = (p**2) @ w.T - 2 * p @ (w * g).T + (w * g**2).sum(axis=1)
     return np.maximum(total, 0) / np.maximum(w.sum(axis=1), 1)

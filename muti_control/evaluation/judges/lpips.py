@@ -1,4 +1,4 @@
-"""LPIPS: how alike two pictures look to a network, weighted by how people judged likeness.
+"""LPIPS: the distance of two pictures for a network, weighted by people's judgement of likeness.
 
 AlexNet's features of both pictures, unit length over channels, are subtracted and squared; learnt weights sum them. The
 backbone is torchvision's AlexNet, which the user has to bring (``alexnet-owt-7be5be79.pth``, 233 MB). The weights per
@@ -68,7 +68,7 @@ class Lpips:
 
     @torch.inference_mode()
     def distances(self, x: NDArray[np.uint8], y: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """(N,) distances, 0 for the same picture, of pictures (N, H, W) or (N, H, W, 3) uint8, N small (a batch).
+        """Return distances (N,), 0 for equal pictures, of pictures (N, H, W) or (N, H, W, 3) uint8, N small (a batch).
 
         Raises:
             ValueError: pictures of different shape or type, or smaller than 35 px.
@@ -92,7 +92,7 @@ class Lpips:
         return total.double().cpu().numpy()
 
     def _input(self, pictures: NDArray[np.uint8]) -> Tensor:
-        """(N, 3, H, W) as the network was trained to see them."""
+        """Return (N, 3, H, W), normalised as in the network's training."""
         colour = pictures if pictures.ndim == 4 else np.repeat(pictures[..., None], 3, axis=-1)
         tensor = torch.from_numpy(np.ascontiguousarray(colour)).to(self._device).permute(0, 3, 1, 2).float()
         shift, scale = (torch.tensor(v, device=self._device)[:, None, None] for v in (_SHIFT, _SCALE))
@@ -100,7 +100,7 @@ class Lpips:
 
 
 def _unit(features: Tensor) -> Tensor:
-    """Unit length over channels."""
+    """Return features of unit length over channels."""
     return features / (features.square().sum(dim=1, keepdim=True) + 1e-8).sqrt()
 
 

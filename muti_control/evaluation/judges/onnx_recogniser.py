@@ -1,7 +1,7 @@
 """A face recogniser of the user's own, from an ONNX file.
 
-The face is found by dlib and laid by its eyes, nose and mouth onto the usual five-point template, as ArcFace and its
-like are trained; the input is (1, 3, S, S) RGB, (grey - 127.5) / 127.5, the output one vector, compared by the cosine.
+dlib finds the face. Its eyes, nose and mouth are laid onto the usual five-point template, as for ArcFace and similar
+networks. The input is (1, 3, S, S) RGB, (grey - 127.5) / 127.5; the output is one vector, compared by the cosine.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class OnnxEye:
         }
 
     def look(self, picture: Pictures) -> Vector | None:
+        """Return the vector of a grey picture (H, W) uint8; None where dlib finds no face."""
         seen = self._dlib.look(picture)
         if seen is None:
             return None
@@ -82,12 +83,12 @@ def _side(path: Path, session: Any) -> int:
 
 
 def five_points(face: Floats) -> Floats:
-    """(5, 2) eyes, tip of the nose and corners of the mouth of dlib's 68 points (68, 2)."""
+    """Return eyes, tip of the nose and corners of the mouth (5, 2) of dlib's 68 points (68, 2)."""
     return np.stack([face[36:42].mean(axis=0), face[42:48].mean(axis=0), face[30], face[48], face[54]])
 
 
 def aligned(picture: Pictures, face: Floats, side: int) -> Pictures:
-    """(side, side) uint8: the face laid onto the template by shift, turn and scale (least squares).
+    """Return the face laid onto the template by shift, turn and scale (least squares), (side, side) uint8.
 
     Args:
         picture: (H, W) uint8.  face: (68, 2) px, dlib's points in it.
@@ -108,14 +109,14 @@ def aligned(picture: Pictures, face: Floats, side: int) -> Pictures:
 
 
 def cosine_distances(probes: Floats, gallery: Floats) -> Floats:
-    """1 - cosine, (P, G) in [0, 2], of vectors (P, D) and (G, D)."""
+    """Return 1 - cosine, (P, G) in [0, 2], of vectors (P, D) and (G, D)."""
     p, g = (np.asarray(rows, np.float64) for rows in (probes, gallery))
     p, g = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) for rows in (p, g))
     return 1 - p @ g.T
 
 
 def onnx_judge(path: Path, rectangle: Sequence[float]) -> Judge:
-    """The judge that compares the vectors of an ONNX network. Raises: RecogniserError."""
+    """Return the judge that compares the vectors of an ONNX network. Raises: RecogniserError."""
     return Judge(
         "onnx",
         path.stem,

@@ -1,4 +1,4 @@
-"""How unlike the skulls a model learnt from is a skull? A reconstruction from a strange skull is a guess."""
+"""The distance of a skull from the training skulls. A reconstruction from a distant skull is a guess."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RULE = f"{FLAGGED} % of the training skulls, each scored by a fit without it ({F
 
 
 class OddityError(ValueError):
-    """There is nothing to compare a skull with; the message says why."""
+    """There are no skulls to compare with; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Density:
 
     @classmethod
     def fit(cls, rows: Floats, num: int = NUM_COMPONENTS) -> Density:
-        """Of rows (N, D), by their covariance (D, D)."""
+        """Return the density of rows (N, D), from their covariance (D, D)."""
         mean = rows.mean(axis=0, dtype=np.float64)
         centred = rows - mean
         values, vectors = np.linalg.eigh(centred.T @ centred / len(rows))
@@ -57,7 +57,7 @@ class Density:
         return cls(mean, vectors[:, :num].T, np.maximum(values[:num], noise), noise)
 
     def distances(self, rows: Floats) -> Floats:
-        """Mahalanobis distances (N,), per square root of the dimensions."""
+        """Return the Mahalanobis distances (N,), per square root of the dimensions."""
         centred = rows - self.mean
         scores = centred @ self.axes.T
         rest = np.maximum((centred**2).sum(axis=1) - (scores**2).sum(axis=1), 0)
@@ -65,7 +65,7 @@ class Density:
 
 
 def nearest_distances(rows: Floats, others: Floats) -> Floats:
-    """Root mean square difference (N,) of each row to the nearest of ``others``."""
+    """Return the root mean square difference (N,) of each row to the nearest of ``others``."""
     a, b = np.asarray(rows, np.float64), np.asarray(others, np.float64)
     squared = (a**2).sum(axis=1)[:, None] - 2 * a @ b.T + (b**2).sum(axis=1)
     return np.sqrt(np.maximum(squared.min(axis=1), 0) / rows.shape[1])
@@ -74,10 +74,10 @@ def nearest_distances(rows: Floats, others: Floats) -> Floats:
 def score_skulls(
     probes: Floats, train: Floats, subjects: Sequence[str], seed: int = 0
 ) -> tuple[Floats, OutOfDistribution]:
-    """Scores (P,) of skull features (P, D) against the training skulls (N, D).
+    """Return scores (P,) of skull features (P, D) against the training skulls (N, D).
 
     Args:
-        subjects: (N,) whose training skulls these are; all of one person are held out together.
+        subjects: (N,) owners of the training skulls; all skulls of one person are held out together.
 
     Raises:
         OddityError: too few training skulls.
@@ -113,7 +113,7 @@ def _both(rows: Floats, train: Floats) -> Floats:
 
 
 def small_skulls(cases: Sequence[Case], size: int) -> Floats:
-    """Features (N, D) of skull pictures brought to ``size`` px first. Raises: ImageError, PartialError."""
+    """Return features (N, D) of skull pictures, scaled to ``size`` px first. Raises: ImageError, PartialError."""
     rows = []
     for case in cases:
         picture = to_uint8(read_skull(case, size).mean(axis=2))[None].astype(np.float32) / 255

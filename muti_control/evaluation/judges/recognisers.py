@@ -1,6 +1,6 @@
 """The judges of identity. No loss and no guidance uses them, and nothing here trains one.
 
-An *eye* turns a picture into a vector, or finds no face in it; a *judge* says how far two vectors are apart. dlib's
+An *eye* turns a picture into a vector, or finds no face in it. A *judge* measures the distance of two vectors. dlib's
 descriptor and dlib's 68 points are two judges with one eye.
 """
 
@@ -39,7 +39,7 @@ class Eye(Protocol):
     cached: bool
 
     def look(self, picture: Pictures) -> Vector | None:
-        """The vector (D,) of a grey picture (H, W) uint8; None where there is no face in it."""
+        """Return the vector (D,) of a grey picture (H, W) uint8; None where there is no face in it."""
         ...
 
 
@@ -54,6 +54,7 @@ class DlibEye:
         self.identity = self._recogniser.identity
 
     def look(self, picture: Pictures) -> Vector | None:
+        """Return the vector of a picture, None without a face."""
         try:
             descriptor, points = self._recogniser.look(picture)
         except NoFaceError:
@@ -70,6 +71,7 @@ class PictureEye:
         self.identity = {"size": FEATURE_SIZE}
 
     def look(self, picture: Pictures) -> Vector | None:
+        """Return the vector of a picture."""
         return picture_features(picture[None].astype(np.float32) / 255)[0]
 
 
@@ -86,17 +88,17 @@ class Judge:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What its figures depend on."""
+        """The versions and settings that its figures depend on."""
         return dict(self.eye.identity)
 
 
 def descriptors(vectors: Floats) -> Floats:
-    """(N, 128) of the vectors of a DlibEye."""
+    """Return the descriptors (N, 128) in vectors of a DlibEye."""
     return vectors[:, :DESCRIPTOR_SIZE]
 
 
 def points(vectors: Floats) -> Floats:
-    """(N, 68, 2) in px of the vectors of a DlibEye."""
+    """Return the points (N, 68, 2) in px in vectors of a DlibEye."""
     return vectors[:, DESCRIPTOR_SIZE:].reshape(-1, NUM_POINTS, 2)
 
 
@@ -135,5 +137,5 @@ def _by_grey(name: str, probes: Floats, gallery: Floats) -> Floats:
 
 
 def settings_of(eye: Eye) -> str:
-    """One line that tells two eyes apart."""
+    """Return one line that differs between any two eyes."""
     return repr((eye.name, sorted(eye.identity.items())))

@@ -1,4 +1,4 @@
-"""What the recognisers saw before, on disk, by the content of the picture: nothing is looked at twice."""
+"""The vectors that the eyes made of pictures, on disk by the content of the picture: no eye looks twice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PATIENCE = 120  # seconds to wait for another process that writes
 
 
 class CacheError(ValueError):
-    """The file of what was seen before cannot be used; the message says what to do."""
+    """The file of vectors cannot be used; the message says what to do."""
 
 
 class Sightings:
@@ -51,7 +51,7 @@ class Sightings:
         self._file.close()
 
     def look(self, eye: Eye, picture: Pictures) -> Vector | None:
-        """The eye's vector (D,) of a picture (H, W) uint8, from the file where it is known; None: no face."""
+        """Return the eye's vector (D,) of a picture (H, W) uint8, from the file if it is there; None without a face."""
         if not eye.cached:
             return eye.look(picture)
         key = hashlib.sha256(
@@ -71,12 +71,6 @@ class Sightings:
             ) from error
         return np.frombuffer(stored, np.float32) if stored else None
 
-    def found(self, eye: Eye, picture: Pictures) -> Vector:
-        """The same of an eye that sees something in every picture."""
-        vector = self.look(eye, picture)
-        assert vector is not None, eye.name
-        return vector
-
     def look_at_all(self, eyes: Sequence[Eye], picture: Pictures) -> dict[str, Vector | None]:
-        """What each eye sees, by its name."""
+        """Return the vector of each eye by its name."""
         return {eye.name: self.look(eye, picture) for eye in eyes}

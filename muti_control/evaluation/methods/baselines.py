@@ -1,6 +1,6 @@
 """Faces predicted without the model: means, the face of the nearest training skull, and PCA + ridge.
 
-All are told what the prompt tells the model and no more: sex, age level, body mass level and ethnicity.
+All use what the prompt gives the model, and no more: sex, age level, body mass level and ethnicity.
 Arrays are features as in `muti_control.evaluation.judges.features`: (N, D) float32 in [0, 1]. Every one of these
 faces is a weighted sum of training faces, so that it can be drawn at any resolution (weights: (P, N), rows sum to 1).
 """
@@ -51,11 +51,10 @@ def shuffle_within_groups(
     pool_subjects: Sequence[str],
     rng: np.random.Generator,
 ) -> Ints:
-    """For each probe, a random pool index of the same group but another subject; -1 where the pool has none.
+    """Return, for each probe, a random pool index of the same group but another subject; -1 where the pool has none.
 
-    Drawn without replacement within a group while it lasts: its pool is put into a random circle, in which a probe
-    that is part of the pool takes the one after itself, and any other probe the next in turn.
-    A skull-blind model does as well with this skull as with the right one.
+    Within a group they are drawn without replacement while the pool lasts: the pool is a random circle; a probe in it
+    takes the next one, and any other probe takes the next in turn.
     """
     chosen = np.full(len(groups), -1)
     for group in dict.fromkeys(groups):
@@ -102,7 +101,7 @@ class Components:
 
     @classmethod
     def fit(cls, rows: Floats, num: int) -> "Components":
-        """At most `num` components of rows (N, D), by the N x N Gram matrix (N is smaller than D here)."""
+        """Return at most `num` components of rows (N, D), from the N x N Gram matrix (N is smaller than D here)."""
         mean = rows.mean(axis=0)
         centred = np.asarray(rows - mean, dtype=np.float64)
         values, vectors = np.linalg.eigh(centred @ centred.T)
@@ -113,10 +112,11 @@ class Components:
         return cls(mean, sums @ centred, scale / np.sqrt(len(rows)), sums)
 
     def first(self, num: int) -> "Components":
-        """The `num` strongest of them."""
+        """Return the `num` strongest components."""
         return Components(self.mean, self.axes[:num], self.deviations[:num], self.sums[:num])
 
     def project(self, rows: Floats) -> Floats:
+        """Return the scores (N, K) of rows (N, D)."""
         return (rows - self.mean) @ self.axes.T
 
 
@@ -126,7 +126,7 @@ class Ridge:
     def __init__(
         self, skulls: Floats, attributes: Floats, faces: Floats, skull: Components, face: Components
     ) -> None:
-        """Args: skulls and faces (N, D), attributes (N, A), and the components either side is expressed in."""
+        """Args: skulls and faces (N, D), attributes (N, A), and the components of the skulls and of the faces."""
         self._skull, self._face = skull, face
         inputs = self._inputs(skulls, attributes)
         self._centre = inputs.mean(axis=0)
@@ -136,15 +136,15 @@ class Ridge:
         self._num = len(inputs)
 
     def _inputs(self, skulls: Floats, attributes: Floats) -> Floats:
-        # one scale for all skull components: whitening them would weigh noise like signal
+        # one scale for all skull components: whitening would give noise the weight of signal
         return np.hstack([self._skull.project(skulls) / self._skull.deviations[0], attributes])
 
     def predict(self, skulls: Floats, attributes: Floats, strength: float) -> Floats:
-        """Faces (P, D) for a ridge penalty `strength` >= 0 per training subject."""
+        """Return faces (P, D) for a ridge penalty `strength` >= 0 per training subject."""
         return self._scores(skulls, attributes, strength) @ self._face.axes + self._face.mean
 
     def weights(self, skulls: Floats, attributes: Floats, strength: float) -> Floats:
-        """The same faces as weights (P, N) of the training faces."""
+        """Return the same faces as weights (P, N) of the training faces."""
         around_mean = self._scores(skulls, attributes, strength) @ self._face.sums
         return around_mean + (1 - around_mean.sum(axis=1, keepdims=True)) / self._num
 

@@ -1,4 +1,4 @@
-"""Who lends whom a skull, a name or attributes: the controls that stand beside every figure."""
+"""The controls beside every figure: another person's skull, name or attributes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from muti_control.evaluation.protocol.inputs import group_of
 
 @dataclass(frozen=True)
 class Donors:
-    """Whose skull each probe is given instead of its own.
+    """The person who lends each probe a skull.
 
-    records: None where nobody fits. columns: (P,) where the donor's own face stands in the gallery, -1 if it does not.
-    That face is what a method that follows the skull draws, so it would push the control below chance: it does not
-    count for this probe. origins: ``held_out``, ``train``, ``outside`` (the probe's group) or ``nobody``.
+    records: None where nobody fits. columns: (P,) gallery column of the donor's own face, -1 outside the gallery. A
+    method that follows the skull draws that face, which would push the control below chance: it does not count for
+    this probe. origins: ``held_out``, ``train``, ``outside`` (the probe's group) or ``nobody``.
     """
 
     records: Sequence[Record | None]
@@ -28,14 +28,14 @@ class Donors:
     origins: Sequence[str]
 
     def counts(self) -> dict[str, int]:
-        """How many of each origin."""
+        """Return the number of donors of each origin."""
         return {origin: self.origins.count(origin) for origin in ("held_out", "train", "outside", "nobody")}
 
 
 def shuffled_donors(
     probes: Sequence[Record], gallery: Sequence[Record], train: Sequence[Record], seed: int
 ) -> Donors:
-    """For each probe another subject's record of the same sex, age level, body mass and ethnicity.
+    """Return, for each probe, another subject of the same sex, age level, body mass and ethnicity.
 
     Donors are held-out subjects where the group has one, else training subjects, else (outside the group) training
     subjects of the same sex and age level.
@@ -65,9 +65,9 @@ def shuffled_donors(
 
 
 def with_skull_of(case: Case, donor: Record) -> Case:
-    """A case with another person's skull, and with that person's truth wherever a method is shown any of it.
+    """Return a case with another person's skull, and with that person's truth wherever a method uses it.
 
-    What the prompt and the exemplar tell stays the case's own: the control differs from the method by the skull alone.
+    The prompt and the exemplar stay the case's own: the control differs from the method by the skull alone.
     """
     return replace(
         case,
@@ -78,7 +78,7 @@ def with_skull_of(case: Case, donor: Record) -> Case:
 
 
 def permuted(num: int, seed: int) -> NDArray[np.int64]:
-    """(num,) whose face each probe is held to be: somebody else's, each once."""
+    """Return (num,) the probe whose face stands for each probe: another one, each once."""
     order = np.random.default_rng([seed, num]).permutation(num)
     other = np.empty(num, np.int64)
     other[order] = np.roll(order, 1)
@@ -86,7 +86,7 @@ def permuted(num: int, seed: int) -> NDArray[np.int64]:
 
 
 def other_attributes(probes: Sequence[Record], seed: int) -> list[int]:
-    """For each probe the index of another one that the prompt tells apart from it; itself where there is none."""
+    """Return, for each probe, the index of one with another prompt; its own where there is none."""
     rng = np.random.default_rng([seed, len(probes), 1])
     groups = [group_of(record) for record in probes]
     chosen = []

@@ -1,4 +1,4 @@
-"""Edits of age and body mass whose truth is known: the cohort's own faces of a subject after them."""
+"""Edits of age and body mass whose truth the data know: the cohort's faces of a subject after them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from data.manifest import Record
 
-MASS_LEVELS = 2  # how far body mass is moved
+MASS_LEVELS = 2  # of body mass in one edit
 LEAST_YEARS, YEARS = (
     10,
     25,
@@ -46,7 +46,7 @@ def find_edits(probes: Sequence[Record], variants: Sequence[Record], limit: int)
 
 
 def _variant(probe: Record, variants: list[Record], changed: str, up: bool) -> Record | None:
-    """The true face of this person after the edit, where there is one."""
+    """Return the person's true face after the edit, or None."""
     sign = 1 if up else -1
     those = [r for r in variants if r.changed == (changed,) and r.face_path is not None]
     if changed == "body_mass":

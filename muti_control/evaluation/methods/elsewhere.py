@@ -1,4 +1,4 @@
-"""Reconstructions made by another program: a folder of pictures, and whose each is."""
+"""Reconstructions of another program: a folder of pictures, and the probe of each."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ COLUMNS = ("probe", "picture")
 
 
 def find_faces(folder: Path, mapping: Path | None, probes: Sequence[Record]) -> list[tuple[Path, ...]]:
-    """The pictures of every probe, as many of each.
+    """Return the pictures of every probe, as many of each.
 
     Args:
-        folder: of the pictures; what lies in it and belongs to nobody is left alone.
+        folder: of the pictures; pictures of nobody are ignored.
         mapping: CSV with a head line and the columns ``probe`` (a subject, or the file name of its skull or face, with
             or without its ending) and ``picture`` (a file name in the folder); several lines of one probe are several
-            faces drawn of it. None: the pictures are called after the probes, alone or followed by _0, _1, ... as
-            those of sample.py are.
+            faces of it. None: the pictures have the names of the probes, alone or followed by _0, _1, ... as
+            sample.py writes them.
 
     Raises:
         InputError: no such folder, a mapping with mistakes, a probe without a picture, pictures of different size.
@@ -57,7 +57,7 @@ def find_faces(folder: Path, mapping: Path | None, probes: Sequence[Record]) -> 
 
 
 def _names(record: Record) -> list[str]:
-    """What a picture of this probe may be called, without its ending."""
+    """Return the names that a picture of this probe may have, without ending."""
     given = [record.target or record.source, record.source, record.subject]
     stems = [name if name == record.subject else str(Path(name).with_suffix("")) for name in given]
     return list(dict.fromkeys([*stems, *(Path(stem).name for stem in stems)]))
@@ -99,7 +99,7 @@ def _by_mapping(folder: Path, mapping: Path, probes: Sequence[Record]) -> list[l
             problems.append(f"line {line}: no file {folder / picture}")
         elif len(place.get(probe, ())) > 1:
             problems.append(f"line {line}: {probe!r} may be several probes; give the skull's file name")
-        elif probe in place:  # others are subjects who are no probes of this run
+        elif probe in place:  # other lines are subjects who are no probes of this run
             found[next(iter(place[probe]))].append(path)
     if problems:
         raise InputError(f"{mapping}: {len(problems)} problem(s): {some(problems, '; ')}")

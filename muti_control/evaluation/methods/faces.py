@@ -1,4 +1,4 @@
-"""Faces to be judged: which pictures a method has made of which probe."""
+"""The pictures that a method made of each probe."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Pictures = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Faces:
-    """What one method made.
+    """The faces of one method.
 
     pictures: probe -> its faces, one for each draw; a probe may be missing.
-    excluded: probe -> gallery column that does not count for it: the face of whoever lent the skull.
-    seconds: of making them.
+    excluded: probe -> gallery column that does not count for it: the face of the person who lent the skull.
+    seconds: time to make them.
     """
 
     info: MethodInfo
@@ -31,5 +31,5 @@ class Faces:
 
 
 def read_grey(path: Path, size: int) -> Pictures:
-    """(size, size) uint8: mean of the channels. Raises: ImageError."""
+    """Return the mean of the channels, (size, size) uint8. Raises: ImageError."""
     return to_uint8(read_image(path, size)[0].mean(axis=2))

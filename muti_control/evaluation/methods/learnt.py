@@ -1,4 +1,4 @@
-"""Faces from the training pairs alone: the baselines, drawn at full resolution while the pairs stream by."""
+"""The baselines, fitted to the training pairs and drawn at full resolution in one pass over these."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ROWS_AT_ONCE = 1024  # faces drawn in one pass over the training pairs
 
 @dataclass(frozen=True)
 class Pairs:
-    """Features of a list of pairs, and who they are."""
+    """Features of a list of pairs, and their records."""
 
     records: Sequence[Record]
     skulls: Floats
@@ -33,7 +33,7 @@ class Pairs:
 
     @classmethod
     def read(cls, records: Sequence[Record], size: int, advance: Advance) -> Pairs:
-        """Of the pictures brought to ``size`` px. Raises: ImageError."""
+        """Return the features of pictures scaled to ``size`` px. Raises: ImageError."""
         skulls, faces = [], []
         for record in records:
             skulls.append(_feature(record.skull_path, size))
@@ -43,7 +43,7 @@ class Pairs:
 
 
 def skull_features(cases: Sequence[Case], size: int) -> Floats:
-    """(N, D) of skulls alone, less the bone that is missing. Raises: ImageError, PartialError."""
+    """Return features (N, D) of skulls, without their missing bone. Raises: ImageError, PartialError."""
     pictures = (to_uint8(read_skull(case, size).mean(axis=2)) for case in cases)
     return np.stack([picture_features(picture[None].astype(np.float32) / 255)[0] for picture in pictures])
 
@@ -53,7 +53,7 @@ def _feature(path: Path, size: int) -> Floats:
 
 
 class Drawing:
-    """Faces that are weighted sums of training faces, to be drawn together in one pass over these."""
+    """Weighted sums of training faces, drawn together in one pass over these."""
 
     def __init__(self, train: Sequence[Record], size: int) -> None:
         self._train, self._size = train, size
@@ -62,7 +62,7 @@ class Drawing:
         self._known: dict[bytes, int] = {}
 
     def add(self, weights: Floats, path: Path) -> None:
-        """Draw the sum with ``weights`` (N,) into ``path``; equal sums are computed once."""
+        """Plan the sum with ``weights`` (N,) for ``path``; equal sums are computed once."""
         row = np.asarray(weights, np.float32)
         place = self._known.setdefault(row.tobytes(), len(self._rows))
         if place == len(self._rows):

@@ -1,4 +1,4 @@
-"""Faces of a model of ours: sampling runs, each a folder with a record that another examiner can repeat."""
+"""Faces of a model: sampling runs, each a folder with a record that another examiner can repeat."""
 
 from __future__ import annotations
 
@@ -39,9 +39,11 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Weights:
-    """A checkpoint to be evaluated. step: of its training; recommended: what it says of sampling; shown_landmarks:
-    whether its faces are drawn with landmarks; shown_texture: with exemplars of the look of the skin.
-    networks: path -> sha256 of the other files that its faces are made with.
+    """A checkpoint to evaluate.
+
+    step: of its training. recommended: its settings of sampling. shown_landmarks, shown_texture: whether its faces are
+    drawn with landmarks, and with exemplars of the look of the skin. networks: path -> sha256 of the other networks
+    behind its faces.
     """
 
     path: Path
@@ -62,11 +64,11 @@ class Weights:
         cases: Sequence[Case],
         guidance: SpgdConfig,
     ) -> Weights:
-        """Load it once, so that nothing fails half-way. Raises: CheckpointError, ValueError."""
+        """Load a checkpoint once, so that nothing fails half-way. Raises: CheckpointError, ValueError."""
         model, metadata = load_model(path)
         source = landmarks.source(model)
         textures = choose_textures(texture, cases, model)[0] if model.has_trained("texture") else None
-        guided = load_spgd(guidance, model, cases, source, landmarks.weights)  # what is wrong is told now
+        guided = load_spgd(guidance, model, cases, source, landmarks.weights)  # a mistake shows here
         networks = {} if guided is None else {getattr(guidance, key): h for key, h in guided.files.items()}
         for points in (source, None if guided is None else guided.targets):
             if isinstance(points, ReadOffSkull):
@@ -87,14 +89,15 @@ class Weights:
 
     @property
     def record(self) -> dict[str, str]:
-        """As in the record of a sampling run."""
+        """The checkpoint as in the record of a sampling run."""
         return {"file": self.path.name, "sha256": self.sha256, "step": self.step}
 
 
 @dataclass(frozen=True)
 class ShownLandmarks:
-    """What models with a landmark branch are shown. choice: of ``config.LANDMARKS``; weights: of the network that reads
-    them off skulls; known: skull picture -> whose it is.
+    """The landmarks that models with a landmark branch are shown.
+
+    choice: auto, none or known. weights: of the network that reads them off skulls. known: skull picture -> its person.
     """
 
     choice: str
@@ -102,7 +105,7 @@ class ShownLandmarks:
     known: Mapping[Path, Record]
 
     def source(self, model: ControlledLatentDiffusion) -> CaseLandmarks | None:
-        """Where a model's landmarks come from; None for a model without a branch, or if they are left out.
+        """Return the source of a model's landmarks; None for a model without a branch, or if they are left out.
 
         Raises: ValueError: files that are missing or do not fit.
         """
@@ -172,7 +175,7 @@ class Sampler:
 
     @property
     def model(self) -> ControlledLatentDiffusion:
-        """Loaded when it is needed first."""
+        """The network, loaded at its first use."""
         if self._model is None:
             self._model, _ = load_model(self.weights.path, device=self.device, dtype=self.dtype)
         return self._model
@@ -187,10 +190,10 @@ class Sampler:
         return choose_textures(self.texture, cases, self.model)[0]
 
     def draw(self, run: SamplingRun, advance: Advance) -> None:
-        """Draw what is not there yet. Raises: OutputError, ReconstructionError, ProcessError, OSError."""
+        """Draw the faces that are missing. Raises: OutputError, ReconstructionError, ProcessError, OSError."""
         job = self._job(run)
         before = sum(len(batch) for _, batch in job.missing) * run.sampling.steps
-        advance(run.steps - before)  # what is there already
+        advance(run.steps - before)  # of the faces that are there
         reconstruct_cases(job, advance)
 
     def _job(self, run: SamplingRun) -> Job:
@@ -255,7 +258,7 @@ class Sampler:
 
 
 def _clear_stillborn(folder: Path) -> None:
-    """A run that was killed before it had a record has drawn nothing; what it left would look like the user's."""
+    """Remove the remains of a run that was killed before its record: they would look like the user's own files."""
     if folder.is_dir() and not (folder / RECORD).exists():
         for path in folder.glob(f".{RECORD}.*.tmp"):
             path.unlink()

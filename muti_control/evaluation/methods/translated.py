@@ -1,4 +1,4 @@
-"""Faces of a Pix2Pix: one pass from the skull, told what the prompt tells the model."""
+"""Faces of a Pix2Pix: one pass from the skull and the attributes of the prompt."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Task:
-    """A face to be drawn: of which skull (the case's), for whom, into which file."""
+    """A face to draw: the case with the skull, the person, and the file."""
 
     case: Case
     person: Biometrics
@@ -39,12 +39,12 @@ class Translator:
 
     @classmethod
     def look(cls, path: Path) -> Translator:
-        """Read it, so that nothing fails half-way. Raises: CheckpointError."""
+        """Read a generator once, so that nothing fails half-way. Raises: CheckpointError."""
         net, metadata = Generator.load(path)
         return cls(path, sha256(path), str(metadata.get("step", "unknown")), net)
 
     def check(self, people: Iterable[Biometrics]) -> None:
-        """Raises ValueError if one of them is of an ethnicity that it was not trained on."""
+        """Raise ValueError if the training had nobody of a person's ethnicity."""
         try:
             encode(list(people), self.net.cfg.ethnicities or ())
         except ValueError as error:
@@ -52,9 +52,9 @@ class Translator:
 
     @torch.no_grad()
     def draw(self, tasks: Sequence[Task], batch_size: int, device: torch.device, advance: Advance) -> None:
-        """Write what is not there yet; ``advance`` is told of every task.
+        """Write the faces that are missing. advance: called for every task.
 
-        Raises: ImageError, OSError, ReconstructionError (it gave something that is no picture).
+        Raises: ImageError, OSError, ReconstructionError (a face with NaN or infinity).
         """
         todo = [task for task in tasks if not task.target.is_file()]
         advance(len(tasks) - len(todo))

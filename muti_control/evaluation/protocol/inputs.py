@@ -1,4 +1,4 @@
-"""Who is evaluated: the manifests of an evaluation, read and checked as a whole before anything begins."""
+"""The people of an evaluation: its manifests, read and checked as a whole before anything begins."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SHOWN = 10  # names in a message
 
 
 class InputError(ValueError):
-    """What was given cannot be evaluated; the message says why and what to do."""
+    """An input that cannot be evaluated; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Inputs:
     train, valid: what baselines learn from and are chosen on; empty where there is no such list.
     trained_on: pairs the model learnt from. expected: for each ceiling, subject -> record of the expected face; turned:
     of another view. variants: true faces at other ages and body masses. size: side in px at which faces are compared.
-    remarks: what the reader must know of all that.
+    remarks: for the reader of the report.
     """
 
     root: Path
@@ -70,23 +70,23 @@ class Inputs:
 
 
 def group_of(record: Record) -> Group:
-    """What the prompt tells of a person."""
+    """Return the attributes of a person that the prompt holds."""
     b = record.biometrics
     return b.sex, age_level(b.age), b.body_mass, b.ethnicity
 
 
 def probe_rows(num_subjects: int, num: int, seed: int) -> NDArray[np.int64]:
-    """Which subjects are probes: ``num`` of them without replacement, in order; all for 0, or if there are fewer."""
+    """Return the rows of ``num`` probes, drawn without replacement, in order; all for 0, or if there are fewer."""
     if num == 0 or num >= num_subjects:
         return np.arange(num_subjects)
     return np.sort(np.random.default_rng(seed).permutation(num_subjects)[:num])
 
 
 def read_inputs(cfg: EvaluateConfig) -> Inputs:
-    """Read every manifest, and every picture of the split.
+    """Return every list of the data, after a look at every picture of the split.
 
     Raises:
-        ManifestError, CaseError, ImageError, InputError: something there that cannot be evaluated.
+        ManifestError, CaseError, ImageError, InputError: a list or picture that cannot be evaluated.
     """
     root, hashes = Path(cfg.data.root), []
 
@@ -144,7 +144,7 @@ def read_inputs(cfg: EvaluateConfig) -> Inputs:
 
 
 def _one_of_each(records: Sequence[Record]) -> list[Record]:
-    """The first record of each subject."""
+    """Return the first record of each subject."""
     return list({record.subject: record for record in reversed(records)}.values())[::-1]
 
 
@@ -155,7 +155,7 @@ def _spread(records: Sequence[Record], limit: int) -> list[Record]:
 
 
 def _check_strangers(trained_on: Sequence[Record], gallery: Sequence[Record], cfg: EvaluateConfig) -> None:
-    """Another data set may give other people the same names; the same skull picture is the same person."""
+    """Raise InputError if the model learnt from a person of the gallery: the same name and the same skull picture."""
     learnt = {record.subject: record for record in trained_on}
     for record in gallery:
         other = learnt.get(record.subject)

@@ -1,4 +1,4 @@
-"""Where an evaluation writes: OUT/NAME, with a note of what made it, so that it can be continued and not mistaken."""
+"""The folder of an evaluation, OUT/NAME, with a note of the settings and files behind it, so that it can continue."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OPERATION_OF_GUIDANCE = (
 
 
 def choose_folder(cfg: EvaluateConfig) -> Path:
-    """The folder of this run: the one named, or one called after what is evaluated, numbered if it exists."""
+    """Return the folder of this run: as named, or named after the weights or faces, numbered if it exists."""
     wanted = Path(cfg.out) / cfg.run_name
     if cfg.name is not None or cfg.overwrite:
         return wanted
@@ -34,7 +34,7 @@ def choose_folder(cfg: EvaluateConfig) -> Path:
 
 
 def identity_of(config: Mapping[str, Any], read: Mapping[str, str]) -> dict[str, Any]:
-    """What a run is: its settings that matter, and the hashes of what it reads."""
+    """Return the settings that change a figure, and the hashes of the files that are read."""
     settings = {key: value for key, value in config.items() if key not in _OPERATION}
     if "spgd" in settings:  # under the name that runs before the renaming have
         settings["guidance"] = _without_operation(settings.pop("spgd"))
@@ -53,13 +53,13 @@ def _without_operation(guidance: Any) -> Any:
 
 
 def claim(folder: Path, cfg: EvaluateConfig, identity: Mapping[str, Any], inputs: Iterable[Path]) -> bool:
-    """Make the folder this run's; what another run made there is removed only where the user says so.
+    """Claim the folder for this run; the files of another run are removed only with overwrite=true.
 
     Returns:
-        Whether an earlier, unfinished or finished run there is continued.
+        Whether an earlier run there, finished or not, is continued.
 
     Raises:
-        OutputError: it holds something else, another run, or what this one reads.
+        OutputError: it holds other files, another run, or files that this run reads.
     """
     check_creatable(folder)
     note = folder / NOTE
@@ -91,7 +91,7 @@ def claim(folder: Path, cfg: EvaluateConfig, identity: Mapping[str, Any], inputs
 
 
 def release(folder: Path) -> None:
-    """Take back a claim of which nothing came, so that a run that was refused leaves no trace."""
+    """Remove a claimed folder that holds nothing but the note: a refused run leaves no trace."""
     if folder.name and folder.is_dir() and [path.name for path in folder.iterdir()] == [NOTE]:
         (folder / NOTE).unlink()
         folder.rmdir()

@@ -1,4 +1,4 @@
-"""The columns of the tables: for each measure its figure, its values per probe, and differences between methods."""
+"""The columns of the tables: the figure of each measure, its values per probe, and differences between methods."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Column:
     factor: float = 1.0
 
     def figure(self, method: Method) -> Figure | None:
-        """The method's figure, None where it was not measured."""
+        """Return the method's figure, None where it was not measured."""
         if self.part == "pictures":
             measured = method.pictures.get(self.key)
             return None if measured is None else measured.figure
@@ -46,7 +46,7 @@ class Column:
         return figure
 
     def values(self, method: Method) -> Floats | None:
-        """The method's values per probe (P,), NaN where it was not measured; None where there are none."""
+        """Return the method's values per probe (P,), NaN where not measured; None if there are none."""
         if self.part == "pictures":
             measured = method.pictures.get(self.key)
             values = None if measured is None else measured.values
@@ -55,7 +55,7 @@ class Column:
         return None if found is None else _PER_PROBE[self.key](found)
 
     def written(self, value: float, sign: bool = False) -> str:
-        """A value as it is printed, without its unit."""
+        """Return a value as text, without its unit."""
         text = (
             f"{value * self.factor:+.{self.decimals}f}"
             if sign
@@ -99,7 +99,7 @@ def identification_columns(recogniser: str) -> list[Column]:
 
 
 def picture_columns(evaluation: Evaluation) -> list[Column]:
-    """The measures on pictures that some method has, in the order of ``measures``."""
+    """Return the measures on pictures that some method has, in the order of ``measures``."""
     used = {name for method in evaluation.methods for name in method.pictures}
     return [
         Column("pictures", measure.name, measure.label, measure.unit, measure.better, measure.decimals)
@@ -125,7 +125,7 @@ class Difference:
 
 
 def resampling_of(evaluation: Evaluation) -> Resampling:
-    """How the run's intervals were made, for those derived from it."""
+    """Return how the run's intervals were made, for further intervals."""
     protocol = evaluation.protocol
     return Resampling(protocol.bootstrap, protocol.seed, protocol.confidence)
 
@@ -133,7 +133,7 @@ def resampling_of(evaluation: Evaluation) -> Resampling:
 def difference(
     first: Floats | None, second: Floats | None, how: Resampling, weights: Floats | None = None
 ) -> Difference | None:
-    """The paired difference of two methods' values per probe (P,), NaN where not measured; None below two probes."""
+    """Return the paired difference of values per probe (P,), NaN where not measured; None below two probes."""
     if first is None or second is None:
         return None
     both = np.isfinite(first) & np.isfinite(second)

@@ -1,7 +1,7 @@
-"""Two runs on the same skulls against the same gallery: is the second better, and is that certain?
+"""The comparison of two runs on the same skulls against the same gallery.
 
-Every method and measure that both have is compared skull by skull (paired bootstrap on second minus first). Runs whose
-skulls, gallery or recogniser differ are refused: their figures cannot be subtracted.
+Every common method and measure is compared skull by skull (paired bootstrap on second minus first). Runs with other
+skulls, another gallery or another recogniser are refused: their figures cannot be subtracted.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both runs, the rows that both have, and what only one of them has."""
+    """Both runs, their common rows, and the methods of only one of them."""
 
     first: Evaluation
     second: Evaluation
@@ -233,7 +233,7 @@ def _row(
 
 
 def _settings(first: Evaluation, second: Evaluation) -> Iterator[tuple[str, str, str]]:
-    """What the runs were told differently."""
+    """Yield the settings and files that differ: name, first, second."""
     sides = []
     for run in (first, second):
         files = {f"file {Path(file.path).name}": file.sha256[:12] for file in run.subject.files}
@@ -253,9 +253,9 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-# ---------------------------------------------------------------- what is shown
+# ---------------------------------------------------------------- text
 def cells(row: Row) -> tuple[str, str, str, str]:
-    """A row's figures as printed: first, second, second minus first, its interval."""
+    """Return a row's figures as text: first, second, second minus first, its interval."""
     column, gap = row.column, row.difference
     unit = f" {column.unit}" if column.unit else ""
     return (

@@ -24,7 +24,7 @@ _MAX_COUNTS = 20_000_000  # entries of a table of draws that is held at once
 
 # ---------------------------------------------------------------- ranks
 def ranks_of_truth(distances: Floats, truth: Ints, excluded: Ints | None = None) -> Ints:
-    """The rank of each probe's true gallery face; ties count against it.
+    """Return the rank of each probe's true gallery face; ties count against it.
 
     Args:
         distances: (P, G), smaller is nearer.
@@ -50,7 +50,7 @@ def ranks_of_truth(distances: Floats, truth: Ints, excluded: Ints | None = None)
 
 
 def cmc_ranks(gallery_size: int) -> Ints:
-    """The ranks at which a cumulative match curve is kept: every one up to 20, then ever fewer, and G itself."""
+    """Return the ranks of a stored cumulative match curve: all up to 20, then ever fewer, and G itself."""
     marks = [*range(1, 21), 25, 30, 40, 50, 75]
     decade = 100
     while decade < gallery_size:
@@ -60,7 +60,7 @@ def cmc_ranks(gallery_size: int) -> Ints:
 
 
 def found_within(ranks: ArrayLike, at: ArrayLike) -> Floats:
-    """Whether each probe is found within each rank: ranks (P,), at (M,) -> (P, M) zeros and ones.
+    """Return whether each rank (P,) is at most each of ``at`` (M,): (P, M) zeros and ones.
 
     Its mean over probes is the cumulative match characteristic.
     """
@@ -69,7 +69,7 @@ def found_within(ranks: ArrayLike, at: ArrayLike) -> Floats:
 
 # ---------------------------------------------------------------- intervals
 def _draw_counts(num_probes: int, num_draws: int, seed: int) -> Iterator[Floats]:
-    """How often each probe comes up in each draw with replacement: (num_draws, P) in blocks of draws.
+    """Yield how often each probe comes up in each draw with replacement: (num_draws, P) in blocks of draws.
 
     The same for the same arguments, so methods measured on the same probes share their draws. Small tables are kept.
     """
@@ -98,7 +98,7 @@ def _new_counts(num_probes: int, num_draws: int, seed: tuple[int, ...]) -> Float
 def bootstrap_means(
     values: ArrayLike, weights: ArrayLike | None = None, num: int = NUM_DRAWS, seed: int = 0
 ) -> Floats:
-    """Means of `values` in `num` draws of probes with replacement.
+    """Return means of `values` in `num` draws of probes with replacement.
 
     Args:
         values: (P,) or (P, M), finite.
@@ -134,7 +134,7 @@ def _means(counts: Floats, table: Floats, weights: Floats | None) -> Floats:
 
 
 def interval(means: Floats, confidence: float = CONFIDENCE) -> tuple[Floats, Floats]:
-    """The percentile interval of bootstrap means (B,) or (B, M): low and high, 0-d or (M,)."""
+    """Return the percentile interval of bootstrap means (B,) or (B, M): low and high, 0-d or (M,)."""
     tail = 50 * (1 - confidence)
     low, high = np.percentile(means, [tail, 100 - tail], axis=0)
     return low, high
@@ -143,7 +143,7 @@ def interval(means: Floats, confidence: float = CONFIDENCE) -> tuple[Floats, Flo
 def share_interval(
     hits: ArrayLike, num: int = NUM_DRAWS, seed: int = 0, confidence: float = CONFIDENCE
 ) -> tuple[Floats, Floats]:
-    """The interval of a share: the bootstrap's, but the exact one where all probes agree.
+    """Return the interval of a share: the bootstrap's, but the exact one where all probes agree.
 
     Drawn again, probes that agree always agree: the bootstrap would claim certainty from three probes. With no hit
     among P the exact (Clopper-Pearson) interval is [0, 1 - (tail)^(1/P)], with nothing but hits its mirror image.
@@ -162,7 +162,7 @@ def share_interval(
 
 
 def bootstrap_interval(values: Floats, rng: np.random.Generator, num: int = 4000) -> tuple[float, float]:
-    """95 % percentile interval of the mean of `values` (P,), probes drawn with replacement from `rng`."""
+    """Return the 95 % percentile interval of the mean of `values` (P,), probes drawn with replacement from `rng`."""
     draws = rng.integers(0, len(values), size=(num, len(values)))
     low, high = np.percentile(np.asarray(values, dtype=np.float64)[draws].mean(axis=1), [2.5, 97.5])
     return float(low), float(high)
@@ -176,7 +176,7 @@ def paired_difference(
     seed: int = 0,
     confidence: float = CONFIDENCE,
 ) -> tuple[float, float, float, float]:
-    """Mean of a - b over the same probes, with its paired bootstrap interval.
+    """Return the mean of a - b over the same probes, with its paired bootstrap interval.
 
     Pairing takes away what both share (some probes are hard for every method), so it sees smaller differences than
     two intervals laid side by side.
@@ -204,7 +204,7 @@ def paired_difference(
 
 # ---------------------------------------------------------------- shapes and edits
 def similarity_aligned(moving: Floats, fixed: Floats) -> Floats:
-    """Planar shapes laid onto others by the best shift, turn and scale, never a reflection (least squares).
+    """Return planar shapes laid onto others by the best shift, turn and scale, never a reflection (least squares).
 
     As complex numbers about their centroids the best turn and scale are <moving, fixed> / <moving, moving>.
     Source: Dryden and Mardia, Statistical Shape Analysis, 2nd edition 2016, section 4.1 (ordinary Procrustes).
@@ -233,7 +233,7 @@ def similarity_aligned(moving: Floats, fixed: Floats) -> Floats:
 
 
 def edit_projection(predicted: Floats, true: Floats) -> tuple[Floats, Floats]:
-    """How much of the true change an edit makes, and how straight.
+    """Return how much of the true change an edit makes, and the angle to it.
 
     Args:
         predicted, true: (N, D) changes (after minus before) of the reconstruction and of the person.
@@ -255,7 +255,7 @@ def edit_projection(predicted: Floats, true: Floats) -> tuple[Floats, Floats]:
 
 # ---------------------------------------------------------------- several faces per skull
 def best_of_chance(hits: ArrayLike, draws: int) -> Floats:
-    """Chance that k of the K faces drawn hold at least one hit, for every k = 1 .. K, without bias.
+    """Return the chance that k of K faces hold at least one hit, for every k = 1 .. K, without bias.
 
     It averages over all ways to take k of the K draws: 1 - C(K - h, k) / C(K, k) with h hits. (1 - (1 - h / K)^k, which
     puts every draw back, is biased down.)
@@ -277,7 +277,7 @@ def best_of_chance(hits: ArrayLike, draws: int) -> Floats:
 
 
 def mean_pairwise_distance(draws: Floats) -> Floats:
-    """Diversity: mean Euclidean distance between the draws of each probe, (P, K, D) -> (P,); 0 if all are one.
+    """Return the mean Euclidean distance between the draws of each probe, (P, K, D) -> (P,); 0 if all are equal.
 
     Raises:
         ValueError: fewer than two draws.

@@ -43,19 +43,19 @@ GROUPS: dict[str, tuple[str, ...]] = {  # attributes and their groups, in the or
 
 
 class NoChangeError(ValueError):
-    """No true face changes with an edit, so there is nothing to compare with."""
+    """No true face changes with an edit: there is no change to compare with."""
 
 
 @dataclass(frozen=True)
 class Resampling:
-    """How intervals are made. draws: of probes; seed: the same for all figures of a run, which pairs them."""
+    """The settings of intervals. draws: of probes. seed: the same for all figures of a run, which pairs them."""
 
     draws: int = NUM_DRAWS
     seed: int = 0
     confidence: float = CONFIDENCE
 
     def mean(self, values: ArrayLike, weights: Floats | None = None) -> Figure:
-        """The mean of (n,) finite values.
+        """Return the mean of (n,) finite values.
 
         Raises:
             ValueError: there are none, or one is not finite.
@@ -69,13 +69,13 @@ class Resampling:
         return Figure(float(np.average(table, weights=weights)), float(low), float(high), len(table))
 
     def share(self, hits: ArrayLike) -> Figure:
-        """The share of ones among (n,) zeros and ones."""
+        """Return the share of ones among (n,) zeros and ones."""
         table = np.asarray(hits, dtype=np.float64)
         low, high = share_interval(table, self.draws, self.seed, self.confidence)
         return Figure(float(table.mean()), float(low), float(high), len(table))
 
     def share_curve(self, x: ArrayLike, chances: Floats) -> Curve:
-        """The mean of each column of chances (n, M) in [0, 1], over x (M,)."""
+        """Return the mean of each column of chances (n, M) in [0, 1], over x (M,)."""
         low, high = share_interval(chances, self.draws, self.seed, self.confidence)
         return _curve(x, chances.mean(axis=0), low, high)
 
@@ -90,7 +90,7 @@ def _curve(x: ArrayLike, value: Floats, low: Floats, high: Floats) -> Curve:
 
 
 def groups_of(person: Biometrics) -> dict[str, str]:
-    """The groups of one person, for ``Probe.groups``: sex, age band (the prompt's levels) and body mass."""
+    """Return the groups of one person, for ``Probe.groups``: sex, age band (the prompt's levels) and body mass."""
     return {
         "sex": person.sex,
         "age": AGE_BANDS[age_level(person.age) - 1],
@@ -108,7 +108,7 @@ def identification(
     excluded: int = 0,
     how: Resampling = DEFAULT,
 ) -> Identification:
-    """Everything one recogniser says of one method's faces.
+    """Return the figures of one method's faces under one recogniser.
 
     Args:
         ranks: (P,) of every probe of the run; None or 0 where the probe was not measured. A face in which the
@@ -173,7 +173,7 @@ def _by_group(
 
 
 def measured(values: ArrayLike, how: Resampling = DEFAULT) -> Measured:
-    """A measure from its values per probe (P,); NaN where the probe was not measured.
+    """Return a measure from its values per probe (P,); NaN where the probe was not measured.
 
     Raises:
         ValueError: no probe was measured.
@@ -193,7 +193,7 @@ def coverage(
     how: Resampling = DEFAULT,
     together: Mapping[str, ArrayLike] | None = None,
 ) -> Coverage:
-    """The best of k of K draws, and the first k of them together.
+    """Return the best of k of K draws, and the first k of them together.
 
     Args:
         ranks: method's name -> (P', K) rank of every draw, P' the entries of ``probes``; K is the same for all.
@@ -238,7 +238,7 @@ def edit(
     pictures: Sequence[EditPicture] = (),
     how: Resampling = DEFAULT,
 ) -> Edit:
-    """One kind of edit in landmark space.
+    """Return one kind of edit in landmark space.
 
     Args:
         predicted, true: (before, after) each, (N, L, 2) points in px, of the reconstruction and of the person; each
