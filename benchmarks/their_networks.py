@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm.config import ModelConfig
 
-NETWORKS = {
+NETWORKS: dict[str, tuple[Any, Any]] = {
     "unet": (diffusers.UNet2DConditionModel, convert.convert_ldm_unet_checkpoint),
     "controlnet": (diffusers.ControlNetModel, convert.convert_controlnet_checkpoint),
     "vae": (diffusers.AutoencoderKL, convert.convert_ldm_vae_checkpoint),
