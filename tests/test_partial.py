@@ -11,8 +11,8 @@ from PIL import Image
 from scipy.ndimage import maximum_filter, minimum_filter
 
 from data.partial import REGIONS, PartialError, main, missing_bone, remove_bone
+from muti_control.conditions.config import PartialSkullConfig
 from muti_control.conditions.partial import with_missing_bone
-from muti_control.training.config import PartialSkullConfig
 from muti_control.training.seeded_batches import generator
 
 

@@ -13,7 +13,7 @@ from cldm.branches import Landmarks
 from data.landmarks import landmark_fractions
 from data.manifest import Record
 from data.predicted_landmarks import PredictedLandmarks
-from muti_control.training.config import LandmarkConditionConfig
+from muti_control.conditions.config import LandmarkConditionConfig
 from settings.messages import ConfigError
 
 NO_LANDMARKS = (

@@ -12,7 +12,7 @@ from cldm.texture import NUM_FEATURES, Texture, TextureError, skin_patches, text
 from data.images import read_image
 from data.manifest import Record
 from ldm.config import TextureConfig
-from muti_control.training.config import TextureConditionConfig
+from muti_control.conditions.config import TextureConditionConfig
 
 NO_EXEMPLARS = (
     "no training pair has a texture exemplar: the model's texture branch stays as it is; a 'texture' field in the "

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from data.partial import DRAWN, holds_skull, missing_bone
-from muti_control.training.config import PartialSkullConfig
+from muti_control.conditions.config import PartialSkullConfig
 
 
 def with_missing_bone(skulls: Tensor, cfg: PartialSkullConfig, generator: torch.Generator) -> Tensor:

@@ -8,8 +8,13 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from cldm.config import SamplingConfig
-from data.partial import REGIONS, Region
 from ldm.config import ModelConfig
+from muti_control.conditions.config import (
+    LandmarkConditionConfig,
+    PartialSkullConfig,
+    SkullConditionConfig,
+    TextureConditionConfig,
+)
 from muti_control.losses.config import AutoencoderStageConfig, GrainStageConfig, LossesConfig
 from muti_control.networks.config import GuidanceDecoderStageConfig, PipNetStageConfig, Pix2PixStageConfig
 from muti_control.optim import OptimConfig
@@ -135,48 +140,6 @@ class DiffusionStageConfig(Settings):
     train_text_encoder: bool = True
     unlocked: Literal["none", "decoder", "all"] = "none"
     control_dropout: Share = 0.0
-
-
-class LandmarkConditionConfig(Settings):
-    """Of the control stage, for a model with a landmark branch.
-
-    predicted: files of landmarks that networks read off the skulls, of training and validation pairs.
-    known_share: of the pairs that have known and predicted landmarks, how often the known ones are shown.
-    dropout: chance that a pair's landmarks are left out, so that the model also works without.
-    """
-
-    predicted: list[str] = []
-    known_share: Share = 0.5
-    dropout: Share = 0.2
-
-
-class TextureConditionConfig(Settings):
-    """Of the control stage, for a model with a texture branch.
-
-    dropout: chance that a pair's exemplar is left out, so that the model also works without.
-    """
-
-    dropout: Share = 0.2
-
-
-class SkullConditionConfig(Settings):
-    """Of the control stage: dropout: chance that a pair's skull is left out, so that the model also works without.
-
-    What is left draws the face: landmarks, texture and text, or the text alone.
-    """
-
-    dropout: Share = 0.0
-
-
-class PartialSkullConfig(Settings):
-    """Of the control stage, and of pipnet's where it reads skulls: skulls of which bone is missing, so that a damaged
-    skull still gives a face, and points that are not led astray.
-
-    share: of the training skulls. regions: which part then, each as often (mandible, vault, left, right).
-    """
-
-    share: Share = 0.0
-    regions: Annotated[list[Region], Field(min_length=1)] = list(REGIONS)
 
 
 class ExperimentConfig(Settings):

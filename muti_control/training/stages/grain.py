@@ -18,9 +18,10 @@ from ldm.autoencoder import GRAIN, AutoencoderKL
 from ldm.checkpoint import git_revision, read_state_dict, write_state_dict
 from ldm.config import TextureConfig
 from ldm.grain import MARGIN, Grain, grain_noise, grey_of, inside, log_energies, summary
+from muti_control.conditions.config import TextureConditionConfig
 from muti_control.conditions.pair_textures import PairTextures
 from muti_control.losses.autoencoder import texture_loss
-from muti_control.training.config import ExperimentConfig, TextureConditionConfig
+from muti_control.training.config import ExperimentConfig
 from muti_control.training.model import FirstStage, read_lists
 from muti_control.training.stage import Stage
 from settings.messages import ConfigError
