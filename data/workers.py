@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 
 from data.files import write_text
 
-Job, Result = TypeVar("Job"), TypeVar("Result")
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 # How a sum is divided over threads changes its last bits: one thread gives the same bytes for any number of workers,
 # and leaves the cores to the processes.
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}

@@ -157,9 +157,9 @@ class HeadScenes:
 
 def border_distance(picture: np.ndarray) -> int:
     """Return the empty px between the drawn part and its nearest border; the whole size if nothing is drawn."""
-    drawn = np.argwhere(picture > 0)
+    places = np.argwhere(picture > 0)
     last = np.array(picture.shape) - 1
-    return int(np.minimum(drawn, last - drawn).min(initial=min(picture.shape)))
+    return int(np.minimum(places, last - places).min(initial=min(picture.shape)))
 
 
 def fits(pair: Pair, camera: Camera, margin_px: float = BORDER_PX) -> bool:

@@ -78,10 +78,10 @@ class Looker:
         """Return (N, 3) points and (N, 3) normals of what is seen from any of the (yaw, pitch) directions."""
         points, normals = [], []
         for yaw, pitch in views:
-            seen = self.look(yaw, pitch, step)
-            facing = seen.normal @ seen.camera.rotation()[2].astype(np.float32)
-            points.append(seen.point)
-            normals.append(seen.normal * np.where(facing < 0, -1, 1)[:, None])
+            view = self.look(yaw, pitch, step)
+            facing = view.normal @ view.camera.rotation()[2].astype(np.float32)
+            points.append(view.point)
+            normals.append(view.normal * np.where(facing < 0, -1, 1)[:, None])
         return np.concatenate(points).astype(float), np.concatenate(normals).astype(float)
 
 

@@ -15,6 +15,7 @@ import sys
 from collections import Counter
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -131,7 +132,8 @@ def _silence() -> None:
 
 def _write_lists(out: Path, people: list[Person]) -> dict[str, int]:
     """Write the manifest and both summaries from the reports; return how many scans have each status."""
-    lines, rows = [], []
+    lines: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     table = io.StringIO()
     writer = csv.writer(table)
     writer.writerow(["code", "status", "refused_because", "flags", "notes"])

@@ -259,8 +259,8 @@ class _Target:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the indices of the best ``share`` of (N, 3) points, and of their partners in the scan."""
         distance, index = self._tree.query(np.hstack([points, NORMAL_MM * normals]))
-        kept = round(share * len(points))
-        near = np.argpartition(distance, kept)[:kept]
+        count = round(share * len(points))
+        near = np.argpartition(distance, count)[:count]
         return near, index[near]
 
 

@@ -101,10 +101,10 @@ def _defect(looker: Looker, pose: Pose) -> list[Finding]:
 
 def _hole(looker: Looker, yaw: float, pitch: float, orbit_height: float) -> tuple[float, str]:
     """Return the cm2 of the largest hole seen from a direction, and where on the head it is."""
-    seen = looker.look(yaw, pitch)
-    own = seen.nearest()
+    view = looker.look(yaw, pitch)
+    own = view.nearest()
     mirrored = looker.look(-yaw, pitch).nearest()[:, ::-1]
-    right, up, towards = seen.camera.rotation()
+    right, up, towards = view.camera.rotation()
     middle = (own.shape[0] - 1) / 2
     along = (np.arange(own.shape[0]) - middle) * STEP_MM
     whole = np.isfinite(mirrored)

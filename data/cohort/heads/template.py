@@ -107,7 +107,7 @@ class HeadTemplate:
         position = float(np.clip(age * 3 - 1, 0, 2))
         stage_shares = dict(zip(LIFE_STAGES, np.maximum(0, 1 - np.abs(position - np.arange(3))), strict=True))
         sex_shares = {"male": 1 - femininity, "female": femininity}
-        race_shares = {None: 1.0, **dict(zip(RACES, race, strict=True))}
+        race_shares: dict[str | None, float] = {None: 1.0, **dict(zip(RACES, race.tolist(), strict=True))}
         macro = {
             name: stage_shares[stage] * sex_shares[sex] * race_shares[of_race]
             for name, (of_race, sex, stage) in macro_targets().items()

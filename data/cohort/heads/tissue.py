@@ -33,7 +33,7 @@ class Site:
 
     Attributes:
         name: as in the tables.
-        seen: "front", found at (x, y); "side", at (y, z); "below", at (x, z): mm in the reference head, left side.
+        side: "front", found at (x, y); "side", at (y, z); "below", at (x, z): mm in the reference head, left side.
         place: those two coordinates.
         way: direction of measuring, outwards; normalised when used.
         mean: mm, adults, mean of both sexes, at BMI 22.5 and age 40.
@@ -42,7 +42,7 @@ class Site:
     """
 
     name: str
-    seen: str
+    side: str
     place: tuple[float, float]
     way: tuple[float, float, float]
     mean: float
@@ -170,8 +170,8 @@ def _bone_places(skull: SkullTemplate) -> np.ndarray:
     through, outwards = [], []
     for site, s in both_sides():
         a, b = site.place
-        through.append({"front": (s * a, b, 0), "side": (0, a, b), "below": (a, 0, b)}[site.seen])
-        outwards.append({"front": (0, 0, 1), "side": (s, 0, 0), "below": (0, -1, 0)}[site.seen])
+        through.append({"front": (s * a, b, 0), "side": (0, a, b), "below": (a, 0, b)}[site.side])
+        outwards.append({"front": (0, 0, 1), "side": (s, 0, 0), "below": (0, -1, 0)}[site.side])
     return RayMesh(skull.vertices, bone).outermost(np.array(through, float), np.array(outwards, float))
 
 

@@ -118,7 +118,7 @@ class Series:
         return text
 
 
-def read_folder(folder: Path, wanted: str, max_bytes: int, offset: float) -> Scan:
+def read_folder(folder: Path, requested: str, max_bytes: int, offset: float) -> Scan:
     """Return the chosen series of all DICOM files below ``folder``. Raises: ScanError, see ``read_scan``."""
     headers, others = _headers(folder)
     if not headers:
@@ -127,7 +127,7 @@ def read_folder(folder: Path, wanted: str, max_bytes: int, offset: float) -> Sca
     for header in headers:
         groups.setdefault(header.series, Series(header.series)).headers.append(header)
     series = list(groups.values())
-    chosen = _choose(series, wanted)
+    chosen = _choose(series, requested)
     scan = _decode(chosen, max_bytes, offset)
     scan.facts["series_found"] = [one.describe() for one in series]
     scan.facts["series_used"] = chosen.number
@@ -254,11 +254,11 @@ def _floats(data: Dataset, key: str, count: int) -> np.ndarray | None:
     return values if values.shape == (count,) and np.isfinite(values).all() else None
 
 
-def _choose(series: list[Series], wanted: str) -> Series:
+def _choose(series: list[Series], requested: str) -> Series:
     """Of the CT series that are axial and no localizers: those that cover a head, of these the finest, the longest."""
     listed = "; ".join(one.describe() for one in series[:12])
-    if wanted:
-        matching = [one for one in series if wanted in (one.uid, one.number)]
+    if requested:
+        matching = [one for one in series if requested in (one.uid, one.number)]
         if len(matching) > 1:
             raise ScanError(
                 f"{len(matching)} series have the number asked for: give the SeriesInstanceUID; there are: {listed}"
@@ -299,7 +299,7 @@ def _decode(series: Series, max_bytes: int, offset: float) -> Scan:
     findings += judge("undecodable", len(headers) - len(slices), total=len(headers))
     along_i, along_j = first.axes * first.spacing[::-1, None] * 2**halvings
     values, affine, more = stack(slices, along_i, along_j)
-    facts = {"format": "DICOM", "stored_size": [first.shape[1], first.shape[0], len(headers)]}
+    facts: dict[str, Any] = {"format": "DICOM", "stored_size": [first.shape[1], first.shape[0], len(headers)]}
     optional = {"slice_thickness_mm": first.thickness, "kvp": first.kvp, "kernel": first.kernel}
     facts |= {name: value for name, value in optional.items() if value}
     measured = gantry_tilt(affine)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.ct.findings import Finding, ScanError, judge
+from data.ct.findings import Finding, ScanError, Severity, judge
 
 SMALLEST_SIDE = 16  # voxels along each axis
 LARGEST_SPACING_MM = 10.0
@@ -116,17 +116,17 @@ def stack(
 def _without_doubles(slices: list[Slice], normal: np.ndarray) -> tuple[list[Slice], list[Finding]]:
     """Return the slices by height, the first acquired of each place."""
     slices = sorted(slices, key=lambda s: (round(float(s.position @ normal), 2), s.order))
-    kept = [slices[0]]
+    unique = [slices[0]]
     differing = 0
     for one in slices[1:]:
-        if abs(float((one.position - kept[-1].position) @ normal)) > SAME_PLACE_MM:
-            kept.append(one)
-        elif not np.array_equal(one.values, kept[-1].values):
+        if abs(float((one.position - unique[-1].position) @ normal)) > SAME_PLACE_MM:
+            unique.append(one)
+        elif not np.array_equal(one.values, unique[-1].values):
             differing += 1
     more = f"; {differing} of them show something else (two acquisitions in one series?)" if differing else ""
-    doubles = len(slices) - len(kept)
-    severity = "flag" if differing else None
-    return kept, judge("duplicated_slices", doubles, severity=severity, more=more)
+    doubles = len(slices) - len(unique)
+    severity: Severity | None = "flag" if differing else None
+    return unique, judge("duplicated_slices", doubles, severity=severity, more=more)
 
 
 def _judge_steps(steps: np.ndarray, step: float) -> list[Finding]:
@@ -173,6 +173,6 @@ def _even(values: np.ndarray, heights: np.ndarray, step: float) -> tuple[np.ndar
     upper = np.clip(np.searchsorted(heights, targets), 1, len(heights) - 1)
     share = ((targets - heights[upper - 1]) / (heights[upper] - heights[upper - 1])).clip(0, 1)
     result = np.empty((count, *values.shape[1:]), np.int16)
-    for k, (above, s) in enumerate(zip(upper, share, strict=True)):
+    for k, (above, s) in enumerate(zip(upper.tolist(), share.tolist(), strict=True)):
         result[k] = np.rint((1 - s) * values[above - 1] + s * values[above])
     return result, float(even)
