@@ -25,7 +25,7 @@ PACKAGES = {
 
 
 class CohortConfig(Settings):
-    """Of the pairs of a cohort, ``EXTRAS`` change nothing: they say what is made beside them, now or by a later run.
+    """A cohort. The settings in ``EXTRAS`` do not change its pairs: they add pictures, now or in a later run.
 
     Attributes:
         num_subjects: how many people; one skull and face pair each.
@@ -83,13 +83,13 @@ class CohortConfig(Settings):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Everything the pairs and splits depend on; runs with the same identity may share a folder."""
+        """Return the settings that pairs and splits depend on; runs with the same identity may share a folder."""
         settings = {key: value for key, value in self.model_dump().items() if key not in EXTRAS}
         return {"format": FORMAT_VERSION, **settings}
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Answers a wrong command line in one line, as the other programs do."""
+    """A parser that raises a one-line ValueError for a wrong command line."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; --help tells more")

@@ -23,8 +23,13 @@ _STREAM = 1000  # apart from the streams that draw the subject
 
 @dataclass(frozen=True)
 class ScanStyle:
-    """A protocol (1 .. NUM_PROTOCOLS; 0: none of them), the style that one scan with it has, and the seed of its grain
-    and noise."""
+    """One scan of a surface.
+
+    Attributes:
+        protocol: 1 .. NUM_PROTOCOLS; 0: none of them.
+        surface: the style that this scan gives the surface.
+        seed: of its grain and noise.
+    """
 
     protocol: int
     surface: SurfaceStyle

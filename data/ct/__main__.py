@@ -37,20 +37,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _draw_one(path: Path, out: Path, config: CtConfig) -> int:
-    from data.ct.drawing import DrawingFiles, draw_scan  # after check_packages
+    from data.ct.drawing import FILES, draw_scan  # after check_packages
 
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: is a file, expected a folder for the results")
     drawing = draw_scan(path, config)
     out.mkdir(parents=True, exist_ok=True)
-    for name in ("skull.png", "face.png", "skull.ply", "face.ply", "report.json"):
-        (out / name).unlink(missing_ok=True)  # an earlier scan's files must not stand beside this one's
-    bone, skin = (out / "skull.ply", out / "face.ply") if config.meshes else (None, None)
-    DrawingFiles(out / "skull.png", out / "face.png", bone, skin, out / "report.json").write(drawing)
+    paths = {name: out / name for name in FILES}
+    for old in paths.values():
+        old.unlink(missing_ok=True)  # an earlier scan's files must not stand beside this one's
+    drawing.write(paths)
     for finding in drawing.findings:
         print(f"{finding.severity:6} {finding.name}: {finding.text}")
     if drawing.status == "refused":
-        raise ValueError(f"refused; {out / 'report.json'} says why")
+        raise ValueError(f"refused; {paths['report.json']} says why")
     print(f"{drawing.status}: {out}")
     return 0
 

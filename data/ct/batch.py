@@ -20,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data.ct.config import CtConfig
-from data.ct.drawing import DrawingFiles, draw_scan, refused
+from data.ct.drawing import draw_scan, refused
 from data.ct.findings import SEVERITIES, ScanError
 from data.ct.people import PeopleError, Person, read_people, read_salt, write_codes
 from data.ct.reading.volumes import suffix_of
@@ -28,8 +28,14 @@ from data.ct.reference import reference
 from data.files import write_text
 from data.workers import alone, claim, make_folders, work_off
 
-SKULLS, FACES, REPORTS, SPLITS = "pairedCS/skull", "pairedCS/craniofacial", "reports", "split_data"
-SKULL_MESHES, FACE_MESHES = "meshes/skull", "meshes/face"
+SPLITS = "split_data"
+FOLDERS = {
+    "skull.png": "pairedCS/skull",
+    "face.png": "pairedCS/craniofacial",
+    "skull.ply": "meshes/skull",
+    "face.ply": "meshes/face",
+    "report.json": "reports",
+}
 STATUSES = ("ok", "flagged", "refused")
 _LISTED = 10  # ids in a message
 
@@ -54,9 +60,11 @@ def run_batch(patients: Path, out: Path, config: CtConfig, progress: bool = True
     write_codes(private, people)
     claim(out / "ct.json", config.identity())
     with alone(out / "ct.json"):
-        meshes = (SKULL_MESHES, FACE_MESHES) if config.meshes else ()
-        make_folders(out, ("", SKULLS, FACES, REPORTS, SPLITS, *meshes))
-        jobs = [(p.code, scans[p.identity]) for p in people if not _report(out, p.code).is_file()]
+        used = (folder for name, folder in FOLDERS.items() if config.meshes or not name.endswith(".ply"))
+        make_folders(out, ("", SPLITS, *used))
+        jobs = [
+            (p.code, scans[p.identity]) for p in people if not _paths(out, p.code)["report.json"].is_file()
+        ]
         num_workers = min(config.num_workers, len(jobs))
         killed = (
             f"a worker process was killed (out of memory?): use fewer than num_workers={config.num_workers}, or a "
@@ -98,8 +106,9 @@ def find_scans(patients: Path, people: list[Person]) -> dict[str, Path]:
     return {identity: scans[identity][0] for identity in ids}
 
 
-def _report(out: Path, code: str) -> Path:
-    return out / REPORTS / f"{code}.json"
+def _paths(out: Path, code: str) -> dict[str, Path]:
+    """Return where the files of a scan go, by their names in ``data.ct.drawing``."""
+    return {name: out / folder / f"{code}{Path(name).suffix}" for name, folder in FOLDERS.items()}
 
 
 def _draw(out: Path, config: CtConfig, job: tuple[str, Path]) -> None:
@@ -114,19 +123,12 @@ def _draw(out: Path, config: CtConfig, job: tuple[str, Path]) -> None:
         drawing = refused(
             f"it could not be worked on ({type(error).__name__}): run this scan alone to see why"
         )
-    files = DrawingFiles(
-        skull=out / SKULLS / f"{code}.png",
-        face=out / FACES / f"{code}.png",
-        bone=out / SKULL_MESHES / f"{code}.ply" if config.meshes else None,
-        skin=out / FACE_MESHES / f"{code}.ply" if config.meshes else None,
-        report=_report(out, code),
-    )
-    files.write(drawing, subject=code)
+    drawing.write(_paths(out, code), subject=code)
 
 
 @cache
 def _silence() -> None:
-    """Close this process's stderr: decoders written in C complain on their own there, and quote file names."""
+    """Close this process's stderr: decoders written in C write warnings there that quote file names."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
@@ -138,7 +140,7 @@ def _write_lists(out: Path, people: list[Person]) -> dict[str, int]:
     writer = csv.writer(table)
     writer.writerow(["code", "status", "refused_because", "flags", "notes"])
     for person in sorted(people, key=lambda p: p.code):
-        report = json.loads(_report(out, person.code).read_text(encoding="utf-8"))
+        report = json.loads(_paths(out, person.code)["report.json"].read_text(encoding="utf-8"))
         code, status, findings = person.code, report["status"], report["findings"]
         named = {s: [f["name"] for f in findings if f["severity"] == s] for s in SEVERITIES}
         why = "; ".join(f["text"] for f in findings if f["severity"] == "refuse")

@@ -47,7 +47,7 @@ class CtConfig(Settings):
     num_workers: Annotated[int, Field(ge=1, le=256)] = 1
 
     def identity(self) -> dict[str, Any]:
-        """Everything the pictures depend on beside the scans; runs with the same may share a folder."""
+        """Return the settings that the pictures depend on; runs with the same identity may share a folder."""
         settings = self.model_dump()
         for key in ("num_workers", "private", "biometrics", "max_gib"):
             del settings[key]

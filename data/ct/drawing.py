@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -23,6 +24,7 @@ from data.files import write_text
 from data.images import write_png
 from data.render import BONE, SKIN, Camera, Scene
 
+FILES = ("skull.png", "face.png", "skull.ply", "face.ply", "report.json")  # of one scan
 FACE_BELOW_CHIN_MM = 22.0  # as in the cohort
 JAW_MM = (20.0, 40.0)  # the lowest skin of the face: behind its foremost point, to each side of the midline
 
@@ -35,7 +37,7 @@ class Drawing:
         findings: of the quality report.
         facts: how the scan was stored and posed; nothing in it identifies anyone.
         skull, face: (size, size) uint8.
-        bone, skin: in the cohort's frame, mm.
+        bone, skin: in the cohort's frame, mm; None without ``meshes``.
     """
 
     findings: list[Finding]
@@ -53,6 +55,22 @@ class Drawing:
 
     def record(self) -> dict[str, Any]:
         return {"status": self.status, "findings": [f.record() for f in self.findings], **self.facts}
+
+    def write(self, paths: Mapping[str, Path], **more: Any) -> None:
+        """Write what was drawn, each file whole or not at all; the report comes last: it marks a finished scan.
+
+        Args:
+            paths: by the names of ``FILES``.
+            more: further entries of the report.
+        """
+        flags = ",".join(f.name for f in self.findings if f.severity == "flag")
+        for name, picture in (("skull.png", self.skull), ("face.png", self.face)):
+            if picture is not None:
+                write_png(paths[name], picture, {"status": self.status, "flags": flags})
+        for name, mesh in (("skull.ply", self.bone), ("face.ply", self.skin)):
+            if mesh is not None:
+                write_ply(paths[name], mesh)
+        write_text(paths["report.json"], json.dumps({**more, **self.record()}, indent=1) + "\n")
 
 
 def draw_scan(path: Path, config: CtConfig) -> Drawing:
@@ -91,7 +109,7 @@ def draw_scan(path: Path, config: CtConfig) -> Drawing:
         Scene(mesh.vertices, mesh.triangles, camera, floor=floor).render(material).grey
         for mesh, material in ((bone, BONE), (skin, SKIN))
     )
-    return Drawing(findings, facts, skull, face, bone, skin)
+    return Drawing(findings, facts, skull, face, *((bone, skin) if config.meshes else ()))
 
 
 def refused(reason: str) -> Drawing:
@@ -127,26 +145,3 @@ def _at_border(mesh: Mesh, head: HeadVolume) -> np.ndarray:
         x, y, z = np.clip(near + sign * np.eye(3, dtype=int)[axis], 0, last).T
         result |= ~volume.field[x, y, z]
     return result
-
-
-@dataclass(frozen=True)
-class DrawingFiles:
-    """Where the files of a drawing go; no meshes are written where ``bone`` and ``skin`` are None."""
-
-    skull: Path
-    face: Path
-    bone: Path | None
-    skin: Path | None
-    report: Path
-
-    def write(self, drawing: Drawing, **more: Any) -> None:
-        """Write all files, each whole or not at all; the report comes last: it marks a finished scan."""
-        flags = ",".join(f.name for f in drawing.findings if f.severity == "flag")
-        marks = {"status": drawing.status, "flags": flags}
-        for path, picture in ((self.skull, drawing.skull), (self.face, drawing.face)):
-            if picture is not None:
-                write_png(path, picture, marks)
-        for target, mesh in ((self.bone, drawing.bone), (self.skin, drawing.skin)):
-            if target is not None and mesh is not None:
-                write_ply(target, mesh)
-        write_text(self.report, json.dumps({**more, **drawing.record()}, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""What a scan is marked or refused for: every property with its limits and its sentence, in one table."""
+"""The reasons to mark or refuse a scan: every property with its limits and its sentence, in one table."""
 
 from __future__ import annotations
 

@@ -247,7 +247,7 @@ def _starts() -> list[np.ndarray]:
 
 
 class _Target:
-    """Points of the scan; looks up those nearest in place and direction."""
+    """Points of the scan, found by place and direction."""
 
     def __init__(self, points: np.ndarray, normals: np.ndarray, chosen: np.ndarray | None = None) -> None:
         self.points = points if chosen is None else points[chosen]

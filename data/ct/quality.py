@@ -1,4 +1,4 @@
-"""What is wrong with a scan: every property measured, beside its limit, so that a bad one is marked or refused."""
+"""Measures the properties of a scan that ``data.ct.findings`` has limits for."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ QUANTUM_MM = 0.01
 
 @dataclass(frozen=True)
 class Reference:
-    """mm in the cohort's frame.
+    """The cohort's mean skull, mm in the cohort's frame.
 
     Attributes:
         orbits: (4, 3) mean of ``Orbits.points()``.  chin_y: mean height of the menton.
@@ -54,7 +54,7 @@ class Reference:
 
     @property
     def mandible(self) -> np.ndarray:
-        """(N,) bool: points of the mandible, clear of the teeth."""
+        """Return (N,) bool: points of the mandible, clear of the teeth."""
         return self.points[:, 1] < self.mouth_y - 12
 
 

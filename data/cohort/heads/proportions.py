@@ -1,4 +1,4 @@
-"""Head proportions: the basic head's egg-shaped vault is reshaped, and heads are brought to published mean sizes.
+"""Head proportions: rounds the basic head's egg-shaped vault and brings heads to published mean sizes.
 
 MakeHuman's heads, once widened, are up to 213 mm long, and the sexes differ by as much as 37 mm. Each of the six
 corner heads (sex x ancestry, young adult) gets factors that bring it to the means below; a subject's factors are

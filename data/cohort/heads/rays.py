@@ -10,7 +10,7 @@ REACH_MM = 500.0  # farther than any head
 
 
 class RayMesh:
-    """A mesh that rays can be sent at.
+    """A triangle mesh in Embree.
 
     Args:
         vertices: (V, 3) mm.

@@ -1,4 +1,7 @@
-"""DICOM folders: find the series in any tree of files, choose one, and decode its slices one by one."""
+"""DICOM folders: finds the series in any tree of files, chooses one, and decodes its slices one by one.
+
+The steps: ``_headers``, ``_choose``, ``_like_slices``, ``_slice``, and ``stack`` of ``geometry``.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ _TAGS = [
 
 @dataclass(frozen=True)
 class Header:
-    """What is read of one file before its pixels.
+    """The part of a file that is read before its pixels.
 
     Attributes:
         shape: rows, columns.  spacing: mm between rows, between columns.
@@ -255,7 +258,7 @@ def _floats(data: Dataset, key: str, count: int) -> np.ndarray | None:
 
 
 def _choose(series: list[Series], requested: str) -> Series:
-    """Of the CT series that are axial and no localizers: those that cover a head, of these the finest, the longest."""
+    """Return the axial CT series that covers a head with the finest, then the most slices. Raises: ScanError."""
     listed = "; ".join(one.describe() for one in series[:12])
     if requested:
         matching = [one for one in series if requested in (one.uid, one.number)]
@@ -357,7 +360,7 @@ def _pixels(header: Header, offset: float) -> np.ndarray | None:
 
 
 def _judge_tilt(stated: float, measured: float) -> list[Finding]:
-    """Compare the header's gantry tilt with that of the slices' positions, both in degrees."""
+    """Judge the header's gantry tilt beside that of the slices' positions, both in degrees."""
     if measured < NO_TILT_DEG and abs(stated - measured) > TILT_APART_DEG:
         return judge("tilt_unclear", stated, measured=measured)
     return []

@@ -1,4 +1,4 @@
-"""Where the voxels lie: the checks of a header's numbers, the gantry's tilt, and single slices made an even stack.
+"""Decides where voxels lie: checks a header's numbers, measures the gantry's tilt, stacks single slices evenly.
 
 Positions are LPS mm: x to the patient's left, y to the back, z up.
 """

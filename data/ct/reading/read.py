@@ -1,4 +1,4 @@
-"""One door for everything a head CT may be kept in."""
+"""Reads a head CT from any file or folder that may hold one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reader returns: grey values in Hounsfield units (HU), where each voxel lies, and what was noticed."""
+"""The result of a reader: grey values in Hounsfield units (HU), the place of each voxel, and findings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Scan:
         affine: (3, 4); voxel index (i, j, k) -> position in LPS mm (x to the patient's left, y to the back, z up).
             Its columns need not be at right angles: a tilted gantry shears the stack.
         facts: what the report keeps of the headers; nothing that could identify anyone.
-        findings: what the reader noticed.
+        findings: those of the reader.
     """
 
     values: np.ndarray
@@ -36,7 +36,7 @@ class Scan:
 
     @property
     def spacing(self) -> np.ndarray:
-        """(3,) mm between voxels along i, j and k."""
+        """Return (3,) mm between voxels along i, j and k."""
         return np.linalg.norm(self.affine[:, :3], axis=0)
 
 
