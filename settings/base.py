@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
-from settings.messages import ConfigError, describe
+from settings.messages import ConfigError, describe, short
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -56,5 +56,5 @@ def expect(good: object, key: str, got: object, expected: str) -> None:
         raise PydanticCustomError(
             "setting",
             "{key}: got {got}, expected {expected}",
-            {"key": key, "got": repr(got), "expected": expected},
+            {"key": key, "got": short(got), "expected": expected},
         )

@@ -68,15 +68,14 @@ EXPECTED = {  # pydantic's error types
     "model_type": "settings (key: value)",
     "string_type": "a text",
 }
-LIMITS = {  # pydantic's error types
-    "greater_than": "a number above {gt:g}",
-    "greater_than_equal": "at least {ge:g}",
-    "less_than": "a number below {lt:g}",
-    "less_than_equal": "at most {le:g}",
-    "multiple_of": "a multiple of {multiple_of}",
-    "string_too_short": "a text that is not empty",
-    "too_long": "at most {max_length} entries",
-    "too_short": "at least {min_length} entries",
+LIMITS = {  # pydantic's error types, with the name of the limit in their context
+    "greater_than": ("gt", "a number above"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "a number below"),
+    "less_than_equal": ("le", "at most"),
+    "multiple_of": ("multiple_of", "a multiple of"),
+    "too_long": ("max_length", "at most so many entries:"),
+    "too_short": ("min_length", "at least so many entries:"),
 }
 
 
@@ -107,10 +106,11 @@ def describe(error: ValidationError, schema: type[BaseModel], layers: Sequence[L
     if kind == "literal_error":
         expected = f"one of {context['expected'].replace(' or ', ', ').replace(chr(39), '')}"
     elif kind in LIMITS:
-        expected = _range(field) or LIMITS[kind].format(**context)
+        name, words = LIMITS[kind]
+        expected = _range(field) or f"{words} {short(context[name])}"
     else:
         expected = EXPECTED.get(kind, first["msg"])
-    return f"{origin}{key}: got {_short(got)}, expected {expected}"
+    return f"{origin}{key}: got {short(got)}, expected {expected}"
 
 
 def unknown(schema: type[BaseModel], key: str, layer: Mapping[str, Any] | None = None) -> str:
@@ -195,18 +195,16 @@ def _origin(layers: Sequence[Layer], path: Sequence[str | int]) -> Layer:
 
 
 def _range(field: FieldInfo | None) -> str | None:
-    limits = {} if field is None else {k: v for m in field.metadata for k, v in vars_of(m).items()}
-    low, high = limits.get("ge"), limits.get("le")
-    return None if low is None or high is None else f"{low:g} to {high:g}"
-
-
-def vars_of(constraint: object) -> dict[str, Any]:
-    """Return a constraint's limits by their names (ge, gt, le, lt)."""
-    return {
+    """What the limits of a field say together."""
+    limits = {
         name: value
+        for constraint in ([] if field is None else field.metadata)
         for name in ("ge", "gt", "le", "lt")
         if (value := getattr(constraint, name, None)) is not None
     }
+    if limits in ({"gt": 0}, {"ge": 0}):
+        return "a positive number" if "gt" in limits else "0 or a positive number"
+    return f"{short(limits['ge'])} to {short(limits['le'])}" if limits.keys() == {"ge", "le"} else None
 
 
 def _choices(field: FieldInfo | None) -> str | None:
@@ -218,7 +216,8 @@ def _choices(field: FieldInfo | None) -> str | None:
     return f"one of {', '.join(map(str, typing.get_args(choices[0])))}" if choices else None
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """Return a value as a user would write it, cut after 80 characters."""
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 

@@ -114,7 +114,8 @@ _SCALARS = (  # Source: YAML 1.2.2, section 10.3.2
         list("-+.0123456789"),
     ),
 )
-_Loader.yaml_implicit_resolvers = {"<": [("tag:yaml.org,2002:merge", re.compile("^<<$"))]}
+_TAGS = ("map", "seq", "str", *(name for name, _, _ in _SCALARS))
+_Loader.yaml_implicit_resolvers = {}
 for _kind, _pattern, _first in _SCALARS:
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), _first)
@@ -125,10 +126,11 @@ _Loader.add_constructor(
 
 
 def _content(loader: _Loader, node: yaml.Node, hint: Any) -> Any:
+    if node.tag.removeprefix("tag:yaml.org,2002:") not in _TAGS:
+        raise yaml.constructor.ConstructorError(None, None, f"got a tag {node.tag}", node.start_mark)
     alternatives = options(hint)
     model = model_in(hint)
     if isinstance(node, yaml.MappingNode):
-        loader.flatten_mapping(node)
         content: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = str(loader.construct_object(key_node, deep=True))
