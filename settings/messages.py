@@ -107,7 +107,8 @@ def describe(error: ValidationError, schema: type[BaseModel], layers: Sequence[L
         expected = f"one of {context['expected'].replace(' or ', ', ').replace(chr(39), '')}"
     elif kind in LIMITS:
         name, words = LIMITS[kind]
-        expected = _range(field) or f"{words} {short(context[name])}"
+        whole = None if name == "multiple_of" else _range(field)
+        expected = whole or f"{words} {short(context[name])}"
     else:
         expected = EXPECTED.get(kind, first["msg"])
     return f"{origin}{key}: got {short(got)}, expected {expected}"

@@ -161,7 +161,7 @@ def test_a_written_file_is_read_again_with_and_without_its_metadata(tmp_path: Pa
     [
         ({"conv1.weight": torch.zeros(1)}, {}, "it has no scale0_layer0.0.weight"),
         ({"scale0_layer0.0.weight": torch.zeros(4, 6, 4, 4)}, {}, "expected scale{i}_layer{j}"),
-        ({"x": torch.zeros(1)}, {"patchgan": '{"width": 0}'}, "width: got 0, expected a number of channels"),
+        ({"x": torch.zeros(1)}, {"patchgan": '{"width": 0}'}, "width: got 0"),
         ({"x": torch.zeros(1)}, {"patchgan": '{"depth": 1}'}, "depth"),
         ({"x": torch.zeros(1)}, {"patchgan": '{"width": 4}'}, "the weights do not fit PatchGan: 20 missing"),
         ({"x": torch.zeros(1)}, {"patchgan": "{"}, "no discriminator that can be used"),
