@@ -1,4 +1,4 @@
-"""evaluate.py and what is known of the true face: it is told, and the controls are spared it."""
+"""evaluate.py, landmarks and guidance: what a model is shown of the true face is told, and controls do not get it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from landmark_pairs import LAYOUT, write_landmark_model, write_landmark_pairs
+from PIL import Image
 
 import evaluate
+from data.landmarks import landmark_fractions
 from data.manifest import read_manifest
 from ldm.checkpoint import sha256
 from muti_control.evaluation.plan import make_plan
@@ -56,6 +59,48 @@ def arguments(root: Path, *more: str) -> list[str]:
 
 def record_of(purpose: str) -> dict[str, Any]:
     return json.loads(Path(f"results/run/faces/model_{purpose}/record.json").read_text())
+
+
+def faces(name: str) -> np.ndarray:
+    paths = sorted(Path(f"results/{name}/faces/model_own").glob("test_*_0.png"))
+    assert len(paths) == 3
+    return np.stack([np.asarray(Image.open(path)).astype(int) for path in paths])
+
+
+ALSO = ("edited=0", "told=0", "methods=[model,shuffled]")
+
+
+def test_each_choice_of_landmarks_draws_other_faces_and_is_told(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for choice in ("auto", "none", "known"):
+        assert evaluate.main(arguments(root, *ALSO, f"landmarks={choice}", f"name={choice}")) == 0
+    auto, none, known = (faces(choice) for choice in ("auto", "none", "known"))
+    assert (auto != none).any() and (known != none).any() and (auto != known).any()
+    told = {
+        c: " ".join(read_results(Path("results") / c).protocol.remarks) for c in ("auto", "none", "known")
+    }
+    assert "read off the skull" in told["auto"] and "which nobody has" in told["known"]
+    assert "landmarks" not in told["none"]
+    people = {r.source: r for s in ("train", "test") for r in read_manifest(root / f"split_data/{s}.json")}
+    shuffled = Path("results/known/faces/model_shuffled")
+    cases = json.loads((shuffled / "record.json").read_text())["cases"]
+    for case in cases:  # the skull of another brings the landmarks of another
+        donor = people[Path(case["skull"]["path"]).name]
+        assert donor.source != f"{case['name']}.png"
+        points = np.array(json.loads((shuffled / f"{case['name']}_landmarks.json").read_text())["points"])
+        np.testing.assert_allclose((points + 0.5) / 64, landmark_fractions(donor)[0], atol=0.02 / 64 + 1e-4)
+    assert cases
+
+
+def test_a_missing_network_is_told_before_anything_is_drawn(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert evaluate.main(arguments(root, *ALSO, "landmark_weights=nowhere.safetensors")) == 2
+    assert "landmark_weights: nowhere.safetensors" in capsys.readouterr().err
+    assert not Path("results/run").exists()
 
 
 def test_true_targets_are_told_and_the_control_gets_its_donors(
@@ -151,17 +196,16 @@ def test_the_networks_behind_a_face_are_among_its_files(
         assert found == {str(path): sha256(path) for path in (weights, *wanted)}
 
 
-def test_known_landmarks_are_drawn_without_edits(
+def test_an_edit_without_a_true_change_is_not_measured(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for choice, edited in (("auto", True), ("known", False)):
-        more = ("methods=[model]", "told=0", f"landmarks={choice}", f"name={choice}")
-        assert evaluate.main(arguments(root, *more)) == 0
-        assert bool(list(Path(f"results/{choice}/faces").glob("model_body_mass*"))) == edited
-        reasons = [left.reason for left in read_results(Path(f"results/{choice}")).not_run]
-        unchanged = any("no true face changed in landmarks by" in reason for reason in reasons)
-        assert unchanged == edited  # these variants show the very same pictures
+    assert evaluate.main(arguments(root, "methods=[model]", "told=0", "landmarks=auto")) == 0
+    assert list(Path("results/run/faces").glob("model_body_mass*"))
+    reasons = [left.reason for left in read_results(Path("results/run")).not_run]
+    assert any(
+        "no true face changed in landmarks by" in reason for reason in reasons
+    )  # the very same pictures
 
 
 def test_guidance_that_cannot_act_is_told(

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper
 
 from ldm.checkpoint import write_state_dict
 from muti_control.evaluation.judges import backbone
@@ -59,30 +60,13 @@ def test_strange_skulls_score_high_and_usual_ones_as_the_training_skulls_do():
 
 
 # ---------------------------------------------------------------- networks of the user's own
-def _field(number: int, content: bytes | int | str) -> bytes:
-    """One field of a protocol buffer."""
-    if isinstance(content, int):
-        return _varint(number << 3) + _varint(content)
-    data = content.encode() if isinstance(content, str) else content
-    return _varint(number << 3 | 2) + _varint(len(data)) + data
-
-
-def _varint(value: int) -> bytes:
-    low, rest = value & 127, value >> 7
-    return bytes([low | 128]) + _varint(rest) if rest else bytes([low])
-
-
 def flattening_network(side: int) -> bytes:
     """An ONNX file whose network hands its input (1, 3, side, side) on as one row."""
-
-    def tensor(name: str, *shape: int) -> bytes:
-        dims = b"".join(_field(1, _field(1, size)) for size in shape)
-        return _field(1, name) + _field(2, _field(1, _field(1, 1) + _field(2, dims)))
-
-    node = _field(1, "x") + _field(2, "y") + _field(4, "Flatten")
-    graph = _field(1, node) + _field(2, "flat") + _field(11, tensor("x", 1, 3, side, side))
-    graph += _field(12, tensor("y", 1, 3 * side * side))
-    return _field(1, 8) + _field(8, _field(2, 13)) + _field(7, graph)
+    shapes = {"x": [1, 3, side, side], "y": [1, 3 * side * side]}
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items())
+    graph = helper.make_graph([helper.make_node("Flatten", ["x"], ["y"])], "flat", [x], [y])
+    opset = helper.make_opsetid("", 13)
+    return helper.make_model(graph, ir_version=8, opset_imports=[opset]).SerializeToString()
 
 
 def drawn_face(size: int = 256) -> tuple[np.ndarray, np.ndarray]:

@@ -349,7 +349,7 @@ def test_true_faces_through_the_autoencoder_get_grain_of_their_name(
     def drawn(folder: str, names: str, batch_size: int, grain: bool = True) -> list[np.ndarray]:
         sampler: Any = Sampler.__new__(Sampler)  # the parts of it that this needs
         sampler.device, sampler.batch_size, sampler.team = torch.device("cpu"), batch_size, Team()
-        sampler.grain, sampler._model = grain, model_of(tiny_config, 3)
+        sampler.grain, sampler.model = grain, model_of(tiny_config, 3)
         pairs = [(tmp_path / f"{name}.png", tmp_path / folder / f"{name}.png") for name in names]
         sampler.through_autoencoder(pairs, lambda _: None)
         return [np.asarray(Image.open(target)).astype(int) for _, target in pairs]

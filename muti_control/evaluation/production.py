@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from cldm.config import SamplingConfig
 from data.biometrics import Biometrics
@@ -20,7 +23,6 @@ from muti_control.evaluation.methods.sampled import Sampler, SamplingRun
 from muti_control.evaluation.methods.translated import Task
 from muti_control.evaluation.plan import Plan
 from muti_control.evaluation.protocol.inputs import face_of
-from muti_control.evaluation.protocol.progress import stage
 from muti_control.evaluation.protocol.registry import CEILINGS, OF_PIX2PIX, OF_TRAINING, MethodInfo
 from muti_control.evaluation.protocol.run_folder import FACES
 from settings.reading import to_yaml
@@ -48,6 +50,17 @@ class Made:
     def everything(self) -> list[Faces]:
         """All of them in one list."""
         return [*self.methods, *([self.told] if self.told else []), *(faces for _, faces in self.edits)]
+
+
+@contextmanager
+def stage(name: str, steps: int, silent: bool) -> Iterator[Callable[[int], None]]:
+    """Show a bar while the stage runs; it yields the function that advances it. Without a terminal nothing is shown."""
+    with tqdm(total=steps, desc=name, disable=True if silent else None, dynamic_ncols=True) as bar:
+
+        def advance(steps: int) -> None:
+            bar.update(steps)
+
+        yield advance
 
 
 def make_faces(plan: Plan, folder: Path) -> Made:

@@ -21,9 +21,8 @@ from muti_control.evaluation.judging import Gallery
 from muti_control.evaluation.measuring import MEASURES, Judged, Measuring, pictures_of_edit
 from muti_control.evaluation.methods.faces import read_grey
 from muti_control.evaluation.plan import Plan
-from muti_control.evaluation.production import Made, make_faces
+from muti_control.evaluation.production import Made, make_faces, stage
 from muti_control.evaluation.protocol.inputs import Inputs, face_of
-from muti_control.evaluation.protocol.progress import stage
 from muti_control.evaluation.protocol.run_folder import CASES, choose_folder, claim, identity_of
 from muti_control.evaluation.report.page import write_report
 from muti_control.evaluation.results.results import (

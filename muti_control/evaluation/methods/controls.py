@@ -46,22 +46,12 @@ def shuffled_donors(
     held_out = shuffle_within_groups(groups, in_gallery, subjects, known, rng)
     trained = shuffle_within_groups(groups, in_train, subjects, learnt, rng)
     short = shuffle_within_groups([g[:2] for g in groups], [g[:2] for g in in_train], subjects, learnt, rng)
-    donors: list[Record | None] = []
-    origins: list[str] = []
-    for i in range(len(probes)):
-        if held_out[i] >= 0:
-            donors.append(gallery[held_out[i]])
-            origins.append("held_out")
-        elif trained[i] >= 0:
-            donors.append(train[trained[i]])
-            origins.append("train")
-        elif short[i] >= 0:
-            donors.append(train[short[i]])
-            origins.append("outside")
-        else:
-            donors.append(None)
-            origins.append("nobody")
-    return Donors(donors, held_out, origins)
+    pools = (("held_out", held_out, gallery), ("train", trained, train), ("outside", short, train))
+    chosen = [
+        next(((pool[found[i]], origin) for origin, found, pool in pools if found[i] >= 0), (None, "nobody"))
+        for i in range(len(probes))
+    ]
+    return Donors([record for record, _ in chosen], held_out, [origin for _, origin in chosen])
 
 
 def with_skull_of(case: Case, donor: Record) -> Case:
@@ -89,8 +79,5 @@ def other_attributes(probes: Sequence[Record], seed: int) -> list[int]:
     """Return, for each probe, the index of one with another prompt; its own where there is none."""
     rng = np.random.default_rng([seed, len(probes), 1])
     groups = [group_of(record) for record in probes]
-    chosen = []
-    for i, group in enumerate(groups):
-        others = [j for j in range(len(probes)) if groups[j] != group]
-        chosen.append(int(rng.choice(others)) if others else i)
-    return chosen
+    others = [[j for j, other in enumerate(groups) if other != group] for group in groups]
+    return [int(rng.choice(own)) if own else i for i, own in enumerate(others)]

@@ -171,14 +171,11 @@ class Sampler:
     texture: str = "none"
     grain: bool = True
     _hashes: dict[Path, str] = field(default_factory=dict)
-    _model: ControlledLatentDiffusion | None = None
 
-    @property
+    @cached_property
     def model(self) -> ControlledLatentDiffusion:
         """The network, loaded at its first use."""
-        if self._model is None:
-            self._model, _ = load_model(self.weights.path, device=self.device, dtype=self.dtype)
-        return self._model
+        return load_model(self.weights.path, device=self.device, dtype=self.dtype)[0]
 
     @cached_property
     def _source(self) -> CaseLandmarks | None:
@@ -229,8 +226,7 @@ class Sampler:
 
     def _hashes_of(self, cases: Sequence[Case]) -> dict[Path, str]:
         paths = {p for case in cases for p in (case.skull_path, case.face_path) if p is not None}
-        for path in paths - set(self._hashes):
-            self._hashes[path] = picture_sha256(path)
+        self._hashes |= {path: picture_sha256(path) for path in paths - set(self._hashes)}
         return {path: self._hashes[path] for path in paths}
 
     def through_autoencoder(self, faces: Sequence[tuple[Path, Path]], advance: Advance) -> None:

@@ -56,12 +56,7 @@ class Column:
 
     def written(self, value: float, sign: bool = False) -> str:
         """Return a value as text, without its unit."""
-        text = (
-            f"{value * self.factor:+.{self.decimals}f}"
-            if sign
-            else f"{value * self.factor:.{self.decimals}f}"
-        )
-        return text.replace("-", "\N{MINUS SIGN}")
+        return f"{value * self.factor:{'+' if sign else ''}.{self.decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _with_nan(values: tuple[float | None, ...] | tuple[int | None, ...]) -> Floats:

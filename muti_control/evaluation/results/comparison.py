@@ -29,6 +29,7 @@ from muti_control.evaluation.results.summary import Resampling
 
 Floats = NDArray[np.floating]
 _SHOWN = 3
+ROUNDING = 1e-9  # a smaller difference comes from the order of sums
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """``better``, ``worse``, ``same`` (equal on every skull) or ``unclear``; ``differs`` where none is better."""
-        if not self.difference.value and not self.difference.low and not self.difference.high:
+        """``better``, ``worse``, ``same`` (equal but for rounding) or ``unclear``; ``differs`` where none is better."""
+        gap = self.difference
+        if max(abs(gap.value), abs(gap.low), abs(gap.high)) < ROUNDING:
             return "same"
         if not self.difference.certain:
             return "unclear"
