@@ -1,4 +1,4 @@
-"""The record of a run: what another examiner needs to repeat it."""
+"""Records of runs, which let another examiner repeat them, and the folders they lie in."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LIBRARIES = ("numpy", "pillow", "transformers", "open_clip_torch", "safetensors
 
 
 def package_version() -> str:
-    """Version of this package: of the checkout, else of the installation, else "unknown"."""
+    """Return the version of the checkout, else of the installed package, else "unknown"."""
     project = _ROOT / "pyproject.toml"
     if project.is_file():
         return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
@@ -33,7 +33,7 @@ def package_version() -> str:
 
 
 def environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Versions and machine that a run's pictures may depend on, without names of hosts or users."""
+    """Return the versions and the machine that pictures may depend on, without names of hosts or users."""
     name = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
@@ -57,7 +57,7 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any], indent:
     """Write UTF-8 JSON beside its final name and rename it.
 
     Raises:
-        ValueError: a value JSON has no form for (NaN included); nothing is written.
+        ValueError: a value that JSON cannot hold (NaN included); nothing is written.
     """
     try:
         text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
@@ -79,7 +79,7 @@ class OutputError(ValueError):
 
 
 def check_creatable(folder: Path, key: str = "out") -> None:
-    """Complain now about a folder in which nothing could be written; no trace is left of the attempt.
+    """Refuse a folder in which nothing can be written; the check leaves nothing behind.
 
     Args:
         folder: made later, parents included.
@@ -104,28 +104,28 @@ RECORD = "record.json"
 FORMAT = "iccr-diff sample record 1"
 
 
-def unused_folder(wanted: Path) -> Path:
-    """``wanted``, or the first of ``wanted-2``, ``wanted-3`` ... that does not exist."""
-    return next(folder for folder in _numbered(wanted) if not folder.exists())
+def unused_folder(folder: Path) -> Path:
+    """Return ``folder``, or the first of ``folder-2``, ``folder-3`` ... that does not exist."""
+    return next(path for path in _numbered(folder) if not path.exists())
 
 
-def latest_folder(wanted: Path) -> Path:
-    """The last of ``wanted``, ``wanted-2``, ``wanted-3`` ... that exists; ``wanted`` where none does."""
-    existing = itertools.takewhile(Path.exists, _numbered(wanted))
-    return max(enumerate(existing), default=(0, wanted))[1]
+def latest_folder(folder: Path) -> Path:
+    """Return the last of ``folder``, ``folder-2``, ``folder-3`` ... that exists; ``folder`` where none does."""
+    existing = itertools.takewhile(Path.exists, _numbered(folder))
+    return max(enumerate(existing), default=(0, folder))[1]
 
 
-def _numbered(wanted: Path) -> Iterator[Path]:
-    yield wanted
+def _numbered(folder: Path) -> Iterator[Path]:
+    yield folder
     for number in itertools.count(2):
-        yield wanted.with_name(f"{wanted.name}-{number}")
+        yield folder.with_name(f"{folder.name}-{number}")
 
 
 @dataclass(frozen=True)
 class EarlierRun:
     """A run whose record lies in the folder that another one is to write to.
 
-    record: its content. files: those it made that are there, and what a broken-off write of one of them left.
+    record: its content. files: the run's files that exist, with the rest of any broken-off write.
     """
 
     record: Mapping[str, Any]
@@ -196,9 +196,9 @@ def check_overwriting(outdated: Iterable[Path], written: Iterable[Path], inputs:
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    """The same for every spelling of a file's name; of a link, not of what it leads to."""
-    found = path.lstat()
-    return found.st_dev, found.st_ino
+    """Return the same for every spelling of a file's name; a link counts as itself."""
+    status = path.lstat()
+    return status.st_dev, status.st_ino
 
 
 def _installed(name: str) -> str:

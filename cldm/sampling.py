@@ -1,4 +1,4 @@
-"""From skull pictures and prompts to faces."""
+"""From skulls, prompts and conditions to faces."""
 
 from __future__ import annotations
 
@@ -21,13 +21,11 @@ from cldm.spacing import spaced_timesteps
 from cldm.spgd import Spgd
 from cldm.texture import Texture
 
-DECODED_AT_ONCE = (
-    8 * 512 * 512
-)  # pixels: what one pass of the decoder takes, so that its memory does not grow with B
+DECODED_AT_ONCE = 8 * 512 * 512  # pixels of one pass of the decoder: its memory does not grow with B
 
 
 class Sampler(Protocol):
-    """What :func:`cldm.ddim.sample_ddim` and its like are called with; returns the final sample, shape of x_T."""
+    """The form of :func:`cldm.ddim.sample_ddim` and the other samplers; returns the final sample, shape of x_T."""
 
     def __call__(
         self,
@@ -54,32 +52,16 @@ class SampleNoise:
     """Standard normal noise with one generator per sample, so that a picture does not depend on its batch."""
 
     def __init__(self, seeds: Sequence[int], shape: Sequence[int], device: torch.device) -> None:
-        # Drawn on the CPU: the same seed gives the same noise on every device.
         self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         self.shape = tuple(shape)
         self.device = device
 
     def __call__(self) -> Tensor:
-        """Next draw, (B, *shape) float32."""
-        drawn = torch.stack([torch.randn(self.shape, generator=g) for g in self.generators])
-        if (
-            self.device.type == "cuda"
-        ):  # from page-locked memory the copy does not wait until the device is idle
-            return drawn.pin_memory().to(self.device, non_blocking=True)
-        return drawn.to(self.device)
-
-
-def acting_at(encoded: Encoded, i: int, cfg: SamplingConfig) -> Acting | None:
-    """What acts at step ``i``; None: the base model alone."""
-
-    def within(start: float, end: float) -> bool:
-        return start * cfg.steps <= i < end * cfg.steps
-
-    if not within(cfg.control_start, cfg.control_end):
-        return None
-    return encoded.acting(
-        within(cfg.landmark_start, cfg.landmark_end), within(cfg.texture_start, cfg.texture_end)
-    )
+        """Return the next draw, (B, *shape) float32; it comes from the CPU and is the same on every device."""
+        noise = torch.stack([torch.randn(self.shape, generator=g) for g in self.generators])
+        if self.device.type == "cuda":
+            noise = noise.pin_memory()  # the copy then does not wait until the device is idle
+        return noise.to(self.device, non_blocking=noise.is_pinned())
 
 
 @torch.no_grad()  # not inference_mode: a hook may switch gradients on
@@ -98,62 +80,34 @@ def reconstruct(
     progress: Callable[[int, int], None] | None = None,
     on_device: bool = False,
 ) -> Tensor:
-    """Faces (B, 3, H, W) in [0, 1], float32 on the CPU, from skulls (B, 3, H, W) in [0, 1] and prompts.
+    """Return faces (B, 3, H, W) in [0, 1], float32 on the CPU, for skulls (B, 3, H, W) in [0, 1] and prompts.
 
     Picture i depends on its own skull, prompt, landmarks, texture and seed alone. Without skulls (None) landmarks,
-    texture and text are all that is known, and with none of these the base model draws from the text.
-    landmarks, texture: of the faces to draw; None for a model that has no branch for them, or to leave it out.
-    skull_present: (B,) bool; samples whose skull is not to be looked at are False. None: all are there.
-    spgd: moves the latents before each step. progress: called as (steps done, steps in all). on_device: leave the
-    faces on the model's device, so that nothing waits for them here.
+    texture and text draw the face, and without these the base model draws it from the text.
+
+    Args:
+        landmarks, texture: of the faces; None for a model that has no branch for them, or to leave it out.
+        skull_present: (B,) bool; False leaves a sample's skull out. None: all are present.
+        spgd: moves the latents before each step. progress: called as (steps done, steps in all).
+        on_device: leave the faces on the model's device, so that nothing waits for them here.
 
     Raises:
-        ValueError: bad settings, or lengths that disagree.
+        ValueError: lengths that disagree, or control scales that do not fit the model.
     """
-    given = Conditions(skulls, skull_present, landmarks, texture)
-    numbers = {**given.numbers, "prompts": len(prompts), "seeds": len(seeds)}
+    conditions = Conditions(skulls, skull_present, landmarks, texture)
+    numbers = {**conditions.numbers, "prompts": len(prompts), "seeds": len(seeds)}
     if len(set(numbers.values())) > 1:
         got = ", ".join(f"{number} {name}" for name, number in numbers.items())
         raise ValueError(f"reconstruct: got {got}; expected as many of each")
-    num, device = len(seeds), model.device
-    scales = cfg.scales_for(model.cfg.unet.num_control_outputs)
+    num, device, f = len(seeds), model.device, model.cfg.first_stage.downscale
     timesteps = spaced_timesteps(
         cfg.steps, cfg.spacing, model.cfg.schedule.num_timesteps, model.alphas_cumprod
     )
-    # What does not depend on t is done once: the hints, the texts, and what the attentions make of the texts.
+    # Computed once, as it does not depend on t: the hints, the texts, and the attentions' keys and values of the texts.
     height, width = (model.cfg.image_size,) * 2 if skulls is None else skulls.shape[-2:]
-    encoded = encode(model, given, num, height, width).scaled(cfg.landmark_scale, cfg.texture_scale)
-    context = model.encode_text(list(prompts))
-    f = model.cfg.first_stage.downscale
+    encoded = encode(model, conditions, num, height, width).scaled(cfg.landmark_scale, cfg.texture_scale)
     noise = SampleNoise(seeds, (model.cfg.first_stage.z_channels, height // f, width // f), device)
-
-    def eps_of(encoded: Encoded, text: ProjectedText) -> EpsFn:
-        def eps_fn(x_t: Tensor, t: Tensor, i: int) -> Tensor:
-            acting = acting_at(encoded, i, cfg)
-            if acting is None:
-                return model.eps(x_t, t, text, None)
-            return model.eps(x_t, t, text, acting.hint, scales, acting.texture, acting.active)
-
-        return eps_fn
-
-    acts = cfg.control_end > cfg.control_start
-    drops = [n for n in cfg.guidance_drops if n == "text" or (acts and getattr(encoded, n) is not None)]
-    if cfg.guidance_scale == 1.0 or not drops:  # nothing to sharpen: both branches would be the same
-        predicted = eps_of(encoded, model.project_text(context))
-    else:
-        uncond = context
-        if "text" in drops:
-            uncond = model.encode_text([negative_prompt]).expand(num, -1, -1)
-        unknown = encoded.without(drops)
-        if (
-            unknown.acting() is None and encoded.acting() is not None
-        ):  # the base model needs no control network
-            both = (eps_of(unknown, model.project_text(uncond)), eps_of(encoded, model.project_text(context)))
-            predicted = classifier_free_apart(*both, cfg.guidance_scale)
-        else:
-            doubled = encoded.doubled(drops)
-            eps_both = eps_of(doubled, model.project_text(torch.cat([uncond, context])))
-            predicted = classifier_free(eps_both, cfg.guidance_scale)
+    predicted = guided_eps(model, encoded, prompts, negative_prompt, cfg)
     before_step: BeforeStep | None = None
     if spgd is not None:
         spgd.attach(predicted, model.alphas_cumprod, len(timesteps))
@@ -169,23 +123,71 @@ def reconstruct(
         progress=progress,
     )
     to = device if on_device else torch.device("cpu")
-    faces = torch.cat([face.float().to(to) for face in _drawn(model, latents, seeds, texture, cfg)])
+    faces = torch.cat([face.float().to(to) for face in _decode(model, latents, seeds, texture, cfg)])
     return ((faces + 1) / 2).clamp(0, 1)
 
 
-def _drawn(
+def guided_eps(
+    model: ControlledLatentDiffusion,
+    encoded: Encoded,
+    prompts: Sequence[str],
+    negative_prompt: str,
+    cfg: SamplingConfig,
+) -> EpsFn:
+    """Return the noise predictor of a batch, with classifier-free guidance if the settings ask for it."""
+    scales = cfg.scales_for(model.cfg.unet.num_control_outputs)
+
+    def eps_of(encoded: Encoded, text: ProjectedText) -> EpsFn:
+        def eps_fn(x_t: Tensor, t: Tensor, i: int) -> Tensor:
+            acting = acting_at(encoded, i, cfg)
+            if acting is None:
+                return model.eps(x_t, t, text, None)
+            return model.eps(x_t, t, text, acting.hint, scales, acting.texture, acting.active)
+
+        return eps_fn
+
+    context = model.encode_text(list(prompts))
+    acts = cfg.control_end > cfg.control_start
+    drops = [n for n in cfg.guidance_drops if n == "text" or (acts and getattr(encoded, n) is not None)]
+    if cfg.guidance_scale == 1.0 or not drops:  # both branches would be the same
+        return eps_of(encoded, model.project_text(context))
+    uncond = context
+    if "text" in drops:
+        uncond = model.encode_text([negative_prompt]).expand(len(prompts), -1, -1)
+    without = encoded.without(drops)
+    if without.acting() is None and encoded.acting() is not None:  # the base model needs no control network
+        eps_u, eps_c = (
+            eps_of(e, model.project_text(text)) for e, text in ((without, uncond), (encoded, context))
+        )
+        return classifier_free_apart(eps_u, eps_c, cfg.guidance_scale)
+    eps_both = eps_of(encoded.doubled(drops), model.project_text(torch.cat([uncond, context])))
+    return classifier_free(eps_both, cfg.guidance_scale)
+
+
+def acting_at(encoded: Encoded, i: int, cfg: SamplingConfig) -> Acting | None:
+    """Return the conditions that act at step ``i``; None: the base model alone."""
+
+    def within(start: float, end: float) -> bool:
+        return start * cfg.steps <= i < end * cfg.steps
+
+    if not within(cfg.control_start, cfg.control_end):
+        return None
+    return encoded.acting(
+        within(cfg.landmark_start, cfg.landmark_end), within(cfg.texture_start, cfg.texture_end)
+    )
+
+
+def _decode(
     model: ControlledLatentDiffusion,
     latents: Tensor,
     seeds: Sequence[int],
     texture: Texture | None,
     cfg: SamplingConfig,
 ) -> Iterator[Tensor]:
-    """The pictures of latents (B, z, h, w), some at a time; grain as the exemplars have it, where there are any."""
+    """Yield the pictures of latents (B, z, h, w), some at a time; an exemplar decides the grain where there is one."""
     at_once = max(1, DECODED_AT_ONCE // (latents[0, 0].numel() * model.cfg.first_stage.downscale**2))
     texture = texture if cfg.texture_scale > 0 else None
     for first in range(0, len(latents), at_once):
         rows = slice(first, first + at_once)
-        exemplars, shown = (
-            (None, None) if texture is None else (texture.features[rows], texture.present[rows])
-        )
-        yield model.draw(latents[rows].to(model.dtype), seeds[rows], cfg.grain, exemplars, shown)
+        grain_of = (None, None) if texture is None else (texture.features[rows], texture.present[rows])
+        yield model.draw(latents[rows].to(model.dtype), seeds[rows], cfg.grain, *grain_of)

@@ -18,14 +18,14 @@ ENERGIES = ("landmarks", "containment", "realism", "texture")
 
 
 class SpgdConfig(SpgdStepConfig):
-    """Guidance by SPGD; off by default. What ``SpgdStepConfig`` says, and the energies it lowers.
+    """SPGD; off by default. ``SpgdStepConfig``, and the energies that it lowers.
 
     landmarks, containment, realism, texture: weights of the energies; only their ratio counts, 0 leaves one out.
-    target: where the landmarks shall be: auto (as the condition has them, else read off the skull), true (of the
-        manifest: to see what guidance can do at best), or a file or folder of points as for landmarks.
+    target: of the landmarks: auto (the condition's, else read off the skull), true (of the manifest: the best that
+        SPGD can do), or a file or folder of points as for landmarks.
     face_landmark_weights: the network that reads landmarks off faces. discriminator: file, for realism.
     exemplar: face picture whose surface is wanted, for texture.
-    decoder: file of a small decoder for the energies' eyes (the guidance_decoder stage of train.py); the face itself
+    decoder: file of a small decoder that serves the energies (the guidance_decoder stage of train.py); the face itself
         is always decoded by the model's own.
     at_once: faces decoded together with gradient. recompute: the decoder's blocks, in place of keeping what they need.
     trace: write what SPGD did to each face as NAME_spgd.json and a plot.
@@ -53,46 +53,46 @@ class SpgdConfig(SpgdStepConfig):
 
     @property
     def weights(self) -> dict[str, float]:
-        """By energy."""
+        """The weights by energy."""
         return {name: getattr(self, name) for name in ENERGIES}
 
     @property
     def summary(self) -> str:
-        """In a line, for people."""
-        told = {} if self.target == "auto" else {"landmarks": f" ({self._whose})"}
+        """The settings in a line, for people."""
+        source = {} if self.target == "auto" else {"landmarks": f" ({self._target_source})"}
         weights = {name: weight for name, weight in self.weights.items() if weight > 0}
-        energies = ", ".join(f"{name} {weight:g}{told.get(name, '')}" for name, weight in weights.items())
+        energies = ", ".join(f"{name} {weight:g}{source.get(name, '')}" for name, weight in weights.items())
         inner = f", {self.num_inner} inner steps" if self.mode != "plain" else ""
         decoder = "the full decoder" if self.decoder is None else Path(self.decoder).name
         return f"{self.mode} by {self.gradient}, scale {self.scale:g}{inner}, towards {energies}, through {decoder}"
 
     @property
     def idle(self) -> str | None:
-        """Why it changes nothing although it is switched on, for people; None where it acts, or is off."""
+        """The reason why SPGD changes nothing although it is switched on, for people; else None."""
         if self.mode == "off" or self.acts:
             return None
         why = "spgd.scale is 0" if not self.scale > 0 else f"{', '.join(ENERGIES)} all have weight 0"
         return f"not guided: spgd.mode={self.mode}, but {why}"
 
     @property
-    def _whose(self) -> str:
+    def _target_source(self) -> str:
         if self.target == "true":
             return "those of the true face, which nobody has in practice"
         return f"those of {Path(self.target).name}"
 
     @property
     def fixes_points(self) -> bool:
-        """Whether it pulls a case's landmarks to points that neither its skull nor what is told of it can move."""
+        """Whether a case's landmarks are pulled to points that depend on neither its skull nor its biometrics."""
         return self.acts and self.landmarks > 0 and self.target != "auto"
 
     @property
     def names_files(self) -> bool:
-        """Whether these points lie in files that bear the cases' names."""
+        """Whether these points lie in files named after the cases."""
         return self.fixes_points and self.target != "true"
 
     @property
     def acts(self) -> bool:
-        """Whether it changes anything at all."""
+        """Whether SPGD changes anything at all."""
         return super().acts and any(self.weights.values())
 
 

@@ -1,4 +1,4 @@
-"""Energies of decoded faces: what guidance makes small, one value for each face, and their weighted gradient.
+"""Energies of decoded faces, one value for each face, and the gradient of their weighted sum, which SPGD descends.
 
 Values: landmarks, mean squared distance in units of (1 % of the picture's side)^2; containment, share of the bone
 that lies on background, softly counted; realism, the discriminator's LSGAN loss, 1 a scale where it is sure of a
@@ -6,7 +6,7 @@ fake; texture, mean squared difference of the logarithms of what each band of de
 
 Weights do not depend on these units: the gradient of each energy with respect to the picture is divided, sample by
 sample, by the root mean square that its norm has had in the run so far. So weight 1 on two energies makes both pull
-alike, with any network behind them, and only the ratio of the weights counts; how far a face moves is spgd.scale.
+alike, with any network behind them, and only the ratio of the weights counts; spgd.scale says how far a face moves.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ LEAST_DETAIL = 0.005  # of its strongest band; rounding leaves 0.0023, faces of 
 
 
 class Energy(Protocol):
-    """An energy with the conditions of a batch."""
+    """An energy of the faces of a batch, whose conditions it holds."""
 
     def __call__(self, faces: Tensor, rows: slice) -> Tensor:
-        """Faces (n, 3, H, W) about [-1, 1], float32, which are ``rows`` of the batch -> (n,) float32."""
+        """Return the energies (n,) float32 of faces (n, 3, H, W) about [-1, 1], float32, ``rows`` of the batch."""
 
 
 class LandmarkEnergy:
-    """Distance of the landmarks that a network reads off the face from where they shall be.
+    """Distance of the landmarks that a network reads off the face from their targets.
 
     Args:
         reader: of faces. targets: of the batch; each point counts by its confidence.
@@ -79,7 +79,7 @@ class ContainmentEnergy:
 
 
 class RealismEnergy:
-    """What a discriminator misses in the face that it sees with its skull.
+    """The LSGAN loss of a discriminator that sees the face with its skull.
 
     Args:
         skulls: (B, 3, H, W) in [0, 1].
@@ -93,24 +93,24 @@ class RealismEnergy:
 
 
 class TextureEnergy:
-    """Difference in style from an exemplar, place apart: how much detail of which size the surface has.
+    """Difference in detail from an exemplar, band by band, wherever on the surface the detail lies.
 
     Args:
         exemplars: (B, 3, H, W) in [0, 1], of the faces' size.
     """
 
     def __init__(self, exemplars: Tensor) -> None:
-        self._wanted = detail(exemplars * 2 - 1)  # (B, F)
+        self._target = detail(exemplars * 2 - 1)  # (B, F)
 
     def __call__(self, faces: Tensor, rows: slice) -> Tensor:
-        return (detail(faces) - self._wanted[rows].to(faces)).square().mean(1)
+        return (detail(faces) - self._target[rows].to(faces)).square().mean(1)
 
 
 def check_exemplar(picture: Tensor) -> None:
-    """Whether a picture (3, H, W) in [0, 1] shows a surface that another can be likened to.
+    """Refuse a picture (3, H, W) in [0, 1] that shows no surface to imitate.
 
     Raises:
-        TextureError: it is black or nearly so, or without detail.
+        TextureError: the picture is nearly black, or without detail.
     """
     face = picture[None] * 2 - 1
     share = float(_surface(face.mean(1, keepdim=True)).mean())
@@ -124,16 +124,17 @@ def check_exemplar(picture: Tensor) -> None:
 
 
 def _surface(grey: Tensor) -> Tensor:
-    """Where no window of ``detail`` reaches out of the surface: 1, else 0; grey: (B, 1, H, W) in [-1, 1]."""
+    """Return 1 where every window of ``detail`` lies within the surface, else 0; grey: (B, 1, H, W) in [-1, 1]."""
     side = DETAIL_SIDES[-1]
     surface = (grey.detach() > 2 * SURFACE - 1).float()
     return 1 - F.max_pool2d(1 - surface, side, 1, side // 2)
 
 
 def detail(faces: Tensor) -> Tensor:
-    """Logarithm of the strength of each band of detail within faces (B, 3, H, W) in [-1, 1]: (B, bands) float32.
+    """Return the logarithm of each band's strength in faces (B, 3, H, W) in [-1, 1]: (B, bands) float32.
 
-    A band is what a window's mean takes away from the next smaller one's, as root mean square over the surface.
+    A band is the difference between a window's mean and the next smaller one's; its strength is the root mean square
+    over the surface.
     """
     grey = faces.float().mean(1, keepdim=True)
     inside = _surface(grey)
@@ -148,7 +149,7 @@ def detail(faces: Tensor) -> Tensor:
 
 
 class DecodedEnergies:
-    """Energies of latents by way of their pictures, and the gradient of the weighted sum: an ``EnergyGradient``.
+    """The energies of latents' pictures, and the gradient of their weighted sum: an ``EnergyGradient``.
 
     Runs chunk by chunk, forwards and backwards at once: the decoder's activations of one chunk are all that is held.
     The decoder computes in its own precision; pictures, energies and gradients are float32.
@@ -167,17 +168,8 @@ class DecodedEnergies:
         self._decode, self._terms, self._at_once = decode, terms, at_once
         self._typical = {name: RunningNorm() for name in terms}
 
-    @torch.no_grad()
-    def of_pictures(self, faces: Tensor) -> dict[str, Tensor]:
-        """Energies by name, (B,) each, of the batch's faces (B, 3, H, W) in [-1, 1]."""
-        parts = [slice(first, first + self._at_once) for first in range(0, len(faces), self._at_once)]
-        return {
-            name: torch.cat([energy(faces[rows].float(), rows) for rows in parts])
-            for name, (_, energy) in self._terms.items()
-        }
-
     def __call__(self, x_0: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:
-        """Energies by name, (B,) each, and the gradient (B, z, h, w), of latents x_0 (B, z, h, w) float32."""
+        """Return energies by name, (B,) each, and the gradient (B, z, h, w), of latents x_0 (B, z, h, w) float32."""
         values: dict[str, list[Tensor]] = {name: [] for name in self._terms}
         gradients = []
         for first in range(0, len(x_0), self._at_once):
@@ -188,9 +180,9 @@ class DecodedEnergies:
                 pictures = faces.detach().float().requires_grad_()
                 pull = torch.zeros_like(pictures)
                 for name, (weight, energy) in self._terms.items():
-                    found = energy(pictures, rows)
-                    (g,) = torch.autograd.grad(found.sum(), pictures)
-                    values[name].append(found.detach())
+                    result = energy(pictures, rows)
+                    (g,) = torch.autograd.grad(result.sum(), pictures)
+                    values[name].append(result.detach())
                     typical = self._typical[name](norm(g), rows, len(x_0))
                     pull += g * per_sample(weight / typical, g)
                 (g_z,) = torch.autograd.grad(faces, z, pull.to(faces))
