@@ -141,12 +141,12 @@ class SpgdStepConfig(Settings):
         if not self.acts:
             return []
         without = 1 if self.gradient == "estimate" else 0
-        found = [i for i in range(without, num_steps) if self.acts_at(i, num_steps)]
-        if not found:
+        steps = [i for i in range(without, num_steps) if self.acts_at(i, num_steps)]
+        if not steps:
             late = ", the first of which has no estimate yet to guide (gradient=estimate)" if without else ""
             raise ValueError(
                 f"spgd: no step is guided by start={self.start:g}, end={self.end:g}, every={self.every} at "
                 f"{num_steps} sampling steps{late}; widen the window, lower spgd.every, take more sampling.steps, "
                 "or leave spgd.mode=off"
             )
-        return found
+        return steps

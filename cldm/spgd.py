@@ -90,8 +90,8 @@ def adaptive_momentum(g: Tensor, smoothed: Tensor | None, beta: float) -> Tensor
         return g
     cosine = F.cosine_similarity(g, smoothed, dim=1, eps=1e-30).flatten(1).mean(1)  # (B,)
     alpha = (cosine + 1) / 2 * (norm(smoothed) > 0)
-    kept = per_sample(alpha * beta, g)
-    return kept * smoothed + (1 - kept) * g
+    weight = per_sample(alpha * beta, g)
+    return weight * smoothed + (1 - weight) * g
 
 
 def spgd_step(x: Tensor, direction: Tensor, rate: float, clip: float, reference: Tensor) -> Tensor:

@@ -173,14 +173,6 @@ def test_a_gradient_that_is_not_finite_is_left_out_for_its_sample_alone() -> Non
     assert not torch.equal(moved[0][1], x[1])
 
 
-def test_the_window_and_every() -> None:
-    cfg = SpgdStepConfig(mode="spgd", start=0.25, end=0.75, every=2)
-    assert [i for i in range(20) if cfg.acts_at(i, 20)] == [5, 7, 9, 11, 13]
-    assert [i for i in range(3) if SpgdStepConfig(mode="spgd").acts_at(i, 3)] == [0, 1, 2]
-    late = SpgdStepConfig(mode="spgd", start=0.55)  # 0.55 * 100 is 55.00000000000001 in floating point
-    assert [i for i in range(100) if late.acts_at(i, 100)] == list(range(55, 100))
-
-
 def test_no_inner_step_asks_for_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each would make the program wait until the device has computed it."""
     asked: list[object] = []
@@ -206,22 +198,15 @@ def test_no_inner_step_asks_for_a_number(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_which_steps_are_guided() -> None:
-    cfg = SpgdStepConfig(mode="spgd", start=0.25, end=0.75, every=2)
-    assert cfg.guided_steps(20) == [5, 7, 9, 11, 13]
-    assert SpgdStepConfig(mode="spgd").guided_steps(3) == [
-        1,
-        2,
-    ]  # before the first prediction there is no estimate
-    assert SpgdStepConfig(mode="spgd", gradient="denoiser").guided_steps(3) == [0, 1, 2]
-    assert SpgdStepConfig().guided_steps(3) == SpgdStepConfig(mode="spgd", scale=0.0).guided_steps(3) == []
-    for idle in (
-        SpgdStepConfig(mode="spgd", start=0.5, end=0.5),
-        SpgdStepConfig(mode="spgd", start=0.4, end=0.45),
-        SpgdStepConfig(mode="spgd", every=3),
-        SpgdStepConfig(mode="plain", end=0.3),
-    ):
-        with pytest.raises(ValueError, match=r"no step is guided by start=.*at 3 sampling steps"):
-            idle.guided_steps(3)
+    on = SpgdStepConfig(mode="spgd")
+    assert on.with_(start=0.25, end=0.75, every=2).guided_steps(20) == [5, 7, 9, 11, 13]
+    assert on.with_(start=0.55).guided_steps(100) == list(range(55, 100))  # 0.55 * 100 is a little over 55
+    assert on.guided_steps(3) == [1, 2]  # before the first prediction there is no estimate
+    assert on.with_(gradient="denoiser").guided_steps(3) == [0, 1, 2]
+    assert SpgdStepConfig().guided_steps(3) == on.with_(scale=0.0).guided_steps(3) == []
+    for changes in ({"start": 0.5, "end": 0.5}, {"start": 0.4, "end": 0.45}, {"every": 3}, {"end": 0.3}):
+        with pytest.raises(ValueError, match="^spgd: no step is guided"):
+            on.with_(**changes).guided_steps(3)
 
 
 @pytest.mark.parametrize("gradient", ["estimate", "denoiser"])

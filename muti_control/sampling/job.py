@@ -29,14 +29,13 @@ class RunFolder:
     """Where a run writes.
 
     outdated: files of an earlier run that this one replaces. done: names of the faces it keeps, because it would draw
-    the same. kept: names of those faces and their traces. earlier_runs: date and environment of the runs behind them.
+    the same. earlier_runs: date and environment of the runs behind them.
     """
 
     path: Path
     outdated: Sequence[Path] = ()
     done: frozenset[str] = frozenset()
     earlier_runs: Sequence[Mapping[str, Any]] = ()
-    kept: frozenset[str] = frozenset()
 
     def start(self) -> None:
         """Make the folder and remove outdated files, but for the record, which the new one replaces in one move."""

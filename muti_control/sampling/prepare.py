@@ -119,7 +119,9 @@ def make_job(cfg: SampleConfig, config_files: Sequence[Path] = ()) -> Job:
         *([] if spgd is None else spgd.inputs),
         *(path for path in exemplars if path is not None),
     ]
-    written = [folder / file for file in job.files if file not in job.folder.kept]
+    earlier_files = [] if earlier is None else earlier.files
+    retained = {*earlier_files} - {*job.folder.outdated}
+    written = [folder / file for file in job.files if folder / file not in retained]
     check_overwriting(job.folder.outdated, written, inputs)
     return job
 

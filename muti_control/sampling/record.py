@@ -153,19 +153,18 @@ def resumed(job: Job, earlier: EarlierRun) -> RunFolder:
         )
     present = {file.name for file in earlier.files}
     done: set[str] = set()
-    kept: set[str] = set()
+    retained: set[str] = set()
     for name in sorted(present & set(draws)):
         _check_same(path / name, face_text(job, *draws[name]))
         traces = trace_names(name) if job.traced else ()
         if present.issuperset(traces):
             done.add(name)
-            kept.update((name, *traces))
+            retained.update((name, *traces))
     return RunFolder(
         path,
-        outdated=[file for file in earlier.files if file.name not in kept],
+        outdated=[file for file in earlier.files if file.name not in retained],
         done=frozenset(done),
         earlier_runs=[*runs, before | {"faces_kept": len(done)}],
-        kept=frozenset(kept),
     )
 
 
