@@ -1,4 +1,4 @@
-"""Make the state of a controlled model out of a base model's, with a fresh control network or a ready-made one."""
+"""The state of a controlled model from that of its base model, with a fresh control network or a ready-made one."""
 
 from __future__ import annotations
 
@@ -86,9 +86,9 @@ def add_control(
 
 
 def control_network(state: Mapping[str, Tensor], cfg: ModelConfig) -> dict[str, Tensor]:
-    """The control network in a public ControlNet file, or in a whole model's; hint encoder included.
+    """Return the control network in a public ControlNet file, or in a whole model's; hint encoder included.
 
-    Branches of ``cfg`` that it has not are not in the result: :func:`add_control` makes them afresh.
+    Branches of ``cfg`` that it lacks are not in the result: :func:`add_control` makes them.
 
     Args:
         state: tensors by checkpoint key.
@@ -117,7 +117,7 @@ def _shapes(cfg: ModelConfig) -> dict[str, torch.Size]:
 
 
 def _fresh_control(base: Mapping[str, Tensor], cfg: ModelConfig, seed: int) -> dict[str, Tensor]:
-    """The control network's layers that the base model has not."""
+    """The control network's layers that the base model lacks."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         drawn = ControlNet(cfg.unet, cfg.control).state_dict()
@@ -127,12 +127,12 @@ def _fresh_control(base: Mapping[str, Tensor], cfg: ModelConfig, seed: int) -> d
 
 
 def _source(key: str) -> str:
-    """Where in the base model a key of the controlled one comes from."""
+    """The base model's key that a key of the controlled model is copied from."""
     return UNET + key.removeprefix(CONTROL) if key.startswith(CONTROL) else key
 
 
 def has_trained_control(base: Mapping[str, Tensor]) -> bool:
-    """Whether there is a control network that adds anything."""
+    """Return whether there is a control network that adds anything."""
     controls = [key for key in base if key.startswith(CONTROL)]
     ends = [
         key for key in controls if key.removeprefix(CONTROL).startswith(("zero_convs.", "middle_block_out."))

@@ -1,4 +1,4 @@
-"""Conditions beside the skull picture: each a small network whose last layer starts at zero."""
+"""Branches of the control network for landmarks and texture: small networks whose last layer starts at zero."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BRANCHES = "control_model.branches."
 NAMES = ("skull", "landmarks", "texture")  # the skull's is the hint encoder that every ControlNet has
 UNTRAINED = "untrained_branches"  # metadata entry: JSON list of names; files without it count as trained
 SPARSE_GAIN = (
-    6.0  # heatmaps are zero nearly everywhere: what makes the first layer's output of order 1 on the face
+    6.0  # heatmaps are zero nearly everywhere; this brings the first layer's output to order 1 on the face
 )
 
 
@@ -28,8 +28,8 @@ class Landmarks:
     """Landmarks of a batch of faces.
 
     points: (B, N, 2) float32, x and y as fractions of the picture's width and height (its corners are 0, 0 and 1, 1).
-    confidence: (B, N) in [0, 1]; 1 for points that are known.
-    present: (B,) bool; a sample without landmarks is False, and its other values are not looked at.
+    confidence: (B, N) in [0, 1]; 1 for true points.
+    present: (B,) bool; False for a sample without landmarks, whose other values have no effect.
     """
 
     points: Tensor
@@ -45,18 +45,18 @@ class Landmarks:
             )
 
     def to(self, device: torch.device) -> Landmarks:
-        """The same, on ``device``."""
+        """Return the same landmarks on ``device``."""
         return Landmarks(self.points.to(device), self.confidence.to(device), self.present.to(device))
 
     def rolled(self) -> Landmarks:
-        """Every sample gets its neighbour's landmarks: a control in which they belong to somebody else."""
+        """Return a control in which every sample has its neighbour's landmarks."""
         return Landmarks(*(value.roll(1, dims=0) for value in (self.points, self.confidence, self.present)))
 
 
 def heatmaps(landmarks: Landmarks, height: int, width: int, sigma: float) -> Tensor:
-    """One Gaussian per point, its peak the point's confidence: (B, N, height, width) float32.
+    """Return one Gaussian for each point, with its confidence as the peak: (B, N, height, width) float32.
 
-    sigma: standard deviation in cells of the map. A point off the picture leaves what of its Gaussian lies inside.
+    sigma: standard deviation in cells of the map. Of a point outside the picture, the inner part of its Gaussian remains.
     """
     points, device = landmarks.points.float(), landmarks.points.device
     # Cell i covers [i, i + 1) / width: its centre is (i + 0.5) / width.
@@ -67,7 +67,7 @@ def heatmaps(landmarks: Landmarks, height: int, width: int, sigma: float) -> Ten
 
 
 class LandmarkBranch(nn.Module):
-    """Landmark heatmaps at latent resolution -> what is added to the skull's hint; nothing where absent."""
+    """Landmark heatmaps at latent resolution -> addend to the skull's hint; zero for samples without landmarks."""
 
     def __init__(self, cfg: LandmarkConfig, out_channels: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class LandmarkBranch(nn.Module):
         self.encoder = nn.Sequential(*layers, zero_module(nn.Conv2d(widths[-1], out_channels, 3, padding=1)))
 
     def forward(self, landmarks: Landmarks, height: int, width: int) -> Tensor:
-        """(B, out_channels, height, width), height and width those of the latent.
+        """Return the addend (B, out_channels, height, width); height and width are those of the latent.
 
         Raises:
             ValueError: another number of points than the branch was made for.
@@ -94,7 +94,7 @@ class LandmarkBranch(nn.Module):
 
 
 def make_branches(control: ControlConfig, model_channels: int) -> nn.ModuleDict:
-    """The branches an architecture has, under their names; model_channels: of the UNet."""
+    """Return the branches of an architecture by name; model_channels: of the UNet."""
     branches = nn.ModuleDict()
     if control.landmarks is not None:
         branches["landmarks"] = LandmarkBranch(control.landmarks, model_channels)
@@ -104,7 +104,7 @@ def make_branches(control: ControlConfig, model_channels: int) -> nn.ModuleDict:
 
 
 def fresh_branches(state: Mapping[str, Tensor], cfg: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
-    """Weights, by checkpoint key, of the branches in ``cfg`` of which ``state`` has nothing: they add zero yet.
+    """Return the weights, by checkpoint key, of the branches in ``cfg`` that ``state`` lacks: they add zero yet.
 
     A checkpoint from before a branch existed loads with these.
     """

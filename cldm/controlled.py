@@ -29,7 +29,7 @@ SD15_CONFIG = Path(__file__).resolve().parent.parent / "models" / "cldm_v15.yaml
 
 @dataclass(frozen=True)
 class ProjectedText:
-    """What the cross-attentions of the UNet and of the ControlNet make of a text: it does not depend on t."""
+    """Keys and values of a text for the cross-attentions of the UNet and of the ControlNet. They do not depend on t."""
 
     unet: Sequence[KeysValues]
     control: Sequence[KeysValues]
@@ -55,7 +55,7 @@ class ControlledLatentDiffusion(LatentDiffusion):
         return self.control_model.encode_hint(skull.to(self.dtype))
 
     def encode_landmarks(self, landmarks: Landmarks, height: int, width: int) -> Tensor:
-        """What landmarks add to the hint of pictures of height x width px: (B, model_channels, H/8, W/8).
+        """Return the landmarks' addend to the hint of pictures of height x width px: (B, model_channels, H/8, W/8).
 
         Raises:
             ValueError: the model has no landmark branch, or one for another number of points.
@@ -64,7 +64,7 @@ class ControlledLatentDiffusion(LatentDiffusion):
         return self.control_model.encode_landmarks(landmarks, height // f, width // f)
 
     def encode_texture(self, texture: Texture) -> Tensor:
-        """What exemplars add to the control copy's time embedding: (B, 4 model_channels).
+        """Return the exemplars' addend to the control copy's time embedding: (B, 4 model_channels).
 
         Raises:
             ValueError: the model has no texture branch.
@@ -72,13 +72,13 @@ class ControlledLatentDiffusion(LatentDiffusion):
         return self.control_model.encode_texture(texture)
 
     def no_hint(self, num: int, height: int, width: int) -> Tensor:
-        """The hint of ``num`` pictures of height x width px of which no skull and no landmark is known: zeros."""
+        """Return the hint of ``num`` pictures of height x width px without skull and landmarks: zeros."""
         f = self.cfg.first_stage.downscale
         shape = (num, self.cfg.unet.model_channels, height // f, width // f)
         return torch.zeros(shape, device=self.device, dtype=self.dtype)
 
     def project_text(self, context: Tensor) -> ProjectedText:
-        """Text embeddings (B, 77, context_dim) -> what :meth:`eps` takes in their place, once per sampling."""
+        """Text embeddings (B, 77, context_dim) -> their keys and values, which :meth:`eps` takes in their place."""
         return ProjectedText(self.unet.keys_values(context), self.control_model.keys_values(context))
 
     def eps(
@@ -91,7 +91,7 @@ class ControlledLatentDiffusion(LatentDiffusion):
         texture: Tensor | None = None,
         active: Tensor | None = None,
     ) -> Tensor:
-        """Predicted noise (B, 4, h, w); without a hint, the base model's.
+        """Return the predicted noise (B, 4, h, w); without a hint, that of the base model.
 
         x_t: (B, 4, h, w); t: (B,) steps; context: (B, 77, context_dim) or :meth:`project_text` of it;
         hint: of :meth:`encode_hint`;
@@ -112,7 +112,7 @@ class ControlledLatentDiffusion(LatentDiffusion):
         return self._as_eps(x_t, t, self._denoise(x, t, for_unet, [c.to(self.dtype) for c in control]))
 
     def _as_eps(self, x_t: Tensor, t: Tensor, output: Tensor) -> Tensor:
-        """The noise, of what the UNet puts out."""
+        """The noise that an output of the UNet stands for."""
         if self.cfg.schedule.prediction == "eps":
             return output
         return eps_from_v(x_t, t, output, self.alphas_cumprod)
@@ -120,8 +120,8 @@ class ControlledLatentDiffusion(LatentDiffusion):
     def _denoise(
         self, x: Tensor, t: Tensor, context: Context, control: Sequence[Tensor] | None = None
     ) -> Tensor:
-        """The UNet. Where its weights are of half precision it computes in that, whatever surrounds it: autocast would
-        turn every normalisation into float32 and back.
+        """The UNet's output. Half-precision weights compute in half precision, also within autocast, which would turn
+        every normalisation into float32 and back.
         """
         if self.dtype == torch.float32:
             return self.unet(x, t, context, control)
@@ -139,7 +139,7 @@ def load_model_config(path: str | Path) -> ModelConfig:
 
 
 def model_config_from_metadata(metadata: dict[str, str]) -> ModelConfig | None:
-    """The ModelConfig a checkpoint of ours carries, or None for a foreign file.
+    """Return the ModelConfig of a checkpoint of ours, or None for a file of another maker.
 
     Raises:
         ValueError: the entry is there but is no architecture.
@@ -156,7 +156,7 @@ def model_config_from_metadata(metadata: dict[str, str]) -> ModelConfig | None:
 
 
 def model_metadata(cfg: ModelConfig) -> dict[str, str]:
-    """The metadata entry that :func:`model_config_from_metadata` reads back."""
+    """Return the metadata entries that :func:`model_config_from_metadata` reads back."""
     return {"format": "iccr-diff", "config": json.dumps(cfg.model_dump())}
 
 
@@ -166,7 +166,7 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> tuple[ControlledLatentDiffusion, dict[str, str]]:
-    """Build the model a checkpoint file describes and fill it.
+    """Build the model that a checkpoint file describes, and load its weights.
 
     Without ``config`` the architecture is the one in the file's metadata, or SD1.5's for a foreign file.
     The model comes in evaluation mode, in the memory layout that suits the device, with gradients switched off on its
@@ -199,7 +199,7 @@ def architecture_of(
 
 
 def model_config_of(path: str | Path, metadata: dict[str, str]) -> ModelConfig | None:
-    """:func:`model_config_from_metadata`, with the file's name in front of what is wrong."""
+    """Return :func:`model_config_from_metadata`; an error begins with the file's name."""
     try:
         return model_config_from_metadata(metadata)
     except ValueError as error:
@@ -212,10 +212,10 @@ def check_fit(
     cfg: ModelConfig,
     allow_missing: Sequence[str] = SD_OPTIONAL,
 ) -> ControlledLatentDiffusion:
-    """The model of ``cfg`` on the meta device, if ``state`` is one for it: known before any memory is taken.
+    """Return the model of ``cfg`` on the meta device, before any memory is taken, if ``state`` fits it.
 
     Raises:
-        CheckpointError: it is not; the message says what it is instead, where that can be told.
+        CheckpointError: it does not; the message names the kind of model that it is, if that is recognised.
     """
     with torch.device("meta"):
         model = ControlledLatentDiffusion(cfg)
@@ -228,7 +228,7 @@ def check_fit(
 
 
 def check_complete(path: str | Path, state: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError where a base model or a control network is all there is, saying how to join them."""
+    """Raise CheckpointError for a base model or a control network alone; the message says how to join them."""
     has_control = any(key.startswith(CONTROL) for key in state)
     has_base = any(key.startswith(MODEL_PARTS) for key in state)
     found = recognise(state)

@@ -52,7 +52,7 @@ class ControlNet(UNetEncoder):
         return self.input_hint_block(skull)
 
     def encode_landmarks(self, landmarks: Landmarks, height: int, width: int) -> Tensor:
-        """Landmarks -> what is added to the skull's hint, (B, model_channels, height, width) of the latent.
+        """Landmarks -> addend to the skull's hint, (B, model_channels, height, width) of the latent.
 
         Raises:
             ValueError: this network has no landmark branch, or one for another number of points.
@@ -62,7 +62,7 @@ class ControlNet(UNetEncoder):
         return self.branches["landmarks"](landmarks, height, width)
 
     def encode_texture(self, texture: Texture) -> Tensor:
-        """Texture features -> what is added to the time embedding, (B, 4 * model_channels). It does not depend on t.
+        """Texture features -> addend to the time embedding, (B, 4 * model_channels). It does not depend on t.
 
         Raises:
             ValueError: this network has no texture branch.
@@ -74,10 +74,10 @@ class ControlNet(UNetEncoder):
     def forward(
         self, x: Tensor, t: Tensor, context: Context, hint: Tensor, texture: Tensor | None = None
     ) -> list[Tensor]:
-        """The ``num_control_outputs`` residuals, in the UNet's encoder order, middle last.
+        """Return the ``num_control_outputs`` residuals, in the UNet's encoder order, middle last.
 
         x: (B, 4, h, w) noised latent; t: (B,) steps; context: (B, M, context_dim) or :meth:`keys_values` of it;
-        hint: (B, model_channels, h, w): :meth:`encode_hint` with what the branches add;
+        hint: (B, model_channels, h, w): the sum of :meth:`encode_hint` and the branches' addends;
         texture: (B, 4 model_channels) of :meth:`encode_texture`, or None.
         """
         emb = self.embed_time(t, x.dtype)  # (B, 4 ch)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-SILU_GAIN = 1.677  # 1 / sqrt(E[silu(x)^2]) for standard normal x: what keeps the variance through the layers
+SILU_GAIN = 1.677  # 1 / sqrt(E[silu(x)^2]) for standard normal x; it keeps the variance through the layers
 
 
 def variance_preserving(in_channels: int, out_channels: int, stride: int = 1, gain: float = 1.0) -> nn.Conv2d:
-    """A 3 x 3 convolution to stand before a SiLU: normal inputs leave that with variance ``gain ** 2``.
+    """Return a 3 x 3 convolution for the place before a SiLU: normal inputs leave the SiLU with variance ``gain ** 2``.
 
     With PyTorch's default, the difference between two conditions fades from layer to layer.
     """

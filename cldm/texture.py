@@ -1,10 +1,10 @@
-"""What a surface looks like, told without its shape: orderless statistics of small patches, and the branch for them.
+"""The look of a surface without its shape: orderless statistics of small patches, and the branch that reads them.
 
-A patch of 16 px is a few millimetres of skin: it shows grain, reconstruction kernel, slice steps, noise and gloss, and
-too little of a face to know it by. Of every patch the slow shading (a plane) is taken away; of what remains, each
-filter of a fixed bank gives its energy. Mean and standard deviation over the patches are the features. Every filter is
-even or odd along x and along y, so its energy does not change when a patch is mirrored, and an average over patches
-does not know their order: where a patch came from is lost by construction, not by training.
+A patch of 16 px is a few millimetres of skin. It shows grain, reconstruction kernel, slice steps, noise and gloss, and
+too little of a face to recognise it. The slow shading (a plane) of every patch is removed, then each filter of a fixed
+bank measures its energy. The features are the mean and the standard deviation over the patches. Every filter is even or
+odd along x and along y, so a mirrored patch has the same energy, and an average over patches ignores their order: the
+place of a patch is lost by construction, not by training.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NUM_FILTERS = 2 * (len(LAGS) + 1) + 1  # along x and along y; and one along both
 NUM_FEATURES = 2 * NUM_FILTERS
 SKIN_LEVEL = 8 / 255  # darker is background
 INSIDE = 4  # px between a patch and the next that is background
-_FLOOR = 1e-6  # added to energies: less than the rounding to 256 levels leaves
+_FLOOR = 1e-6  # added to energies; the rounding to 256 levels leaves more
 # Log energies and their spread over patches are brought to about mean 0 and variance 1 over the synthetic cohort.
 _CENTRE, _SCALE = -6.0, 0.8
 _SPREAD_CENTRE, _SPREAD_SCALE = 0.85, 0.3
@@ -32,10 +32,10 @@ _SPREAD_CENTRE, _SPREAD_SCALE = 0.85, 0.3
 
 @dataclass(frozen=True)
 class Texture:
-    """What a batch's faces shall look like.
+    """Surfaces for the faces of a batch.
 
     features: (B, NUM_FEATURES) float32, of :func:`texture_features`.
-    present: (B,) bool; a sample without an exemplar is False, and its features are not looked at.
+    present: (B,) bool; False for a sample without an exemplar, whose features have no effect.
     """
 
     features: Tensor
@@ -49,11 +49,11 @@ class Texture:
             )
 
     def to(self, device: torch.device) -> Texture:
-        """The same, on ``device``."""
+        """Return the same on ``device``."""
         return Texture(self.features.to(device), self.present.to(device))
 
     def rolled(self) -> Texture:
-        """Every sample gets its neighbour's exemplar."""
+        """Return a control in which every sample has its neighbour's exemplar."""
         return Texture(self.features.roll(1, dims=0), self.present.roll(1, dims=0))
 
 
@@ -62,7 +62,7 @@ class TextureError(ValueError):
 
 
 def skin_patches(picture: Tensor, cfg: TextureConfig, seed: int = 0) -> Tensor:
-    """Patches of an exemplar, (num_patches, patch_size, patch_size) float32 in [0, 1].
+    """Return patches of an exemplar, (num_patches, patch_size, patch_size) float32 in [0, 1].
 
     Drawn without replacement from all places where a patch and a margin lie on skin, in the order of a generator
     seeded with ``seed``: a pure function of picture and seed. Where there are fewer places, they come again in turn.
@@ -95,7 +95,7 @@ def skin_patches(picture: Tensor, cfg: TextureConfig, seed: int = 0) -> Tensor:
 
 
 def texture_features(patches: Tensor) -> Tensor:
-    """(..., K, P, P) patches in [0, 1] -> (..., NUM_FEATURES) float32. Carries gradient.
+    """Return features (..., NUM_FEATURES) float32 of patches (..., K, P, P) in [0, 1]. Carries gradient.
 
     The same, to rounding, for the patches in any order and each mirrored or not.
     """
@@ -118,16 +118,16 @@ def _without_plane(patches: Tensor) -> Tensor:
 
 def _log_energies(x: Tensor) -> Tensor:
     """(..., P, P) -> (..., NUM_FILTERS): log mean square of first differences at every lag and of second ones."""
-    found = []
+    differences = []
     for y in (x, x.transpose(-1, -2)):
-        found += [y[..., lag:] - y[..., :-lag] for lag in LAGS]
-        found.append(y[..., 2:] - 2 * y[..., 1:-1] + y[..., :-2])
-    found.append(x[..., 1:, 1:] - x[..., 1:, :-1] - x[..., :-1, 1:] + x[..., :-1, :-1])
-    return torch.stack([(f.square().mean((-2, -1)) + _FLOOR).log() for f in found], dim=-1)
+        differences += [y[..., lag:] - y[..., :-lag] for lag in LAGS]
+        differences.append(y[..., 2:] - 2 * y[..., 1:-1] + y[..., :-2])
+    differences.append(x[..., 1:, 1:] - x[..., 1:, :-1] - x[..., :-1, 1:] + x[..., :-1, :-1])
+    return torch.stack([(f.square().mean((-2, -1)) + _FLOOR).log() for f in differences], dim=-1)
 
 
 class TextureBranch(nn.Module):
-    """Texture features -> what is added to the control copy's time embedding; nothing where absent."""
+    """Texture features -> addend to the control copy's time embedding; zero for samples without an exemplar."""
 
     def __init__(self, cfg: TextureConfig, out_features: int) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class TextureBranch(nn.Module):
         self.encoder = nn.Sequential(*layers, zero_module(nn.Linear(cfg.width, out_features)))
 
     def forward(self, texture: Texture) -> Tensor:
-        """(B, out_features).
+        """Return the addend, (B, out_features).
 
         Raises:
             ValueError: another number of features than :func:`texture_features` gives.

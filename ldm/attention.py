@@ -13,11 +13,11 @@ KeysValues = tuple[Tensor, Tensor]
 """Keys and values of one cross-attention, each (B, heads, M, D / heads)."""
 
 Context = Tensor | Sequence[KeysValues]
-"""What a network attends to: embeddings (B, M, C), or the keys and values its layers made of them before."""
+"""Input of the cross-attentions: embeddings (B, M, C), or the keys and values that the layers computed from them."""
 
 
 def zero_module(module: nn.Module) -> nn.Module:
-    """Set every parameter of ``module`` to zero and return it (a layer that starts as "adds nothing")."""
+    """Set every parameter of ``module`` to zero and return it; such a layer adds nothing at first."""
     for p in module.parameters():
         nn.init.zeros_(p)
     return module
@@ -37,7 +37,7 @@ class CrossAttention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(query_dim, query_dim))
 
     def keys_values(self, context: Tensor) -> KeysValues:
-        """What this layer makes of embeddings (B, M, C): while these stay the same, so does it."""
+        """Return the keys and values of embeddings (B, M, C); they depend on nothing else."""
         return self._heads(self.to_k(context)), self._heads(self.to_v(context))
 
     def forward(self, x: Tensor, context: Tensor | KeysValues | None = None) -> Tensor:
@@ -94,7 +94,7 @@ class BasicTransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """Transformer over the positions of a feature map (B, C, H, W), conditioned on text.
 
-    first_text: which of the network's keys and values are those of this transformer's first block.
+    first_text: index of this transformer's first block in the network's list of keys and values.
     """
 
     def __init__(self, channels: int, context_dim: int, num_heads: int, depth: int, norm_groups: int) -> None:

@@ -174,15 +174,15 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], cfg.in_channels, 3, padding=1)
         self.recompute(cfg.gradient_checkpointing)
 
-    def recompute(self, wanted: bool) -> None:
-        """Whether the blocks' activations are computed a second time in the backward pass instead of kept."""
-        self._recomputes = wanted
+    def recompute(self, enabled: bool) -> None:
+        """Set whether the backward pass computes the blocks' activations again, instead of keeping them."""
+        self._recomputes = enabled
         for level in self.up:
             assert isinstance(level, UpLevel)
-            level.recomputes = wanted
+            level.recomputes = enabled
 
     def features(self, z: Tensor) -> Tensor:
-        """What the last convolution makes the picture of, (B, C, H, W)."""
+        """Return the input of the last convolution, (B, C, H, W)."""
         h = _run(self.mid, self.conv_in(z), self._recomputes)
         for level in reversed(self.up):
             h = level(h)
@@ -200,17 +200,17 @@ class DiagonalGaussian:
         self.logvar = logvar.clamp(-30.0, 20.0)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """mean + std * noise, the noise drawn from ``generator`` (on its own device)."""
+        """Return mean + std * noise, (B, z, h, w), with noise from ``generator`` (on its own device)."""
         device = generator.device if generator is not None else self.mean.device
         noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=torch.float32)
         return self.mean + (0.5 * self.logvar).exp() * noise.to(self.mean)
 
     def mode(self) -> Tensor:
-        """The mean, (B, z, h, w)."""
+        """Return the mean, (B, z, h, w)."""
         return self.mean
 
     def kl(self) -> Tensor:
-        """KL divergence from N(0, 1), summed over a sample's latent: (B,), in nats."""
+        """Return the KL divergence from N(0, 1), summed over a sample's latent: (B,), in nats."""
         return 0.5 * (self.mean**2 + self.logvar.exp() - 1.0 - self.logvar).flatten(1).sum(1)
 
 
@@ -227,7 +227,7 @@ class AutoencoderKL(nn.Module):
         self.grain = _grain_head(cfg) if cfg.grain else None
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
-        """x: (B, 3, H, W) in [-1, 1] -> posterior over (B, z, H/f, W/f).
+        """Return the posterior over (B, z, H/f, W/f) of pictures x (B, 3, H, W) in [-1, 1].
 
         Raises:
             ValueError: H or W is no multiple of the downscale f.
@@ -238,21 +238,21 @@ class AutoencoderKL(nn.Module):
         return DiagonalGaussian(self.quant_conv(self.encoder(x)))
 
     def decode(self, z: Tensor) -> Tensor:
-        """z: (B, z, h, w) -> (B, 3, f h, f w), about [-1, 1]. Differentiable: gradients are the caller's choice."""
+        """Return the pictures (B, 3, f h, f w), about [-1, 1], of latents z (B, z, h, w). Carries gradient."""
         return self.decoder(self.post_quant_conv(z))
 
     def decode_with_features(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """:meth:`decode`, and the decoder's last features (B, C, f h, f w) that the picture is made of."""
+        """Return the result of :meth:`decode` and the decoder's last features, (B, C, f h, f w)."""
         features = self.decoder.features(self.post_quant_conv(z))
         return self.decoder.conv_out(features), features
 
     def draw(
         self, z: Tensor, noise: Tensor, exemplars: Tensor | None = None, shown: Tensor | None = None
     ) -> Tensor:
-        """The picture of :meth:`decode` with grain on it, (B, 3, f h, f w) float32; of an autoencoder that has a head.
+        """Return the picture of :meth:`decode` with grain on it, (B, 3, f h, f w) float32. Needs a grain head.
 
         noise: of :func:`ldm.grain.grain_noise`, for pictures of f h x f w px. exemplars, shown: see
-        :meth:`ldm.grain.Grain.forward`; a head that follows none does not look at them.
+        :meth:`ldm.grain.Grain.forward`; a head without exemplars ignores them.
         """
         assert self.grain is not None
         picture, features = self.decode_with_features(z)
@@ -267,9 +267,9 @@ def _grain_head(cfg: AutoencoderConfig) -> Grain:
 
 
 def fresh_grain(state: Mapping[str, Tensor], cfg: AutoencoderConfig, seed: int = 0) -> dict[str, Tensor]:
-    """Weights, by checkpoint key, of a grain head that ``cfg`` has and ``state`` has not: it adds nothing yet.
+    """Return the weights, by checkpoint key, of a grain head that ``cfg`` has and ``state`` lacks: it adds nothing yet.
 
-    A checkpoint from before the head existed loads with these; to one whose head follows no exemplar, only that is new.
+    A checkpoint from before the head existed loads with these. If its head follows no exemplar, only that part is new.
     """
     if not cfg.grain:
         return {}

@@ -87,7 +87,7 @@ def read_state_dict(path: str | Path, mmap: bool = True) -> tuple[dict[str, Tens
 
 
 def _canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under the names they have in the files of 2023.
+    """The same tensors under the names of the files of 2023.
 
     Recent transformers versions drop the text encoder's `text_model.` level, and some public ControlNet files
     have no `control_model.` in front.
@@ -143,11 +143,10 @@ def write_state_dict(path: str | Path, state: Mapping[str, Tensor], metadata: Ma
 
 
 def check_writable(path: str | Path, num_bytes: int = 0) -> None:
-    """Complain now about a target that `write_state_dict` could not write.
+    """Raise the error that `write_state_dict` would raise for this target.
 
     Args:
-        path: the file to be written.
-        num_bytes: how much the tensors will take there.
+        path: the file to write. num_bytes: size of the tensors.
 
     Raises:
         CheckpointError: unknown suffix, a folder in its place, no such parent folder, one that cannot be written
@@ -205,7 +204,7 @@ def _flush(path: Path) -> None:
 
 
 def key_table(kinds: Mapping[str, list[str]], num_shown: int = 3) -> str:
-    """Aligned text, a line per kind of key: its name, how many keys, the first `num_shown` of them."""
+    """Return aligned text, a line for each kind of key: its name, the number of keys, the first `num_shown` of them."""
     width = max(map(len, kinds), default=0)
     lines = []
     for kind, keys in kinds.items():
@@ -290,7 +289,7 @@ def load_strict(
 
 
 def git_revision() -> str:
-    """Commit of this checkout, with "-dirty" if files differ from it; "unknown" outside a git checkout."""
+    """Return the commit of this checkout, with "-dirty" if files differ from it; "unknown" outside a git checkout."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return "unknown"
@@ -303,6 +302,6 @@ def git_revision() -> str:
 
 
 def sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Return the hexadecimal SHA-256 of a file's bytes."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

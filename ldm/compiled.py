@@ -21,11 +21,11 @@ SHAPES_PER_BLOCK = (
 
 
 def check_compiler() -> None:
-    """Raises: ValueError if there is no C++ compiler, without which torch.compile fails in the middle of the run."""
-    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
-    if not any(shutil.which(name) for name in wanted):
+    """Raise ValueError if there is no C++ compiler: without one torch.compile fails in the middle of the run."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
+    if not any(shutil.which(name) for name in names):
         raise ValueError(
-            f"compile: needs a C++ compiler, and {' and '.join(wanted)} cannot be found; install one "
+            f"compile: needs a C++ compiler, and {' and '.join(names)} cannot be found; install one "
             "(Debian, Ubuntu: apt install g++), or leave compile out"
         )
 
@@ -33,9 +33,9 @@ def check_compiler() -> None:
 def compile_blocks(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> int:
     """Compile the repeated blocks of ``model`` in place and return how many; parameter names stay as they are.
 
-    The blocks are compiled instead of the whole network because they are few and repeat: one compilation serves all
-    blocks of the same shape, which takes a fraction of the time for nearly the same speed. Each batch size is
-    compiled when it first comes (for its exact shapes, which is what is fast) and kept.
+    Blocks are compiled in place of the whole network because they repeat: one compilation serves all blocks of the
+    same shape, in a fraction of the time, and the speed is nearly the same. Each batch size is compiled for its exact
+    shapes when it first comes, and kept.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES_PER_BLOCK)
     torch._dynamo.config.accumulated_recompile_limit = max(

@@ -1,6 +1,6 @@
-"""The containers of checkpoint files, told by their first bytes and read without executing anything in them.
+"""The containers of checkpoint files: safetensors, PyTorch's zip archive, and its older bare pickle.
 
-safetensors, PyTorch's zip archive of a pickle and raw storages, and the older bare pickle.
+The first bytes of a file say which one it is. Reading never executes anything in it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _INERT_GLOBALS = tuple(
 
 
 def container(path: Path) -> str:
-    """One of "safetensors", "zip" and "legacy" (pickles), from the first bytes."""
+    """Return "safetensors", "zip" or "legacy" (a pickle), from a file's first bytes. Raises: CheckpointError."""
     try:
         if path.is_dir():
             raise CheckpointError(f"{path} is a folder; expected a checkpoint file ({', '.join(SUFFIXES)}).")
@@ -103,7 +103,7 @@ def read_safetensors(path: Path, mmap: bool) -> tuple[dict[str, Tensor], dict[st
 
 
 def load_pickle(path: str | Path, mmap: bool = True) -> Any:
-    """The whole content of a PyTorch pickle, read without executing anything in it.
+    """Return the whole content of a PyTorch pickle, read without executing anything in it.
 
     Raises:
         CheckpointError: as `read_state_dict` does.
@@ -120,7 +120,7 @@ def _load_pickle(path: Path, kind: str, mmap: bool) -> Any:
         _check_archive(path)
     try:
         with torch.serialization.safe_globals(list(_INERT_GLOBALS)), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch muses about pickle protocols
+            warnings.simplefilter("ignore")  # torch warns about pickle protocols
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and kind == "zip")
     except MemoryError:
         raise
@@ -181,7 +181,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _refusal(path: Path, error: Exception, from_unpickler: bool) -> str:
-    """One sentence for what torch's restricted unpickler said at length."""
+    """One sentence in place of the long message of torch's restricted unpickler."""
     text = str(error)
     wanted = re.search(r"GLOBAL (\S+)", text)
     if from_unpickler and wanted:

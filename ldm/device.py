@@ -1,4 +1,4 @@
-"""Which device and precision to compute with."""
+"""Choice of the device and of the precision."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """``auto``: CUDA where there is one, else the CPU. Otherwise the device named.
+    """Return the device of this name; ``auto``: CUDA if there is one, else the CPU.
 
     Raises:
         ValueError: an unknown device, or one this machine does not have.
@@ -34,7 +34,7 @@ def choose_device(name: str = "auto") -> torch.device:
 def computes_in_bf16(device: torch.device) -> bool:
     """Return whether the device has instructions for bf16. Without them bf16 is slower than fp32, or impossible.
 
-    The environment variable ``ICCR_NO_BF16=1`` makes it answer no, so that ``auto`` chooses fp32 everywhere.
+    The environment variable ``ICCR_NO_BF16=1`` makes the answer no, so that ``auto`` chooses fp32 everywhere.
     """
     if os.environ.get("ICCR_NO_BF16") == "1":
         return False
@@ -47,13 +47,13 @@ def computes_in_bf16(device: torch.device) -> bool:
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     native = getattr(
         torch.cpu, "_is_avx512_bf16_supported", None
-    )  # older releases have no public question for it
+    )  # older releases have no public function for it
     return native is not None and bool(native())
 
 
 def prefers_bf16(device: torch.device) -> bool:
-    """Whether bf16 is also faster there than fp32. On Intel processors that takes AMX: by AVX-512 alone they are no
-    faster in bf16, AMD's are (benchmarks/RESULTS.md)."""
+    """Return whether bf16 is also faster there than fp32. On Intel processors that takes AMX: by AVX-512 alone they are no
+    faster in bf16, AMD's are ."""
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
         capabilities = torch.cpu.get_capabilities()
         if "intel" in str(capabilities.get("cpu_name", "")).lower() and not capabilities.get("amx_bf16"):
@@ -62,7 +62,7 @@ def prefers_bf16(device: torch.device) -> bool:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """``auto``: bf16 where the device is faster by it, else fp32. Otherwise the precision named.
+    """Return the precision of this name; ``auto``: bf16 where that makes the device faster, else fp32.
 
     Raises:
         ValueError: an unknown name, or one this device does not compute in.
@@ -83,12 +83,12 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def compute_in_fp32() -> None:
-    """Let a GPU's convolutions and matrix products on fp32 be fp32, not TF32, which has 10 bits for 23."""
+    """Switch TF32 off: convolutions and matrix products of fp32 keep its 23 bits, where TF32 has 10."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def preferred_layout(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
-    """How convolution weights lie fastest: channels-last, but for fp32 on a CPU (benchmarks/RESULTS.md)."""
+    """Return the fastest layout of convolution weights: channels-last, except for fp32 on a CPU."""
     on_cpu = device.type == "cpu" and dtype == torch.float32
     return torch.contiguous_format if on_cpu else torch.channels_last

@@ -1,4 +1,4 @@
-"""Says what a checkpoint is that does not fit: the files users have that look like Stable Diffusion 1.5 and are not."""
+"""Names for checkpoints that do not fit: files that look like Stable Diffusion 1.5 and are something else."""
 
 from __future__ import annotations
 
@@ -24,11 +24,9 @@ _VARIANTS = {  # channels that enter the first convolution -> what such a model 
 
 
 def recognise(state: Mapping[str, Tensor]) -> str | None:
-    """What a model is by its keys and shapes, as "Stable Diffusion XL (conditioner.* keys)"; None if unknown.
+    """Return the name of a model by its keys and shapes, as "Stable Diffusion XL (conditioner.* keys)".
 
-    Of a Stable Diffusion 1.5 model or of a control network for one, it says None as well.
-
-    Source: the key names of the public files; only names and shapes are looked at.
+    None: unknown, a Stable Diffusion 1.5 model, or a control network for one. Source: the key names of public files.
     """
     return _by_names(state) or _by_shapes(state)
 

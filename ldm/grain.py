@@ -1,10 +1,9 @@
-"""Grain: what an autoencoder cannot carry through its latent grain for grain, drawn anew with noise of a seed.
+"""Grain of a decoded picture, drawn from noise.
 
-An error by pixels is smallest where grain is wiped out, but the latent still tells how much of it there was. So the
-decoder's picture stays the mean, and the picture that is shown is the mean plus white noise through a few small learned
-filters, each as strong as the place (the decoder's last features) and the whole picture (:func:`summary`) call for. In
-place of the whole picture an exemplar may say how the surface shall look: numbers that tell of its style and of nothing
-else.
+An autoencoder trained on the error by pixels removes grain, but its latent still holds the amount. So the decoder's
+picture stays the mean, and the final picture is the mean plus white noise through a few small learned filters. The
+strength of each filter depends on the place (the decoder's last features) and on the whole picture (:func:`summary`).
+An exemplar may replace the whole picture: numbers that describe the style of its surface and nothing else.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from torch import Tensor, nn
 
 LAGS = ((1, 0), (0, 1), (2, 0), (0, 2), (3, 0), (0, 3), (5, 0), (0, 5))  # px, (across, down)
 LATENT_LAGS = LAGS[:4]  # cells
-ENERGY_FLOOR = 1e-4  # of a squared difference: what the rounding of bf16 adds is below it
+ENERGY_FLOOR = 1e-4  # of a squared difference; the rounding of bf16 adds less
 LATENT_FLOOR = 1e-5
-FACE, BAND = -0.9, 4  # what is brighter is face, but for this many px beside what is not
+FACE, BAND = -0.9, 4  # brighter pixels are face, without this many px beside darker ones
 BLACK, RAMP = -0.95, 0.1  # no grain up to this grey, and all of it from RAMP above: black stays black
 SIDE = 5  # px of a filter
 MARGIN = SIDE // 2  # noise is wider than the picture by this on every side
@@ -29,10 +28,10 @@ _LOCAL, _HIDDEN = 24, 48  # widths
 
 
 def grain_noise(keys: Sequence[int | str], height: int, width: int) -> Tensor:
-    """White noise (B, 1, height + 2 MARGIN, width + 2 MARGIN), float32 on the CPU: each sample's follows from its key.
+    """Return white noise (B, 1, height + 2 MARGIN, width + 2 MARGIN), float32 on the CPU, from each sample's key alone.
 
-    keys: a sample's seed, or another name of it. The streams are other ones than those of generators that are
-    seeded with the same numbers, so nothing that is drawn from these is shifted or repeated.
+    keys: a sample's seed, or another name of it. The streams differ from those of generators seeded with the same
+    numbers, so that they neither shift nor repeat those.
     """
     drawn = []
     for key in keys:
@@ -43,18 +42,18 @@ def grain_noise(keys: Sequence[int | str], height: int, width: int) -> Tensor:
 
 
 def grey_of(pictures: Tensor) -> Tensor:
-    """Pictures (B, C, H, W) -> their mean over colours, (B, 1, H, W) float32."""
+    """Return the mean over colours, (B, 1, H, W) float32, of pictures (B, C, H, W)."""
     return pictures.float().mean(1, keepdim=True)
 
 
 def inside(grey: Tensor) -> Tensor:
-    """Where a face is, and not its outline: (B, 1, H, W) of 0 and 1, of grey (B, 1, H, W) in [-1, 1] on black."""
+    """Return a mask (B, 1, H, W) of the inside of a face, without its outline; grey: (B, 1, H, W) in [-1, 1] on black."""
     face = (grey > FACE).float()
     return _or_all(-F.max_pool2d(-face, 2 * BAND + 1, 1, BAND))
 
 
 def log_energies(grey: Tensor, where: Tensor) -> Tensor:
-    """Mean log squared difference of neighbours ``LAGS`` apart, (B, 8), over the places ``where`` (B, 1, H, W) is 1."""
+    """Return the mean log squared difference of neighbours ``LAGS`` apart, (B, 8), within the mask ``where`` (B, 1, H, W)."""
     found = []
     for lag in LAGS:
         first, second = _neighbours(grey, lag)
@@ -65,12 +64,12 @@ def log_energies(grey: Tensor, where: Tensor) -> Tensor:
 
 
 def num_summary(z_channels: int) -> int:
-    """How many numbers :func:`summary` gives of a picture."""
+    """Return the length of a :func:`summary`."""
     return len(LAGS) + 1 + z_channels * (1 + len(LATENT_LAGS))
 
 
 def summary(pictures: Tensor, z: Tensor) -> Tensor:
-    """What whole pictures tell of their grain, (B, :func:`num_summary`) float32.
+    """Return what whole pictures say of their grain, (B, :func:`num_summary`) float32.
 
     Inside the face: the :func:`log_energies` and the mean of the decoded picture, the mean of the latent and the log
     energies of its differences.
@@ -89,7 +88,7 @@ def summary(pictures: Tensor, z: Tensor) -> Tensor:
 
 
 def _or_all(mask: Tensor) -> Tensor:
-    """Of a sample of which nothing is in the mask (B, 1, H, W), everything."""
+    """The mask (B, 1, H, W), with everything in it for a sample of which it has nothing."""
     return torch.where(mask.amax((1, 2, 3), keepdim=True) > 0, mask, torch.ones_like(mask))
 
 
@@ -105,13 +104,12 @@ def _mean(values: Tensor, weight: Tensor) -> Tensor:
 
 
 class Grain(nn.Module):
-    """Grain to be added to a decoded picture, the same in all colours. It computes in float32 whatever its weights are.
+    """Grain for a decoded picture, the same in all colours. It computes in float32, whatever the dtype of its weights.
 
-    Until :meth:`measure` was given what summaries are usual, it adds exactly nothing.
+    Before :meth:`measure` has set the usual summaries, it adds exactly nothing.
 
     num_features: channels of the decoder's last features. z_channels: of the latent. num_filters: of the noise.
-    num_exemplar: numbers, each of about mean 0 and deviation 1, that tell how an exemplar's surface looks; 0: it
-    follows none.
+    num_exemplar: numbers, each of about mean 0 and deviation 1, that describe an exemplar's surface; 0: none.
     """
 
     mean: Tensor
@@ -120,7 +118,7 @@ class Grain(nn.Module):
     def __init__(self, num_features: int, z_channels: int, num_filters: int, num_exemplar: int = 0) -> None:
         super().__init__()
         num = num_summary(z_channels)
-        with torch.random.fork_rng(devices=[]):  # whatever else is drawn, is drawn as without grain
+        with torch.random.fork_rng(devices=[]):  # all other draws are those of a model without grain
             self.filters = nn.Conv2d(1, num_filters, SIDE, bias=False)
             self.local = nn.Conv2d(num_features, _LOCAL, 3, padding=1)
             self.amplitude = nn.Conv2d(_LOCAL, num_filters, 1)
@@ -138,14 +136,14 @@ class Grain(nn.Module):
 
     @property
     def measured(self) -> bool:
-        """Whether it knows what summaries are usual; one that does not adds nothing."""
+        """Whether :meth:`measure` has set the usual summaries."""
         return bool(self.deviation.any())
 
     @torch.no_grad()
     def measure(self, summaries: Tensor) -> None:
-        """Take the mean and the deviation of (N, F) summaries as the usual ones.
+        """Set the mean and the deviation of (N, F) summaries as the usual ones.
 
-        A deviation so small that the mean's rounding to bf16 would count beside it is taken as larger.
+        The deviation is at least 2 % of the mean, so that the mean's rounding to bf16 does not count beside it.
         """
         mean = summaries.float().mean(0)
         self.mean.copy_(mean)
@@ -161,11 +159,11 @@ class Grain(nn.Module):
         exemplars: Tensor | None = None,
         shown: Tensor | None = None,
     ) -> Tensor:
-        """Grain (B, 1, H, W) float32 for pictures, or for windows of them; of mean 0 over noise, whatever the rest is.
+        """Return grain (B, 1, H, W) float32 for pictures, or for windows of them. Its mean over noise is 0.
 
         features: (B, C, H, W), the decoder's last, after its norm and SiLU. pictures: (B, 3, H, W) decoded from them.
         summaries: (B, F), of the whole pictures. noise: as :func:`grain_noise` gives it. exemplars: (B, num_exemplar),
-        looked at in place of the summaries where ``shown`` (B,) is True; None: nowhere.
+        in place of the summaries where ``shown`` (B,) is True; None: nowhere.
 
         Raises:
             ValueError: exemplars of other numbers than the head takes.
@@ -174,7 +172,7 @@ class Grain(nn.Module):
             usual = (summaries.float() - self.mean.float()) / self.deviation.float().clamp(min=1e-4)
             hidden = F.silu(_linear(self.whole, usual.clamp(-LIMIT, LIMIT)))  # (B, _HIDDEN)
             if exemplars is not None and shown is not None:
-                hidden = torch.where(shown[:, None], self._told(exemplars), hidden)
+                hidden = torch.where(shown[:, None], self._read(exemplars), hidden)
             shift = _linear(self.shift, hidden)
             own, among = shift[..., None, None].split([len(self.filters.weight), _LOCAL], dim=1)
             h = F.silu(_conv(self.local, features.float()) + among)  # (B, _LOCAL, H, W)
@@ -183,10 +181,12 @@ class Grain(nn.Module):
             lit = lit * (self.deviation.amax() > 0)
             return lit * (strength * _conv(self.filters, noise.float())).sum(1, keepdim=True)
 
-    def _told(self, exemplars: Tensor) -> Tensor:
-        taken = 0 if self.exemplar is None else self.exemplar.in_features
-        if self.exemplar is None or exemplars.shape[1] != taken:
-            raise ValueError(f"grain: got exemplars of {exemplars.shape[1]} numbers, the head takes {taken}")
+    def _read(self, exemplars: Tensor) -> Tensor:
+        expected = 0 if self.exemplar is None else self.exemplar.in_features
+        if self.exemplar is None or exemplars.shape[1] != expected:
+            raise ValueError(
+                f"grain: got exemplars of {exemplars.shape[1]} numbers, the head takes {expected}"
+            )
         return F.silu(_linear(self.exemplar, exemplars.float().clamp(-LIMIT, LIMIT)))
 
 

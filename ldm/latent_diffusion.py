@@ -1,4 +1,4 @@
-"""A latent diffusion model put together: UNet, autoencoder, text encoder and schedule under their public names."""
+"""The latent diffusion model: UNet, autoencoder, text encoder and schedule under their public names."""
 
 from __future__ import annotations
 
@@ -76,10 +76,10 @@ class LatentDiffusion(nn.Module):
         exemplars: Tensor | None = None,
         shown: Tensor | None = None,
     ) -> Tensor:
-        """Scaled latents (B, z, h, w) -> pictures as they are to be seen: :meth:`decode`, and grain if there is a head.
+        """Scaled latents (B, z, h, w) -> final pictures (B, 3, f h, f w): :meth:`decode`, and grain if there is a head.
 
         keys: a seed or a name for each sample, from which its grain follows. grain: False for the mean picture.
-        exemplars: (B, F), what tells of the surface a sample is to have, where ``shown`` (B,) is True.
+        exemplars: (B, F), the style of a sample's surface, where ``shown`` (B,) is True.
         """
         first_stage, f = self.first_stage_model, self.cfg.first_stage.downscale
         if first_stage.grain is None or not grain:

@@ -1,4 +1,4 @@
-"""The noise schedule of Stable Diffusion 1.x and the two formulas everything else is built from.
+"""The noise schedule of Stable Diffusion 1.x, and the formulas between x_0, x_t, eps and v.
 
 Notation: ``x_0`` clean latent, ``x_t`` noised latent, ``eps`` the noise, ``abar_t`` = ``alphas_cumprod[t]``.
 """
@@ -12,7 +12,7 @@ from ldm.config import ScheduleConfig
 
 
 def scaled_linear_betas(cfg: ScheduleConfig) -> Tensor:
-    """Betas (T,), float64: linear in sqrt(beta). Source: the public Stable Diffusion 1.x configuration."""
+    """Return the betas (T,), float64, linear in sqrt(beta). Source: the public Stable Diffusion 1.x configuration."""
     roots = torch.linspace(
         cfg.linear_start**0.5, cfg.linear_end**0.5, cfg.num_timesteps, dtype=torch.float64, device="cpu"
     )
@@ -20,7 +20,7 @@ def scaled_linear_betas(cfg: ScheduleConfig) -> Tensor:
 
 
 def schedule_buffers(cfg: ScheduleConfig) -> dict[str, Tensor]:
-    """The twelve float32 buffers (T,) a public SD1.x checkpoint carries, by their public names.
+    """Return the twelve float32 buffers (T,) of a public SD1.x checkpoint, by their public names.
 
     Source: Ho et al. 2020 (arXiv 2006.11239), eq. 4 (q(x_t|x_0)) and eqs. 6-7 (the posterior).
     """
@@ -48,26 +48,26 @@ def schedule_buffers(cfg: ScheduleConfig) -> dict[str, Tensor]:
 def _roots(alphas_cumprod: Tensor, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     """sqrt(abar_t) and sqrt(1 - abar_t), shaped to broadcast against ``like`` (B, ...).
 
-    Computed in float32 and cast then: in bf16, 1 - abar_0 would be 0.
+    They are computed in float32 and then cast: in bf16, 1 - abar_0 would be 0.
     """
     abar = alphas_cumprod[t].float().reshape(-1, *[1] * (like.ndim - 1))
     return abar.sqrt().to(like.dtype), (1 - abar).sqrt().to(like.dtype)
 
 
 def q_sample(x_0: Tensor, t: Tensor, eps: Tensor, alphas_cumprod: Tensor) -> Tensor:
-    """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps; t (B,) int64. Source: arXiv 2006.11239 eq. 4."""
+    """Return x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps; t (B,) int64. Source: arXiv 2006.11239 eq. 4."""
     signal, noise = _roots(alphas_cumprod, t, x_0)
     return signal * x_0 + noise * eps
 
 
 def predict_x0(x_t: Tensor, t: Tensor, eps: Tensor, alphas_cumprod: Tensor) -> Tensor:
-    """The clean latent implied by a noise estimate: (x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t)."""
+    """Return the clean latent that a noise estimate implies: (x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t)."""
     signal, noise = _roots(alphas_cumprod, t, x_t)
     return (x_t - noise * eps) / signal
 
 
 def eps_from_v(x_t: Tensor, t: Tensor, v: Tensor, alphas_cumprod: Tensor) -> Tensor:
-    """The noise that goes with v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0, in float32.
+    """Return the noise that belongs to v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0, in float32.
 
     It is sqrt(1 - abar_t) x_t + sqrt(abar_t) v. Source: arXiv 2202.00512 section 4.
     """
