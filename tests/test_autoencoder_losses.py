@@ -60,11 +60,6 @@ def test_flat_pictures_have_a_finite_gradient_towards_grain() -> None:
     assert black.grad is not None and black.grad.isfinite().all()
 
 
-def test_energies_come_scale_by_scale() -> None:
-    shapes = [tuple(e.shape) for e in surface_energies(torch.zeros(2, 3, 64, 64))]
-    assert shapes == [(2, 2, 7, 7), (2, 2, 7, 7), (2, 2, 7, 7)]
-
-
 def test_the_ratio_makes_both_pull_alike() -> None:
     last = torch.nn.Conv2d(3, 3, 3)
     y = last(grainy(0.1, 0))
@@ -107,18 +102,6 @@ def test_realism_trains_beside_a_discriminator(
     assert not scalars(tmp_path / "pairs/runs/off", "train/gan_weight")
 
 
-def test_a_stopped_run_goes_on_with_its_discriminator(
-    make_tiny_run: Callable[..., list[str]], tmp_path: Path
-) -> None:
-    on = ("autoencoder.gan=0.5", LITTLE, "train.log_every=1", "train.precision=32-true")
-    assert train.main(make_tiny_run(6, *on, "name=whole")) == 0
-    assert train.main(make_tiny_run(3, *on, "name=parts")) == 0
-    assert train.main(make_tiny_run(6, *on, "name=parts")) == 0
-    for name in ("train/discriminator/loss", "train/loss"):
-        whole, parts = (scalars(tmp_path / "pairs/runs" / run, name) for run in ("whole", "parts"))
-        assert parts[-3:] == whole[-3:]
-
-
 @pytest.mark.parametrize(
     ("settings", "monitor"),
     [
@@ -134,27 +117,3 @@ def test_the_best_is_not_the_smoothest_where_surfaces_are_trained(
     (best,) = (c.best for c in training.trainer.callbacks if isinstance(c, Validate))
     assert (best.monitor, best.sign) == monitor
     assert AutoencoderStage.monitor == "valid/psnr"
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ("autoencoder.gan=-1", "autoencoder.gan: got -1"),
-        ("autoencoder.discriminator.network.in_channels=6", "in_channels: got 6, expected 3"),
-    ],
-)
-def test_settings_that_cannot_be_are_told(
-    make_tiny_run: Callable[..., list[str]], setting: str, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert train.main(make_tiny_run(1, setting)) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_a_missing_discriminator_is_told(
-    make_tiny_run: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert (
-        train.main(make_tiny_run(1, "autoencoder.gan=1", "autoencoder.discriminator.init=no.safetensors"))
-        == 2
-    )
-    assert "autoencoder.discriminator.init: no.safetensors not found" in capsys.readouterr().err

@@ -113,36 +113,6 @@ def test_two_optimizers_equal_a_plain_loop(tmp_path: Path, accumulate: int) -> N
     assert not any(own or other for _, own, other in stage.seen)
 
 
-def test_both_optimizers_go_on_exactly(tmp_path: Path) -> None:
-    def run(name: str, stop: int | None) -> Gan:
-        stage = Gan(make_config(tmp_path, name, accumulate=2, max_steps=7))
-        trainer, save_last = build_trainer(stage.cfg, stage)
-        last = save_last.path if save_last.path.is_file() else None
-        if stop is not None:
-            stage.cfg.train.save_every = stop
-            save_last.stop = lambda *_: None  # type: ignore[method-assign]
-            original = stage.training_step
-
-            def step(batch: dict[str, Any], batch_idx: int) -> None:
-                if stage.updates == stop and not stage.between_steps:
-                    raise InterruptedError
-                original(batch, batch_idx)
-
-            stage.training_step = step  # type: ignore[method-assign]
-            with pytest.raises(InterruptedError):
-                trainer.fit(stage)
-        else:
-            trainer.fit(stage, ckpt_path=None if last is None else str(last), weights_only=True)
-        return stage
-
-    whole = run("whole", None)
-    run("broken", 3)
-    continued = run("broken", None)
-    assert continued.updates == whole.updates == 7
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, continued.state_dict()[name]), name
-
-
 def test_a_step_that_is_not_finite_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Sick(Plain):
         sick = range(2, 4)

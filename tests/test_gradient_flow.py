@@ -93,31 +93,6 @@ def test_a_fresh_control_network_learns_through_its_zero_layers_only(
             assert grad is None or grad.abs().max() == 0, key
 
 
-def test_a_fresh_control_network_changes_nothing(stage_of: Callable[[str], Stage]) -> None:
-    net = stage_of("control").net
-    with torch.no_grad():
-        for key, p in net.named_parameters():
-            if not key.startswith("control_model."):
-                p.add_(0.05 * torch.randn_like(p))
-        x = torch.randn(2, *net.cfg.latent_shape)
-        t, context = torch.tensor([10, 700]), net.encode_text(["a face", ""])
-        hint = net.encode_hint(torch.rand(2, 3, 64, 64))
-        assert torch.equal(net.eps(x, t, context, hint), net.eps(x, t, context, None))
-
-
-def test_gradient_checkpointing_changes_no_gradient(stage_of: Callable[[str], Stage]) -> None:
-    stage = stage_of("control")
-    perturb(stage)
-    plain = gradients(stage)
-    stage.net.zero_grad(set_to_none=True)
-    stage.net.unet.cfg.gradient_checkpointing = True  # UNet and ControlNet share it
-    for name, grad in gradients(stage).items():
-        expected = plain[name]
-        assert (grad is None) == (expected is None), name
-        if grad is not None and expected is not None:
-            assert torch.allclose(grad, expected, rtol=1e-4, atol=1e-7), name
-
-
 @pytest.mark.parametrize("name", ["autoencoder", "control"])
 def test_bf16_agrees_with_fp32(stage_of: Callable[[str], Stage], name: str) -> None:
     """The same loss within bf16's three digits, and finite gradients."""
