@@ -194,7 +194,9 @@ def test_an_older_checkpoint_names_the_commit_that_reads_it(
 
 def test_a_run_that_is_shot_down_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     """The short version of benchmarks/training/kill_resume.py: one SIGKILL."""
-    starts, problems, num_values = kill_resume.compare(KillConfig(kills=1, terms=0, steps=42, reach=8), tmp_path)
+    starts, problems, num_values = kill_resume.compare(
+        KillConfig(kills=1, terms=0, steps=42, reach=8), tmp_path
+    )
     assert problems == []
     assert sorted(start.code for start in starts) == [-9]
     assert num_values >= 42 * 4
