@@ -133,7 +133,7 @@ SOFT: tuple[Slider, ...] = (
     Slider("asym-ear-2-l", "asym-ear-2-r", 0.20),
 )
 
-# Driven by body mass and age (cohort.anatomy), not drawn by themselves.
+# Set by body mass and age, not drawn by themselves.
 FAT = _scale("head-fat", 0.0)
 CHEEK_VOLUME = _scale("cheek-volume", 0.0, bilateral=True)
 AGEING = _scale("head-age", 0.0)
