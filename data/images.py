@@ -128,14 +128,15 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 def _source(path: Path) -> Path | io.BytesIO:
     """Return the file itself, or its contents where it is packed."""
+    source: Path | io.BytesIO
     if split_pack_path(path) is not None:
         try:
             contents = read_bytes(path)
         except PackError as error:
             raise ImageError(str(error)) from error
-        source, empty = io.BytesIO(contents), not contents
+        empty, source = not contents, io.BytesIO(contents)
     elif path.is_file():
-        source, empty = path, not path.stat().st_size
+        empty, source = not path.stat().st_size, path
     else:
         kind = "is no regular file" if path.exists() else "does not exist"
         raise ImageError(f"{path}: {'is a folder, not a picture' if path.is_dir() else kind}")

@@ -194,7 +194,8 @@ def relocate(
     moved = []
     for record in records:
         paths = reader.find_files(record.line, {field: getattr(record, field) for field in _PATHS})
-        moved.append(replace(record, **{name: path for name, path in paths.items() if path is not None}))
+        changes: dict[str, Any] = {name: path for name, path in paths.items() if path is not None}
+        moved.append(replace(record, **changes))
     if reader.problems:
         raise ManifestError(root, reader.problems)
     return moved

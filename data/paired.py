@@ -16,7 +16,7 @@ from data.images import read_image, to_uint8
 from data.manifest import Record, relocate
 
 
-class Pair(TypedDict):
+class PairItem(TypedDict):
     """One item of the data set: skull (3, H, W) float32 in [0, 1], face (3, H, W) float32 in [-1, 1], prompt, index."""
 
     skull: torch.Tensor
@@ -28,7 +28,7 @@ class Pair(TypedDict):
 CACHE_BYTES = 2**30  # of pictures, in each process that reads them
 
 
-class PairedDataset(Dataset[Pair]):
+class PairedDataset(Dataset[PairItem]):
     """The pairs of a manifest. Pictures stay in memory, 8-bit, after the first reading, up to ``CACHE_BYTES``.
 
     A grey pair of 256 px takes 128 KiB (a colour pair three times that) in every loader worker that reads it. Pictures
@@ -64,9 +64,11 @@ class PairedDataset(Dataset[Pair]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> Pair:
+    def __getitem__(self, index: int) -> PairItem:
         """Raises: ImageError where the picture cannot be read."""
-        return Pair(skull=self.skull(index), face=self.face(index), prompt=self.prompt(index), index=index)
+        return PairItem(
+            skull=self.skull(index), face=self.face(index), prompt=self.prompt(index), index=index
+        )
 
     def face(self, index: int) -> torch.Tensor:
         """Return the face picture alone, (3, H, W) float32 in [-1, 1]."""

@@ -220,7 +220,7 @@ def main(argv: Sequence[str]) -> int:
                 f"got {got}, expected SKULL OUT missing=REGION [seed=0] (a path with '=' as ./PATH)"
             )
         config = parse_command_line(PartialConfig, settings)
-        files = write_partial(*paths, config.missing, config.seed)
+        files = write_partial(paths[0], paths[1], config.missing, config.seed)
     except (ValueError, OSError) as error:
         print(f"data.partial: {error}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""Landmarks that a network read off pictures, one file for a whole list of pairs."""
+"""Landmarks predicted by a network from pictures: one file for a whole list of pairs."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data.files import replacing
 from data.manifest import Record
 
 KEYS = ("sources", "targets", "points", "confidences", "folds")
 
 
 class PredictionsError(ValueError):
-    """A file of predicted landmarks that cannot be used; the message says what is wrong and what to do."""
+    """A file of predicted landmarks cannot be used; the message says what is wrong and what to do."""
 
 
 @dataclass(frozen=True)
 class PredictedLandmarks:
-    """Points of M pairs.
+    """Predicted points of M pairs.
 
     sources, targets: the pairs' names in their manifest. points: (M, N, 2) float32, fractions of the picture.
     confidences: (M, N) float32 in [0, 1]. folds: (M,), which network read each: one not trained on its subject.
@@ -35,7 +36,7 @@ class PredictedLandmarks:
     folds: NDArray[np.int64]
 
     def rows_of(self, records: Sequence[Record]) -> NDArray[np.int64]:
-        """Where each record's points are, (R,).
+        """Return the row of each record, (R,).
 
         Raises:
             PredictionsError: a pair that is not in the file.
@@ -52,8 +53,7 @@ class PredictedLandmarks:
 
     def write(self, path: Path) -> None:
         """Write one NumPy archive, whole or not at all."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(
                 file,
                 sources=np.array(self.sources, np.str_),
@@ -62,7 +62,6 @@ class PredictedLandmarks:
                 confidences=self.confidences.astype(np.float32),
                 folds=self.folds.astype(np.int64),
             )
-        os.replace(temporary, path)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> PredictedLandmarks:

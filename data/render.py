@@ -174,14 +174,18 @@ class Scene:
         self._mesh = TriangleMesh(self._scene, self._vertices, self._triangles)
 
     def seen_by(self, camera: Camera) -> Scene:
-        """The same mesh before another camera; the work of building it is not done again."""
+        """Return the same mesh before another camera, without building it again."""
         other = copy.copy(self)
         other.camera = camera
         return other
 
     def _cast(self, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Rays through (N, 2) mm of the camera's plane -> indices of rays that hit, (M, 3) corners, (M, 3) weights,
-        (M, 3) points in subject coordinates, (M,) depth towards the camera."""
+        """Cast rays through (N, 2) mm of the camera's plane.
+
+        Returns:
+            Indices of rays that hit, (M, 3) corners, (M, 3) weights, (M, 3) points in subject coordinates, (M,) depth
+            towards the camera.
+        """
         right, up, towards = self.camera.rotation().astype(np.float32)
         flat = np.asarray(xy, np.float32)
         origins = flat[:, :1] * right + flat[:, 1:] * up + np.float32(RAY_START_MM) * towards
@@ -198,7 +202,7 @@ class Scene:
         return index, corners, np.stack([1 - u - v, u, v], 1), points, np.float32(RAY_START_MM) - along
 
     def depth_at(self, points: np.ndarray) -> np.ndarray:
-        """(N, 3) mm in subject coordinates -> (N,) how far (mm) the nearest surface stands in front of each point;
+        """Return how far (mm, (N,)) the nearest surface stands in front of points (N, 3) mm in subject coordinates:
         about 0 for a visible surface point, positive for a hidden one, ``-inf`` where the ray meets nothing."""
         turned = np.asarray(points, float) @ self.camera.rotation().T
         result = np.full(len(turned), -np.inf)
@@ -224,7 +228,7 @@ class Scene:
         return Surface(camera, pixel, points, normal, depth)
 
     def render(self, material: Material) -> Picture:
-        """Smooth-shaded picture under a headlight."""
+        """Draw the smooth-shaded picture under a headlight."""
         surface = self.trace()
         grey = surface.per_pixel(surface.light(material)) * surface.coverage()
         return Picture(grey=np.rint(grey * 255).astype(np.uint8), depth=surface.nearest())

@@ -19,7 +19,7 @@ _FONT_SIZE = 13
 
 @dataclass(frozen=True)
 class SheetRow:
-    """One case. Pictures are (H, W) or (H, W, 3) uint8; ``title`` and ``detail`` stand above the skull."""
+    """One case of a sheet. Pictures are (H, W) or (H, W, 3) uint8; ``title`` and ``detail`` stand above the skull."""
 
     title: str
     detail: str
@@ -75,7 +75,7 @@ def contact_sheet(rows: Sequence[SheetRow], footer: Sequence[str] = ()) -> np.nd
 
 
 class _Pen:
-    """Writes one line of text, cut to a width."""
+    """Writes single lines of text, cut to a width."""
 
     def __init__(self, draw: ImageDraw.ImageDraw) -> None:
         self._draw = draw

@@ -28,7 +28,7 @@ _LATTICE = 32
 
 @dataclass(frozen=True)
 class SurfaceStyle:
-    """What the texture condition is about.
+    """How a surface looks: what the texture condition describes.
 
     Attributes:
         kernel: -1 the smoothest reconstruction kernel, 0 none, 1 the sharpest.
@@ -61,7 +61,7 @@ class SurfaceStyle:
 
 
 def draw_styled(surface: Surface, material: Material, style: SurfaceStyle, seed: int) -> np.ndarray:
-    """The picture of a surface in a style.
+    """Draw a surface in a style.
 
     Args:
         surface: what the camera saw.
@@ -86,9 +86,10 @@ def draw_styled(surface: Surface, material: Material, style: SurfaceStyle, seed:
 
 
 def _stepped(surface: Surface, style: SurfaceStyle) -> np.ndarray:
-    """(M, 3) normals of a surface built from slices: between two of them the slope along y is lost, at each regained.
+    """Return the normals (M, 3) of a surface built from slices.
 
-    What runs along y (a cheek) shows nothing, what lies across it (brow, vault, chin) shows contour lines.
+    Between two slices the slope along y is lost, at each slice it is regained. What runs along y (a
+    cheek) shows nothing, what lies across it (brow, vault, chin) shows contour lines.
     """
     if style.steps == 0:
         return surface.normal
@@ -111,7 +112,7 @@ def _grain(surface: Surface, style: SurfaceStyle, rng: np.random.Generator) -> n
 
 
 def _between(lattice: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Trilinear values of a periodic (N, N, N, C) lattice of unit variance at (P, 3) points, of unit variance too."""
+    """Interpolate a periodic (N, N, N, C) lattice of unit variance at (P, 3) points, to unit variance."""
     low = np.floor(points).astype(np.int64)
     share = (points - low).astype(np.float32)
     total = np.zeros((len(points), lattice.shape[-1]), np.float32)
@@ -125,7 +126,7 @@ def _between(lattice: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def _filtered(grey: np.ndarray, drawn: np.ndarray, kernel: float, scale: float) -> np.ndarray:
-    """Blurred (kernel < 0) or sharpened (> 0) within what is drawn; nothing leaks in from the background."""
+    """Blur (kernel < 0) or sharpen (> 0) the surface; nothing leaks in from the background."""
     if kernel == 0:
         return grey
     sigma = scale * (SMOOTH_PX if kernel < 0 else SHARP_PX)

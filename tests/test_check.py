@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from data.check.__main__ import check_data, examine_data, main, write_report
 from data.check.config import CheckConfig
 from data.check.dataset import DataSet, find_lists, read_lists
-from data.check.findings import Finding
+from data.check.flaws import Flaw
 from data.check.measure import lossiness, measure
 from data.check.report import choose, table
 from tests.heads import SIDE, Heads
@@ -27,12 +27,12 @@ COUNT = 180
 Picture = np.ndarray
 
 
-def examine(root: Path, tmp_path: Path, **settings: str | int) -> list[Finding]:
+def examine(root: Path, tmp_path: Path, **settings: str | int) -> list[Flaw]:
     config = CheckConfig(out=str(tmp_path / "report"), num_workers=1, **settings)
     return check_data([root], config, progress=False)
 
 
-def told(findings: list[Finding]) -> set[tuple[str, str]]:
+def told(findings: list[Flaw]) -> set[tuple[str, str]]:
     """(check, file or list) of each finding."""
     return {(one.check, one.file or one.list_name) for one in findings}
 
@@ -224,7 +224,7 @@ def spoil_people(s: Spoilt) -> list[dict[str, object] | str]:
 class Examined:
     spoilt: Spoilt
     data: DataSet
-    findings: list[Finding]
+    findings: list[Flaw]
     report: Path
 
 

@@ -11,7 +11,7 @@ import pytest
 from data.check.__main__ import check_data, main
 from data.check.config import CheckConfig
 from data.check.dataset import find_lists, read_lists, role
-from data.check.findings import CHECKS
+from data.check.flaws import CHECKS
 from data.check.lists import check_lists, conflict
 from data.check.measure import fill, grow, silhouette
 from data.check.statistics import limit, nearest, principal_axes
@@ -56,7 +56,7 @@ def test_one_age_for_almost_all_is_noticed(tmp_path: Path) -> None:
     assert found == ("constant_value", "age is 30 for 25 of 34 people")
 
 
-def test_body_mass_as_bmi_is_one_finding(tmp_path: Path) -> None:
+def test_body_mass_as_bmi_is_one_flaw(tmp_path: Path) -> None:
     found = lists_of(tmp_path, train=[line(k, body_mass=18.5 + k / 4) for k in range(30)])
     assert found == [("body_mass_is_bmi", "30 of 30 values are 18.5 to 25.75, as of BMI")]
 

@@ -17,7 +17,7 @@ from typing import Any
 from data.check.config import CheckConfig
 from data.check.dataset import DataSet, find_lists, read_lists
 from data.check.duplicates import check_duplicates
-from data.check.findings import CHECKS, Finding
+from data.check.flaws import CHECKS, Flaw
 from data.check.landmarks import check_landmarks
 from data.check.lists import check_lists
 from data.check.measure import measure
@@ -47,7 +47,7 @@ REASONS = {
 _SPOILT = _PICTURE | _PLACE | {"odd_one", "framing", "grey_levels"}
 
 
-def check_data(paths: Sequence[Path], config: CheckConfig, progress: bool = True) -> list[Finding]:
+def check_data(paths: Sequence[Path], config: CheckConfig, progress: bool = True) -> list[Flaw]:
     """Examine a data set, print the table and write the report.
 
     Returns:
@@ -78,7 +78,7 @@ def check_data(paths: Sequence[Path], config: CheckConfig, progress: bool = True
     return findings
 
 
-def examine_data(data: DataSet, config: CheckConfig) -> list[Finding]:
+def examine_data(data: DataSet, config: CheckConfig) -> list[Flaw]:
     """Return all findings of a data set that was measured, by check and then in the order of the lists."""
     findings = [*check_lists(data), *check_pictures(data, config.tolerance), *check_duplicates(data)]
     spoilt = frozenset((one.list_name, one.line) for one in findings if one.check in _SPOILT)
@@ -87,7 +87,7 @@ def examine_data(data: DataSet, config: CheckConfig) -> list[Finding]:
     for one in findings:
         checks_of[one.list_name, one.line].add(one.check)
 
-    def explained(one: Finding) -> bool:
+    def explained(one: Flaw) -> bool:
         return bool(one.line and REASONS.get(one.check, frozenset()) & checks_of[one.list_name, one.line])
 
     names = list(CHECKS)
@@ -106,9 +106,7 @@ def _notes(data: DataSet) -> Iterator[str]:
         yield "no landmarks in these lists"
 
 
-def write_report(
-    out: Path, findings: Sequence[Finding], summary: dict[str, Any], config: CheckConfig
-) -> None:
+def write_report(out: Path, findings: Sequence[Flaw], summary: dict[str, Any], config: CheckConfig) -> None:
     write_listing(out, findings, summary)
     shown = choose(findings, config.sheet_cases)
     if shown:

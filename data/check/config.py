@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from data.check.findings import CHECKS
+from data.check.flaws import CHECKS
 from settings.base import Settings, expect
 
 

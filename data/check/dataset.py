@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.biometrics import Biometrics, BiometricsError
 from data.check.config import CheckConfig
-from data.check.findings import Finding
+from data.check.flaws import Flaw
 from data.manifest import Finder, ManifestError, ManifestProblem, name_within, read_lines, read_manifest
 
 if TYPE_CHECKING:
@@ -54,15 +54,15 @@ class ListLine:
         """Return the path of the "skull" or the "face"."""
         return self.skull if kind == "skull" else self.face
 
-    def finding(self, check: str, detail: str, file: str | None = None, other: Path | None = None) -> Finding:
-        """Return a finding about this line; ``file`` is the skull's name by default."""
+    def flaw(self, check: str, detail: str, file: str | None = None, other: Path | None = None) -> Flaw:
+        """Return a flaw of this line; ``file`` is the skull's name by default."""
         name = self.source if file is None else file
-        return Finding(check, detail, self.list_name, self.number, name, self.skull, self.face, other)
+        return Flaw(check, detail, self.list_name, self.number, name, self.skull, self.face, other)
 
-    def picture_finding(self, kind: str, check: str, detail: str) -> Finding:
-        """Return a finding about this line's "skull" or "face"."""
+    def picture_flaw(self, kind: str, check: str, detail: str) -> Flaw:
+        """Return a flaw of this line's "skull" or "face"."""
         path = self.picture(kind)
-        return self.finding(check, f"{kind}: {detail}", file=path.name if path else None)
+        return self.flaw(check, f"{kind}: {detail}", file=path.name if path else None)
 
 
 @dataclass(frozen=True)

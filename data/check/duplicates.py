@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from data.check.dataset import KINDS, DataSet, ListLine
-from data.check.findings import Finding
+from data.check.flaws import Flaw
 from data.check.lists import conflict
 from data.check.measure import SIZE, PictureFacts
 from data.check.statistics import in_blocks, nearest, principal_axes, unit
@@ -25,7 +25,7 @@ Picture = tuple[ListLine, PictureFacts]
 People = frozenset[str]
 
 
-def check_duplicates(data: DataSet) -> Iterator[Finding]:
+def check_duplicates(data: DataSet) -> Iterator[Flaw]:
     """Yield all findings about two pictures or more."""
     reported: set[People] = set()
     yield from _same_pairs(data)
@@ -35,17 +35,17 @@ def check_duplicates(data: DataSet) -> Iterator[Finding]:
         yield from _near(data, kind, pictures, reported)
 
 
-def _same_pairs(data: DataSet) -> Iterator[Finding]:
+def _same_pairs(data: DataSet) -> Iterator[Flaw]:
     """Yield pairs that are there twice, under two file names."""
     first_of: dict[tuple[bytes, bytes, str], ListLine] = {}
     for line, skull, face, _ in data.good_pairs():
         first = first_of.setdefault((skull.digest, face.digest, line.subject), line)
         if first is not line:
             detail = f"the same two pictures as {first.source}, {first.place}"
-            yield line.finding("duplicate_pair", detail, other=first.skull)
+            yield line.flaw("duplicate_pair", detail, other=first.skull)
 
 
-def _exact(data: DataSet, kind: str, pictures: list[Picture], reported: set[People]) -> Iterator[Finding]:
+def _exact(data: DataSet, kind: str, pictures: list[Picture], reported: set[People]) -> Iterator[Flaw]:
     """Yield people with the same picture; every line that names a file counts, not only the first."""
     digest_of = {facts.path: facts.digest for _, facts in pictures}
     groups: dict[bytes, dict[str, ListLine]] = defaultdict(dict)
@@ -59,7 +59,7 @@ def _exact(data: DataSet, kind: str, pictures: list[Picture], reported: set[Peop
             yield from _report(data, kind, first, line, "shared_picture", "the same", reported)
 
 
-def _near(data: DataSet, kind: str, pictures: list[Picture], reported: set[People]) -> Iterator[Finding]:
+def _near(data: DataSet, kind: str, pictures: list[Picture], reported: set[People]) -> Iterator[Flaw]:
     """Compare each picture in detail with its nearest of other people, as they are and mirrored."""
     if len(pictures) < 2:
         return
@@ -89,7 +89,7 @@ def _near(data: DataSet, kind: str, pictures: list[Picture], reported: set[Peopl
 
 def _report(
     data: DataSet, kind: str, first: ListLine, line: ListLine, check: str, how: str, reported: set[People]
-) -> Iterator[Finding]:
+) -> Iterator[Flaw]:
     """Yield a person in two lists if the duplicate means that, else the duplicate; each two people once."""
     people = frozenset((first.subject, line.subject))
     if people in reported:
@@ -99,7 +99,7 @@ def _report(
     detail = f"{how} {kind} as {path.name if path else first.source} of {first.subject}, {first.place}"
     if conflict(first.list_name, line.list_name, {one.list_name for one in data.lines}):
         check = "subject_in_two_lists"
-    yield line.finding(check, detail, file=own.name if own else None, other=path)
+    yield line.flaw(check, detail, file=own.name if own else None, other=path)
 
 
 def _correlation(first: np.ndarray, second: np.ndarray, how: str) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data.check.dataset import DataSet, ListLine
-from data.check.findings import Finding
+from data.check.flaws import Flaw
 from data.check.measure import PictureFacts
 from data.check.statistics import MIN_PICTURES
 from data.landmarks import LandmarksError, fractions_of, read_landmarks
@@ -18,7 +18,7 @@ _MARGIN = 0.03  # of the picture's side; contour points lie on the rim
 _OFF = 0.1  # share of the points that must be off the face
 
 
-def check_landmarks(data: DataSet) -> Iterator[Finding]:
+def check_landmarks(data: DataSet) -> Iterator[Flaw]:
     """Yield all findings about landmark files."""
     readable: list[tuple[ListLine, PictureFacts, np.ndarray]] = []
     done: set[tuple[Path, Path | None]] = set()
@@ -30,7 +30,7 @@ def check_landmarks(data: DataSet) -> Iterator[Finding]:
         try:
             points, _ = read_landmarks(line.landmarks)
         except LandmarksError as error:
-            yield _finding(line, "landmarks_unreadable", str(error).removeprefix(f"{line.landmarks}: "))
+            yield _flaw(line, "landmarks_unreadable", str(error).removeprefix(f"{line.landmarks}: "))
         else:
             if facts is not None and facts.usable:
                 readable.append((line, facts, fractions_of(points, (facts.width, facts.height))))
@@ -40,7 +40,7 @@ def check_landmarks(data: DataSet) -> Iterator[Finding]:
     alike = [one for one in readable if len(one[2]) == usual]
     for line, _, points in readable:
         if len(points) != usual:
-            yield _finding(line, "landmarks_unreadable", f"{len(points)} points, where {usual} are usual")
+            yield _flaw(line, "landmarks_unreadable", f"{len(points)} points, where {usual} are usual")
     layout = np.median([points - points.mean(0) for *_, points in alike], axis=0)
     for line, facts, points in alike:
         off = _off_face(points, facts)
@@ -49,12 +49,12 @@ def check_landmarks(data: DataSet) -> Iterator[Finding]:
             detail = (
                 f"{off.sum()} of {usual} points are off the face (values from {low:.3g} to {high:.3g} px)"
             )
-            yield _finding(line, "landmarks_off_face", detail)
+            yield _flaw(line, "landmarks_off_face", detail)
         elif len(alike) >= MIN_PICTURES // 2:
             across, down = ((points - points.mean(0)) * layout).sum(0)
             if across < 0 or down < 0:
                 sides = "left and right" if across < 0 else "top and bottom"
-                yield _finding(line, "landmarks_flipped", f"{sides} are exchanged against the others")
+                yield _flaw(line, "landmarks_flipped", f"{sides} are exchanged against the others")
 
 
 def _off_face(points: np.ndarray, facts: PictureFacts) -> np.ndarray:
@@ -62,10 +62,10 @@ def _off_face(points: np.ndarray, facts: PictureFacts) -> np.ndarray:
     low, high = np.array(facts.box[:2]), np.array(facts.box[2:])
     if (np.ptp(points, axis=0) < 0.1 * (high - low)).any():
         return np.ones(len(points), bool)
-    outside: np.ndarray = ((points < low - _MARGIN) | (points > high + _MARGIN)).any(1)
+    outside: np.ndarray = np.any((points < low - _MARGIN) | (points > high + _MARGIN), axis=1)
     return outside
 
 
-def _finding(line: ListLine, check: str, detail: str) -> Finding:
+def _flaw(line: ListLine, check: str, detail: str) -> Flaw:
     assert line.landmarks is not None
-    return line.finding(check, detail, file=line.landmarks.name)
+    return line.flaw(check, detail, file=line.landmarks.name)

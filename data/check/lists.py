@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data.biometrics import MAX_AGE, Biometrics
 from data.check.dataset import DataSet, ListLine, role
-from data.check.findings import Finding
+from data.check.flaws import Flaw
 from data.check.statistics import MIN_PICTURES
 from data.files import file_names, folder_names, is_folder
 from data.images import IMAGE_SUFFIXES
@@ -21,7 +21,7 @@ _YEARS = range(1880, 2101)
 _MAX_PER_PERSON = 10  # pictures that a number such as 12_0, 12_1, ... may stand for
 
 
-def check_lists(data: DataSet) -> Iterator[Finding]:
+def check_lists(data: DataSet) -> Iterator[Flaw]:
     """Yield all findings that need no picture."""
     yield from _problems(data)
     yield from _unreferenced(data)
@@ -31,7 +31,7 @@ def check_lists(data: DataSet) -> Iterator[Finding]:
 
 
 # ---------------------------------------------------------------- lines
-def _problems(data: DataSet) -> Iterator[Finding]:
+def _problems(data: DataSet) -> Iterator[Flaw]:
     line_at = {(line.list_name, line.number): line for line in data.lines}
     masses = _numbers(data, "body_mass")
     like_bmi = [value for value in masses if 12 <= value <= 200]
@@ -39,14 +39,14 @@ def _problems(data: DataSet) -> Iterator[Finding]:
     if all_bmi:
         unit = "BMI" if sorted(like_bmi)[len(like_bmi) // 2] < 45 else "kilograms"
         detail = f"{len(like_bmi)} of {len(masses)} values are {min(like_bmi):g} to {max(like_bmi):g}, as of {unit}"
-        yield Finding("body_mass_is_bmi", detail)
+        yield Flaw("body_mass_is_bmi", detail)
     for list_name, problems in data.problems.items():
         for problem in problems:
             if all_bmi and problem.field == "body_mass" and "is missing" not in problem.got:
                 continue
             line = line_at.get((list_name, problem.line))
             check, detail = _classified(problem, line)
-            yield line.finding(check, detail) if line else Finding(check, detail, list_name, problem.line)
+            yield line.flaw(check, detail) if line else Flaw(check, detail, list_name, problem.line)
 
 
 def _classified(problem: ManifestProblem, line: ListLine | None) -> tuple[str, str]:
@@ -67,13 +67,13 @@ def _numbers(data: DataSet, field: str) -> list[float]:
     return [float(text) for text in texts if re.fullmatch(r"\s*\d+(\.\d*)?\s*", text)]
 
 
-def _unreferenced(data: DataSet) -> Iterator[Finding]:
+def _unreferenced(data: DataSet) -> Iterator[Flaw]:
     for kind, folders in data.folders.items():
         for folder in sorted(folders):
             for path in _files_below(folder):
                 if path.suffix.lower() in IMAGE_SUFFIXES and path not in data.named:
                     skull, face = (path, None) if kind == "skull" else (None, path)
-                    yield Finding(
+                    yield Flaw(
                         "unreferenced", f"in no list beside the examined ones either ({kind})",
                         file=f"{folder.name}/{path.relative_to(folder).as_posix()}", skull=skull, face=face,
                     )  # fmt: skip
@@ -88,7 +88,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 # ---------------------------------------------------------------- the person
-def _values(data: DataSet) -> Iterator[Finding]:
+def _values(data: DataSet) -> Iterator[Flaw]:
     person_of: dict[str, Biometrics] = {}
     for line in data.lines:
         if line.person is None:
@@ -96,16 +96,16 @@ def _values(data: DataSet) -> Iterator[Finding]:
         person_of.setdefault(line.subject, line.person)
         if line.person.age < 1 or line.person.age > 110:
             expected = f"a head of {line.person.age:g} years is unlikely here (0 to {MAX_AGE:g} are read)"
-            yield line.finding("biometrics", f"age: got {line.fields.get('age')!r}; {expected}")
+            yield line.flaw("biometrics", f"age: got {line.fields.get('age')!r}; {expected}")
     if len(person_of) < MIN_PICTURES:
         return
     for name in ("age", "body_mass"):
         value, count = Counter(getattr(person, name) for person in person_of.values()).most_common(1)[0]
         if count >= _MOSTLY * len(person_of):
-            yield Finding("constant_value", f"{name} is {value:g} for {count} of {len(person_of)} people")
+            yield Flaw("constant_value", f"{name} is {value:g} for {count} of {len(person_of)} people")
 
 
-def _contradictions(data: DataSet) -> Iterator[Finding]:
+def _contradictions(data: DataSet) -> Iterator[Flaw]:
     """One person has one sex and one ethnicity; one face picture has one age and one body mass as well."""
     first_of: dict[str | Path, tuple[ListLine, Biometrics]] = {}
     for line in data.lines:
@@ -115,16 +115,14 @@ def _contradictions(data: DataSet) -> Iterator[Finding]:
         for name in ("sex", "ethnicity"):
             was, now = getattr(person, name), getattr(line.person, name)
             if was != now:
-                yield line.finding(
-                    "contradiction", f"{line.subject} is {now} here and {was} in {first.place}"
-                )
+                yield line.flaw("contradiction", f"{line.subject} is {now} here and {was} in {first.place}")
         if line.face is None:
             continue
         first, person = first_of.setdefault(line.face, (line, line.person))
         if (person.age, person.body_mass) != (line.person.age, line.person.body_mass):
             here = f"{line.face.name} is {line.person.age:g} years, level {line.person.body_mass} here"
             there = f"{person.age:g}, {person.body_mass} in {first.place}"
-            yield line.finding("contradiction", f"{here}, and {there}")
+            yield line.flaw("contradiction", f"{here}, and {there}")
 
 
 # ---------------------------------------------------------------- people in two lists
@@ -142,7 +140,7 @@ def conflict(first: str, second: str, list_names: Iterable[str]) -> bool:
     return roles == (None, None) and not any(role(name) for name in list_names)
 
 
-def _subjects(data: DataSet) -> Iterator[Finding]:
+def _subjects(data: DataSet) -> Iterator[Flaw]:
     names = list(dict.fromkeys(line.list_name for line in data.lines))
     reported: set[tuple[str, str, str]] = set()
     for how, groups in (
@@ -159,7 +157,7 @@ def _subjects(data: DataSet) -> Iterator[Finding]:
                 reported.add((second.list_name, second.subject, a))
                 detail = f"{how}{second.subject} is {first.subject} of {first.place}"
                 detail = detail if how else f"{second.subject} is in {a} as well (line {first.number})"
-                yield second.finding("subject_in_two_lists", detail, other=first.skull)
+                yield second.flaw("subject_in_two_lists", detail, other=first.skull)
 
 
 def _grouped(lines: Iterable[ListLine], key: Callable[[ListLine], str]) -> list[list[ListLine]]:

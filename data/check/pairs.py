@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.check.dataset import DataSet, ListLine
-from data.check.findings import Finding
+from data.check.flaws import Flaw
 from data.check.measure import SIZE, THUMB, PairFacts, PictureFacts
 from data.check.statistics import MIN_PICTURES, in_blocks, limit, outliers, principal_axes
 
@@ -28,14 +28,14 @@ _USUAL, _USUAL_UNEVEN = 3.0, 6.0  # median ratio below which nothing can be told
 MeasuredPair = tuple[ListLine, PictureFacts, PictureFacts, PairFacts]
 
 
-def check_pairs(data: DataSet, tolerance: float, spoilt: frozenset[tuple[str, int]]) -> Iterator[Finding]:
+def check_pairs(data: DataSet, tolerance: float, spoilt: frozenset[tuple[str, int]]) -> Iterator[Flaw]:
     """Yield all findings about pairs. Nothing is learned from the lines in ``spoilt``, whose pictures are wrong."""
     pairs = list(data.good_pairs())
     for line, skull, face, _ in pairs:
         if skull.digest == face.digest:
-            yield line.finding("same_picture", f"{skull.path.name} and {face.path.name} are the same picture")
+            yield line.flaw("same_picture", f"{skull.path.name} and {face.path.name} are the same picture")
     if len(pairs) >= 4 and np.median([s.area - f.area for _, s, f, _ in pairs]) > 0.01:
-        yield Finding("swapped", "most skulls are larger than their faces: the two folders are exchanged")
+        yield Flaw("swapped", "most skulls are larger than their faces: the two folders are exchanged")
         return
     out = set(spoilt)
     for finding in _alignment(pairs, tolerance):
@@ -48,17 +48,17 @@ def check_pairs(data: DataSet, tolerance: float, spoilt: frozenset[tuple[str, in
     ]
     if len(rest) >= MIN_PAIRS:
         for k, (check, detail) in Fit.of(rest).doubtful(rest, tolerance).items():
-            yield rest[k][0].finding(check, detail)
+            yield rest[k][0].flaw(check, detail)
 
 
-def _alignment(pairs: Sequence[MeasuredPair], tolerance: float) -> Iterator[Finding]:
+def _alignment(pairs: Sequence[MeasuredPair], tolerance: float) -> Iterator[Flaw]:
     if not pairs:
         return
     outside = np.array([pair.outside for *_, pair in pairs])
     enough = len(pairs) >= MIN_PICTURES
     usual, allowed = limit(outside, _OUTSIDE, tolerance) if enough else (0.0, 0.05)
-    for k in np.flatnonzero(outside > usual + allowed):
-        yield pairs[k][0].finding("bone_outside", f"{outside[k]:.1%} of the bone lies outside the face")
+    for k in np.flatnonzero(outside > usual + allowed).tolist():
+        yield pairs[k][0].flaw("bone_outside", f"{outside[k]:.1%} of the bone lies outside the face")
     if not enough:
         return
     measures = {
@@ -71,7 +71,7 @@ def _alignment(pairs: Sequence[MeasuredPair], tolerance: float) -> Iterator[Find
         return f"{text.format(value)} (usual {usual:.2g} +- {allowed:.2g})"
 
     for k, notes in sorted(outliers(measures, tolerance, describe).items()):
-        yield pairs[k][0].finding("misaligned", "; ".join(notes) + f", at {SIZE} px")
+        yield pairs[k][0].flaw("misaligned", "; ".join(notes) + f", at {SIZE} px")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from data.check.dataset import KINDS, DataSet, ListLine
-from data.check.findings import Finding
+from data.check.flaws import Flaw
 from data.check.measure import THUMB, PictureFacts
 from data.check.statistics import MIN_PICTURES, limit, nearest, outliers, principal_axes, unit
 
@@ -34,7 +34,7 @@ _TURNS = (
 )
 
 
-def check_pictures(data: DataSet, tolerance: float) -> Iterator[Finding]:
+def check_pictures(data: DataSet, tolerance: float) -> Iterator[Flaw]:
     """Yield all findings about single pictures."""
     yield from _files(data)
     spoilt: set[Path] = set()
@@ -50,7 +50,7 @@ def check_pictures(data: DataSet, tolerance: float) -> Iterator[Finding]:
         for line, facts in pictures:
             if abs(facts.background - usual) > 0.5:
                 spoilt.add(facts.path)
-                yield line.picture_finding(kind, "inverted", ground)
+                yield line.picture_flaw(kind, "inverted", ground)
         pictures = [(line, facts) for line, facts in pictures if facts.path not in spoilt]
         yield from _grey_levels(kind, pictures, tolerance)
         yield from _framing(kind, pictures, tolerance)
@@ -61,7 +61,7 @@ def check_pictures(data: DataSet, tolerance: float) -> Iterator[Finding]:
     yield from _looks(data, spoilt, tolerance)
 
 
-def _files(data: DataSet) -> Iterator[Finding]:
+def _files(data: DataSet) -> Iterator[Flaw]:
     done = set()
     for line in data.lines:
         for kind in KINDS:
@@ -71,13 +71,13 @@ def _files(data: DataSet) -> Iterator[Finding]:
             done.add(path)
             facts = data.pictures[path]
             if facts.problem is not None:
-                yield line.picture_finding(kind, "unreadable", facts.problem.removeprefix(f"{path}: "))
+                yield line.picture_flaw(kind, "unreadable", facts.problem.removeprefix(f"{path}: "))
             elif facts.blank:
                 level = f"grey level {facts.thumb.mean():.0f} of 255"
-                yield line.picture_finding(kind, "blank", f"nothing stands out of the background ({level})")
+                yield line.picture_flaw(kind, "blank", f"nothing stands out of the background ({level})")
 
 
-def _formats(kind: str, pictures: Sequence[Picture]) -> Iterator[Finding]:
+def _formats(kind: str, pictures: Sequence[Picture]) -> Iterator[Flaw]:
     """Compare size, bit depth, colour and compression with what most have."""
     if not pictures:
         return
@@ -89,22 +89,22 @@ def _formats(kind: str, pictures: Sequence[Picture]) -> Iterator[Finding]:
     all_lossy = len(lossy) > max(3, len(pictures) / 2)
     if usual_size[0] != usual_size[1]:
         detail = f"{kind}s are {usual_size[0]} x {usual_size[1]} px; they will be letterboxed to a square"
-        yield Finding("size", detail)
+        yield Flaw("size", detail)
     if all_lossy:
-        yield Finding("lossy", f"{len(lossy)} of {len(pictures)} {kind}s are or were JPEG files")
+        yield Flaw("lossy", f"{len(lossy)} of {len(pictures)} {kind}s are or were JPEG files")
     for line, facts in pictures:
         size, depth = (facts.width, facts.height), _depth(facts)
         if size != usual_size:
             others = f"{usual_size[0]} x {usual_size[1]} px are usual"
-            yield line.picture_finding(kind, "size", f"{size[0]} x {size[1]} px, where {others}")
+            yield line.picture_flaw(kind, "size", f"{size[0]} x {size[1]} px, where {others}")
         elif depth != usual_depth:
-            yield line.picture_finding(kind, "size", f"{depth}, where {usual_depth} is usual")
+            yield line.picture_flaw(kind, "size", f"{depth}, where {usual_depth} is usual")
         if mostly_grey and facts.colour >= 0.004:
             detail = f"its channels differ by {255 * facts.colour:.1f} of 255 on average"
-            yield line.picture_finding(kind, "colour", detail)
+            yield line.picture_flaw(kind, "colour", detail)
         if facts.path in lossy and not all_lossy:
             once = f"it was a JPEG once (blocks: {facts.lossy:.1f})"
-            yield line.picture_finding(kind, "lossy", "a JPEG file" if facts.format == "JPEG" else once)
+            yield line.picture_flaw(kind, "lossy", "a JPEG file" if facts.format == "JPEG" else once)
 
 
 def _depth(facts: PictureFacts) -> str:
@@ -115,7 +115,7 @@ def _depth(facts: PictureFacts) -> str:
     return "1 bit" if facts.mode == "1" else "8 bits"
 
 
-def _grey_levels(kind: str, pictures: Sequence[Picture], tolerance: float) -> Iterator[Finding]:
+def _grey_levels(kind: str, pictures: Sequence[Picture], tolerance: float) -> Iterator[Flaw]:
     """Compare the head's and the background's grey levels with those of the others. Limits in grey levels of 1."""
     levels = np.array([facts.levels for _, facts in pictures])
     measures = {
@@ -138,17 +138,17 @@ def _grey_levels(kind: str, pictures: Sequence[Picture], tolerance: float) -> It
         for k in np.flatnonzero(distinct <= _FEW_LEVELS).tolist():
             notes[k].append(f"only {distinct[k]} grey levels")
     for k in sorted(notes):
-        yield pictures[k][0].picture_finding(kind, "grey_levels", "; ".join(notes[k]))
+        yield pictures[k][0].picture_flaw(kind, "grey_levels", "; ".join(notes[k]))
 
 
-def _framing(kind: str, pictures: Sequence[Picture], tolerance: float) -> Iterator[Finding]:
+def _framing(kind: str, pictures: Sequence[Picture], tolerance: float) -> Iterator[Flaw]:
     """Compare where the head is with the others. Lengths in fractions of the picture's side."""
     boxes = np.array([facts.box for _, facts in pictures])
     touching = np.array([facts.touches for _, facts in pictures]) > 0.02
     cut = touching & ~(touching.mean(0) > 0.3)  # where many are cut, they are on purpose: at the neck
-    for k in np.flatnonzero(cut.any(1)):
+    for k in np.flatnonzero(cut.any(1)).tolist():
         sides = " and ".join(_SIDES[side] for side in np.flatnonzero(cut[k]))
-        yield pictures[k][0].picture_finding(kind, "cut_off", f"the head touches the {sides} border")
+        yield pictures[k][0].picture_flaw(kind, "cut_off", f"the head touches the {sides} border")
     measures = {
         "width": (boxes[:, 2] - boxes[:, 0], 0.15),
         "height": (boxes[:, 3] - boxes[:, 1], 0.18),
@@ -161,18 +161,18 @@ def _framing(kind: str, pictures: Sequence[Picture], tolerance: float) -> Iterat
 
     for k, notes in sorted(outliers(measures, tolerance, describe).items()):
         if not cut[k].any():
-            yield pictures[k][0].picture_finding(kind, "framing", "; ".join(notes))
+            yield pictures[k][0].picture_flaw(kind, "framing", "; ".join(notes))
 
 
-def _beside(kind: str, pictures: Sequence[Picture], tolerance: float) -> Iterator[Finding]:
+def _beside(kind: str, pictures: Sequence[Picture], tolerance: float) -> Iterator[Flaw]:
     stray = np.array([facts.stray for _, facts in pictures], float)
     usual, allowed = limit(stray, _STRAY, tolerance)
-    for k in np.flatnonzero(stray > usual + allowed):
+    for k in np.flatnonzero(stray > usual + allowed).tolist():
         detail = f"{stray[k]:.0f} px of small things away from the head (at 256 px)"
-        yield pictures[k][0].picture_finding(kind, "beside_head", detail)
+        yield pictures[k][0].picture_flaw(kind, "beside_head", detail)
 
 
-def _looks(data: DataSet, spoilt: set[Path], tolerance: float) -> Iterator[Finding]:
+def _looks(data: DataSet, spoilt: set[Path], tolerance: float) -> Iterator[Flaw]:
     """Judge each picture by its nearest neighbours among the pictures of other people; ``spoilt`` are left out."""
     pictures = [
         (line, facts, kind)
@@ -194,7 +194,7 @@ def _looks(data: DataSet, spoilt: set[Path], tolerance: float) -> Iterator[Findi
     for k, turn in turns.items():
         if k not in reported:
             line, _, kind = pictures[k]
-            yield line.picture_finding(kind, "rotated", turn)
+            yield line.picture_flaw(kind, "rotated", turn)
     reported |= set(turns)
     for kind in KINDS:
         of_kind = kinds == kind
@@ -202,7 +202,7 @@ def _looks(data: DataSet, spoilt: set[Path], tolerance: float) -> Iterator[Findi
         for k in np.flatnonzero(of_kind & (far > usual + allowed)).tolist():
             if k not in reported:
                 detail = f"its nearest neighbour is {far[k] / max(usual, 1e-6):.0f} times as far as usual"
-                yield pictures[k][0].picture_finding(kind, "odd_one", detail)
+                yield pictures[k][0].picture_flaw(kind, "odd_one", detail)
 
 
 def head_alone(facts: PictureFacts) -> np.ndarray:
@@ -243,21 +243,21 @@ def _turned(heads: np.ndarray, kinds: np.ndarray) -> dict[int, str]:
         flat = [turn.reshape(len(rows), -1) for turn in turns]
         likeness = np.stack([unit(one - one.mean(1, keepdims=True)) @ usual for one in flat])
         gain = likeness[1:].max(0) - likeness[0]
-        for k in np.flatnonzero(gain > _GAIN):
+        for k in np.flatnonzero(gain > _GAIN).tolist():
             turned[int(of_kind[k])] = _TURNS[int(likeness[1:, k].argmax())]
     return turned
 
 
-def _wrong_kinds(data: DataSet, wrong: Sequence[tuple[ListLine, PictureFacts, str]]) -> Iterator[Finding]:
+def _wrong_kinds(data: DataSet, wrong: Sequence[tuple[ListLine, PictureFacts, str]]) -> Iterator[Flaw]:
     """Yield swapped pairs, of which both look like the other kind, and single wrong files."""
     looks_other = {(facts.path, kind) for _, facts, kind in wrong}
     done: set[object] = set()
     for line in data.lines:
         skull, face = (line.skull, "skull") in looks_other, (line.face, "face") in looks_other
         if skull and face and (line.skull, line.face) not in done:
-            yield line.finding("swapped", "the skull looks like the faces, and the face like the skulls")
+            yield line.flaw("swapped", "the skull looks like the faces, and the face like the skulls")
         elif skull and line.skull not in done:
-            yield line.picture_finding("skull", "wrong_kind", "it looks like the faces")
+            yield line.picture_flaw("skull", "wrong_kind", "it looks like the faces")
         elif face and line.face not in done:
-            yield line.picture_finding("face", "wrong_kind", "it looks like the skulls")
+            yield line.picture_flaw("face", "wrong_kind", "it looks like the skulls")
         done |= {line.skull, line.face, (line.skull, line.face)}

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data.check.findings import CHECKS, Finding
+from data.check.flaws import CHECKS, Flaw
 from data.check.measure import silhouette
 from data.files import replacing
 from data.images import ImageError, read_image, to_uint8
@@ -34,9 +34,9 @@ _BONE, _BEYOND = (90, 220, 255), (255, 60, 60)  # outline of the bone; bone outs
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def table(findings: Sequence[Finding]) -> str:
+def table(findings: Sequence[Flaw]) -> str:
     """Return a block of text for each check, the errors first: how many, what it is, the first ones, what to do."""
-    groups: dict[str, list[Finding]] = defaultdict(list)
+    groups: dict[str, list[Flaw]] = defaultdict(list)
     for finding in findings:
         groups[finding.check].append(finding)
     order = sorted(groups, key=lambda name: (CHECKS[name].severity != "error", list(CHECKS).index(name)))
@@ -56,7 +56,7 @@ def _cut(line: str) -> str:
     return "    " + (line if len(line) <= _WIDTH else line[: _WIDTH - 3] + "...")
 
 
-def rows(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+def rows(findings: Sequence[Flaw]) -> list[dict[str, Any]]:
     """Return one flat row a finding, by ``COLUMNS``."""
     return [
         {
@@ -72,7 +72,7 @@ def rows(findings: Sequence[Finding]) -> list[dict[str, Any]]:
     ]
 
 
-def write_listing(out: Path, findings: Sequence[Finding], summary: dict[str, Any]) -> None:
+def write_listing(out: Path, findings: Sequence[Flaw], summary: dict[str, Any]) -> None:
     """Write ``findings.csv`` and ``findings.json``, each whole or not at all."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
@@ -94,9 +94,9 @@ def _inert(value: object) -> object:
     return "'" + value if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t") else value
 
 
-def choose(findings: Sequence[Finding], count: int) -> list[Finding]:
+def choose(findings: Sequence[Flaw], count: int) -> list[Flaw]:
     """Return what a sheet of ``count`` shows: the first finding of every check, then the second of each, and so on."""
-    groups: dict[str, list[Finding]] = defaultdict(list)
+    groups: dict[str, list[Flaw]] = defaultdict(list)
     for finding in findings:
         if any(path is not None for path in (finding.skull, finding.face, finding.other)):
             groups[finding.check].append(finding)
@@ -106,7 +106,7 @@ def choose(findings: Sequence[Finding], count: int) -> list[Finding]:
     return [groups[name][turn] for turn, name in sorted(chosen, key=lambda pair: (order(pair[1]), pair[0]))]
 
 
-def draw_sheet(findings: Sequence[Finding]) -> np.ndarray:
+def draw_sheet(findings: Sequence[Flaw]) -> np.ndarray:
     """Draw a contact sheet, (H, W, 3) uint8: skull | face | the bone's outline on the face, and why."""
     font = ImageFont.load_default(13)
     cell_w, cell_h = 3 * (_TILE + _GAP) + _GAP, _TILE + _TEXT_LINES * _LINE + 2 * _GAP
@@ -145,7 +145,7 @@ def _wrap(pen: ImageDraw.ImageDraw, font: Font, text: str, width: int, num_lines
     return lines
 
 
-def _tiles(finding: Finding) -> list[Image.Image]:
+def _tiles(finding: Flaw) -> list[Image.Image]:
     """Return skull, face, and the overlay or the picture to compare with."""
     bone, skin = _read(finding.skull), _read(finding.face)
     if finding.other is not None:
@@ -183,7 +183,7 @@ def _tile(picture: np.ndarray | None, caption: str) -> Image.Image:
 def _overlay(skull: np.ndarray, face: np.ndarray) -> np.ndarray:
     """Draw the bone's outline on the face, and the bone outside the face, (H, W, 3) uint8."""
     bone, skin = (silhouette(one.mean(2) / 255).filled for one in (skull, face))
-    canvas = np.rint(0.8 * face).astype(np.uint8)
+    canvas: np.ndarray = np.rint(0.8 * face).astype(np.uint8)
     contours, _ = cv2.findContours(bone.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     canvas = cv2.drawContours(canvas, contours, -1, _BONE, 1)
     canvas[bone & ~skin] = _BEYOND

@@ -1,4 +1,4 @@
-"""The checks by name, and a finding of one of them."""
+"""The checks by name, and a flaw that one of them found."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ CHECKS: dict[str, Check] = {
 
 
 @dataclass(frozen=True)
-class Finding:
+class Flaw:
     """One flaw: which check, where, and in detail.
 
     Attributes:
