@@ -37,6 +37,9 @@ def main(argv: list[str]) -> int:
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its tips would stand between our lines
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and torch
+    warnings.filterwarnings(
+        "ignore", message=".*broadcast_buffers.*"
+    )  # its new name is unknown to older torch
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # we measure whether they do
     try:
         arguments = argv if has_config else [str(DEFAULT_CONFIG), *argv]
