@@ -13,26 +13,23 @@ from settings.messages import ConfigError
 
 T = TypeVar("T")
 
-PATIENCE = 900.0  # seconds without a sign of life; a part of the latents takes far less
+PATIENCE = 900.0  # seconds without a change in the folder; a part of the latents takes far less
 _PAUSE = 0.5  # seconds between two looks
 
 
 def is_first(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this is process 0 of the run, however it was started: alone, by Lightning, torchrun or srun."""
-    number = next(
-        (environment[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in environment), "0"
-    )
-    return int(number) == 0
+    """Return whether this is process 0 of the run, however it was started: alone, by Lightning, torchrun or srun."""
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+    return int(next((environment[name] for name in names if name in environment), "0")) == 0
 
 
 def end_with_parent(seconds: float = 2.0) -> None:
-    """In a process that Lightning started beside the user's: end when that one is gone, however it went.
+    """Make a process that Lightning launched end when the user's own process ends, however it ends.
 
-    It would wait for it in a collective, and hold its GPU. torchrun and srun see to that themselves.
+    Otherwise it would wait for it in a collective, and hold its GPU. torchrun and srun do this themselves.
     """
-    known = os.environ
-    from_outside = "TORCHELASTIC_RUN_ID" in known or "SLURM_STEP_NUM_TASKS" in known
-    if "LOCAL_RANK" not in known or from_outside:
+    env = os.environ
+    if "LOCAL_RANK" not in env or "TORCHELASTIC_RUN_ID" in env or "SLURM_STEP_NUM_TASKS" in env:
         return
     parent = os.getppid()
 
@@ -45,36 +42,34 @@ def end_with_parent(seconds: float = 2.0) -> None:
 
 
 def wait_for(look: Callable[[], T | None], folder: Path, what: str, patience: float = PATIENCE) -> T:
-    """What ``look`` finds, once it finds something.
+    """Return the first result of ``look`` that is not None.
 
     Args:
-        look: cheap; None as long as there is nothing.
+        look: a cheap call; None as long as there is nothing.
         folder: where the first process writes; while anything changes there, it is alive.
-        what: is waited for, for the message.
+        what: the thing to wait for, for the message.
 
     Raises:
-        ConfigError: nothing was found, and nothing changed in ``folder``, for ``patience`` seconds.
+        ConfigError: there was no result, and no change in ``folder``, for ``patience`` seconds.
     """
-    last_change, seen = time.monotonic(), _newest(folder)
-    while (found := look()) is None:
+    last_change, newest = time.monotonic(), _newest(folder)
+    while (result := look()) is None:
         time.sleep(_PAUSE)
-        newest = _newest(folder)
-        if newest != seen:
-            last_change, seen = time.monotonic(), newest
+        if (now := _newest(folder)) != newest:
+            last_change, newest = time.monotonic(), now
         elif time.monotonic() - last_change > patience:
             raise ConfigError(
                 f"waited {patience:.0f} s for the first process to write {what} into {folder}, and nothing came: "
                 "look at its messages; on several machines, out= must be a folder that all of them see"
             )
-    return found
+    return result
 
 
 def _newest(folder: Path) -> int:
-    paths = [folder, *folder.glob("*"), *folder.glob("*/*")]
-    times = []
-    for path in paths:
+    times = [0]
+    for path in (folder, *folder.glob("*"), *folder.glob("*/*")):
         try:
             times.append(path.stat().st_mtime_ns)
-        except FileNotFoundError:  # a temporary file that got its name meanwhile
+        except FileNotFoundError:  # a temporary file that has its name by now
             continue
-    return max(times, default=0)
+    return max(times)

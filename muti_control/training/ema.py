@@ -56,18 +56,9 @@ class Ema:
         return {"num_updates": self.num_updates, "average": dict(self.average)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the result of :meth:`state_dict`.
-
-        Raises:
-            ValueError: it is of other parameters.
-        """
-        average = state["average"]
-        if set(average) != set(self.average):
-            raise ValueError(
-                "the checkpoint's averages are of other parameters: was the model config changed?"
-            )
+        """Restore the result of :meth:`state_dict`."""
         self.num_updates = int(state["num_updates"])
-        self.average = {name: value.to(self.average[name].device) for name, value in average.items()}
+        self.average = {name: state["average"][name].to(x.device) for name, x in self.average.items()}
 
 
 @torch.no_grad()

@@ -107,7 +107,7 @@ class Stage(pl.LightningModule):
 
     def architecture(self) -> dict[str, Any]:
         """Return the network's settings, for the run's fingerprint."""
-        raise NotImplementedError
+        return self.net.cfg.model_dump()  # type: ignore[union-attr, operator]
 
     def export(self, path: Any) -> None:
         """Write the averaged weights as one file, for use after the training."""
@@ -287,14 +287,11 @@ class Stage(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         self.ema.follow(self.averaged_tensors())  # to their device; restoring may have left them on the CPU
-        others = of_all(self.fingerprint)
-        for rank, other in enumerate(others):
-            for key, value in other.items():
-                if value != self.fingerprint.get(key):
-                    raise CheckpointError(
-                        f"process {rank + 1} of {len(others)} began with another {key}: do all machines see the "
-                        "same files?"
-                    )
+        for number, other in enumerate(of_all(self.fingerprint), 1):
+            if differing := [key for key, value in other.items() if value != self.fingerprint.get(key)]:
+                raise CheckpointError(
+                    f"process {number} began with another {differing[0]}: do all machines see the same files?"
+                )
 
 
 def of_all(value: T) -> list[T]:

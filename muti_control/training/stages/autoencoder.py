@@ -66,9 +66,6 @@ class AutoencoderStage(Stage):
         train, valid = (PairedDataset(x, size=model.cfg.image_size) for x in read_lists(cfg).values())
         return cls(cfg, model, train, valid)
 
-    def architecture(self) -> dict[str, Any]:
-        return self.net.cfg.model_dump()
-
     def turns(self) -> list[Turn]:
         if not self.cfg.autoencoder.gan:
             return super().turns()

@@ -48,9 +48,6 @@ class BaseStage(Stage):
         """Build network and data."""
         return cls(cfg, *build_on_latents(cfg, device))
 
-    def architecture(self) -> dict[str, Any]:
-        return self.net.cfg.model_dump()
-
     def loss_of(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return the noise loss: the control stage's without its conditions and without a decoded face."""
         cfg, model = self.cfg.diffusion, self.net

@@ -105,9 +105,6 @@ class ControlStage(Stage):
         """Build network and data."""
         return cls(cfg, *build_on_latents(cfg, device))
 
-    def architecture(self) -> dict[str, Any]:
-        return self.net.cfg.model_dump()
-
     # --- the training step --------------------------------------------------------------------------------
 
     def loss_of(self, batch: dict[str, Any]) -> dict[str, Tensor]:

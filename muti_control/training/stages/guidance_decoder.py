@@ -88,9 +88,6 @@ class GuidanceDecoderStage(Stage):
             net = GuidanceDecoder(cfg.guidance_decoder.network)
         return cls(cfg, net, first_stage, train_set, valid_set)
 
-    def architecture(self) -> dict[str, Any]:
-        return self.net.cfg.model_dump()
-
     # --- training -----------------------------------------------------------------------------------------
 
     def loss_of(self, batch: dict[str, Any]) -> dict[str, Tensor]:
