@@ -23,7 +23,7 @@ import torch
 from muti_control.evaluation import sweep
 from muti_control.evaluation.compare import main as compare
 from muti_control.evaluation.plan import Plan, make_plan
-from muti_control.evaluation.protocol.config import EvaluateConfig
+from muti_control.evaluation.protocol.config import EvaluateConfig, SweepConfig
 from muti_control.evaluation.protocol.run_folder import release
 from muti_control.evaluation.report import figures
 from muti_control.evaluation.report.page import write_page
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _recommend(plan: Plan, settings: sweep.SweepConfig, evaluation: Evaluation, folder: Path) -> None:
+def _recommend(plan: Plan, settings: SweepConfig, evaluation: Evaluation, folder: Path) -> None:
     rows = sweep.rows_of(evaluation, settings)
     if (plot := figures.sweep(rows)) is not None:
         write_page(folder / sweep.PLOT, plot)

@@ -34,13 +34,13 @@ class Gallery:
                 rows[name].append(vector)
         vectors, seen = {}, {}
         for name, every in rows.items():
-            known = [vector for vector in every if vector is not None]
-            if not known:
+            usable = [vector for vector in every if vector is not None]
+            if not usable:
                 raise ValueError(
                     f"{name} finds no face in any of the {len(paths)} true faces: are these frontal faces, upright?"
                 )
             seen[name] = np.array([vector is not None for vector in every])
-            vectors[name] = np.stack([known[0] if vector is None else vector for vector in every])
+            vectors[name] = np.stack([usable[0] if vector is None else vector for vector in every])
         return cls(vectors, seen)
 
     @property
@@ -94,10 +94,10 @@ class Verdict:
         if missed:
             self.missed.add(probe)
         if distances is not None:
-            kept = distances < _NOWHERE
-            kept[[truth, excluded] if excluded >= 0 else [truth]] = False
+            counted = distances < _NOWHERE
+            counted[[truth, excluded] if excluded >= 0 else [truth]] = False
             self.own[probe] = np.nan if missed else distances[truth]
-            self.others[probe] = distances[kept].mean() if kept.any() else np.nan
+            self.others[probe] = distances[counted].mean() if counted.any() else np.nan
             self.nearest[probe] = int(np.argmin(distances))
 
 

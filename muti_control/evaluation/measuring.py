@@ -69,7 +69,7 @@ EYE_CORNERS = (36, 45)  # of dlib's points
 
 
 @dataclass
-class Judged:
+class Judgement:
     """The judgement of one method's faces.
 
     seen: probe -> what dlib sees in each face drawn of it. likeness: measure -> its value for each probe's first face.
@@ -91,10 +91,10 @@ class Measuring:
         self._truths = [face_of(record) for record in plan.inputs.probes]
         self._dlib = next((eye for eye in plan.eyes if eye.name == "dlib"), None)
 
-    def judge(self, faces: Faces, advance: Callable[[int], None]) -> Judged:
+    def judge(self, faces: Faces, advance: Callable[[int], None]) -> Judgement:
         """Return the ranks and the likeness of a method's faces. advance: called for every probe."""
         names = (PSNR.name, SSIM.name, LPIPS.name, NME.name)
-        result = Judged(
+        result = Judgement(
             faces,
             {judge.name: Verdict.empty(len(self._truths)) for judge in self._plan.judges},
             likeness={name: self._nowhere() for name in names},
@@ -115,7 +115,7 @@ class Measuring:
             advance(1)
         return result
 
-    def _compare(self, result: Judged, probe: int, picture: Pictures) -> None:
+    def _compare(self, result: Judgement, probe: int, picture: Pictures) -> None:
         """Enter the likeness of a probe's first face to the true face."""
         truth = read_grey(self._truths[probe], self._size)
         result.likeness[PSNR.name][probe] = psnr(picture, truth)
@@ -124,16 +124,16 @@ class Measuring:
             result.likeness[LPIPS.name][probe] = self._plan.lpips.distances(picture[None], truth[None])[0]
         seen, true = result.seen[probe][0], self._look(self._truths[probe])
         if seen is not None and true is not None:
-            drawn, there = (points(vector[None])[0].astype(np.float64) for vector in (seen, true))
-            eyes = np.linalg.norm(there[EYE_CORNERS[0]] - there[EYE_CORNERS[1]])
-            result.likeness[NME.name][probe] = 100 * np.linalg.norm(drawn - there, axis=1).mean() / eyes
+            own, target = (points(vector[None])[0].astype(np.float64) for vector in (seen, true))
+            eyes = np.linalg.norm(target[EYE_CORNERS[0]] - target[EYE_CORNERS[1]])
+            result.likeness[NME.name][probe] = 100 * np.linalg.norm(own - target, axis=1).mean() / eyes
 
-    def method(self, judged: Judged) -> Method:
+    def method(self, judgement: Judgement) -> Method:
         """Return the entry of a method in the results."""
-        info, pictures = judged.faces.info, {}
+        info, pictures = judgement.faces.info, {}
         if info.name != "permuted":
-            pictures = self._known(judged.likeness) | self._kid(judged)
-        excluded = sum(column >= 0 for column in judged.faces.excluded.values())
+            pictures = self._known(judgement.likeness) | self._kid(judgement)
+        excluded = sum(column >= 0 for column in judgement.faces.excluded.values())
         return Method(
             name=info.name,
             label=info.label,
@@ -150,23 +150,23 @@ class Measuring:
                     excluded=excluded,
                     how=self._how,
                 )
-                for name, verdict in judged.verdicts.items()
+                for name, verdict in judgement.verdicts.items()
             },
             pictures=pictures,
-            seconds=judged.faces.seconds,
+            seconds=judgement.faces.seconds,
         )
 
-    def _kid(self, judged: Judged) -> dict[str, Measured]:
+    def _kid(self, judgement: Judgement) -> dict[str, Measured]:
         """Return the KID (times 1000) of the first faces and the same people's true faces, by each network there is."""
-        probes = list(judged.faces.pictures)
+        probes = list(judgement.faces.pictures)
         sets: dict[str, list[tuple[Vector, Vector]]] = {}
         if (eye := self._plan.backbone) is not None:
-            files = [(judged.faces.pictures[probe][0], self._truths[probe]) for probe in probes]
-            looked = [tuple(self._see(eye, path) for path in pair) for pair in files]
-            sets[KID.name] = [(own, true) for own, true in looked if own is not None and true is not None]
-        pairs = [(judged.seen[probe][0], self._look(self._truths[probe])) for probe in probes]
-        known = [(own, true) for own, true in pairs if own is not None and true is not None]
-        sets[KID_DLIB.name] = [(descriptors(own[None])[0], descriptors(true[None])[0]) for own, true in known]
+            files = [(judgement.faces.pictures[probe][0], self._truths[probe]) for probe in probes]
+            features = [tuple(self._see(eye, path) for path in pair) for pair in files]
+            sets[KID.name] = [(own, true) for own, true in features if own is not None and true is not None]
+        pairs = [(judgement.seen[probe][0], self._look(self._truths[probe])) for probe in probes]
+        both = [(own, true) for own, true in pairs if own is not None and true is not None]
+        sets[KID_DLIB.name] = [(descriptors(own[None])[0], descriptors(true[None])[0]) for own, true in both]
         return {
             name: Measured(Figure(1000 * kid(*map(np.stack, zip(*rows, strict=True))), None, None, len(rows)))
             for name, rows in sets.items()
@@ -174,7 +174,7 @@ class Measuring:
         }
 
     # ------------------------------------------------------------ several faces of one skull
-    def coverage(self, own: Judged, swapped: Judged | None) -> list[Coverage]:
+    def coverage(self, own: Judgement, swapped: Judgement | None) -> list[Coverage]:
         """Return whether the best of k faces, or k together, find the true face; beside it another's skull."""
         both = [own] if swapped is None else [own, swapped]
         draws = max(len(paths) for paths in own.faces.pictures.values())
@@ -199,16 +199,16 @@ class Measuring:
             if within < self._gallery.size
         ]
 
-    def diversity(self, judged: Judged) -> Diversity | None:
+    def diversity(self, judgement: Judgement) -> Diversity | None:
         """Return how far the faces of one skull lie apart; None where each skull has one face."""
-        several = {i: paths for i, paths in judged.faces.pictures.items() if len(paths) > 1}
+        several = {i: paths for i, paths in judgement.faces.pictures.items() if len(paths) > 1}
         if not several:
             return None
-        values = {i: self._spread(paths, judged.seen[i]) for i, paths in several.items()}
+        values = {i: self._spread(paths, judgement.seen[i]) for i, paths in several.items()}
         num = max(len(paths) for paths in several.values())
-        return Diversity(judged.faces.info.name, num, self._measured(values))
+        return Diversity(judgement.faces.info.name, num, self._measured(values))
 
-    def sensitivity(self, own: Judged, other: Judged, condition: str, change: str) -> Sensitivity:
+    def sensitivity(self, own: Judgement, other: Judgement, condition: str, change: str) -> Sensitivity:
         """Return how much the first faces of two methods differ, probe by probe; they share their noise."""
         values = {
             i: self._spread((own.faces.pictures[i][0], paths[0]), (own.seen[i][0], other.seen[i][0]))
@@ -244,20 +244,20 @@ class Measuring:
         return {name: measured(row, self._how) for name, row in values.items() if np.isfinite(row).any()}
 
     # ------------------------------------------------------------ edits
-    def edits(self, plan: EditPlan, before: Judged, after: Judged) -> list[Edit | NotRun]:
+    def edits(self, plan: EditPlan, before: Judgement, after: Judgement) -> list[Edit | NotRun]:
         """Return the change of the reconstruction against the true change, by each reader."""
         readers = self._plan.readers
         if not readers:
             reason = "nothing reads the faces: give face_landmark_weights=FILE, or dlib among the recognisers"
             return [NotRun(f"edit {plan.name}", plan.label, reason)]
-        shown = SHOWN_EDITS if before.faces.info.kind != "limit" else 0
+        num_shown = SHOWN_EDITS if before.faces.info.kind != "limit" else 0
         return [
-            self._edit(plan, reader, before, after, shown if reader is readers[0] else 0)
+            self._edit(plan, reader, before, after, num_shown if reader is readers[0] else 0)
             for reader in readers
         ]
 
     def _edit(
-        self, plan: EditPlan, reader: EditReader, before: Judged, after: Judged, shown: int
+        self, plan: EditPlan, reader: EditReader, before: Judgement, after: Judgement, num_shown: int
     ) -> Edit | NotRun:
         rows: dict[int, Floats] = {}
         for i, paths in pictures_of_edit(plan, before.faces, after.faces, self._truths).items():
@@ -281,13 +281,13 @@ class Measuring:
                 probes,
                 after.verdicts[judge].ranks[probes] == 1,
                 before.verdicts[judge].ranks[probes] == 1,
-                [self._edit_pictures(plan, i, before, after) for i in probes[:shown]],
+                [self._edit_pictures(plan, i, before, after) for i in probes[:num_shown]],
                 how=self._how,
             )
         except NoChangeError as error:
             return NotRun(name, plan.label, str(error))
 
-    def _edit_pictures(self, plan: EditPlan, probe: int, before: Judged, after: Judged) -> EditPicture:
+    def _edit_pictures(self, plan: EditPlan, probe: int, before: Judgement, after: Judgement) -> EditPicture:
         """Return one probe before and after the edit, and the same of the person, copied beside the results."""
         paths = pictures_of_edit(plan, before.faces, after.faces, self._truths)[probe]
         names = {}

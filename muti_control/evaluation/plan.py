@@ -326,21 +326,21 @@ def _methods(cfg: EvaluateConfig, inputs: Inputs) -> tuple[list[MethodInfo], lis
         name: MethodInfo(name, name, "model", f"Another model: {path}, told what the prompt tells.")
         for name, path in cfg.models.items()
     }
-    known = {"model": METHODS["model"], **extra, **METHODS}
-    reasons = {name: reason for name in known if (reason := _obstacle(name, cfg, inputs))}
+    infos = {"model": METHODS["model"], **extra, **METHODS}
+    reasons = {name: reason for name in infos if (reason := _obstacle(name, cfg, inputs))}
     for name in cfg.methods:
         if name in reasons:
             raise InputError(f"methods: {name} cannot run: {reasons[name]}")
-    asked = cfg.methods or list(known)
-    running = [known[name] for name in known if name in asked and name not in reasons]
+    names = cfg.methods or list(infos)
+    running = [infos[name] for name in infos if name in names and name not in reasons]
     if not [info for info in running if info.name != "permuted"]:
         raise InputError(
             "methods: none can run; give weights=FILE or faces=FOLDER, or data with a train list"
         )
     not_run = [
         NotRun(name, info.label, reasons.get(name, "not among the methods asked for"))
-        for name, info in known.items()
-        if name in reasons or name not in asked
+        for name, info in infos.items()
+        if name in reasons or name not in names
         if name != "folder" or cfg.faces is not None or "model" in reasons
     ]
     for name, label, missing, reason in (

@@ -32,15 +32,15 @@ Drawn = dict[int, tuple[Path, ...]]  # probe -> its faces
 
 @dataclass
 class Made:
-    """All faces of a run. told: the subject's faces with another person's attributes. edits: of each method.
+    """All faces of a run. other_text: the subject's faces with another person's attributes. edits: of each method.
 
-    chosen: the penalty of the ridge and how it was chosen.
+    ridge_choice: the penalty of the ridge and how it was chosen.
     """
 
     methods: list[Faces] = field(default_factory=list)
-    told: Faces | None = None
+    other_text: Faces | None = None
     edits: list[tuple[EditPlan, Faces]] = field(default_factory=list)
-    chosen: dict[str, float] = field(default_factory=dict)
+    ridge_choice: dict[str, float] = field(default_factory=dict)
 
     def of(self, name: str) -> Faces | None:
         """Return the faces of a method, or None."""
@@ -49,7 +49,11 @@ class Made:
     @property
     def everything(self) -> list[Faces]:
         """All of them in one list."""
-        return [*self.methods, *([self.told] if self.told else []), *(faces for _, faces in self.edits)]
+        return [
+            *self.methods,
+            *([self.other_text] if self.other_text else []),
+            *(faces for _, faces in self.edits),
+        ]
 
 
 @contextmanager
@@ -126,21 +130,21 @@ class _Production:
     def _learn(self) -> None:
         inputs, every = self._plan.inputs, list(range(len(self._plan.inputs.rows)))
         with self._stage("reading the training pairs", len(inputs.train) + len(inputs.valid)) as advance:
-            learnt = Learnt(inputs.train, inputs.valid, inputs.size, "ridge" in self._names, advance)
-        self._made.chosen = learnt.chosen
+            baselines = Learnt(inputs.train, inputs.valid, inputs.size, "ridge" in self._names, advance)
+        self._made.ridge_choice = baselines.ridge_choice
         skulls = skull_features(inputs.probe_cases, inputs.size)
         drawing = Drawing(inputs.train, inputs.size)
 
         def draw(method: str, folder: str, people: Mapping[int, Record]) -> Faces:
             probes = list(people)
             targets = self._targets(folder, probes)
-            weights = learnt.weights(method, skulls[probes], list(people.values()))
+            weights = baselines.weights(method, skulls[probes], list(people.values()))
             for row, path in zip(weights, targets.values(), strict=True):
                 if not path.is_file():
                     drawing.add(row, path)
             return self._faces(method, _single(targets))
 
-        self._keep("nearest", _single(dict(enumerate(learnt.nearest(skulls)))))
+        self._keep("nearest", _single(dict(enumerate(baselines.nearest(skulls)))))
         for name in ("ridge", "group_mean", "mean_face"):
             if name in self._names:
                 self._by_name[name] = draw(name, name, dict(zip(every, inputs.probes, strict=True)))
@@ -165,7 +169,7 @@ class _Production:
             jobs["pix2pix_shuffled"] = {
                 i: (with_skull_of(skulls[i], d), people[i]) for i, d in donors.items()
             }
-        drawn: dict[str, Faces] = {}
+        results: dict[str, Faces] = {}
         with self._stage("drawing Pix2Pix's faces", sum(map(len, jobs.values()))) as advance:
             for name, job in jobs.items():
                 started = time.monotonic()
@@ -174,9 +178,9 @@ class _Production:
                 network.draw(tasks, plan.cfg.batch_size, plan.device, advance)
                 excluded = self._columns_of_donors(list(job)) if name == "pix2pix_shuffled" else {}
                 method = name if name in OF_PIX2PIX else "pix2pix"
-                drawn[name] = self._faces(method, _single(targets), excluded, time.monotonic() - started)
-        self._by_name |= {name: faces for name, faces in drawn.items() if name in OF_PIX2PIX}
-        self._made.edits += [(edit, drawn[edit.name]) for edit in self._edits if edit.name in drawn]
+                results[name] = self._faces(method, _single(targets), excluded, time.monotonic() - started)
+        self._by_name |= {name: faces for name, faces in results.items() if name in OF_PIX2PIX}
+        self._made.edits += [(edit, results[edit.name]) for edit in self._edits if edit.name in results]
 
     # ------------------------------------------------------------ models
     def _runs(self, name: str) -> dict[str, SamplingRun]:
@@ -257,11 +261,11 @@ class _Production:
         ):
             if own in pictures:
                 further = pictures.get(more, {})
-                drawn = {i: paths + further.get(i, ()) for i, paths in pictures[own].items()}
-                excluded = self._columns_of_donors(list(drawn)) if key == "shuffled" else {}
-                self._by_name[key] = self._faces(key, drawn, excluded, seconds[own])
+                pictures_of = {i: paths + further.get(i, ()) for i, paths in pictures[own].items()}
+                excluded = self._columns_of_donors(list(pictures_of)) if key == "shuffled" else {}
+                self._by_name[key] = self._faces(key, pictures_of, excluded, seconds[own])
         if "told" in pictures:
-            self._made.told = self._faces(name, pictures["told"])
+            self._made.other_text = self._faces(name, pictures["told"])
         for edit in self._edits:
             if edit.name in pictures:
                 self._made.edits.append((edit, self._faces(name, pictures[edit.name])))
@@ -270,7 +274,7 @@ class _Production:
         """Pass the true faces, and those after the edits, through the autoencoder: the limit of all its pictures."""
         cases = self._plan.inputs.probe_cases
         truths = {i: case.face_path for i, case in enumerate(cases) if case.face_path is not None}
-        jobs = [("autoencoder", None, truths)]
+        jobs: list[tuple[str, EditPlan | None, dict[int, Path]]] = [("autoencoder", None, truths)]
         for edit in self._edits:
             after = {i: face_of(record) for i, record in edit.variants.items()}
             jobs.append((f"autoencoder_{edit.name}", edit, after))
@@ -290,15 +294,15 @@ class _Production:
         inputs, probes = self._plan.inputs, dict(enumerate(self._plan.inputs.probes))
 
         def pictures(whose: Mapping[int, Record], faces: Mapping[str, Record]) -> Drawn:
-            known = {i: record for i, record in whose.items() if record.subject in faces}
-            return {i: (face_of(faces[record.subject]),) for i, record in known.items()}
+            present = {i: record for i, record in whose.items() if record.subject in faces}
+            return {i: (face_of(faces[record.subject]),) for i, record in present.items()}
 
         for name in CEILINGS:
             self._keep(name, pictures(probes, inputs.expected[name]))
         columns = self._columns_of_donors(list(probes))
-        lent = pictures({i: inputs.gallery[c] for i, c in columns.items()}, inputs.expected["ceiling"])
-        if lent:
-            self._keep("ceiling_shuffled", lent, {i: columns[i] for i in lent})
+        of_donors = pictures({i: inputs.gallery[c] for i, c in columns.items()}, inputs.expected["ceiling"])
+        if of_donors:
+            self._keep("ceiling_shuffled", of_donors, {i: columns[i] for i in of_donors})
         self._keep("turned", pictures(probes, inputs.turned))
 
     def _permuted(self, faces: Faces) -> Faces:

@@ -18,7 +18,7 @@ from data.sheet import NOTICE
 from muti_control.evaluation.judges.ood import OddityError, score_skulls, small_skulls
 from muti_control.evaluation.judges.sightings import Sightings
 from muti_control.evaluation.judging import Gallery
-from muti_control.evaluation.measuring import MEASURES, Judged, Measuring, pictures_of_edit
+from muti_control.evaluation.measuring import MEASURES, Judgement, Measuring, pictures_of_edit
 from muti_control.evaluation.methods.faces import read_grey
 from muti_control.evaluation.plan import Plan
 from muti_control.evaluation.production import Made, make_faces, stage
@@ -85,7 +85,7 @@ def _look(plan: Plan, made: Made, sightings: Sightings) -> None:
     team, size = plan.team, plan.inputs.size
     truths = [face_of(record) for record in plan.inputs.probes]
     edited = [face_of(record) for edit, _ in made.edits for record in edit.variants.values()]
-    drawn = [path for faces in made.everything for paths in faces.pictures.values() for path in paths]
+    pictures = [path for faces in made.everything for paths in faces.pictures.values() for path in paths]
     of_edits = [
         path
         for edit, faces in made.edits
@@ -96,7 +96,7 @@ def _look(plan: Plan, made: Made, sightings: Sightings) -> None:
     eyes = [eye for eye in (*plan.eyes, *([plan.backbone] if plan.backbone else [])) if eye.cached]
     readers = [reader.eye for reader in plan.readers]
     everyone = [face_of(record) for record in plan.inputs.gallery]
-    for watchers, paths in ((eyes, [*everyone, *drawn, *edited]), (readers, of_edits)):
+    for watchers, paths in ((eyes, [*everyone, *pictures, *edited]), (readers, of_edits)):
         mine = team.share(team.broadcast(list(dict.fromkeys(paths)) if watchers else []))
         with stage("looking at the faces", len(mine), not team.is_first) as advance:
             for path in mine:
@@ -112,18 +112,18 @@ def _measure(plan: Plan, folder: Path, made: Made, sightings: Sightings, started
     gallery = Gallery.of(truths, inputs.size, plan.eyes, sightings)
     measuring = Measuring(plan, folder, gallery, sightings)
     with stage("judging", sum(len(faces.pictures) for faces in made.everything), False) as advance:
-        judged = {faces.info.name: measuring.judge(faces, advance) for faces in made.methods}
-        told = None if made.told is None else measuring.judge(made.told, advance)
+        judgements = {faces.info.name: measuring.judge(faces, advance) for faces in made.methods}
+        other_text = None if made.other_text is None else measuring.judge(made.other_text, advance)
         edits = [
             result
             for edit, faces in made.edits
-            for result in measuring.edits(edit, judged[faces.info.name], measuring.judge(faces, advance))
+            for result in measuring.edits(edit, judgements[faces.info.name], measuring.judge(faces, advance))
         ]
-    own, swapped = judged[own_name], judged.get("shuffled")
+    own, swapped = judgements[own_name], judgements.get("shuffled")
     others = (
         (swapped, "skull", "another person's of the same group"),
-        (judged.get("attributes"), "skull", "none: control switched off"),
-        (told, "text", "another person's attributes"),
+        (judgements.get("attributes"), "skull", "none: control switched off"),
+        (other_text, "text", "another person's attributes"),
     )
     diversity = measuring.diversity(own)
     scores, strangeness, unscored = _strangeness(inputs, plan.cfg.seed)
@@ -139,14 +139,14 @@ def _measure(plan: Plan, folder: Path, made: Made, sightings: Sightings, started
         probes=tuple(_probes(inputs, scores)),
         recognisers=tuple(_recognisers(plan)),
         measures=MEASURES,
-        methods=tuple(measuring.method(one) for one in judged.values()),
+        methods=tuple(measuring.method(one) for one in judgements.values()),
         not_run=(*plan.not_run, *unscored, *(edit for edit in edits if isinstance(edit, NotRun))),
         coverage=tuple(measuring.coverage(own, swapped)),
         diversity=() if diversity is None else (diversity,),
         edits=tuple(edit for edit in edits if not isinstance(edit, NotRun)),
         sensitivity=tuple(measuring.sensitivity(own, other, *what) for other, *what in others if other),
         ood=strangeness,
-        cases=tuple(_choose_cases(plan, folder, judged[own_name], judged)),
+        cases=tuple(_choose_cases(plan, folder, judgements[own_name], judgements)),
     )
 
 
@@ -171,8 +171,8 @@ def _protocol(plan: Plan, made: Made, gallery_size: int) -> Protocol:
             f"training people of the same group, {counts['outside']} of the same sex and age level only, "
             f"{counts['nobody']} of nobody (left out)."
         )
-    if made.chosen:
-        remarks.append(f"PCA + ridge, chosen on the validation split: {made.chosen}.")
+    if made.ridge_choice:
+        remarks.append(f"PCA + ridge, chosen on the validation split: {made.ridge_choice}.")
     config = cfg.model_dump()
     return Protocol(
         preset=plan.preset,
@@ -235,26 +235,32 @@ def _recognisers(plan: Plan) -> list[Recogniser]:
     ]
 
 
-def _choose_cases(plan: Plan, folder: Path, own: Judged, judged: dict[str, Judged]) -> list[ShownCase]:
+def _choose_cases(
+    plan: Plan, folder: Path, own: Judgement, judgements: dict[str, Judgement]
+) -> list[ShownCase]:
     """Return the best, median and worst probes by rank, then by distance; write their pictures."""
     recogniser = plan.judges[0].name
     verdict = own.verdicts[recogniser]
-    known = np.flatnonzero(verdict.ranks > 0)
-    order = known[np.lexsort((np.nan_to_num(verdict.own[known], nan=np.inf), verdict.ranks[known]))].tolist()
+    ranked = np.flatnonzero(verdict.ranks > 0)
+    order = ranked[
+        np.lexsort((np.nan_to_num(verdict.own[ranked], nan=np.inf), verdict.ranks[ranked]))
+    ].tolist()
     middle = max(0, (len(order) - SHOWN_CASES) // 2)
-    chosen: dict[str, list[int]] = {
+    selection: dict[str, list[int]] = {
         "best": order[:SHOWN_CASES],
         "worst": order[-SHOWN_CASES:][::-1],
         "median": order[middle : middle + SHOWN_CASES],
     }
-    kinds = {probe: kind for kind in ("median", "worst", "best") for probe in chosen[kind]}  # the best first
+    kinds = {
+        probe: kind for kind in ("median", "worst", "best") for probe in selection[kind]
+    }  # the best first
     cases = []
     (folder / CASES).mkdir(exist_ok=True)
     for kind in ("best", "median", "worst"):
-        for probe in chosen[kind]:
+        for probe in selection[kind]:
             if kinds[probe] == kind:
                 pictures = _case_pictures(
-                    plan.inputs, folder, own, judged, probe, int(verdict.nearest[probe])
+                    plan.inputs, folder, own, judgements, probe, int(verdict.nearest[probe])
                 )
                 distance = None if np.isnan(verdict.own[probe]) else float(verdict.own[probe])
                 rank = int(verdict.ranks[probe])
@@ -265,21 +271,21 @@ def _choose_cases(plan: Plan, folder: Path, own: Judged, judged: dict[str, Judge
 
 
 def _case_pictures(
-    inputs: Inputs, folder: Path, own: Judged, judged: dict[str, Judged], probe: int, nearest: int
+    inputs: Inputs, folder: Path, own: Judgement, judgements: dict[str, Judgement], probe: int, nearest: int
 ) -> tuple[CasePicture, ...]:
     case, row = inputs.probe_cases[probe], int(inputs.rows[probe])
-    shown = [("skull", "skull", to_uint8(read_skull(case, inputs.size).mean(axis=2)))]
+    pictures = [("skull", "skull", to_uint8(read_skull(case, inputs.size).mean(axis=2)))]
 
     def show(role: str, label: str, path: Path) -> None:
-        shown.append((role, label, read_grey(path, inputs.size)))
+        pictures.append((role, label, read_grey(path, inputs.size)))
 
     show("reconstruction", own.faces.info.label, own.faces.pictures[probe][0])
     show("truth", "true face", face_of(inputs.gallery[row]))
     if nearest >= 0 and nearest != row:
         show("nearest", "nearest in the gallery", face_of(inputs.gallery[nearest]))
     for name in SHOWN_BESIDE:
-        if name in judged and name != own.faces.info.name and probe in judged[name].faces.pictures:
-            show(name, judged[name].faces.info.label, judged[name].faces.pictures[probe][0])
-    for role, _, picture in shown:
+        if name in judgements and name != own.faces.info.name and probe in judgements[name].faces.pictures:
+            show(name, judgements[name].faces.info.label, judgements[name].faces.pictures[probe][0])
+    for role, _, picture in pictures:
         write_png(folder / CASES / f"{case.name}_{role}.png", picture)
-    return tuple(CasePicture(role, label, f"{CASES}/{case.name}_{role}.png") for role, label, _ in shown)
+    return tuple(CasePicture(role, label, f"{CASES}/{case.name}_{role}.png") for role, label, _ in pictures)

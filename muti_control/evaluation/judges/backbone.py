@@ -49,11 +49,11 @@ class Backbone:
         state = {
             key: value for key, value in read_state_dict(path)[0].items() if not key.startswith("AuxLogits.")
         }
-        found = [layout for key, layout in LAYOUTS.items() if key in state]
-        if not found:
+        layouts = [layout for key, layout in LAYOUTS.items() if key in state]
+        if not layouts:
             names = " or ".join(name for name, _ in LAYOUTS.values())
             raise BackboneError(f"kid: {path} is no state dict of torchvision's {names}")
-        self.network, self._side = found[0]
+        self.network, self._side = layouts[0]
         extra = {"init_weights": False, "aux_logits": False} if self.network == "inception_v3" else {}
         network: Any = getattr(models, self.network)(weights=None, **extra)
         try:

@@ -123,17 +123,17 @@ class Recogniser:
         chip = self._dlib.get_face_chip(colour, shape, self.config.chip, self.config.padding)
         if self.config.jitters:
             chips = self._dlib.jitter_image(chip, num_jitters=self.config.jitters)
-            found = np.mean([np.array(self._network.compute_face_descriptor(c)) for c in chips], axis=0)
+            descriptor = np.mean([np.array(self._network.compute_face_descriptor(c)) for c in chips], axis=0)
         else:
-            found = np.array(self._network.compute_face_descriptor(chip))
-        return found.astype(np.float32), points
+            descriptor = np.array(self._network.compute_face_descriptor(chip))
+        return descriptor.astype(np.float32), points
 
     def _rectangle(self, colour: Pictures) -> Any:
         height, width = colour.shape[:2]
-        found = []
+        boxes = []
         if self.config.rectangle is None or self.config.detect:
-            found = self._detector(colour, 0) or self._detector(colour, 1)
-            if not found:
+            boxes = self._detector(colour, 0) or self._detector(colour, 1)
+            if not boxes:
                 raise NoFaceError(
                     "no face was found in a picture: turn the head to the front, or give the face's rectangle"
                 )
@@ -142,7 +142,7 @@ class Recogniser:
             return self._dlib.rectangle(
                 round(left * width), round(top * height), round(right * width), round(bottom * height)
             )
-        return max(found, key=lambda box: box.area())
+        return max(boxes, key=lambda box: box.area())
 
 
 def descriptor_distances(probes: NDArray[np.floating], gallery: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -41,9 +41,9 @@ class LandmarkEye:
         """Return the landmarks (2 L,) of a grey picture (H, W) uint8."""
         side = self._reader.net.cfg.image_size
         grey = torch.from_numpy(np.ascontiguousarray(picture)).float() / 255
-        shown = F.interpolate(grey.expand(1, 3, -1, -1), (side, side), mode="bilinear", antialias=True)
+        scaled = F.interpolate(grey.expand(1, 3, -1, -1), (side, side), mode="bilinear", antialias=True)
         height, width = picture.shape
-        return (self._reader(shown)[0][0].numpy() * (width, height)).astype(np.float32).ravel()
+        return (self._reader(scaled)[0][0].numpy() * (width, height)).astype(np.float32).ravel()
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ def edit_readers(network: Path | None, judges: Sequence[Judge]) -> list[EditRead
     Raises:
         CheckpointError, ValueError: ``network`` is no landmark network that reads faces. OSError: it cannot be read.
     """
-    found = []
+    readers = []
     if network is not None:
         space = f"landmarks by {network.name}, similarity-aligned, px"
-        found.append(EditReader(space, LandmarkEye(network), lambda v: v.reshape(len(v), -1, 2)))
+        readers.append(EditReader(space, LandmarkEye(network), lambda v: v.reshape(len(v), -1, 2)))
     dlib = next((judge.eye for judge in judges if judge.eye.name == "dlib"), None)
     if dlib is not None:
-        found.append(EditReader(BY_DLIB, dlib, points))
-    return found
+        readers.append(EditReader(BY_DLIB, dlib, points))
+    return readers

@@ -57,11 +57,11 @@ class Lpips:
         device: str = "cpu",
     ) -> None:
         files = Path(backbone), _bundled_heads() if heads is None else Path(heads)
-        found, weights = (read_state_dict(path, mmap=False)[0] for path in files)
+        state, weights = (read_state_dict(path, mmap=False)[0] for path in files)
         self._layers = []
         for k, (index, shape) in enumerate(_SHAPES.items()):
-            weight = _take(found, f"features.{index}.weight", shape, files[0])
-            bias = _take(found, f"features.{index}.bias", shape[:1], files[0])
+            weight = _take(state, f"features.{index}.weight", shape, files[0])
+            bias = _take(state, f"features.{index}.bias", shape[:1], files[0])
             head = _take(weights, f"lin{k}.model.1.weight", (1, shape[0], 1, 1), files[1])
             self._layers.append(tuple(tensor.float().to(device) for tensor in (weight, bias, head)))
         self._device = device

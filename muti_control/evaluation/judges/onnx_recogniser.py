@@ -77,8 +77,8 @@ def _side(path: Path, session: Any) -> int:
     shape = inputs[0].shape if len(inputs) == 1 else []
     fits = len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3]
     if not fits or not isinstance(shape[2], int) or not outputs:
-        wanted = [tuple(one.shape) for one in inputs]
-        raise RecogniserError(f"onnx: {path} takes {wanted}; expected one input (1, 3, S, S), S a number")
+        shapes = [tuple(one.shape) for one in inputs]
+        raise RecogniserError(f"onnx: {path} takes {shapes}; expected one input (1, 3, S, S), S a number")
     return int(shape[2])
 
 

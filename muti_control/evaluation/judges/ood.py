@@ -88,13 +88,13 @@ def score_skulls(
     order = np.random.default_rng([seed, len(people)]).permutation(len(people))
     fold_of = {people[place]: k % FOLDS for k, place in enumerate(order)}
     folds = np.array([fold_of[subject] for subject in subjects])
-    known = np.zeros((2, len(train)))
+    distances = np.zeros((2, len(train)))
     for fold in range(FOLDS):
         out = folds == fold
-        known[:, out] = _both(train[out], train[~out])
-    unit = np.percentile(known, USUAL, axis=1)[:, None]
+        distances[:, out] = _both(train[out], train[~out])
+    unit = np.percentile(distances, USUAL, axis=1)[:, None]
     unit = np.maximum(unit, 1e-12)
-    reference = (known / unit).max(axis=0)
+    reference = (distances / unit).max(axis=0)
     scores = (_both(probes, train) / unit).max(axis=0)
     edges = np.linspace(0, 1.5 * max(float(reference.max()), 1.0), NUM_BINS + 1)
     counts, _ = np.histogram(reference, edges)

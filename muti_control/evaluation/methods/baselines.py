@@ -38,9 +38,9 @@ def nearest_skull(train_skulls: Floats, skulls: Floats) -> Ints:
 
 def _members(train_groups: Sequence[Group], group: Group) -> Ints:
     for length in (4, 3, 2, 1):
-        found = np.flatnonzero([other[:length] == group[:length] for other in train_groups])
-        if len(found):
-            return found
+        members = np.flatnonzero([other[:length] == group[:length] for other in train_groups])
+        if len(members):
+            return members
     return np.arange(len(train_groups))
 
 
@@ -56,7 +56,7 @@ def shuffle_within_groups(
     Within a group they are drawn without replacement while the pool lasts: the pool is a random circle; a probe in it
     takes the next one, and any other probe takes the next in turn.
     """
-    chosen = np.full(len(groups), -1)
+    donors = np.full(len(groups), -1)
     for group in dict.fromkeys(groups):
         circle = rng.permutation(np.flatnonzero([other == group for other in pool_groups]))
         places = {pool_subjects[j]: place for place, j in enumerate(circle)}
@@ -64,8 +64,8 @@ def shuffle_within_groups(
         for turn, i in enumerate(members):
             start = places[subjects[i]] + 1 if subjects[i] in places else turn
             others = (circle[(start + k) % len(circle)] for k in range(len(circle)))
-            chosen[i] = next((j for j in others if pool_subjects[j] != subjects[i]), -1)
-    return chosen
+            donors[i] = next((j for j in others if pool_subjects[j] != subjects[i]), -1)
+    return donors
 
 
 @dataclass(frozen=True)
@@ -181,5 +181,5 @@ def choose_ridge(
         for strength in strengths
     }
     num, strength = min(errors, key=errors.__getitem__)
-    chosen = {"components": num, "strength": strength, "valid_rms": errors[num, strength]}
-    return models[num], strength, chosen
+    choice = {"components": num, "strength": strength, "valid_rms": errors[num, strength]}
+    return models[num], strength, choice

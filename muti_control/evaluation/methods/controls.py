@@ -42,16 +42,20 @@ def shuffled_donors(
     """
     rng = np.random.default_rng(seed)
     groups, in_gallery, in_train = ([group_of(r) for r in records] for records in (probes, gallery, train))
-    subjects, known, learnt = ([r.subject for r in records] for records in (probes, gallery, train))
-    held_out = shuffle_within_groups(groups, in_gallery, subjects, known, rng)
-    trained = shuffle_within_groups(groups, in_train, subjects, learnt, rng)
-    short = shuffle_within_groups([g[:2] for g in groups], [g[:2] for g in in_train], subjects, learnt, rng)
+    subjects, in_gallery_subjects, train_subjects = (
+        [r.subject for r in records] for records in (probes, gallery, train)
+    )
+    held_out = shuffle_within_groups(groups, in_gallery, subjects, in_gallery_subjects, rng)
+    trained = shuffle_within_groups(groups, in_train, subjects, train_subjects, rng)
+    short = shuffle_within_groups(
+        [g[:2] for g in groups], [g[:2] for g in in_train], subjects, train_subjects, rng
+    )
     pools = (("held_out", held_out, gallery), ("train", trained, train), ("outside", short, train))
-    chosen = [
-        next(((pool[found[i]], origin) for origin, found, pool in pools if found[i] >= 0), (None, "nobody"))
+    choices = [
+        next(((pool[rows[i]], origin) for origin, rows, pool in pools if rows[i] >= 0), (None, "nobody"))
         for i in range(len(probes))
     ]
-    return Donors([record for record, _ in chosen], held_out, [origin for _, origin in chosen])
+    return Donors([record for record, _ in choices], held_out, [origin for _, origin in choices])
 
 
 def with_skull_of(case: Case, donor: Record) -> Case:

@@ -28,7 +28,7 @@ def find_edits(probes: Sequence[Record], variants: Sequence[Record], limit: int)
     by_subject: dict[str, list[Record]] = {}
     for record in variants:
         by_subject.setdefault(record.subject, []).append(record)
-    found: dict[tuple[str, str], dict[int, Record]] = {
+    edits: dict[tuple[str, str], dict[int, Record]] = {
         ("age_up", f"older by about {YEARS} years"): {},
         ("age_down", f"younger by about {YEARS} years"): {},
         ("body_mass_up", "body mass two levels up"): {},
@@ -36,13 +36,15 @@ def find_edits(probes: Sequence[Record], variants: Sequence[Record], limit: int)
     }
     for i, probe in enumerate(probes):
         own = by_subject.get(probe.subject, [])
-        for (name, _), chosen in found.items():
+        for (name, _), own_variants in edits.items():
             truth = _variant(
                 probe, own, "age" if name.startswith("age") else "body_mass", name.endswith("up")
             )
-            if truth is not None and len(chosen) < limit:
-                chosen[i] = truth
-    return [EditPlan(name, label, chosen) for (name, label), chosen in found.items() if chosen]
+            if truth is not None and len(own_variants) < limit:
+                own_variants[i] = truth
+    return [
+        EditPlan(name, label, own_variants) for (name, label), own_variants in edits.items() if own_variants
+    ]
 
 
 def _variant(probe: Record, variants: list[Record], changed: str, up: bool) -> Record | None:
@@ -50,8 +52,8 @@ def _variant(probe: Record, variants: list[Record], changed: str, up: bool) -> R
     sign = 1 if up else -1
     those = [r for r in variants if r.changed == (changed,) and r.face_path is not None]
     if changed == "body_mass":
-        wanted = probe.biometrics.body_mass + sign * MASS_LEVELS
-        return next((r for r in those if r.biometrics.body_mass == wanted), None)
+        level = probe.biometrics.body_mass + sign * MASS_LEVELS
+        return next((r for r in those if r.biometrics.body_mass == level), None)
     steps = {r.line: sign * (r.biometrics.age - probe.biometrics.age) for r in those}
     far = [r for r in those if steps[r.line] >= LEAST_YEARS]
     return min(far, key=lambda r: abs(steps[r.line] - YEARS), default=None)

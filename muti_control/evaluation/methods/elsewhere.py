@@ -58,8 +58,8 @@ def find_faces(folder: Path, mapping: Path | None, probes: Sequence[Record]) -> 
 
 def _names(record: Record) -> list[str]:
     """Return the names that a picture of this probe may have, without ending."""
-    given = [record.target or record.source, record.source, record.subject]
-    stems = [name if name == record.subject else str(Path(name).with_suffix("")) for name in given]
+    sources = [record.target or record.source, record.source, record.subject]
+    stems = [name if name == record.subject else str(Path(name).with_suffix("")) for name in sources]
     return list(dict.fromkeys([*stems, *(Path(stem).name for stem in stems)]))
 
 
@@ -71,19 +71,19 @@ def _by_name(folder: Path, probes: Sequence[Record]) -> list[list[Path]]:
             if stem in files:
                 raise InputError(f"faces: {files[stem]} and {path} have one name; keep one of them")
             files[stem] = path
-    found = []
+    faces = []
     for record in probes:
         names = _names(record)
         own = next(([files[name]] for name in names if name in files), [])
-        found.append(own or next((drawn for name in names if (drawn := _numbered(files, name))), []))
-    return found
+        faces.append(own or next((numbered for name in names if (numbered := _numbered(files, name))), []))
+    return faces
 
 
 def _numbered(files: Mapping[str, Path], name: str) -> list[Path]:
-    drawn: list[Path] = []
-    while f"{name}_{len(drawn)}" in files:
-        drawn.append(files[f"{name}_{len(drawn)}"])
-    return drawn
+    numbered: list[Path] = []
+    while f"{name}_{len(numbered)}" in files:
+        numbered.append(files[f"{name}_{len(numbered)}"])
+    return numbered
 
 
 def _by_mapping(folder: Path, mapping: Path, probes: Sequence[Record]) -> list[list[Path]]:
@@ -91,7 +91,7 @@ def _by_mapping(folder: Path, mapping: Path, probes: Sequence[Record]) -> list[l
     for i, record in enumerate(probes):
         for name in [*_names(record), record.source, record.target or record.source]:
             place[name].add(i)
-    found: list[list[Path]] = [[] for _ in probes]
+    faces: list[list[Path]] = [[] for _ in probes]
     problems: list[str] = []
     for line, (probe, picture) in _rows(mapping):
         path = folder / (name_within(picture) or "")
@@ -100,10 +100,10 @@ def _by_mapping(folder: Path, mapping: Path, probes: Sequence[Record]) -> list[l
         elif len(place.get(probe, ())) > 1:
             problems.append(f"line {line}: {probe!r} may be several probes; give the skull's file name")
         elif probe in place:  # other lines are subjects who are no probes of this run
-            found[next(iter(place[probe]))].append(path)
+            faces[next(iter(place[probe]))].append(path)
     if problems:
         raise InputError(f"{mapping}: {len(problems)} problem(s): {some(problems, '; ')}")
-    return found
+    return faces
 
 
 def _rows(mapping: Path) -> list[tuple[int, tuple[str, str]]]:

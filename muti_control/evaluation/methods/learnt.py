@@ -90,7 +90,7 @@ class Drawing:
 
 
 class Learnt:
-    """The baselines, fitted to the training pairs. chosen: how the ridge was chosen; empty without one."""
+    """The baselines, fitted to the training pairs. ridge_choice: how the ridge was chosen; empty without one."""
 
     def __init__(
         self, train: Sequence[Record], valid: Sequence[Record], size: int, with_ridge: bool, advance: Advance
@@ -98,11 +98,11 @@ class Learnt:
         """Read the pairs and fit. advance: called for every pair. Raises: ImageError."""
         self._train = Pairs.read(train, size, advance)
         self._groups = [group_of(record) for record in train]
-        self.chosen: dict[str, float] = {}
+        self.ridge_choice: dict[str, float] = {}
         if with_ridge:
             held_out = Pairs.read(valid, size, advance)
             self._vocabulary = Vocabulary.of(self._groups)
-            self._ridge, self._strength, self.chosen = choose_ridge(
+            self._ridge, self._strength, self.ridge_choice = choose_ridge(
                 (self._train.skulls, self._vocabulary.encode(self._groups), self._train.faces),
                 (held_out.skulls, self._encode(valid), held_out.faces),
             )

@@ -97,12 +97,12 @@ class Weights:
 class ShownLandmarks:
     """The landmarks that models with a landmark branch are shown.
 
-    choice: auto, none or known. weights: of the network that reads them off skulls. known: skull picture -> its person.
+    choice: auto, none or known. weights: of the network that reads them off skulls. people: skull picture -> its person.
     """
 
     choice: str
     weights: Path
-    known: Mapping[Path, Record]
+    people: Mapping[Path, Record]
 
     def source(self, model: ControlledLatentDiffusion) -> CaseLandmarks | None:
         """Return the source of a model's landmarks; None for a model without a branch, or if they are left out.
@@ -112,7 +112,7 @@ class ShownLandmarks:
         if model.cfg.control.landmarks is None or not model.has_trained("landmarks") or self.choice == "none":
             return None
         if self.choice == "known":
-            cases = cases_of(list(self.known.values()))
+            cases = cases_of(list(self.people.values()))
             return true_landmarks(cases, model.cfg.control.landmarks.num_points, "landmarks=known")
         source, lacking = choose_landmarks("auto", self.weights, [], model)
         if lacking is not None:
@@ -243,8 +243,8 @@ class Sampler:
             with torch.no_grad():
                 latents = self.model.encode_first_stage(x.to(self.model.dtype), sample=False)
                 names = [target.name for _, target in part]
-                drawn = self.model.draw(latents.to(self.model.dtype), names, self.grain).float()
-                again = (drawn / 2 + 0.5).permute(0, 2, 3, 1).cpu().numpy()
+                decoded = self.model.draw(latents.to(self.model.dtype), names, self.grain).float()
+                again = (decoded / 2 + 0.5).permute(0, 2, 3, 1).cpu().numpy()
             for (_, target), picture in zip(part, again, strict=True):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 write_png(target, to_uint8(picture))

@@ -156,9 +156,9 @@ def _spread(records: Sequence[Record], limit: int) -> list[Record]:
 
 def _check_strangers(trained_on: Sequence[Record], gallery: Sequence[Record], cfg: EvaluateConfig) -> None:
     """Raise InputError if the model learnt from a person of the gallery: the same name and the same skull picture."""
-    learnt = {record.subject: record for record in trained_on}
+    trained = {record.subject: record for record in trained_on}
     for record in gallery:
-        other = learnt.get(record.subject)
+        other = trained.get(record.subject)
         if other is not None and picture_sha256(other.skull_path) == picture_sha256(record.skull_path):
             raise InputError(
                 f"data.trained_on={cfg.data.trained_on}: {record.subject!r} (line {other.line}) is in the {cfg.split} "

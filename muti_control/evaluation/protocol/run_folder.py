@@ -27,10 +27,10 @@ _OPERATION_OF_GUIDANCE = (
 
 def choose_folder(cfg: EvaluateConfig) -> Path:
     """Return the folder of this run: as named, or named after the weights or faces, numbered if it exists."""
-    wanted = Path(cfg.out) / cfg.run_name
+    folder = Path(cfg.out) / cfg.run_name
     if cfg.name is not None or cfg.overwrite:
-        return wanted
-    return (latest_folder if cfg.resume else unused_folder)(wanted)
+        return folder
+    return (latest_folder if cfg.resume else unused_folder)(folder)
 
 
 def identity_of(config: Mapping[str, Any], read: Mapping[str, str]) -> dict[str, Any]:
@@ -106,10 +106,10 @@ def _read(note: Path) -> dict[str, Any] | None:
 
 
 def _check_same(folder: Path, earlier: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    wanted = json.loads(json.dumps(identity))
+    current = json.loads(json.dumps(identity))
     earlier = identity_of(earlier.get("settings", {}), earlier.get("read", {}))  # of runs that noted more
     for part in ("settings", "read"):
-        before, now = earlier.get(part, {}), wanted[part]
+        before, now = earlier.get(part, {}), current[part]
         for key in sorted({*before, *now}):
             if before.get(key) != now.get(key):
                 raise OutputError(

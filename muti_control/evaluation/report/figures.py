@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Panel = tuple[str, Callable[[Axes], None]]
 
-_LOOK = {  # of text and axes; the salt and a missing date make the file reproducible
+_LOOK: dict[str, Any] = {  # of text and axes; the salt and a missing date make the file reproducible
     "svg.hashsalt": "iccr-diff",
     "svg.fonttype": "path",
     "font.size": 8.5,
@@ -53,16 +53,16 @@ def styles(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
     evaluated = iter([{"color": colour, "linewidth": 2.4} for colour in _EVALUATED])
     looks |= {"model": evaluated, "folder": evaluated}
     rest = {"color": _GREY, "linestyle": "--", "linewidth": 1.4}
-    found = {}
+    result: dict[str, dict[str, Any]] = {}
     for method in evaluation.methods:
-        found[method.name] = (
+        result[method.name] = (
             next(looks[method.kind], rest) if method.kind in looks else {"color": _BLACK, "linewidth": 1.4}
         )
         if method.kind == "ceiling":
-            found[method.name]["linestyle"] = (0, (4, 3)) if method.name == NEUTRAL else (0, (9, 4))
+            result[method.name]["linestyle"] = (0, (4, 3)) if method.name == NEUTRAL else (0, (9, 4))
         elif method.kind == "limit":
-            found[method.name]["linestyle"] = ":"
-    return found
+            result[method.name]["linestyle"] = ":"
+    return result
 
 
 def match_curves(evaluation: Evaluation) -> str | None:
@@ -90,10 +90,8 @@ def match_curves(evaluation: Evaluation) -> str | None:
 
         return draw
 
-    judged = {name for method in evaluation.methods for name in method.identification}
-    return _svg(
-        [(judge.label, panel(judge.name)) for judge in evaluation.recognisers if judge.name in judged]
-    )
+    names = {name for method in evaluation.methods for name in method.identification}
+    return _svg([(judge.label, panel(judge.name)) for judge in evaluation.recognisers if judge.name in names])
 
 
 def coverage(evaluation: Evaluation, together: bool) -> str | None:
@@ -196,8 +194,8 @@ def sweep(rows: Sequence[Row]) -> str | None:
         return draw
 
     titles = {"identity": "Distance to the true face", "nme": "NME by dlib, %", "realism": "KID x 1000"}
-    known = [key for key in titles if all(getattr(row, key) is not None for row in rows)]
-    return _svg([(f"{titles[key]} (lower is better)", panel(key)) for key in known])
+    keys = [key for key in titles if all(getattr(row, key) is not None for row in rows)]
+    return _svg([(f"{titles[key]} (lower is better)", panel(key)) for key in keys])
 
 
 def _line(axes: Axes, curve: Curve, label: str, look: dict[str, Any], band: bool) -> None:
@@ -217,7 +215,7 @@ def _svg(panels: Sequence[Panel], height: float = 2.9) -> str | None:
 
     across = min(3, len(panels))
     rows = -(-len(panels) // across)
-    with rc_context(_LOOK):
+    with rc_context(_LOOK):  # type: ignore[arg-type]  # its keys are literals
         figure = Figure(
             (3.6 * max(across, 1.5), height * rows + 0.6),
             layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1),
@@ -236,7 +234,7 @@ def _svg(panels: Sequence[Panel], height: float = 2.9) -> str | None:
 
 def _entries(panels: Iterable[Axes]) -> tuple[list[Any], list[str]]:
     """Return the legend's handles and labels, each label once."""
-    entries = {}
+    entries: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)

@@ -63,10 +63,10 @@ def main_table(evaluation: Evaluation) -> Table | None:
 def recogniser_table(evaluation: Evaluation, judge: Recogniser) -> Table | None:
     """Return every method under one recogniser, with ranks and distances."""
     columns = identification_columns(judge.name)
-    judged = [method for method in evaluation.methods if judge.name in method.identification]
-    if all(method.identification[judge.name].distance is None for method in judged):
+    methods = [method for method in evaluation.methods if judge.name in method.identification]
+    if all(method.identification[judge.name].distance is None for method in methods):
         columns = columns[:-1]
-    missed = {method.label: method.identification[judge.name].missed for method in judged}
+    missed = {method.label: method.identification[judge.name].missed for method in methods}
     counts = [f"{label} {count}" for label, count in missed.items() if count]
     note = f"Faces in which the recogniser finds no face, each with the last rank: {'; '.join(counts)}."
     return _method_table(evaluation, columns, True, [note] if counts else [])

@@ -54,7 +54,7 @@ class Roles:
     def of(cls, evaluation: Evaluation) -> Roles:
         """Return the roles of a run's methods."""
         judge = evaluation.recognisers[0] if evaluation.recognisers else None
-        judged = [m for m in evaluation.methods if judge is None or judge.name in m.identification]
+        methods = [m for m in evaluation.methods if judge is None or judge.name in m.identification]
 
         def strength(method: Method) -> tuple[float, float]:
             if judge is None:
@@ -63,14 +63,14 @@ class Roles:
             return figures.rank1.value, figures.mean_reciprocal_rank.value
 
         def first(kinds: Sequence[str], *names: str) -> Method | None:
-            return next((m for m in judged if m.kind in kinds and (not names or m.name in names)), None)
+            return next((m for m in methods if m.kind in kinds and (not names or m.name in names)), None)
 
         return cls(
             evaluated=first(EVALUATED),
             judge=judge,
-            baseline=max((m for m in judged if m.kind == "baseline"), key=strength, default=None),
+            baseline=max((m for m in methods if m.kind == "baseline"), key=strength, default=None),
             shuffled=first(["control"], SHUFFLED),
-            ceiling=next((m for m in judged if m.kind == "ceiling" and m.name != NEUTRAL), None),
+            ceiling=next((m for m in methods if m.kind == "ceiling" and m.name != NEUTRAL), None),
             neutral=first(["ceiling"], NEUTRAL),
             limit=first(["limit"], "turned"),
         )

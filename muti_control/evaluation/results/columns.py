@@ -39,10 +39,10 @@ class Column:
         if self.part == "pictures":
             measured = method.pictures.get(self.key)
             return None if measured is None else measured.figure
-        found = method.identification.get(self.part)
-        if found is None:
+        identification = method.identification.get(self.part)
+        if identification is None:
             return None
-        figure: Figure | None = getattr(found, self.key)
+        figure: Figure | None = getattr(identification, self.key)
         return figure
 
     def values(self, method: Method) -> Floats | None:
@@ -51,8 +51,8 @@ class Column:
             measured = method.pictures.get(self.key)
             values = None if measured is None else measured.values
             return None if values is None else _with_nan(values)
-        found = method.identification.get(self.part)
-        return None if found is None else _PER_PROBE[self.key](found)
+        identification = method.identification.get(self.part)
+        return None if identification is None else _PER_PROBE[self.key](identification)
 
     def written(self, value: float, sign: bool = False) -> str:
         """Return a value as text, without its unit."""
@@ -64,8 +64,8 @@ def _with_nan(values: tuple[float | None, ...] | tuple[int | None, ...]) -> Floa
 
 
 def _hits(within: int) -> Callable[[Identification], Floats]:
-    def of(found: Identification) -> Floats:
-        ranks = _with_nan(found.ranks)
+    def of(identification: Identification) -> Floats:
+        ranks = _with_nan(identification.ranks)
         return np.where(np.isnan(ranks), np.nan, ranks <= within)
 
     return of
@@ -75,9 +75,11 @@ _PER_PROBE: dict[str, Callable[[Identification], Floats | None]] = {
     "rank1": _hits(1),
     "rank5": _hits(5),
     "rank10": _hits(10),
-    "mean_reciprocal_rank": lambda found: 1 / _with_nan(found.ranks),
-    "mean_rank": lambda found: _with_nan(found.ranks),
-    "distance": lambda found: None if found.distances is None else _with_nan(found.distances),
+    "mean_reciprocal_rank": lambda identification: 1 / _with_nan(identification.ranks),
+    "mean_rank": lambda identification: _with_nan(identification.ranks),
+    "distance": lambda identification: (
+        None if identification.distances is None else _with_nan(identification.distances)
+    ),
 }
 
 

@@ -113,10 +113,10 @@ def check_comparable(first: Evaluation, second: Evaluation) -> None:
                 for k in {**judge.identity, **other.identity}
                 if judge.identity.get(k) != other.identity.get(k)
             ]
-            told = [
+            differences = [
                 f"{key} {judge.identity.get(key)!r} and {other.identity.get(key)!r}" for key in keys[:_SHOWN]
             ]
-            wrong.append(f"recogniser {judge.name}: {', '.join(told)}")
+            wrong.append(f"recogniser {judge.name}: {', '.join(differences)}")
         if judge.gallery_sha256 != other.gallery_sha256:
             sizes = first.protocol.gallery_size, second.protocol.gallery_size
             wrong.append(

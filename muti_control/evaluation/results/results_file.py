@@ -88,7 +88,7 @@ def check(evaluation: Evaluation) -> None:
     measures = _unique([measure.name for measure in evaluation.measures], "measures")
     methods = _unique([method.name for method in evaluation.methods], "methods")
 
-    def known(names: Collection[str], among: set[str], where: str) -> None:
+    def check_names(names: Collection[str], among: set[str], where: str) -> None:
         for name in names:
             if name not in among:
                 raise ResultsError(f"{where}: {name!r} is none of {sorted(among)}")
@@ -103,33 +103,33 @@ def check(evaluation: Evaluation) -> None:
 
     for method in evaluation.methods:
         here = f"method {method.name}"
-        known(method.identification, recognisers, here)
-        known(method.pictures, measures, here)
+        check_names(method.identification, recognisers, here)
+        check_names(method.pictures, measures, here)
         for name, figures in method.identification.items():
             aligned(figures.ranks, f"{here}, {name}: ranks")
             aligned(figures.distances, f"{here}, {name}: distances")
         for name, measured in method.pictures.items():
             aligned(measured.values, f"{here}, {name}: values")
     for coverage in evaluation.coverage:
-        known([coverage.recogniser], recognisers, "coverage")
+        check_names([coverage.recogniser], recognisers, "coverage")
         within(coverage.probes, "coverage")
         for table in (coverage.curves, coverage.together):
-            known(table, methods, "coverage")
+            check_names(table, methods, "coverage")
         for key, counts in (("hits", coverage.hits), ("ranks_together", coverage.ranks_together)):
-            known(counts, methods, f"coverage: {key}")
+            check_names(counts, methods, f"coverage: {key}")
             for name, row in counts.items():
                 aligned(row, f"coverage, {name}: {key}", len(coverage.probes))
     for part in (*evaluation.diversity, *evaluation.sensitivity):
-        known([part.method], methods, type(part).__name__.lower())
-        known(part.measures, measures, type(part).__name__.lower())
+        check_names([part.method], methods, type(part).__name__.lower())
+        check_names(part.measures, measures, type(part).__name__.lower())
     for edit in evaluation.edits:
-        known([edit.method], methods, "edits")
+        check_names([edit.method], methods, "edits")
         within(edit.probes, "edits")
         aligned(edit.projections, f"edit {edit.name}: projections", len(edit.probes))
         aligned(edit.true_sizes, f"edit {edit.name}: true_sizes", len(edit.probes))
     for case in evaluation.cases:
-        known([case.method], methods, "cases")
-        known([case.recogniser], recognisers, "cases")
+        check_names([case.method], methods, "cases")
+        check_names([case.recogniser], recognisers, "cases")
         within([case.probe], "cases")
 
 

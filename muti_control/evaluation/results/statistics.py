@@ -87,10 +87,10 @@ def _kept_counts(num_probes: int, num_draws: int, seed: int) -> Floats:
 
 
 def _new_counts(num_probes: int, num_draws: int, seed: tuple[int, ...]) -> Floats:
-    drawn = np.random.default_rng(seed).multinomial(
+    draws = np.random.default_rng(seed).multinomial(
         num_probes, np.full(num_probes, 1 / num_probes), size=num_draws
     )
-    counts: Floats = drawn.astype(np.float32)
+    counts: Floats = draws.astype(np.float32)
     counts.setflags(write=False)
     return counts
 

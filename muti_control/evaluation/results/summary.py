@@ -127,7 +127,7 @@ def identification(
             f"ranks from {every.min(initial=0)} to {every.max(initial=0)}, {measured_here.sum()} measured: "
             f"expected at least one, within 1 .. {gallery_size}"
         )
-    found = every[measured_here]
+    own_ranks = every[measured_here]
     at = cmc_ranks(gallery_size)
     own = None if distances is None else np.asarray(distances, dtype=np.float64)
     return Identification(
@@ -135,15 +135,15 @@ def identification(
         distances=None if own is None else tuple(float(d) if np.isfinite(d) else None for d in own),
         excluded=excluded,
         missed=missed,
-        rank1=how.share(found <= 1),
-        rank5=how.share(found <= 5),
-        rank10=how.share(found <= 10),
-        mean_average_precision=how.mean(1 / found),
-        mean_reciprocal_rank=how.mean(1 / found),
-        mean_rank=how.mean(found),
+        rank1=how.share(own_ranks <= 1),
+        rank5=how.share(own_ranks <= 5),
+        rank10=how.share(own_ranks <= 10),
+        mean_average_precision=how.mean(1 / own_ranks),
+        mean_reciprocal_rank=how.mean(1 / own_ranks),
+        mean_rank=how.mean(own_ranks),
         distance=_mean_of_known(own, measured_here, how),
         other_distance=_mean_of_known(others, measured_here, how),
-        cmc=how.share_curve(at, found_within(found, at)),
+        cmc=how.share_curve(at, found_within(own_ranks, at)),
         groups=_by_group(every, groups, how),
     )
 
@@ -151,9 +151,9 @@ def identification(
 def _mean_of_known(values: ArrayLike | None, where: NDArray[np.bool_], how: Resampling) -> Figure | None:
     if values is None:
         return None
-    known = np.asarray(values, dtype=np.float64)[where]
-    known = known[np.isfinite(known)]
-    return how.mean(known) if len(known) else None
+    finite = np.asarray(values, dtype=np.float64)[where]
+    finite = finite[np.isfinite(finite)]
+    return how.mean(finite) if len(finite) else None
 
 
 def _by_group(
@@ -256,8 +256,8 @@ def edit(
     projections, angles = edit_projection(*changes)
     per_point = np.sqrt(changes[0].shape[1] / 2)  # sizes are root mean squares over points: px a point
     predicted_sizes, true_sizes = (np.linalg.norm(change, axis=1) / per_point for change in changes)
-    known = np.isfinite(projections)
-    if not known.any():
+    finite = np.isfinite(projections)
+    if not finite.any():
         raise NoChangeError(f"no true face changed in {space}, so there is nothing to compare with")
     turned = np.isfinite(angles)
     return Edit(
@@ -265,7 +265,7 @@ def edit(
         name=name,
         label=label,
         space=space,
-        projection=how.mean(projections[known], true_sizes[known] ** 2),
+        projection=how.mean(projections[finite], true_sizes[finite] ** 2),
         angle=how.mean(angles[turned]) if turned.any() else None,
         true_size=how.mean(true_sizes),
         predicted_size=how.mean(predicted_sizes),
