@@ -56,7 +56,7 @@ class Landmarks:
 def heatmaps(landmarks: Landmarks, height: int, width: int, sigma: float) -> Tensor:
     """Return one Gaussian for each point, with its confidence as the peak: (B, N, height, width) float32.
 
-    sigma: standard deviation in cells of the map. Of a point outside the picture, the inner part of its Gaussian remains.
+    sigma: standard deviation in cells of the map. Of a point outside, the inner part of its Gaussian remains.
     """
     points, device = landmarks.points.float(), landmarks.points.device
     # Cell i covers [i, i + 1) / width: its centre is (i + 0.5) / width.

@@ -21,7 +21,7 @@ CONDITIONS = ("skull", "landmarks", "texture")  # beside the text
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a batch is drawn from, beside its prompts.
+    """The conditions of a batch beside its prompts.
 
     skulls: (B, 3, H, W) in [0, 1], or None where no sample has one.
     skull_present: (B,) bool; None: all that ``skulls`` has.
@@ -42,7 +42,7 @@ class Conditions:
             )
 
     def where(self, kept: Tensor) -> Conditions:
-        """With nothing left to the samples for which ``kept`` (B,) is False."""
+        """Return the conditions without those of the samples for which ``kept`` (B,) is False."""
         skull_present, landmarks, texture = self.skull_present, self.landmarks, self.texture
         if self.skulls is not None:
             skull_present = kept if skull_present is None else skull_present & kept
@@ -54,18 +54,18 @@ class Conditions:
 
     @property
     def numbers(self) -> dict[str, int]:
-        """Of how many samples each condition is, by its name."""
-        found = {
+        """The number of samples of each condition, by its name."""
+        numbers = {
             "skulls": None if self.skulls is None else len(self.skulls),
             "landmarks": None if self.landmarks is None else len(self.landmarks.present),
             "textures": None if self.texture is None else len(self.texture.present),
         }
-        return {name: number for name, number in found.items() if number is not None}
+        return {name: number for name, number in numbers.items() if number is not None}
 
 
 @dataclass(frozen=True)
 class Acting:
-    """What a network's control copy is given.
+    """The inputs of a network's control copy.
 
     hint: (B, model_channels, h, w) after its first block.
     texture: (B, 4 model_channels) on its time embedding, or None.
@@ -92,7 +92,7 @@ class Encoded:
     present: dict[str, Tensor]
 
     def doubled(self, dropped: Collection[str] = ()) -> Encoded:
-        """For both halves of a classifier-free guided batch; the first is without the conditions ``dropped``."""
+        """Return both halves of a classifier-free guided batch; the first is without the conditions ``dropped``."""
         parts, present = {}, {}
         for name in CONDITIONS:
             part: Tensor | None = getattr(self, name)
@@ -109,13 +109,13 @@ class Encoded:
         return Encoded(torch.cat([self.nothing, self.nothing]), **parts, present=present)
 
     def without(self, dropped: Collection[str]) -> Encoded:
-        """With the conditions ``dropped`` taken from every sample."""
+        """Return the conditions of every sample without those ``dropped``."""
         kept = {name: getattr(self, name) for name in CONDITIONS if name not in dropped}
         present = {name: shown for name, shown in self.present.items() if name not in dropped}
         return Encoded(self.nothing, **dict.fromkeys(CONDITIONS) | kept, present=present)
 
     def scaled(self, landmarks: float, texture: float) -> Encoded:
-        """With a factor on what each branch adds; 0 takes the branch away."""
+        """Return the conditions with a factor on each branch's addend; 0 removes the branch."""
         return replace(
             self,
             landmarks=None if self.landmarks is None or landmarks == 0 else landmarks * self.landmarks,
@@ -123,7 +123,7 @@ class Encoded:
         )
 
     def acting(self, with_landmarks: bool = True, with_texture: bool = True) -> Acting | None:
-        """All conditions but those that are switched off; None: nothing acts, and the base model draws alone."""
+        """Return the control copy's inputs from all conditions that are on; None: none is, and the base model draws."""
         landmarks = self.landmarks if with_landmarks else None
         texture = self.texture if with_texture else None
         parts = [part for part in (self.skull, landmarks) if part is not None]

@@ -52,8 +52,10 @@ def computes_in_bf16(device: torch.device) -> bool:
 
 
 def prefers_bf16(device: torch.device) -> bool:
-    """Return whether bf16 is also faster there than fp32. On Intel processors that takes AMX: by AVX-512 alone they are no
-    faster in bf16, AMD's are ."""
+    """Return whether bf16 is also faster there than fp32 (benchmarks/RESULTS.md).
+
+    Intel processors need AMX for that; those of AMD are faster by AVX-512 alone.
+    """
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
         capabilities = torch.cpu.get_capabilities()
         if "intel" in str(capabilities.get("cpu_name", "")).lower() and not capabilities.get("amx_bf16"):

@@ -47,13 +47,13 @@ def grey_of(pictures: Tensor) -> Tensor:
 
 
 def inside(grey: Tensor) -> Tensor:
-    """Return a mask (B, 1, H, W) of the inside of a face, without its outline; grey: (B, 1, H, W) in [-1, 1] on black."""
+    """Return a mask (B, 1, H, W) of the inside of a face, without its outline; grey: (B, 1, H, W) in [-1, 1]."""
     face = (grey > FACE).float()
     return _or_all(-F.max_pool2d(-face, 2 * BAND + 1, 1, BAND))
 
 
 def log_energies(grey: Tensor, where: Tensor) -> Tensor:
-    """Return the mean log squared difference of neighbours ``LAGS`` apart, (B, 8), within the mask ``where`` (B, 1, H, W)."""
+    """Return the mean log squared difference of neighbours ``LAGS`` apart, (B, 8); where: mask (B, 1, H, W)."""
     found = []
     for lag in LAGS:
         first, second = _neighbours(grey, lag)

@@ -30,7 +30,7 @@ def _bpe() -> Any:
 
 
 def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """CLIP's tokens with their ids, under their published names, and the byte pairs in the order they are merged."""
+    """Return CLIP's tokens with their ids, under their published names, and the byte pairs in the order of merging."""
     bpe = _bpe()
     special = {BOS_TOKEN: "<|startoftext|>", EOS_TOKEN: "<|endoftext|>"}  # open_clip calls them otherwise
     tokens = {special.get(number, token): number for token, number in bpe.encoder.items()}
@@ -38,7 +38,7 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def tokenize(prompts: Sequence[str], max_length: int = 77) -> Tensor:
-    """Token ids as Stable Diffusion 1.5 expects them.
+    """Return token ids as Stable Diffusion 1.5 expects them.
 
     A row is the begin token, the prompt's tokens, the end token, and the end token again up to
     `max_length`: SD1.5 pads with 49407 and attends to every position, where open_clip would pad with 0.

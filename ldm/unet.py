@@ -77,7 +77,7 @@ class Upsample(nn.Module):
 
 
 class TimestepBlock(nn.ModuleList):
-    """A numbered run of layers that hands the time embedding and the text to those that want them."""
+    """A numbered sequence of layers; each gets the time embedding or the text if it reads it."""
 
     def forward(self, x: Tensor, emb: Tensor, context: Context) -> Tensor:
         for layer in self:
@@ -91,7 +91,7 @@ class TimestepBlock(nn.ModuleList):
 
 
 class UNetEncoder(nn.Module):
-    """Time embedding, ``input_blocks`` and ``middle_block``: what UNet and ControlNet have in common."""
+    """Time embedding, ``input_blocks`` and ``middle_block``: the part that UNet and ControlNet share."""
 
     def __init__(self, cfg: UNetConfig) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class UNetEncoder(nn.Module):
         self._number_texts()
 
     def _number_texts(self) -> None:
-        """Tell every transformer where its keys and values stand among the network's."""
+        """Set every transformer's index in the network's list of keys and values."""
         first = 0
         for module in self.modules():
             if isinstance(module, SpatialTransformer):
@@ -133,7 +133,7 @@ class UNetEncoder(nn.Module):
                 first += len(module.transformer_blocks)
 
     def keys_values(self, context: Tensor) -> list[KeysValues]:
-        """Keys and values of text embeddings (B, M, context_dim) for every cross-attention, in the order of use.
+        """Return the keys and values of text embeddings (B, M, context_dim) for every cross-attention, in order of use.
 
         Given to ``forward`` in the embeddings' place, they save their projection at every step of a sampling.
         """
@@ -152,13 +152,13 @@ class UNetEncoder(nn.Module):
         return block(x, emb, context)
 
     def embed_time(self, t: Tensor, dtype: torch.dtype) -> Tensor:
-        """t (B,) -> (B, 4 * model_channels)."""
+        """Return the time embedding (B, 4 * model_channels) of t (B,)."""
         return self.time_embed(timestep_embedding(t, self.cfg.model_channels).to(dtype))
 
     def encode(
         self, x: Tensor, emb: Tensor, context: Context, hint: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """Outputs of every encoder block and of the middle block.
+        """Return the outputs of every encoder block and of the middle block.
 
         x: (B, in_channels, H, W) latent; emb: (B, 4 ch); context: (B, M, context_dim) or :meth:`keys_values` of it;
         hint: (B, ch, H, W) added after the first block (a ControlNet's condition), or None.
@@ -201,7 +201,7 @@ class UNetModel(UNetEncoder):
     def forward(
         self, x: Tensor, t: Tensor, context: Context, control: Sequence[Tensor] | None = None
     ) -> Tensor:
-        """Predicted noise, (B, out_channels, H, W).
+        """Return the predicted noise, (B, out_channels, H, W).
 
         x: (B, in_channels, H, W) noised latent, H and W multiples of 2**(levels - 1); t: (B,) steps;
         context: (B, M, context_dim), or :meth:`keys_values` of it;
@@ -231,7 +231,7 @@ class UNetModel(UNetEncoder):
         return self.out(h)  # (B, out_channels, H, W)
 
     def _encoder_learns(self, x: Tensor, context: Context) -> bool:
-        """Whether a gradient may be wanted through the encoder half. Under a ControlNet the frozen one needs none."""
+        """Whether the encoder half needs a gradient. The frozen one beside a ControlNet does not."""
         given = [context] if isinstance(context, Tensor) else [k for pair in context for k in pair]
         own = [
             p for part in (self.time_embed, self.input_blocks, self.middle_block) for p in part.parameters()
