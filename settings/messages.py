@@ -15,6 +15,11 @@ Layer = tuple[str, Mapping[str, Any]]
 """Settings from one place, and the words that a message about them begins with."""
 
 RENAMED = {"guidance": "spgd", "landmarks": "branches", "texture": "branches"}  # old dotted prefix -> new one
+REMOVED = {  # old key -> what serves instead
+    "memory.batch_size": "train.batch_size and train.accumulate say how many pictures a step takes",
+    "memory.card": "configs/sd15 has one config each for cards of 12, 24 and 80 GB",
+    "shard_mb": "a pack is one file",
+}
 MEANT = {  # a name that users try -> the names it may have here
     "batch": ("batch_size",),
     "bmi": ("body_mass",),
@@ -123,6 +128,8 @@ def unknown(schema: type[BaseModel], key: str, layer: Mapping[str, Any] | None =
     for old, new in RENAMED.items():
         if new in schema.model_fields and (key == old or key.startswith(f"{old}.")):
             return f"{key}: the key is now {new}{key.removeprefix(old)}"
+    if key in REMOVED:
+        return f"{key}: this setting is gone; {REMOVED[key]}"
     for kind, marks in KINDS.items():
         mark = next((m for m in marks if m in (layer or {}) and m not in schema.model_fields), None)
         if mark is not None:

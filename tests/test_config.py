@@ -205,6 +205,7 @@ def test_another_name_for_a_setting_leads_to_it(schema: type[Settings], argument
 @pytest.mark.parametrize("schema", [SampleConfig, EvaluateConfig])
 def test_an_old_key_leads_to_the_new_one(schema: type[Settings], tmp_path: Path) -> None:
     assert refused(schema, "guidance.mode=spgd") == "guidance.mode: the key is now spgd.mode"
+    assert "configs/sd15" in refused(ExperimentConfig, "memory.card=24")
     file = tmp_path / "old.yaml"
     file.write_text("guidance:\n  mode: spgd\n")
     assert refused(schema, str(file)) == f"{file}: guidance: the key is now spgd"
