@@ -158,7 +158,7 @@ def _write_pipeline(
     for part, state in tensors.items():
         with torch.device("meta"):
             if part == "text_encoder":
-                more = {"projection_dim": cfg.cond_stage.width, "bos_token_id": BOS_TOKEN}
+                more: dict[str, Any] = {"projection_dim": cfg.cond_stage.width, "bos_token_id": BOS_TOKEN}
                 more |= {"eos_token_id": EOS_TOKEN, "pad_token_id": EOS_TOKEN}
                 net = CLIPTextModel(CLIPTextConfig(**settings[part], **more))
                 if not hasattr(net, "text_model"):  # transformers 5
@@ -168,7 +168,7 @@ def _write_pipeline(
         net.load_state_dict(state, assign=True)
         parts[part] = net
     _write_vocabulary(folder / "tokenizer", cfg.cond_stage.max_length)
-    pipeline_class = (
+    pipeline_class: Any = (
         diffusers.StableDiffusionControlNetPipeline
         if "controlnet" in parts
         else diffusers.StableDiffusionPipeline
