@@ -275,9 +275,9 @@ class _Production:
         cases = self._plan.inputs.probe_cases
         truths = {i: case.face_path for i, case in enumerate(cases) if case.face_path is not None}
         jobs: list[tuple[str, EditPlan | None, dict[int, Path]]] = [("autoencoder", None, truths)]
-        for edit in self._edits:
-            after = {i: face_of(record) for i, record in edit.variants.items()}
-            jobs.append((f"autoencoder_{edit.name}", edit, after))
+        for plan in self._edits:
+            after = {i: face_of(record) for i, record in plan.variants.items()}
+            jobs.append((f"autoencoder_{plan.name}", plan, after))
         steps = -(-sum(len(faces) for *_, faces in jobs) // self._plan.team.size)
         with self._stage("autoencoder", steps) as advance:
             for folder, edit, faces in jobs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,13 +44,13 @@ _GUESSING: dict[str, Any] = {"color": _GREY, "linewidth": 0.9, "label": "guessin
 
 def styles(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
     """Return the line style of each method by its name, the same in every figure."""
-    looks = {
+    looks: dict[str, Iterator[dict[str, Any]]] = {
         "baseline": iter([{"color": colour, "linewidth": 1.5} for colour in _BASELINES]),
         "control": iter(
             [{"color": _GREY, "linestyle": dash, "linewidth": 1.4} for dash in ("--", ":", "-.")]
         ),
     }
-    evaluated = iter([{"color": colour, "linewidth": 2.4} for colour in _EVALUATED])
+    evaluated: Iterator[dict[str, Any]] = iter([{"color": colour, "linewidth": 2.4} for colour in _EVALUATED])
     looks |= {"model": evaluated, "folder": evaluated}
     rest = {"color": _GREY, "linestyle": "--", "linewidth": 1.4}
     result: dict[str, dict[str, Any]] = {}

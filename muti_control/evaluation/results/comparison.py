@@ -211,10 +211,8 @@ def _edit_values(first: Evaluation, second: Evaluation) -> Iterator[_Values]:
         method = first.method(edit.method)
         if other is not None and method is not None:
             column = Column("edits", edit.name, f"{edit.label}: of the true change", "%", "", 0, 100)
-            values = (
-                np.array(part.projections, dtype=np.float64) for part in (edit, other)
-            )  # None becomes NaN
-            yield method, "edits", column, *values, np.array(edit.true_sizes) ** 2
+            own, theirs = (np.array(part.projections, np.float64) for part in (edit, other))  # NaN for None
+            yield method, "edits", column, own, theirs, np.array(edit.true_sizes) ** 2
 
 
 def _row(
@@ -230,8 +228,9 @@ def _row(
     if gap is None or first is None or second is None:
         return None
     both = np.isfinite(first) & np.isfinite(second)
-    means = (np.average(v[both], weights=None if weights is None else weights[both]) for v in (first, second))
-    return Row(method.name, method.label, part, column, *map(float, means), gap)
+    w = None if weights is None else weights[both]
+    one, two = (float(np.average(values[both], weights=w)) for values in (first, second))
+    return Row(method.name, method.label, part, column, one, two, gap)
 
 
 def _settings(first: Evaluation, second: Evaluation) -> Iterator[tuple[str, str, str]]:

@@ -5,28 +5,22 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from cldm.record import write_json
-from muti_control.evaluation.results.results import METRICS, NAME, VERSION, Evaluation
+from muti_control.evaluation.results.results import METRICS, NAME, VERSION, Diversity, Evaluation, Sensitivity
 
 
 class ResultsError(ValueError):
     """Results that cannot be read, or do not fit together; the message says what and where."""
 
 
-@cache
-def _adapter(kind: type) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
-
-
 def to_json(value: Any) -> Any:
     """Return one of the classes of ``results.py`` as dicts, lists, strings, numbers, booleans and None."""
-    return _adapter(type(value)).dump_python(value, mode="json")
+    return TypeAdapter(type(value)).dump_python(value, mode="json")
 
 
 def write_results(folder: Path, evaluation: Evaluation) -> Path:
@@ -67,7 +61,7 @@ def read_results(path: str | os.PathLike[str]) -> Evaluation:
             "evaluate again, or use the release that wrote them"
         )
     try:
-        evaluation: Evaluation = _adapter(Evaluation).validate_json(text, strict=True)
+        evaluation: Evaluation = TypeAdapter(Evaluation).validate_json(text, strict=True)
         check(evaluation)
     except ValidationError as error:
         raise ResultsError(f"{file}: {_first_of(error)}") from error
@@ -119,7 +113,8 @@ def check(evaluation: Evaluation) -> None:
             check_names(counts, methods, f"coverage: {key}")
             for name, row in counts.items():
                 aligned(row, f"coverage, {name}: {key}", len(coverage.probes))
-    for part in (*evaluation.diversity, *evaluation.sensitivity):
+    spreads: list[Diversity | Sensitivity] = [*evaluation.diversity, *evaluation.sensitivity]
+    for part in spreads:
         check_names([part.method], methods, type(part).__name__.lower())
         check_names(part.measures, measures, type(part).__name__.lower())
     for edit in evaluation.edits:
