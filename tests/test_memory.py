@@ -12,7 +12,6 @@ from torch import Tensor
 import tool_add_control
 from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, model_metadata
-from data.pack import pack
 from ldm.checkpoint import read_state_dict, write_state_dict
 from ldm.config import ModelConfig
 from muti_control.optim import OptimConfig
@@ -45,13 +44,11 @@ def control(
         name: str,
         precision: str,
         memory: MemoryConfig,
-        data: Path = root,
-        workers: int = 0,
         unlocked: str = "none",
     ) -> Training:
         cfg = ExperimentConfig(
             stage="control", name=name, out=str(root / "runs"), init=str(root / "ini.safetensors"),
-            data=DataConfig(root=str(data), num_workers=workers),
+            data=DataConfig(root=str(root)),
             train=TrainConfig(
                 max_steps=3, batch_size=2, accumulate=2, val_every=3, save_every=3, num_valid=2,
                 precision=precision, accelerator="cpu", export="last",
@@ -107,21 +104,3 @@ def test_an_unlocked_unet_is_trained_in_full_precision(control: Callable[..., Tr
     assert {name.split(".")[2] for name in changed if name.startswith("model.")} == {"output_blocks", "out"}
     assert any(name.startswith("control_model.") for name in changed)
     assert not any(name.startswith(("first_stage_model.", "cond_stage_model.")) for name in changed)
-
-
-def test_a_pack_trains_like_its_folder(control: Callable[..., Training], tmp_path: Path) -> None:
-    folder = control("folder", "32-true", MemoryConfig())
-    pack(Path(folder.cfg.data.root), tmp_path / "packed", progress=False)
-    expected = fitted(folder)
-    packed = control("packed", "32-true", MemoryConfig(), data=tmp_path / "packed", workers=2)
-    found = fitted(packed)
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
-    curves = [
-        next((training.cfg.run_dir / "csv").rglob("metrics.csv")).read_text().splitlines()
-        for training in (folder, packed)
-    ]
-    columns = curves[0][0].split(",")
-    kept = [k for k, column in enumerate(columns) if column.startswith("train/")]
-    assert kept
-    rows = [[[line.split(",")[k] for k in kept] for line in curve[1:]] for curve in curves]
-    assert rows[0] == rows[1]

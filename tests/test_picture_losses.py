@@ -24,7 +24,6 @@ from muti_control.losses.decoding import differentiate, gated_rows, with_gradien
 from muti_control.losses.picture import feature_matching, landmark_error
 from muti_control.losses.weights import LossWeights, gradient_norms
 from muti_control.networks.config import PatchGanConfig, PipNetConfig
-from muti_control.networks.patchgan import PatchGan, judged
 from muti_control.networks.pipnet.network import PipNet
 from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.training.config import DataConfig, ExperimentConfig, TrainConfig
@@ -382,18 +381,3 @@ def test_a_network_for_skulls_is_refused(stage_of: MakeStage, tmp_path: Path) ->
         ValueError, match=r"losses.pipnet: .* reads landmarks off skulls, expected one for faces"
     ):
         stage_of(lm=1.0, pipnet=str(path))
-
-
-def test_a_discriminator_goes_on_from_a_file(stage_of: MakeStage, tmp_path: Path) -> None:
-    first = stage_of(gan=1.0)
-    first.discriminator.save(tmp_path / "d.safetensors")
-    again = stage_of(gan=1.0, discriminator=SMALL.with_(init=str(tmp_path / "d.safetensors")))
-    for (name, p), q in zip(
-        first.discriminator.named_parameters(), again.discriminator.parameters(), strict=True
-    ):
-        assert torch.equal(p, q) and q.requires_grad, name
-    one = PatchGan.load(tmp_path / "d.safetensors")
-    faces = torch.rand(1, 3, 64, 64)
-    with torch.no_grad():
-        scores = [net(judged(faces, faces))[0][-1] for net in (one, again.discriminator)]
-    assert torch.allclose(*scores, atol=1e-5)

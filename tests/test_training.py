@@ -101,13 +101,6 @@ def test_picture_metrics() -> None:
     assert float(rank_one(x, x.roll(1, 0))) == 0.0
 
 
-DISCRIMINATORS = (
-    "losses.discriminator.optim",
-    "autoencoder.discriminator.optim",
-    "pix2pix.discriminator_optim",
-)
-
-
 @pytest.mark.parametrize(
     ("own", "key", "value"),
     [

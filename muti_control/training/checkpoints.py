@@ -138,7 +138,7 @@ class BestCheckpoints:
 
     def offer(self, step: int, score: float, content: Mapping[str, Any]) -> bool:
         """Keep ``content`` if it is among the best; return whether it is. A score that is NaN never is."""
-        new = {"step": step, "score": score, "file": f"best-{step:07d}.ckpt"}
+        new: dict[str, Any] = {"step": step, "score": score, "file": f"best-{step:07d}.ckpt"}
         others = [entry for entry in self.entries() if entry["step"] != step]
         ranking = sorted([*others, new], key=lambda e: (self.sign * e["score"], e["step"]))[: self.keep]
         if score != score or new not in ranking:

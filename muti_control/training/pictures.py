@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from data.images import write_png
@@ -23,7 +24,7 @@ def write_grid(path: Path, rows: list[Tensor]) -> np.ndarray:
     return grid
 
 
-def log_picture(loggers: Iterable[Logger], name: str, picture: np.ndarray, step: int) -> None:
+def log_picture(loggers: Iterable[Any], name: str, picture: np.ndarray, step: int) -> None:
     """Give a picture (H, W, 3) uint8 to the loggers that keep pictures."""
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):

@@ -156,8 +156,9 @@ class Stage(pl.LightningModule):
     def _unsynced(self, accumulating: bool) -> Any:
         """Return a context in which DDP does not average gradients yet, where more micro-batches follow."""
         strategy = self.trainer.strategy
-        several = isinstance(strategy, ParallelStrategy)
-        return strategy.block_backward_sync() if several and accumulating else nullcontext()
+        if accumulating and isinstance(strategy, ParallelStrategy):
+            return strategy.block_backward_sync()
+        return nullcontext()
 
     def _step(self) -> None:
         """Step all optimizers that are due or, if a gradient is not finite, none of them in any process."""
