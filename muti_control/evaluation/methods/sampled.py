@@ -97,7 +97,7 @@ class Weights:
 class ShownLandmarks:
     """The landmarks that models with a landmark branch are shown.
 
-    choice: auto, none or known. weights: of the network that reads them off skulls. people: skull picture -> its person.
+    choice: auto, none or known. weights: network that reads them off skulls. people: skull picture -> its person.
     """
 
     choice: str
