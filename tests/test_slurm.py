@@ -42,7 +42,7 @@ def submit(tmp_path: Path, status: int, **environment: str) -> tuple[int, list[s
 def test_only_a_run_that_saved_in_time_is_queued_again(tmp_path: Path, status: int, again: bool) -> None:
     code, calls, _ = submit(tmp_path, status)
     assert code == status
-    assert calls[0].endswith("train.py configs/sd15/control_24gb.yaml data.root=a folder train.seed=1")
+    assert calls[0].endswith("train.py configs/sd15/control.yaml data.root=a folder train.seed=1")
     assert calls[1:] == (["scontrol requeue 77"] if again else [])
 
 

@@ -23,7 +23,7 @@ set -u
 
 SAVED=138 # train.py's exit status after SIGUSR1
 PYTHON=${PYTHON:-.venv/bin/python}
-CONFIG=${CONFIG:-configs/sd15/control_24gb.yaml}
+CONFIG=${CONFIG:-configs/sd15/control.yaml}
 
 if [ ! -x "$PYTHON" ]; then
     echo "slurm.sh: no $PYTHON in $PWD; submit from the repository's folder, or set PYTHON" >&2
