@@ -17,10 +17,12 @@ from collections.abc import Sequence
 
 import torch
 
+from cldm.record import RECORD
 from data.sheet import NOTICE
 from muti_control.distributed import ProcessError
 from muti_control.sampling.config import SampleConfig
 from muti_control.sampling.draw import reconstruct_cases
+from muti_control.sampling.job import Job
 from muti_control.sampling.prepare import prepare
 from settings.reading import to_yaml
 
@@ -43,7 +45,6 @@ def main(arguments: Sequence[str]) -> int:
     first, name = job.team.is_first, "" if job.team.is_first else f"{job.team.name}: "
     if first:
         print("\n".join(job.introduction()), flush=True)
-    so_far = f"the faces so far are in {job.folder.path}; resume=true continues"
     try:
         with job.team:
             reconstruct_cases(job)
@@ -53,16 +54,23 @@ def main(arguments: Sequence[str]) -> int:
             smaller = f"spgd.at_once=1 spgd.recompute=true, or {smaller}"
         return _fail(f"{name}out of GPU memory; try {smaller}")
     except ProcessError as error:
-        return _fail(f"{error}; {so_far}") if first else 2
+        return _fail(f"{error}; {_progress(job)}") if first else 2
     except (ValueError, OSError) as error:
         return _fail(f"{name}{error}")
     except KeyboardInterrupt:
-        return _fail(f"interrupted; {so_far}", 130) if first else 130
+        return _fail(f"interrupted; {_progress(job)}", 130) if first else 130
     if first:
         faces = f"{len(job.draws)} face{'s' * (len(job.draws) != 1)}"
         print(f"{faces} in {time.monotonic() - started:.1f} s: {job.folder.path}")
         print(f"Contact sheet: {job.folder.path / 'contact_sheet.png'}\n{NOTICE}")
     return 0
+
+
+def _progress(job: Job) -> str:
+    """Return where the faces of a stopped run are."""
+    if (job.folder.path / RECORD).is_file():
+        return f"the faces so far are in {job.folder.path}; resume=true continues"
+    return "nothing was written"
 
 
 def _fail(message: str, code: int = 2) -> int:

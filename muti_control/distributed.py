@@ -1,7 +1,11 @@
-"""Several processes share one run; Lightning Fabric starts and joins them.
+"""Several processes share one run.
 
-``devices=2`` makes the process that the user started launch the other one when everything is checked. torchrun and srun
-start all processes themselves. The processes agree on a few facts over gloo; no picture travels between them.
+Sampling: Lightning Fabric starts and joins the processes of a ``Team``. With ``devices=2`` the user's process launches
+the other one when everything is checked; torchrun and srun start all processes themselves. The processes agree on a few
+facts over gloo. They exchange no pictures.
+
+Training: Lightning's Trainer starts the processes. The first one computes and writes for all; the others wait for its
+files (``is_first``, ``wait_for``).
 """
 
 from __future__ import annotations
@@ -10,22 +14,28 @@ import logging
 import os
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from settings.messages import ConfigError
+
 if TYPE_CHECKING:
     from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 
 T = TypeVar("T")
 PATIENCE = 30  # seconds in which a stopped process may finish its pictures
+FILE_PATIENCE = 900.0  # seconds without a change in a folder; a part of the latents takes far less
 LONGEST_WAIT = timedelta(days=7)  # of the fastest process for the slowest
 
 
@@ -100,16 +110,31 @@ class Team:
             num_nodes=self.num_machines,
             plugins=[self.environment or LightningEnvironment()],
         )
+        launch: Future[int] = Future()
+
+        def run() -> None:
+            try:
+                fabric.launch()
+                launch.set_result(torch.get_num_threads())
+            except BaseException as error:
+                launch.set_exception(error)
+
         # Children inherit the mask: the terminal's Ctrl-C reaches the first process alone, which stops them by SIGTERM.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            with self._naming_lost():
-                fabric.launch()
+            threading.Thread(target=run, name="launch", daemon=True).start()
         finally:
-            launched = getattr(fabric.strategy.launcher, "procs", [])
-            self._children = list(launched)
-            launched.clear()  # Fabric kills the whole run when one of these fails; ``check`` gives the reason first
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        # Fabric kills the whole run with exit code 137 when a process in this list ends. The list is emptied, and
+        # ``check`` reports the process instead. The launch has its own thread because it waits for a lost process.
+        launched = getattr(fabric.strategy.launcher, "procs", [])
+        with self._naming_lost():
+            while launched or not launch.done():
+                while launched:
+                    self._children.append(launched.pop(0))
+                self.check()
+                time.sleep(0.02)
+            torch.set_num_threads(launch.result())  # Fabric set it in the other thread alone
 
     def broadcast(self, value: T) -> T:
         """Return the first process's value in every process. Raises: ProcessError."""
@@ -220,3 +245,61 @@ def _num_processes(devices: str, device: torch.device) -> int:
 
 def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_first(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether this is process 0 of the run, however it was started: alone, by Lightning, torchrun or srun."""
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+    return int(next((environment[name] for name in names if name in environment), "0")) == 0
+
+
+def end_with_parent(seconds: float = 2.0) -> None:
+    """Make a process that Lightning launched end when the user's own process ends, however it ends.
+
+    Otherwise it would wait for it in a collective, and hold its GPU. torchrun and srun do this themselves.
+    """
+    env = os.environ
+    if "LOCAL_RANK" not in env or "TORCHELASTIC_RUN_ID" in env or "SLURM_STEP_NUM_TASKS" in env:
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(seconds)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+def wait_for(look: Callable[[], T | None], folder: Path, what: str, patience: float = FILE_PATIENCE) -> T:
+    """Return the first result of ``look`` that is not None.
+
+    Args:
+        look: a cheap call; None as long as there is nothing.
+        folder: where the first process writes; while anything changes there, it is alive.
+        what: the thing to wait for, for the message.
+
+    Raises:
+        ConfigError: there was no result, and no change in ``folder``, for ``patience`` seconds.
+    """
+    last_change, newest = time.monotonic(), _newest(folder)
+    while (result := look()) is None:
+        time.sleep(0.5)
+        if (now := _newest(folder)) != newest:
+            last_change, newest = time.monotonic(), now
+        elif time.monotonic() - last_change > patience:
+            raise ConfigError(
+                f"waited {patience:.0f} s for the first process to write {what} into {folder}, and nothing came: "
+                "look at its messages; on several machines, out= must be a folder that all of them see"
+            )
+    return result
+
+
+def _newest(folder: Path) -> int:
+    times = [0]
+    for path in (folder, *folder.glob("*"), *folder.glob("*/*")):
+        try:
+            times.append(path.stat().st_mtime_ns)
+        except FileNotFoundError:  # a temporary file that has its name by now
+            continue
+    return max(times)

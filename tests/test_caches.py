@@ -23,7 +23,7 @@ from data.pack import pack
 from data.paired import PairedDataset
 from ldm.checkpoint import CheckpointError
 from ldm.config import ModelConfig
-from muti_control.rank_zero import is_first, wait_for
+from muti_control.distributed import is_first, wait_for
 from muti_control.training.latents import LatentPairs, Rows, RowStore, face_moments
 from muti_control.training.texts import TextTable, tabulate_texts, text_embeddings
 from settings.messages import ConfigError

@@ -32,10 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, out: Path, *more: str) -> int:
-    given = [f"weights={folder}/model.safetensors", f"out={out}", "precision=fp32", *PERSON, *more]
-    if not any(word.startswith("skull=") for word in more):
-        given.append(f"skull={folder}/skulls")
-    return sample.main(given)
+    common = [f"weights={folder}/model.safetensors", f"skull={folder}/skulls", "precision=fp32", *PERSON]
+    return sample.main([*common, f"out={out}", *more])
 
 
 def face(out: Path, name: str) -> np.ndarray:
@@ -63,7 +61,7 @@ def test_points_are_read_edited_and_given_back(folder: Path, tmp_path: Path) -> 
     assert np.abs(face(again, "b") - face(moved, "b")).max() > 2
 
 
-def test_none_and_a_missing_network_draw_alike_and_the_latter_is_told(
+def test_none_and_a_missing_network_draw_alike_and_the_latter_is_reported(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(folder, tmp_path / "none", "landmarks=none") == 0
@@ -82,17 +80,15 @@ def test_none_and_a_missing_network_draw_alike_and_the_latter_is_told(
     assert not list((tmp_path / "auto").glob("*landmarks*"))
 
 
-def test_an_ethnicity_is_known_in_any_case_and_a_strange_one_is_told_at_once(
+def test_an_ethnicity_is_accepted_in_any_case_and_an_unknown_one_is_refused(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    reader = f"landmark_weights={folder}/pipnet.safetensors"
+    out, reader = tmp_path / "strange", f"landmark_weights={folder}/pipnet.safetensors"
     assert run(folder, tmp_path / "small", reader, "ethnicity=asian") == 0
-    assert run(folder, tmp_path / "strange", reader, "ethnicity=Martian") == 2
-    assert "got 'Martian', the landmark network knows Asian; give one of these, or landmarks=none" in (
-        capsys.readouterr().err
-    )
-    assert not (tmp_path / "strange").exists()
-    assert run(folder, tmp_path / "strange", reader, "ethnicity=Martian", "landmarks=none") == 0
+    assert run(folder, out, reader, "ethnicity=Martian") == 2
+    assert "'Martian', the landmark network knows Asian" in capsys.readouterr().err
+    assert not out.exists()
+    assert run(folder, out, reader, "ethnicity=Martian", "landmarks=none") == 0
 
 
 def test_a_run_is_continued_with_its_own_landmarks(
@@ -108,7 +104,7 @@ def test_a_run_is_continued_with_its_own_landmarks(
     assert np.array_equal(face(out, "a"), before) and (out / "a_landmarks.json").is_file()
 
 
-def test_what_does_not_fit_is_told_and_nothing_is_written(
+def test_landmarks_that_do_not_fit_are_refused_and_nothing_is_written(
     folder: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     short, out = tmp_path / "short.json", tmp_path / "out"

@@ -221,7 +221,7 @@ def test_processes_are_counted_as_they_were_started(monkeypatch: pytest.MonkeyPa
 def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
     """As Lightning starts them: the second waits for the first, which is shot down."""
     child = (
-        "import time; from muti_control.rank_zero import end_with_parent; end_with_parent(0.01); "
+        "import time; from muti_control.distributed import end_with_parent; end_with_parent(0.01); "
         "print('there', flush=True); time.sleep(20); print('still there')"
     )
     parent = (

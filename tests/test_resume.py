@@ -57,7 +57,7 @@ def test_a_continued_run_gives_the_files_of_one_that_never_stopped(
     run: Callable[..., int], broken_off: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     there = Path("results/test")
-    Path(there / broken_off[1]).unlink()  # of a batch of which the rest is there
+    (there / broken_off[1]).unlink()  # of a batch of which the rest is there
     (there / f".{broken_off[1]}.0123abcd.tmp").write_bytes(b"half a pictu")
     kept = {name: (there / name).stat().st_mtime_ns for name in broken_off if (there / name).exists()}
     before = json.loads((there / "record.json").read_text())
@@ -73,12 +73,14 @@ def test_a_continued_run_gives_the_files_of_one_that_never_stopped(
     same_files(there, Path("whole"))
 
 
-def test_resume_begins_where_there_is_nothing_and_changes_no_face_of_a_finished_run(
+def test_resume_begins_where_there_is_nothing_adds_samples_and_changes_no_face_of_a_finished_run(
     run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("resume=true", "out=o") == 0
+    assert run("resume=true", "num_samples=1", "out=o") == 0
     assert "continuing" not in capsys.readouterr().out
+    assert run("resume=true", "out=o") == 0
     first = {path.name: path.read_bytes() for path in Path("o").glob("*.png")}
+    assert len(first) == 11
     monkeypatch.setattr(reconstruction, "draw_faces", None)  # nothing is left to draw
     assert run("resume=true", "out=o") == 0
     assert {path.name: path.read_bytes() for path in Path("o").glob("*.png")} == first
@@ -93,76 +95,44 @@ def test_without_out_the_latest_folder_is_continued(run: Callable[..., int], bro
     assert (Path("results/test-2") / broken_off[0]).is_file()
 
 
-def test_more_samples_of_the_same_skulls_can_be_added(run: Callable[..., int]) -> None:
-    assert run("num_samples=1", "out=o") == 0
-    assert run("resume=true", "out=o") == 0
-    assert len(list(Path("o").glob("test_*.png"))) == 10
-
-
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "key"),
     [
-        ("seed=5", "was drawn with seed 4, now it is 5"),
-        ("sampling.steps=2", "was drawn with sampling.steps 3, now it is 2"),
-        ("sampling.eta=0.5", "was drawn with sampling.eta 1.0, now it is 0.5"),
-        ("age=80", "was drawn with prompt 3D face scan,"),
-        ("precision=bf16", "was drawn with environment.precision float32, now it is bfloat16"),
-        ("num_samples=1", "has faces that this one has not (test_0_1.png)"),
-        ("limit=2", "has faces that this one has not (test_1_0.png)"),
+        ("seed=5", "seed 4, now it is 5"),
+        ("sampling.eta=0.5", "sampling.eta 1.0, now it is 0.5"),
+        ("age=80", "prompt 3D face scan,"),
+        ("precision=bf16", "environment.precision float32"),
+        ("num_samples=1", "(test_0_1.png)"),
+        ("limit=2", "(test_1_0.png)"),
+        ("another skull", "test_0_0.png was drawn with skull.sha256"),
+        ("no text", "test_0_0.png is no whole face"),
+        ("torn", "test_0_0.png is no whole face"),
+        ("no cases", "record.json lacks"),
+        ("no record", "holds no record.json"),
     ],
 )
-def test_another_run_is_not_continued(
+def test_another_run_and_damage_are_not_continued(
     run: Callable[..., int],
     broken_off: list[str],
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     change: str,
-    message: str,
+    key: str,
 ) -> None:
-    before = {path: path.read_bytes() for path in Path("results/test").iterdir()}
-    assert run("resume=true", change) == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert len(told.splitlines()) == 1
-    assert {path: path.read_bytes() for path in Path("results/test").iterdir()} == before
-
-
-def test_another_skull_under_the_same_name_is_noticed(
-    run: Callable[..., int], broken_off: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Image.new("L", (64, 64), 80).save(tmp_path / "pairedCS/skull/test_0.png")
-    assert run("resume=true") == 2
-    assert "test_0_0.png was drawn with skull.sha256" in capsys.readouterr().err
-
-
-def test_damage_is_told(
-    run: Callable[..., int], broken_off: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    face = Path("results/test") / broken_off[0]
-    whole = face.read_bytes()
-    with Image.open(face) as image:
-        pixels = image.copy()
-    pixels.save(face)  # without the text that says what it was drawn with
-    assert run("resume=true") == 2
-    assert f"{face} is no whole face of an earlier run (KeyError: 'iccr-diff')" in capsys.readouterr().err
-    face.write_bytes(whole[:-200])
-    assert run("resume=true") == 2
-    assert f"{face} is no whole face of an earlier run" in capsys.readouterr().err
-    face.unlink()
-    record = Path("results/test/record.json")
-    content = json.loads(record.read_text())
-    del content["cases"]
-    record.write_text(json.dumps(content))
-    assert run("resume=true") == 2
-    assert f"{record} lacks what is needed to continue ('cases')" in capsys.readouterr().err
-    record.write_text("{")
-    assert run("resume=true") == 2
-    assert "holds no record.json of an earlier run, so nothing in it is continued" in capsys.readouterr().err
-
-
-def test_a_file_of_the_user_by_the_name_of_a_missing_face_is_kept(
-    run: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("num_samples=1", "out=o") == 0
-    write_png("o/test_0_1.png", np.zeros((8, 8), "uint8"))
-    assert run("resume=true", "out=o") == 2
-    assert "o/test_0_1.png exists and is not of the earlier run" in capsys.readouterr().err
+    there = Path("results/test")
+    face, record = there / broken_off[0], there / "record.json"
+    if change == "another skull":
+        Image.new("L", (64, 64), 80).save(tmp_path / "pairedCS/skull/test_0.png")
+    elif change == "no text":
+        write_png(face, np.zeros((64, 64, 3), "uint8"))
+    elif change == "torn":
+        face.write_bytes(face.read_bytes()[:-200])
+    elif change == "no cases":
+        record.write_text(record.read_text().replace('"cases"', '"case"'))
+    elif change == "no record":
+        record.write_text("{")
+    before = {path: path.read_bytes() for path in there.iterdir()}
+    assert run("resume=true", *([change] if "=" in change else [])) == 2
+    error = capsys.readouterr().err
+    assert key in error and error.count("\n") == 1
+    assert {path: path.read_bytes() for path in there.iterdir()} == before

@@ -24,8 +24,9 @@ from cldm.controlled import ControlledLatentDiffusion, load_model
 from cldm.sampling import reconstruct
 from cldm.spgd import InnerStep, Spgd, SpgdStep
 from cldm.texture import TextureError
-from data.cases import Case
+from data.images import write_png
 from ldm.checkpoint import sha256
+from muti_control.evaluation.protocol.run_folder import identity_of
 from muti_control.networks.config import GuidanceDecoderConfig, PatchGanConfig, PipNetConfig
 from muti_control.networks.guidance_decoder import GuidanceDecoder, signature
 from muti_control.networks.patchgan import PatchGan
@@ -41,7 +42,7 @@ from muti_control.sampling.energies import (
     TextureEnergy,
     check_exemplar,
 )
-from muti_control.sampling.spgd import decoder_of, load_spgd
+from muti_control.sampling.spgd import decoder_of
 from muti_control.sampling.trace import trace_of, trace_plot
 from sample import main as sample
 from tests.landmark_pairs import LAYOUT, write_landmark_pairs
@@ -161,72 +162,18 @@ def test_texture_knows_no_place() -> None:
     assert float(TextureEnergy(face)(skulls(2)[1:] * 2 - 1, slice(0, 1))) > 1e-3
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_the_decoder_recomputes_where_it_is_asked_to(
-    model: ControlledLatentDiffusion, monkeypatch: pytest.MonkeyPatch, recompute: bool
+def test_the_decoder_recomputes_to_the_same_gradient(
+    model: ControlledLatentDiffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls, real = [], ldm.autoencoder.checkpoint
-
-    def counted(*given: Any, **more: Any) -> Any:
-        calls.append(given[0])
-        return real(*given, **more)
-
-    monkeypatch.setattr(ldm.autoencoder, "checkpoint", counted)
-    decode = decoder_of(model, recompute)
+    monkeypatch.setattr(ldm.autoencoder, "checkpoint", lambda *a, **k: calls.append(a) or real(*a, **k))
     z = torch.randn(1, 4, 8, 8, requires_grad=True)
-    (g,) = torch.autograd.grad(decode(z).square().sum(), z)
-    decoder = model.first_stage_model.decoder
-    blocks = 1 + sum(len(level.block) for level in decoder.up)
-    assert len(calls) == (blocks if recompute else 0)
-    calls.clear()
-    plain = decoder_of(model, False)
-    (kept,) = torch.autograd.grad(plain(z).square().sum(), z)
-    assert not calls and torch.allclose(g, kept, rtol=1e-4, atol=1e-6)
-
-
-def test_the_decoder_is_differentiated_as_it_is_fastest(weights: Path) -> None:
-    """A model in bf16 lies channels last, in which the backward pass takes half as long again on a CPU."""
-    model, _ = load_model(weights, dtype=torch.bfloat16)
-    own, layouts = model.first_stage_model.decoder, []
-    assert own.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
-
-    def note(module: Any, given: tuple[Tensor, ...]) -> None:
-        if isinstance(module, torch.nn.GroupNorm):
-            layouts.append(given[0].is_contiguous())
-
-    z = torch.randn(2, 4, 8, 8)
-    decode = decoder_of(model, False)
-    hook = torch.nn.modules.module.register_module_forward_pre_hook(note)
-    try:
-        found = decode(z)
-    finally:
-        hook.remove()
-    assert layouts and all(layouts)
-    assert own.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
-    assert torch.allclose(found.float(), model.decode(z.bfloat16()).float(), atol=0.05)
-
-
-def test_a_landmark_network_lies_as_the_pictures_come_to_it(tmp_path: Path) -> None:
-    tiny_reader().save(tmp_path / "face.safetensors")
-    net = LandmarkReader.load(tmp_path / "face.safetensors").net
-    picture = net.normalise(torch.rand(2, 3, 80, 80))
-    for lying in (picture, net.conv1.weight):
-        assert lying.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_off_and_weight_zero_change_nothing(model: ControlledLatentDiffusion, reader: LandmarkReader) -> None:
-    case = Case("a", Path("a.png"), None)
-    for cfg in (
-        SpgdConfig(),
-        SpgdConfig(mode="spgd", landmarks=0, containment=0),
-        SpgdConfig(mode="plain", scale=0.0),
-    ):
-        assert load_spgd(cfg, model, [case], None, Path("none")) is None
-    pictures = skulls(2)
-    for terms in ({}, energies(reader, pictures)):
-        energy = DecodedEnergies(model.decode, {name: (0.0, term) for name, term in terms.items()}, 2)
-        guide = Spgd(SpgdConfig(mode="spgd"), energy)
-        assert torch.equal(draw(model, pictures, guide), draw(model, pictures, None))
+    plain, recomputed = (
+        torch.autograd.grad(decoder_of(model, recompute)(z).square().sum(), z)[0]
+        for recompute in (False, True)
+    )
+    assert len(calls) == 1 + sum(len(level.block) for level in model.first_stage_model.decoder.up)
+    assert torch.allclose(recomputed, plain, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("gradient", ["estimate", "denoiser"])
@@ -245,20 +192,20 @@ def test_a_batch_gives_what_its_faces_give_alone(
     assert float((draw(model, pictures[2:], None, 2) - again).abs().max()) > 0.02
 
 
-def test_guidance_computes_in_float32_within_a_bf16_model(weights: Path, reader: LandmarkReader) -> None:
+def test_spgd_computes_in_float32_within_a_bf16_model(weights: Path, reader: LandmarkReader) -> None:
     model, _ = load_model(weights, dtype=torch.bfloat16)
-    pictures, seen = skulls(2), []
+    pictures, dtypes = skulls(2), set()
     energy = energies(reader, pictures)["landmarks"]
 
     def watched(faces: Tensor, rows: slice) -> Tensor:
-        seen.append(faces.dtype)
+        dtypes.add(faces.dtype)
         return energy(faces, rows)
 
-    guide = guide_of(model, {"landmarks": watched}, SpgdConfig(mode="spgd", scale=0.03))
-    values, g = guide.energy(torch.randn(2, 4, 8, 8))
-    assert g.dtype == values["landmarks"].dtype == torch.float32
-    assert not torch.equal(draw(model, pictures, guide), draw(model, pictures, None))
-    assert set(seen) == {torch.float32}
+    z = torch.randn(2, 4, 8, 8)
+    values, g = guide_of(model, {"landmarks": watched}, SpgdConfig(mode="spgd", scale=0.03)).energy(z)
+    assert {g.dtype, values["landmarks"].dtype, *dtypes} == {torch.float32}
+    decoded = decoder_of(model, False)(z)  # by a copy in another memory layout
+    assert torch.allclose(decoded.float(), model.decode(z.bfloat16()).float(), atol=0.05)
 
 
 @pytest.fixture
@@ -289,25 +236,23 @@ def record_of(folder: Path) -> dict[str, Any]:
 def test_sample_py_guides_and_records_it(
     guided_run: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    on = ("spgd.mode=spgd", "spgd.scale=0.05")
-    for name, settings, is_on in (
-        ("off", (), False),
-        ("zero", ("spgd.mode=spgd", "spgd.scale=0"), False),
-        ("weightless", (*on, "spgd.landmarks=0", "spgd.containment=0"), False),
-        ("on", on, True),
-        ("true", (*on, "spgd.target=true"), True),
+    on, faces = ("spgd.mode=spgd", "spgd.scale=0.05"), {}
+    for name, acts, *settings in (
+        ("off", False),
+        ("zero", False, "spgd.mode=spgd", "spgd.scale=0"),
+        ("weightless", False, *on, "spgd.landmarks=0", "spgd.containment=0"),
+        ("auto", True, *on),
+        ("true", True, *on, "spgd.target=true"),
     ):
         assert sample(guided_run(name, *settings)) == 0
         output = capsys.readouterr().out
-        assert ("SPGD at 2 of 3 steps" in output) == is_on
+        assert ("SPGD at 2 of 3 steps" in output) == acts
         assert ("note: not guided" in output) == (name in ("zero", "weightless"))
-    off, zero, weightless, on_, true = (
-        pixels(tmp_path / name) for name in ("off", "zero", "weightless", "on", "true")
-    )
-    assert off == zero == weightless
-    assert off[0] != on_[0] != true[0] and on_[1] != off[1]
-    assert record_of(tmp_path / "off")["spgd"] is record_of(tmp_path / "zero")["spgd"] is None
-    record = record_of(tmp_path / "on")["spgd"]
+        faces[name] = pixels(tmp_path / name)
+        assert (record_of(tmp_path / name)["spgd"] is not None) == acts
+    assert faces["off"] == faces["zero"] == faces["weightless"]
+    assert faces["off"][0] != faces["auto"][0] != faces["true"][0] and faces["auto"][1] != faces["off"][1]
+    record = record_of(tmp_path / "auto")["spgd"]
     assert (record["mode"], record["scale"], record["beta"]) == ("spgd", 0.05, 0.9)
     assert len(record["face_landmark_weights"]["sha256"]) == 64
     assert record["discriminator"] is record["exemplar"] is record["decoder"] is None
@@ -319,18 +264,19 @@ def test_each_record_holds_the_source_of_the_points(
     points = tmp_path / "pairs/pairedCS/landmarks"
     for i in range(2):
         shutil.copy(points / f"test_{i}.json", points / f"test_{i}_landmarks.json")
-    for name, choice, file, hashed in (
-        ("auto", "auto", "skull.safetensors", tmp_path / "skull.safetensors"),
-        ("true", "true", "test_1.json", points / "test_1.json"),
-        ("given", str(points), "test_1_landmarks.json", points / "test_1_landmarks.json"),
+    for choice, file in (
+        ("auto", tmp_path / "skull.safetensors"),
+        ("true", points / "test_1.json"),
+        (str(points), points / "test_1_landmarks.json"),
     ):
-        assert sample(guided_run(name, "spgd.mode=plain", f"spgd.target={choice}")) == 0
-        record = record_of(tmp_path / name)
-        assert record["spgd"]["target"] in ("auto", "true", "landmarks")
+        out = tmp_path / f"from_{file.stem}"
+        assert sample(guided_run(out.name, "spgd.mode=plain", f"spgd.target={choice}")) == 0
+        record = record_of(out)
+        assert record["spgd"]["target"] == Path(choice).name
         target = record["cases"][1]["spgd_target"]
-        assert (target["file"], target["sha256"]) == (file, sha256(hashed))
-        with Image.open(tmp_path / name / "test_1_0.png") as picture:
-            text = picture.text["iccr-diff"]  # type: ignore[attr-defined]
+        assert (target["file"], target["sha256"]) == (file.name, sha256(file))
+        with Image.open(out / "test_1_0.png") as picture:
+            text = picture.info["iccr-diff"]
         assert json.loads(text)["spgd"]["target"] == target
         assert str(tmp_path) not in text
     assert sample(guided_run("none", "spgd.mode=plain", "spgd.landmarks=0")) == 0
@@ -341,47 +287,37 @@ def test_each_record_holds_the_source_of_the_points(
 @pytest.mark.parametrize(
     ("settings", "key"),
     [
-        (["spgd.mode=on"], "spgd.mode"),
-        (["skull=none"], "spgd: .*spgd.containment=0 spgd.landmarks=0.*spgd.target=PATH"),
-        (["skull=none", "spgd.landmarks=0"], "spgd: .*spgd.containment=0"),
-        (["spgd.start=0.4", "spgd.end=0.4"], "spgd"),
-        (["spgd.mode=plain", "spgd.every=3"], "spgd"),
-        (["spgd.realism=1"], "spgd.(realism|discriminator)"),
-        (["spgd.realism=1", "spgd.discriminator={tmp}/single.safetensors"], "spgd.discriminator"),
-        (["spgd.texture=1"], "spgd.(texture|exemplar)"),
-        (["spgd.texture=1", "spgd.exemplar={tmp}/black.png"], "spgd.exemplar"),
-        (["spgd.landmarks=-1"], "spgd.landmarks"),
-        (["spgd.target=nowhere"], "spgd.target"),
-        (["spgd.target=ture"], "spgd.target: .*did you mean true"),
-        (["spgd.target=tests"], "spgd.target"),
-        (["spgd.target=true", "skull={tmp}/pairs/pairedCS/skull"], "spgd.target=true"),
-        (["spgd.target={tmp}/few.json", "limit=1"], "spgd.target"),
-        (["spgd.target={tmp}/odd.json", "limit=1"], "spgd.target"),
-        (["spgd.target={tmp}/torn.json", "limit=1"], "spgd.target"),
-        (["landmark_weights=none.pth"], "landmark_weights"),
-        (["spgd.face_landmark_weights=none.pth"], "spgd.face_landmark_weights: .*spgd.landmarks=0"),
-        (["spgd.decoder=none.safetensors"], "none.safetensors"),
-        (["spgd.decoder={tmp}/foreign.safetensors"], "{tmp}/foreign.safetensors"),
+        ("skull=none", "spgd: .*spgd.containment=0 spgd.landmarks=0.*spgd.target=PATH"),
+        ("spgd.start=0.4 spgd.end=0.4", "spgd"),
+        ("spgd.realism=1 spgd.discriminator=single.safetensors", "spgd.discriminator"),
+        ("spgd.texture=1 spgd.exemplar=black.png", "spgd.exemplar"),
+        ("spgd.target=ture", "spgd.target: .*did you mean true"),
+        ("spgd.target=pairs", "spgd.target"),
+        ("spgd.target=true skull=pairs/pairedCS/skull", "spgd.target=true"),
+        ("spgd.target=torn.json limit=1", "spgd.target"),
+        ("landmark_weights=none.pth", "landmark_weights"),
+        ("spgd.face_landmark_weights=none.pth", "spgd.face_landmark_weights: .*spgd.landmarks=0"),
+        ("spgd.decoder=foreign.safetensors", "foreign.safetensors"),
     ],
 )
 def test_a_bad_setting_is_one_line_before_anything_is_written(
     guided_run: Callable[..., list[str]],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    settings: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    settings: str,
     key: str,
 ) -> None:
-    PatchGan(PatchGanConfig(in_channels=3, width=4, num_layers=1)).save(tmp_path / "single.safetensors")
-    GuidanceDecoder(TINY_DECODER).save(tmp_path / "foreign.safetensors", [1.0, 2.0])
-    Image.new("L", (64, 64)).save(tmp_path / "black.png")
-    for name, content in (("few", '{"points": [[1, 2], [3, 4]]}'), ("odd", "{}"), ("torn", "[[1, 2")):
-        (tmp_path / f"{name}.json").write_text(content)
-    filled = [setting.replace("{tmp}", str(tmp_path)) for setting in ("spgd.mode=spgd", *settings)]
-    assert sample(guided_run("bad", *filled)) == 2
+    monkeypatch.chdir(tmp_path)
+    PatchGan(PatchGanConfig(in_channels=3, width=4, num_layers=1)).save("single.safetensors")
+    GuidanceDecoder(TINY_DECODER).save("foreign.safetensors", [1.0, 2.0])
+    Image.new("L", (64, 64)).save("black.png")
+    Path("torn.json").write_text("[[1, 2")
+    assert sample(guided_run("bad", "spgd.mode=spgd", *settings.split())) == 2
     message = capsys.readouterr().err
-    assert re.match(f"sample.py: .*{key.replace('{tmp}', str(tmp_path))}", message), message
+    assert re.match(f"sample.py: .*{key}", message), message
     assert message.count("\n") == 1
-    assert not (tmp_path / "bad").exists()
+    assert not Path("bad").exists()
 
 
 def test_an_exemplar_must_show_a_surface_with_detail() -> None:
@@ -399,15 +335,6 @@ def test_an_exemplar_must_show_a_surface_with_detail() -> None:
         exemplar = torch.from_numpy(picture / 255).float().expand(3, -1, -1)
         with nullcontext() if good else pytest.raises(TextureError):
             check_exemplar(exemplar)
-
-
-def test_a_run_without_skull_and_biometrics(
-    guided_run: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert sample([*guided_run("bare"), "skull=none", "num_samples=2"]) == 0
-    output = capsys.readouterr().out
-    assert output.startswith("no skull, 2 faces: 3 steps on cpu")
-    assert "nothing known of the person shapes the face" in output
 
 
 def test_a_small_decoder_serves_the_energies_alone(
@@ -431,23 +358,17 @@ def test_a_trace_is_written_for_each_face(guided_run: Callable[..., list[str]], 
     assert sample(guided_run("traced", *settings)) == 0
     assert sample(guided_run("untraced", *settings, "spgd.trace=false")) == 0
     folder = tmp_path / "traced"
-    files = record_of(folder)["files"]
-    assert {"test_1_0_spgd.json", "test_1_0_spgd.png"} <= set(files)
-    assert all((folder / name).is_file() for name in files)
     trace = json.loads((folder / "test_1_0_spgd.json").read_text())
     assert trace["spgd"]["mode"] == "spgd"
     assert [step["step"] for step in trace["steps"]] == [1, 2, 3]
-    for step in trace["steps"]:
-        assert len(step["inner"]) == 2
-        assert 0 <= step["to_denoising"] <= 180
-        assert step["inner"][0]["energies"].keys() == {"landmarks", "containment"}
-    assert trace["steps"][0]["inner"][0]["turn"] is None
-    assert trace["steps"][1]["inner"][0]["turn"] >= 0
-    lengths = [inner["length"] for step in trace["steps"] for inner in step["inner"]]
+    inner = [inner for step in trace["steps"] for inner in step["inner"]]
+    assert len(inner) == 6 and inner[0]["energies"].keys() == {"landmarks", "containment"}
+    assert all(0 <= step["to_denoising"] <= 180 for step in trace["steps"])
+    assert inner[0]["turn"] is None and inner[2]["turn"] >= 0
+    lengths = [step["length"] for step in inner]
     assert lengths[0] == pytest.approx(0.05, rel=1e-4)  # scale 1, clipped
     assert max(lengths) <= 0.05 * (1 + 1e-4)
     assert pixels(folder) == pixels(tmp_path / "untraced")
-    assert sample([*guided_run("traced", *settings), "overwrite=true"]) == 0
 
 
 def test_a_resumed_run_keeps_its_traces_and_adds_those_it_lacks(
@@ -472,6 +393,21 @@ def test_a_resumed_run_keeps_its_traces_and_adds_those_it_lacks(
     }
 
 
+def test_a_run_under_the_settings_earlier_name_is_continued(
+    guided_run: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    run, face = guided_run("old", "spgd.mode=plain"), tmp_path / "old/test_0_0.png"
+    assert sample(run) == 0
+    with Image.open(face) as image:
+        text, picture = json.loads(image.info["iccr-diff"]), np.asarray(image)
+    text["guidance"] = text.pop("spgd")
+    write_png(face, picture, {"iccr-diff": json.dumps(text)})
+    before = face.read_bytes()
+    assert sample([*run, "resume=true"]) == 0
+    assert face.read_bytes() == before
+    assert sample([*run, "resume=true", "spgd.scale=0.5"]) == 2
+
+
 def test_a_trace_holds_no_nan_and_its_plot_shows_every_line() -> None:
     row = torch.tensor([1.0, math.nan])
     inner = InnerStep({"landmarks": row}, row, row, row, torch.tensor([False, True]))
@@ -484,3 +420,11 @@ def test_a_trace_holds_no_nan_and_its_plot_shows_every_line() -> None:
         plots.append(trace_plot(trace, "title"))
     assert plots[0].dtype == np.uint8 and plots[0].shape == plots[1].shape
     assert (plots[0] != plots[1]).any()
+
+
+def test_settings_that_change_no_face_do_not_distinguish_evaluations() -> None:
+    def identity(scale: float, at_once: int, trace: bool) -> object:
+        own = {"scale": scale, "at_once": at_once, "recompute": trace, "trace": trace}
+        return identity_of({"spgd": own, "guided": {"plain": own}, "batch_size": at_once}, {})
+
+    assert identity(0.1, 8, False) == identity(0.1, 1, True) != identity(0.2, 8, False)

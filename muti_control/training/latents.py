@@ -19,7 +19,7 @@ from data.images import read_image, to_uint8
 from data.paired import PairedDataset
 from ldm.autoencoder import AutoencoderKL
 from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
-from muti_control.rank_zero import is_first, wait_for
+from muti_control.distributed import is_first, wait_for
 
 FORMAT = "1"  # of what is stored; another number computes everything anew
 ROWS_PER_PART = 512  # 16 MiB at 256 px, and what a killed run loses at most

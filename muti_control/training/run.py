@@ -22,7 +22,7 @@ from cldm.record import check_creatable
 from ldm.checkpoint import sha256
 from ldm.compiled import check_compiler, compile_blocks
 from ldm.device import compute_in_fp32, prefers_bf16
-from muti_control.rank_zero import end_with_parent
+from muti_control.distributed import end_with_parent
 from muti_control.training.checkpoints import LAST, BestCheckpoints, WholeFiles, read_run
 from muti_control.training.config import ExperimentConfig
 from muti_control.training.loop import LogAndProgress, SaveLast, Validate, tell

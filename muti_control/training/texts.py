@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ldm.latent_diffusion import LatentDiffusion
 from ldm.text import FrozenCLIPEmbedder
-from muti_control.rank_zero import is_first, wait_for
+from muti_control.distributed import is_first, wait_for
 from muti_control.training.latents import Rows, RowStore, weights_hash
 
 FORMAT = "1"
