@@ -20,13 +20,13 @@ from pathlib import Path
 
 import torch
 
+from data.files import write_text
 from muti_control.evaluation import sweep
 from muti_control.evaluation.compare import main as compare
 from muti_control.evaluation.plan import Plan, make_plan
 from muti_control.evaluation.protocol.config import EvaluateConfig, SweepConfig
 from muti_control.evaluation.protocol.run_folder import release
 from muti_control.evaluation.report import figures
-from muti_control.evaluation.report.page import write_page
 from muti_control.evaluation.report.tables import results_as_text
 from muti_control.evaluation.results.results import REPORT, Evaluation
 from muti_control.evaluation.run import evaluate, open_folder
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
 def _recommend(plan: Plan, settings: SweepConfig, evaluation: Evaluation, folder: Path) -> None:
     rows = sweep.rows_of(evaluation, settings)
     if (plot := figures.sweep(rows)) is not None:
-        write_page(folder / sweep.PLOT, plot)
+        write_text(folder / sweep.PLOT, plot)
     line = sweep.advice(rows, plan.cfg, plan.weights["model"].recommended)
     print(f"\n{sweep.table(rows)}\n\n{folder / sweep.PLOT}\n\n{line}")
 

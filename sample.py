@@ -17,9 +17,9 @@ from collections.abc import Sequence
 
 import torch
 
-from cldm.record import RECORD
 from data.sheet import NOTICE
 from muti_control.distributed import ProcessError
+from muti_control.record import RECORD
 from muti_control.sampling.config import SampleConfig
 from muti_control.sampling.draw import reconstruct_cases
 from muti_control.sampling.job import Job

@@ -31,11 +31,11 @@ from benchmarks.their_networks import converted, network
 from cldm.config import SamplingConfig
 from cldm.controlled import SD15_CONFIG, ControlledLatentDiffusion, load_model_config
 from cldm.diffusers_folder.keys import their_keys, to_theirs
-from cldm.record import environment
 from ldm.checkpoint import SD_OPTIONAL, load_strict, read_state_dict, write_state_dict
 from ldm.config import ModelConfig
 from ldm.schedule import schedule_buffers
 from ldm.text import tokenize
+from muti_control.record import environment
 from settings.base import Settings
 
 PROMPTS = ["3D face scan,Asian male,age level 3,normal face.", ""]

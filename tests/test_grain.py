@@ -17,7 +17,6 @@ from torch import Tensor
 import tool_add_control
 from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, load_model, model_metadata
-from cldm.record import OutputError
 from cldm.sampling import reconstruct
 from cldm.texture import NUM_FEATURES, Texture
 from ldm.autoencoder import GRAIN, AutoencoderKL, fresh_grain
@@ -28,6 +27,7 @@ from muti_control.distributed import Team
 from muti_control.evaluation.methods.sampled import Sampler
 from muti_control.evaluation.protocol.run_folder import identity_of
 from muti_control.losses.autoencoder import texture_loss
+from muti_control.record import OutputError
 from muti_control.sampling.record import TEXT_KEY, _check_same
 from settings.reading import to_yaml
 

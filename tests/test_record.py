@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cldm.record import (
+from ldm.device import choose_device, choose_precision, preferred_layout, prefers_bf16
+from muti_control.record import (
     FORMAT,
     OutputError,
     check_overwriting,
@@ -22,7 +23,6 @@ from cldm.record import (
     unused_folder,
     write_json,
 )
-from ldm.device import choose_device, choose_precision, preferred_layout, prefers_bf16
 
 CPU = torch.device("cpu")
 

@@ -28,13 +28,13 @@ from benchmarks.cohort.craniometry import Anchors, SkullSites, Surface, head_dis
 from benchmarks.cohort.norms import DEPTHS, HEAD, SKULL, SOURCES
 from benchmarks.cohort.tissue_depth import tissue_depths
 from benchmarks.results_file import run, table
-from cldm.record import write_json
 from data.cohort.heads.anatomy import build_head
 from data.cohort.heads.subject import Subject, draw_subject
 from data.cohort.heads.template import HeadTemplate
 from data.workers import ONE_THREAD
 from ldm.checkpoint import git_revision
 from muti_control.evaluation.results.statistics import bootstrap_interval
+from muti_control.record import write_json
 from settings.base import Settings
 
 # Sites whose published depths are of people with teeth -> the (quadrants, tooth) needed, as in `SkullTraits.lost`.

@@ -34,7 +34,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from benchmarks.results_file import run, table
-from cldm.record import write_json
 from data.biometrics import age_level
 from data.manifest import Record, read_manifest
 from ldm.checkpoint import git_revision
@@ -46,6 +45,7 @@ from muti_control.evaluation.judges.dlib_recogniser import (
 )
 from muti_control.evaluation.methods.baselines import Group, group_weights, shuffle_within_groups
 from muti_control.evaluation.results.statistics import bootstrap_interval, ranks_of_truth
+from muti_control.record import write_json
 from settings.base import Settings
 
 Ints = NDArray[np.integer]

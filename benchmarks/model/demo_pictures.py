@@ -30,7 +30,6 @@ from benchmarks.model.plate import Bar, Pixels, Row, Tile, heat, plate
 from benchmarks.results_file import run
 from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, load_model
-from cldm.record import check_creatable, environment, write_json
 from data.biometrics import Biometrics, age_level
 from data.cases import Case, cases_of, check_pictures, read_skull
 from data.images import read_image, to_uint8, write_png
@@ -41,6 +40,7 @@ from ldm.device import choose_device, choose_precision
 from muti_control.conditions.case_landmarks import CaseLandmarks, choose_landmarks
 from muti_control.conditions.case_textures import choose_textures
 from muti_control.evaluation.protocol.config import DataConfig
+from muti_control.record import check_creatable, environment, write_json
 from muti_control.sampling.config import DEMO_WEIGHTS, SKULL_LANDMARKS
 from muti_control.sampling.draw import draw_faces, read_skulls
 from muti_control.sampling.prepare import recommended_sampling, shipped

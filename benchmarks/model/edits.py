@@ -26,7 +26,6 @@ from torch import Tensor
 
 from benchmarks.results_file import append_section, run, table
 from cldm.controlled import ControlledLatentDiffusion, load_model
-from cldm.record import check_creatable, write_json
 from data.images import read_image
 from data.landmarks import landmark_fractions
 from data.manifest import Record, read_manifest
@@ -35,6 +34,7 @@ from muti_control.evaluation.judges.dlib_recogniser import Recogniser
 from muti_control.evaluation.methods.edits import EditPlan, find_edits
 from muti_control.evaluation.results.statistics import bootstrap_interval, edit_projection, similarity_aligned
 from muti_control.networks.pipnet.reader import LandmarkReader
+from muti_control.record import check_creatable, write_json
 from settings.base import Settings, expect
 from settings.messages import ConfigError
 

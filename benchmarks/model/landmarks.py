@@ -25,7 +25,6 @@ from torch import Tensor
 
 from benchmarks.model.ridge_landmarks import Inputs, fit_ridge
 from benchmarks.results_file import run, table
-from cldm.record import write_json
 from data.landmarks import landmark_fractions
 from data.manifest import Record, read_manifest
 from data.partial import DRAWN, REGIONS, holds_skull, missing_bone
@@ -36,6 +35,7 @@ from muti_control.networks.pipnet.attributes import vocabulary
 from muti_control.networks.pipnet.drawing import draw_points
 from muti_control.networks.pipnet.measures import CED_LIMIT, ced, ced_area, eye_corners, nme
 from muti_control.networks.pipnet.reader import LandmarkReader
+from muti_control.record import write_json
 from muti_control.training.crossfit import read_all
 from muti_control.training.landmark_pairs import LandmarkDataset
 from muti_control.training.pictures import write_grid

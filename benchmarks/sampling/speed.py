@@ -40,8 +40,8 @@ from benchmarks.sampling.speed_variants import (
     with_diffusers,
 )
 from cldm.controlled import SD15_CONFIG, ControlledLatentDiffusion, load_model_config
-from cldm.record import check_creatable, write_json
 from ldm.device import choose_device, computes_in_bf16
+from muti_control.record import check_creatable, write_json
 from settings.base import Settings, one_of
 
 GUIDANCE = 7.5

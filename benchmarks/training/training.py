@@ -30,8 +30,8 @@ from tqdm import tqdm
 from benchmarks.results_file import append_section, run, table
 from benchmarks.training.training_steps import WAYS
 from cldm.controlled import SD15_CONFIG
-from cldm.record import check_creatable, write_json
 from ldm.device import choose_device
+from muti_control.record import check_creatable, write_json
 from settings.base import Settings, one_of
 
 CLOCKS = {"wall": "seconds", "cpu": "cpu_seconds"}

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from cldm.branches import Landmarks
 from cldm.controlled import ControlledLatentDiffusion
-from cldm.record import write_json
 from data.cases import Case, read_skull
 from data.images import picture_size, read_image, write_png
 from data.landmarks import (
@@ -28,6 +27,7 @@ from data.landmarks import (
 from ldm.checkpoint import sha256
 from muti_control.networks.pipnet.drawing import draw_points
 from muti_control.networks.pipnet.reader import LandmarkReader
+from muti_control.record import write_json
 
 WITHOUT_SKULL = 256  # px of the picture that landmarks lie in where there is no skull
 DRAWN_SIDE = 512  # px of each picture with points

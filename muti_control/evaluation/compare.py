@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from muti_control.evaluation.report.page import comparison_page, write_page
+from data.files import write_text
+from muti_control.evaluation.report.page import comparison_page
 from muti_control.evaluation.report.tables import as_text
 from muti_control.evaluation.results.comparison import Comparison, cells, compare, summary
 from muti_control.evaluation.results.results_file import ResultsError, read_results
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         comparison = compare(*runs)
         second = Path(paths[1])
         out = Path(options.get("out") or (second if second.is_dir() else second.parent) / PAGE)
-        write_page(out, comparison_page(comparison))
+        write_text(out, comparison_page(comparison))
     except (ValueError, OSError) as error:
         print(f"evaluate.py compare: {error}", file=sys.stderr)
         return 2

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from cldm.record import environment
 from data.cases import cases_of, read_skull
 from data.files import picture_sha256
 from data.images import to_uint8, write_png
@@ -38,6 +37,7 @@ from muti_control.evaluation.results.results import (
 )
 from muti_control.evaluation.results.results_file import write_results
 from muti_control.evaluation.results.summary import groups_of
+from muti_control.record import environment
 
 SHOWN_CASES = 3  # of each kind: best, median, worst
 SHOWN_BESIDE = ("ridge", "ceiling")  # methods shown beside the judged one

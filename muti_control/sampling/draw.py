@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion
-from cldm.record import RECORD, write_json
 from cldm.sampling import reconstruct
 from cldm.spgd import Spgd
 from data.cases import read_skull
@@ -32,6 +31,7 @@ from data.sheet import NOTICE
 from ldm.checkpoint import sha256
 from muti_control.conditions.case_landmarks import CaseLandmarks, write_landmarks
 from muti_control.conditions.case_textures import CaseTextures
+from muti_control.record import RECORD, write_json
 from muti_control.sampling.job import Draw, Job, face_name
 from muti_control.sampling.record import TEXT_KEY, face_text, run_record, write_sheet
 from muti_control.sampling.trace import write_trace

@@ -9,11 +9,11 @@ from typing import Any
 
 from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion
-from cldm.record import RECORD
 from data.cases import Case
 from muti_control.conditions.case_landmarks import CaseLandmarks, landmarks_name, picture_name
 from muti_control.conditions.case_textures import CaseTextures
 from muti_control.distributed import Team
+from muti_control.record import RECORD
 from muti_control.sampling.spgd import SpgdRun
 from muti_control.sampling.trace import trace_names
 
@@ -52,7 +52,7 @@ class Job:
     seeds: one face per case and seed (plus the case's offset). notes: changes made to a skull picture, by its path.
     max_sheets: the most contact sheets, of twelve cases each.
     hashes: sha256 of every skull and true face, by its path. weights: file name, sha256 and step.
-    environment: of ``cldm.record``. config: all settings as YAML. manifest: path and sha256 of the skulls' manifest.
+    environment: of ``muti_control.record``. config: all settings as YAML. manifest: of the skulls, path and sha256.
     landmarks, textures: sources of the conditions. spgd: moves the samples. remarks: notes on the settings.
     team: the processes that share the work. Its first process alone has notes, hashes, weights and the folder's
     content before ``reconstruct_cases``, which sends them to the others.

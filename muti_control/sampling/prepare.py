@@ -11,7 +11,6 @@ from typing import Any
 
 from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, architecture_of, load_model
-from cldm.record import check_overwriting, claim_folder, environment, latest_folder, unused_folder
 from cldm.spacing import spaced_timesteps
 from data.cases import MANIFEST_SUFFIXES, NO_SKULL, Case, PersonInput, check_pictures, find_cases
 from data.files import picture_sha256
@@ -21,6 +20,7 @@ from ldm.device import choose_device, choose_precision
 from muti_control.conditions.case_landmarks import GivenLandmarks, choose_landmarks
 from muti_control.conditions.case_textures import choose_textures
 from muti_control.distributed import find_team
+from muti_control.record import check_overwriting, claim_folder, environment, latest_folder, unused_folder
 from muti_control.sampling.config import SKULL_LANDMARKS, SampleConfig, SpgdConfig
 from muti_control.sampling.job import Job, RunFolder
 from muti_control.sampling.record import resumed

@@ -13,11 +13,11 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from cldm.record import FORMAT, RECORD, EarlierRun, OutputError
 from data.biometrics import describe_briefly
 from data.cases import Case, read_skull
 from data.images import read_image, to_uint8, write_png
 from data.sheet import NOTICE, SheetRow, contact_sheet
+from muti_control.record import FORMAT, RECORD, EarlierRun, OutputError
 from muti_control.sampling.job import ROWS_PER_SHEET, Job, RunFolder, face_name
 from muti_control.sampling.trace import trace_names
 

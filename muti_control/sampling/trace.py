@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from cldm.record import write_json
 from cldm.spgd import SpgdStep
 from data.images import write_png
+from muti_control.record import write_json
 
 MEANING = {
     "energies": "before each inner step",

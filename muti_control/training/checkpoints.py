@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from cldm.record import write_json
 from ldm.checkpoint import CheckpointError
 from ldm.containers import load_pickle
+from muti_control.record import write_json
 from settings.messages import ConfigError
 
 FORMAT = 2  # of last.ckpt; up to commit 62346ae it had no number

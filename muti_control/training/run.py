@@ -18,11 +18,12 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from pytorch_lightning.strategies import DDPStrategy
 
 from cldm.controlled import ControlledLatentDiffusion
-from cldm.record import check_creatable
+from data.files import write_text
 from ldm.checkpoint import sha256
 from ldm.compiled import check_compiler, compile_blocks
 from ldm.device import compute_in_fp32, prefers_bf16
 from muti_control.distributed import end_with_parent
+from muti_control.record import check_creatable
 from muti_control.training.checkpoints import LAST, BestCheckpoints, WholeFiles, read_run
 from muti_control.training.config import ExperimentConfig
 from muti_control.training.loop import LogAndProgress, SaveLast, Validate, tell
@@ -74,9 +75,7 @@ class Training:
         else:
             if self.trainer.is_global_zero:
                 cfg.run_dir.mkdir(parents=True, exist_ok=True)
-                temporary = cfg.run_dir / f".config.yaml.{os.getpid()}.tmp"
-                temporary.write_text(to_yaml(cfg), encoding="utf-8")
-                os.replace(temporary, cfg.run_dir / "config.yaml")
+                write_text(cfg.run_dir / "config.yaml", to_yaml(cfg))
                 if self.resumed not in (None, last) and last.is_file():
                     os.replace(last, last.with_name("damaged.ckpt"))
             self._introduce()

@@ -13,7 +13,6 @@ import torch
 
 from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, load_model
-from cldm.record import RECORD, claim_folder, environment
 from data.cases import Case, cases_of
 from data.files import picture_sha256
 from data.images import read_image, to_uint8, write_png
@@ -27,6 +26,7 @@ from muti_control.conditions.case_landmarks import (
 )
 from muti_control.conditions.case_textures import CaseTextures, choose_textures
 from muti_control.distributed import Team
+from muti_control.record import RECORD, claim_folder, environment
 from muti_control.sampling.config import SpgdConfig
 from muti_control.sampling.draw import reconstruct_cases
 from muti_control.sampling.job import Job, RunFolder, face_name

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cldm.record import OutputError, check_creatable, latest_folder, unused_folder, write_json
 from muti_control.evaluation.protocol.config import EvaluateConfig
 from muti_control.evaluation.results.results import METRICS, REPORT
+from muti_control.record import OutputError, check_creatable, latest_folder, unused_folder, write_json
 
 NOTE = "evaluation.json"
 FORMAT = "iccr-diff evaluation run 1"

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import re
-import secrets
 from collections.abc import Mapping
 from functools import partial
 from importlib.util import find_spec
@@ -18,6 +17,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from data.files import write_text
 from data.sheet import NOTICE
 from muti_control.evaluation.report import figures, tables, words
 from muti_control.evaluation.results.comparison import Comparison, cells, summary
@@ -45,20 +45,8 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         ResultsError: there is no readable ``metrics.json``. OSError: the page cannot be written.
     """
     folder = Path(folder)
-    return write_page(folder / REPORT, report(read_results(folder), folder))
-
-
-def write_page(path: Path, page: str) -> Path:
-    """Write a page beside its final name and rename it."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(page)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return path
+    write_text(folder / REPORT, report(read_results(folder), folder))
+    return folder / REPORT
 
 
 def report(evaluation: Evaluation, folder: Path) -> str:

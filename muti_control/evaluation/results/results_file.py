@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from cldm.record import write_json
 from muti_control.evaluation.results.results import METRICS, NAME, VERSION, Diversity, Evaluation, Sensitivity
+from muti_control.record import write_json
 
 
 class ResultsError(ValueError):

@@ -11,7 +11,6 @@ python -m pip install onnx onnxscript
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from data.files import replacing
 from ldm.checkpoint import CheckpointError
 from muti_control.networks.pipnet.meanface import write_meanface
 from muti_control.networks.pipnet.network import NUM_KNOWN
@@ -52,10 +52,8 @@ def export_release(reader: LandmarkReader, folder: Path) -> None:
         for name, value in reader.net.state_dict().items()
         if not name.startswith("biometrics.")
     }
-    target = folder / "pipnet.pth"
-    temporary = folder / f".pipnet.pth.{os.getpid()}.tmp"
-    torch.save(state, temporary)
-    os.replace(temporary, target)
+    with replacing(folder / "pipnet.pth") as temporary:
+        torch.save(state, temporary)
     write_meanface(folder / MEANFACE, reader.mean)
 
 
@@ -90,22 +88,21 @@ def export_onnx(reader: LandmarkReader, path: Path) -> None:
         ]
         names += ["attributes", "present"]
     dynamic = torch.export.Dim("batch", min=1, max=4096)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        torch.onnx.export(
-            _Points(reader).eval(),
-            tuple(inputs),
-            str(temporary),
-            input_names=names,
-            output_names=["points", "confidence"],
-            dynamic_shapes=tuple({0: dynamic} for _ in inputs),
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
+        with replacing(path) as temporary:
+            torch.onnx.export(
+                _Points(reader).eval(),
+                tuple(inputs),
+                str(temporary),
+                input_names=names,
+                output_names=["points", "confidence"],
+                dynamic_shapes=tuple({0: dynamic} for _ in inputs),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
     except ImportError as error:
         raise ConfigError(f"onnx: {error}; python -m pip install onnx onnxscript") from error
-    os.replace(temporary, path)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -6,13 +6,14 @@ the point on the other side.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from data.files import write_text
 
 MIRROR_TOLERANCE = (
     0.06  # of the mean face's width: how far a point may lie from its counterpart's mirror image
@@ -99,9 +100,7 @@ def _improved(table: NDArray[np.int64], distance: NDArray[np.floating]) -> NDArr
 
 def write_meanface(path: Path, mean: NDArray[np.floating]) -> None:
     """Write ``meanface.txt`` as the original reads it: one line, x y x y ... in [0, 1]."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(" ".join(f"{value:.12g}" for value in mean.ravel()) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, " ".join(f"{value:.12g}" for value in mean.ravel()) + "\n")
 
 
 def read_meanface(path: Path) -> NDArray[np.float64]:

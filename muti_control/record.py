@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import re
-import secrets
 import tempfile
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from data.files import write_text
 from ldm.checkpoint import git_revision
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -63,15 +63,7 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any], indent:
         text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
     except TypeError as error:
         raise ValueError(f"{path}: {error}") from error
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8", newline="\n") as file:  # opened like any file: umask holds
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_text(Path(path), text)
 
 
 class OutputError(ValueError):
