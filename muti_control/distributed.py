@@ -206,13 +206,13 @@ def find_team(devices: str, device: torch.device) -> Team:
     size = int(variables.get("WORLD_SIZE", 1))
     environment: ClusterEnvironment
     if "LOCAL_RANK" in variables and size > 1:  # torchrun, or Fabric, which leaves RANK out
-        from lightning_fabric.plugins.environments import TorchElasticEnvironment
+        from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
         variables.setdefault("RANK", variables["LOCAL_RANK"])
         environment = TorchElasticEnvironment()
         machines = size // int(variables.get("LOCAL_WORLD_SIZE", size))
     elif int(variables.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # srun; a batch script alone is one process
-        from lightning_fabric.plugins.environments import SLURMEnvironment
+        from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
         try:
             environment, machines = SLURMEnvironment(), int(variables.get("SLURM_STEP_NUM_NODES", 1))

@@ -6,12 +6,15 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 import pytest
 
 import sample
+import tool_add_control
+import train
 
 ROOT = Path(sample.__file__).resolve().parent
 Target = tuple[str, str]
@@ -82,3 +85,19 @@ def test_walks_of_a_skull(
     through = {file for stack in stacks.values() for file in stack}
     assert len(through) <= 9, sorted(through)
     assert json.loads((tmp_path / "o/record.json").read_text())["finished"]
+
+
+def test_walk_to_the_noise_loss(make_tiny_run: Callable[..., list[str]], tmp_path: Path) -> None:
+    """From train.py to the noise loss, a function of tensors, four files."""
+    loss = ("muti_control/losses/noise.py", "noise_loss")
+    init = tmp_path / "init.safetensors"
+    fast = ["sampling.steps=1", "sampling.control_scales=[1.0]", "train.num_threads=1"]
+    for stage in ("base", "control"):
+        command = make_tiny_run(1, f"stage={stage}", f"name={stage}", "train.precision=32-true", *fast)
+        if stage == "control":
+            command.append(f"init={init}")
+            base = tmp_path / "pairs/runs/base/model.safetensors"
+            assert tool_add_control.main([str(base), str(init), "branches=[skull]"]) == 0
+        stack = walks(partial(train.main, command), [loss])[loss]
+        assert stack[-1] == "train.py"
+        assert len(stack) <= 4, stack

@@ -142,7 +142,9 @@ def _write_lists(out: Path, people: list[Person]) -> dict[str, int]:
     for person in sorted(people, key=lambda p: p.code):
         report = json.loads(_paths(out, person.code)["report.json"].read_text(encoding="utf-8"))
         code, status, findings = person.code, report["status"], report["findings"]
-        named = {s: [f["name"] for f in findings if f["severity"] == s] for s in SEVERITIES}
+        named: dict[str, list[str]] = {
+            s: [f["name"] for f in findings if f["severity"] == s] for s in SEVERITIES
+        }
         why = "; ".join(f["text"] for f in findings if f["severity"] == "refuse")
         rows.append({"code": code, "status": status, "refused_because": why, **named})
         writer.writerow([code, status, why, " ".join(named["flag"]), " ".join(named["note"])])

@@ -173,6 +173,7 @@ def _even(values: np.ndarray, heights: np.ndarray, step: float) -> tuple[np.ndar
     upper = np.clip(np.searchsorted(heights, targets), 1, len(heights) - 1)
     share = ((targets - heights[upper - 1]) / (heights[upper] - heights[upper - 1])).clip(0, 1)
     result = np.empty((count, *values.shape[1:]), np.int16)
-    for k, (above, s) in enumerate(zip(upper.tolist(), share.tolist(), strict=True)):
+    for k in range(count):
+        above, s = int(upper[k]), float(share[k])
         result[k] = np.rint((1 - s) * values[above - 1] + s * values[above])
     return result, float(even)
