@@ -179,7 +179,11 @@ def _walk(
         if model is not None and part in model.model_fields:
             field = model.model_fields[str(part)]
             hints = options(field.annotation)
-        elif model is None and not isinstance(part, int) and dict not in [typing.get_origin(hint) for hint in hints]:
+        elif (
+            model is None
+            and not isinstance(part, int)
+            and dict not in [typing.get_origin(hint) for hint in hints]
+        ):
             break
         else:
             field, hints = None, ()
