@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,24 +22,7 @@ from cldm.texture import Texture
 DECODED_AT_ONCE = 8 * 512 * 512  # pixels of one pass of the decoder: its memory does not grow with B
 
 
-class Sampler(Protocol):
-    """The form of :func:`cldm.ddim.sample_ddim` and the other samplers; returns the final sample, shape of x_T."""
-
-    def __call__(
-        self,
-        eps_fn: EpsFn,
-        x_T: Tensor,
-        timesteps: Sequence[int] | np.ndarray,
-        alphas_cumprod: Tensor,
-        *,
-        eta: float,
-        randn: Callable[[], Tensor] | None,
-        before_step: BeforeStep | None,
-        progress: Callable[[int, int], None] | None,
-    ) -> Tensor: ...
-
-
-SAMPLERS: dict[str, Sampler] = {
+SAMPLERS: dict[str, Callable[..., Tensor]] = {  # all are called as cldm.ddim.sample_ddim is
     "ddim": sample_ddim,
     "dpmpp_2m": sample_multistep,
     "unipc": partial(sample_multistep, corrector=True),

@@ -30,7 +30,7 @@ from cldm.ddim import EpsFn
 LAST_RATE = 0.01  # of the first step's, at the last one
 
 EnergyGradient = Callable[[Tensor], tuple[Mapping[str, Tensor], Tensor]]
-"""Estimates x_0 (B, ...) float32 -> energies by name, (B,) each, and the gradient of what shall fall, (B, ...)."""
+"""Estimates x_0 (B, ...) float32 -> energies by name, (B,) each, and the gradient of their sum, (B, ...)."""
 
 
 @dataclass(frozen=True)
@@ -66,22 +66,22 @@ class SpgdStep:
 
 
 def norm(x: Tensor) -> Tensor:
-    """Euclidean norm of each sample of (B, ...): (B,)."""
+    """Return the Euclidean norm of each sample of (B, ...): (B,)."""
     return x.flatten(1).norm(dim=1)
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """(B,) in the shape (B, 1, ...) that multiplies ``like`` (B, ...)."""
+    """Return values (B,) in the shape (B, 1, ...) that multiplies ``like`` (B, ...)."""
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
 def learning_rate(i: int, num_steps: int) -> float:
-    """1 at the first of so many steps, falling linearly to 1 % at the last."""
+    """Return the rate of step ``i``: 1 at the first step; it falls linearly to 1 % at the last."""
     return 1.0 - (1.0 - LAST_RATE) * i / max(1, num_steps - 1)
 
 
 def adaptive_momentum(g: Tensor, smoothed: Tensor | None, beta: float) -> Tensor:
-    """g~_j of gradients g_j (B, C, ...) and g~_{j-1} (None at the first): (B, C, ...).
+    """Return g~_j (B, C, ...) of gradients g_j (B, C, ...) and g~_{j-1} (None at the first).
 
     The cosine is taken over the channels and averaged over positions, each sample by itself. A sample whose g~ is still
     zero begins with its gradient.
@@ -95,9 +95,9 @@ def adaptive_momentum(g: Tensor, smoothed: Tensor | None, beta: float) -> Tensor
 
 
 def spgd_step(x: Tensor, direction: Tensor, rate: float, clip: float, reference: Tensor) -> Tensor:
-    """x - rate * reference * direction, each sample's step clipped to the length clip * reference; x: (B, ...).
+    """Return x - rate * reference * direction (B, ...); a step is at most clip * reference long.
 
-    reference: (B,), the latents' norm. A sample with a direction of zero stays as it is, to the bit.
+    reference: (B,), the latents' norm. A direction of zero leaves its sample unchanged, to the bit.
     """
     length = rate * norm(direction)  # (B,), relative
     shorter = torch.where(length > clip, clip / length.clamp(min=1e-30), torch.ones_like(length))
@@ -105,7 +105,7 @@ def spgd_step(x: Tensor, direction: Tensor, rate: float, clip: float, reference:
 
 
 def angle(a: Tensor, b: Tensor) -> Tensor:
-    """Degrees between samples of (B, ...): (B,); NaN where one of them is zero."""
+    """Return the degrees between samples of (B, ...): (B,); NaN where one of them is zero."""
     lengths = norm(a) * norm(b)
     cosine = (a.flatten(1) * b.flatten(1)).sum(1) / lengths
     return torch.where(lengths > 0, torch.rad2deg(cosine.clamp(-1, 1).acos()), torch.nan)
@@ -119,7 +119,7 @@ class RunningNorm:
         self._count = torch.zeros(())
 
     def __call__(self, norms: Tensor, rows: slice = slice(None), num: int | None = None) -> Tensor:
-        """What to divide gradients of ``norms`` by, (B,), after these are counted; 1 where none has been.
+        """Count ``norms`` and return the divisor of their gradients, (B,); 1 where none has counted.
 
         rows: which of ``num`` samples they are. Default: all.
         """
@@ -134,7 +134,7 @@ class RunningNorm:
 
 
 def gradient_of(energy: Callable[[Tensor], Tensor]) -> EnergyGradient:
-    """The gradient of an energy (B, ...) -> (B,) by autograd, named ``energy``."""
+    """Return the gradient, by autograd, of an energy (B, ...) -> (B,) with the name ``energy``."""
 
     def both(x_0: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:
         with torch.enable_grad():
@@ -156,7 +156,7 @@ class Spgd:
     clip do not depend on the batch. A gradient that is not finite is left out for its sample, with a warning.
 
     Args:
-        cfg: checked. energy: of the estimates. trace: whether ``steps`` gets an entry for every guided step.
+        cfg: settings. energy: of the estimates. trace: write an entry into ``steps`` for every guided step.
     """
 
     def __init__(self, cfg: SpgdStepConfig, energy: EnergyGradient, trace: bool = False) -> None:
@@ -225,7 +225,7 @@ class Spgd:
     def _gradient(
         self, x: Tensor, start: Tensor, t: Tensor, i: int
     ) -> tuple[Mapping[str, Tensor], Tensor, Tensor]:
-        """Energies, the dimensionless gradient with respect to x (B, ...), and the norm of that of x_0, (B,).
+        """Return energies, the dimensionless gradient with respect to x (B, ...), and the norm of that of x_0, (B,).
 
         In the estimate's mode x_0 is what the last prediction made of x_t, moved as far as x is from ``start``: the
         Jacobian is 1 / sqrt(abar). For a deterministic DDIM that is the same as keeping its noise; where the sampler
@@ -264,7 +264,7 @@ class Spgd:
         )
 
     def _warn(self) -> None:
-        """Once, after the last step: to look at a number sooner would make the program wait for the device."""
+        """Warn of lost steps, once after the last step: reading a number earlier would wait for the device."""
         lost = 0 if self._left_out is None else int(self._left_out.sum())
         if self._left_out is None or not lost:
             return

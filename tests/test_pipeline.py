@@ -24,7 +24,6 @@ from cldm.sampling import reconstruct
 from data.images import read_image, to_uint8
 from muti_control.sampling.draw import read_ahead
 from muti_control.sampling.job import Job
-from muti_control.sampling.record import run_record
 
 
 def test_items_come_in_order_and_only_so_many_are_read_ahead() -> None:
@@ -102,27 +101,6 @@ def test_the_files_hold_what_drawing_one_batch_after_the_other_gives(
                 text = json.loads(image.info["iccr-diff"])
             assert (text["seed"], text["prompt"]) == (seed, case.prompt)
             assert text["skull"]["file"] == case.skull_path.name
-
-
-def test_a_skull_that_vanishes_during_the_run_leaves_the_faces_before_it(
-    prepared: Callable[..., Job],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    job = prepared()
-
-    def record_and_lose(job: Job) -> object:
-        record = run_record(job)
-        job.cases[5].skull_path.rename(tmp_path / "moved.png")
-        return record
-
-    monkeypatch.setattr(sample, "prepare", lambda *_: job)
-    monkeypatch.setattr(reconstruction, "run_record", record_and_lose)
-    assert sample.main([]) == 2
-    assert f"{job.cases[5].skull_path}: does not exist" in capsys.readouterr().err
-    assert len(list((tmp_path / "o").glob("test_*.png"))) == 8
-    assert not list((tmp_path / "o").glob("contact*"))
 
 
 def test_the_pictures_in_memory_do_not_grow_with_the_run(

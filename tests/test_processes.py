@@ -96,6 +96,12 @@ def test_every_item_falls_to_exactly_one_process(size: int) -> None:
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+def test_a_process_whose_parent_is_gone_ends() -> None:
+    Team(1, 2).check()
+    with pytest.raises(ProcessError):
+        Team(1, 2, _parent=os.getppid() + 1).check()
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -177,7 +183,7 @@ def test_a_run_that_loses_a_process_or_is_stopped_ends_at_once_with_whole_faces(
     command: Callable[..., list[str]], tmp_path: Path, how: str
 ) -> None:
     out = tmp_path / "o"
-    with start(command(f"out={out}", "devices=2", "num_samples=90", "sampling.steps=30")) as program:
+    with start(command(f"out={out}", "devices=2", "num_samples=90", "sampling.steps=10")) as program:
         while len(list(out.glob("test_*.png"))) < 4 and program.poll() is None:
             time.sleep(0.02)
         (other,) = map(int, Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split())

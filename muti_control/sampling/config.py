@@ -24,7 +24,7 @@ class SpgdConfig(SpgdStepConfig):
     target: of the landmarks: auto (the condition's, else read off the skull), true (of the manifest: the best that
         SPGD can do), or a file or folder of points as for landmarks.
     face_landmark_weights: the network that reads landmarks off faces. discriminator: file, for realism.
-    exemplar: face picture whose surface is wanted, for texture.
+    exemplar: picture of a face with the desired surface, for texture.
     decoder: file of a small decoder that serves the energies (the guidance_decoder stage of train.py); the face itself
         is always decoded by the model's own.
     at_once: faces decoded together with gradient. recompute: the decoder's blocks, in place of keeping what they need.
@@ -99,8 +99,8 @@ class SpgdConfig(SpgdStepConfig):
 class SampleConfig(Settings):
     """What to reconstruct, and how.
 
-    skull: picture, folder or manifest; none: there is none, and what else is given draws the face.
-    images_dir: where a manifest's pictures are, if not where it expects them.
+    skull: picture, folder or manifest; none: the other conditions draw the face.
+    images_dir: folder of a manifest's pictures, if they are not where it expects them.
     limit: at most that many skulls, spread evenly over the list.
     sex, age (years), ethnicity, body_mass (1 very thin ... 5 slightly fat): of the person; over a manifest's.
     num_samples: faces for each skull, with seeds seed, seed + 1, ...

@@ -76,10 +76,8 @@ def reconstruct_cases(job: Job, advance: Callable[[int], None] | None = None) ->
             advance(len(batch))
 
     writing: list[Future[None]] = []
-    with (
-        ThreadPoolExecutor(
-            WRITERS, "write"
-        ) as writers,  # when a batch fails, the faces before it are still written
+    with (  # the writers come first: when a batch fails, they still write the faces before it
+        ThreadPoolExecutor(WRITERS, "write") as writers,
         closing(read_ahead(lambda batch: read_skulls(batch[1], size, pin), batches)) as read,
         tqdm(
             total=len(batches) * job.sampling.steps,

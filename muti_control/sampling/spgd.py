@@ -28,7 +28,7 @@ from muti_control.conditions.case_landmarks import (
     true_landmarks,
 )
 from muti_control.losses.decoding import decoder_layout
-from muti_control.networks.guidance_decoder import GuidanceDecoder, load_guidance_decoder
+from muti_control.networks.guidance_decoder import load_guidance_decoder
 from muti_control.networks.patchgan import PatchGan
 from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.sampling.config import SpgdConfig
@@ -42,20 +42,21 @@ from muti_control.sampling.energies import (
     check_exemplar,
 )
 
-ENERGIES = ("landmarks", "containment", "realism", "texture")
 ENERGY_OF = {"face_landmark_weights": "landmarks", "discriminator": "realism", "exemplar": "texture"}
-FACE_LANDMARKS = "models/demo/pipnet_face.safetensors"
 
 
 @dataclass(frozen=True)
 class SpgdRun:
-    """The settings of a run with the networks that they name. files: sha256 by setting."""
+    """The settings of a run with the networks that they name.
+
+    decode: latents to pictures, with gradient. energies: by name, each made from the cases and the skulls
+    (B, 3, H, W) in [0, 1] of a batch. targets: of the landmarks. files: sha256 by setting.
+    """
 
     cfg: SpgdConfig
-    reader: LandmarkReader | None
+    decode: Callable[[Tensor], Tensor]
+    energies: Mapping[str, Callable[[Sequence[Case], Tensor], Energy]]
     targets: CaseLandmarks | None
-    discriminator: PatchGan | None
-    decoder: GuidanceDecoder | None
     files: Mapping[str, str]
 
     @property
@@ -84,19 +85,9 @@ class SpgdRun:
 
     def of(self, model: ControlledLatentDiffusion, cases: Sequence[Case], skulls: Tensor) -> Spgd:
         """Return the hook of one batch; skulls: (B, 3, H, W) in [0, 1]."""
-        skulls, cfg = skulls.to(model.device), self.cfg
-        terms: dict[str, tuple[float, Energy]] = {}
-        if cfg.landmarks > 0 and self.reader is not None and self.targets is not None:
-            terms["landmarks"] = cfg.landmarks, LandmarkEnergy(self.reader, self.targets.of(cases, skulls))
-        if cfg.containment > 0:
-            terms["containment"] = cfg.containment, ContainmentEnergy(skulls)
-        if cfg.realism > 0 and self.discriminator is not None:
-            terms["realism"] = cfg.realism, RealismEnergy(self.discriminator, skulls)
-        if cfg.texture > 0 and cfg.exemplar is not None:
-            exemplar = _exemplar(Path(cfg.exemplar), skulls.shape[-1]).to(skulls)
-            terms["texture"] = cfg.texture, TextureEnergy(exemplar.expand(len(skulls), -1, -1, -1))
-        decode = self.decoder or decoder_of(model, cfg.recompute)
-        return Spgd(cfg, DecodedEnergies(decode, terms, cfg.at_once), cfg.trace)
+        skulls, weights = skulls.to(model.device), self.cfg.weights
+        terms = {name: (weights[name], energy(cases, skulls)) for name, energy in self.energies.items()}
+        return Spgd(self.cfg, DecodedEnergies(self.decode, terms, self.cfg.at_once), self.cfg.trace)
 
 
 def load_spgd(
@@ -128,7 +119,8 @@ def load_spgd(
         files[key] = sha256(path)
         return path
 
-    reader = targets = discriminator = decoder = None
+    energies: dict[str, Callable[[Sequence[Case], Tensor], Energy]] = {}
+    targets = None
     if cfg.landmarks > 0:
         reader = LandmarkReader.load(file("face_landmark_weights"), model.device)
         if reader.role != "face":
@@ -136,8 +128,12 @@ def load_spgd(
                 f"spgd.face_landmark_weights: {cfg.face_landmark_weights} reads landmarks off a {reader.role}, "
                 "expected a network for faces"
             )
-        targets = _targets(cfg.target, cases, condition, skull_landmarks, reader.net.cfg.num_landmarks, model)
+        num_points = reader.net.cfg.num_landmarks
+        points = targets = _targets(cfg.target, cases, condition, skull_landmarks, num_points, model)
+        energies["landmarks"] = lambda cases, skulls: LandmarkEnergy(reader, points.of(cases, skulls))
     _check_skulls(cfg, cases, targets)
+    if cfg.containment > 0:
+        energies["containment"] = lambda cases, skulls: ContainmentEnergy(skulls)
     if cfg.realism > 0:
         discriminator = PatchGan.load(file("discriminator"), model.device)
         if discriminator.cfg.in_channels != 6:
@@ -145,12 +141,15 @@ def load_spgd(
                 f"spgd.discriminator: {cfg.discriminator} takes {discriminator.cfg.in_channels} channels, "
                 "expected 6 (skull and face); the control stage with losses.gan writes one"
             )
+        energies["realism"] = lambda cases, skulls: RealismEnergy(discriminator, skulls)
     if cfg.texture > 0:
-        _exemplar(file("exemplar"), model.cfg.image_size)
-    if cfg.decoder is not None:
-        decoder = load_guidance_decoder(cfg.decoder, model)
-        files["decoder"] = sha256(Path(cfg.decoder))
-    return SpgdRun(cfg, reader, targets, discriminator, decoder, files)
+        exemplar = _exemplar(file("exemplar"), model.cfg.image_size)
+        energies["texture"] = lambda cases, skulls: TextureEnergy(exemplar.to(skulls).expand_as(skulls))
+    if cfg.decoder is None:
+        return SpgdRun(cfg, decoder_of(model, cfg.recompute), energies, targets, files)
+    decoder = load_guidance_decoder(cfg.decoder, model)
+    files["decoder"] = sha256(Path(cfg.decoder))
+    return SpgdRun(cfg, decoder, energies, targets, files)
 
 
 def _check_skulls(cfg: SpgdConfig, cases: Sequence[Case], targets: CaseLandmarks | None) -> None:

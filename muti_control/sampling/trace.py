@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from cldm.spgd import SpgdStep
 from data.images import write_png
@@ -43,23 +42,20 @@ def trace_of(steps: Sequence[SpgdStep], sample: int, settings: Mapping[str, Any]
                 "step": step.i + 1,
                 "t": step.t,
                 "rate": step.rate,
-                "to_denoising": None if step.to_denoising is None else _number(step.to_denoising, sample),
-                "inner": [
-                    {
-                        "energies": {
-                            name: _number(values, sample) for name, values in inner.energies.items()
-                        },
-                        "gradient_norm": _number(inner.gradient_norm, sample),
-                        "turn": _number(inner.turn, sample),
-                        "length": _number(inner.length, sample),
-                        "skipped": bool(inner.skipped[sample]),
-                    }
-                    for inner in step.inner
-                ],
+                "to_denoising": _of_sample(step.to_denoising, sample),
+                "inner": [_of_sample(vars(inner), sample) for inner in step.inner],
             }
             for step in steps
         ],
     }
+
+
+def _of_sample(values: Any, sample: int) -> Any:
+    """Return the sample's entry of tensors (B,), as in dictionaries of them."""
+    if isinstance(values, Mapping):
+        return {name: _of_sample(entry, sample) for name, entry in values.items()}
+    value = None if values is None else values[sample].item()
+    return value if value is not None and math.isfinite(value) else None
 
 
 def trace_plot(trace: Mapping[str, Any], title: str) -> NDArray[np.uint8]:
@@ -142,11 +138,6 @@ def write_trace(
     file, plot = (folder / name for name in trace_names(face))
     write_json(file, trace, indent=None)
     write_png(plot, trace_plot(trace, f"SPGD of {face}: {settings['mode']}, scale {settings['scale']:g}"))
-
-
-def _number(values: Tensor, sample: int) -> float | None:
-    value = float(values[sample])
-    return value if math.isfinite(value) else None
 
 
 def _or_nan(value: float | None) -> float:
