@@ -110,14 +110,14 @@ def our_results(
     context = model.encode_text(PROMPTS)
     results = {"text embedding": context}
     for size in sizes:
-        given = inputs(cfg, size, seed)
-        x, t = given["x"], given["t"]
-        hint = model.encode_hint(given["skull"])
+        batch = inputs(cfg, size, seed)
+        x, t = batch["x"], batch["t"]
+        hint = model.encode_hint(batch["skull"])
         for i, residual in enumerate(model.control_model(x, t, context, hint)):
             results[f"control residual {i}, {size} px"] = residual
         results[f"eps without control, {size} px"] = model.eps(x, t, context, None)
         results[f"eps with control, {size} px"] = model.eps(x, t, context, hint, control_scales(cfg))
-        posterior = model.first_stage_model.encode(given["picture"])
+        posterior = model.first_stage_model.encode(batch["picture"])
         results[f"encode: mean, {size} px"] = posterior.mean
         results[f"encode: log-variance, {size} px"] = posterior.logvar
         results[f"decode, {size} px"] = model.decode(x[:1])
@@ -202,9 +202,9 @@ def differences(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> lis
         rows.setdefault(label, []).append(row)
     return [
         Difference(
-            label, max(r.largest for r in found), max(r.rms for r in found), min(r.size for r in found)
+            label, max(r.largest for r in group), max(r.rms for r in group), min(r.size for r in group)
         )
-        for label, found in rows.items()
+        for label, group in rows.items()
     ]
 
 

@@ -84,12 +84,8 @@ def test_the_root_of_a_nose_is_found_where_it_was_put():
     assert np.isnan(root_of_nose(surface, near=100.0)).all()
 
 
-@pytest.fixture(scope="module")
-def template() -> HeadTemplate:
-    return HeadTemplate.load()
-
-
-def test_a_head_is_measured_as_its_size_says_and_fat_thickens_only_the_skin(template):
+def test_a_head_is_measured_as_its_size_says_and_fat_thickens_only_the_skin():
+    template = HeadTemplate.load()
     subject = with_bmi(draw_subject(1, 6), 17.0)
     lean, heavy = (anatomy.measure(s) for s in (subject, with_bmi(subject, 32.0)))
     # the skin's landmarks only say where to look on the bone
@@ -97,6 +93,8 @@ def test_a_head_is_measured_as_its_size_says_and_fat_thickens_only_the_skin(temp
     for site in ("zygion", "gonion", "mid-masseter", "sub-M2"):
         assert heavy.depths[site] > lean.depths[site] + 1, site
     assert set(lean.depths) == set(DEPTHS), "a site without a norm, or a norm without a site"
+    quoted = {norm.source for table in (SKULL, HEAD, DEPTHS) for norm in table.values()}
+    assert quoted <= set(SOURCES)
     assert {name for name, _ in SKULL} <= set(lean.skull)
     assert {name for name, _ in HEAD} <= set(lean.head)
 
@@ -120,11 +118,8 @@ def test_summaries_and_slopes_have_their_closed_forms():
     found = anatomy.summary(np.append(values, np.nan), rng)
     assert (found["num"], found["mean"], found["p5"], found["p95"]) == (101, 50, 5, 95)
     assert found["sd"] == pytest.approx(np.sqrt(101 * 102 / 12))
-    low, high = found["mean_interval"]
-    error = found["sd"] / np.sqrt(101)
-    assert low == pytest.approx(50 - 1.96 * error, abs=0.6) and high == pytest.approx(
-        50 + 1.96 * error, abs=0.6
-    )
+    reach = 1.96 * found["sd"] / np.sqrt(101)
+    assert found["mean_interval"] == pytest.approx((50 - reach, 50 + reach), abs=0.6)
     assert anatomy.summary(np.full(5, np.nan), rng) == {"num": 0}
     bmi = rng.uniform(15, 34, 200)
     line = anatomy.slope(bmi, 3 + 0.4 * bmi, rng)
@@ -147,11 +142,6 @@ def test_figures_group_people_by_sex_and_body_mass():
     assert gonion["per_bmi"]["slope"] == pytest.approx(0.5)
     shown = anatomy.tables(found)
     assert "181.3 ± 5.7 [174, 190] Howells" in shown and "10.5 Rhine" in shown
-
-
-def test_every_norm_names_its_source():
-    quoted = {norm.source for table in (SKULL, HEAD, DEPTHS) for norm in table.values()}
-    assert quoted <= set(SOURCES)
 
 
 def test_rank_figures_by_hand():

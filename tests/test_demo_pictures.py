@@ -43,15 +43,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def given(root: Path) -> list[str]:
-    return [
-        f"weights={root}/model.safetensors",
-        f"landmark_weights={root}/pipnet.safetensors",
-        f"data.root={root}",
-        "precision=fp32",
-        f"ct.skull={root}/pairedCS/skull/test_7.png",
-        "ct.ethnicity=African",
-    ]
+def arguments_for(root: Path) -> list[str]:
+    files = [f"weights={root}/model.safetensors", f"landmark_weights={root}/pipnet.safetensors"]
+    person = [f"ct.skull={root}/pairedCS/skull/test_7.png", "ct.ethnicity=African"]
+    return [*files, f"data.root={root}", "precision=fp32", *person]
 
 
 def tile_at(picture: np.ndarray, top: int, left: int) -> np.ndarray:
@@ -111,7 +106,7 @@ def test_heat_is_black_at_nothing_white_at_its_end_and_brighter_between() -> Non
 def test_every_picture_is_made_and_its_people_follow_from_the_list(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert demo_pictures.main([*given(root), f"out={tmp_path}/p", "ct.face=null"]) == 0
+    assert demo_pictures.main([*arguments_for(root), f"out={tmp_path}/p", "ct.face=null"]) == 0
     assert "texture.png: left out, these weights have no texture branch" in capsys.readouterr().out
     files = {path.name for path in (tmp_path / "p").iterdir()}
     assert files == {"reconstruction.png", "edits.png", "variants.png", "ct.png", "pictures.json"}
@@ -120,18 +115,16 @@ def test_every_picture_is_made_and_its_people_follow_from_the_list(
     assert found["pictures"]["edits"]["person"] == "test_2"
     assert found["pictures"]["edits"]["ages"] == [22, 32, 57, 72]  # 32 years are the person's own, of level 3
     assert min(found["pictures"]["variants"]["mean spread within the head, grey levels"].values()) > 0
-    with Image.open(
-        tmp_path / "p/edits.png"
-    ) as picture:  # true faces are framed, and the face that was told the truth
+    with Image.open(tmp_path / "p/edits.png") as picture:  # the person's own values are framed
         yellow = (np.asarray(picture).astype(int) == FRAME).all(-1)
     assert yellow.sum(1).max() >= 2 * TILE[0] and yellow.sum(0).max() >= 2 * TILE[1]
 
 
 def test_the_faces_are_those_of_sample(root: Path, tmp_path: Path) -> None:
     listed = f"skull={root}/split_data/test.json"
-    settings = [word for word in given(root) if not word.startswith(("data", "ct"))]
+    settings = [word for word in arguments_for(root) if not word.startswith(("data", "ct"))]
     assert sample.main([listed, *settings, "limit=1", "num_samples=2", f"out={tmp_path}/s", "seed=3"]) == 0
-    studio = open_studio(parse_command_line(PicturesConfig, [*given(root), "batch_size=3"]))
+    studio = open_studio(parse_command_line(PicturesConfig, [*arguments_for(root), "batch_size=3"]))
     faces = studio.draw(cases_of(studio.records[:1]) * 2, [3, 4])
     for k, face in enumerate(faces):
         with Image.open(tmp_path / f"s/test_0_{k}.png") as drawn:
@@ -140,13 +133,10 @@ def test_the_faces_are_those_of_sample(root: Path, tmp_path: Path) -> None:
 
 
 def test_only_true_variants_of_the_same_style_are_shown(root: Path) -> None:
-    studio = open_studio(parse_command_line(PicturesConfig, given(root)))
+    studio = open_studio(parse_command_line(PicturesConfig, arguments_for(root)))
     truths = demo_pictures._truths(studio.variants, studio.records[2])
-    assert {known: path.stem for known, path in truths.items()} == {
-        (57, 3): "test_6",
-        (32, 5): "test_7",
-        (32, 3): "test_2",
-    }
+    names = {attributes: path.stem for attributes, path in truths.items()}
+    assert names == {(57, 3): "test_6", (32, 5): "test_7", (32, 3): "test_2"}
 
 
 def test_exemplars_of_other_styles_change_the_face(root: Path, tmp_path: Path) -> None:
@@ -164,7 +154,9 @@ def test_exemplars_of_other_styles_change_the_face(root: Path, tmp_path: Path) -
     pictures = np.random.default_rng(0).integers(60, 255, (8, 64, 64), np.uint8)
     for k, picture in enumerate(pictures):
         Image.fromarray(picture).save(root / f"pairedCS/craniofacial/test_{k}.png")
-    assert demo_pictures.main([*given(root)[2:], f"weights={tmp_path}/textured.safetensors", *out]) == 0
+    assert (
+        demo_pictures.main([*arguments_for(root)[2:], f"weights={tmp_path}/textured.safetensors", *out]) == 0
+    )
     found = json.loads((tmp_path / "p/pictures.json").read_text())["pictures"]["texture"]
     assert found == {
         "person": "test_0",
@@ -179,19 +171,18 @@ def test_exemplars_of_other_styles_change_the_face(root: Path, tmp_path: Path) -
     assert bare.any() and all((face != bare).any() for face in faces) and (faces[0] != faces[1]).any()
 
 
-def test_what_cannot_be_drawn_is_told_before_anything_is_written(
+def test_wrong_settings_are_refused_before_anything_is_written(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few = write_landmark_pairs(tmp_path / "few", side=64, test=3)
-    for wrong, message in (
-        ([*given(root), "only=[nose]"], "only"),
-        ([*given(root), "batch_size=0"], "batch_size"),
-        ([*given(root), f"data.root={few}"], "lists 3 people, expected 6 or more"),
-        ([*given(root), f"landmark_weights={tmp_path}/none.safetensors"], "no landmark network at"),
-        ([*given(root), f"ct.skull={tmp_path}/none.png"], "none.png"),
-        ([*given(root), "ct.sex=other"], "sex: got 'other'"),
-        ([*given(root), "ct.ethnicity=Caucasian"], "ethnicity: got 'Caucasian'"),
+    for setting, message in (
+        ("only=[nose]", "only"),
+        (f"data.root={few}", "data.root"),
+        (f"landmark_weights={tmp_path}/none.safetensors", "none.safetensors"),
+        (f"ct.skull={tmp_path}/none.png", "none.png"),
+        ("ct.sex=other", "sex"),
+        ("ct.ethnicity=Caucasian", "ethnicity"),
     ):
-        assert demo_pictures.main([*wrong, f"out={tmp_path}/p"]) == 2
+        assert demo_pictures.main([*arguments_for(root), setting, f"out={tmp_path}/p"]) == 2
         assert message in capsys.readouterr().err
         assert not (tmp_path / "p").exists()

@@ -54,17 +54,12 @@ def test_files_and_pictures_that_do_not_fit_are_told(backbone, pictures, tmp_pat
     state = torch.load(backbone, weights_only=True)
     torch.save({k: v for k, v in state.items() if k != "features.8.bias"}, tmp_path / "lacks.pth")
     torch.save(state | {"features.3.weight": torch.zeros(1)}, tmp_path / "shape.pth")
-    for name, message in (
-        ("lacks.pth", "has no features.8.bias"),
-        ("shape.pth", r"is \(1,\), expected \(192"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            Lpips(tmp_path / name)
-    with pytest.raises(ValueError, match="nowhere"):
-        Lpips(tmp_path / "nowhere.pth")
-    with pytest.raises(ValueError, match=r"has no lin0\.model"):
+    for name, key in (("lacks", "features.8.bias"), ("shape", "features.3.weight"), ("nowhere", "nowhere")):
+        with pytest.raises(ValueError, match=key):
+            Lpips(tmp_path / f"{name}.pth")
+    with pytest.raises(ValueError, match="lin0"):
         Lpips(backbone, heads=backbone)
     x, y = pictures
     for a, b in ((x, y[:2]), (x, y / 2), (x[:, :20], y[:, :20])):
-        with pytest.raises(ValueError, match=r"expected uint8|at least 35 px"):
+        with pytest.raises(ValueError, match="expected|35 px"):
             Lpips(backbone).distances(a, b)

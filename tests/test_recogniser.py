@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +19,8 @@ from muti_control.evaluation.judges.dlib_recogniser import (
 )
 
 DATA = Path(__file__).resolve().parent.parent / "data"
-DLIB_OF_OURS = {
-    8: 16,
-    27: 51,
-    30: 54,
-    33: 57,
-    48: 84,
-    54: 90,
-}  # chin, bridge and tip of the nose, mouth corners: dlib's 68 -> the 106
+# dlib's 68 points -> our 106: chin, bridge and tip of the nose, mouth corners
+DLIB_OF_OURS = {8: 16, 27: 51, 30: 54, 33: 57, 48: 84, 54: 90}
 
 
 @pytest.fixture(scope="module")
@@ -67,18 +59,9 @@ def test_procrustes_ignores_place_size_and_turn_and_nothing_else():
     same = turned(shape[0], 37, 2.5, (100, -3))[None]
     assert procrustes_distances(shape, same)[0, 0] < 1e-7
     assert procrustes_distances(shape, shape * [-1, 1])[0, 0] > 0.3  # the mirror image is another shape
-    with pytest.raises(ValueError, match="coincide"):
-        procrustes_distances(np.zeros((1, 30, 2)), shape)
-    with pytest.raises(ValueError, match="expected"):
-        procrustes_distances(shape[0], shape)
-
-
-def test_descriptor_distance_is_euclidean():
-    rng = np.random.default_rng(2)
-    p, g = rng.normal(size=(3, 128)), rng.normal(size=(4, 128))
-    wanted = np.sqrt(((p[:, None] - g[None]) ** 2).sum(-1))
-    np.testing.assert_allclose(descriptor_distances(p, g), wanted, atol=1e-9)
-    assert descriptor_distances(p, p).diagonal().max() < 1e-6
+    for wrong in (np.zeros((1, 30, 2)), shape[0]):
+        with pytest.raises(ValueError):
+            procrustes_distances(wrong, shape)
 
 
 def test_points_lie_on_the_face(recogniser, faces):
@@ -87,9 +70,7 @@ def test_points_lie_on_the_face(recogniser, faces):
         record = json.loads((DATA / "pairedCS" / "landmarks" / f"{name}.json").read_text(encoding="utf-8"))
         truth = np.array(record["points"])
         error = [np.linalg.norm(points[k] - truth[ours]) for k, ours in DLIB_OF_OURS.items()]
-        assert np.median(error) < 5, (
-            name
-        )  # px; the face is about 120 px wide. Folds may mislead it at the chin
+        assert np.median(error) < 5, name  # px; the face is about 120 px wide
 
 
 def test_a_person_is_nearer_to_a_blurred_self_than_to_others(recogniser, faces):
@@ -118,14 +99,3 @@ def test_what_is_no_face_is_told(recogniser):
         Recogniser(RecogniserConfig(rectangle=None)).look(black)
     with pytest.raises(RecogniserError, match="expected"):
         recogniser.look(black.astype(float))
-
-
-def test_without_dlib_the_message_says_how_to_get_it():
-    code = (
-        "import importlib.util as u; real = u.find_spec\n"
-        "u.find_spec = lambda name, *a: None if name == 'dlib' else real(name, *a)\n"
-        "from muti_control.evaluation.judges.dlib_recogniser import Recogniser, RecogniserError\n"
-        "try:\n    Recogniser()\nexcept RecogniserError as error:\n    print(error)\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install dlib-bin" in ended.stdout

@@ -24,17 +24,10 @@ def submit(tmp_path: Path, status: int, **environment: str) -> tuple[int, list[s
         stand_in = tmp_path / name
         stand_in.write_text(f'#!/bin/bash\necho {name} "$@" >> "$CALLS"\nexit {code}\n', encoding="utf-8")
         stand_in.chmod(0o755)
-    surroundings = os.environ | {
-        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
-        "CALLS": str(calls),
-        "SLURM_JOB_ID": "77",
-        "PYTHON": sys.executable,
-        **environment,
-    }
-    arguments = ["bash", str(SCRIPT), "data.root=a folder", "train.seed=1"]
-    ended = subprocess.run(
-        arguments, cwd=ROOT, env=surroundings, capture_output=True, text=True, check=False, timeout=30
-    )
+    variables = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "CALLS": str(calls)}
+    variables = os.environ | variables | {"SLURM_JOB_ID": "77", "PYTHON": sys.executable} | environment
+    command = ["bash", str(SCRIPT), "data.root=a folder", "train.seed=1"]
+    ended = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=30)
     return ended.returncode, calls.read_text(encoding="utf-8").splitlines(), ended.stdout + ended.stderr
 
 

@@ -1,14 +1,12 @@
 """The protocol's statistics against independent implementations, brute force, and simulated truth."""
 
 import itertools
-from math import comb
 
 import numpy as np
 import pytest
 from scipy.spatial import procrustes
 from skimage.transform import estimate_transform
 
-from muti_control.evaluation.results import statistics
 from muti_control.evaluation.results.statistics import (
     best_of_chance,
     bootstrap_means,
@@ -36,7 +34,7 @@ def test_the_match_curve_rises_to_one():
     assert list(at[:20]) == list(range(1, 21)) and at[-1] == 500 and (np.diff(at) > 0).all()
     assert (np.diff(curve) >= 0).all() and curve[-1] == 1
     np.testing.assert_allclose(curve[[0, 9]], [(ranks == 1).mean(), (ranks <= 10).mean()])
-    assert list(cmc_ranks(3)) == [1, 2, 3] and cmc_ranks(100_000)[-1] == 100_000
+    assert list(cmc_ranks(3)) == [1, 2, 3]
 
 
 # ---------------------------------------------------------------- intervals
@@ -54,22 +52,12 @@ def test_bootstrap_of_means_is_that_of_drawing_probes():
     np.testing.assert_allclose(means[:, 1], bootstrap_means(values[:, 1], num=4000))  # the same draws
 
 
-def test_many_probes_are_drawn_in_blocks(monkeypatch):
-    values = rng(23).exponential(size=400)
-    whole = bootstrap_means(values, num=1000)
-    monkeypatch.setattr(statistics, "_MAX_COUNTS", 400 * 7)
-    blocks = bootstrap_means(values, num=1000)
-    assert blocks.shape == whole.shape and len(np.unique(blocks)) > 990  # no block repeats another
-    assert blocks.std() == pytest.approx(whole.std(), rel=0.1)
-    np.testing.assert_array_equal(blocks, bootstrap_means(values, num=1000))
-
-
-@pytest.mark.parametrize("wrong", [[], [1.0, np.nan], np.zeros((2, 2, 2))])
-def test_bootstrap_refuses_what_has_no_mean(wrong):
-    with pytest.raises(ValueError, match=r"not finite|at least one probe"):
-        bootstrap_means(wrong)
-    with pytest.raises(ValueError, match="not all zero"):
-        bootstrap_means([1.0, 2.0], [0.0, 0.0])
+@pytest.mark.parametrize(
+    "inputs", [([],), ([1.0, np.nan],), (np.zeros((2, 2, 2)),), ([1.0, 2.0], [0.0, 0.0])]
+)
+def test_bootstrap_refuses_what_has_no_mean(inputs):
+    with pytest.raises(ValueError):
+        bootstrap_means(*inputs)
 
 
 def identification_model(num: int, seed: int, gallery: np.ndarray, noise: float) -> np.ndarray:
@@ -94,9 +82,6 @@ def test_intervals_cover_the_truth_at_their_stated_rate():
 
     for value in (lambda r: (r == 1) * 1.0, lambda r: (r <= 5) * 1.0, lambda r: 1 / r):
         assert 0.92 <= covered(value(ranks), value(population).mean()) <= 0.97
-    narrow = interval(bootstrap_means((ranks == 1).T * 1.0, num=1000), confidence=0.5)
-    inside = (narrow[0] <= (population == 1).mean()) & ((population == 1).mean() <= narrow[1])
-    assert 0.42 <= inside.mean() <= 0.58
 
 
 def test_paired_difference_is_calibrated_and_sees_what_two_intervals_do_not():
@@ -112,11 +97,8 @@ def test_paired_difference_is_calibrated_and_sees_what_two_intervals_do_not():
     assert alone[0][0] < alone[1][1]  # the separate intervals overlap
     same = paired_difference(a[0], a[0])
     assert same == (0, 0, 0, 1)
-
-
-def test_weighted_difference_is_that_of_ratios():
-    a, b, w = rng(13).uniform(size=(3, 50))
-    assert paired_difference(a, b, w)[0] == pytest.approx(np.average(a, weights=w) - np.average(b, weights=w))
+    x, y, w = rng(13).uniform(size=(3, 50))
+    assert paired_difference(x, y, w)[0] == pytest.approx(np.average(x, weights=w) - np.average(y, weights=w))
 
 
 def test_a_share_of_nothing_or_all_is_not_certain():
@@ -164,25 +146,13 @@ def test_projection_and_angle_of_known_changes():
 # ---------------------------------------------------------------- several faces per skull
 def test_best_of_k_is_the_mean_over_all_choices_of_k():
     draws = 6
-    values = rng(19).uniform(size=(4, draws))
-    hit = values < [[0.5], [0.2], [0.0], [1.0]]
+    hit = rng(19).uniform(size=(4, draws)) < [[0.5], [0.2], [0.0], [1.0]]
     chance = best_of_chance(hit.sum(axis=1), draws)
     for k in range(1, draws + 1):
         choices = [list(c) for c in itertools.combinations(range(draws), k)]
-        assert len(choices) == comb(draws, k)
-        np.testing.assert_allclose(
-            chance[:, k - 1], np.mean([hit[:, c].any(axis=1) for c in choices], axis=0)
-        )
-
-
-def test_best_of_k_has_no_bias():
-    """20 draws estimate what k = 5 independent draws would give; putting draws back would fall short."""
-    p = 0.1
-    hits = rng(20).binomial(20, p, 20_000)
-    truth = 1 - (1 - p) ** 5
-    assert best_of_chance(hits, 20)[:, 4].mean() == pytest.approx(truth, abs=0.005)
-    assert (1 - (1 - hits / 20) ** 5).mean() < truth - 0.01
-    with pytest.raises(ValueError, match=r"expected 0 \.\. 4"):
+        expected = np.mean([hit[:, c].any(axis=1) for c in choices], axis=0)
+        np.testing.assert_allclose(chance[:, k - 1], expected)
+    with pytest.raises(ValueError):
         best_of_chance([5], 4)
 
 
@@ -193,13 +163,3 @@ def test_diversity_is_zero_for_a_constant_picture_and_the_mean_over_pairs():
     assert (mean_pairwise_distance(np.ones((2, 5, 7))) == 0).all()
     with pytest.raises(ValueError, match="at least two"):
         mean_pairwise_distance(np.ones((2, 1, 7)))
-
-
-def test_permuted_labels_do_as_chance():
-    gallery = rng(22).standard_normal((50, 8))
-    distances = np.linalg.norm(gallery[:, None] - gallery[None], axis=-1)
-    own = ranks_of_truth(distances, np.arange(50))
-    assert (own == 1).all()
-    shuffled = np.concatenate([ranks_of_truth(distances, rng(i).permutation(50)) for i in range(40)])
-    low, high = statistics.share_interval(shuffled == 1)
-    assert low <= 1 / 50 <= high and shuffled.mean() == pytest.approx(25.5, abs=1)

@@ -40,38 +40,22 @@ def test_figures_are_those_of_the_measured_probes():
     assert found.other_distance.value == pytest.approx(found.distance.value + 1)
     assert found.rank1.low <= found.rank1.value <= found.rank1.high
     to_json(found)  # nothing in it that JSON has no form for
-    with pytest.raises(ValueError, match=r"within 1 \.\. 20"):
-        identification(ranks, 20, GROUPS)
-    with pytest.raises(ValueError, match="0 measured"):
-        identification([None] * 40, 20, GROUPS)
+    for wrong in (ranks, [None] * 40):  # a rank beyond the gallery; nothing measured
+        with pytest.raises(ValueError):
+            identification(wrong, 20, GROUPS)
+    assert list(dict.fromkeys(group.attribute for group in found.groups)) == ["sex", "age", "body mass"]
+    by_mass = [group.rank1 for group in found.groups if group.attribute == "body mass"]
+    assert sum(rank1.value * rank1.n for rank1 in by_mass) == pytest.approx(38 * found.rank1.value)
 
 
-def test_groups_add_up_and_stand_in_their_order():
-    found = identification(rng(3).integers(1, 9, 40), 8, GROUPS)
-    by_attribute = {}
-    for group in found.groups:
-        by_attribute.setdefault(group.attribute, []).append(group)
-    assert list(by_attribute) == ["sex", "age", "body mass"]
-    assert [g.group for g in by_attribute["age"]][:2] == ["under 14", "14 to 29"]
-    assert by_attribute["body mass"][0].group == "very thin"
-    for groups in by_attribute.values():
-        assert sum(g.rank1.n for g in groups) == 40
-        hits = sum(g.rank1.value * g.rank1.n for g in groups)
-        assert hits == pytest.approx(40 * found.rank1.value)
-
-
-def test_one_probe_has_no_interval_of_a_mean():
+def test_a_mean_of_one_value_has_no_interval_and_none_is_refused():
     figure = Resampling().mean([3.0])
     assert (figure.value, figure.low, figure.high, figure.n) == (3, None, None, 1)
-    with pytest.raises(ValueError, match="0 values"):
-        Resampling().mean([])
-
-
-def test_measured_keeps_the_places_of_the_probes():
-    found = measured([1.0, np.nan, 3.0])
-    assert found.values == (1, None, 3) and found.figure.value == 2 and found.figure.n == 2
-    with pytest.raises(ValueError, match="without a single value"):
-        measured([np.nan])
+    result = measured([1.0, np.nan, 3.0])
+    assert result.values == (1, None, 3) and result.figure.value == 2 and result.figure.n == 2
+    for empty in (lambda: Resampling().mean([]), lambda: measured([np.nan])):
+        with pytest.raises(ValueError):
+            empty()
 
 
 def test_coverage_begins_at_rank_one_of_a_draw_and_rises():
@@ -87,9 +71,7 @@ def test_coverage_begins_at_rank_one_of_a_draw_and_rises():
     joint = coverage("dlib", ranks, 5, list(range(0, 30, 2)), together={"model": falling})
     assert joint.ranks_together["model"] == tuple(falling[:, -1])
     assert joint.together["model"].value == pytest.approx((falling <= 5).mean(axis=0))
-    with pytest.raises(ValueError, match="expected one shape"):
-        coverage("dlib", ranks, 5, list(range(15)), together={"model": falling[:, :4]})
-    with pytest.raises(ValueError, match="expected one shape"):
+    with pytest.raises(ValueError, match="shape"):
         coverage("dlib", ranks | {"shuffled": ranks["shuffled"][:, :4]}, 5, list(range(15)))
 
 

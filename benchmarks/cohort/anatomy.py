@@ -110,8 +110,8 @@ def measure_all(config: AnatomyConfig) -> list[Measured]:
     subjects = [draw_subject(config.seed, index) for index in range(config.num_subjects)]
     chosen = [s for s in subjects if config.ethnicity in ("all", s.ethnicity)]
     if not chosen:
-        known = ", ".join(sorted({s.ethnicity for s in subjects}))
-        raise ValueError(f"ethnicity: got {config.ethnicity!r}, expected all, {known}")
+        ethnicities = ", ".join(sorted({s.ethnicity for s in subjects}))
+        raise ValueError(f"ethnicity: got {config.ethnicity!r}, expected all, {ethnicities}")
     with ProcessPoolExecutor(config.num_workers, multiprocessing.get_context("spawn")) as pool:
         heads = map(measure, chosen) if config.num_workers == 1 else pool.map(measure, chosen, chunksize=8)
         return list(tqdm(heads, total=len(chosen), unit="head"))

@@ -71,10 +71,10 @@ class Surface:
         z = self.front(x + dx, y + dy)
         if not np.isfinite(z).any():
             return np.full(3, np.nan)
-        seen = np.isfinite(z) & (np.abs(z - np.nanmedian(z)) < 2 * reach_mm)
-        if seen.sum() < 6:
+        near = np.isfinite(z) & (np.abs(z - np.nanmedian(z)) < 2 * reach_mm)
+        if near.sum() < 6:
             return np.full(3, np.nan)
-        slope = np.linalg.lstsq(np.stack([dx[seen], dy[seen], np.ones(seen.sum())], 1), z[seen], rcond=None)[
+        slope = np.linalg.lstsq(np.stack([dx[near], dy[near], np.ones(near.sum())], 1), z[near], rcond=None)[
             0
         ]
         normal = np.array([-slope[0], -slope[1], 1.0])

@@ -200,18 +200,20 @@ def measure(config: CeilingConfig) -> dict[str, Any]:
     kinds = probes_of(root, gallery, config.seed)
 
     def look(name: str, pictures: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[np.float32]]:
-        seen = [recogniser.look(picture) for picture in tqdm(pictures, desc=name, unit="face", leave=False)]
-        descriptors, points = zip(*seen, strict=True)
+        features = [
+            recogniser.look(picture) for picture in tqdm(pictures, desc=name, unit="face", leave=False)
+        ]
+        descriptors, points = zip(*features, strict=True)
         return {"descriptor": np.stack(descriptors), "points": np.stack(points)}
 
     started = time.perf_counter()
-    known = look("gallery", [pair.face for pair in gallery])
+    gallery_features = look("gallery", [pair.face for pair in gallery])
     figures: dict[str, Any] = {}
     for name, probes in kinds.items():
-        seen = look(name, probes.pictures)
+        features = look(name, probes.pictures)
         figures[name] = {
             judge: rank_figures(
-                distance(seen[judge], known[judge]), probes.truth, probes.excluded, config.seed
+                distance(features[judge], gallery_features[judge]), probes.truth, probes.excluded, config.seed
             )
             for judge, distance in JUDGES.items()
         }

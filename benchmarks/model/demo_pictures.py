@@ -91,7 +91,7 @@ class PicturesConfig(Settings):
 
 @dataclass
 class Studio:
-    """A model that draws, and the people of the test split. ``drawn`` counts faces, ``told`` is for pictures.json."""
+    """A model that draws, and the people of the test split. num_faces: drawn so far. notes: for pictures.json."""
 
     cfg: PicturesConfig
     model: ControlledLatentDiffusion
@@ -100,55 +100,54 @@ class Studio:
     records: list[Record]
     variants: list[Record]
     footer: str
-    drawn: int = 0
-    told: dict[str, Any] = field(default_factory=dict)
+    num_faces: int = 0
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
-        """Of the model's pictures, px."""
+        """Return the side of the model's pictures, px."""
         return self.model.cfg.image_size
 
     def draw(
         self, cases: Sequence[Case], seeds: Sequence[int], exemplars: bool = False, grain: bool = True
     ) -> list[Pixels]:
-        """Faces (S, S, 3) uint8, one for each case and seed; exemplars: of the cases' own ``texture_path``."""
+        """Return faces (S, S, 3) uint8, one for each case and seed; exemplars: of the cases' own ``texture_path``."""
         sampling = self.sampling.with_(grain=grain and self.sampling.grain)
         textures, _ = choose_textures("auto" if exemplars else "none", cases, self.model)
         draws = [(case, 0, seed) for case, seed in zip(cases, seeds, strict=True)]
-        found: list[Pixels] = []
+        faces_of_all: list[Pixels] = []
         for start in range(0, len(draws), self.cfg.batch_size):
             part = draws[start : start + self.cfg.batch_size]
             skulls = read_skulls(part, self.size)
             faces = draw_faces(
                 self.model, part, skulls, sampling, landmarks=self.landmarks, textures=textures
             )
-            found += list(faces.wait())
-        self.drawn += len(found)
-        return found
+            faces_of_all += list(faces.wait())
+        self.num_faces += len(faces_of_all)
+        return faces_of_all
 
     def one_each(self, cases: Sequence[Case]) -> list[Pixels]:
-        """A face of each case, all of the same seed."""
+        """Return a face of each case, all of the same seed."""
         return self.draw(cases, [self.cfg.seed] * len(cases))
 
     def skull(self, case: Case) -> Pixels:
         return to_uint8(read_skull(case, self.size))
 
     def picture(self, path: Path | None) -> Pixels:
-        """A true face; black where there is none."""
+        """Return a true face; black where there is none."""
         blank = np.zeros((self.size, self.size, 3), np.uint8)
         return blank if path is None else to_uint8(read_image(path, self.size)[0])
 
 
-def known_of(case: Case) -> str:
-    """What the prompt says of a person, for a caption."""
+def describe(case: Case) -> str:
+    """Return the words of the prompt about a person, for a caption."""
     who = case.biometrics
-    if who is None:
-        return ""
+    assert who is not None
     return f"{who.sex[0].upper()} {who.age:g}, {who.ethnicity}, body mass {who.body_mass}"
 
 
-def told(case: Case, **changes: Any) -> Case:
-    """The same skull with other biometrics."""
+def with_biometrics(case: Case, **changes: Any) -> Case:
+    """Return the same skull with other biometrics."""
     assert case.biometrics is not None
     return replace(case, biometrics=replace(case.biometrics, **changes))
 
@@ -158,7 +157,7 @@ def reconstruction(studio: Studio) -> Pixels:
     """Skull | reconstruction | true face, two people a row."""
     cases = cases_of(studio.records[:PEOPLE])
     faces = studio.one_each(cases)
-    studio.told["people"] = [case.name for case in cases]
+    studio.notes["people"] = [case.name for case in cases]
     rows = []
     for start in range(0, len(cases), 2):
         tiles: list[Tile | None] = []
@@ -169,7 +168,7 @@ def reconstruction(studio: Studio) -> Pixels:
                 Tile(face, "reconstruction"),
                 Tile(true, "true face"),
             ]
-        headings = {3 * k: known_of(case) for k, case in enumerate(cases[start : start + 2])}
+        headings = {3 * k: describe(case) for k, case in enumerate(cases[start : start + 2])}
         rows.append(Row(tiles, headings))
     chosen = f"the first {len(cases)} people of the test list, seed {studio.cfg.seed}"
     return plate(rows, _footer(studio, chosen), wide=[2])
@@ -181,7 +180,9 @@ def edits(studio: Studio) -> Pixels:
     record = studio.records[place]
     case, own = cases_of([record])[0], record.biometrics
     ages = [own.age if age_level(age) == age_level(own.age) else age for age in AGES]
-    faces = iter(studio.one_each([told(case, age=age, body_mass=mass) for mass in MASSES for age in ages]))
+    faces = iter(
+        studio.one_each([with_biometrics(case, age=age, body_mass=mass) for mass in MASSES for age in ages])
+    )
     truths = _truths(studio.variants, record)
 
     def true(age: float, mass: int, caption: str) -> Tile | None:
@@ -189,18 +190,18 @@ def edits(studio: Studio) -> Pixels:
         is_own = (age, mass) == (own.age, own.body_mass)
         return None if path is None else Tile(studio.picture(path), f"true: {caption}", is_own)
 
-    def drawn(age: float, mass: int) -> Tile:
+    def reconstruction_tile(age: float, mass: int) -> Tile:
         return Tile(next(faces), f"age {age:g}, mass {mass}", (age, mass) == (own.age, own.body_mass))
 
     first = [true(age, own.body_mass, f"age {age:g}") for age in ages]
     rows = [
-        Row([Tile(studio.skull(case), "skull"), *first], {0: f"{known_of(case)}: true faces at four ages"})
+        Row([Tile(studio.skull(case), "skull"), *first], {0: f"{describe(case)}: true faces at four ages"})
     ]
     for mass in MASSES:
         heading = {1: "reconstructions: one skull, one seed, told other ages and body masses"}
-        tiles = [true(own.age, mass, f"mass {mass}"), *(drawn(age, mass) for age in ages)]
+        tiles = [true(own.age, mass, f"mass {mass}"), *(reconstruction_tile(age, mass) for age in ages)]
         rows.append(Row(tiles, heading if mass == MASSES[0] else {}))
-    studio.told |= {"person": case.name, "ages": ages, "masses": MASSES}
+    studio.notes |= {"person": case.name, "ages": ages, "masses": MASSES}
     chosen = f"person {place + 1} of the test list, the first whose own values lie in the grid; seed {studio.cfg.seed}"
     return plate(rows, _footer(studio, chosen), wide=[0])
 
@@ -226,26 +227,23 @@ def variants(studio: Studio) -> Pixels:
     """
     cases = cases_of(studio.records[:BOTH])
     seeds = [studio.cfg.seed + k for k in range(SAMPLES)]
-    shown = [
-        np.stack(studio.draw([case] * SAMPLES, seeds, grain=False)).mean(-1) for case in cases
-    ]  # (8, S, S)
-    spreads: list[NDArray[np.floating]] = [grey.std(0, ddof=1) for grey in shown]
-    heads = [grey.mean(0) > SKIN for grey in shown]
+    # (8, S, S) for each skull
+    greys = [np.stack(studio.draw([case] * SAMPLES, seeds, grain=False)).mean(-1) for case in cases]
+    spreads: list[NDArray[np.floating]] = [grey.std(0, ddof=1) for grey in greys]
+    heads = [grey.mean(0) > SKIN for grey in greys]
     within = np.concatenate([spread[head] for spread, head in zip(spreads, heads, strict=True)])
     upper = 10 * max(1, round(float(np.quantile(within, 0.95)) / 10)) if len(within) else 10
     rows = []
-    for case, grey, spread, head in zip(cases, shown, spreads, heads, strict=True):
+    for case, grey, spread, head in zip(cases, greys, spreads, heads, strict=True):
         whole = grey.round().astype(np.uint8)
         faces = [Tile(face, f"seed {seed}") for face, seed in zip(whole, seeds, strict=True)]
         first = [Tile(studio.skull(case), "skull"), Tile(studio.picture(case.face_path), "true face")]
-        second = [
-            Tile(grey.mean(0).round().astype(np.uint8), "mean of 8"),
-            Tile(heat(spread, upper), "spread of 8"),
-        ]
+        mean_face = grey.mean(0).round().astype(np.uint8)
+        second = [Tile(mean_face, "mean of 8"), Tile(heat(spread, upper), "spread of 8")]
         half = SAMPLES // 2
-        rows += [Row([*first, *faces[:half]], {0: known_of(case)}), Row([*second, *faces[half:]])]
+        rows += [Row([*first, *faces[:half]], {0: describe(case)}), Row([*second, *faces[half:]])]
         mean = round(float(spread[head].mean()), 1) if head.any() else 0.0
-        studio.told.setdefault("mean spread within the head, grey levels", {})[case.name] = mean
+        studio.notes.setdefault("mean spread within the head, grey levels", {})[case.name] = mean
     chosen = f"the first {len(cases)} people of the test list, seeds {seeds[0]} to {seeds[-1]}, without grain"
     bar = Bar(upper, "standard deviation over the eight faces, grey levels of 255")
     return plate(rows, _footer(studio, chosen), wide=[1], bar=bar)
@@ -270,13 +268,13 @@ def texture(studio: Studio) -> Pixels | None:
     bare = replace(case, texture_path=None)
     cases = [replace(case, texture_path=r.face_path) for r in chosen]
     faces = studio.draw([bare, *cases], [studio.cfg.seed] * (1 + len(cases)), exemplars=True)
-    studio.told |= {"person": case.name, "exemplars": {str(r.style): r.source for r in chosen}}
+    studio.notes |= {"person": case.name, "exemplars": {str(r.style): r.source for r in chosen}}
     true = studio.picture(case.face_path)
     rows = [
         Row(
             [Tile(studio.skull(case), "skull"), None]
             + [Tile(_patch(studio.picture(r.face_path)), f"style {r.style}") for r in chosen],
-            {0: known_of(case), 2: "exemplars: skin of other people, of other styles"},
+            {0: describe(case), 2: "exemplars: skin of other people, of other styles"},
         ),
         Row([Tile(true, f"true face ({record.style})"), *(Tile(face, name) for face, name in zip(
             faces, ["no exemplar", *(f"with {r.style}" for r in chosen)], strict=True))]),
@@ -302,15 +300,15 @@ def ct(studio: Studio) -> Pixels:
     """A CT's skull, what is drawn for four body masses, and the CT's own skin."""
     cfg = studio.cfg.ct
     case = _ct_case(cfg)
-    faces = studio.one_each([told(case, body_mass=mass) for mass in CT_MASSES])
+    faces = studio.one_each([with_biometrics(case, body_mass=mass) for mass in CT_MASSES])
     tiles: list[Tile | None] = [Tile(studio.skull(case), "skull of a head CT")]
     tiles += [Tile(face, f"body mass {mass}") for face, mass in zip(faces, CT_MASSES, strict=True)]
     if case.face_path is not None:
         tiles.append(Tile(studio.picture(case.face_path), "skin of that CT"))
-    said = f"told {cfg.sex}, {cfg.age:g}, {cfg.ethnicity}; seed {studio.cfg.seed}"
+    caption = f"told {cfg.sex}, {cfg.age:g}, {cfg.ethnicity}; seed {studio.cfg.seed}"
     if cfg.skull == OPEN_CT[0]:
-        said = f"head CT 0051 of invesalius-examples (GPL-2.0-only), sex and age unknown: {said}"
-    return plate([Row(tiles)], _footer(studio, said), wide=[0, len(CT_MASSES)])
+        caption = f"head CT 0051 of invesalius-examples (GPL-2.0-only), sex and age unknown: {caption}"
+    return plate([Row(tiles)], _footer(studio, caption), wide=[0, len(CT_MASSES)])
 
 
 def _ct_case(cfg: CtConfig) -> Case:
@@ -351,7 +349,7 @@ def open_studio(cfg: PicturesConfig) -> Studio:
     landmarks, lacking = choose_landmarks("auto", shipped(cfg.landmark_weights), cases, model)
     if lacking is not None:
         raise ConfigError(lacking)
-    if landmarks is not None:  # whoever it does not know is told now, not between two pictures
+    if landmarks is not None:  # raises now, not between two pictures, for whom it cannot read
         landmarks.of(cases, read_skulls([(case, 0, 0) for case in cases], model.cfg.image_size))
     file = {"file": weights.name, "sha256": sha256(weights), "step": metadata.get("step", "unknown")}
     print(
@@ -365,7 +363,7 @@ def open_studio(cfg: PicturesConfig) -> Studio:
         records,
         variants,
         footer=f"{weights.name} (sha256 {file['sha256'][:12]}), {sampling.steps} steps of {sampling.sampler}.",
-        told={
+        notes={
             "weights": file,
             "landmarks": None if landmarks is None else landmarks.describe(cases[0]),
             "test list": {"folder": lists.parent.name, "sha256": sha256(lists / "test.json")},
@@ -381,17 +379,17 @@ def make_pictures(cfg: PicturesConfig) -> None:
     check_creatable(folder)
     studio = open_studio(cfg)
     folder.mkdir(parents=True, exist_ok=True)
-    record, told_of = studio.told, {}
+    record, notes_of = studio.notes, {}
     for name in cfg.only or PICTURES:
-        started, before, studio.told = time.monotonic(), studio.drawn, {}
+        started, before, studio.notes = time.monotonic(), studio.num_faces, {}
         picture = PICTURES[name](studio)
         if picture is None:
             continue
         write_png(folder / f"{name}.png", picture, {"Comment": NOTICE})
-        told_of[name] = studio.told
+        notes_of[name] = studio.notes
         seconds = time.monotonic() - started
         print(f"{folder}/{name}.png: {studio.drawn - before} faces in {seconds:.0f} s", flush=True)
-    more = {"sampling": studio.sampling.model_dump(), "pictures": told_of}
+    more = {"sampling": studio.sampling.model_dump(), "pictures": notes_of}
     write_json(folder / "pictures.json", record | more)
 
 

@@ -98,8 +98,8 @@ def network_reader(file: Path) -> Points:
 
     @torch.no_grad()
     def read(face: Tensor) -> Floats:
-        shown = F.interpolate(face[None], (side, side), mode="bilinear", antialias=True)
-        return SIDE * reader(shown)[0][0].double().numpy()
+        faces = F.interpolate(face[None], (side, side), mode="bilinear", antialias=True)
+        return SIDE * reader(faces)[0][0].double().numpy()
 
     return read
 
@@ -146,7 +146,7 @@ class Bench:
         if cfg.weights is not None:
             self.model, _ = load_model(cfg.weights)
 
-    def drawn(self, method: str, edit: str, probe: int) -> tuple[Path, Path] | None:
+    def face_files(self, method: str, edit: str, probe: int) -> tuple[Path, Path] | None:
         """A person's faces before and after, if both were drawn."""
         record = self.probes[probe]
         assert record.face_path is not None
@@ -167,25 +167,27 @@ class Bench:
         """Each row's figures for one edit. with_exact: the reader's points are those that the cohort knows exactly."""
         probes = list(plan.variants)
         pairs = [(self.probes[i], plan.variants[i]) for i in probes]
-        shown = [(picture(_face(a)), picture(_face(b))) for a, b in pairs]
-        true = change([read(a) for a, _ in shown], [read(b) for _, b in shown])
+        faces = [(picture(_face(a)), picture(_face(b))) for a, b in pairs]
+        true = change([read(a) for a, _ in faces], [read(b) for _, b in faces])
         rows = {}
         if with_exact and all(r.landmarks_path is not None for pair in pairs for r in pair):
-            known = change([exact(a) for a, _ in pairs], [exact(b) for _, b in pairs])
-            rows[EXACT] = _figures(true, known, seed)
+            exact_change = change([exact(a) for a, _ in pairs], [exact(b) for _, b in pairs])
+            rows[EXACT] = _figures(true, exact_change, seed)
         if self.model is not None:
-            through = [(self.decoded(a), self.decoded(b)) for a, b in shown]
+            through = [(self.decoded(a), self.decoded(b)) for a, b in faces]
             moved = change([read(a) for a, _ in through], [read(b) for _, b in through])
             rows[DECODED] = _figures(moved, true, seed)
         for method in self.methods:
-            drawn = {k: both for k, i in enumerate(probes) if (both := self.drawn(method, plan.name, i))}
-            if len(drawn) < 2:
+            face_files = {
+                k: both for k, i in enumerate(probes) if (both := self.face_files(method, plan.name, i))
+            }
+            if len(face_files) < 2:
                 continue
             moved = change(
-                [read(picture(before)) for before, _ in drawn.values()],
-                [read(picture(after)) for _, after in drawn.values()],
+                [read(picture(before)) for before, _ in face_files.values()],
+                [read(picture(after)) for _, after in face_files.values()],
             )
-            own = true[list(drawn)]
+            own = true[list(face_files)]
             rows[method] = _figures(moved, own, seed)
             if method == "model":
                 rows[ANOTHERS] = _figures(moved, np.roll(own, 1, axis=0), seed)
@@ -216,7 +218,7 @@ def _figures(moved: Floats, true: Floats, seed: int) -> dict[str, Any]:
     }
 
 
-def rows_of(found: Mapping[str, Any]) -> list[list[str]]:
+def rows_of(results: Mapping[str, Any]) -> list[list[str]]:
     """A line for each reader and row, a column for each edit."""
 
     def cell(one: Mapping[str, Any] | None) -> str:
@@ -228,7 +230,7 @@ def rows_of(found: Mapping[str, Any]) -> list[list[str]]:
 
     return [
         [by, name, *(cell(edit["rows"].get(name)) for edit in edits.values())]
-        for by, edits in found.items()
+        for by, edits in results.items()
         for name in dict.fromkeys(row for edit in edits.values() for row in edit["rows"])
     ]
 

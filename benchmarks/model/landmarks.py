@@ -75,10 +75,10 @@ class WithoutBone(LandmarkDataset):
 
     def picture(self, index: int) -> Tensor:
         picture = super().picture(index)  # (C, H, W) uint8
-        drawn = (picture.amax(0) > 255 * DRAWN).numpy()
-        if not holds_skull(drawn):
+        bone = (picture.amax(0) > 255 * DRAWN).numpy()
+        if not holds_skull(bone):
             return picture
-        away = torch.from_numpy(missing_bone(drawn, self.region, index).copy())
+        away = torch.from_numpy(missing_bone(bone, self.region, index).copy())
         return torch.where(away, torch.zeros_like(picture), picture)
 
 
@@ -87,19 +87,14 @@ def expected_points(root: Path, records: Sequence[Record]) -> Floats | None:
     manifest = root / "split_data" / "ceiling.json"
     if not manifest.is_file():
         return None
-    known = {record.subject: record for record in read_manifest(manifest)}
-    if any(record.subject not in known for record in records):
+    expected = {record.subject: record for record in read_manifest(manifest)}
+    if any(record.subject not in expected for record in records):
         return None
-    return np.stack([landmark_fractions(known[record.subject])[0] for record in records])
+    return np.stack([landmark_fractions(expected[record.subject])[0] for record in records])
 
 
-def errors_of(points: Floats, data: LandmarkDataset, corners: tuple[int, int]) -> Floats:
-    """Normalised mean error of each subject (M,)."""
-    return nme(torch.from_numpy(points).to(data.points), data.points, corners).numpy()
-
-
-def show(path: Path, data: LandmarkDataset, points: Floats, errors: Floats) -> None:
-    """The best, the middle and the worst subjects, true points in green, the network's in red."""
+def write_faces(path: Path, data: LandmarkDataset, points: Floats, errors: Floats) -> None:
+    """Write the best, the middle and the worst subjects, true points in green, the network's in red."""
     order = np.argsort(errors)
     middle = len(order) // 2
     rows = []
@@ -110,7 +105,7 @@ def show(path: Path, data: LandmarkDataset, points: Floats, errors: Floats) -> N
 
 
 def plot_ced(path: Path, errors: dict[str, Floats]) -> None:
-    """The cumulative error distributions of all methods."""
+    """Draw the cumulative error distributions of all methods."""
     figure = Figure(figsize=(6.4, 4.2), layout="tight")
     axis = figure.subplots()
     for name, values in errors.items():
@@ -137,54 +132,51 @@ def measure(config: LandmarksConfig, out: Path) -> dict[str, Any]:
     lists = {
         part: read_manifest(root / "split_data" / f"{part}.json") for part in {"train", "valid", config.split}
     }
-    known = skull.net.cfg.ethnicities or vocabulary(r.biometrics for r in lists["train"])
-    asked = LandmarkDataset(lists[config.split], "skull", SIDE, known)
+    ethnicities = skull.net.cfg.ethnicities or vocabulary(r.biometrics for r in lists["train"])
+    skulls = LandmarkDataset(lists[config.split], "skull", SIDE, ethnicities)
     faces = LandmarkDataset(lists[config.split], "face", SIDE)
-    given = (config.eye_corners[0], config.eye_corners[1]) if config.eye_corners else None
-    corners = eye_corners(asked.points.shape[1], given)
+    indices = (config.eye_corners[0], config.eye_corners[1]) if config.eye_corners else None
+    corners = eye_corners(skulls.points.shape[1], indices)
 
     points: dict[str, Floats] = {"face: network": read_all(face, faces)[0]}
-    points["skull: network"] = read_all(skull, asked)[0]
-    points["skull: network, biometrics withheld"] = read_all(skull, asked, informed=False)[0]
+    points["skull: network"] = read_all(skull, skulls)[0]
+    points["skull: network, biometrics withheld"] = read_all(skull, skulls, informed=False)[0]
     for region in REGIONS:
-        damaged = WithoutBone(lists[config.split], SIDE, known, region)
+        damaged = WithoutBone(lists[config.split], SIDE, ethnicities, region)
         points[f"skull without {region}: network"] = read_all(skull, damaged)[0]
-    sets = {
-        part: asked if part == config.split else LandmarkDataset(lists[part], "skull", SIDE, known)
-        for part in lists
+    inputs = {
+        part: Inputs.of(LandmarkDataset(records, "skull", SIDE, ethnicities))
+        for part, records in lists.items()
     }
-    inputs = {part: Inputs.of(data) for part, data in sets.items()}
     ridge = fit_ridge(inputs["train"], inputs["valid"], corners)
     points["skull: ridge"] = ridge(inputs[config.split])
-    points["mean face"] = np.broadcast_to(inputs["train"].points.mean(0), asked.points.shape).copy()
-    if (expected := expected_points(root, asked.records)) is not None:
+    points["mean face"] = np.broadcast_to(inputs["train"].points.mean(0), skulls.points.shape).copy()
+    if (expected := expected_points(root, skulls.records)) is not None:
         points["expected face (floor)"] = expected
 
-    def interval(values: Floats) -> tuple[float, float]:
-        return bootstrap_interval(values, np.random.default_rng(config.seed), config.resamples)
+    def mean(values: Floats) -> dict[str, Any]:
+        generator = np.random.default_rng(config.seed)
+        interval = bootstrap_interval(values, generator, config.resamples)
+        return {"mean": float(values.mean()), "interval": interval}
 
-    errors = {name: errors_of(found, asked, corners) for name, found in points.items()}
+    errors = {
+        name: nme(torch.from_numpy(result).to(skulls.points), skulls.points, corners).numpy()
+        for name, result in points.items()
+    }
     gain = errors["skull: ridge"] - errors["skull: network"]
     plot_ced(out.with_name(out.name + "_ced.png"), errors)
-    show(out.with_name(out.name + "_faces.png"), faces, points["face: network"], errors["face: network"])
-    show(out.with_name(out.name + "_skulls.png"), asked, points["skull: network"], errors["skull: network"])
+    for role, data in (("face", faces), ("skull", skulls)):
+        name = f"{role}: network"
+        write_faces(out.with_name(f"{out.name}_{role}s.png"), data, points[name], errors[name])
     return {
-        "num": len(asked),
+        "num": len(skulls),
         "nme": {
-            name: {
-                "mean": float(values.mean()),
-                "interval": interval(values),
-                "median": float(np.median(values)),
-                "p95": float(np.percentile(values, 95)),
-                "ced_area": ced_area(values),
-            }
+            name: mean(values)
+            | {"median": float(np.median(values)), "p95": float(np.percentile(values, 95))}
+            | {"ced_area": ced_area(values)}
             for name, values in errors.items()
         },
-        "ridge_minus_network": {
-            "mean": float(gain.mean()),
-            "interval": interval(gain),
-            "better": float((gain > 0).mean()),
-        },
+        "ridge_minus_network": mean(gain) | {"better": float((gain > 0).mean())},
         "ridge": {"components": ridge.components, "strength": ridge.strength, "products": ridge.crossed},
     }
 

@@ -119,10 +119,10 @@ def _draw_row(
     for left, tile in zip(lefts, row.tiles, strict=False):
         if tile is None:
             continue
-        shown = Image.fromarray(middle(tile.picture)).convert("RGB")
-        if shown.size != TILE:
-            shown = shown.resize(TILE, Image.Resampling.LANCZOS)
-        canvas.paste(shown, (left, top))
+        image = Image.fromarray(middle(tile.picture)).convert("RGB")
+        if image.size != TILE:
+            image = image.resize(TILE, Image.Resampling.LANCZOS)
+        canvas.paste(image, (left, top))
         if tile.framed:
             pen.rectangle((left - 3, top - 3, left + TILE[0] + 2, top + TILE[1] + 2), outline=FRAME, width=3)
 

@@ -15,13 +15,7 @@ from muti_control.training.landmark_pairs import LandmarkDataset
 Floats = NDArray[np.floating]
 SIDE = 64
 COMPONENTS = (60, 150, 300, 600, 1200)
-STRENGTHS = (
-    1e-6,
-    1e-5,
-    1e-4,
-    1e-3,
-    1e-2,
-)  # of the penalty, per training subject and leading component's variance
+STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # penalty per training subject and leading component's variance
 ATTRIBUTE_SCALE = 0.5  # deviations of the leading component that an attribute counts
 CROSSED = 40  # leading components that may enter as products with the attributes, too
 
@@ -58,19 +52,19 @@ class Ridge:
     strength: float
     crossed: bool
 
-    def __call__(self, asked: Inputs) -> Floats:
+    def __call__(self, inputs: Inputs) -> Floats:
         """Points (M, N, 2)."""
-        scores = (asked.pictures - self.centre) @ self.basis
-        rows = features(scores, asked.attributes, self.crossed)
+        scores = (inputs.pictures - self.centre) @ self.basis
+        rows = features(scores, inputs.attributes, self.crossed)
         return ((rows - self.mean) @ self.weights).reshape(len(rows), -1, 2) + self.mean_points
 
 
 def features(scores: Floats, attributes: Floats, crossed: bool) -> Floats:
     """Inputs of the regression: scores (M, P), attributes (M, A), and with ``crossed`` their products."""
-    known = ATTRIBUTE_SCALE * attributes
-    parts = [scores, known]
+    scaled = ATTRIBUTE_SCALE * attributes
+    parts = [scores, scaled]
     if crossed:
-        parts.append((scores[:, :CROSSED, None] * known[:, None]).reshape(len(scores), -1))
+        parts.append((scores[:, :CROSSED, None] * scaled[:, None]).reshape(len(scores), -1))
     return np.hstack(parts)
 
 
@@ -79,10 +73,10 @@ def principal_axes(centred: Floats) -> Floats:
     few = len(centred) < centred.shape[1]
     values, vectors = np.linalg.eigh(centred @ centred.T if few else centred.T @ centred)
     values, vectors = values[::-1], vectors[:, ::-1]
-    kept = values > 1e-9 * values[0]
-    vectors = vectors[:, kept]
+    positive = values > 1e-9 * values[0]
+    vectors = vectors[:, positive]
     if few:
-        vectors = centred.T @ vectors / np.sqrt(values[kept])
+        vectors = centred.T @ vectors / np.sqrt(values[positive])
     return vectors / np.sqrt(values[0] / len(centred))
 
 

@@ -87,8 +87,8 @@ def measure(cfg: SamplersConfig, arguments: Sequence[str]) -> None:
     model, metadata = load_model(cfg.weights, device=device)
     recommended = recommended_sampling(metadata, model.cfg.unet.num_control_outputs)
     sampling = parse_command_line(SamplingConfig, [], base=recommended, base_name="settings in the weights")
-    found = differences(model, cfg, sampling)
-    rows = [[*way, *(f"{value:.2f}" for value in values)] for way, values in found.items()]
+    errors = differences(model, cfg, sampling)
+    rows = [[*way, *(f"{value:.2f}" for value in values)] for way, values in errors.items()]
     body = (
         f"Mean absolute difference from {cfg.reference_steps} steps of UniPC, in grey levels of 255, eta 0, "
         f"{cfg.num} skulls of {cfg.manifest}:\n\n"

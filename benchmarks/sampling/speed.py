@@ -117,27 +117,22 @@ def build(names: Sequence[str], cfg: SpeedConfig, device: torch.device) -> dict[
     return variants
 
 
-def make_inputs(model: str, size: int, num: int, seed: int = 0) -> Inputs:
-    """Random skulls, noise and text embeddings."""
-    shape = load_model_config(model)
-    g = torch.Generator().manual_seed(seed)
-
-    def randn(*of: int) -> Tensor:
-        return torch.randn(of, generator=g)
-
-    side, width = size // 8, shape.unet.context_dim
+def make_inputs(model: str, size: int, num: int) -> Inputs:
+    """Return random skulls, noise and text embeddings."""
+    shape = load_model_config(model).unet
+    g = torch.Generator().manual_seed(0)
     return Inputs(
         torch.rand(num, 3, size, size, generator=g),
-        randn(num, shape.unet.in_channels, side, side),
-        randn(num, 77, width),
-        randn(1, 77, width).expand(num, -1, -1).contiguous(),
+        torch.randn(num, shape.in_channels, size // 8, size // 8, generator=g),
+        torch.randn(num, 77, shape.context_dim, generator=g),
+        torch.randn(1, 77, shape.context_dim, generator=g).expand(num, -1, -1).contiguous(),
     )
 
 
 def timed(
     work: dict[str, Callable[[], Tensor]], cfg: SpeedConfig, device: torch.device, what: str
 ) -> tuple[dict[str, list[float]], dict[str, Tensor], dict[str, float]]:
-    """Seconds of every repetition, the last result and the peak GPU memory in GiB, by variant."""
+    """Return the seconds of every repetition, the last result and the peak GPU memory in GiB, by variant."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
     results: dict[str, Tensor] = {}
     peaks: dict[str, float] = {}
@@ -177,35 +172,30 @@ def best_product(dtype: torch.dtype, device: torch.device) -> float:
 
 @torch.inference_mode()
 def measure(cfg: SpeedConfig, variants: dict[str, Variant], num: int, device: torch.device) -> dict[str, Any]:
-    """All measurements at one batch size: seconds, median, peak memory and the relative mean difference of results."""
+    """Return what was measured at one batch size: seconds, median, peak memory, relative mean difference of results."""
     inputs = {
         name: make_inputs(cfg.model, cfg.size, num).to(device, VARIANTS[name].dtype) for name in variants
     }
     t = torch.full((num,), 501, device=device)
     steps = {name: variant.guided(inputs[name]) for name, variant in variants.items()}
 
-    def eps(name: str) -> Tensor:
-        return variants[name].eps(inputs[name], t)
-
-    def guided_step(name: str) -> Tensor:
-        return steps[name](inputs[name].noise, t, 0)
-
-    def sampling(name: str) -> Tensor:
-        return variants[name].sample(inputs[name], cfg.steps, GUIDANCE)
-
-    found: dict[str, Any] = {"batch": num, "flops": {}}
-    for what, function in (("eps", eps), ("guided step", guided_step), ("sampling", sampling)):
-        if function is sampling and not cfg.steps:
-            continue
-        eager = [name for name in variants if name not in COMPILED]
-        if eager and function is not sampling:
+    timed_parts: dict[str, Callable[[str], Tensor]] = {
+        "eps": lambda name: variants[name].eps(inputs[name], t),
+        "guided step": lambda name: steps[name](inputs[name].noise, t, 0),
+    }
+    if cfg.steps:
+        timed_parts["sampling"] = lambda name: variants[name].sample(inputs[name], cfg.steps, GUIDANCE)
+    result: dict[str, Any] = {"batch": num, "flops": {}}
+    eager = [name for name in variants if name not in COMPILED]
+    for what, function in timed_parts.items():
+        if eager and what != "sampling":
             with FlopCounterMode(display=False) as counter:
                 function(eager[0])
-            found["flops"][what] = counter.get_total_flops()
+            result["flops"][what] = counter.get_total_flops()
         work: dict[str, Callable[[], Tensor]] = {name: partial(function, name) for name in variants}
         seconds, results, peaks = timed(work, cfg, device, f"batch {num}, {what}")
         reference = results.get("ours_fp32", next(iter(results.values())))
-        found[what] = {
+        result[what] = {
             name: {
                 "seconds": seconds[name],
                 "median": statistics.median(seconds[name]),
@@ -214,7 +204,7 @@ def measure(cfg: SpeedConfig, variants: dict[str, Variant], num: int, device: to
             }
             for name in variants
         }
-    return found
+    return result
 
 
 def report(
@@ -229,12 +219,9 @@ def report(
             rows: list[dict[str, str]] = []
             for name, one in at_batch[what].items():
                 dtype = VARIANTS[name].dtype
-                row = {
-                    "way": name,
-                    "median": f"{one['median']:.4g} s",
-                    "fastest": f"{min(one['seconds']):.4g} s",
-                    "times as fast as the first": f"{slowest / one['median']:.2f}",
-                }
+                row = {"way": name, "median": f"{one['median']:.4g} s"}
+                row["fastest"] = f"{min(one['seconds']):.4g} s"
+                row["times as fast as the first"] = f"{slowest / one['median']:.2f}"
                 if what == "sampling":
                     row["pictures/s"] = f"{at_batch['batch'] / one['median']:.3g}"
                 if flops:
@@ -242,9 +229,8 @@ def report(
                     row["TFLOP/s"] = f"{speed / 1e12:.3g}"
                     row["of the best matrix product"] = f"{speed / products[str(dtype)]:.0%}"
                     if peak:
-                        row["of the data sheet's peak"] = (
-                            "" if dtype == torch.float32 else f"{speed / peak:.0%}"
-                        )
+                        share = "" if dtype == torch.float32 else f"{speed / peak:.0%}"
+                        row["of the data sheet's peak"] = share
                 if one["peak_gib"] is not None:
                     row["GPU memory, GiB"] = f"{one['peak_gib']:.1f}"
                 rows.append(row | {"difference": f"{one['difference']:.1e}"})

@@ -31,22 +31,14 @@ class Inputs:
     uncond: Tensor
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Inputs:
-        """On a device; the noise stays float32."""
-        return Inputs(
-            self.skulls.to(device, dtype),
-            self.noise.to(device),
-            self.context.to(device, dtype),
-            self.uncond.to(device, dtype),
-        )
-
-    @property
-    def num(self) -> int:
-        return len(self.noise)
+        """Return the batch on a device; the noise stays float32."""
+        skulls, context, uncond = (x.to(device, dtype) for x in (self.skulls, self.context, self.uncond))
+        return Inputs(skulls, self.noise.to(device), context, uncond)
 
 
-def random_model(cfg: ModelConfig, seed: int = 0) -> ControlledLatentDiffusion:
-    """A model with random weights, zero layers included: speed does not depend on what they are."""
-    torch.manual_seed(seed)
+def random_model(cfg: ModelConfig) -> ControlledLatentDiffusion:
+    """Return a model with random weights, zero layers included: speed does not depend on what they are."""
+    torch.manual_seed(0)
     model = ControlledLatentDiffusion(cfg).eval().requires_grad_(False)
     for p in model.parameters():
         if not p.any():
@@ -131,14 +123,9 @@ class DiffusersParts:
 
     def pipeline(self) -> Any:
         """Return the pipeline of diffusers' documentation without a text encoder: it takes embeddings."""
-        scheduler = diffusers.DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-        )
+        betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+        ends = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+        scheduler = diffusers.DDIMScheduler(**betas, **ends)
         absent = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
         pipe: Any = diffusers.StableDiffusionControlNetPipeline(
             **vars(self), **absent, scheduler=scheduler, requires_safety_checker=False

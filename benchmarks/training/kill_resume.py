@@ -36,10 +36,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 SAVE_EVERY = 7
 CONFIG = """
 stage: base
-name: NAME
-data: {root: DATA}
-train: {max_steps: STEPS, batch_size: 2, accumulate: 2, val_every: 40, save_every: SAVES, log_every: 1, num_valid: 4,
-  num_threads: 1, precision: 32-true, accelerator: cpu}
+train: {batch_size: 2, accumulate: 2, val_every: 40, log_every: 1, num_valid: 4, num_threads: 1, precision: 32-true,
+  accelerator: cpu}
 optim: {warmup_steps: 10, schedule: cosine, ema_decay: 0.9}
 sampling: {steps: 2, control_scales: [1.0]}
 model:
@@ -54,9 +52,9 @@ model:
 class KillConfig(Settings):
     """The trial.
 
-    kills, terms: how often by SIGKILL, how often by SIGTERM, in random order. steps: of the run; too few, and it ends
-    before all signals are sent (told, and counted as a failure). reach: a signal comes after 1 to so many steps of its
-    start and a random part of a step; one signal in five comes while the program starts. seed: of the moments.
+    kills, terms: numbers of SIGKILL and of SIGTERM, in random order. steps: of the run. With too few it ends before all
+    signals are sent, which is a failure. reach: a signal comes 1 to so many steps after its start, and a random part of
+    a step; one signal in five comes while the program starts. seed: of the moments.
     """
 
     kills: int = 10
@@ -80,9 +78,7 @@ class Start:
     saved: int
 
 
-FORKS = multiprocessing.get_context(
-    "forkserver"
-)  # a fork of a process that has imported PyTorch starts at once
+FORKS = multiprocessing.get_context("forkserver")  # a fork of a process with PyTorch starts at once
 FORKS.set_forkserver_preload(["train", "muti_control.training.run"])
 
 
@@ -111,16 +107,15 @@ def exit_code(process: BaseProcess) -> int:
 
 
 def arguments_of(folder: Path, name: str, steps: int) -> list[str]:
-    """What ``train.py`` is given to start and to continue a run, with its config written."""
-    config = folder / f"{name}.yaml"
-    text = CONFIG.replace("NAME", name).replace("DATA", str(ROOT / "data")).replace("STEPS", str(steps))
-    text = text.replace("SAVES", str(SAVE_EVERY))
-    config.write_text(text, encoding="utf-8")
-    return [str(config), f"out={folder / 'runs'}"]
+    """Return the arguments of ``train.py`` to start and to continue a run, with its config written."""
+    config = folder / "tiny.yaml"
+    config.write_text(CONFIG, encoding="utf-8")
+    run = [f"name={name}", f"data.root={ROOT / 'data'}", f"out={folder / 'runs'}"]
+    return [str(config), *run, f"train.max_steps={steps}", f"train.save_every={SAVE_EVERY}"]
 
 
 def read_logs(run: Path) -> list[list[dict[str, str]]]:
-    """The rows of every start's log, in the order of the starts; a row that a kill cut short is left out."""
+    """Return the rows of every start's log, in order, without a row that a kill cut short."""
     logs = sorted(run.glob("csv/version_*/metrics.csv"), key=lambda p: int(p.parent.name.split("_")[1]))
     starts = []
     for path in logs:
@@ -131,7 +126,7 @@ def read_logs(run: Path) -> list[list[dict[str, str]]]:
 
 
 def compared(run: Path) -> list[dict[tuple[int, str], str]]:
-    """What must be the same, by start: every loss, gradient norm and score by (step, name), as the log has it."""
+    """Return every loss, gradient norm and score by (step, name), as logged, for each start: these must be the same."""
     return [
         {
             (int(row["step"]), key): value
@@ -144,7 +139,7 @@ def compared(run: Path) -> list[dict[tuple[int, str], str]]:
 
 
 def saved_step(run: Path) -> int:
-    """The step of ``last.ckpt``, 0 without one. Raises CheckpointError if it, or one beside it, cannot be read."""
+    """Return the step of ``last.ckpt``, 0 without one. Raises: CheckpointError: it or one beside it is damaged."""
     steps = {"last.ckpt": 0}
     for path in (run / "checkpoints").glob("*.ckpt"):
         steps[path.name] = int(load_pickle(path)["updates"])
@@ -165,7 +160,7 @@ def shoot(process: BaseProcess, log: Path, signum: int, num_steps: int, delay: f
 
 
 def disturb(cfg: KillConfig, folder: Path) -> tuple[list[Start], list[str]]:
-    """Shoot the run down as often as asked, then let it end; every start, and what was wrong."""
+    """Send all signals, then let the run end; return every start and every problem."""
     rng = random.Random(cfg.seed)
     signals = [signal.SIGKILL] * cfg.kills + [signal.SIGTERM] * cfg.terms
     rng.shuffle(signals)
@@ -196,7 +191,7 @@ def disturb(cfg: KillConfig, folder: Path) -> tuple[list[Start], list[str]]:
 
 
 def judge(start: Start, output: str) -> list[str]:
-    """What is wrong with a start that a signal ended."""
+    """Return the problems of a start that a signal ended."""
     expected = {"SIGKILL": (-signal.SIGKILL,), "SIGTERM": (-signal.SIGTERM, 128 + signal.SIGTERM)}[start.name]
     problems = []
     if start.code not in expected:
@@ -211,7 +206,7 @@ def judge(start: Start, output: str) -> list[str]:
 
 
 def compare(cfg: KillConfig, folder: Path) -> tuple[list[Start], list[str], int]:
-    """The trial in ``folder``: all starts, everything that is wrong, and how many logged values were compared."""
+    """Do the trial in ``folder``; return all starts, all problems, and the number of compared values."""
     output = folder / "undisturbed.txt"
     arguments = arguments_of(folder, "undisturbed", cfg.steps)
     if exit_code(start(arguments, output)) != 0:
@@ -220,24 +215,22 @@ def compare(cfg: KillConfig, folder: Path) -> tuple[list[Start], list[str], int]
     if len(starts) < cfg.kills + cfg.terms:
         problems.append(f"the run ended after {len(starts)} signals: give a larger steps=")
     (expected,) = compared(folder / "runs" / "undisturbed")
-    found = compared(folder / "runs" / "disturbed")
+    logs = compared(folder / "runs" / "disturbed")
     together: dict[Any, str] = {}
-    for log in found:
+    for log in logs:
         for key, value in log.items():
             if expected.get(key) != value:
                 problems.append(f"step {key[0]} {key[1]}: {value}, undisturbed {expected.get(key)}")
         together |= log
     lost = {key for key in expected if key not in together and key[1] not in ("train/skipped",)}
     hidden = sorted({step for step, _ in lost})
-    if len(hidden) > len(
-        starts
-    ):  # the line a kill hits may not be on disk, when the step is already in a checkpoint
+    if len(hidden) > len(starts):  # a kill may take one line of a step that a checkpoint already has
         problems.append(f"no log of the steps {hidden}")
     one, other = (
         read_state_dict(folder / "runs" / n / "model.safetensors")[0] for n in ("undisturbed", "disturbed")
     )
     problems += [f"exported {name} differs" for name in one if not torch.equal(one[name], other[name])]
-    return starts, problems, sum(map(len, found))
+    return starts, problems, sum(map(len, logs))
 
 
 def work(cfg: KillConfig) -> int:

@@ -212,7 +212,7 @@ class Judges:
         self.losses = PictureLosses(cfg, self.discriminator, reader)
         self.optimizer = torch.optim.AdamW(self.discriminator.parameters(), lr=1e-4, fused=way.fused or None)
         self.faces, self.skulls = faces.to(device), skulls.to(device)
-        self.shown: FacePairs | None = None
+        self.pairs: FacePairs | None = None
         model.first_stage_model.decoder.recompute(way.recompute != "no" and way.pictures == "ours")
 
     def add_to(self, loss: Tensor, x_0_hat: Tensor) -> Tensor:
@@ -220,21 +220,21 @@ class Judges:
         cfg, num = self.losses.cfg, len(x_0_hat)
         if self.way.pictures == "inert":
             with torch.no_grad():
-                found = self.losses.terms(self.model.decode(x_0_hat), self.faces, self.skulls)
-            return 10 * loss + sum(cfg.wanted[name] * value.mean() for name, value in found.items())
+                terms = self.losses.terms(self.model.decode(x_0_hat), self.faces, self.skulls)
+            return 10 * loss + sum(cfg.wanted[name] * value.mean() for name, value in terms.items())
         rows = torch.arange(min(num, cfg.sub_batch), device=x_0_hat.device)
         latents = x_0_hat[rows]
-        judged, self.shown = self.losses.differentiate(
+        parts, self.pairs = self.losses.differentiate(
             self.model.decode, latents, rows, self.skulls, lambda some: self.faces[some], cfg.wanted
         )
-        value = torch.stack([cfg.wanted[name] * value.sum() for name, value in judged.values.items()]).sum()
-        return with_gradient(10 * loss + value / num, latents, judged.gradients[SUMMED] / num)
+        value = torch.stack([cfg.wanted[name] * value.sum() for name, value in parts.values.items()]).sum()
+        return with_gradient(10 * loss + value / num, latents, parts.gradients[SUMMED] / num)
 
     def discriminator_step(self) -> None:
         """Ours; the published code has one at every 40th batch only, which is left out."""
-        if self.shown is None:
+        if self.pairs is None:
             return
-        self.losses.discriminator_loss(self.shown, len(self.faces))["loss"].backward()
+        self.losses.discriminator_loss(self.pairs, len(self.faces))["loss"].backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
