@@ -12,11 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cldm.branches import Landmarks
+from cldm.branches import NAMES, Landmarks
 from cldm.controlled import ControlledLatentDiffusion
 from cldm.texture import Texture
-
-CONDITIONS = ("skull", "landmarks", "texture")  # beside the text
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ class Encoded:
     def doubled(self, dropped: Collection[str] = ()) -> Encoded:
         """Return both halves of a classifier-free guided batch; the first is without the conditions ``dropped``."""
         parts, present = {}, {}
-        for name in CONDITIONS:
+        for name in NAMES:
             part: Tensor | None = getattr(self, name)
             parts[name] = part
             if part is None:
@@ -110,9 +108,9 @@ class Encoded:
 
     def without(self, dropped: Collection[str]) -> Encoded:
         """Return the conditions of every sample without those ``dropped``."""
-        kept = {name: getattr(self, name) for name in CONDITIONS if name not in dropped}
+        kept = {name: getattr(self, name) for name in NAMES if name not in dropped}
         present = {name: shown for name, shown in self.present.items() if name not in dropped}
-        return Encoded(self.nothing, **dict.fromkeys(CONDITIONS) | kept, present=present)
+        return Encoded(self.nothing, **dict.fromkeys(NAMES) | kept, present=present)
 
     def scaled(self, landmarks: float, texture: float) -> Encoded:
         """Return the conditions with a factor on each branch's addend; 0 removes the branch."""

@@ -65,17 +65,28 @@ RECOGNISERS = (
 
 
 def oval(role: str, probe: int, size: int = 48) -> np.ndarray:
-    """A head-like picture (size, size) uint8 that depends on the role and the person."""
+    """Return a picture (size, size) uint8 that depends on the role and the person."""
     y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
-    width = 0.5 + 0.02 * (probe % 7) + (0.05 if role == "reconstruction" else 0)
-    head = np.clip(1.2 - (x / width) ** 2 - (y / 0.85) ** 2, 0, 1)
-    eyes = sum(np.exp(-(((x - s) / 0.1) ** 2) - ((y + 0.1) / 0.08) ** 2) for s in (-0.22, 0.22))
-    return (255 * np.clip(head - (0.8 if role == "skull" else 0.3) * eyes * (head > 0), 0, 1)).astype(
-        np.uint8
-    )
+    width = 0.5 + 0.02 * (probe % 7) + 0.02 * len(role)
+    return (255 * np.clip(1.2 - (x / width) ** 2 - (y / 0.85) ** 2, 0, 1)).astype(np.uint8)
 
 
 NUM, GALLERY, SEED = 60, 100, 0
+PROTOCOL = Protocol(
+    preset="quick",
+    split="test",
+    manifests=(HashedFile("split_data/test.json", "cd" * 32),),
+    num_training=4000,
+    gallery_size=GALLERY,
+    gallery_subjects=tuple(str(i) for i in range(GALLERY)),
+    confidence=0.95,
+    bootstrap=500,
+    seed=SEED,
+    sampling={"steps": 20, "guidance_scale": 4.0},
+    config={"num": NUM, "weights": WEIGHTS.path},
+    cohort={"format": 7, "num_subjects": 5000},
+    remarks=(f"The probes are a part of the test split: num={NUM}.",),
+)
 
 
 def made_up(folder: Path, gain: float = 0.0) -> Evaluation:
@@ -83,40 +94,32 @@ def made_up(folder: Path, gain: float = 0.0) -> Evaluation:
 
     gain: how much better the model is than in ``METHODS``; all evaluations have the same probes.
     """
-    num_probes, gallery, seed = NUM, GALLERY, SEED
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
+    num_probes, gallery = NUM, GALLERY
     faces = rng.standard_normal((gallery, 10))
-    how = Resampling(500, seed)
+    how = Resampling(500, SEED)
     probes = make_probes(num_probes, rng)
     groups = [probe.groups for probe in probes]
     truth = np.arange(num_probes)
     methods, nearest = [], {}
     for name, (label, kind, note, share, noise) in METHODS.items():
         share = share + gain if name == "model" else share
-        found, figures = {}, {}
+        ranked, figures = {}, {}
         for judge, blur in (("dlib", 1.0), ("landmarks", 1.9)):
             drawn = share * faces[:num_probes] + blur * noise * rng.standard_normal((num_probes, 10))
             distances = np.linalg.norm(drawn[:, None] - faces[None], axis=-1) / 10
             ranks = ranks_of_truth(distances, truth)
             own = distances[truth, truth]
-            found[judge] = identification(
-                ranks,
-                gallery,
-                groups,
-                own,
-                distances.mean(axis=1),
-                how=how,
-                missed=int(judge == "dlib"),
-            )
+            others, missed = distances.mean(axis=1), int(judge == "dlib")
+            ranked[judge] = identification(ranks, gallery, groups, own, others, how=how, missed=missed)
             nearest.setdefault((name, judge), distances.argmin(axis=1))
         if kind not in ("control", "limit"):
             figures = {
                 "psnr": measured(24 + 6 * share - 2 * noise + rng.normal(0, 1.5, num_probes), how),
                 "ssim": measured(0.7 + 0.2 * share - 0.1 * noise + rng.normal(0, 0.02, num_probes), how),
             }
-        methods.append(
-            Method(name, label, kind, note, found, figures, seconds=12.0 * (kind == "model") or None)
-        )
+        seconds = 12.0 if kind == "model" else None
+        methods.append(Method(name, label, kind, note, ranked, figures, seconds=seconds))
 
     model = methods[0].identification["dlib"]
     subset = np.arange(0, num_probes, 2)
@@ -126,24 +129,20 @@ def made_up(folder: Path, gain: float = 0.0) -> Evaluation:
     }
     joint = {name: np.minimum.accumulate(ranks, axis=1) for name, ranks in several.items()}
     edges = np.linspace(0, 8, 33)
-    command = f"python evaluate.py weights={WEIGHTS.path} data.root=cohort preset=quick"
     return Evaluation(
         title="Evaluation of iccr_demo on the cohort",
         date="2026-01-01T10:00:00+00:00",
-        command=command,
+        command=f"python evaluate.py weights={WEIGHTS.path} data.root=cohort preset=quick",
         seconds=1234.5,
         notice="An approximation, not an identification.",
         environment={"iccr_diff": "0.1.0", "torch": "2.11.0", "device": "cpu", "libraries": {"numpy": "2.0"}},
         subject=Subject("model", "iccr_demo", (WEIGHTS,), {"step": 20000}),
-        protocol=make_protocol(num_probes, gallery, seed),
+        protocol=PROTOCOL,
         probes=probes,
         recognisers=RECOGNISERS,
         measures=MEASURES,
         methods=tuple(methods),
-        not_run=(
-            NotRun("pix2pix", "Pix2Pix", "It is not built yet."),
-            NotRun("kid", "KID", "No feature network was given."),
-        ),
+        not_run=(NotRun("pix2pix", "Pix2Pix", "No weights."), NotRun("kid", "KID", "No feature network.")),
         coverage=tuple(coverage("dlib", several, within, subset.tolist(), how, joint) for within in (1, 5)),
         diversity=(Diversity("model", 8, {"mean_absolute": measured(rng.gamma(9, 0.5, num_probes), how)}),),
         edits=tuple(make_edits(folder, rng, how)),
@@ -160,47 +159,19 @@ def made_up(folder: Path, gain: float = 0.0) -> Evaluation:
     )
 
 
-def make_protocol(num_probes: int, gallery: int, seed: int) -> Protocol:
-    return Protocol(
-        preset="quick",
-        split="test",
-        manifests=(HashedFile("split_data/test.json", "cd" * 32),),
-        num_training=4000,
-        gallery_size=gallery,
-        gallery_subjects=tuple(str(i) for i in range(gallery)),
-        confidence=0.95,
-        bootstrap=500,
-        seed=seed,
-        sampling={"steps": 20, "guidance_scale": 4.0},
-        config={"num": num_probes, "weights": WEIGHTS.path},
-        cohort={"format": 7, "num_subjects": 5000},
-        remarks=(f"The probes are a part of the test split: num={num_probes}.",),
-    )
-
-
 def make_sensitivity(rng: np.random.Generator, how: Resampling, num: int = NUM):
-    changes = (
-        ("skull", "of another person", 1.0),
-        ("body mass", "two levels up", 0.6),
-        ("noise", "another seed", 0.8),
-    )
-    for name, change, size in changes:
-        measures = {
-            "mean_absolute": measured(rng.gamma(9 * size, 0.5, num), how),
-            "dlib": measured(rng.gamma(9 * size, 0.02, num), how),
-        }
+    changes = ("skull", "of another person", 1.0), ("body mass", "two levels up", 0.6)
+    for name, change, size in (*changes, ("noise", "another seed", 0.8)):
+        scales = {"mean_absolute": 0.5, "dlib": 0.02}
+        measures = {key: measured(rng.gamma(9 * size, scale, num), how) for key, scale in scales.items()}
         yield Sensitivity("model", name, change, measures)
 
 
 def make_probes(num: int, rng: np.random.Generator) -> tuple[Probe, ...]:
     probes = []
     for i in range(num):
-        person = Biometrics(
-            "female" if rng.uniform() < 0.5 else "male",
-            round(rng.uniform(8, 88), 1),
-            "Asian",
-            int(rng.integers(1, 6)),
-        )
+        sex, age = "female" if rng.uniform() < 0.5 else "male", round(rng.uniform(8, 88), 1)
+        person = Biometrics(sex, age, "Asian", int(rng.integers(1, 6)))
         probes.append(
             Probe(
                 f"{i}_0.png", str(i), f"{i:064x}", f"{i + 1000:064x}", person.sex, person.age, person.ethnicity,
@@ -218,10 +189,8 @@ def make_edits(folder: Path, rng: np.random.Generator, how: Resampling, num: int
                     "body mass 2 to 4")
         for i in range(2)
     ]  # fmt: skip
-    for name, label, part in (
-        ("body_mass+2", "body mass two levels up", 0.6),
-        ("age+1", "age one level up", 0.2),
-    ):
+    edits = ("body_mass+2", "body mass two levels up", 0.6), ("age+1", "age one level up", 0.2)
+    for name, label, part in edits:
         noisy = before + part * change + rng.normal(0, 0.8, change.shape)
         yield edit(
             "model", name, label, SPACE, (before, noisy), (before, before + change),
@@ -229,28 +198,18 @@ def make_edits(folder: Path, rng: np.random.Generator, how: Resampling, num: int
         )  # fmt: skip
 
 
-def make_cases(folder: Path, found, nearest: np.ndarray, num: int = 2):
-    order = np.argsort(found.ranks, kind="stable")
+def make_cases(folder: Path, figures, nearest: np.ndarray, num: int = 2):
+    order = np.argsort(figures.ranks, kind="stable")
     middle = len(order) // 2
-    for kind, chosen in (
-        ("best", order[:num]),
-        ("median", order[middle : middle + num]),
-        ("worst", order[-num:]),
-    ):
+    parts = {"best": order[:num], "median": order[middle : middle + num], "worst": order[-num:]}
+    for kind, chosen in parts.items():
         for i in chosen.tolist():
-            pictures = [
-                CasePicture(role, label, save(folder, role, who), caption)
-                for role, label, who, caption in (
-                    ("skull", "skull", i, ""),
-                    ("reconstruction", "reconstruction", i, "seed 0"),
-                    ("truth", "true face", i, ""),
-                    ("nearest", "most similar in gallery", int(nearest[i]), f"subject {nearest[i]}"),
-                    ("ridge", "PCA + ridge", i, ""),
-                )
-            ]
-            yield ShownCase(
-                kind, i, "model", "dlib", int(found.ranks[i]), found.distances[i], tuple(pictures)
+            people = {"skull": i, "reconstruction": i, "truth": i, "nearest": int(nearest[i]), "ridge": i}
+            pictures = tuple(
+                CasePicture(role, f"the {role}", save(folder, role, who), f"subject {who}")
+                for role, who in people.items()
             )
+            yield ShownCase(kind, i, "model", "dlib", int(figures.ranks[i]), figures.distances[i], pictures)
 
 
 def save(folder: Path, role: str, probe: int) -> str:

@@ -45,24 +45,15 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         older = own | {"target": f"older_{i}.png", "age": 55, "changed": ["age"]}
         lines["test"].append(json.dumps(own))
         lines["variants"].append(json.dumps(older))
-        write_face(data / f"pairedCS/skull/{i}.png", 0)
-        write_face(data / f"pairedCS/craniofacial/{i}.png", i)
-        write_face(data / f"pairedCS/craniofacial/older_{i}.png", i + 16)
-        write_face(faces / f"model_own/{i}_0.png", 0)
-        write_face(faces / f"model_age_up/{i}_0.png", 8)
-        write_face(faces / f"ridge/{i}_0.png", 3)
-        write_face(faces / f"ridge_age_up/{i}_0.png", 3)
+        for name, moved in ((f"skull/{i}", 0), (f"craniofacial/{i}", i), (f"craniofacial/older_{i}", i + 16)):
+            write_face(data / f"pairedCS/{name}.png", moved)
+        for method, moved in (("model_own", 0), ("model_age_up", 8), ("ridge", 3), ("ridge_age_up", 3)):
+            write_face(faces / method / f"{i}_0.png", moved)
     (data / "split_data").mkdir()
     for name, content in lines.items():
         (data / f"split_data/{name}.json").write_text("\n".join(content))
-    return [
-        f"data.root={data}",
-        f"results={tmp_path / 'results'}",
-        "weights=null",
-        "by=[network]",
-        f"landmark_weights={data / 'split_data/test.json'}",
-        f"out={tmp_path / 'out.json'}",
-    ]
+    files = [f"landmark_weights={data / 'split_data/test.json'}", f"out={tmp_path / 'out.json'}"]
+    return [f"data.root={data}", f"results={tmp_path / 'results'}", "weights=null", "by=[network]", *files]
 
 
 def test_half_a_change_is_a_half(

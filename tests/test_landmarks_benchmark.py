@@ -19,40 +19,33 @@ def test_ridge_finds_a_linear_relation_and_nothing_where_there_is_none():
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(300, 3))
     pictures = hidden @ rng.normal(size=(3, 200)) + 0.01 * rng.normal(size=(300, 200))
-    known = rng.normal(size=(300, 2))
-    points = 0.5 + 0.02 * (np.hstack([hidden, known]) @ rng.normal(size=(5, 24))).reshape(300, 12, 2)
+    attributes = rng.normal(size=(300, 2))
+    points = 0.5 + 0.02 * (np.hstack([hidden, attributes]) @ rng.normal(size=(5, 24))).reshape(300, 12, 2)
     points[:, 1, 0] += 0.3  # the corners of the eyes lie apart
 
     def part(rows: slice, mixed: bool = False) -> Inputs:
         order = rng.permutation(300)[rows] if mixed else np.arange(300)[rows]
-        return Inputs(pictures[rows], known[rows], points[order])
+        return Inputs(pictures[rows], attributes[rows], points[order])
 
-    def error(ridge, asked: Inputs) -> float:
-        return float(np.abs(ridge(asked) - asked.points).mean())
+    def error(ridge, inputs: Inputs) -> float:
+        return float(np.abs(ridge(inputs) - inputs.points).mean())
 
     train, valid, test = (part(rows) for rows in (slice(200), slice(200, 250), slice(250, 300)))
     spread = float(np.abs(test.points - train.points.mean(0)).mean())
     assert error(fit_ridge(train, valid, (0, 1)), test) < 0.05 * spread
-    told_nothing = fit_ridge(part(slice(200), mixed=True), part(slice(200, 250), mixed=True), (0, 1))
-    assert error(told_nothing, test) > 0.9 * spread
+    unrelated = fit_ridge(part(slice(200), mixed=True), part(slice(200, 250), mixed=True), (0, 1))
+    assert error(unrelated, test) > 0.9 * spread
 
 
-def test_figures_and_pictures_are_written_and_bad_settings_told(tmp_path, capsys):
+def test_figures_and_pictures_are_written_and_wrong_settings_refused(tmp_path, capsys):
     root = write_landmark_pairs(tmp_path / "set", train=14, valid=4, test=12)
     for role, ethnicities in (("face", None), ("skull", ["African", "Asian"])):
-        net = PipNet(
-            PipNetConfig(
-                num_landmarks=12, num_neighbours=4, image_size=64, width=0.125, ethnicities=ethnicities
-            )
-        )
+        size = {"num_landmarks": 12, "num_neighbours": 4, "image_size": 64, "width": 0.125}
+        net = PipNet(PipNetConfig(**size, ethnicities=ethnicities))
         LandmarkReader(net, LAYOUT, role).save(tmp_path / f"{role}.safetensors")
-    given = [
-        f"cohort={root}",
-        f"face={tmp_path / 'face.safetensors'}",
-        f"skull={tmp_path / 'skull.safetensors'}",
-    ]
-    given += [f"out={tmp_path / 'r' / 'landmarks'}", "resamples=100"]
-    assert landmarks.main([*given, "eye_corners=[0,3]"]) == 0, capsys.readouterr().err
+    arguments = [f"cohort={root}", f"out={tmp_path / 'r' / 'landmarks'}", "resamples=100"]
+    arguments += [f"{role}={tmp_path / f'{role}.safetensors'}" for role in ("face", "skull")]
+    assert landmarks.main([*arguments, "eye_corners=[0,3]"]) == 0, capsys.readouterr().err
     found = json.loads((tmp_path / "r/landmarks.json").read_text())
     assert found["num"] == 12 and found["nme"]["mean face"]["mean"] < found["nme"]["face: network"]["mean"]
     assert {path.name for path in (tmp_path / "r").glob("*.png")} == {
@@ -62,7 +55,7 @@ def test_figures_and_pictures_are_written_and_bad_settings_told(tmp_path, capsys
     assert "ridge minus network" in printed
     assert all(f"| skull without {region}: network | " in printed for region in REGIONS)
     for wrong in ("split=train", "resamples=1", "eye_corners=[1]", f"face={tmp_path / 'none.safetensors'}"):
-        assert landmarks.main([*given, wrong]) == 2
+        assert landmarks.main([*arguments, wrong]) == 2
         key, value = wrong.split("=")
         message = capsys.readouterr().err
         assert key in message or value in message

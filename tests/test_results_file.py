@@ -55,9 +55,9 @@ def test_damaged_results_are_refused_with_the_place(evaluation, tmp_path, change
         read_results(tmp_path)
 
 
-def test_no_results_at_all(tmp_path):
+def test_missing_and_cut_files_are_refused(tmp_path):
     with pytest.raises(ResultsError, match="metrics"):
         read_results(tmp_path)
     (tmp_path / "metrics.json").write_text('{"name": ')
-    with pytest.raises(ResultsError, match="not a whole"):
+    with pytest.raises(ResultsError):
         read_results(tmp_path)
