@@ -61,5 +61,5 @@ def test_files_and_pictures_that_do_not_fit_are_told(backbone, pictures, tmp_pat
         Lpips(backbone, heads=backbone)
     x, y = pictures
     for a, b in ((x, y[:2]), (x, y / 2), (x[:, :20], y[:, :20])):
-        with pytest.raises(ValueError, match="expected|35 px"):
+        with pytest.raises(ValueError, match=r"expected|35 px"):
             Lpips(backbone).distances(a, b)

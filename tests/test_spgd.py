@@ -205,7 +205,7 @@ def test_which_steps_are_guided() -> None:
     assert on.with_(gradient="denoiser").guided_steps(3) == [0, 1, 2]
     assert SpgdStepConfig().guided_steps(3) == on.with_(scale=0.0).guided_steps(3) == []
     for changes in ({"start": 0.5, "end": 0.5}, {"start": 0.4, "end": 0.45}, {"every": 3}, {"end": 0.3}):
-        with pytest.raises(ValueError, match="^spgd: no step is guided"):
+        with pytest.raises(ValueError, match=r"^spgd: no step is guided"):
             on.with_(**changes).guided_steps(3)
 
 

@@ -388,7 +388,7 @@ def make_pictures(cfg: PicturesConfig) -> None:
         write_png(folder / f"{name}.png", picture, {"Comment": NOTICE})
         notes_of[name] = studio.notes
         seconds = time.monotonic() - started
-        print(f"{folder}/{name}.png: {studio.drawn - before} faces in {seconds:.0f} s", flush=True)
+        print(f"{folder}/{name}.png: {studio.num_faces - before} faces in {seconds:.0f} s", flush=True)
     more = {"sampling": studio.sampling.model_dump(), "pictures": notes_of}
     write_json(folder / "pictures.json", record | more)
 

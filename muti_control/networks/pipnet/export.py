@@ -1,6 +1,7 @@
 """A landmark network in other forms: the public release's, and ONNX.
 
-    python -m muti_control.networks.pipnet.export weights=models/demo/pipnet_face.safetensors [out=muti_control/pip_pretrained]
+    python -m muti_control.networks.pipnet.export weights=models/demo/pipnet_face.safetensors
+    python -m muti_control.networks.pipnet.export weights=... out=muti_control/pip_pretrained
     python -m muti_control.networks.pipnet.export weights=... onnx=true
 
 Writes NAME/pipnet.pth (a bare state dict under the release's key names, fp32) and NAME/meanface.txt below ``out``.
