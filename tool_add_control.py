@@ -17,7 +17,8 @@ The architecture is the one recorded in IN; for files of other makers it is mode
 (Stable Diffusion 1.5), or the one of config=YAML. An existing OUT is kept unless force=true.
 
 A trained control network in IN is kept, and the branches that it lacks are added. If it lacks none, it is
-refused unless replace=true, which leaves it out with its branches and adds a fresh one.
+refused unless replace=true, which leaves it out with its branches and adds a fresh one. The last lines say which
+branches were kept, which were added, and which are not trained yet.
 
 control=FILE takes a ready-made control network instead of a copy: a public ControlNet file for Stable Diffusion
 1.5 (with or without `control_model.` in front of its keys), or the one inside another whole model.
@@ -102,11 +103,9 @@ def run(source: Path, target: Path, options: AddControlConfig) -> None:
         cfg = None if options.config else model_config_from_metadata(metadata)
     cfg = cfg or load_model_config(options.config or SD15_CONFIG)
 
-    control: dict[
-        str, Tensor
-    ] = {}  # the ready-made network, by checkpoint key; none: a copy of the base model
-    control_metadata, kept_metadata = metadata, {}
-    origin = source
+    # The ready-made network by checkpoint key; without one the control network is a copy of the base model.
+    control: dict[str, Tensor] = {}
+    origin, control_metadata, kept_metadata = source, metadata, {}
     if control_file is not None:
         origin = control_file
         control, control_metadata = read_state_dict(control_file)
@@ -116,13 +115,14 @@ def run(source: Path, target: Path, options: AddControlConfig) -> None:
         if set(options.branches) - branches_among(own) and not alone:
             control = own
             base = {key: value for key, value in base.items() if key not in own}
-            kept_metadata = {key: metadata[key] for key in ("sampling",) if key in metadata}
+            kept_metadata = {key: metadata[key] for key in ("sampling", "conditions") if key in metadata}
     with named(origin):
         present = branches_among(key for key in control if key.startswith(CONTROL))
-        set_branches(cfg, present | set(options.branches), options.num_landmarks, present)
+        new = set(options.branches) - present
+        set_branches(cfg, present | new, options.num_landmarks, present)
         if control:
             control = control_network(control, cfg)
-        untrained = (set(options.branches) - present) | (untrained_branches(control_metadata) & present)
+        untrained = new | (untrained_branches(control_metadata) & present)
     with named(source):
         added = add_control(base, cfg, options.seed, options.replace, control or None)
 
@@ -136,6 +136,11 @@ def run(source: Path, target: Path, options: AddControlConfig) -> None:
     notes |= kept_metadata | untrained_metadata(untrained)
     write_state_dict(target, added.state, {**model_metadata(cfg), **notes})
     print(key_table(added.kinds))
+    groups = {f"kept from {origin.name}": present, "added": new, "not trained yet": untrained}
+    print(
+        "branches "
+        + "; ".join(f"{name}: {', '.join(sorted(group)) or 'none'}" for name, group in groups.items())
+    )
     print(f"wrote {target}: {len(added.state)} tensors, {target.stat().st_size / 2**20:.1f} MiB")
 
 

@@ -21,7 +21,7 @@ from ldm.schedule import schedule_buffers
 
 @dataclass
 class AddedControl:
-    """The new state and, for each kind of key, its names: passed through, copied, given, new, ignored."""
+    """The new state and, for each kind of key, its names: passed through, copied, ready-made, new, ignored."""
 
     state: dict[str, Tensor]
     kinds: dict[str, list[str]]
@@ -58,24 +58,22 @@ def add_control(
     optional = re.compile("|".join(SD_OPTIONAL))
     extra = [key for key in base if key not in target]
     foreign = [key for key in extra if key.startswith(MODEL_PARTS) and not optional.search(key)]
-    wanted = {key: shape for key, shape in target.items() if not key.startswith(CONTROL)}
     needed = {
         key: shape
-        for key, shape in wanted.items()
-        if key in base or not (key in grain or optional.search(key))
+        for key, shape in target.items()
+        if not key.startswith(CONTROL) and (key in base or not (key in grain or optional.search(key)))
     }
     _check(base, needed, foreign, "name the right model with config=YAML")
 
     fresh = _fresh_control(base, cfg, seed) if control is None else fresh_branches(control, cfg, seed)
     fresh |= grain | schedule_buffers(cfg.schedule) | {"logvar": torch.zeros(cfg.schedule.num_timesteps)}
     passed = [key for key in extra if optional.search(key) and key.startswith(MODEL_PARTS)]
-    kinds: dict[str, list[str]] = {"passed through": passed, "copied": [], "given": [], "new": []}
+    kinds: dict[str, list[str]] = {"passed through": passed, "copied": [], "ready-made": [], "new": []}
     state: dict[str, Tensor] = {key: base[key] for key in passed}
-    given = control or {}
     for key in target:
         source = _source(key)
-        if key in given:
-            state[key], kind = given[key], "given"
+        if control is not None and key in control:
+            state[key], kind = control[key], "ready-made"
         elif source in base:
             state[key], kind = base[source], "passed through" if source == key else "copied"
         else:
@@ -98,10 +96,10 @@ def control_network(state: Mapping[str, Tensor], cfg: ModelConfig) -> dict[str, 
         CheckpointError: there is none, or it is one for another base model.
     """
     control = {key: value for key, value in state.items() if key.startswith(CONTROL)}
-    found = recognise(state)
+    kind = recognise(state)
     if not control or "difference" in state:
         raise CheckpointError(
-            f"it has no control network{f': it is {found}' if found else ''}; expected {CONTROL}* keys, as the "
+            f"it has no control network{f': it is {kind}' if kind else ''}; expected {CONTROL}* keys, as the "
             "public ControlNet files for Stable Diffusion 1.5 have them"
         )
     new = fresh_branches(control, cfg)
@@ -120,9 +118,9 @@ def _fresh_control(base: Mapping[str, Tensor], cfg: ModelConfig, seed: int) -> d
     """The control network's layers that the base model lacks."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        drawn = ControlNet(cfg.unet, cfg.control).state_dict()
+        network = ControlNet(cfg.unet, cfg.control).state_dict()
     dtype = base[UNET + "input_blocks.0.0.weight"].dtype
-    names = {CONTROL + key: value for key, value in drawn.items()}
+    names = {CONTROL + key: value for key, value in network.items()}
     return {key: value.to(dtype) for key, value in names.items() if _source(key) not in base}
 
 
@@ -160,13 +158,13 @@ def _check(
 ) -> None:
     """Raise CheckpointError, in one line, unless `state` has every key of `target` in its shape and as fractions."""
     missing = [key for key in target if key not in state]
-    there = [key for key in target if key in state]
+    present = [key for key in target if key in state]
     other = [
         f"{key} is {list(state[key].shape)}, expected {list(target[key])}"
-        for key in there
+        for key in present
         if state[key].shape != target[key]
     ]
-    integers = [f"{key} is {state[key].dtype}" for key in there if not state[key].is_floating_point()]
+    integers = [f"{key} is {state[key].dtype}" for key in present if not state[key].is_floating_point()]
     kinds = {
         "of another shape": other,
         "missing": missing,
@@ -179,10 +177,10 @@ def _check(
         if keys
     ]
     if problems:
-        found = recognise(state)
+        name = recognise(state)
         what = (
-            f"it is {found}; expected Stable Diffusion 1.5"
-            if found
+            f"it is {name}; expected Stable Diffusion 1.5"
+            if name
             else "its weights do not have the expected architecture"
         )
         raise CheckpointError(f"{what}: {'; '.join(problems)}; {remedy}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor
@@ -45,12 +46,29 @@ def perturbed_model() -> ControlledLatentDiffusion:
     return net.eval().requires_grad_(False)
 
 
-def exported_folder(model: ControlledLatentDiffusion, parent: Path) -> Path:
+def exported_as(parent: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
     """`parent`/folder, exported from `parent`/model.safetensors by the command."""
-    metadata = {**model_metadata(CFG), "step": "77", "sampling": json.dumps(SAMPLING)}
-    write_state_dict(parent / "model.safetensors", model.state_dict(), metadata)
+    write_state_dict(parent / "model.safetensors", state, metadata)
     assert main(["export", str(parent / "model.safetensors"), str(parent / "folder")]) == 0
     return parent / "folder"
+
+
+@pytest.fixture(scope="module")
+def model() -> ControlledLatentDiffusion:
+    return perturbed_model()
+
+
+@pytest.fixture(scope="module")
+def exported(model: ControlledLatentDiffusion, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    metadata = {**model_metadata(CFG), "step": "77", "sampling": json.dumps(SAMPLING)}
+    return exported_as(tmp_path_factory.mktemp("exported"), model.state_dict(), metadata)
+
+
+@pytest.fixture(scope="module")
+def pipeline(exported: Path) -> diffusers.StableDiffusionControlNetPipeline:
+    pipe = diffusers.StableDiffusionControlNetPipeline.from_pretrained(exported)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

@@ -59,6 +59,13 @@ UNET_ARGS = {
     "cross_attention_dim": 24,
     "norm_num_groups": 8,
 }
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+}
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:
@@ -153,13 +160,7 @@ def test_ddim_trajectory(
     model: ControlledLatentDiffusion, their_unet: nn.Module, inputs: dict[str, Tensor], spacing: str
 ) -> None:
     scheduler = diffusers.DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1 if spacing == "leading" else 0,
-        timestep_spacing=spacing,
+        **SCHEDULE, steps_offset=1 if spacing == "leading" else 0, timestep_spacing=spacing
     )
     scheduler.set_timesteps(10)
     steps = spaced_timesteps(10, spacing)
@@ -180,14 +181,7 @@ def test_ddim_trajectory(
 
 
 def test_noisy_ddim_step(model: ControlledLatentDiffusion, inputs: dict[str, Tensor]) -> None:
-    scheduler = diffusers.DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
+    scheduler = diffusers.DDIMScheduler(**SCHEDULE, steps_offset=1)
     scheduler.set_timesteps(20)
     x, eps, noise = (torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(3))
     ours = sample_ddim(lambda *_: eps, x, [601, 551], model.alphas_cumprod, eta=1.0, randn=lambda: noise)

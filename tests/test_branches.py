@@ -56,20 +56,22 @@ def test_the_centre_of_mass_follows_a_point_by_less_than_a_cell() -> None:
 
 def test_absent_landmarks_add_exactly_nothing() -> None:
     model = _model(perturbed=True)
-    given = _landmarks()
+    landmarks = _landmarks()
     broken = torch.tensor([[[float("nan")] * 2] * NUM]).expand(2, -1, -1)
-    half = Landmarks(torch.stack([given.points[0], broken[1]]), given.confidence, torch.tensor([True, False]))
+    half = Landmarks(
+        torch.stack([landmarks.points[0], broken[1]]), landmarks.confidence, torch.tensor([True, False])
+    )
     added = model.encode_landmarks(half, 64, 64)
     assert added[0].abs().max() > 0
     assert torch.equal(added[1], torch.zeros_like(added[1]))
-    torch.testing.assert_close(added[0], model.encode_landmarks(given, 64, 64)[0])
+    torch.testing.assert_close(added[0], model.encode_landmarks(landmarks, 64, 64)[0])
 
 
 def test_each_face_follows_its_own_landmarks_alone() -> None:
-    model, skulls, given = _model(perturbed=True), torch.rand(3, 3, 64, 64), _landmarks(3)
+    model, skulls, landmarks = _model(perturbed=True), torch.rand(3, 3, 64, 64), _landmarks(3)
     cfg = SAMPLING.with_(guidance_scale=2.0)
-    together = reconstruct(model, skulls, ["", "a", "b"], [0, 1, 2], cfg, landmarks=given)
-    one = Landmarks(given.points[1:2], given.confidence[1:2], given.present[1:2])
+    together = reconstruct(model, skulls, ["", "a", "b"], [0, 1, 2], cfg, landmarks=landmarks)
+    one = Landmarks(landmarks.points[1:2], landmarks.confidence[1:2], landmarks.present[1:2])
     alone = reconstruct(model, skulls[1:2], ["a"], [1], cfg, landmarks=one)
     torch.testing.assert_close(together[1:2], alone, atol=2e-5, rtol=0)
 
@@ -77,16 +79,16 @@ def test_each_face_follows_its_own_landmarks_alone() -> None:
 def test_gradients_reach_the_points() -> None:
     """What lets a point be moved by descent; zero at initialisation, where the last layer is zero."""
     branch = LandmarkBranch(LandmarkConfig(num_points=NUM, widths=[8]), 4)
-    given = _landmarks()
-    points = given.points.requires_grad_(True)
-    branch(Landmarks(points, given.confidence, given.present), 8, 8).sum().backward()
+    landmarks = _landmarks()
+    points = landmarks.points.requires_grad_(True)
+    branch(Landmarks(points, landmarks.confidence, landmarks.present), 8, 8).sum().backward()
     assert points.grad is not None and not points.grad.any()
     torch.nn.init.normal_(branch.encoder[-1].weight)
-    branch(Landmarks(points, given.confidence, given.present), 8, 8).sum().backward()
+    branch(Landmarks(points, landmarks.confidence, landmarks.present), 8, 8).sum().backward()
     assert bool(points.grad.isfinite().all()) and bool((points.grad != 0).all())
 
 
-def test_wrong_numbers_of_points_and_shapes_are_told() -> None:
+def test_wrong_numbers_of_points_and_shapes_are_refused() -> None:
     model = _model(perturbed=False)
     with pytest.raises(ValueError, match="got 7 points, but this model was made for 5"):
         model.encode_landmarks(_landmarks(n=7), 64, 64)

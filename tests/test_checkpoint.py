@@ -8,6 +8,7 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,6 @@ from ldm.checkpoint import (
 )
 
 METADATA = {"format": "iccr-diff", "config": '{"image_size": 64}', "step": "12", "git": "unknown"}
-SUFFIXES = ("safetensors", "ckpt", "pth", "pt")
 
 
 def state() -> dict[str, torch.Tensor]:
@@ -102,17 +102,6 @@ def test_files_get_the_usual_permissions(tmp_path: Path, suffix: str) -> None:
     assert (tmp_path / f"a.{suffix}").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_parameters_can_be_written_and_the_mapped_tensors_changed(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    layer = nn.Linear(2, 2)
-    write_state_dict(path, dict(layer.named_parameters()), {})
-    before = sha256(path)
-    read, _ = read_state_dict(path)
-    read["weight"].zero_()
-    assert sha256(path) == before
-    assert not torch.equal(read_state_dict(path)[0]["weight"], read["weight"])
-
-
 # --- writing: all or nothing -----------------------------------------------------------------------------
 
 
@@ -142,25 +131,21 @@ def test_unwritable_tensor_is_reported_and_nothing_is_left(tmp_path: Path, suffi
     assert os.listdir(tmp_path) == []
 
 
-def refuse(**_: object) -> None:
-    raise PermissionError(13, "Permission denied")
-
-
 def test_bad_targets(tmp_path: Path, monkeypatch) -> None:
-    with pytest.raises(CheckpointError, match="must end in one of"):
-        write_state_dict(tmp_path / "model.bin", state(), {})
-    with pytest.raises(CheckpointError, match="not an existing folder"):
-        write_state_dict(tmp_path / "no" / "model.ckpt", state(), {})
+    def refuse(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
     (tmp_path / "folder.ckpt").mkdir()
-    with pytest.raises(CheckpointError, match="is a folder"):
-        write_state_dict(tmp_path / "folder.ckpt", state(), {})
+    for name in ("model.bin", "no/model.ckpt", "folder.ckpt"):
+        with pytest.raises(CheckpointError, match=str(Path(name).parts[0])):
+            write_state_dict(tmp_path / name, state(), {})
     monkeypatch.setattr(checkpoint.tempfile, "TemporaryFile", refuse)
-    with pytest.raises(CheckpointError, match="no file can be made there"):
+    with pytest.raises(CheckpointError, match="Permission denied"):
         write_state_dict(tmp_path / "model.ckpt", state(), {})
     monkeypatch.undo()
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
-    with pytest.raises(CheckpointError, match=r"needs 40 MiB.*1 MiB free"):
+    with pytest.raises(CheckpointError, match=r"40 MiB.*1 MiB free"):
         write_state_dict(tmp_path / "model.ckpt", {"a": torch.empty(10 << 20, device="meta")}, {})
     assert os.listdir(tmp_path) == ["folder.ckpt"]
 
@@ -175,22 +160,16 @@ def test_legacy_container_and_bare_state_dict(tmp_path: Path) -> None:
     assert_same(read_state_dict(tmp_path / "bare.pt")[0], state())
 
 
-def test_text_encoder_keys_get_their_level_back(tmp_path: Path) -> None:
+def test_keys_get_their_level_back(tmp_path: Path) -> None:
     flat = "cond_stage_model.transformer.encoder.layers.0.mlp.fc1.bias"
     full = "cond_stage_model.transformer.text_model.final_layer_norm.bias"
-    write_state_dict(tmp_path / "a.ckpt", {flat: torch.ones(1), full: torch.zeros(1)}, {})
-    read, _ = read_state_dict(tmp_path / "a.ckpt")
-    assert set(read) == {flat.replace("transformer.", "transformer.text_model."), full}
-
-
-def test_control_network_keys_get_their_level_back(tmp_path: Path) -> None:
-    bare = {
-        "zero_convs.0.0.weight": torch.ones(1),
-        "input_hint_block.0.weight": torch.ones(2),
-        "x": torch.ones(3),
-    }
-    torch.save(bare, tmp_path / "a.pth")
-    assert set(read_state_dict(tmp_path / "a.pth")[0]) == {f"control_model.{key}" for key in bare}
+    control = ("zero_convs.0.0.weight", "input_hint_block.0.weight", "x")
+    for keys, expected in (
+        ((flat, full), {flat.replace("transformer.", "transformer.text_model."), full}),
+        (control, {f"control_model.{key}" for key in control}),
+    ):
+        torch.save({key: torch.ones(1) for key in keys}, tmp_path / "a.pth")
+        assert set(read_state_dict(tmp_path / "a.pth")[0]) == expected
 
 
 # --- hostile and damaged files ---------------------------------------------------------------------------
@@ -207,21 +186,16 @@ class Bomb:
 
 
 @pytest.mark.parametrize("legacy", [True, False])
-@pytest.mark.parametrize("kind", ["os.system", "eval", "open"])
-def test_hostile_pickle_is_refused_and_never_runs(tmp_path: Path, kind: str, legacy: bool) -> None:
+def test_hostile_pickle_is_refused_and_never_runs(tmp_path: Path, legacy: bool) -> None:
     marker = tmp_path / "it-ran"
-    bomb = {
-        "os.system": Bomb(os.system, f"touch {marker}"),
-        "eval": Bomb(eval, f"open({str(marker)!r}, 'w')"),
-        "open": Bomb(open, str(marker), "w"),
-    }[kind]
-    path = tmp_path / "evil.ckpt"
-    torch.save({"state_dict": state(), "x": bomb}, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(CheckpointError, match=r"wants to run \S+ while loading.*nothing was executed"):
-        read_state_dict(path)
-    assert not marker.exists()
-    pickle.loads(pickle.dumps(bomb))  # the bomb is a real one
-    assert marker.exists()
+    for bomb in (Bomb(os.system, f"touch {marker}"), Bomb(open, str(marker), "w")):
+        path = tmp_path / "evil.ckpt"
+        torch.save({"state_dict": state(), "x": bomb}, path, _use_new_zipfile_serialization=not legacy)
+        with pytest.raises(CheckpointError, match=r"wants to run \S+ while loading.*nothing was executed"):
+            read_state_dict(path)
+        assert not marker.exists()
+        pickle.loads(pickle.dumps(bomb))  # the bomb is a real one
+        marker.unlink()
 
 
 def test_compressed_archive_is_refused(tmp_path: Path) -> None:
@@ -238,7 +212,7 @@ def test_compressed_archive_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
-@pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
+@pytest.mark.parametrize("share", [0.02, 0.99])
 def test_truncated_file(tmp_path: Path, suffix: str, share: float) -> None:
     path = tmp_path / f"model.{suffix}"
     write_state_dict(path, {"a": torch.randn(100, 100)}, METADATA)
@@ -249,38 +223,32 @@ def test_truncated_file(tmp_path: Path, suffix: str, share: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "content",
     [
-        (b"", "an empty file"),
-        (b"<html><body>404</body></html>", "expected safetensors or a PyTorch checkpoint"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
-        (b"\x80\x02garbage", "not a readable PyTorch checkpoint"),
-        (b"PK\x03\x04garbage", "not a readable PyTorch checkpoint"),
-        (b"\xff\xff\xff\xff\xff\xff\xff\x7f{}", "not a readable safetensors file"),
+        b"",
+        b"<html><body>404</body></html>",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+        b"\x80\x02garbage",
+        b"PK\x03\x04garbage",
+        b"\xff\xff\xff\xff\xff\xff\xff\x7f{}",
+        {"params": {"a": torch.ones(1)}},
+        {"state_dict": [1]},
+        [torch.ones(1)],
+        None,  # no such file
     ],
+    ids=repr,
 )
-def test_other_content(tmp_path: Path, content: bytes, message: str) -> None:
+def test_other_content(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "model.ckpt"
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=message) as caught:
-        read_state_dict(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_missing_folder_and_tensorless(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no such file"):
-        read_state_dict(tmp_path / "none.ckpt")
-    with pytest.raises(CheckpointError, match="is a folder"):
-        read_state_dict(tmp_path)
-    for content, message in (
-        ({"params": {"a": torch.ones(1)}}, "its keys are: params"),
-        ({"state_dict": [1]}, "state_dict is a list"),
-        ([torch.ones(1)], "holds a list"),
-    ):
-        torch.save(content, tmp_path / "odd.ckpt")
-        with pytest.raises(CheckpointError, match=message):
-            read_state_dict(tmp_path / "odd.ckpt")
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    for wrong in (path, tmp_path):  # and a folder
+        with pytest.raises(CheckpointError) as caught:
+            read_state_dict(wrong)
+        assert str(wrong) in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 # --- strict loading --------------------------------------------------------------------------------------
@@ -290,43 +258,27 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
 
 
-def test_load_strict_copies_everything_and_converts() -> None:
-    source, target = net(), net()
-    load_strict(target, {key: value.half() for key, value in source.state_dict().items()})
-    assert target[0].weight.dtype == torch.float32
-    assert torch.equal(target[0].weight, source[0].weight.half().float())
-
-
-def test_load_strict_allow_lists_and_prefix() -> None:
+def test_load_strict_converts_by_prefix_and_allow_lists() -> None:
     source, target = net(), net()
     bias = target[1].bias.detach().clone()
-    given = {f"part.{key}": value for key, value in source.state_dict().items()}
-    del given["part.1.bias"]
-    given |= {"part.logvar": torch.ones(1), "elsewhere.x": torch.ones(1)}
-    load_strict(target, given, prefix="part.", allow_missing=[r"^part\.1\."], allow_unexpected=[r"logvar$"])
+    state = {f"part.{key}": value.half() for key, value in source.state_dict().items()}
+    del state["part.1.bias"]
+    state |= {"part.logvar": torch.ones(1), "elsewhere.x": torch.ones(1)}
+    load_strict(target, state, prefix="part.", allow_missing=[r"^part\.1\."], allow_unexpected=[r"logvar$"])
     assert torch.equal(target[1].bias, bias)
-    assert torch.equal(target[1].weight, source[1].weight)
+    assert torch.equal(target[1].weight, source[1].weight.half().float())
 
 
 def test_load_strict_names_every_kind_of_difference_and_changes_nothing() -> None:
     target = net()
     before = {key: value.clone() for key, value in target.state_dict().items()}
-    given = {"0.weight": torch.zeros(9, 2), "0.bias": torch.zeros(3), "new": torch.zeros(1)}
+    state = {"0.weight": torch.zeros(9, 2), "0.bias": torch.zeros(3, dtype=torch.int8), "new": torch.zeros(1)}
     with pytest.raises(CheckpointError) as caught:
-        load_strict(target, given)
+        load_strict(target, state)
     message = str(caught.value)
-    assert "do not fit Sequential" in message
-    assert "1.weight, 1.bias" in message
-    assert "0.weight ([9, 2] in the file, [3, 2] in the model)" in message
-    assert "new" in message
-    assert "Use the config" in message
+    for part in ("1.weight, 1.bias", "0.weight ([9, 2] in the file, [3, 2] in", "0.bias (torch.int8", "new"):
+        assert part in message
     assert_same(dict(target.state_dict()), before)
-
-
-def test_load_strict_refuses_quantised_weights() -> None:
-    given = {key: value.to(torch.int8) for key, value in net().state_dict().items()}
-    with pytest.raises(CheckpointError, match=r"4 another type \(0.weight \(torch.int8 in the file\), "):
-        load_strict(net(), given)
 
 
 def test_optional_keys_of_stable_diffusion() -> None:
@@ -335,16 +287,12 @@ def test_optional_keys_of_stable_diffusion() -> None:
     module.register_buffer("weight", torch.zeros(1))
     ids = "cond_stage_model.transformer.text_model.embeddings.position_ids"
     names = [ids, "model_ema.decay", "model_ema.diffusion_modelout0weight", "logvar", *SCHEDULE_BUFFERS[1:]]
-    given = {name: torch.ones(1) for name in [*names, "weight"]}
-    load_strict(module, given, allow_missing=SD_OPTIONAL, allow_unexpected=SD_OPTIONAL)
+    state = {name: torch.ones(1) for name in [*names, "weight"]}
+    allowed = {"allow_missing": SD_OPTIONAL, "allow_unexpected": SD_OPTIONAL}
+    load_strict(module, state, **allowed)
     for name in ("betas2", "model.betas", "xlogvar", "model.model_ema.x"):
         with pytest.raises(CheckpointError, match="unexpected"):
-            load_strict(
-                module,
-                {**given, name: torch.ones(1)},
-                allow_missing=SD_OPTIONAL,
-                allow_unexpected=SD_OPTIONAL,
-            )
+            load_strict(module, {**state, name: torch.ones(1)}, **allowed)
 
 
 # --- provenance ------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def test_a_batch_size_is_compiled_once(model: ControlledLatentDiffusion) -> None
     assert list(model.state_dict()) == keys
 
 
-def test_without_a_compiler_it_is_told_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     check_compiler()
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ValueError, match="no-such-compiler cannot be found; install one"):

@@ -36,18 +36,18 @@ def gradients(model: ControlledLatentDiffusion, autocast: bool = False) -> dict[
 def saved_bytes(model: ControlledLatentDiffusion) -> int:
     """Size of the activations that the forward pass keeps for the backward pass."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
     def pack(value: Tensor) -> Tensor:
         storage = value.untyped_storage()
         if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+            saved[storage.data_ptr()] = storage.nbytes()
         return value
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
         out = model.unet(torch.randn(2, 4, 8, 8), torch.tensor([3, 7]), torch.randn(2, 77, 16))
         out.mean()
-    return sum(kept.values())
+    return sum(saved.values())
 
 
 def test_the_frozen_encoder_keeps_nothing_and_a_learning_one_learns(model: ControlledLatentDiffusion) -> None:
@@ -80,8 +80,8 @@ def test_the_frozen_unet_in_half_precision_gives_nearly_the_same_gradients(
     model.model.to(torch.bfloat16)
     half = gradients(model, autocast=True)
 
-    def error(found: dict[str, Tensor]) -> float:
-        differences = sum(float((found[n] - exact[n]).square().sum()) for n in exact)
+    def error(other: dict[str, Tensor]) -> float:
+        differences = sum(float((other[n] - exact[n]).square().sum()) for n in exact)
         return (differences / sum(float(g.square().sum()) for g in exact.values())) ** 0.5
 
     assert all(g.dtype == torch.float32 for g in half.values())

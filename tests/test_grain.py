@@ -19,8 +19,8 @@ from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, load_model, model_metadata
 from cldm.sampling import reconstruct
 from cldm.texture import NUM_FEATURES, Texture
-from ldm.autoencoder import GRAIN, AutoencoderKL, fresh_grain
-from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
+from ldm.autoencoder import GRAIN, fresh_grain
+from ldm.checkpoint import read_state_dict, write_state_dict
 from ldm.config import ModelConfig, TextureConfig
 from ldm.grain import ENERGY_FLOOR, MARGIN, Grain, grain_noise, inside, log_energies, num_summary, summary
 from muti_control.distributed import Team
@@ -65,12 +65,14 @@ def inputs(num: int = 2, size: int = 32) -> tuple[Tensor, Tensor, Tensor]:
 
 # ---------------------------------------------------------------- what is added
 def test_grain_has_mean_zero_and_leaves_black_black() -> None:
-    head, given = trained_head(), inputs(1)
-    seen = torch.cat([head(*given, grain_noise([key], 32, 32)) for key in range(400)]).detach()
-    spread = seen.std(0)
-    lit = given[1].mean(1) > -0.8
-    assert float(spread[lit].min()) > 0.05 and not spread[given[1].mean(1) < -0.96].any()
-    assert float((seen.mean(0)[lit] / spread[lit]).abs().max()) < 0.25  # 5 deviations of a mean over 400
+    head, (features, pictures, summaries) = trained_head(), inputs(1)
+    noises = (grain_noise([key], 32, 32) for key in range(400))
+    many = torch.cat([head(features, pictures, summaries, noise) for noise in noises]).detach()
+    spread = many.std(0)
+    grey = pictures.mean(1)
+    lit = grey > -0.8
+    assert float(spread[lit].min()) > 0.05 and not spread[grey < -0.96].any()
+    assert float((many.mean(0)[lit] / spread[lit]).abs().max()) < 0.25  # 5 deviations of a mean over 400
 
 
 def test_strength_depends_on_the_place_and_on_the_whole_picture() -> None:
@@ -85,28 +87,21 @@ def test_strength_depends_on_the_place_and_on_the_whole_picture() -> None:
     )  # but for what a 3x3 sees beside it
 
 
-def test_an_exemplar_speaks_in_place_of_the_whole_picture() -> None:
+def test_an_exemplar_replaces_the_summary_of_the_whole_picture() -> None:
     head = trained_head(num_exemplar=5)
     features, pictures, summaries = inputs(2)
     noise, exemplars = grain_noise([0, 1], 32, 32), torch.randn(2, 5)
     with torch.no_grad():
         without = head(features, pictures, summaries, noise)
-        told = head(features, pictures, summaries, noise, exemplars, torch.tensor([True, False]))
-        assert not torch.allclose(told[0], without[0])
-        assert torch.equal(told[1], without[1])
-        everywhere = torch.ones(2, dtype=torch.bool)
-        moved = head(features, pictures, summaries + 1, noise, exemplars, everywhere)
-        assert torch.equal(moved, head(features, pictures, summaries, noise, exemplars, everywhere))
-        many = torch.cat(
-            [head(features[:1], pictures[:1], summaries[:1], grain_noise([key], 32, 32), exemplars[:1],
-                  everywhere[:1]) for key in range(400)]
-        )  # fmt: skip
-    lit = pictures[0].mean(0) > -0.8
-    assert float((many.mean(0)[0][lit] / many.std(0)[0][lit]).abs().max()) < 0.25  # of mean 0, as ever
-    with pytest.raises(ValueError, match="got exemplars of 4 numbers, the head takes 5"):
-        head(features, pictures, summaries, noise, exemplars[:, :4], everywhere)
-    with pytest.raises(ValueError, match="the head takes 0"):
-        trained_head()(features, pictures, summaries, noise, exemplars, everywhere)
+        mixed = head(features, pictures, summaries, noise, exemplars, torch.tensor([True, False]))
+        assert not torch.allclose(mixed[0], without[0])
+        assert torch.equal(mixed[1], without[1])
+        both = torch.ones(2, dtype=torch.bool)
+        moved = head(features, pictures, summaries + 1, noise, exemplars, both)
+        assert torch.equal(moved, head(features, pictures, summaries, noise, exemplars, both))
+    for wrong, numbers in ((head, exemplars[:, :4]), (trained_head(), exemplars)):
+        with pytest.raises(ValueError, match="the head takes"):
+            wrong(features, pictures, summaries, noise, numbers, both)
 
 
 def test_a_head_that_was_not_measured_adds_nothing() -> None:
@@ -144,9 +139,9 @@ def test_noise_follows_from_the_key_alone() -> None:
 def test_log_energies_are_those_worked_by_hand() -> None:
     grey = torch.zeros(1, 1, 12, 12)
     grey[..., ::2] = 0.5  # stripes: neighbours across differ, those two apart do not
-    found = log_energies(grey, torch.ones_like(grey))[0].exp()
+    energies = log_energies(grey, torch.ones_like(grey))[0].exp()
     expected = [0.25, 0, 0, 0, 0.25, 0, 0.25, 0]
-    torch.testing.assert_close(found, torch.tensor(expected) + ENERGY_FLOOR)
+    torch.testing.assert_close(energies, torch.tensor(expected) + ENERGY_FLOOR)
     where = inside(faces(1, 64)[0][:, :1])
     assert where[0, 0, 32, 32] == 1 and where[0, 0, 32, 6] == 0 and where[0, 0, 0, 0] == 0
     black = torch.full((1, 1, 32, 32), -1.0)
@@ -210,19 +205,6 @@ def test_a_model_without_a_head_is_the_public_one(tiny_config: ModelConfig) -> N
         assert torch.equal(value, grained.state_dict()[key]), key
 
 
-def test_what_is_drawn_has_grain_and_what_is_decoded_has_none(tiny_config: ModelConfig) -> None:
-    plain, grained = model_of(tiny_config, 0), model_of(tiny_config, 3)
-    z = torch.randn(3, 4, 8, 8)
-    with torch.no_grad():
-        assert torch.equal(plain.decode(z), grained.decode(z))
-        assert torch.equal(plain.draw(z, [1, 2, 3]), plain.decode(z))
-        assert torch.equal(grained.draw(z, [1, 2, 3], grain=False), grained.decode(z))
-        assert not torch.allclose(grained.draw(z, [1, 2, 3]), grained.decode(z))
-        drawn = grained.draw(z, [1, 2, 3])
-        assert torch.equal(drawn, grained.draw(z, [1, 2, 3]))
-        torch.testing.assert_close(drawn[1:2], grained.draw(z[1:2], [2]), atol=1e-5, rtol=1e-4)
-
-
 def test_faces_differ_by_grain_alone_and_a_batch_is_what_its_faces_are_alone(
     tiny_config: ModelConfig,
 ) -> None:
@@ -247,8 +229,8 @@ def test_the_exemplar_of_a_reconstruction_is_followed_and_geometry_stays(tiny_co
     model, skulls = model_of(tiny_config, 3, NUM_FEATURES), torch.rand(3, 3, 64, 64)
     texture = Texture(torch.randn(3, NUM_FEATURES), torch.tensor([True, False, True]))
 
-    def drawn(shown: Texture | None, cfg: SamplingConfig = CFG) -> Tensor:
-        return reconstruct(model, skulls, PROMPTS, [7, 8, 9], cfg, texture=shown)
+    def drawn(texture: Texture | None, cfg: SamplingConfig = CFG) -> Tensor:
+        return reconstruct(model, skulls, PROMPTS, [7, 8, 9], cfg, texture=texture)
 
     without, followed = drawn(None), drawn(texture)
     assert float((followed[0] - without[0]).abs().max()) > 0.02
@@ -261,6 +243,12 @@ def test_the_exemplar_of_a_reconstruction_is_followed_and_geometry_stays(tiny_co
 
 
 # ---------------------------------------------------------------- files
+def yaml_of(cfg: ModelConfig, path: Path, grain: int, num_exemplar: int = 0) -> Path:
+    first_stage = cfg.first_stage.with_(grain=grain, grain_exemplar=num_exemplar)
+    path.write_text(to_yaml(cfg.with_(first_stage=first_stage)), encoding="utf-8")
+    return path
+
+
 @pytest.fixture
 def written(tiny_config: ModelConfig, tmp_path: Path) -> Path:
     model = model_of(tiny_config, 3)
@@ -275,69 +263,42 @@ def test_a_file_with_a_head_comes_back(written: Path, tiny_config: ModelConfig) 
     assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
     half, _ = load_model(written, dtype=torch.bfloat16)
     with torch.no_grad():
-        drawn = half.draw(torch.randn(1, 4, 8, 8).bfloat16(), [1])
-    assert drawn.dtype == torch.float32 and drawn.isfinite().all()
+        picture = half.draw(torch.randn(1, 4, 8, 8).bfloat16(), [1])
+    assert picture.dtype == torch.float32 and picture.isfinite().all()
 
 
-def test_a_file_from_before_loads_with_a_head_that_adds_nothing(weights: Path, tmp_path: Path) -> None:
-    model, _ = load_model(weights)
-    config = tmp_path / "grain.yaml"
-    cfg = model.cfg.with_(first_stage=model.cfg.first_stage.with_(grain=5))
-    config.write_text(to_yaml(cfg), encoding="utf-8")
-    later, _ = load_model(weights, config)
-    head = later.first_stage_model.grain
-    assert head is not None and len(head.filters.weight) == 5
+def test_an_older_file_loads_with_a_head_that_adds_nothing(
+    written: Path, weights: Path, tiny_config: ModelConfig, tmp_path: Path
+) -> None:
+    """Without a head; and with one from before there were exemplars, which keeps its weights and learns those anew."""
+    later, _ = load_model(weights, yaml_of(load_model(weights)[0].cfg, tmp_path / "grain.yaml", 5))
     z = torch.randn(2, 4, 8, 8)
     with torch.no_grad():
-        assert torch.equal(model.decode(z), later.draw(z, [1, 2]))
-
-
-def test_a_head_from_before_there_were_exemplars_learns_them_anew(
-    written: Path, tiny_config: ModelConfig, tmp_path: Path
-) -> None:
-    first_stage = tiny_config.first_stage.with_(grain=3, grain_exemplar=7)
-    config = tmp_path / "exemplar.yaml"
-    config.write_text(to_yaml(tiny_config.with_(first_stage=first_stage)), encoding="utf-8")
-    state, _ = read_state_dict(written)
-    assert fresh_grain(state, first_stage).keys() == {f"{GRAIN}exemplar.weight", f"{GRAIN}exemplar.bias"}
+        assert torch.equal(load_model(weights)[0].decode(z), later.draw(z, [1, 2]))
+    config = yaml_of(tiny_config, tmp_path / "exemplar.yaml", 3, 7)
     before, later = load_model(written)[0], load_model(written, config)[0]
-    z = torch.randn(2, 4, 8, 8)
     with torch.no_grad():
         assert torch.equal(before.draw(z, [1, 2]), later.draw(z, [1, 2]))
-    assert fresh_grain(later.state_dict(), first_stage) == {}
+    first_stage, exemplar = later.cfg.first_stage, {f"{GRAIN}exemplar.weight", f"{GRAIN}exemplar.bias"}
+    assert fresh_grain(before.state_dict(), first_stage).keys() == exemplar
     damaged = {key: value for key, value in later.state_dict().items() if key != f"{GRAIN}exemplar.bias"}
     assert fresh_grain(damaged, first_stage) == {}  # what is lost is not made up
-
-
-def test_a_head_that_the_config_does_not_know_is_refused(
-    written: Path, tiny_config: ModelConfig, tmp_path: Path
-) -> None:
-    config = tmp_path / "plain.yaml"
-    config.write_text(to_yaml(tiny_config), encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"unexpected \(first_stage_model\.grain\."):
-        load_model(written, config)
-    with pytest.raises(ValueError, match="grain: got -1"):
-        tiny_config.first_stage.with_(grain=-1)
 
 
 def test_add_control_passes_the_head_through(written: Path, tiny_config: ModelConfig, tmp_path: Path) -> None:
     state, metadata = read_state_dict(written)
     base = {key: value for key, value in state.items() if not key.startswith(("control_model.", "logvar"))}
-    write_state_dict(tmp_path / "base.safetensors", base, metadata)
-    assert tool_add_control.main([str(tmp_path / "base.safetensors"), str(tmp_path / "out.safetensors")]) == 0
-    after, _ = read_state_dict(tmp_path / "out.safetensors")
     heads = [key for key in state if key.startswith(GRAIN)]
-    assert heads and all(torch.equal(after[key], state[key]) for key in heads)
-    assert load_model(tmp_path / "out.safetensors")[0].first_stage_model.grain.measured
-    plain = {key: value for key, value in base.items() if key not in heads}  # and one of a config is made
-    config = tmp_path / "grain.yaml"
-    config.write_text(
-        to_yaml(tiny_config.with_(first_stage=tiny_config.first_stage.with_(grain=3))), encoding="utf-8"
-    )
-    write_state_dict(tmp_path / "plain.safetensors", plain, {})
-    arguments = [str(tmp_path / "plain.safetensors"), str(tmp_path / "new.safetensors"), f"config={config}"]
-    assert tool_add_control.main(arguments) == 0
-    assert not load_model(tmp_path / "new.safetensors")[0].first_stage_model.grain.measured
+    plain = {key: value for key, value in base.items() if key not in heads}  # a config makes its head
+    config = yaml_of(tiny_config, tmp_path / "grain.yaml", 3)
+    for weights, facts, more in ((base, metadata, []), (plain, {}, [f"config={config}"])):
+        write_state_dict(tmp_path / "in.ckpt", weights, facts)
+        files = [str(tmp_path / "in.ckpt"), str(tmp_path / "out.ckpt"), "force=true"]
+        assert tool_add_control.main([*files, *more]) == 0
+        model, _ = load_model(tmp_path / "out.ckpt")
+        assert model.first_stage_model.grain.measured == (weights is base)
+        if weights is base:
+            assert heads and all(torch.equal(model.state_dict()[key], state[key]) for key in heads)
 
 
 def test_true_faces_through_the_autoencoder_get_grain_of_their_name(
@@ -373,12 +334,3 @@ def test_runs_from_before_there_was_the_setting_go_on(tmp_path: Path) -> None:
     _check_same(tmp_path / "face.png", {"sampling": CFG.model_dump()})
     with pytest.raises(OutputError, match=r"sampling\.grain"):
         _check_same(tmp_path / "face.png", {"sampling": CFG.with_(grain=False).model_dump()})
-
-
-def test_the_autoencoder_encodes_alike_with_it(tiny_config: ModelConfig) -> None:
-    torch.manual_seed(0)
-    net = AutoencoderKL(tiny_config.first_stage.with_(grain=2))
-    x = torch.rand(1, 3, 32, 32) * 2 - 1
-    picture, features = net.decode_with_features(net.encode(x).mode())
-    assert torch.equal(picture, net.decode(net.encode(x).mode()))
-    assert features.shape == (1, 8, 32, 32)

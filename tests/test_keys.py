@@ -17,13 +17,13 @@ FIXTURES = Path(__file__).parent / "fixtures"
 POSITION_IDS = "cond_stage_model.transformer.text_model.embeddings.position_ids"
 
 
-def listed(name: str) -> dict[str, str]:
+def fixture_keys(name: str) -> dict[str, str]:
     """Key -> "[shape] dtype", as the fixture has it."""
     lines = (FIXTURES / f"{name}_keys.txt").read_text().splitlines()
     return dict(line.split(" ", 1) for line in lines)
 
 
-def found(model: nn.Module) -> dict[str, str]:
+def keys_of(model: nn.Module) -> dict[str, str]:
     return {
         key: f"{list(v.shape)} {str(v.dtype).removeprefix('torch.')}" for key, v in model.state_dict().items()
     }
@@ -41,10 +41,10 @@ def cfg(request: pytest.FixtureRequest) -> ModelConfig:
 def test_full_size_keys(cfg: ModelConfig, name: str, cls: type[LatentDiffusion], count: int) -> None:
     with torch.device("meta"):
         model = cls(cfg)
-    expected = listed(name)
+    expected = fixture_keys(name)
     assert len(expected) == count
     del expected[POSITION_IDS]
-    assert found(model) == expected
+    assert keys_of(model) == expected
 
 
 def test_full_size_parameter_counts() -> None:
@@ -56,7 +56,7 @@ def test_full_size_parameter_counts() -> None:
 
 
 def test_every_control_key_is_a_copy_or_a_known_new_layer() -> None:
-    keys = listed("control_sd15")
+    keys = fixture_keys("control_sd15")
     new = {"input_hint_block", "zero_convs", "middle_block_out"}
     for key, shape in keys.items():
         if key.startswith("control_model."):

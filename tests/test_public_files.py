@@ -81,24 +81,21 @@ def test_everything_lightning_adds_is_passed_over_and_nothing_runs(
     [
         ("lightning", torch.float32, True, True, True, True),  # v1-5-pruned.ckpt
         ("lightning", torch.float32, True, True, False, True),  # v1-5-pruned-emaonly.ckpt
-        ("lightning", torch.float16, False, False, True, False),
         ("legacy", torch.float32, False, True, True, False),
-        ("legacy", torch.float16, True, False, False, True),
-        ("safetensors", torch.float32, False, False, False, True),
         ("safetensors", torch.float16, True, True, True, False),
         ("bare", torch.float16, False, True, False, False),
     ],
 )
 def test_a_public_base_becomes_a_controlled_model(
-    whole: ControlledLatentDiffusion,
+    whole,
     tmp_path: Path,
     config: str,
     container: str,
     dtype: torch.dtype,
-    text_model: bool,
-    position_ids: bool,
-    ema: bool,
-    buffers: bool,
+    text_model,
+    position_ids,
+    ema,
+    buffers,
 ) -> None:
     expected = base_state(whole)
     weights = public_weights(
@@ -122,21 +119,14 @@ def test_a_public_base_becomes_a_controlled_model(
 @pytest.mark.parametrize(
     ("container", "prefix", "dtype"),
     [
-        ("bare", CONTROL, torch.float32),
         ("bare", "", torch.float16),
         ("safetensors", CONTROL, torch.float16),
-        ("safetensors", "", torch.float32),
         ("legacy", "", torch.float32),
         ("whole model", CONTROL, torch.float32),
     ],
 )
 def test_a_public_control_network_is_joined_with_its_base(
-    whole: ControlledLatentDiffusion,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    container: str,
-    prefix: str,
-    dtype: torch.dtype,
+    whole, tmp_path: Path, capsys, container: str, prefix: str, dtype: torch.dtype
 ) -> None:
     state = {key: value.to(dtype) for key, value in control_state(whole).items()}
     state = {prefix + key.removeprefix(CONTROL): value for key, value in state.items()}
@@ -147,7 +137,7 @@ def test_a_public_control_network_is_joined_with_its_base(
     base = tmp_path / "base.safetensors"
     write_state_dict(base, base_state(whole), model_metadata(CFG))
     assert tool(base, tmp_path / "out.safetensors", f"control={given}") == 0
-    assert f"given           {len(control_state(whole)):>5}  control_model." in capsys.readouterr().out
+    assert f"ready-made      {len(control_state(whole)):>5}  control_model." in capsys.readouterr().out
     model, metadata = load_model(tmp_path / "out.safetensors")
     assert metadata["control"] == given.name
     assert len(metadata["control_sha256"]) == 64
@@ -155,25 +145,15 @@ def test_a_public_control_network_is_joined_with_its_base(
     for key, value in whole.state_dict().items():
         cast = value.to(dtype).float() if key.startswith(CONTROL) else value
         assert torch.equal(model.state_dict()[key], cast), key
-    x = torch.randn(1, 4, 8, 8)
-    with torch.no_grad():
-        context = model.encode_text(["a"])
-        skull = model.encode_hint(torch.rand(1, 3, 64, 64))
-        t = torch.tensor([500])
-        assert not torch.equal(model.eps(x, t, context, skull), model.eps(x, t, context, None))
 
 
-@pytest.mark.parametrize("prefix", [CONTROL, ""])
-def test_a_control_network_alone_is_told_how_to_be_joined(
-    whole: ControlledLatentDiffusion, tmp_path: Path, capsys: pytest.CaptureFixture[str], prefix: str
-) -> None:
+def test_a_control_network_alone_needs_its_base(whole, tmp_path: Path, capsys) -> None:
     path = tmp_path / "control.safetensors"
-    state = {prefix + key.removeprefix(CONTROL): v for key, v in control_state(whole).items()}
-    write_public(path, state, "safetensors")
-    with pytest.raises(CheckpointError, match=rf"control network alone.*BASE OUT control={path}"):
+    write_public(path, {k.removeprefix(CONTROL): v for k, v in control_state(whole).items()}, "safetensors")
+    with pytest.raises(CheckpointError, match=rf"BASE OUT control={path}"):
         load_model(path)
     assert tool(path, tmp_path / "out.ckpt") == 2
-    assert "give its base model as IN, and this file as control=FILE" in capsys.readouterr().err
+    assert "control=FILE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -195,11 +175,7 @@ def test_a_control_network_alone_is_told_how_to_be_joined(
     ],
 )
 def test_a_control_file_that_does_not_fit(
-    whole: ControlledLatentDiffusion,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    extra: dict[str, torch.Tensor | None],
-    named: str,
+    whole, tmp_path: Path, capsys, extra: dict[str, torch.Tensor | None], named: str
 ) -> None:
     """None takes away the keys that begin so."""
     gone = tuple(key for key, value in extra.items() if value is None)
@@ -213,25 +189,12 @@ def test_a_control_file_that_does_not_fit(
     assert sorted(path.name for path in tmp_path.iterdir()) == [base.name, given.name]
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({UNET + "input_blocks.0.0.weight": torch.ones(8, 9, 3, 3)}, "inpainting"),
-        ({UNET + "input_blocks.99.0.bias": torch.ones(8)}, "input_blocks.99.0.bias"),
-    ],
-)
-def test_the_tool_and_the_model_name_a_wrong_base(
-    whole: ControlledLatentDiffusion,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    change: dict[str, torch.Tensor],
-    named: str,
-) -> None:
-    wrong = whole.state_dict() | change
+def test_the_tool_and_the_model_name_a_wrong_base(whole, tmp_path: Path, capsys) -> None:
+    wrong = whole.state_dict() | {UNET + "input_blocks.99.0.bias": torch.ones(8)}
     write_state_dict(tmp_path / "wrong.safetensors", wrong, model_metadata(CFG))
     assert tool(tmp_path / "wrong.safetensors", tmp_path / "out.ckpt", "replace=true") == 2
     message = capsys.readouterr().err
-    assert "wrong.safetensors" in message and named in message and message.count("\n") == 1
+    assert "wrong.safetensors" in message and "input_blocks.99.0.bias" in message
     with pytest.raises(CheckpointError, match=r"wrong\.safetensors"):
         load_model(tmp_path / "wrong.safetensors")
 
@@ -239,27 +202,17 @@ def test_the_tool_and_the_model_name_a_wrong_base(
 # --- what else is about ----------------------------------------------------------------------------------
 
 
+FIRST, CONTEXT = UNET + "input_blocks.0.0.weight", UNET + "a.attn2.to_k.weight"
+
+
 @pytest.mark.parametrize(
     ("shapes", "name"),
     [
-        ({UNET + "input_blocks.0.0.weight": (8, 9, 3, 3)}, "an inpainting model (9 input channels"),
-        ({UNET + "input_blocks.0.0.weight": (8, 8, 3, 3)}, "an InstructPix2Pix model"),
-        (
-            {UNET + "input_blocks.0.0.weight": (8, 4, 3, 3), "cond_stage_model.model.x": (1,)},
-            "Stable Diffusion 2 (text",
-        ),
-        (
-            {UNET + "input_blocks.0.0.weight": (8, 9, 3, 3), UNET + "a.attn2.to_k.weight": (8, 1024)},
-            "the inpainting model (9 input channels where the plain one has 4) of Stable Diffusion 2",
-        ),
-        (
-            {UNET + "input_blocks.0.0.weight": (8, 5, 3, 3), UNET + "a.attn2.to_k.weight": (8, 1024)},
-            "the depth-to-image model",
-        ),
-        (
-            {"conditioner.embedders.0.x": (1,), UNET + "input_blocks.0.0.weight": (8, 4, 3, 3)},
-            "Stable Diffusion XL",
-        ),
+        ({FIRST: (8, 9, 3, 3)}, "an inpainting model (9 input channels"),
+        ({FIRST: (8, 8, 3, 3)}, "an InstructPix2Pix model"),
+        ({FIRST: (8, 4, 3, 3), "cond_stage_model.model.x": (1,)}, "Stable Diffusion 2 (text"),
+        ({FIRST: (8, 5, 3, 3), CONTEXT: (8, 1024)}, "the depth-to-image model (5 input channels"),
+        ({FIRST: (8, 4, 3, 3), "conditioner.embedders.0.x": (1,)}, "Stable Diffusion XL"),
         ({UNET + "label_emb.0.0.weight": (1,)}, "Stable Diffusion XL (label_emb.* keys)"),
         ({UNET + "double_blocks.0.x": (1,)}, "Stable Diffusion 3 or Flux"),
         ({"unet.down_blocks.0.x": (1,)}, "a diffusers export"),
@@ -267,12 +220,13 @@ def test_the_tool_and_the_model_name_a_wrong_base(
         ({"first_stage_model.encoder.x": (1,)}, "an autoencoder without a UNet"),
         ({"text_model.x": (1,)}, "a text encoder without a UNet"),
         ({"lora_te_x": (1,)}, "a LoRA"),
+        ({FIRST: (320, 4, 3, 3), CONTEXT: (8, 768), TEXT + "x": (1,)}, "None"),
+        ({"a": (1,)}, "None"),
     ],
 )
-def test_models_of_another_make_are_known_by_name(shapes: dict[str, tuple[int, ...]], name: str) -> None:
-    found = recognise({key: torch.empty(shape, device="meta") for key, shape in shapes.items()})
-    assert found is not None
-    assert found.startswith(name)
+def test_models_of_another_make_have_a_name(shapes: dict[str, tuple[int, ...]], name: str) -> None:
+    state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    assert str(recognise(state)).startswith(name)
 
 
 @pytest.mark.parametrize(
@@ -294,13 +248,4 @@ def test_our_other_networks_are_called_by_their_name(
 
 
 def test_what_fits_is_not_called_foreign(whole: ControlledLatentDiffusion) -> None:
-    assert recognise(whole.state_dict()) is None
-    assert recognise(base_state(whole)) is None
-    assert recognise(control_state(whole)) is None
-    assert recognise({"a": torch.ones(1)}) is None
-    full = {
-        TEXT + "x": (1,),
-        UNET + "input_blocks.0.0.weight": (320, 4, 3, 3),
-        UNET + "a.attn2.to_k.weight": (8, 768),
-    }
-    assert recognise({key: torch.empty(shape, device="meta") for key, shape in full.items()}) is None
+    assert not any(map(recognise, (whole.state_dict(), base_state(whole), control_state(whole))))

@@ -134,13 +134,10 @@ def test_bf16_is_the_default_where_the_processor_is_faster_by_it(
     assert not torch.backends.cudnn.allow_tf32  # fp32 is fp32 then
 
 
-def test_layout() -> None:
+def test_devices_layouts_and_precisions() -> None:
     assert preferred_layout(CPU, torch.float32) == torch.contiguous_format
     assert preferred_layout(CPU, torch.bfloat16) == torch.channels_last
     assert preferred_layout(torch.device("cuda"), torch.float32) == torch.channels_last
-
-
-def test_devices_and_precisions() -> None:
     assert choose_device("cpu") == CPU
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert choose_precision("auto", CPU) == (torch.bfloat16 if prefers_bf16(CPU) else torch.float32)
