@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from cldm.ddim import ddim_step, sample_ddim
 from cldm.spacing import SPACINGS, spaced_timesteps
@@ -36,31 +35,6 @@ def test_spacings_are_distinct_descending_and_in_range(num_steps: int, spacing: 
     assert (np.diff(t) < 0).all()
     assert t.min() >= 0
     assert t.max() <= 999
-
-
-def test_hook_and_progress_are_called_in_order() -> None:
-    calls: list[tuple[str, int]] = []
-
-    def hook(x_t: Tensor, t: Tensor, i: int) -> Tensor:
-        calls.append(("hook", int(t[0])))
-        return x_t + 1
-
-    def eps_fn(x_t: Tensor, t: Tensor, i: int) -> Tensor:
-        calls.append(("eps", int(t[0])))
-        return torch.zeros_like(x_t)
-
-    done: list[tuple[int, int]] = []
-    with_hook = sample_ddim(
-        eps_fn,
-        torch.zeros(1, 1),
-        [900, 10],
-        ABAR,
-        before_step=hook,
-        progress=lambda a, b: done.append((a, b)),
-    )
-    assert calls == [("hook", 900), ("eps", 900), ("hook", 10), ("eps", 10)]
-    assert done == [(1, 2), (2, 2)]
-    assert with_hook.item() != 0  # what the hook returned is what was denoised
 
 
 def test_eta_needs_noise() -> None:

@@ -21,6 +21,8 @@ from diffusers_folders import (
     refused,
     same,
 )
+from diffusers_folders import exported as exported
+from diffusers_folders import model as model
 from PIL import Image
 from transformers import CLIPTokenizer
 
@@ -37,40 +39,6 @@ from ldm.text import tokenize
 # --- out: what diffusers makes of it ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("spacing", "eta", "guidance", "scale"), [("leading", 0.0, 3.0, 0.7), ("trailing", 1.0, 1.0, 1.2)]
-)
-def test_the_pipeline_draws_our_picture(
-    model: ControlledLatentDiffusion,
-    pipeline: diffusers.StableDiffusionControlNetPipeline,
-    spacing: str,
-    eta: float,
-    guidance: float,
-    scale: float,
-) -> None:
-    """Same seed, skull, prompt and settings; the noise comes from the seed in both."""
-    skulls = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(5))
-    cfg = SamplingConfig(steps=5, spacing=spacing, eta=eta, guidance_scale=guidance, control_scales=[scale])
-    ours = reconstruct(model, skulls, [PROMPT] * 2, [11, 11], cfg)
-    pipeline.scheduler = diffusers.DDIMScheduler.from_config(
-        pipeline.scheduler.config, timestep_spacing=spacing
-    )
-    theirs = pipeline(
-        PROMPT,
-        image=skulls[:1],
-        num_inference_steps=5,
-        eta=eta,
-        guidance_scale=guidance,
-        controlnet_conditioning_scale=scale,
-        generator=torch.Generator().manual_seed(11),
-        output_type="pt",
-    ).images
-    assert theirs.shape == (1, 3, 64, 64)
-    assert float(theirs.std()) > 0.02  # a picture, and not one that is clipped to a flat field
-    assert float((ours[:1] - theirs).abs().max()) < 1e-4
-    assert float((ours[1:] - theirs).abs().max()) > 1e-2  # another skull gives another picture
-
-
 def exported_with(model: ControlledLatentDiffusion, sampling: SamplingConfig, parent: Path) -> Path:
     metadata = {**model_metadata(CFG), "sampling": sampling.model_dump_json()}
     return exported_as(parent, model.state_dict(), metadata)
@@ -79,7 +47,7 @@ def exported_with(model: ControlledLatentDiffusion, sampling: SamplingConfig, pa
 @pytest.mark.parametrize(
     "settings",
     [
-        {"sampler": "ddim", "spacing": "trailing", "eta": 1.0, "guidance_scale": 1.0},
+        {"sampler": "ddim", "spacing": "leading", "eta": 1.0, "guidance_scale": 3.0},
         {"sampler": "dpmpp_2m", "spacing": "midmany", "eta": 1.0, "guidance_scale": 1.0},
     ],
     ids=lambda settings: " ".join(map(str, settings.values())),

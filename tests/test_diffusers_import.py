@@ -15,6 +15,9 @@ from diffusers_folders import (
     refused,
     same,
 )
+from diffusers_folders import exported as exported
+from diffusers_folders import model as model
+from diffusers_folders import pipeline as pipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig
 
