@@ -36,6 +36,13 @@ from ldm.checkpoint import read_state_dict, write_state_dict
 from ldm.config import LandmarkConfig, ModelConfig, TextureConfig
 from ldm.text import tokenize
 
+
+@pytest.fixture
+def checkpoint(exported: Path) -> Path:
+    """The file that `exported` was made from."""
+    return exported.parent / "model.safetensors"
+
+
 # --- out: what diffusers makes of it ---------------------------------------------------------------------
 
 
