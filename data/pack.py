@@ -7,7 +7,6 @@ picture folders, the uncompressed zip file ``pairedCS.zip``: train with ``data.r
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 import zipfile
@@ -17,8 +16,8 @@ from tqdm import tqdm
 
 from data.files import PACK_SUFFIX, open_pack, read_bytes, replacing
 from data.manifest import PICTURE_ROOT, find_images_dir, read_manifest
+from data.program import run_program
 from settings.base import Settings
-from settings.reading import parse_command_line
 
 MANIFEST_DIR = "split_data"
 ARCHIVE = PICTURE_ROOT + PACK_SUFFIX
@@ -87,34 +86,27 @@ def _sources(manifests: list[Path], config: PackConfig) -> dict[str, Path]:
     return sources
 
 
-def run(arguments: list[str]) -> str:
-    """Carry out the command and return its report."""
-    parser = argparse.ArgumentParser(prog="python -m data.pack", description=__doc__)
-    parser.add_argument("folders", nargs="*", metavar="FOLDER OUT [key=value ...]")
-    parser.add_argument("--check", type=Path, metavar="OUT", help="read a pack whole and compare checksums")
-    args = parser.parse_args(arguments)
-    if args.check is not None:
-        archive = open_pack(args.check / ARCHIVE)
-        archive.check()
-        return f"{args.check}: {len(archive.files)} files, all as they were packed"
-    if len(args.folders) < 2:
-        raise ValueError("expected the folder of a data set and the folder for the pack")
-    folder, out = (Path(name) for name in args.folders[:2])
-    count = pack(folder, out, parse_command_line(PackConfig, args.folders[2:]))
-    return f"{out}: {count} files packed; train with data.root={out}"
+def check_pack(config: Settings, folder: Path) -> None:
+    """Read a pack whole and compare checksums. Raises: PackError."""
+    archive = open_pack(folder / ARCHIVE)
+    archive.check()
+    print(f"{folder}: {len(archive.files)} files, all as they were packed")
+
+
+def _pack(config: PackConfig, folder: Path, out: Path) -> None:
+    print(f"{out}: {pack(folder, out, config)} files packed; train with data.root={out}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Return the exit status: 0, 2 after one message on stderr, 130 after Ctrl-C."""
-    try:
-        print(run(sys.argv[1:] if argv is None else argv))
-    except (ValueError, OSError) as error:
-        print(f"data.pack: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("data.pack: stopped; the pack is not finished", file=sys.stderr)
-        return 130
-    return 0
+    arguments = sys.argv[1:] if argv is None else argv
+    if "--check" in arguments:
+        arguments = [one for one in arguments if one != "--check"]
+        return run_program("data.pack", __doc__, Settings, check_pack, arguments, paths="OUT")
+    stopped = "stopped; the pack is not finished"
+    return run_program(
+        "data.pack", __doc__, PackConfig, _pack, arguments, paths="FOLDER OUT", stopped=stopped
+    )
 
 
 if __name__ == "__main__":

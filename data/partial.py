@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from pydantic import NonNegativeInt
 
 from data.images import IMAGE_SUFFIXES, read_image, to_uint8, write_png
+from data.program import run_program
 from settings.base import Settings
-from settings.reading import parse_command_line
 
 Region = Literal["mandible", "vault", "left", "right"]
 REGIONS = get_args(Region)
@@ -204,29 +204,15 @@ def _without(file: Path, region: str, seed: int) -> NDArray[np.uint8]:
         raise PartialError(f"{file}: {error}") from error
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit status: 0, or 2 after one line on stderr."""
-    if any(argument in ("-h", "--help") for argument in argv):
-        print(__doc__)
-        return 0
-    settings = [
-        argument for argument in argv if argument.partition("=")[0].isidentifier() and "=" in argument
-    ]
-    paths = [Path(argument) for argument in argv if argument not in settings]
-    try:
-        if len(paths) != 2:
-            got = " ".join(argv) or "nothing"
-            raise PartialError(
-                f"got {got}, expected SKULL OUT missing=REGION [seed=0] (a path with '=' as ./PATH)"
-            )
-        config = parse_command_line(PartialConfig, settings)
-        files = write_partial(paths[0], paths[1], config.missing, config.seed)
-    except (ValueError, OSError) as error:
-        print(f"data.partial: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {len(files)} skull{'s' * (len(files) != 1)} to {files[0].parent}")
-    return 0
+
+    def work(config: PartialConfig, skull: Path, out: Path) -> None:
+        files = write_partial(skull, out, config.missing, config.seed)
+        print(f"wrote {len(files)} skull{'s' * (len(files) != 1)} to {out}")
+
+    return run_program("data.partial", __doc__, PartialConfig, work, argv, paths="SKULL OUT")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -2,12 +2,12 @@
 
 All lines of a person come into one list. So do people who share a skull picture, who are spelled alike (``s7`` and
 ``S-007``), and, where no subject is given, files of one number (``12_0.png``, ``12_1.png``). The lines are copied as
-they stand. The split depends on the names, the settings and the seed, not on the order of the lines.
+they stand. The split depends on the names, the settings and the seed, not on the order of the lines. OUT is the folder
+for the lists; without it they come into the manifest's.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import sys
 from collections import Counter, defaultdict
@@ -25,8 +25,8 @@ from data.check.dataset import ListLine, read_lists
 from data.check.lists import numbered, plain_name
 from data.files import picture_sha256, replacing
 from data.manifest import read_lines
+from data.program import run_program
 from settings.base import Settings, expect
-from settings.reading import defaults_line, parse_command_line
 
 STRATA = ("sex", "age", "body_mass", "ethnicity")
 
@@ -217,34 +217,16 @@ def summary(lists: dict[str, list[Group]], strata: Sequence[str]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    defaults = defaults_line(SplitConfig)
-    parser = argparse.ArgumentParser(
-        prog="python -m data.split", description=__doc__, epilog=f"Keys: {defaults}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("manifest", type=Path, help="JSON lines of all pairs")
-    parser.add_argument(
-        "arguments",
-        nargs="*",
-        metavar="OUT or key=value",
-        help="folder for the lists (the manifest's); settings",
-    )
-    args = parser.parse_args(argv)
-    paths = [one for one in args.arguments if "=" not in one] or [str(args.manifest.parent)]
-    try:
-        if len(paths) != 1:
-            raise SplitError(
-                f"got {len(paths)} folders to write into, expected one, such as my_data/split_data"
-            )
-        config = parse_command_line(SplitConfig, [one for one in args.arguments if "=" in one])
-        lists, text = split(args.manifest, config)
-        write_split(Path(paths[0]), lists, text, args.manifest, config.overwrite)
-    except (ValueError, OSError) as error:
-        print(f"data.split: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    """Return the exit status: 0, or 2 after one message on stderr."""
+    return run_program("data.split", __doc__, SplitConfig, _split, argv, paths="MANIFEST [OUT]")
+
+
+def _split(config: SplitConfig, manifest: Path, out: Path | None = None) -> None:
+    out = manifest.parent if out is None else out
+    lists, text = split(manifest, config)
+    write_split(out, lists, text, manifest, config.overwrite)
     print(summary(lists, config.strata))
-    print(f"lists are in {paths[0]}")
-    return 0
+    print(f"lists are in {out}")
 
 
 if __name__ == "__main__":

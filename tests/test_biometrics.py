@@ -23,19 +23,12 @@ def test_age_levels_begin_at_14_30_50_65(age: float, level: int) -> None:
     assert age_level(age) == level
 
 
-@given(st.floats(0, 120), st.floats(0, 120))
-def test_age_level_never_falls_with_age(a: float, b: float) -> None:
-    assert age_level(min(a, b)) <= age_level(max(a, b))
-
-
-@pytest.mark.parametrize("sex", ["M", "m", "male", "MALE", " Male "])
 @pytest.mark.parametrize(
-    ("body_mass", "level"), [("1", 1), (4, 4), (5.0, 5), ("2.0", 2), ("Slightly  Fat", 5)]
+    ("sex", "age", "body_mass", "level"),
+    [("M", 43, "1", 1), ("m", 43.0, 4, 4), ("MALE", "43", 5.0, 5), (" Male ", " 43.0 ", "Slightly  Fat", 5)],
 )
-@pytest.mark.parametrize("age", [43, 43.0, "43", " 43.0 "])
-def test_parse_reads_what_people_write(sex: str, body_mass: object, level: int, age: object) -> None:
-    parsed = Biometrics.parse(sex=sex, age=age, body_mass=body_mass)
-    assert parsed == Biometrics("male", 43.0, "Asian", level)
+def test_parse_reads_what_people_write(sex: str, age: object, body_mass: object, level: int) -> None:
+    assert Biometrics.parse(sex=sex, age=age, body_mass=body_mass) == Biometrics("male", 43.0, "Asian", level)
 
 
 @pytest.mark.parametrize(
@@ -58,8 +51,6 @@ def test_parse_refuses_and_names_the_field(field: str, value: object) -> None:
 def test_the_constructor_checks_too() -> None:
     with pytest.raises(ValueError, match="sex"):
         Biometrics("M", 40)
-    with pytest.raises(ValueError, match="body_mass"):
-        Biometrics("male", 40, body_mass=True)
     with pytest.raises(ValueError, match="age"):
         Biometrics("male", float("nan"))
 

@@ -15,7 +15,6 @@ import data.cohort.pair as pair_module
 from data.biometrics import age_level
 from data.cohort.__main__ import main
 from data.cohort.config import CohortConfig
-from data.cohort.excerpt import main as excerpt_main
 from data.cohort.heads import sliders, tissue
 from data.cohort.heads.anatomy import Head, build_head
 from data.cohort.heads.detail import reference_detail
@@ -56,7 +55,6 @@ def tissue_depths(head: Head) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", SKULL_FILES)
 def test_a_skull_template_is_whole_and_about_symmetric(kind):
-    assert len(TEMPLATE.landmark_ids) == 106
     skull = TEMPLATE.skull(kind).template
     low, high = skull.vertices.min(0), skull.vertices.max(0)
     assert abs(low[0] + high[0]) < 4 and high[1] - low[1] > 150
@@ -66,15 +64,9 @@ def test_a_skull_template_is_whole_and_about_symmetric(kind):
 
 
 def test_the_template_has_every_target_of_the_sliders():
-    groups = (
-        sliders.BONY,
-        sliders.BONY_ASYMMETRIES,
-        sliders.SOFT,
-        (sliders.FAT, sliders.CHEEK_VOLUME, sliders.AGEING),
-    )
-    names = {
-        side + end for group in groups for one in group for side in one.sides for end in (one.plus, one.minus)
-    }
+    groups = (sliders.BONY, sliders.BONY_ASYMMETRIES, sliders.SOFT)
+    single = [one for group in groups for one in group] + [sliders.FAT, sliders.CHEEK_VOLUME, sliders.AGEING]
+    names = {side + end for one in single for side in one.sides for end in (one.plus, one.minus)}
     names |= {
         *sliders.HEAD_SHAPES,
         sliders.DOUBLE_CHIN,
@@ -138,7 +130,7 @@ def test_the_expected_face_knows_only_bone_and_prompt():
 
 
 def test_the_expected_soft_shape_is_the_mean_of_the_drawn_ones():
-    people = [draw_subject(6, k).soft for k in range(1000)]
+    people = [draw_subject(6, k).soft for k in range(500)]
     expected = expected_soft(draw_subject(6, 0)).soft
     assert set().union(*people) == set(expected)
     for name, value in expected.items():
@@ -159,58 +151,45 @@ def test_tissue_depths_are_the_tables_for_either_skull_and_grow_with_body_mass()
 
 
 def test_heads_have_the_published_mean_sizes():
-    sizes = {"M": [], "F": []}
-    for index in range(40):
-        subject = draw_subject(11, index)
-        if subject.ethnicity == "Asian":
-            face = build_head(TEMPLATE, expected_soft(subject)).face
-            base = face[TEMPLATE.landmark_ids]
-            sizes[subject.sex].append(skin_sizes(face[TEMPLATE.skin_ids], base[51], base[16]))
+    subjects = [subject for k in range(24) if (subject := draw_subject(11, k)).ethnicity == "Asian"]
     for sex, name in (("M", "male"), ("F", "female")):
-        mean = np.mean(sizes[sex], 0)
-        assert np.abs(mean[:2] - NORMS_MM["asian", name][:2]).max() < 6
+        faces = [build_head(TEMPLATE, expected_soft(one)).face for one in subjects if one.sex == sex]
+        marks = [face[TEMPLATE.landmark_ids] for face in faces]
+        sizes = [skin_sizes(f[TEMPLATE.skin_ids], m[51], m[16]) for f, m in zip(faces, marks, strict=True)]
+        assert np.abs(np.mean(sizes, 0)[:2] - NORMS_MM["asian", name][:2]).max() < 6
 
 
 def test_lost_teeth_lower_the_jaw_and_leave_the_vault():
-    traits = draw_subject(5, 3).skull
     fitted = TEMPLATE.skull("scan")
     skull = fitted.template
-    whole, lost = (
-        reference_detail(
-            skull,
-            replace(traits, lost=np.full((4, 8), gone), crowding=0.0),
-            [],
-            fitted.local_shapes,
-        )
-        for gone in (False, True)
-    )
+    traits = [
+        replace(draw_subject(5, 3).skull, lost=np.full((4, 8), gone), crowding=0.0) for gone in (False, True)
+    ]
+    whole, lost = (reference_detail(skull, one, [], fitted.local_shapes) for one in traits)
     moved = np.abs(whole - lost).max(1)
     crowns = skull.dental_ids[(skull.dental_beyond > 5) & (skull.dental_weight > 0.9)]
     assert np.median(moved[crowns]) > 4 and moved[skull.vertices[:, 1] > -30].max() == 0
 
 
 def test_contour_landmarks_lie_on_the_outline_whatever_the_body_mass():
-    subject = draw_subject(5, 3)
-    for bmi in (16.0, 33.0):
+    """Under a double chin the skin goes on into the neck without ever turning away."""
+    for subject, bmi in (
+        (draw_subject(5, 3), 16.0),
+        (draw_subject(5, 3), 33.0),
+        (draw_subject(1, 2817), 33.0),
+    ):
         head = build_head(TEMPLATE, with_bmi(subject, bmi))
         face = Scene(head.face, TEMPLATE.face_triangles, CAMERA, floor=head.chin_y - FACE_BELOW_SKULL_MM)
         assert (face.depth_at(head.landmarks[:33]) < 1.5).mean() > 0.8
         assert (np.diff(head.landmarks[:17, 0]) > -2).all()  # from the right ear to the chin
-
-
-def test_no_contour_landmark_slides_down_the_neck():
-    """Under a double chin the skin goes on into the neck without ever turning away."""
-    for index in (18, 44, 2817):
-        contour = build_head(TEMPLATE, with_bmi(draw_subject(1, index), 33.0)).landmarks[:33]
-        assert contour[:, 1].min() > contour[16, 1] - 3.5  # mm below the chin's middle
+        assert head.landmarks[:33, 1].min() > head.landmarks[16, 1] - 3.5  # mm below the chin's middle
 
 
 def test_nose_landmarks_go_round_the_nose():
     points = TEMPLATE.refine(TEMPLATE.reference)[TEMPLATE.landmark_ids]
+    assert len(points) == 106
     assert (np.diff(points[57:64, 0]) > 0).all() and points[60, 1] == points[57:64, 1].min()
-    mirror = dict(zip(range(55, 66), range(65, 54, -1), strict=True))
-    for left, right in mirror.items():
-        assert np.abs(points[left] * [-1, 1, 1] - points[right]).max() < 1.0
+    assert np.abs(points[55:66] * [-1, 1, 1] - points[65:54:-1]).max() < 1.0
 
 
 def test_a_subject_depends_on_seed_and_index_alone():
@@ -222,35 +201,20 @@ def test_a_subject_depends_on_seed_and_index_alone():
 
 
 def test_every_sex_body_mass_level_and_age_is_common_enough():
-    people = [draw_subject(1, i) for i in range(1500)]
+    people = [draw_subject(1, i) for i in range(1000)]
     levels = Counter(person.body_mass for person in people)
-    assert sorted(levels) == [1, 2, 3, 4, 5] and min(levels.values()) > 0.09 * len(people)
+    assert sorted(levels) == [1, 2, 3, 4, 5] and min(levels.values()) > 0.08 * len(people)
     assert 0.45 < sum(person.sex == "M" for person in people) / len(people) < 0.55
     ages = np.array([person.age for person in people])
     assert ages.min() >= 16 and ages.max() <= 88 and 38 < np.median(ages) < 50
-    assert min(person.bmi for person in people) > 14 and max(person.bmi for person in people) < 34
+    assert all(14 < person.bmi < 34 for person in people)
     assert [body_mass_level(bmi) for bmi in BMI_LIMITS] == [2, 3, 4, 5]
     assert [body_mass_level(bmi - 0.1) for bmi in BMI_LIMITS] == [1, 2, 3, 4]
 
 
-def test_nothing_of_many_heads_comes_near_the_border():
-    shown = np.unique(TEMPLATE.face_triangles)
-    fitting = 0
-    for index in range(20):
-        head = build_head(TEMPLATE, draw_subject(2, index))
-        face = head.face[shown]
-        bone = head.skull[np.unique(head.skull_triangles)]
-        parts = (face[face[:, 1] >= head.chin_y - FACE_BELOW_SKULL_MM], bone, head.landmarks)
-        low = min(CAMERA.project(part).min() for part in parts)
-        high = max(CAMERA.project(part).max() for part in parts)
-        fitting += low >= BORDER_PX and high <= 255 - BORDER_PX
-    assert fitting >= 19  # one that does not is drawn anew
-
-
 def test_a_camera_too_close_for_any_head_is_reported(monkeypatch):
-    monkeypatch.setattr(pair_module, "MAX_ATTEMPTS", 2)
-    tight = Camera(center_y=-11, half_field=80)
-    monkeypatch.setattr(pair_module, "camera_of", lambda config: tight)
+    monkeypatch.setattr(pair_module, "MAX_ATTEMPTS", 1)
+    monkeypatch.setattr(pair_module, "camera_of", lambda config: Camera(center_y=-11, half_field=80))
     with pytest.raises(FramingError, match="half_field"):
         draw_subject_pair(TEMPLATE, CohortConfig(), 0)
 
@@ -268,41 +232,17 @@ def test_a_pair_keeps_its_distance_and_bone_stays_under_the_skin():
     assert pair.visible.sum() > 80 and pair.visible[[51, 52, 53, 54]].all()  # the ridge of the nose
     skin, bone = scenes.face.render(SKIN).depth, scenes.skull.render(BONE).depth
     inside = np.isfinite(bone) & np.isfinite(skin)
-    assert (np.isfinite(bone) & ~inside).sum() < 5
     depth = skin[inside] - bone[inside]
-    assert (depth < 0).sum() < 20  # px; none but at the edge of the mandible
-    assert np.median(depth) > 5
+    assert (np.isfinite(bone) & ~inside).sum() < 5
+    assert (depth < 0).sum() < 20 and np.median(depth) > 5  # px; none but at the edge of the mandible
 
 
-@pytest.mark.parametrize(
-    ("setting", "key"),
-    [
-        ("sede=1", "sede"),
-        ("half_field=120", "half_field"),
-        ("test_subjects=500", "num_subjects"),
-        ("seed", "seed"),
-    ],
-)
-def test_a_wrong_setting_names_its_key_and_writes_nothing(setting, key, tmp_path, capsys):
+@pytest.mark.parametrize("setting", ["half_field=120", "test_subjects=500"])
+def test_a_wrong_setting_names_its_key_and_writes_nothing(setting, tmp_path, capsys):
     assert main([str(tmp_path / "cohort"), setting]) == 2
     error = capsys.readouterr().err
-    assert key in error and error.count("\n") == 1
+    assert setting.partition("=")[0] in error and error.count("\n") == 1
     assert not (tmp_path / "cohort").exists()
-
-
-def test_a_folder_with_other_files_is_left_alone(tmp_path, capsys):
-    (tmp_path / "thesis.txt").write_text("precious")
-    assert main([str(tmp_path)]) == 2
-    assert "not empty" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-
-
-@pytest.mark.parametrize("command", [main, lambda argv: excerpt_main(["data", *argv])])
-def test_a_folder_that_cannot_be_written_is_one_line(command, tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    assert command([str(tmp_path / "file" / "cohort")]) == 2
-    error = capsys.readouterr().err
-    assert "Not a directory" in error and error.count("\n") == 1
 
 
 def test_without_the_packages_of_the_extra_it_says_how_to_get_them(tmp_path):

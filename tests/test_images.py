@@ -33,41 +33,28 @@ def test_grey_is_exact_and_has_no_note(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I"])
 def test_every_mode_gives_the_same_grey(tmp_path: Path, mode: str) -> None:
     grey = np.where(RAMP > 127, 255, 0).astype(np.uint8)
-    if mode in ("I;16", "I"):
-        image = Image.fromarray(
-            grey.astype(np.uint16) * 257 if mode == "I;16" else grey.astype(np.int32) * 257
-        )
-    else:
-        image = Image.fromarray(grey).convert(mode)
+    deep = {"I;16": np.uint16, "I": np.int32}.get(mode)
+    image = Image.fromarray(grey.astype(deep) * 257) if deep else Image.fromarray(grey).convert(mode)
     suffix = ".tif" if mode in ("CMYK", "I") else ".png"
     picture, note = read_image(saved(tmp_path / f"a{suffix}", image))
     assert note is None
     np.testing.assert_allclose(picture, np.repeat(grey[..., None] / 255, 3, axis=2), atol=1e-6)
 
 
-def test_sixteen_bit_keeps_its_range_and_a_12_bit_picture_is_told(tmp_path: Path) -> None:
+def test_sixteen_bit_keeps_its_range_and_a_12_bit_picture_is_noted(tmp_path: Path) -> None:
     deep = np.linspace(0, 65535, 256, dtype=np.uint16)[None].repeat(256, 0)
     picture, note = read_image(saved(tmp_path / "a.png", Image.fromarray(deep)))
     assert note is None
     np.testing.assert_allclose(picture[..., 0], deep / 65535, atol=1e-6)
     _, note = read_image(saved(tmp_path / "b.png", Image.fromarray(deep // 16)))
-    assert note is not None
-    assert "4095 of 65535" in note
+    assert "4095 of 65535" in str(note)
 
 
-def test_transparency_is_laid_over_black(tmp_path: Path) -> None:
-    rgba = np.full((256, 256, 4), 255, np.uint8)
+def test_transparency_is_laid_over_black_and_colours_stay_in_place(tmp_path: Path) -> None:
+    rgba = np.full((256, 256, 4), (255, 0, 0, 255), np.uint8)
     rgba[:, 128:, 3] = 0
     picture, _ = read_image(saved(tmp_path / "a.png", Image.fromarray(rgba)))
-    assert picture[:, :128].min() == 1
-    assert picture[:, 128:].max() == 0
-
-
-def test_colours_stay_in_place(tmp_path: Path) -> None:
-    rgb = np.zeros((256, 256, 3), np.uint8)
-    rgb[..., 0] = 255
-    picture, _ = read_image(saved(tmp_path / "a.png", Image.fromarray(rgb)))
-    np.testing.assert_array_equal(picture[0, 0], [1, 0, 0])
+    assert (picture[:, :128] == [1, 0, 0]).all() and not picture[:, 128:].any()
 
 
 @given(width=st.integers(1, 600), height=st.integers(1, 600), size=st.sampled_from([32, 64]))
@@ -78,10 +65,8 @@ def test_letterboxed_for_every_shape(tmp_path: Path, width: int, height: int, si
     assert picture.shape == (size, size, 3)
     assert ("letterboxed" in (note or "")) == (width != height)
     assert ("enlarged" in (note or "")) == (max(width, height) < size)
-    covered = (picture[..., 0] > 0.5).sum()
-    assert covered == max(1, round(width * size / max(width, height))) * max(
-        1, round(height * size / max(width, height))
-    )
+    across, down = (max(1, round(side * size / max(width, height))) for side in (width, height))
+    assert (picture[..., 0] > 0.5).sum() == across * down
     rows = np.flatnonzero(picture[..., 0].max(1))
     assert abs(rows[0] - (size - 1 - rows[-1])) <= 1  # centred
 
@@ -108,25 +93,24 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
 
 
-@pytest.mark.parametrize("side", [8_001, 12_000, 60_000])
+@pytest.mark.parametrize("side", [8_001, 60_000])
 def test_gigantic_is_refused_by_its_header(
     tmp_path: Path, side: int, recwarn: pytest.WarningsRecorder
 ) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(png_header(side, side) + struct.pack(">I", 64) + b"IDAT" + b"\x00" * 64)
-    with pytest.raises(ImageError, match=r"a\.png: too large .*64 million px"):
+    with pytest.raises(ImageError, match=r"a\.png: too large"):
         read_image(path)
     assert not recwarn.list
 
 
 def test_what_is_no_picture_is_refused_in_one_line(tmp_path: Path) -> None:
-    whole = io.BytesIO()
-    Image.fromarray(RAMP).save(whole, "PNG")
+    whole = saved(tmp_path / "whole.png", Image.fromarray(RAMP)).read_bytes()
     contents = {
+        "whole.png": whole[:200],
         "empty.png": b"",
-        "text.png": b"hello, this is a text",
-        "cut.png": whole.getvalue()[:200],
-        "dicom.dcm": b"\0" * 128 + b"DICM" + b"\0" * 64,
+        "text.png": b"a text",
+        "dicom.dcm": b"\0" * 128 + b"DICM",
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)

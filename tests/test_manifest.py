@@ -1,8 +1,11 @@
-"""Manifests as people write them: what is read, and what is told."""
+"""Manifests as people write them: what is read, and which problems are reported."""
 
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.biometrics import Biometrics
 from data.images import write_png
 from data.manifest import ManifestError, ManifestProblem, Record, check_disjoint, read_manifest, relocate
 
@@ -26,17 +30,16 @@ def row(i: int = 0, **changes: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("set")
-    for folder in ("pairedCS/skull", "pairedCS/craniofacial", "pairedCS/landmarks", "split_data"):
-        (root / folder).mkdir(parents=True)
     for i in range(4):
-        write_png(root / f"pairedCS/skull/{i}_0.png", np.zeros((4, 4), np.uint8))
-        write_png(root / f"pairedCS/craniofacial/{i}_1.png", np.zeros((4, 4), np.uint8))
+        write_pair(root / "pairedCS", "skull", "craniofacial", i)
+    (root / "pairedCS/landmarks").mkdir()
     (root / "pairedCS/landmarks/0.json").write_text("{}")
     return root
 
 
 def read(root: Path, *rows: dict[str, Any] | str, **options: Any) -> list[Record]:
     path = root / "split_data" / "some.json"
+    path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows), encoding="utf-8")
     return read_manifest(path, **options)
 
@@ -51,17 +54,14 @@ def problems(root: Path, *rows: dict[str, Any] | str, **options: Any) -> list[st
 def test_reads_the_published_line(root: Path) -> None:
     (record,) = read(root, row())
     assert (record.source, record.target, record.line, record.subject) == ("0_0.png", "0_1.png", 1, "0_0")
-    assert (record.biometrics.sex, record.biometrics.age, record.biometrics.body_mass) == ("male", 82.0, 1)
-    assert record.biometrics.ethnicity == "Asian"
-    assert not record.ethnicity_given
+    assert record.biometrics == Biometrics("male", 82.0, "Asian", 1) and not record.ethnicity_given
     assert record.skull_path == root / "pairedCS/skull/0_0.png"
     assert record.face_path == root / "pairedCS/craniofacial/0_1.png"
-    assert record.landmarks is None
-    assert record.texture is None
+    assert record.landmarks is record.texture is None
 
 
 def test_reads_the_optional_fields(root: Path) -> None:
-    extras = {"landmarks": "landmarks/0.json", "texture": "2_1.png", "subject": 7, "extra": {"site": "A"}}
+    extras = {"landmarks": "landmarks\\0.json", "texture": "2_1.png", "subject": 7, "extra": {"site": "A"}}
     (record,) = read(root, row(ethnicity="European", **extras))
     assert record.landmarks_path == root / "pairedCS/landmarks/0.json"
     assert record.texture_path == root / "pairedCS/craniofacial/2_1.png"
@@ -70,32 +70,21 @@ def test_reads_the_optional_fields(root: Path) -> None:
 
 
 def test_byte_order_mark_windows_line_ends_and_blank_lines(root: Path) -> None:
-    path = root / "split_data" / "windows.json"
     lines = [json.dumps(row(0)), "", json.dumps(row(1)), "   ", ""]
-    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
-    assert [record.line for record in read_manifest(path)] == [1, 3]
-
-
-def test_backslashes_in_names(root: Path) -> None:
-    (record,) = read(root, row(landmarks="landmarks\\0.json"))
-    assert record.landmarks == "landmarks/0.json"
+    assert [record.line for record in read(root, "\ufeff" + "\r\n".join(lines))] == [1, 3]
 
 
 @pytest.mark.parametrize(
     ("changes", "kind"),
     [
-        ([{"gender": "X"}, {"age": "old"}, {"body_mass": 9}, {"ethnicity": "a,b"}], "biometrics"),
-        ([{"gender": None}, {"body_mass": ""}], "biometrics"),
+        ([{"gender": "X"}, {"age": "old"}, {"ethnicity": "a,b"}, {"gender": None}, {"body_mass": ""}], "biometrics"),
         ([{"source": None}, {"target": None}], "incomplete_pair"),
-        ([{"source": 3}, {"source": "../0_0.png"}, {"source": "C:\\x.png"}], "bad_line"),
+        ([{"source": 3}, {"source": "../0_0.png"}, {"source": "C:\\x.png"}, {"subject": [1]}], "bad_line"),
+        ([{"style": 3}, {"changed": [1]}, {"extra": 4}, {"texture": "0_1.png"}], "bad_line"),
         ([{"source": "9_0.png"}, {"landmarks": "9.json"}], "missing_file"),
         ([{"gendre": "M"}, {"Sex": "M"}, {"bmi": 22}, {"prompt": "a face"}, {"zzz": 1}], "unknown_field"),
-        (
-            [{"subject": [1]}, {"style": 3}, {"changed": [1]}, {"extra": 4}, {"texture": "0_1.png"}],
-            "bad_line",
-        ),
     ],
-)
+)  # fmt: skip
 def test_a_problem_has_line_field_and_kind(root: Path, changes: list[dict[str, Any]], kind: str) -> None:
     for change in changes:
         with pytest.raises(ManifestError) as caught:
@@ -111,32 +100,22 @@ def test_the_field_that_was_meant_is_named(root: Path, name: str, meant: str) ->
 
 
 def test_collects_all_problems_and_shows_twenty(root: Path) -> None:
-    found = problems(root, row(0, gender="X", age=-1, body_mass=0, ethnicity="", source="9.png"))
-    assert sorted(text.split(": ")[1] for text in found) == [
-        "age",
-        "body_mass",
-        "ethnicity",
-        "gender",
-        "source",
-    ]
+    texts = problems(root, row(0, gender="X", age=-1, body_mass=0, ethnicity="", source="9.png"))
+    fields = ["age", "body_mass", "ethnicity", "gender", "source"]
+    assert sorted(text.split(": ")[1] for text in texts) == fields
     with pytest.raises(ManifestError) as caught:
         read(root, *[row(0, source=f"missing{i}.png") for i in range(33)])
-    assert len(caught.value.problems) == 33
     message = str(caught.value).splitlines()
-    assert len(message) == 22
-    assert "33 problems" in message[0]
-    assert message[-1] == "  ... and 13 more"
+    assert len(caught.value.problems) == 33 and "33 problems" in message[0]
+    assert len(message) == 22 and "13 more" in message[-1]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no records"),
         ("\n \n", "holds no records"),
-        (json.dumps([row(0), row(1)]), "is one JSON array"),
         (json.dumps([row(0)], indent=2), "is one JSON array"),
         (json.dumps(row(0), indent=2), "has objects spread over lines"),
-        (json.dumps(row(0)) + ",", "is not valid JSON"),
         ("{'source': '0_0.png'}", "is not valid JSON"),
         ('"source"', "is a JSON str"),
         ('{"source": "0_0.png", "source": "1_0.png"}', "source: stands twice"),
@@ -149,10 +128,6 @@ def test_files_that_are_not_json_lines(root: Path, text: str, message: str) -> N
 
 
 def test_the_remedy_for_an_array_works(root: Path, tmp_path: Path) -> None:
-    import shlex
-    import subprocess
-    import sys
-
     array = tmp_path / "array.json"
     array.write_text(json.dumps([row(0), row(1)], indent=1))
     with pytest.raises(ManifestError) as caught:
@@ -163,17 +138,12 @@ def test_the_remedy_for_an_array_works(root: Path, tmp_path: Path) -> None:
 
 
 def test_other_encodings_missing_files_and_folders(root: Path, tmp_path: Path) -> None:
-    path = tmp_path / "m.json"
-    path.write_bytes(json.dumps(row()).encode("utf-16"))
-    with pytest.raises(ManifestError, match="UTF-16"):
-        read_manifest(path)
-    path.write_bytes(b'{"a": 1}\n{"b": "\xe9"}')
-    with pytest.raises(ManifestError, match=r"line 2: .*not UTF-8"):
-        read_manifest(path)
-    with pytest.raises(ManifestError, match="does not exist"):
-        read_manifest(tmp_path / "none.json")
-    with pytest.raises(ManifestError, match="is a folder"):
-        read_manifest(tmp_path)
+    (tmp_path / "utf16.json").write_bytes(json.dumps(row()).encode("utf-16"))
+    (tmp_path / "latin1.json").write_bytes(b'{"a": 1}\n{"b": "\xe9"}')
+    messages = {"utf16.json": "UTF-16", "latin1.json": "line 2: .*UTF-8", "none": "not exist", "": "folder"}
+    for name, message in messages.items():
+        with pytest.raises(ManifestError, match=message):
+            read_manifest(tmp_path / name)
     with pytest.raises(ManifestError, match="images_dir"):
         read_manifest(root / "split_data" / "some.json", tmp_path / "none")
 
@@ -196,43 +166,38 @@ def test_overrides_are_laid_over_every_line(root: Path) -> None:
     assert "age: got 300" in problems(root, row(), overrides={"age": 300})[0]
 
 
-@pytest.mark.parametrize(
-    ("skulls", "faces"), [("skulls", "Craniofacial"), ("Skull", "faces"), ("Skulls", "face")]
-)
+@pytest.mark.parametrize(("skulls", "faces"), [("skulls", "Craniofacial"), ("Skulls", "face")])
 def test_the_spellings_in_use_are_found(tmp_path: Path, skulls: str, faces: str) -> None:
     write_pair(tmp_path / "pairedCS", skulls, faces)
-    (tmp_path / "split_data").mkdir()
     (record,) = read(tmp_path, row())
     assert record.skull_path.parent.name == skulls
-    assert record.face_path is not None
-    assert record.face_path.parent.name == faces
+    assert record.face_path is not None and record.face_path.parent.name == faces
 
 
-def test_folder_names_can_be_given_and_records_moved(tmp_path: Path) -> None:
+def test_records_are_moved_to_folders_of_other_names(tmp_path: Path) -> None:
     write_pair(tmp_path / "a", "bones", "skins")
-    (tmp_path / "split_data").mkdir()
     folders = {"skull_folder": "bones", "face_folder": "skins"}
     records = read(tmp_path, row(), images_dir=tmp_path / "a", **folders)
     (tmp_path / "a").rename(tmp_path / "b")
     (moved,) = relocate(records, tmp_path / "b", **folders)
     assert moved.skull_path == tmp_path / "b/bones/0_0.png"
-    with pytest.raises(ManifestError, match="line 1: source: no file"):
+    with pytest.raises(ManifestError, match="line 1: source"):
         relocate(records, tmp_path / "split_data")
 
 
 def test_a_subject_in_two_lists_is_named(root: Path) -> None:
     train = read(root, row(subject="a"), row(1, subject="b"))
     valid = [replace(train[0], subject="c"), replace(train[0], subject="b", line=2)]
-    check_disjoint({"train": train, "valid": valid[:1]})
-    check_disjoint({"train": [*train, *train]})  # several pictures of a person in one list are fine
-    with pytest.raises(ManifestError, match="line 2: subject: 'b' is in train as well") as caught:
+    check_disjoint(
+        {"train": [*train, *train], "valid": valid[:1]}
+    )  # a person may have several pictures in one list
+    with pytest.raises(ManifestError, match="line 2: subject: 'b' is in train as well"):
         check_disjoint({"train": train, "valid": valid})
-    assert "the valid list" in str(caught.value)
 
 
-def write_pair(root: Path, skulls: str, faces: str) -> None:
-    for folder, name in ((skulls, "0_0.png"), (faces, "0_1.png")):
-        (root / folder).mkdir(parents=True)
+def write_pair(root: Path, skulls: str, faces: str, i: int = 0) -> None:
+    for folder, name in ((skulls, f"{i}_0.png"), (faces, f"{i}_1.png")):
+        (root / folder).mkdir(parents=True, exist_ok=True)
         write_png(root / folder / name, np.zeros((4, 4), np.uint8))
 
 
@@ -248,10 +213,10 @@ names = st.sampled_from(
 
 @settings(deadline=None)
 @given(st.dictionaries(names | st.text(max_size=6), json_values, max_size=6))
-def test_any_object_is_read_or_told(root: Path, changes: dict[str, Any]) -> None:
-    told: list[ManifestProblem] = []
+def test_any_object_is_read_or_reported(root: Path, changes: dict[str, Any]) -> None:
+    messages: list[ManifestProblem] = []
     try:
         assert read(root, json.dumps(row() | changes))[0].skull_path.is_file()
     except ManifestError as error:
-        told = error.problems
-    assert all(problem.line == 1 and problem.remedy for problem in told)
+        messages = error.problems
+    assert all(problem.line == 1 and problem.remedy for problem in messages)

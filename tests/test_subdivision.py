@@ -34,12 +34,8 @@ def test_rows_are_averages_and_a_flat_sheet_stays_flat_and_regular():
         assert np.allclose(matrix.sum(1), 1)
         vertices = matrix @ vertices
     assert np.allclose(vertices[:, 2], 0)
-    areas = np.linalg.norm(
-        np.cross(
-            vertices[quads[:, 1]] - vertices[quads[:, 0]], vertices[quads[:, 3]] - vertices[quads[:, 0]]
-        ),
-        axis=1,
-    )
+    corners = vertices[quads]
+    areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 3] - corners[:, 0]), axis=1)
     assert areas.min() > 0.01 and vertices.min() > -1e-9 and vertices.max() < 4 + 1e-9
 
 

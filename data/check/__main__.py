@@ -7,7 +7,6 @@ cannot be examined.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ from data.check.pictures import check_pictures
 from data.check.report import choose, draw_sheet, table, write_listing
 from data.check.statistics import MIN_PICTURES
 from data.images import write_png
-from settings.reading import defaults_line, parse_command_line
+from data.program import run_program
 
 _PICTURE = frozenset(("unreadable", "blank", "inverted", "same_picture", "swapped", "wrong_kind", "rotated"))
 _DOUBLE = frozenset(("shared_picture", "near_duplicate", "subject_in_two_lists"))
@@ -121,26 +120,11 @@ def write_report(out: Path, findings: Sequence[Flaw], summary: dict[str, Any], c
 
 def main(argv: list[str] | None = None) -> int:
     """Return the exit status: 0, 1 for findings, 2 after one message on stderr, 130 after Ctrl-C."""
-    defaults = defaults_line(CheckConfig)
-    parser = argparse.ArgumentParser(
-        prog="python -m data.check", description=__doc__, epilog=f"Keys: {defaults}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("arguments", nargs="+", metavar="PATH or key=value")
-    arguments = parser.parse_args(argv).arguments
-    overrides = [one for one in arguments if "=" in one and not Path(one).exists()]
-    paths = [Path(one) for one in arguments if one not in overrides]
-    try:
-        if not paths:
-            raise ValueError("no data set given; give a manifest, or a folder with split_data/train.json")
-        findings = check_data(paths, parse_command_line(CheckConfig, overrides))
-    except (ValueError, OSError) as error:
-        print(f"data.check: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("data.check: stopped; nothing was written", file=sys.stderr)
-        return 130
-    return 1 if findings else 0
+
+    def work(config: CheckConfig, *paths: Path) -> int:
+        return 1 if check_data(paths, config) else 0
+
+    return run_program("data.check", __doc__, CheckConfig, work, argv, paths="PATH ...")
 
 
 if __name__ == "__main__":

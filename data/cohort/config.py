@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import Annotated, Any, NoReturn, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, NonNegativeInt, model_validator
 
@@ -86,13 +85,6 @@ class CohortConfig(Settings):
         """Return the settings that pairs and splits depend on; runs with the same identity may share a folder."""
         settings = {key: value for key, value in self.model_dump().items() if key not in EXTRAS}
         return {"format": FORMAT_VERSION, **settings}
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """A parser that raises a one-line ValueError for a wrong command line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help tells more")
 
 
 def check_packages(packages: Mapping[str, str] = PACKAGES, extras: str = "cohort") -> None:

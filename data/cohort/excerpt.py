@@ -13,9 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data.cohort.config import SPLIT_DIR, ArgumentParser
+from data.cohort.config import SPLIT_DIR
 from data.files import write_text
 from data.manifest import Record, read_manifest
+from data.program import run_program
+from settings.base import Settings
 
 AGE_BANDS = (30, 45, 60)  # years where a new band begins
 SPLITS = ("train", "valid", "test")
@@ -73,16 +75,12 @@ def _line(text: str, record: Record, copied: list[Record]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = ArgumentParser(prog="python -m data.cohort.excerpt", description=__doc__)
-    parser.add_argument("cohort", type=Path, help="folder made by python -m data.cohort")
-    parser.add_argument("out", type=Path, help="folder to copy into, for instance data")
-    try:
-        args = parser.parse_args(argv)
-        print(excerpt(args.cohort, args.out))
-    except (ValueError, OSError) as error:
-        print(f"data.cohort.excerpt: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Return the exit status: 0, or 2 after one message on stderr."""
+
+    def work(config: Settings, cohort: Path, out: Path) -> None:
+        print(excerpt(cohort, out))
+
+    return run_program("data.cohort.excerpt", __doc__, Settings, work, argv, paths="COHORT OUT")
 
 
 if __name__ == "__main__":

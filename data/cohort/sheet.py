@@ -6,7 +6,6 @@ variants share and where they differ), across=4 (subjects side by side). Landmar
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -20,8 +19,8 @@ from data.cohort.config import SPLIT_DIR
 from data.files import read_bytes
 from data.images import picture_size, read_image, to_uint8, write_png
 from data.manifest import Record, read_manifest
+from data.program import run_program
 from settings.base import Settings
-from settings.reading import parse_command_line
 
 _LABEL, _GAP = 18, 6  # px
 _VISIBLE, _HIDDEN = (255, 70, 50), (120, 120, 140)
@@ -79,21 +78,15 @@ def _marked(record: Record, face: Image.Image) -> Image.Image:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data.cohort.sheet", description=__doc__)
-    parser.add_argument("cohort", type=Path, help="folder made by python -m data.cohort, or a pack of it")
-    parser.add_argument("out", type=Path, help="PNG file to write")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    args = parser.parse_args(argv)
-    try:
-        config = parse_command_line(SheetConfig, args.overrides)
-        records = read_manifest(args.cohort / SPLIT_DIR / config.list)
-        spread = np.linspace(0, len(records) - 1, min(config.num, len(records)))
-        write_png(args.out, cohort_sheet([records[round(k)] for k in spread], config.across))
-    except (ValueError, OSError) as error:  # ManifestError and ImageError are ValueErrors
-        print(f"data.cohort.sheet: {str(error).strip()}", file=sys.stderr)
-        return 2
-    print(args.out)
-    return 0
+    """Return the exit status: 0, or 2 after one message on stderr."""
+    return run_program("data.cohort.sheet", __doc__, SheetConfig, _draw, argv, paths="COHORT OUT")
+
+
+def _draw(config: SheetConfig, cohort: Path, out: Path) -> None:
+    records = read_manifest(cohort / SPLIT_DIR / config.list)
+    spread = np.linspace(0, len(records) - 1, min(config.num, len(records)))
+    write_png(out, cohort_sheet([records[round(k)] for k in spread], config.across))
+    print(out)
 
 
 if __name__ == "__main__":

@@ -1,39 +1,30 @@
 """``python -m data.ct IN OUT [key=value ...]``: skull and face of a head CT, or of a folder of patients.
 
+IN is a DICOM folder or a volume file; with biometrics=, the folder that holds one of these for each patient. OUT is
+the folder for the results.
+
 Exit code: 0 everything drawn (flagged scans included), 2 the scan or the command was refused, 3 some of a batch were.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from data.cohort.config import check_packages
 from data.ct.config import PACKAGES, CtConfig
-from settings.reading import defaults_line, parse_command_line
+from data.program import run_program
 
 
 def main(argv: list[str] | None = None) -> int:
-    defaults = defaults_line(CtConfig)
-    parser = argparse.ArgumentParser(
-        prog="python -m data.ct", description=__doc__, epilog=f"Keys: {defaults}"
-    )
-    parser.add_argument("scan", type=Path, metavar="IN", help="a DICOM folder or a volume file; with biometrics=, the "
-                        "folder that holds one of these for each patient")  # fmt: skip
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder for the results")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, see below")
-    args = parser.parse_args(argv)
-    try:
-        config = parse_command_line(CtConfig, args.overrides)
-        check_packages(PACKAGES, "cohort,ct")
-        return (_draw_batch if config.biometrics else _draw_one)(args.scan, args.out, config)
-    except (ValueError, OSError) as error:  # ScanError and PeopleError are ValueErrors
-        print(f"data.ct: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("data.ct: stopped; the same command goes on", file=sys.stderr)
-        return 130
+    """Return the exit status: see the head of this file; 130 after Ctrl-C."""
+    stopped = "stopped; the same command goes on"
+    return run_program("data.ct", __doc__, CtConfig, _draw, argv, paths="IN OUT", stopped=stopped)
+
+
+def _draw(config: CtConfig, scan: Path, out: Path) -> int:
+    check_packages(PACKAGES, "cohort,ct")
+    return (_draw_batch if config.biometrics else _draw_one)(scan, out, config)
 
 
 def _draw_one(path: Path, out: Path, config: CtConfig) -> int:
