@@ -135,12 +135,14 @@ def find_cases(
     if images_dir is not None and not no_skull:
         raise CaseError(f"images_dir: goes with a manifest, but skull={path} is none")
     biometrics = person.biometrics()
-    given = biometrics is None or "ethnicity" in person.values
+    own_ethnicity = biometrics is None or "ethnicity" in person.values
     if no_skull:
-        return [Case("no_skull", None, biometrics, ethnicity_given=given)]
+        return [Case("no_skull", None, biometrics, ethnicity_given=own_ethnicity)]
     paths = _spread(_pictures(path) if path.is_dir() else [path], limit)
     names = _distinct([picture.stem for picture in paths])
-    return [Case(name, p, biometrics, ethnicity_given=given) for name, p in zip(names, paths, strict=True)]
+    return [
+        Case(name, p, biometrics, ethnicity_given=own_ethnicity) for name, p in zip(names, paths, strict=True)
+    ]
 
 
 def cases_of(records: Sequence[Record]) -> list[Case]:

@@ -66,18 +66,18 @@ class RemainingPart:
     middle: float
 
     @classmethod
-    def of(cls, drawn: NDArray[np.bool_], share: float, neck: bool = False) -> RemainingPart:
+    def of(cls, foreground: NDArray[np.bool_], share: float, neck: bool = False) -> RemainingPart:
         """Measure a skull, (lines, across), whose first lines stay, down to ``share`` times its extent.
 
         What lies further has no influence. neck: the first, narrow lines, less than an eighth of the
         picture, are not part of the skull.
         """
-        lines: NDArray[np.bool_] = np.asarray(drawn.any(1))
-        first = drawn.argmax(1)
-        last = drawn.shape[1] - 1 - drawn[:, ::-1].argmax(1)
+        lines: NDArray[np.bool_] = np.asarray(foreground.any(1))
+        first = foreground.argmax(1)
+        last = foreground.shape[1] - 1 - foreground[:, ::-1].argmax(1)
         extents = np.where(lines, last - first + 1, 0)
         edge = int(lines.argmax())
-        until, widest = _look(extents, edge, share, len(drawn) // 8 if neck else SMALLEST)
+        until, widest = _look(extents, edge, share, len(foreground) // 8 if neck else SMALLEST)
         if neck:
             edge += int((extents[edge : until + 1] >= NARROW * widest).argmax())
             until, widest = _look(extents, edge, share)
@@ -95,30 +95,31 @@ def _look(extents: NDArray[np.int_], edge: int, share: float, least: int = SMALL
     return edge + place, int(widest[place])
 
 
-def holds_skull(drawn: NDArray[np.bool_]) -> bool:
-    """Return whether enough is drawn, (H, W), to remove bone from: at least 8 rows and 8 columns."""
-    return min(int(drawn.any(1).sum()), int(drawn.any(0).sum())) >= SMALLEST
+def holds_skull(foreground: NDArray[np.bool_]) -> bool:
+    """Return whether a foreground, (H, W), is large enough to remove bone from: at least 8 rows and 8 columns."""
+    return min(int(foreground.any(1).sum()), int(foreground.any(0).sum())) >= SMALLEST
 
 
-def missing_bone(drawn: NDArray[np.bool_], region: str, seed: int) -> NDArray[np.bool_]:
+def missing_bone(foreground: NDArray[np.bool_], region: str, seed: int) -> NDArray[np.bool_]:
     """Return where bone is removed, (H, W) bool: a pure function of its arguments.
 
     It follows from the seed and from the part that stays, so that it tells nothing about the bone that goes: two skulls
     that differ only there are cut alike.
 
     Args:
-        drawn: (H, W), where the picture is not background. region: one of ``REGIONS``; ``left`` and ``right`` are the
-            person's own, as an examiner says them: the left lies on the picture's right.
+        foreground: (H, W), where the picture is not background.
+        region: one of ``REGIONS``; ``left`` and ``right`` are the person's own, as an examiner says them: the left lies
+            on the picture's right.
 
     Raises:
-        PartialError: no such region, or nothing is drawn.
+        PartialError: no such region, or the picture has no foreground.
     """
     if region not in REGIONS:
         raise PartialError(f"missing: got {region!r}, expected one of {', '.join(REGIONS)}")
-    if not holds_skull(drawn):
+    if not holds_skull(foreground):
         raise PartialError("there is no skull in the picture; expected one on black")
     share, heights = LOOK[region]
-    turned = _turned(drawn, region)
+    turned = _turned(foreground, region)
     part = RemainingPart.of(turned, share, neck=region == "vault")
     rng = np.random.default_rng([seed, REGIONS.index(region)])
     height = max(part.extent / heights, 1.0)

@@ -104,10 +104,10 @@ def _grain(surface: Surface, style: SurfaceStyle, rng: np.random.Generator) -> n
     lattice = rng.standard_normal((_LATTICE, _LATTICE, _LATTICE, 3)).astype(np.float32)
     size_mm = GRAIN_MM[0] + (style.kernel + 1) / 2 * (GRAIN_MM[1] - GRAIN_MM[0])
     cell = np.array([size_mm, max(size_mm, 0.5 * style.slice_mm * style.steps), size_mm])
-    drawn = np.flatnonzero(surface.coverage().ravel() > 0)
-    points = surface.per_pixel(surface.point).reshape(-1, 3)[drawn] / cell + rng.uniform(0, _LATTICE, 3)
+    covered = np.flatnonzero(surface.coverage().ravel() > 0)
+    points = surface.per_pixel(surface.point).reshape(-1, 3)[covered] / cell + rng.uniform(0, _LATTICE, 3)
     slopes = np.zeros((surface.camera.size**2, 3), np.float32)
-    slopes[drawn] = GRAIN_SLOPE * style.grain * _between(lattice, points)
+    slopes[covered] = GRAIN_SLOPE * style.grain * _between(lattice, points)
     return slopes
 
 
@@ -125,12 +125,12 @@ def _between(lattice: np.ndarray, points: np.ndarray) -> np.ndarray:
     return total / np.sqrt(power)[:, None]
 
 
-def _filtered(grey: np.ndarray, drawn: np.ndarray, kernel: float, scale: float) -> np.ndarray:
+def _filtered(grey: np.ndarray, covered: np.ndarray, kernel: float, scale: float) -> np.ndarray:
     """Blur (kernel < 0) or sharpen (> 0) the surface; nothing leaks in from the background."""
     if kernel == 0:
         return grey
     sigma = scale * (SMOOTH_PX if kernel < 0 else SHARP_PX)
-    weight = gaussian_filter(drawn.astype(float), sigma)
-    blurred = gaussian_filter(np.where(drawn, grey, 0.0), sigma) / np.maximum(weight, 1e-6)
+    weight = gaussian_filter(covered.astype(float), sigma)
+    blurred = gaussian_filter(np.where(covered, grey, 0.0), sigma) / np.maximum(weight, 1e-6)
     gain = -kernel if kernel < 0 else -SHARP_GAIN * kernel
-    return np.where(drawn, grey + gain * (blurred - grey), 0.0)
+    return np.where(covered, grey + gain * (blurred - grey), 0.0)

@@ -28,8 +28,10 @@ def test_a_sphere_is_shaded_by_the_phong_formula_and_stands_where_it_should():
     inside = across < RADIUS - 3
     facing = np.sqrt(1 - np.minimum(across / RADIUS, 1) ** 2)
     mirrored = np.clip(2 * facing**2 - 1, 0, 1)
-    wanted = np.clip(SKIN.ambient + SKIN.diffuse * facing + SKIN.specular * mirrored**SKIN.power, 0, 1) * 255
-    assert np.abs(picture.grey - wanted)[inside].max() < 3
+    expected = (
+        np.clip(SKIN.ambient + SKIN.diffuse * facing + SKIN.specular * mirrored**SKIN.power, 0, 1) * 255
+    )
+    assert np.abs(picture.grey - expected)[inside].max() < 3
     # the depth of a pixel is its nearest ray's: half a step from the centre
     assert np.abs(picture.depth - RADIUS * facing)[across < 0.8 * RADIUS].max() < camera.mm_per_px
     outside = across > RADIUS + 1
@@ -42,8 +44,8 @@ def test_projection_agrees_with_the_picture(yaw, pitch):
     center = (31.0, -42.0, 20.0)
     grey = Scene(*sphere(6, center), camera).render(BONE).grey.astype(float)
     rows, columns = np.indices(grey.shape)
-    seen = np.array([(columns * grey).sum(), (rows * grey).sum()]) / grey.sum()
-    assert np.abs(seen - camera.project(np.array([center]))[0]).max() < 0.1
+    centre = np.array([(columns * grey).sum(), (rows * grey).sum()]) / grey.sum()
+    assert np.abs(centre - camera.project(np.array([center]))[0]).max() < 0.1
 
 
 def test_depth_tells_visible_points_from_hidden_ones():

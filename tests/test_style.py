@@ -85,9 +85,9 @@ def test_the_grain_stays_on_the_surface_when_the_head_turns(scene):
     rows, columns = np.indices((20, 20))
     x, y = (columns + 54 - 63.5) * scene.camera.mm_per_px, -(rows + 20 - 63.5) * scene.camera.mm_per_px
     points = np.stack([x, y, np.sqrt(60**2 - x**2 - y**2)], -1).reshape(-1, 3)
-    seen = [np.rint(one.camera.project(points)).astype(int) for one in (still, turned)]
-    first, second = (picture[at[:, 1], at[:, 0]] for picture, at in zip(grain, seen, strict=True))
-    in_place = grain[1][seen[0][:, 1], seen[0][:, 0]]
+    places = [np.rint(one.camera.project(points)).astype(int) for one in (still, turned)]
+    first, second = (picture[at[:, 1], at[:, 0]] for picture, at in zip(grain, places, strict=True))
+    in_place = grain[1][places[0][:, 1], places[0][:, 0]]
     assert np.corrcoef(first, second)[0, 1] > 0.5 > 0.2 > abs(np.corrcoef(first, in_place)[0, 1])
 
 

@@ -107,13 +107,13 @@ def _notes(data: DataSet) -> Iterator[str]:
 
 def write_report(out: Path, findings: Sequence[Flaw], summary: dict[str, Any], config: CheckConfig) -> None:
     write_listing(out, findings, summary)
-    shown = choose(findings, config.sheet_cases)
-    if shown:
-        write_png(out / "sheet.png", draw_sheet(shown))
+    examples = choose(findings, config.sheet_cases)
+    if examples:
+        write_png(out / "sheet.png", draw_sheet(examples))
     else:
         (out / "sheet.png").unlink(missing_ok=True)  # of an earlier run
     names = "findings.csv, findings.json" + (
-        " and sheet.png (it shows the people's pictures)" if shown else ""
+        " and sheet.png (it shows the people's pictures)" if examples else ""
     )
     print(f"{names} are in {out}")
 
@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     def work(config: CheckConfig, *paths: Path) -> int:
         return 1 if check_data(paths, config) else 0
 
-    return run_program("data.check", __doc__, CheckConfig, work, argv, paths="PATH ...")
+    return run_program("data.check", __doc__, CheckConfig, work, argv, paths="PATH...")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def read_template(name: str) -> dict[str, np.ndarray]:
     path = TEMPLATES / name
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: not found; it ships with the repository: git checkout -- data/templates, or see its README.md"
+            f"{path}: is missing; it ships with the repository: get it back with git checkout -- data/templates"
         )
     with np.load(path, allow_pickle=False) as stored:
         return dict(stored)
