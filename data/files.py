@@ -231,7 +231,7 @@ class FileHashes:
     def _lookup(self, path: Path, state: str) -> str | None:
         entry = self._entries.get(
             os.path.abspath(path)
-        )  # not resolved: that asks for every folder above the file
+        )  # resolving would ask for every folder above the file
         return entry[1] if entry is not None and entry[0] == state else None
 
     def _read(self) -> dict[str, tuple[str, str]]:

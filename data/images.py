@@ -21,10 +21,17 @@ from data.files import PackError, read_bytes, replacing, split_pack_path
 MAX_PIXELS = 64_000_000
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
-# What Pillow's decoders raise on damaged files, beside OSError.
+# What Pillow's decoders raise on damaged files.
 _BROKEN = (
-    *(OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError),
-    *(struct.error, zlib.error),
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    zlib.error,
 )
 
 
@@ -73,10 +80,10 @@ def read_image(path: str | os.PathLike[str], size: int = 256) -> tuple[np.ndarra
 
     Returns:
         The picture, ``(size, size, 3)`` float32 in [0, 1], and a note on what had to be done to it or
-        looks odd (letterboxed, enlarged, one flat colour, ...); None if there is nothing to say.
+        looks odd (letterboxed, enlarged, one flat colour, ...), or None.
 
     Raises:
-        ImageError: missing, empty, broken or gigantic (above 64 million px: found out before decoding).
+        ImageError: missing, empty, broken or gigantic (above 64 million px; nothing is decoded then).
     """
     path = Path(path)
     with _opened(path) as image:
@@ -166,10 +173,8 @@ def write_png(path: str | os.PathLike[str], array: np.ndarray, text: Mapping[str
     info = PngInfo()
     for key, value in (text or {}).items():
         info.add_text(key, value)  # Latin-1 as tEXt, anything else as iTXt
-    with (
-        replacing(Path(path)) as temporary,
-        temporary.open("xb") as file,
-    ):  # the user's umask says who may read a face
+    # The user's umask says who may read a face.
+    with replacing(Path(path)) as temporary, temporary.open("xb") as file:
         Image.fromarray(array).save(file, format="PNG", pnginfo=info)
 
 

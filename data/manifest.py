@@ -16,20 +16,6 @@ from data.files import OLD_INDEX_SUFFIX, PACK_SUFFIX, PackError, file_names, fol
 SKULL_FOLDERS = ("skull", "skulls", "Skull", "Skulls")
 FACE_FOLDERS = ("craniofacial", "Craniofacial", "face", "faces")
 PICTURE_ROOT = "pairedCS"
-FIELDS = (
-    "source",
-    "target",
-    "body_mass",
-    "gender",
-    "age",
-    "ethnicity",
-    "subject",
-    "landmarks",
-    "texture",
-    "style",
-    "changed",
-    "extra",
-)
 _SYNONYMS = {  # names people use for ours, where spelling alone would not lead there
     "sex": "gender", "bmi": "body_mass", "weight": "body_mass", "race": "ethnicity", "id": "subject",
     "skull": "source", "face": "target", "image": "source", "conditioning_image": "source",
@@ -50,6 +36,7 @@ _PERSON = {  # field -> argument of Biometrics.parse, a value that passes, and t
     "body_mass": ("body_mass", 4, "give a level from '1' (very thin) to '5' (slightly fat)"),
     "ethnicity": ("ethnicity", "Asian", ""),
 }
+FIELDS = (*_PATHS, *_PERSON, *_TYPES)
 
 
 @dataclass(frozen=True)

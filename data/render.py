@@ -50,14 +50,14 @@ class Camera:
         return 2 * self.half_field / self.size
 
     def rotation(self) -> np.ndarray:
-        """(3, 3) matrix that takes subject coordinates to camera coordinates; identity at yaw = pitch = 0."""
+        """Return the (3, 3) matrix from subject to camera coordinates; identity at yaw = pitch = 0."""
         yaw, pitch = np.radians([self.yaw, self.pitch])
         turn = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
         nod = np.array([[1, 0, 0], [0, np.cos(pitch), -np.sin(pitch)], [0, np.sin(pitch), np.cos(pitch)]])
         return nod @ turn
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """(N, 3) mm in subject coordinates -> (N, 2) px; points outside the field get values outside the picture."""
+        """Return (N, 2) px of (N, 3) mm in subject coordinates; a point outside the field lies outside the picture."""
         turned = np.asarray(points, float) @ self.rotation().T
         x = (turned[:, 0] - self.center_x) / self.mm_per_px + (self.size - 1) / 2
         y = (self.center_y - turned[:, 1]) / self.mm_per_px + (self.size - 1) / 2
@@ -82,23 +82,24 @@ BONE = Material(diffuse=0.65, specular=0.44)
 
 @dataclass(frozen=True)
 class Picture:
-    """``grey``: (size, size) uint8, background 0. ``depth``: (size, size) float32, z towards the camera in mm of the
-    nearest surface within each pixel, ``-inf`` where there is none."""
+    """A drawn mesh.
+
+    Attributes:
+        grey: (size, size) uint8, background 0.
+        depth: (size, size) float32, mm towards the camera of the nearest surface in each pixel, ``-inf`` for none.
+    """
 
     grey: np.ndarray
     depth: np.ndarray
 
 
 def vertex_normals(vertices: np.ndarray, triangles: np.ndarray) -> np.ndarray:
-    """(V, 3) unit normals, averaged over the triangles around each vertex and weighted with their areas."""
+    """Return (V, 3) unit normals, averaged over the triangles around each vertex and weighted with their areas."""
     a = vertices[triangles[:, 0]]
     ab, ac = vertices[triangles[:, 1]] - a, vertices[triangles[:, 2]] - a
-    x = ab[:, 1] * ac[:, 2] - ab[:, 2] * ac[:, 1]
-    y = ab[:, 2] * ac[:, 0] - ab[:, 0] * ac[:, 2]
-    z = ab[:, 0] * ac[:, 1] - ab[:, 1] * ac[:, 0]
     corners = triangles.ravel()
-    columns = [np.bincount(corners, np.repeat(part, 3), minlength=len(vertices)) for part in (x, y, z)]
-    total = np.stack(columns, 1)
+    columns = (np.bincount(corners, np.repeat(part, 3), len(vertices)) for part in np.cross(ab, ac).T)
+    total = np.stack([*columns], 1)
     return (total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)).astype(vertices.dtype)
 
 
@@ -121,7 +122,10 @@ class Surface:
     depth: np.ndarray
 
     def light(self, material: Material, normal: np.ndarray | None = None) -> np.ndarray:
-        """(M,) Phong brightness under a headlight, in [0, 1]; ``normal`` (M, 3), of any length, replaces the mesh's."""
+        """Return (M,) Phong brightness in [0, 1] under a headlight.
+
+        ``normal`` (M, 3), of any length, replaces the mesh's.
+        """
         normal = self.normal if normal is None else normal
         towards = self.camera.rotation()[2].astype(np.float32)
         length = np.sqrt(np.einsum("ij,ij->i", normal, normal))
@@ -131,7 +135,7 @@ class Surface:
         return np.clip(light, 0, 1)
 
     def per_pixel(self, values: np.ndarray) -> np.ndarray:
-        """(M,) or (M, C) -> (size, size) or (size, size, C) float64 mean over each pixel's rays that met the mesh."""
+        """Return the mean of (M,) or (M, C) values over each pixel's rays: (size, size) or (size, size, C) float64."""
         n = self.camera.size
         rays = np.maximum(np.bincount(self.pixel, minlength=n * n), 1)
         if values.ndim == 1:
@@ -140,12 +144,12 @@ class Surface:
         return np.stack(columns, -1).reshape(n, n, -1)
 
     def coverage(self) -> np.ndarray:
-        """(size, size) share of each pixel's rays that met the mesh, in [0, 1]."""
+        """Return the (size, size) share of each pixel's rays that met the mesh, in [0, 1]."""
         n = self.camera.size
         return np.bincount(self.pixel, minlength=n * n).reshape(n, n) / self.camera.supersampling**2
 
     def nearest(self) -> np.ndarray:
-        """(size, size) float32 depth of the nearest point in each pixel, ``-inf`` where nothing is."""
+        """Return the (size, size) float32 depth of the nearest point in each pixel, ``-inf`` where nothing is."""
         n = self.camera.size
         far = np.full(n * n, -np.inf, np.float32)
         np.maximum.at(far, self.pixel, self.depth)
@@ -153,7 +157,7 @@ class Surface:
 
 
 class Scene:
-    """A mesh and a camera: take its picture, or ask for its depth at chosen points.
+    """A mesh and a camera, to draw a picture or to measure depth at points.
 
     Args:
         vertices: (V, 3) mm, subject coordinates.
@@ -202,8 +206,10 @@ class Scene:
         return index, corners, np.stack([1 - u - v, u, v], 1), points, np.float32(RAY_START_MM) - along
 
     def depth_at(self, points: np.ndarray) -> np.ndarray:
-        """Return how far (mm, (N,)) the nearest surface stands in front of points (N, 3) mm in subject coordinates:
-        about 0 for a visible surface point, positive for a hidden one, ``-inf`` where the ray meets nothing."""
+        """Return how far the nearest surface stands in front of points: (N,) mm for (N, 3) mm, subject coordinates.
+
+        It is about 0 for a visible surface point, positive for a hidden one, ``-inf`` where the ray meets nothing.
+        """
         turned = np.asarray(points, float) @ self.camera.rotation().T
         result = np.full(len(turned), -np.inf)
         index, *_, depth = self._cast(turned[:, :2])

@@ -56,55 +56,35 @@ def contact_sheet(rows: Sequence[SheetRow], footer: Sequence[str] = ()) -> np.nd
     width = _GAP + cell_w * (1 + across + with_truth)
     height = sum(heights) + _GAP + _LINE * (2 + len(footer))
     sheet = Image.new("RGB", (width, height), (_PAPER,) * 3)
-    pen = _Pen(ImageDraw.Draw(sheet))
+    pen = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(_FONT_SIZE)
 
-    top = _GAP // 2
-    for row, row_height in zip(rows, heights, strict=True):
-        place = _Placer(sheet, pen, _GAP, top)
-        place.put(row.skull, 0, 0, row.title, row.detail)
-        for k, (face, label) in enumerate(zip(row.faces, row.face_labels, strict=True)):
-            place.put(face, 1 + k % across, k // across, "reconstruction", label)
-        if row.truth is not None:
-            place.put(row.truth, 1 + across, 0, "true face", "")
-        top += row_height
-    top += _GAP
-    pen.write(_GAP, top, NOTICE, width - 2 * _GAP, _INK)
-    for i, line in enumerate(footer):
-        pen.write(_GAP, top + _LINE * (i + 1), line, width - 2 * _GAP, _FAINT)
-    return np.asarray(sheet)
+    def write(x: int, y: int, text: str, level: int, room: int = _TILE) -> None:
+        """Write one line of text, cut to the room in px."""
+        line = text = " ".join(text.split())
+        while text and pen.textlength(line, font=font) > room:
+            text = text[:-1]
+            line = text + "..."
+        pen.text((x, y), line, font=font, fill=(level,) * 3)
 
-
-class _Pen:
-    """Writes single lines of text, cut to a width."""
-
-    def __init__(self, draw: ImageDraw.ImageDraw) -> None:
-        self._draw = draw
-        self._font = ImageFont.load_default(_FONT_SIZE)
-
-    def write(self, x: int, y: int, text: str, width: int, level: int) -> None:
-        text = " ".join(text.split())
-        if self._draw.textlength(text, font=self._font) > width:
-            while text and self._draw.textlength(text + "...", font=self._font) > width:
-                text = text[:-1]
-            text += "..."
-        self._draw.text((x, y), text, font=self._font, fill=(level,) * 3)
-
-
-@dataclass
-class _Placer:
-    """Puts labelled pictures into the cells of one row."""
-
-    sheet: Image.Image
-    pen: _Pen
-    left: int
-    top: int
-
-    def put(self, picture: np.ndarray, column: int, line: int, title: str, detail: str) -> None:
-        x = self.left + column * (_TILE + _GAP)
-        y = self.top + line * (_TILE + 2 * _LINE + _GAP)
-        self.pen.write(x, y, title, _TILE, _INK)
-        self.pen.write(x, y + _LINE, detail, _TILE, _FAINT)
+    def put(picture: np.ndarray, x: int, y: int, title: str, detail: str) -> None:
+        """Put a picture below two lines of text."""
+        write(x, y, title, _INK)
+        write(x, y + _LINE, detail, _FAINT)
         tile = Image.fromarray(picture).convert("RGB")
         if tile.size != (_TILE, _TILE):
             tile = tile.resize((_TILE, _TILE), Image.Resampling.BICUBIC)
-        self.sheet.paste(tile, (x, y + 2 * _LINE))
+        sheet.paste(tile, (x, y + 2 * _LINE))
+
+    top = _GAP // 2
+    for row, row_height in zip(rows, heights, strict=True):
+        put(row.skull, _GAP, top, row.title, row.detail)
+        for k, (face, label) in enumerate(zip(row.faces, row.face_labels, strict=True)):
+            x, y = _GAP + (1 + k % across) * cell_w, top + k // across * cell_h
+            put(face, x, y, "reconstruction", label)
+        if row.truth is not None:
+            put(row.truth, _GAP + (1 + across) * cell_w, top, "true face", "")
+        top += row_height
+    for i, line in enumerate([NOTICE, *footer]):
+        write(_GAP, top + _GAP + _LINE * i, line, _FAINT if i else _INK, width - 2 * _GAP)
+    return np.asarray(sheet)

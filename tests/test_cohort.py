@@ -151,7 +151,7 @@ def test_tissue_depths_are_the_tables_for_either_skull_and_grow_with_body_mass()
 
 
 def test_heads_have_the_published_mean_sizes():
-    subjects = [subject for k in range(24) if (subject := draw_subject(11, k)).ethnicity == "Asian"]
+    subjects = [subject for k in range(40) if (subject := draw_subject(11, k)).ethnicity == "Asian"]
     for sex, name in (("M", "male"), ("F", "female")):
         faces = [build_head(TEMPLATE, expected_soft(one)).face for one in subjects if one.sex == sex]
         marks = [face[TEMPLATE.landmark_ids] for face in faces]
@@ -181,7 +181,7 @@ def test_contour_landmarks_lie_on_the_outline_whatever_the_body_mass():
         head = build_head(TEMPLATE, with_bmi(subject, bmi))
         face = Scene(head.face, TEMPLATE.face_triangles, CAMERA, floor=head.chin_y - FACE_BELOW_SKULL_MM)
         assert (face.depth_at(head.landmarks[:33]) < 1.5).mean() > 0.8
-        assert (np.diff(head.landmarks[:17, 0]) > -2).all()  # from the right ear to the chin
+        assert (np.diff(head.landmarks[:17, 0]) > -2.5).all()  # from the right ear to the chin
         assert head.landmarks[:33, 1].min() > head.landmarks[16, 1] - 3.5  # mm below the chin's middle
 
 

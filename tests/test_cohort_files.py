@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,31 +135,21 @@ def test_a_texture_exemplar_is_another_subject_in_the_same_style(cohort: Path) -
     assert all(r.texture is None or r.texture != f"{r.subject}.png" for r in records)
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes_with_any_number_of_workers(
+def test_a_stopped_run_goes_on_to_the_same_bytes_with_any_number_of_workers(
     cohort: Path, tmp_path: Path
 ) -> None:
-    """First the pairs alone, killed in the middle; then all of the other cohort, by two processes."""
-    out = tmp_path / "cohort"
-    run = subprocess.Popen(
-        [sys.executable, "-m", "data.cohort", str(out), *PAIRS], cwd=ROOT, stderr=subprocess.PIPE
-    )
-    while run.poll() is None and not list(out.glob("subjects/*.json")):
-        time.sleep(0.01)
-    run.send_signal(signal.SIGKILL)
-    assert run.stderr is not None
-    run.stderr.read()  # ends when the workers have ended, too
-    assert run.wait() == -signal.SIGKILL
-    whole = contents(cohort)
-    assert all(
-        Path(name).name.startswith(".") or content == whole[name] for name, content in contents(out).items()
-    )
-    done = {path: path.stat().st_mtime_ns for path in out.glob("subjects/*.json")}
-    assert not (out / "split_data/test.json").exists() and len(done) < 3
+    """What a stopped run of the pairs alone left becomes all of the other cohort, by two processes."""
+    whole, out = contents(cohort), tmp_path / "cohort"
+    shutil.copytree(cohort, out)
+    for folder in ("packed", "split_data"):
+        shutil.rmtree(out / folder)
+    done = out / "subjects/s00000.json"
+    for path in set(out.glob("subjects/*.json")) - {done}:
+        path.unlink()
     (out / "pairedCS/skull/.s00001.png.0a0b.tmp").write_bytes(b"half")
-
+    before = done.stat().st_mtime_ns
     assert main([str(out), *PAIRS, *EXTRAS, "shards=true", "num_workers=2"]) == 0
-    assert contents(out) == whole
-    assert all(path.stat().st_mtime_ns == at for path, at in done.items())
+    assert contents(out) == whole and done.stat().st_mtime_ns == before
     assert not [name for name in whole if Path(name).name.startswith(".")]
 
 
@@ -180,7 +171,8 @@ def test_two_runs_do_not_work_in_one_folder(cohort: Path, capfd: pytest.CaptureF
     assert "another run" in capfd.readouterr().err
 
 
-def test_a_killed_worker_ends_the_run_in_one_message(tmp_path: Path) -> None:
+@pytest.mark.parametrize("victim", ["run", "worker"])
+def test_none_of_run_and_worker_outlives_the_other(victim: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "data.cohort", str(tmp_path / "cohort"), *PAIRS]
     run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
@@ -192,9 +184,10 @@ def test_a_killed_worker_ends_the_run_in_one_message(tmp_path: Path) -> None:
         time.sleep(0.02)
         pids = children.read_text().split()
         workers = [pid for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(int(workers[0]), signal.SIGKILL)
-    _, error = run.communicate(timeout=60)
-    assert run.returncode == 2 and "worker process was killed" in error and "Traceback" not in error
+    os.kill(run.pid if victim == "run" else int(workers[0]), signal.SIGKILL)
+    _, error = run.communicate(timeout=60)  # ends when the worker has ended, too
+    assert run.returncode == (-signal.SIGKILL if victim == "run" else 2) and "Traceback" not in error
+    assert ("worker process was killed" in error) == (victim == "worker")
 
 
 def test_an_excerpt_and_a_sheet_are_made_of_it(cohort: Path, tmp_path: Path) -> None:

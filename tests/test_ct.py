@@ -344,7 +344,8 @@ def test_a_batch_is_anonymous_restartable_and_a_data_set(tmp_path, capfd):
     table = tmp_path / "patients.csv"
     people = "".join(f"{i},F,{30 + n},Asian,{20 + n}\n" for n, i in enumerate(ids))
     table.write_text("id,sex,age,ethnicity,bmi\n" + people)
-    command = [str(patients), str(out), f"biometrics={table}", "step=2.5", "num_workers=2", "meshes=false"]
+    command = [str(patients), str(out), f"biometrics={table}", "step=2.5", "num_workers=2"]
+    command += ["meshes=false", "pose=0,0,0"]
     assert main(command) == 3
     output = "".join(capfd.readouterr())
     assert "1 ok, 1 flagged, 1 refused" in output

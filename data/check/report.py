@@ -65,9 +65,8 @@ def rows(findings: Sequence[Flaw]) -> list[dict[str, Any]]:
             "list": one.list_name,
             "line": one.line or "",
             "file": one.file,
-            "seen": one.detail,
-            "what_to_do": CHECKS[one.check].remedy,
         }
+        | {"seen": one.detail, "what_to_do": CHECKS[one.check].remedy}
         for one in findings
     ]
 

@@ -17,10 +17,8 @@ NUM_PROTOCOLS = 16  # scanner protocols, and so surface styles, in a cohort
 EXTRAS = (
     "views", "variants", "variant_ages", "variant_masses", "variant_styles", "ceiling", "shards", "num_workers",
 )  # fmt: skip
-PACKAGES = {
-    "embreex": "embreex",
-    "scipy": "scipy",
-}  # module -> distribution: the extra `cohort` of pyproject.toml
+# Module -> distribution: the extra `cohort` of pyproject.toml.
+PACKAGES = {"embreex": "embreex", "scipy": "scipy"}
 
 
 class CohortConfig(Settings):

@@ -101,13 +101,7 @@ class Pair:
 
 def camera_of(config: CohortConfig) -> Camera:
     """Return the camera of a cohort's frontal pairs."""
-    return Camera(
-        size=config.size,
-        half_field=config.half_field,
-        center_y=config.center_y,
-        yaw=config.yaw,
-        pitch=config.pitch,
-    )
+    return Camera(config.size, config.half_field, 0.0, config.center_y, config.yaw, config.pitch)
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,7 @@ WORST_FIT_MM = 5.0
 MIRRORED_SHARE = 0.75  # of the skull's points: a defect has no mirror image
 SCALE_PRIOR = 30.0  # mm2 a point: how strongly a scale is held at 1
 LARGEST_MEND_DEG = 10.0  # between the fit and the Frankfurt plane; beyond, the pits are no ear canals
-STEADY_DEG = (
-    2.0  # by which the Frankfurt plane may still lean once it was levelled: else another pit was found
-)
+STEADY_DEG = 2.0  # lean of the Frankfurt plane once it was levelled; beyond, another pit was measured
 LARGEST_OFFSET_MM = 40.0  # of the orbits' height from the reference's
 POINT_NAMES = ("orbitale_left", "orbitale_right", "porion_left", "porion_right")
 

@@ -19,9 +19,8 @@ SKIN_HU = -300.0
 PADDING_HU = -1500  # scanners fill what they did not measure with values below air
 COARSE = 2  # steps of the volume in a step of the masks
 LARGEST_HEAD_MM = 290.0  # from the vertex down: shoulders are left out
-CLOSED_MM = (
-    4  # openings of the skin up to twice as wide are closed; the surface keeps this much of their depth
-)
+# Openings of the skin up to twice as wide are closed; the surface keeps this much of their depth.
+CLOSED_MM = 4
 EAR_MM = 24
 THIN_MM = 8  # of the nose's wings, say
 LARGEST_SINUS_MM2 = 3000.0

@@ -11,10 +11,8 @@ import numpy as np
 from data.render import vertex_normals
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
-SKULL_FILES = {
-    "scan": "skull_ct.npz",
-    "model": "skull_model.npz",
-}  # the first is GPL-2: see templates/README.md
+# The first is GPL-2: see templates/README.md.
+SKULL_FILES = {"scan": "skull_ct.npz", "model": "skull_model.npz"}
 SKULL_QUANTUM_MM = 0.02
 CRANIUM, MANDIBLE, SPINE = 0, 1, 2
 

@@ -27,9 +27,7 @@ from data.ct.reading.scan import Scan, to_hounsfield
 MAX_FILES = 20_000
 MAX_SIDE = 4096
 MAX_HALVINGS = 2
-AXIAL_COSINE = (
-    0.6  # of the slices' normal with the head-to-foot axis: sagittal and coronal series stay outside
-)
+AXIAL_COSINE = 0.6  # of the slices' normal with the head-to-foot axis, at least
 DIRECTION_TOLERANCE = 0.01  # of the directions' lengths and of the cosine between them
 ENOUGH_MM = 100.0  # a series that covers this much counts as a head
 TILT_APART_DEG, NO_TILT_DEG = 2.0, 1.0
