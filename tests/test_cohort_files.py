@@ -33,8 +33,8 @@ PAIRS = ["num_subjects=3", "seed=6", "size=128", "valid_subjects=1", "test_subje
 EXTRAS = [
     "views=1",
     "variants=1",
-    "variant_ages=[22,72]",
-    "variant_masses=[2,5]",
+    "variant_ages=[72]",
+    "variant_masses=[2]",
     "variant_styles=1",
     "ceiling=true",
 ]
@@ -46,9 +46,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a cohort that one process made in one go."""
+    """Return a cohort that two processes made in one go."""
     out = tmp_path_factory.mktemp("cohorts") / "whole"
-    assert main([str(out), *PAIRS, *EXTRAS, "shards=true"]) == 0
+    assert main([str(out), *PAIRS, *EXTRAS, "shards=true", "num_workers=2"]) == 0
     return out
 
 
@@ -138,7 +138,7 @@ def test_a_texture_exemplar_is_another_subject_in_the_same_style(cohort: Path) -
 def test_a_stopped_run_goes_on_to_the_same_bytes_with_any_number_of_workers(
     cohort: Path, tmp_path: Path
 ) -> None:
-    """What a stopped run of the pairs alone left becomes all of the other cohort, by two processes."""
+    """What a stopped run of the pairs alone left becomes all of the other cohort, by one process."""
     whole, out = contents(cohort), tmp_path / "cohort"
     shutil.copytree(cohort, out)
     for folder in ("packed", "split_data"):
@@ -148,7 +148,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes_with_any_number_of_workers(
         path.unlink()
     (out / "pairedCS/skull/.s00001.png.0a0b.tmp").write_bytes(b"half")
     before = done.stat().st_mtime_ns
-    assert main([str(out), *PAIRS, *EXTRAS, "shards=true", "num_workers=2"]) == 0
+    assert main([str(out), *PAIRS, *EXTRAS, "shards=true", "num_workers=1"]) == 0
     assert contents(out) == whole and done.stat().st_mtime_ns == before
     assert not [name for name in whole if Path(name).name.startswith(".")]
 
