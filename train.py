@@ -37,10 +37,8 @@ def main(argv: list[str]) -> int:
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its tips would stand between our lines
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and torch
-    warnings.filterwarnings(
-        "ignore", message=".*broadcast_buffers.*"
-    )  # its new name is unknown to older torch
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # we measure whether they do
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # older torch lacks its new name
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # the run measures that
     try:
         arguments = argv if has_config else [str(DEFAULT_CONFIG), *argv]
         run = prepare(parse_command_line(ExperimentConfig, arguments))
@@ -51,9 +49,9 @@ def main(argv: list[str]) -> int:
         print("train.py: interrupted before the training began", file=sys.stderr)
         return 130
     try:
-        with run.started() as checkpoint:
-            if not run.finished:
-                run.trainer.fit(run.stage, ckpt_path=checkpoint, weights_only=True)
+        run.start()
+        if not run.finished:
+            run.trainer.fit(run.stage, ckpt_path=run.resumed, weights_only=True)
         return 0 if run.finish() is not None else 128 + run.save_last.signal
     except (ImageError, CheckpointError, FloatingPointError, OSError) as error:
         # A picture that cannot be read, files that differ, weights that are not finite, a full disk.
@@ -65,7 +63,7 @@ def main(argv: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
         print("train.py: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -200,6 +200,17 @@ class ExperimentConfig(Settings):
             ("autoencoder", "autoencoder.gan", self.autoencoder.gan),
             ("autoencoder", "autoencoder.texture_weight", self.autoencoder.texture_weight),
         ]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_old_settings(cls, values: Any) -> Any:
+        """Accept the config.yaml of an older run: settings that are gone, where they changed nothing."""
+        memory, train = values.get("memory"), values.get("train")
+        if not isinstance(memory, dict) or not isinstance(train, dict):
+            return values
+        nothing = {"card": 0, "batch_size": train.get("batch_size")}  # null was nothing everywhere
+        rest = {k: x for k, x in memory.items() if x is not None and (k not in nothing or x != nothing[k])}
+        return {**values, "memory": rest}
 
     @model_validator(mode="after")
     def _fits_the_stage(self) -> Self:

@@ -111,7 +111,7 @@ def main(arguments: Sequence[str]) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"crossfit: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         print("crossfit: interrupted; the same command continues", file=sys.stderr)
         return 130
     if path is None:

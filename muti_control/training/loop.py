@@ -17,16 +17,10 @@ from tqdm import tqdm
 
 from muti_control.training.checkpoints import LAST, BestCheckpoints
 from muti_control.training.config import TrainConfig, WatchConfig
-from muti_control.training.stage import Stage
+from muti_control.training.stage import Stage, warn
 
 WINDOW = 100  # steps between looks at the loader
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
-
-def tell(trainer: pl.Trainer, message: str) -> None:
-    """Print a line to stderr, once for all processes, beside the progress bar."""
-    if trainer.is_global_zero:
-        tqdm.write(message, file=sys.stderr)
 
 
 def largest(trainer: pl.Trainer, *numbers: int) -> list[int]:
@@ -107,13 +101,7 @@ class Validate(pl.Callback):
     def __init__(self, save_last: SaveLast, best: BestCheckpoints, cfg: TrainConfig) -> None:
         self.save_last, self.best, self.cfg = save_last, best, cfg
 
-    def on_train_start(self, trainer: pl.Trainer, stage: Stage) -> None:  # type: ignore[override]
-        self._validate_if_due(trainer, stage)
-
     def on_train_batch_end(self, trainer: pl.Trainer, stage: Stage, *args: Any) -> None:  # type: ignore[override]
-        self._validate_if_due(trainer, stage)
-
-    def _validate_if_due(self, trainer: pl.Trainer, stage: Stage) -> None:
         step = stage.updates
         due = step > 0 and step % self.cfg.val_every == 0 and stage.validated != step
         if not due or not stage.between_steps or self.save_last.stopped:
@@ -129,6 +117,8 @@ class Validate(pl.Callback):
         if trainer.is_global_zero:
             content = {"ema": stage.ema.state_dict(), "updates": step, "scores": scores}
             self.best.offer(step, scores[stage.monitor], content)
+
+    on_train_start = on_train_batch_end  # a resumed run may lack the validation of its step
 
     @torch.no_grad()
     def _validate(self, trainer: pl.Trainer, stage: Stage) -> dict[str, float] | int:
@@ -148,7 +138,6 @@ class Validate(pl.Callback):
                         return signum
                 return stage.validation_scores()
         finally:
-            stage.forget_validation()
             stage.train()
 
 
@@ -164,9 +153,8 @@ class LogAndProgress(pl.Callback):
         self.log_every = cfg.log_every or max(1, min(10, cfg.val_every // 10))
         self._bar: tqdm[Any] | None = None
         self._steps = -2  # counted steps
-        self._busy = self._waited = (
-            0.0  # seconds of counted steps without saves and validations; for pictures
-        )
+        self._busy = 0.0  # seconds of counted steps, without saves and validations
+        self._waited = 0.0  # of these, for pictures
         self._logged = (0, 0.0)  # counted steps and their seconds at the last log
         self._ready = self._began = self._start = time.perf_counter()
         self._last_line = -math.inf
@@ -191,7 +179,7 @@ class LogAndProgress(pl.Callback):
         else:
             self._start = time.perf_counter()
         self._check_skipped(trainer, stage)
-        self._check_loader(trainer)
+        self._check_loader()
         if stage.updates % self.log_every == 0:
             self._log(trainer, stage)
         if self._bar is not None:
@@ -211,21 +199,19 @@ class LogAndProgress(pl.Callback):
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         if not self._warned_skip and not scaled:  # a scaler finds its scale by such steps
             self._warned_skip = True
-            tell(
-                trainer,
-                f"warning: {what}: this step is skipped, and so are others like it (train/skipped in the log); "
+            warn(
+                f"{what}: this step is skipped, and so are others like it (train/skipped in the log); "
                 f"{self.watch.max_skipped + 1} in a row stop the run. Lower optim.lr if it happens often",
             )
 
-    def _check_loader(self, trainer: pl.Trainer) -> None:
+    def _check_loader(self) -> None:
         if self._warned_wait or self._steps < WINDOW or self._steps % WINDOW:
             return
         share = min(1.0, self._waited / self._busy)
         if share > self.watch.waiting_share:
             self._warned_wait = True
-            tell(
-                trainer,
-                f"warning: {share:.0%} of the time the device waits for pictures: raise data.num_workers (now "
+            warn(
+                f"{share:.0%} of the time the device waits for pictures: raise data.num_workers (now "
                 f"{self.num_workers}; this machine has {os.cpu_count()} cores), put the pictures on a local disk, or "
                 "pack them (python -m data.pack)",
             )

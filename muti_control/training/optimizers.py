@@ -63,7 +63,5 @@ class Turn:
 
     def clip(self) -> Tensor:
         """Scale the gradients down to ``optim.clip_norm`` (0: leave them); return their norm before, a scalar."""
-        parameters = list(self.parameters.values())
-        if self.optim.clip_norm:
-            return nn.utils.clip_grad_norm_(parameters, self.optim.clip_norm)
-        return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        limit = self.optim.clip_norm or math.inf
+        return nn.utils.clip_grad_norm_(self.parameters.values(), limit)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities import rank_zero_only
 
 from cldm.controlled import ControlledLatentDiffusion
 from data.files import write_text
@@ -26,12 +26,14 @@ from muti_control.distributed import end_with_parent
 from muti_control.record import check_creatable
 from muti_control.training.checkpoints import LAST, BestCheckpoints, WholeFiles, read_run
 from muti_control.training.config import ExperimentConfig
-from muti_control.training.loop import LogAndProgress, SaveLast, Validate, tell
+from muti_control.training.loop import LogAndProgress, SaveLast, Validate
 from muti_control.training.model import check_files
-from muti_control.training.stage import Stage
+from muti_control.training.stage import Stage, warn
 from muti_control.training.stages import BUILDERS
 from settings.messages import ConfigError
 from settings.reading import to_yaml
+
+say = rank_zero_only(partial(print, flush=True))
 
 # Parts of the config that must not change when a run is continued; the stage's own part is one of them.
 FINGERPRINTED = ("optim", "autoencoder", "diffusion", "skull", "landmarks", "texture", "partial", "pipnet")
@@ -56,51 +58,40 @@ class Training:
         """Do what ``train.py`` does; return the exported file, or None if a signal stopped the run before its end.
 
         Raises:
-            KeyboardInterrupt: a second Ctrl-C; the last checkpoint written stays.
+            SystemExit: a second Ctrl-C (Lightning turns it into that); the last checkpoint written stays.
         """
-        with self.started() as checkpoint:
-            if not self.finished:
-                self.trainer.fit(self.stage, ckpt_path=checkpoint, weights_only=True)
+        self.start()
+        if not self.finished:
+            self.trainer.fit(self.stage, ckpt_path=self.resumed, weights_only=True)
         return self.finish()
 
-    @contextmanager
-    def started(self) -> Iterator[Path | None]:
-        """Write the run's config and introduce it; within the block, give the checkpoint to go on from."""
-        cfg, last = self.cfg, self.save_last.path
+    def start(self) -> None:
+        """Write the run's config, set a damaged checkpoint aside, and print what is trained, where."""
+        cfg, trainer, stage, last = self.cfg, self.trainer, self.stage, self.save_last.path
         if self.finished:
-            self._say(
+            say(
                 f"{cfg.run_dir} is finished at step {self.steps_done} ({self.exported}); "
                 "a larger train.max_steps continues it, name=NEW starts another run"
             )
-        else:
-            if self.trainer.is_global_zero:
-                cfg.run_dir.mkdir(parents=True, exist_ok=True)
-                write_text(cfg.run_dir / "config.yaml", to_yaml(cfg))
-                if self.resumed not in (None, last) and last.is_file():
-                    os.replace(last, last.with_name("damaged.ckpt"))
-            self._introduce()
-        try:
-            yield self.resumed
-        except (
-            SystemExit
-        ) as error:  # Lightning's answer to a Ctrl-C; weights within a step are not worth saving
-            raise KeyboardInterrupt from error
-
-    def _introduce(self) -> None:
-        cfg, trainer, stage = self.cfg, self.trainer, self.stage
+            return
+        if trainer.is_global_zero:
+            cfg.run_dir.mkdir(parents=True, exist_ok=True)
+            write_text(cfg.run_dir / "config.yaml", to_yaml(cfg))
+            if self.resumed not in (None, last) and last.is_file():
+                os.replace(last, last.with_name("damaged.ckpt"))
         trained = sum(p.numel() for p in stage.trained_parameters().values()) / 1e6
         total = sum(p.numel() for p in stage.net.parameters()) / 1e6
         where = f"{trainer.strategy.root_device}, {trainer.precision}"
         where += f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
-        self._say(
+        say(
             f"{cfg.stage} stage: {trained:.{1 if trained >= 0.1 else 3}f} of {total:.1f} M parameters trained, "
             f"on {where}; everything goes to {cfg.run_dir}"
         )
         if self.resumed is not None:
-            self._say(f"continuing {cfg.run_dir} from step {self.steps_done}")
+            say(f"continuing {cfg.run_dir} from step {self.steps_done}")
         for turn in stage.turns():
             for sentence in turn.optim.odd(cfg.train.max_steps, turn.key):
-                tell(trainer, f"warning: {sentence}")
+                warn(sentence)
 
     def finish(self) -> Path | None:
         """Export the averaged weights of the best validation, or the last ones; return their file.
@@ -109,23 +100,18 @@ class Training:
         """
         cfg, stage = self.cfg, self.stage
         if self.save_last.stopped:
-            self._say(f"stopped at step {stage.updates} of {cfg.train.max_steps}; the same command continues")
+            say(f"stopped at step {stage.updates} of {cfg.train.max_steps}; the same command continues")
             return None
         if self.trainer.is_global_zero and not self.finished:
-            best, origin = None, "the last step"
-            if cfg.train.export == "best":
-                best = best_checkpoints(cfg, stage).read_best()
-            if best is not None:
+            origin = "the last step"
+            (validate,) = (x for x in self.trainer.callbacks if isinstance(x, Validate))
+            if cfg.train.export == "best" and (best := validate.best.read_best()) is not None:
                 stage.ema.load_state_dict(best["ema"])
                 stage.updates = int(best["updates"])
                 origin = f"the best validation ({stage.monitor} {best['scores'][stage.monitor]:.4g})"
             stage.export(self.exported)
-            self._say(f"finished; exported step {stage.updates}, {origin}: {self.exported}")
+            say(f"finished; exported step {stage.updates}, {origin}: {self.exported}")
         return self.exported
-
-    def _say(self, message: str) -> None:
-        if self.trainer.is_global_zero:
-            print(message, flush=True)
 
 
 def prepare(cfg: ExperimentConfig) -> Training:
@@ -154,9 +140,8 @@ def prepare(cfg: ExperimentConfig) -> Training:
     check_same_run(content["fingerprint"], stage)
     trainer, save_last = build_trainer(cfg, stage)
     if (before := int(content["world_size"])) != (now := trainer.world_size):
-        tell(
-            trainer,
-            f"warning: the run was on {before} processes and goes on with {now}: a step sees {now}/{before} of the "
+        warn(
+            f"the run was on {before} processes and goes on with {now}: a step sees {now}/{before} of the "
             "pictures it saw (train.accumulate under a new name= makes up for it), and its losses are other ones",
         )
     return Training(cfg, stage, trainer, save_last, path, int(content["updates"]))
@@ -179,23 +164,16 @@ def build_stage(cfg: ExperimentConfig) -> Stage:
     return stage
 
 
-# --- what makes two starts the same run -------------------------------------------------------------------
-
-
 def fingerprint(cfg: ExperimentConfig, stage: Stage) -> dict[str, str]:
-    """Return what a resumed run must have in common with its beginning, by the name a user would look for.
-
-    Files count by their contents.
-    """
+    """Return what a resumed run shares with its beginning, by the name a user would look for; files as hashes."""
     facts = {
         "stage": cfg.stage,
         "init": sha256(cfg.init) if cfg.init else "",
         "model": json.dumps(stage.architecture(), sort_keys=True),
         "data.train": sha256(Path(cfg.data.root) / "split_data" / cfg.data.train),
     }
-    parts = {part: getattr(cfg, part).model_dump() for part in FINGERPRINTED}
-    if hasattr(cfg, cfg.stage):
-        parts[cfg.stage] = getattr(cfg, cfg.stage).model_dump()
+    names = (*FINGERPRINTED, cfg.stage)
+    parts = {part: getattr(cfg, part).model_dump() for part in names if hasattr(cfg, part)}
     parts["train"] = cfg.train.model_dump(include={"batch_size", "accumulate", "seed"})
     if (losses := cfg.losses).on:
         parts["losses"] = losses.model_dump(exclude={"chunk", "recompute"})  # these change the memory only
@@ -221,9 +199,6 @@ def check_same_run(saved: dict[str, str], stage: Stage) -> None:
         raise ConfigError(f"{key}: {change}; undo that to continue {stage.cfg.run_dir}, or pass name=NEW")
 
 
-# --- machine and trainer ----------------------------------------------------------------------------------
-
-
 def device_of(cfg: ExperimentConfig) -> torch.device:
     """Return where this process computes."""
     if cfg.train.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
@@ -238,14 +213,14 @@ def pick_precision(cfg: ExperimentConfig) -> Literal["bf16-mixed", "16-mixed", "
     Raises:
         ConfigError: 16-mixed without a CUDA device.
     """
-    wanted, device = cfg.train.precision, device_of(cfg)
-    if wanted == "auto":
+    precision, device = cfg.train.precision, device_of(cfg)
+    if precision == "auto":
         return "bf16-mixed" if prefers_bf16(device) else "32-true"
-    if wanted == "16-mixed" and device.type != "cuda":
+    if precision == "16-mixed" and device.type != "cuda":
         raise ConfigError(
             "train.precision: got 16-mixed, which needs a CUDA device; use train.precision=auto"
         )
-    return wanted
+    return precision
 
 
 def layout(devices: int) -> tuple[int, int]:
@@ -277,15 +252,9 @@ def check_machine(cfg: ExperimentConfig) -> None:
         raise ConfigError(
             "train.logger: got wandb, which is not installed: pip install wandb, or use tensorboard"
         )
-    devices, machines = layout(cfg.train.devices)
+    settings = trainer_settings(cfg)
     try:
-        pl.Trainer(
-            accelerator=cfg.train.accelerator,
-            devices=devices,
-            num_nodes=machines,
-            logger=False,
-            **NOT_LIGHTNINGS,
-        )
+        pl.Trainer(**settings, logger=False)
     except (ValueError, MisconfigurationException) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ConfigError(
@@ -294,27 +263,28 @@ def check_machine(cfg: ExperimentConfig) -> None:
         ) from error
 
 
-# What our callbacks do, or the run itself; each says which behaviour of Lightning it mends.
-NOT_LIGHTNINGS: dict[str, Any] = {
-    "max_steps": -1,  # SaveLast counts them
-    "max_epochs": -1,
-    "limit_val_batches": 0,  # Validate makes validations
-    "num_sanity_val_steps": 0,
-    "enable_model_summary": False,  # the run says in one line what it trains
-    "enable_progress_bar": False,  # LogAndProgress has one
-    "enable_checkpointing": False,  # SaveLast and Validate write them
-    "use_distributed_sampler": False,  # EndlessBatches shares the items
-    "inference_mode": False,  # training uses what validation computes (text embeddings)
-}
+def trainer_settings(cfg: ExperimentConfig) -> dict[str, Any]:
+    """Return the Trainer's settings: the devices, and what our callbacks or the stage do instead of it."""
+    devices, machines = layout(cfg.train.devices)
+    return {
+        "accelerator": cfg.train.accelerator,
+        "devices": devices,
+        "num_nodes": machines,
+        "max_steps": -1,  # SaveLast counts them
+        "max_epochs": -1,
+        "limit_val_batches": 0,  # Validate makes validations
+        "num_sanity_val_steps": 0,
+        "enable_model_summary": False,  # the run says in one line what it trains
+        "enable_progress_bar": False,  # LogAndProgress has one
+        "enable_checkpointing": False,  # SaveLast and Validate write them
+        "use_distributed_sampler": False,  # EndlessBatches shares the items
+        "inference_mode": False,  # training uses what validation computes (text embeddings)
+    }
 
 
 def build_trainer(cfg: ExperimentConfig, stage: Stage) -> tuple[pl.Trainer, SaveLast]:
-    """Return Lightning's trainer, and its callback that saves and stops.
-
-    Lightning does devices, processes, their common gradients, precision, logging and the optimizers' state.
-    """
+    """Return Lightning's trainer, and its callback that saves and stops."""
     save_last = SaveLast(cfg.run_dir / "checkpoints", cfg.train)
-    devices, machines = layout(cfg.train.devices)
     precision = pick_precision(cfg)
     if precision == "32-true":
         compute_in_fp32()
@@ -327,26 +297,19 @@ def build_trainer(cfg: ExperimentConfig, stage: Stage) -> tuple[pl.Trainer, Save
         loggers.append(TensorBoardLogger(cfg.run_dir, name="", version="tensorboard"))
     elif cfg.train.logger == "wandb":
         loggers.append(WandbLogger(cfg.name, save_dir=cfg.run_dir, offline=True))
+    settings = trainer_settings(cfg)
+    several = settings["devices"] * settings["num_nodes"] > 1
+    best = BestCheckpoints(save_last.path.parent, stage.monitor, stage.monitor_mode, cfg.train.keep_best)
     trainer = pl.Trainer(
-        accelerator=cfg.train.accelerator,
-        devices=devices,
-        num_nodes=machines,
-        strategy=ddp if cfg.train.strategy == "ddp" or devices * machines > 1 else "auto",
+        strategy=ddp if several or cfg.train.strategy == "ddp" else "auto",
         precision=precision,
         plugins=[WholeFiles()],
         callbacks=[
             save_last,
-            Validate(save_last, best_checkpoints(cfg, stage), cfg.train),
+            Validate(save_last, best, cfg.train),
             LogAndProgress(cfg.train, cfg.watch, cfg.data.num_workers),
         ],
         logger=loggers,
-        **NOT_LIGHTNINGS,
+        **settings,
     )
     return trainer, save_last
-
-
-def best_checkpoints(cfg: ExperimentConfig, stage: Stage) -> BestCheckpoints:
-    """Return the best validations of the run."""
-    return BestCheckpoints(
-        cfg.run_dir / "checkpoints", stage.monitor, stage.monitor_mode, cfg.train.keep_best
-    )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 
@@ -35,20 +38,15 @@ class EndlessBatches(Sampler[list[int]]):
     world_size: int = 1
 
     def __iter__(self) -> Iterator[list[int]]:
-        position = self.first_batch * self.batch_size
-        pass_number, order = -1, torch.empty(0)
-        while True:
-            batch = []
-            for k in range(position, position + self.batch_size):
-                # Ranks interleave: this rank's k-th sample is the (k * world + rank)-th of all.
-                current, offset = divmod(k * self.world_size + self.rank, self.num_items)
-                if current != pass_number:
-                    pass_number = current
-                    draws = generator(self.seed, 0, current, "order")
-                    order = torch.randperm(self.num_items, generator=draws)
-                batch.append(int(order[offset]))
-            position += self.batch_size
-            yield batch
+        order_of = lru_cache(maxsize=1)(self._order)
+        for batch in itertools.count(self.first_batch):
+            # Ranks interleave: this rank's k-th sample is the (k * world + rank)-th of all.
+            samples = range(batch * self.batch_size, (batch + 1) * self.batch_size)
+            places = [divmod(k * self.world_size + self.rank, self.num_items) for k in samples]
+            yield [int(order_of(pass_number)[offset]) for pass_number, offset in places]
+
+    def _order(self, pass_number: int) -> Tensor:
+        return torch.randperm(self.num_items, generator=generator(self.seed, 0, pass_number, "order"))
 
 
 def leave_signals_to_the_parent(worker: int) -> None:

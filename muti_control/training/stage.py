@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sized
@@ -13,8 +14,10 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from pytorch_lightning.strategies import ParallelStrategy
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
 
 from ldm.checkpoint import CheckpointError
 from muti_control.training.checkpoints import FORMAT
@@ -25,6 +28,12 @@ from muti_control.training.pictures import log_picture, write_grid
 from muti_control.training.seeded_batches import EndlessBatches, generator, leave_signals_to_the_parent
 
 T = TypeVar("T")
+
+
+@rank_zero_only
+def warn(message: str) -> None:
+    """Print a warning to stderr, on the first process only, beside the progress bar."""
+    tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
 class Stage(pl.LightningModule):
@@ -83,7 +92,7 @@ class Stage(pl.LightningModule):
         raise NotImplementedError
 
     def turns(self) -> list[Turn]:
-        """Return the optimizers; the first one trains what is averaged, validated and exported."""
+        """Return the optimizers; the first one, due at every step, trains what is averaged, validated and exported."""
         return [Turn("net", self.trained_parameters(), self.cfg.optim)]
 
     def turn_loss(self, turn: str, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -131,11 +140,13 @@ class Stage(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Accumulate the gradients of one micro-batch; after ``train.accumulate`` of them, step."""
-        num = self.cfg.train.accumulate
+        num, strategy = self.cfg.train.accumulate, self.trainer.strategy
         if self.between_steps:
             self.scalars = {}
+        local = self._micro + 1 < num and isinstance(strategy, ParallelStrategy)  # more micro-batches follow
         for turn, optimizer in self._due():
-            with self.toggled_optimizer(optimizer), self._unsynced(self._micro + 1 < num):
+            unsynced = strategy.block_backward_sync() if local else nullcontext()
+            with self.toggled_optimizer(optimizer), unsynced:
                 scalars = self.turn_loss(turn.name, batch)
                 with torch.autocast(self.device.type, enabled=False):
                     self.manual_backward(scalars["loss"] / num)
@@ -152,13 +163,6 @@ class Stage(pl.LightningModule):
         """Return the optimizers of this step."""
         both = zip(self._turns, self.trainer.optimizers, strict=True)
         return [(turn, optimizer) for turn, optimizer in both if turn.due(self.updates)]
-
-    def _unsynced(self, accumulating: bool) -> Any:
-        """Return a context in which DDP does not average gradients yet, where more micro-batches follow."""
-        strategy = self.trainer.strategy
-        if accumulating and isinstance(strategy, ParallelStrategy):
-            return strategy.block_backward_sync()
-        return nullcontext()
 
     def _step(self) -> None:
         """Step all optimizers that are due or, if a gradient is not finite, none of them in any process."""
@@ -189,11 +193,7 @@ class Stage(pl.LightningModule):
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         self._turns = self.turns()
-        if self._turns[0].every != 1:
-            raise ValueError(f"{type(self).__name__}: the first optimizer must step every time")
         return [turn.make_optimizer() for turn in self._turns]
-
-    # --- data ---------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return endless batches that go on where a resumed run stopped; ``updates`` is the loader's whole state."""
@@ -226,27 +226,20 @@ class Stage(pl.LightningModule):
             **kwargs,
         )
 
-    # --- validation ---------------------------------------------------------------------------------------
-
     def keep(self, name: str, indices: Iterable[int], results: Iterable[Any]) -> None:
         """Store results (picklable, on the CPU) of validation items until the validation ends."""
         self._kept[name] += zip(indices, results, strict=True)
 
     def gather(self, name: str) -> list[Any]:
-        """Return the results kept as ``name`` by all processes, in the order of their indices."""
-        return [result for _, result in sorted(chain(*of_all(self._kept[name])), key=lambda item: item[0])]
-
-    def forget_validation(self) -> None:
-        """Drop all results of a validation that is complete or was broken off."""
-        self._kept.clear()
+        """Return the results kept as ``name`` by all processes, in the order of their indices, and drop them."""
+        results = of_all(self._kept.pop(name, []))
+        return [result for _, result in sorted(chain(*results), key=lambda item: item[0])]
 
     def show(self, name: str, rows: list[Tensor]) -> None:
         """Write a picture grid, ``rows`` of (N, 3, H, W) in [0, 1], to a PNG file and to the logger."""
         if self.trainer.is_global_zero:
             grid = write_grid(self.cfg.run_dir / "images" / f"{name}_{self.updates:07d}.png", rows)
             log_picture(self.loggers, name, grid, self.updates)
-
-    # --- checkpoints: the trained part only ---------------------------------------------------------------
 
     def trained_state(self) -> dict[str, Tensor]:
         """Return what training changes, by name: parameters, and the buffers beside them (running statistics)."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from cldm.branches import Landmarks, untrained_metadata
@@ -33,7 +31,7 @@ from muti_control.training.latents import LatentPairs
 from muti_control.training.model import export_model
 from muti_control.training.optimizers import Turn
 from muti_control.training.pictures import rank_one, small_grey
-from muti_control.training.stage import Stage
+from muti_control.training.stage import Stage, warn
 from muti_control.training.stages.base import build_on_latents, draw_faces, drop_prompts
 
 DISCRIMINATOR = "discriminator"
@@ -74,13 +72,13 @@ class ControlStage(Stage):
             num = branches.landmarks.num_points
             self._landmarks = {p: PairLandmarks(x.records, num, cfg.landmarks) for p, x in parts.items()}
             if cfg.landmarks.dropout < 1 and not self._landmarks["train"].any:
-                rank_zero_warning(NO_LANDMARKS)
+                warn(NO_LANDMARKS)
         if branches.texture is not None:
             self._textures = {
                 p: PairTextures(x.records, x.size, branches.texture, cfg.texture) for p, x in parts.items()
             }
             if cfg.texture.dropout < 1 and not self._textures["train"].any:
-                rank_zero_warning(NO_EXEMPLARS)
+                warn(NO_EXEMPLARS)
             train_set.more = {**train_set.more, "texture": self._textures["train"].features}
         for condition in (self._landmarks, self._textures):
             for part, source in condition.items():
@@ -299,7 +297,7 @@ class ControlStage(Stage):
         watch, effect = self.cfg.watch, scores.get("valid/skull_effect", 1.0)
         if effect < watch.flat_effect and self.updates >= watch.flat_after and not self._warned:
             self._warned = True
-            rank_zero_warning(
+            warn(
                 f"after {self.updates} steps the skull hardly matters: another person's skull changes the predicted "
                 f"noise by {effect:.2%} (valid/skull_effect). Try diffusion.loss_weighting=x0, a larger optim.lr or "
                 "batch, a higher diffusion.prompt_dropout; python -m data.check finds skulls that are not their faces'"
@@ -361,12 +359,6 @@ class ControlStage(Stage):
         if DISCRIMINATOR in dict(self.named_children()):
             more = {"stage": self.cfg.stage, "real": self.cfg.losses.real, "git": git_revision()}
             self.discriminator.save(path.with_name(f"{DISCRIMINATOR}.safetensors"), more=more)
-
-
-@rank_zero_only
-def rank_zero_warning(message: str) -> None:
-    """Print a warning on stderr, on one process only."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def visible_skulls(conditions: Conditions) -> Tensor:
