@@ -1,4 +1,4 @@
-"""One line for whatever is wrong with a setting: "key: got X, expected Y", or the key that was probably meant."""
+"""The one-line messages about settings: "key: got X, expected Y", or the key that was probably meant."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 Layer = tuple[str, Mapping[str, Any]]
-"""Settings from one place, and the words that a message about them begins with."""
+"""The beginning of messages about settings from one place, and these settings."""
 
 RENAMED = {"guidance": "spgd", "landmarks": "branches", "texture": "branches"}  # old dotted prefix -> new one
 REMOVED = {  # old key -> what serves instead
@@ -97,34 +97,28 @@ def describe(error: ValidationError, schema: type[BaseModel], layers: Sequence[L
     errors = error.errors(include_url=False)
     first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
     kind, got, context = first["type"], first["input"], first.get("ctx", {})
-    path, field = _walk(schema, first["loc"])
-    key = dotted(path)
-    origin, layer = _origin(layers, path)
+    field, key = field_at(schema, first["loc"]), dotted(first["loc"])
+    origin, layer = _origin(layers, first["loc"])
     if kind == "extra_forbidden":
         return origin + unknown(schema, key, layer)
     if kind == "setting":
         return f"{origin}{key}{'.' if key else ''}{first['msg']}"
     if kind == "missing":
-        return f"{origin}{key}: not given, expected {_choices(field) or 'a value'}"
+        return f"{origin}{key}: missing, expected {_choices(field)}"
     if kind == "value_error":
         return f"{origin}{key}{': ' if key else ''}{context['error']}"
     if kind == "literal_error":
         expected = f"one of {context['expected'].replace(' or ', ', ').replace(chr(39), '')}"
     elif kind in LIMITS:
         name, words = LIMITS[kind]
-        whole = None if name == "multiple_of" else _range(field)
-        expected = whole or f"{words} {short(context[name])}"
+        expected = (name != "multiple_of" and _range(field)) or f"{words} {short(context[name])}"
     else:
         expected = EXPECTED.get(kind, first["msg"])
     return f"{origin}{key}: got {short(got)}, expected {expected}"
 
 
 def unknown(schema: type[BaseModel], key: str, layer: Mapping[str, Any] | None = None) -> str:
-    """Return what to say of a key that a schema lacks.
-
-    Args:
-        layer: the whole file that the key stands in; one that is meant for another program is named as such.
-    """
+    """Return the message about a key that a schema lacks. layer: the file with the key; is it for another program?"""
     for old, new in RENAMED.items():
         if new in schema.model_fields and (key == old or key.startswith(f"{old}.")):
             return f"{key}: the key is now {new}{key.removeprefix(old)}"
@@ -136,7 +130,7 @@ def unknown(schema: type[BaseModel], key: str, layer: Mapping[str, Any] | None =
             return f"{mark}: unknown setting; the file is {kind}"
     keys = known_keys(schema)
     near = _nearest(key, keys)
-    return f"{key}: unknown setting; " + (f"did you mean {near}?" if near else f"known: {', '.join(keys)}")
+    return f"{key}: unknown setting; " + (f"did you mean {near}?" if near else f"there are {', '.join(keys)}")
 
 
 def known_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
@@ -167,65 +161,48 @@ def dotted(path: Sequence[str | int]) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
 
 
-def _walk(
-    schema: type[BaseModel], location: Sequence[str | int]
-) -> tuple[tuple[str | int, ...], FieldInfo | None]:
-    """The part of pydantic's location that is a key (it adds the tags of unions), and the field of a plain value."""
-    hints: tuple[Any, ...] = (schema,)
-    path: list[str | int] = []
+def field_at(schema: type[BaseModel], path: Sequence[str | int]) -> FieldInfo | None:
+    """Return the field at a path of keys, None where there is none, or within a list or mapping."""
+    model: type[BaseModel] | None = schema
     field = None
-    for part in location:
-        model = next((model for one in hints if (model := model_in(one)) is not None), None)
-        if model is not None and part in model.model_fields:
-            field = model.model_fields[str(part)]
-            hints = options(field.annotation)
-        elif (
-            model is None
-            and not isinstance(part, int)
-            and dict not in [typing.get_origin(hint) for hint in hints]
-        ):
-            break
-        else:
-            field, hints = None, ()
-        path.append(part)
-    return tuple(path), field
+    for part in path:
+        if model is None or part not in model.model_fields:
+            return None
+        field = model.model_fields[str(part)]
+        model = model_in(field.annotation)
+    return field
 
 
 def _origin(layers: Sequence[Layer], path: Sequence[str | int]) -> Layer:
+    """Return the last layer that has the key, or a plain value in the place of its settings."""
     for origin, layer in reversed(layers):
         value: Any = layer
-        for part in path:
-            if isinstance(value, Mapping) and part in value:
-                value = value[part]
-            elif not isinstance(part, int) and value is not None and not isinstance(value, Mapping):
-                return origin, layer  # something that is no settings stands in the place of settings
-            elif not isinstance(part, int):
-                break
-        else:
+        keys = [part for part in path if isinstance(part, str)]
+        while keys and isinstance(value, Mapping) and keys[0] in value:
+            value = value[keys.pop(0)]
+        if not keys or not isinstance(value, Mapping | None):
             return origin, layer
     return "", {}
 
 
 def _range(field: FieldInfo | None) -> str | None:
-    """What the limits of a field say together."""
+    """Return the limits of a field in words, None for a single limit other than 0."""
+    metadata = [] if field is None else field.metadata
     limits = {
-        name: value
-        for constraint in ([] if field is None else field.metadata)
-        for name in ("ge", "gt", "le", "lt")
-        if (value := getattr(constraint, name, None)) is not None
+        n: getattr(limit, n) for limit in metadata for n in ("ge", "gt", "le", "lt") if hasattr(limit, n)
     }
     if limits in ({"gt": 0}, {"ge": 0}):
         return "a positive number" if "gt" in limits else "0 or a positive number"
     return f"{short(limits['ge'])} to {short(limits['le'])}" if limits.keys() == {"ge", "le"} else None
 
 
-def _choices(field: FieldInfo | None) -> str | None:
-    choices = (
-        []
-        if field is None
-        else [one for one in options(field.annotation) if typing.get_origin(one) is typing.Literal]
-    )
-    return f"one of {', '.join(map(str, typing.get_args(choices[0])))}" if choices else None
+def _choices(field: FieldInfo | None) -> str:
+    """Return the choices of a field in words."""
+    hints = () if field is None else options(field.annotation)
+    names = [
+        str(x) for hint in hints if typing.get_origin(hint) is typing.Literal for x in typing.get_args(hint)
+    ]
+    return f"one of {', '.join(names)}" if names else "a value"
 
 
 def short(value: object) -> str:
@@ -235,14 +212,12 @@ def short(value: object) -> str:
 
 
 def _nearest(key: str, keys: Sequence[str]) -> str | None:
+    """Return the key that was probably meant: by its last part, by another name for it, or by its spelling."""
     last = key.split(".")[-1]
-    by_last = {known.split(".")[-1]: known for known in reversed(keys)}
+    by_last = {name.split(".")[-1]: name for name in reversed(keys)}
+    names = by_last | {name: name for name in keys}
     for name in (last, *MEANT.get(last, ())):
-        if name in keys:
-            return name
-        if name in by_last:
-            return by_last[name]
-    near = difflib.get_close_matches(key, keys, n=1)
-    return (
-        near[0] if near else next((by_last[n] for n in difflib.get_close_matches(last, by_last, n=1)), None)
-    )
+        if name in names:
+            return names[name]
+    near = difflib.get_close_matches(key, keys, n=1) or difflib.get_close_matches(last, by_last, n=1)
+    return names[near[0]] if near else None

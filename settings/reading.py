@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from settings.base import Settings
-from settings.messages import ConfigError, Layer, describe, dotted, model_in, options, unknown
+from settings.messages import ConfigError, Layer, describe, dotted, field_at, model_in, options, unknown
 
 S = TypeVar("S", bound=Settings)
 MISSING = "???"  # what a required setting has in printed defaults
@@ -31,7 +31,7 @@ def parse_command_line(
     """Return settings from, in rising order of precedence: the defaults, ``base``, the YAML file, ``key=value``.
 
     Args:
-        schema: settings within settings are reached by dots, as in ``sampling.steps=20``.
+        schema: dots lead to settings within settings, as in ``sampling.steps=20``.
         arguments: the command line without the program's name. A value is YAML 1.2 (``[1, 2]``, ``true``, ``null``),
             but taken as it stands where the field is text; a single value is a list of one where a list belongs.
         base: defaults that belong to something else, such as the settings a checkpoint recommends; a function gets
@@ -77,9 +77,8 @@ def to_yaml(settings: Settings | type[Settings]) -> str:
 
 def defaults_line(schema: type[Settings]) -> str:
     """Return ``key=default key=default ...``, for help texts."""
-    return " ".join(
-        f"{key}={str(value).replace(' ', '')}" for key, value in _defaults(schema, MISSING).items()
-    )
+    defaults = _defaults(schema, MISSING).items()
+    return " ".join(f"{key}={str(value).replace(' ', '')}" for key, value in defaults)
 
 
 def read_yaml(text: str, hint: Any = Any) -> Any:
@@ -152,12 +151,13 @@ def _content(loader: _Loader, node: yaml.Node, hint: Any) -> Any:
 
 
 def _item_of(alternatives: Sequence[Any]) -> Any:
-    """The type of what a list or the values of a mapping hold."""
+    """Return the type of the items of a list or of the values of a mapping."""
     containers = [one for one in alternatives if typing.get_origin(one) in (list, dict)]
     return typing.get_args(containers[0])[-1] if containers else Any
 
 
 def _takes_text(alternatives: Sequence[Any]) -> bool:
+    """Return whether a type is text, or a choice of texts, and no number."""
     texts = [one for one in alternatives if one is str or isinstance((typing.get_args(one) or (0,))[0], str)]
     return bool(texts) and not {int, float, bool} & set(alternatives)
 
@@ -168,18 +168,15 @@ def _split(arguments: Sequence[str], file_key: str | None) -> tuple[Path | None,
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if argument.startswith("-"):
-            example = argument.lstrip("-") if equals else f"{argument.lstrip('-')}=VALUE"
-            raise ConfigError(
-                f"{argument}: settings are written without dashes, as in {example.replace('-', '_')}"
-            )
+            example = argument.lstrip("-").replace("-", "_") + ("" if equals else "=VALUE")
+            raise ConfigError(f"{argument}: settings are written without dashes, as in {example}")
         if equals:
             assignments.append((key.strip(), value))
         elif Path(argument).suffix.lower() in (".yaml", ".yml") and file is None:
             file = Path(argument)
         else:
-            kind = (
-                "a second config file" if file is not None and argument.endswith("ml") else "not understood"
-            )
+            second = file is not None and argument.endswith("ml")
+            kind = "a second config file" if second else "not understood"
             hint = f", as in {file_key}={argument}" if file_key and Path(argument).exists() else ""
             raise ConfigError(f"{argument}: {kind}; expected [CONFIG.yaml] [key=value ...]{hint}")
     return file, assignments
@@ -198,14 +195,11 @@ def _read_file(schema: type[Settings], path: Path) -> Mapping[str, Any]:
 
 
 def _value_of(schema: type[Settings], key: str, text: str) -> Any:
-    """The value of ``key=text``."""
-    hint: Any = schema
-    for part in key.split("."):
-        model = model_in(hint)
-        if model is None or part not in model.model_fields:
-            raise ConfigError(unknown(schema, key))
-        hint = model.model_fields[part].annotation
-    alternatives = options(hint)
+    """Return the value of ``key=text``. Raises: ConfigError."""
+    field = field_at(schema, key.split("."))
+    if field is None:
+        raise ConfigError(unknown(schema, key))
+    hint, alternatives = field.annotation, options(field.annotation)
     if _takes_text(alternatives):
         return None if type(None) in alternatives and text in ("null", "~") else text
     try:
@@ -218,17 +212,13 @@ def _value_of(schema: type[Settings], key: str, text: str) -> Any:
 
 
 def _merged(schema: type[Settings], layers: Sequence[Layer]) -> dict[str, Any]:
-    """The schema's defaults and the layers, the last of which has precedence. Raises: ConfigError."""
+    """Return the schema's defaults and the layers, the last of which has precedence. Raises: ConfigError."""
     for origin, layer in layers:
         for path, value in _texts(layer):
             if value == MISSING or "${" in value:
                 raise ConfigError(f"{origin}{dotted(path)}: got {value!r}, expected a value")
-    merged = OmegaConf.merge(
-        *(OmegaConf.create(dict(layer)) for layer in (_defaults(schema), *(x for _, x in layers)))
-    )
-    content = OmegaConf.to_container(merged)
-    assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}
+    merged = OmegaConf.merge(_defaults(schema), *(dict(layer) for _, layer in layers))
+    return typing.cast("dict[str, Any]", OmegaConf.to_container(merged))
 
 
 def _checked(schema: type[S], layers: Sequence[Layer]) -> S:
@@ -239,7 +229,7 @@ def _checked(schema: type[S], layers: Sequence[Layer]) -> S:
 
 
 def _defaults(schema: type[Settings], required: str | None = None) -> dict[str, Any]:
-    """The defaults of every field; fields without one have ``required``, or are left out."""
+    """Return the defaults of every field; fields without one have ``required``, or are left out."""
     content: dict[str, Any] = {}
     for name, field in schema.model_fields.items():
         if field.is_required():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from muti_control.evaluation.protocol.config import EvaluateConfig
 from muti_control.sampling.config import SampleConfig
 from muti_control.training.config import ExperimentConfig
 from settings.base import Settings
-from settings.messages import ConfigError, known_keys
+from settings.messages import ConfigError
 from settings.reading import from_json, parse_command_line, read_yaml, to_yaml
 
 
@@ -95,29 +96,20 @@ def test_numbers_are_those_of_yaml_1_2(text: str, value: Any) -> None:
 
 
 def test_other_values_have_their_fields_types() -> None:
-    result = parse_command_line(
-        Outer, ["body_mass=slightly fat", "inner.scales=2", "flag=true", "maybe.steps=3"]
-    )
-    assert result == Outer(
-        body_mass="slightly fat", flag=True, inner=Inner(steps=6, scales=[2.0]), maybe=Inner(steps=3)
-    )
+    result = parse_command_line(Outer, ["body_mass=fat", "inner.scales=2", "flag=true", "maybe.steps=3"])
+    inner = Inner(steps=6, scales=[2.0])
+    assert result == Outer(body_mass="fat", flag=True, inner=inner, maybe=Inner(steps=3))
     assert parse_command_line(Outer, ["body_mass=4", "names=only"]) == Outer(body_mass=4, names=["only"])
-    assert read_yaml("a: [1e3, 0o17, yes, 1:30, 2026-01-01]") == {
-        "a": [1000.0, 15, "yes", "1:30", "2026-01-01"]
-    }
+    assert read_yaml("[1e3, 0o17, yes, 1:30, 2026-01-01]") == [1000.0, 15, "yes", "1:30", "2026-01-01"]
 
 
 @pytest.mark.parametrize(
     ("argument", "starts"),
     [
         ("inner.stps=3", "inner.stps: unknown setting; did you mean inner.steps?"),
-        ("steps=3", "steps: unknown setting; did you mean inner.steps?"),
-        ("zzz=3", "zzz: unknown setting; known: skull, age,"),
+        ("zzz=3", "zzz: unknown setting; there are skull, age,"),
         ("count=x", "count: got 'x', expected a whole number"),
-        ("count=1.5", "count: got 1.5, expected a whole number"),
         ("count=true", "count: got true, expected a whole number"),
-        ("flag=yes", "flag: got 'yes', expected true or false"),
-        ("inner=3", "inner: got 3, expected settings"),
         ("inner.steps=0", "inner.steps: got 0, expected at least 1"),
         ("inner.scales=[1, a]", "inner.scales[1]: got 'a', expected a number"),
         ("kind=on", "kind: got 'on', expected one of off, 007"),
@@ -137,12 +129,9 @@ def test_a_bad_argument_is_one_line_that_begins_with_the_key(argument: str, star
 @pytest.mark.parametrize(
     ("text", "starts"),
     [
-        ("foo: 1", "foo: unknown setting"),
         ("inner:\n  stps: 2", "inner.stps: unknown setting; did you mean inner.steps?"),
-        ("inner:\n  steps: x", "inner.steps: got 'x'"),
         ("inner: 3", "inner: got 3"),
         ("- 1", "holds a list"),
-        ("n: [1", "cannot be read as YAML"),
         ("a: &a [*a]", "cannot be read as YAML"),
         ("count: 1\ncount: 2", "cannot be read as YAML"),
         ("skull: ${oc.env:HOME}", "skull: got '${oc.env:HOME}'"),
@@ -182,139 +171,126 @@ def test_a_lone_file_and_a_second_one_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("schema", "argument", "meant"),
+    ("schema", "names"),
     [
-        (SampleConfig, "gender=male", "sex"),
-        (SampleConfig, "image=a.png", "skull"),
-        (SampleConfig, "output=o", "out"),
-        (SampleConfig, "steps=20", "sampling.steps"),
-        (SampleConfig, "cfg_scale=2", "sampling.guidance_scale"),
-        (SampleConfig, "checkpoint=a", "weights"),
-        (SampleConfig, "num=3", "num_samples"),
-        (ExperimentConfig, "epochs=3", "train.max_steps"),
-        (ExperimentConfig, "learning_rate=1", "optim.lr"),
-        (ExperimentConfig, "weights=a", "init"),
-        (ExperimentConfig, "batch=4", "train.batch_size"),
-        (EvaluateConfig, "ckpt=a", "weights"),
+        (SampleConfig, {"gender": "sex", "image": "skull", "output": "out", "steps": "sampling.steps"}),
+        (
+            SampleConfig,
+            {"cfg_scale": "sampling.guidance_scale", "checkpoint": "weights", "num": "num_samples"},
+        ),
+        (ExperimentConfig, {"epochs": "train.max_steps", "learning_rate": "optim.lr", "weights": "init"}),
+        (ExperimentConfig, {"batch": "train.batch_size"}),
+        (EvaluateConfig, {"ckpt": "weights"}),
     ],
 )
-def test_another_name_for_a_setting_leads_to_it(schema: type[Settings], argument: str, meant: str) -> None:
-    assert refused(schema, argument).endswith(f"did you mean {meant}?")
+def test_another_name_for_a_setting_leads_to_it(schema: type[Settings], names: dict[str, str]) -> None:
+    for name, key in names.items():
+        assert refused(schema, f"{name}=3").endswith(f"did you mean {key}?")
 
 
-@pytest.mark.parametrize("schema", [SampleConfig, EvaluateConfig])
-def test_an_old_key_leads_to_the_new_one(schema: type[Settings], tmp_path: Path) -> None:
-    assert refused(schema, "guidance.mode=spgd") == "guidance.mode: the key is now spgd.mode"
-    assert "configs/sd15" in refused(ExperimentConfig, "memory.card=24")
+def test_an_old_key_leads_to_the_new_one(tmp_path: Path) -> None:
+    for schema in (SampleConfig, EvaluateConfig):
+        assert "spgd.mode" in refused(schema, "guidance.mode=spgd")
     file = tmp_path / "old.yaml"
     file.write_text("guidance:\n  mode: spgd\n")
-    assert refused(schema, str(file)) == f"{file}: guidance: the key is now spgd"
+    assert refused(SampleConfig, str(file)).startswith(f"{file}: guidance: ")
 
 
-@pytest.mark.parametrize(
-    ("schema", "file", "kind"),
-    [
-        (SampleConfig, "configs/debug/control.yaml", "training config"),
-        (EvaluateConfig, "configs/debug/control.yaml", "training config"),
-        (SampleConfig, "configs/evaluate/quick.yaml", "evaluate.py"),
-        (ExperimentConfig, "configs/evaluate/quick.yaml", "evaluate.py"),
-        (SampleConfig, "models/cldm_v15.yaml", "architecture"),
+def test_the_config_of_an_older_run_is_read(tmp_path: Path) -> None:
+    """Settings that are gone are accepted where they changed nothing, as commit 62346ae wrote them."""
+    text = "{{stage: base, name: x, init: i, train: {{batch_size: 4}}, memory: {{card: {}, batch_size: {}}}}}"
+    file = tmp_path / "config.yaml"
+    for card, size in ((0.0, 4), (0.0, "null")):
+        file.write_text(text.format(card, size))
+        assert parse_command_line(ExperimentConfig, [str(file), "memory.compile=true"]).memory.compile
+    for card, size, key in ((24.0, 4, "card"), (0.0, 2, "batch_size")):
+        file.write_text(text.format(card, size))
+        assert refused(ExperimentConfig, str(file)).startswith(f"{file}: memory.{key}: ")
+
+
+def test_a_file_for_another_program_is_named_as_such() -> None:
+    training, evaluation = "configs/debug/control.yaml", "configs/evaluate/quick.yaml"
+    for schema in (SampleConfig, EvaluateConfig):
+        assert "training config" in refused(schema, training)
+    for schema in (SampleConfig, ExperimentConfig):
+        assert "evaluate.py" in refused(schema, evaluation)
+    assert "architecture" in refused(SampleConfig, "models/cldm_v15.yaml")
+
+
+RUN = "stage=control name=x init=i"
+BAD: dict[type[Settings], list[tuple[str, str]]] = {  # arguments, the key that is named
+    ExperimentConfig: [
+        ("stage=contrl name=x", "stage"),
+        ("name=x", "stage"),
+        ("stage=pipnet name=", "name"),
+        ("stage=control name=x", "init"),
+        ("stage=base name=x", "init"),
+        ("stage=pipnet name=x model.image_size=256", "model"),
+        ("stage=base name=x model.unet.context_dim=5", "model.unet.context_dim"),
+        ("stage=base name=x init=i losses.lm=1", "losses"),  # of another stage
+        ("stage=base name=x init=i partial.share=0.5", "partial.share"),
+        ("stage=pipnet name=x landmarks.predicted=[p.npz]", "landmarks.predicted"),
+        (f"{RUN} autoencoder.gan=1", "autoencoder.gan"),
+        ("stage=pipnet name=x pipnet.folds=4 pipnet.fold=4", "pipnet.fold"),
+        ("stage=pipnet name=x pipnet.network.num_neighbours=106", "pipnet.network.num_neighbours"),
+        ("stage=pix2pix name=x pix2pix.generator.image_size=48", "pix2pix.generator.image_size"),
+        (f"{RUN} partial.regions=[jaw]", "partial.regions[0]"),
+        (f"{RUN} train.max_steps=0", "train.max_steps"),
+        (f"{RUN} train.strategy=fsdp", "train.strategy"),
+        (f"{RUN} optim.lr=.inf", "optim.lr"),
+        (f"{RUN} losses.min_t=600", "losses.min_t"),
+        (f"{RUN} losses.measure_every=0", "losses.measure_every"),
+        (f"{RUN} losses.discriminator.network.in_channels=3", "losses.discriminator.network.in_channels"),
+        (f"{RUN} losses.discriminator.optim.ema_decay=0.9", "losses.discriminator.optim.ema_decay"),
+        (f"{RUN} autoencoder.discriminator.optim.ema_decay=0.9", "autoencoder.discriminator.optim.ema_decay"),
+        (f"{RUN} pix2pix.discriminator_optim.ema_decay=0.9", "pix2pix.discriminator_optim.ema_decay"),
+        (f"{RUN} sampling.steps=0", "sampling.steps"),
     ],
-)
-def test_a_file_for_another_program_is_named_as_such(schema: type[Settings], file: str, kind: str) -> None:
-    assert kind in refused(schema, file)
+    ModelConfig: [
+        ("image_size=100", "image_size"),
+        ("unet.norm_groups=7", "unet.norm_groups"),
+        ("unet.attention_levels=[9]", "unet.attention_levels"),
+        ("schedule.linear_start=0.5", "schedule.linear_start"),
+        ("first_stage.ch_mult=[1,2]", "first_stage.ch_mult"),
+        ("first_stage.ch=99999999", "first_stage.ch"),
+        ("control.landmarks.sigma=0", "control.landmarks.sigma"),
+    ],
+    SamplingConfig: [
+        ("sampler=unipc", "eta"),
+        ("control_start=0.9 control_end=0.1", "control_start"),
+        ("guidance_drops=[]", "guidance_drops"),
+        ("guidance_drops=[face]", "guidance_drops[0]"),
+    ],
+    SampleConfig: [
+        ("spgd.mode=spgd spgd.realism=1", "spgd.discriminator"),
+        ("spgd.start=0.5 spgd.end=0.4", "spgd.start"),
+        ("missing=jaw", "missing"),
+        (f"seed={2**63 - 1}", "seed"),
+        ("overwrite=true resume=true", "resume"),
+    ],
+    EvaluateConfig: [
+        ("guided='{strange: {mode: plain}}'", "guided"),
+        ("guided='{model: {mode: best}}'", "guided.model: mode"),
+        ("guided='{model: 3}'", "guided.model"),
+        ("models='{ridge: w}'", "models"),
+        ("methods=[best]", "methods"),
+        ("recognisers=[]", "recognisers"),
+        ("mapping=a.csv", "mapping"),
+        ("rectangle=[0.1,0.2]", "rectangle"),
+        ("size=100", "size"),
+    ],
+    CohortConfig: [
+        ("num_subjects=5 test_subjects=5", "num_subjects"),
+        ("variant_ages=[20,20]", "variant_ages"),
+    ],
+    SplitConfig: [("valid=1.5", "valid"), ("stratify=hair", "stratify")],
+}
 
 
-BAD = [  # (schema, arguments, the key that is named)
-    (ExperimentConfig, "stage=contrl name=x", "stage"),
-    (ExperimentConfig, "name=x", "stage"),
-    (ExperimentConfig, "stage=pipnet name=", "name"),
-    (ExperimentConfig, "stage=control name=x", "init"),
-    (ExperimentConfig, "stage=base name=x", "init"),
-    (ExperimentConfig, "stage=pipnet name=x model.image_size=256", "model"),
-    (ExperimentConfig, "stage=base name=x init=i losses.lm=1", "losses"),
-    (ExperimentConfig, "stage=base name=x init=i partial.share=0.5", "partial.share"),
-    (ExperimentConfig, "stage=control name=x init=i partial.regions=[jaw]", "partial.regions[0]"),
-    (ExperimentConfig, "stage=control name=x init=i train.max_steps=0", "train.max_steps"),
-    (ExperimentConfig, "stage=control name=x init=i optim.lr=.inf", "optim.lr"),
-    (ExperimentConfig, "stage=control name=x init=i losses.min_t=600", "losses.min_t"),
-    (ExperimentConfig, "stage=control name=x init=i losses.measure_every=0", "losses.measure_every"),
-    (ExperimentConfig, "stage=control name=x init=i sampling.steps=0", "sampling.steps"),
-    (ExperimentConfig, "stage=pipnet name=x pipnet.folds=4 pipnet.fold=4", "pipnet.fold"),
-    (
-        ExperimentConfig,
-        "stage=pipnet name=x pipnet.network.num_neighbours=106",
-        "pipnet.network.num_neighbours",
-    ),
-    (
-        ExperimentConfig,
-        "stage=pix2pix name=x pix2pix.generator.image_size=48",
-        "pix2pix.generator.image_size",
-    ),
-    *(
-        (ExperimentConfig, f"stage=pipnet name=x {key}=0.9", key)
-        for key in (
-            "losses.discriminator.optim.ema_decay",
-            "autoencoder.discriminator.optim.ema_decay",
-            "pix2pix.discriminator_optim.ema_decay",
-        )
-    ),
-    (ExperimentConfig, "stage=base name=x model.unet.context_dim=5", "model.unet.context_dim"),
-    (ModelConfig, "image_size=100", "image_size"),
-    (ModelConfig, "unet.norm_groups=7", "unet.norm_groups"),
-    (ModelConfig, "unet.attention_levels=[9]", "unet.attention_levels"),
-    (ModelConfig, "schedule.linear_start=0.5", "schedule.linear_start"),
-    (ModelConfig, "first_stage.ch_mult=[1, 2]", "first_stage.ch_mult"),
-    (ModelConfig, "first_stage.ch=99999999", "first_stage.ch"),
-    (ModelConfig, "control.landmarks.sigma=0", "control.landmarks.sigma"),
-    (SamplingConfig, "sampler=unipc", "eta"),
-    (SamplingConfig, "control_start=0.9 control_end=0.1", "control_start"),
-    (SamplingConfig, "guidance_drops=[]", "guidance_drops"),
-    (SamplingConfig, "guidance_drops=[face]", "guidance_drops[0]"),
-    (SampleConfig, "spgd.mode=spgd spgd.realism=1", "spgd.discriminator"),
-    (SampleConfig, "spgd.start=0.5 spgd.end=0.4", "spgd.start"),
-    (SampleConfig, "missing=jaw", "missing"),
-    (SampleConfig, f"seed={2**63 - 1}", "seed"),
-    (SampleConfig, "overwrite=true resume=true", "resume"),
-    (EvaluateConfig, "guided={strange: {mode: plain}}", "guided"),
-    (EvaluateConfig, "guided={model: {mode: best}}", "guided.model: mode"),
-    (EvaluateConfig, "guided={model: 3}", "guided.model"),
-    (EvaluateConfig, "models={ridge: w}", "models"),
-    (EvaluateConfig, "methods=[best]", "methods"),
-    (EvaluateConfig, "recognisers=[]", "recognisers"),
-    (EvaluateConfig, "mapping=a.csv", "mapping"),
-    (EvaluateConfig, "rectangle=[0.1, 0.2]", "rectangle"),
-    (EvaluateConfig, "size=100", "size"),
-    (CohortConfig, "num_subjects=5 test_subjects=5", "num_subjects"),
-    (CohortConfig, "variant_ages=[20, 20]", "variant_ages"),
-    (SplitConfig, "valid=1.5", "valid"),
-    (SplitConfig, "stratify=hair", "stratify"),
-]
-
-
-@pytest.mark.parametrize(("schema", "arguments", "key"), BAD, ids=[f"{a}->{key}" for _, a, key in BAD])
-def test_a_value_that_no_run_could_use_is_refused_by_its_key(
-    schema: type[Settings], arguments: str, key: str
-) -> None:
-    command = (
-        arguments.split(" ") if "{" not in arguments and "[" not in arguments else split_outside(arguments)
-    )
-    assert refused(schema, *command).startswith(f"{key}: ")
-
-
-def split_outside(arguments: str) -> list[str]:
-    """Words that may hold spaces within brackets."""
-    words: list[str] = []
-    for word in arguments.split(" "):
-        if words and sum(words[-1].count(c) for c in "[{") > sum(words[-1].count(c) for c in "]}"):
-            words[-1] += f" {word}"
-        else:
-            words.append(word)
-    return words
-
-
-def test_known_keys_are_those_that_can_be_set() -> None:
-    assert known_keys(Outer)[-4:] == ["inner.steps", "inner.scales", "maybe.steps", "maybe.scales"]
+@pytest.mark.parametrize("schema", BAD)
+def test_a_value_that_no_run_could_use_is_refused_by_its_key(schema: type[Settings]) -> None:
+    for arguments, key in BAD[schema]:
+        assert refused(schema, *shlex.split(arguments)).startswith(f"{key}: "), arguments
 
 
 def test_no_settings_module_imports_torch() -> None:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import itertools
 import math
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +16,6 @@ from torch import Tensor, nn
 
 from muti_control.optim import OptimConfig
 from muti_control.training.config import ExperimentConfig
-from muti_control.training.optimizers import Turn
 from muti_control.training.run import build_trainer, layout
 from muti_control.training.seeded_batches import EndlessBatches
 from muti_control.training.stage import Stage
@@ -33,7 +28,6 @@ from tests.tiny_stages import (
     gan_loss,
     make_config,
     small_net,
-    train_gated,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,16 +115,11 @@ def test_a_step_that_is_not_finite_is_skipped(tmp_path: Path, capsys: pytest.Cap
             scalars = super().loss_of(batch)
             return {"loss": scalars["loss"] * float("nan")} if self.updates in self.sick else scalars
 
-    stage = fit(Sick(make_config(tmp_path, "sick", max_steps=6, log_every=1)))
+    stage = fit(Sick(make_config(tmp_path, "sick", max_steps=6)))
     assert (stage.updates, stage.skipped, stage.skipped_in_a_row) == (6, 2, 0)
     assert stage.ema.num_updates == 4
     assert all(torch.isfinite(p).all() for p in stage.parameters())
-    message = capsys.readouterr().err
-    assert message.count("optim.lr") == 1
-    with (tmp_path / "sick/csv/version_0/metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["train/skipped"] for row in rows] == ["0.0", "0.0", "1.0", "2.0", "2.0", "2.0"]
-    assert rows[2]["train/loss"] == "nan"
+    assert capsys.readouterr().err.count("optim.lr") == 1
     hopeless = Sick(make_config(tmp_path, "hopeless", max_steps=30))
     hopeless.sick = range(5, 30)
     with pytest.raises(FloatingPointError, match=r"optim\.lr"):
@@ -164,57 +153,19 @@ def test_a_scaler_finds_its_scale(tmp_path: Path) -> None:
     assert scaler.get_scale() == 2.0 ** (20 - stage.skipped)
     assert stage.ema.num_updates == 20 - stage.skipped
     assert torch.load(last, weights_only=True)["MixedPrecision"]["scale"] == scaler.get_scale()
-    x = Vectors().x
-    with torch.no_grad():
-        trained, fresh = (float(s.loss_of({"x": x})["loss"]) for s in (stage, Plain(stage.cfg)))
-    assert trained < 0.8 * fresh
-
-
-def test_two_processes_take_the_steps_of_one(tmp_path: Path, make_tiny_run: Callable[..., list[str]]) -> None:
-    """Under torchrun: gates that differ between ranks, then train.py as a whole."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "tests.tiny_stages", str(tmp_path), *make_tiny_run(4, "train.val_every=2")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    # Both write into one pipe: their lines may run together.
-    unused = dict(re.findall(r"rank (\d): (\d+) of 12 batches without a gate", done.stdout))
-    assert set(unused) == {"0", "1"} and len(set(unused.values())) == 2, done.stdout  # not the same ones
-    stage = train_gated(tmp_path, "single", batch_size=2, accumulate=2)
-    joint, single = (
-        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)
-        for name in ("joint", "single")
-    )
-    assert (joint["world_size"], single["world_size"]) == (2, 1)
-    for name, value in single["state_dict"].items():
-        assert torch.allclose(joint["state_dict"][name], value, rtol=1e-5, atol=1e-7), name
-    assert stage.unused < 12
-    logs = [
-        list(csv.DictReader((tmp_path / n / "csv/version_0/metrics.csv").open())) for n in ("joint", "single")
-    ]
-    for key in ("train/loss", "valid/error"):
-        ours, expected = ([float(row[key]) for row in log if row.get(key)] for log in logs)
-        assert ours == pytest.approx(expected, rel=1e-4), key
-    assert len(list((tmp_path / "joint/checkpoints").glob("best-*.ckpt"))) == 2
-    assert "2 processes" in done.stdout
-    assert done.stdout.count("finished; exported step 4") == 1
 
 
 def test_processes_are_counted_as_they_were_started(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
-    assert layout(1) == (1, 1)
-    assert layout(3) == (3, 1)
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
-    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
+    assert (layout(1), layout(3)) == ((1, 1), (3, 1))
+    for name, value in {"TASKS": "8", "NODES": "2"}.items():
+        monkeypatch.setenv(f"SLURM_STEP_NUM_{name}", value)
     assert layout(1) == layout(4) == (4, 2)
-    with pytest.raises(ValueError, match=r"train\.devices: got 3, but srun started 4"):
+    with pytest.raises(ValueError, match=r"^train\.devices: got 3"):
         layout(3)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
     assert layout(1) == (2, 1)
 
 
@@ -240,18 +191,7 @@ def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
     process.wait()
 
 
-def test_odd_settings_are_told() -> None:
+def test_odd_settings_give_warnings() -> None:
     assert OptimConfig().odd(10_000, "optim") == []
-    told = " ".join(OptimConfig(lr=0.1, warmup_steps=100, ema_decay=0.999).odd(100, "optim"))
-    assert all(word in told for word in ("warmup_steps=100", "optim.lr=0.1", "ema_decay=0.999", "try 0.9"))
-
-
-def test_a_turn_counts_its_own_steps() -> None:
-    p = nn.Parameter(torch.zeros(2, 2))
-    turn = Turn("judge", {"p": p}, OptimConfig(lr=1.0, warmup_steps=4), every=5)
-    assert list(itertools.compress(range(12), map(turn.due, range(12)))) == [0, 5, 10]
-    optimizer = turn.make_optimizer()
-    assert [turn.set_rate(optimizer, step, 100) for step in (0, 5, 10, 15, 20)] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    p.grad = torch.full((2, 2), 3.0)
-    assert float(turn.clip()) == pytest.approx(6.0)
-    assert float(p.grad.norm()) == pytest.approx(1.0, rel=1e-4)
+    warnings = OptimConfig(lr=0.1, warmup_steps=100, ema_decay=0.999).odd(100, "optim")
+    assert [text.split("=")[0] for text in warnings] == ["optim.warmup_steps", "optim.lr", "optim.ema_decay"]

@@ -1,8 +1,7 @@
-"""Stages of a few weights for the tests of the engine; run as a script, one of them trains on several processes."""
+"""Stages of a few weights for the tests of the engine, and the settings of small runs."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from cldm.config import SamplingConfig
 from muti_control.optim import OptimConfig
-from muti_control.training.config import ExperimentConfig, TrainConfig
+from muti_control.training.config import DataConfig, ExperimentConfig, TrainConfig
 from muti_control.training.optimizers import Turn
 from muti_control.training.run import build_trainer
 from muti_control.training.stage import Stage
@@ -32,23 +32,23 @@ class Vectors(Dataset[dict[str, Any]]):
         return {"x": self.x[index], "gate": float(index < 5), "index": index}
 
 
+def make_experiment(stage: str, root: Path, train: dict[str, Any], **more: Any) -> ExperimentConfig:
+    """Return the settings of a run in ``root``/runs/tiny, in fp32 on the CPU; ``train`` and ``more`` add to them."""
+    common = {"batch_size": 2, "num_valid": 2, "precision": "32-true", "accelerator": "cpu"}
+    sampling = SamplingConfig(steps=2, control_scales=[1.0])
+    parts = {"name": "tiny", "out": str(root / "runs"), "sampling": sampling}
+    parts |= {"data": DataConfig(root=str(root)), "train": TrainConfig(**common | train)}
+    return ExperimentConfig(stage=stage, **parts | more)
+
+
 def make_config(out: Path, name: str, **train: Any) -> ExperimentConfig:
-    """Of a run that neither validates nor saves before its end, unless ``train`` says so."""
-    settings = {
-        "max_steps": 7,
-        "batch_size": 2,
-        "val_every": 1000,
-        "save_every": 1000,
-        "precision": "32-true",
-    }
-    return ExperimentConfig(
-        stage="base",
-        init="none",  # never read: the stages here bring their own networks
-        name=name,
-        out=str(out),
-        train=TrainConfig(accelerator="cpu", **(settings | train)),
-        optim=OptimConfig(lr=3e-2, warmup_steps=3, schedule="cosine", clip_norm=0.5, ema_decay=0.6),
-    )
+    """Return the settings of a run that neither validates nor saves before its end, unless ``train`` says so.
+
+    Its ``init`` is never read: the stages here bring their own networks.
+    """
+    optim = OptimConfig(lr=3e-2, warmup_steps=3, schedule="cosine", clip_norm=0.5, ema_decay=0.6)
+    steps = {"max_steps": 7, "val_every": 1000, "save_every": 1000} | train
+    return make_experiment("base", out, steps, name=name, out=str(out), init="none", optim=optim)
 
 
 def small_net(seed: int, out: int = 4) -> nn.Sequential:
@@ -66,8 +66,11 @@ class Scored(Stage):
         data = data or Vectors()
         super().__init__(cfg, net, data, data, ("",))
 
+    def copy_of(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
     def validate_batch(self, batch: dict[str, Any], batch_idx: int) -> None:
-        errors = (self.net(batch["x"]) - batch["x"]).square().mean(1)
+        errors = (self.copy_of(batch["x"]) - batch["x"]).square().mean(1)
         self.keep("errors", batch["index"].tolist(), errors.tolist())
 
     def validation_scores(self) -> dict[str, float]:
@@ -129,20 +132,17 @@ class Gated(Scored):
         super().__init__(cfg, nn.ModuleDict({"all": small_net(1), "gated": small_net(2)}))
         self.unused = 0
 
+    def copy_of(self, x: Tensor) -> Tensor:
+        return self.net["all"](x)  # type: ignore[index]
+
     def loss_of(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         x, gate = batch["x"], batch["gate"]
-        assert isinstance(self.net, nn.ModuleDict)
-        loss = (self.net["all"](x) - x).square().mean()
+        loss = (self.copy_of(x) - x).square().mean()
         if not gate.any():
             self.unused += 1
             return {"loss": loss}
         errors = (self.net["gated"](x) - x.flip(1)).square().mean(1)
         return {"loss": loss + (gate.float() * errors).sum() / len(x)}
-
-    def validate_batch(self, batch: dict[str, Any], batch_idx: int) -> None:
-        assert isinstance(self.net, nn.ModuleDict)
-        errors = (self.net["all"](batch["x"]) - batch["x"]).square().mean(1)
-        self.keep("errors", batch["index"].tolist(), errors.tolist())
 
 
 def train_gated(out: Path, name: str, batch_size: int, accumulate: int) -> Gated:
@@ -154,12 +154,3 @@ def train_gated(out: Path, name: str, batch_size: int, accumulate: int) -> Gated
     trainer, _ = build_trainer(cfg, stage)
     trainer.fit(stage)
     return stage
-
-
-if __name__ == "__main__":  # OUT, then arguments for train.py
-    torch.set_num_threads(1)
-    stage = train_gated(Path(sys.argv[1]), "joint", batch_size=1, accumulate=2)
-    print(f"rank {stage.global_rank}: {stage.unused} of 12 batches without a gate", flush=True)
-    import train
-
-    sys.exit(train.main(sys.argv[2:]))
