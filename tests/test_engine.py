@@ -103,8 +103,8 @@ def test_two_optimizers_equal_a_plain_loop(tmp_path: Path, accumulate: int) -> N
         assert torch.allclose(value, average[name], rtol=1e-4, atol=1e-6), name
     assert not any(name.startswith("judge") for name in stage.ema.average)
     # At each step's beginning nobody has a gradient, and nobody can give one to the other.
-    assert [turn for turn, _, _ in stage.seen] == ["net", "judge", "net"] * 3 + ["net", "judge"]
-    assert not any(own or other for _, own, other in stage.seen)
+    assert [turn for turn, _, _ in stage.gradients] == ["net", "judge", "net"] * 3 + ["net", "judge"]
+    assert not any(own or other for _, own, other in stage.gradients)
 
 
 def test_a_step_that_is_not_finite_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

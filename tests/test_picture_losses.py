@@ -267,12 +267,12 @@ def test_a_term_has_its_share_of_the_gradient(stage_of: MakeStage) -> None:
     scalars = stage.loss_of(batch_of(stage))
     stage.term_weights.every = 0  # from here on as it was measured
     norms = []
-    for noise, wanted in (
+    for noise, targets in (
         (2.0, {"gan": 0.0, "lm": 0.0}),
         (0.0, {"gan": 0.1, "lm": 0.0}),
         (0.0, {"gan": 0.0, "lm": 0.5}),
     ):
-        stage.cfg.losses.noise, stage.term_weights.wanted = noise, wanted
+        stage.cfg.losses.noise, stage.term_weights.targets = noise, targets
         norms.append(norm(gradients(stage)))
     assert float(scalars["gradient_noise"]) == pytest.approx(norms[0], rel=1e-3)
     assert norms[1:] == pytest.approx([0.1 * norms[0], 0.5 * norms[0]], rel=1e-2)

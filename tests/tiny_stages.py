@@ -106,7 +106,7 @@ class Gan(Scored):
     def __init__(self, cfg: ExperimentConfig) -> None:
         super().__init__(cfg, small_net(1))
         self.judge = small_net(2, out=1)
-        self.seen: list[tuple[str, bool, bool]] = []
+        self.gradients: list[tuple[str, bool, bool]] = []
 
     def turns(self) -> list[Turn]:
         judge = dict(self.judge.named_parameters(prefix="judge"))
@@ -115,7 +115,9 @@ class Gan(Scored):
     def turn_loss(self, turn: str, batch: dict[str, Any]) -> dict[str, Tensor]:
         if self.between_steps:  # the first micro-batch: whose gradients are there already?
             own, other = (self.net, self.judge) if turn == "net" else (self.judge, self.net)
-            self.seen.append((turn, has_gradients(own), any(p.requires_grad for p in other.parameters())))
+            self.gradients.append(
+                (turn, has_gradients(own), any(p.requires_grad for p in other.parameters()))
+            )
         return {"loss": gan_loss(turn, self.net, self.judge, batch["x"])}
 
 

@@ -221,13 +221,13 @@ class Judges:
         if self.way.pictures == "inert":
             with torch.no_grad():
                 terms = self.losses.terms(self.model.decode(x_0_hat), self.faces, self.skulls)
-            return 10 * loss + sum(cfg.wanted[name] * value.mean() for name, value in terms.items())
+            return 10 * loss + sum(cfg.terms[name] * value.mean() for name, value in terms.items())
         rows = torch.arange(min(num, cfg.sub_batch), device=x_0_hat.device)
         latents = x_0_hat[rows]
         parts, self.pairs = self.losses.differentiate(
-            self.model.decode, latents, rows, self.skulls, lambda some: self.faces[some], cfg.wanted
+            self.model.decode, latents, rows, self.skulls, lambda some: self.faces[some], cfg.terms
         )
-        value = torch.stack([cfg.wanted[name] * value.sum() for name, value in parts.values.items()]).sum()
+        value = torch.stack([cfg.terms[name] * value.sum() for name, value in parts.values.items()]).sum()
         return with_gradient(10 * loss + value / num, latents, parts.gradients[SUMMED] / num)
 
     def discriminator_step(self) -> None:

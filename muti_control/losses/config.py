@@ -115,10 +115,10 @@ class LossesConfig(Settings):
         return bool(self.gan or self.fm or self.lm)
 
     @property
-    def wanted(self) -> dict[str, float]:
+    def terms(self) -> dict[str, float]:
         """Ratio or weight of each term that is on."""
-        terms = {"gan": self.gan, "fm": self.fm, "lm": self.lm}
-        return {name: value for name, value in terms.items() if value}
+        ratios = {"gan": self.gan, "fm": self.fm, "lm": self.lm}
+        return {name: value for name, value in ratios.items() if value}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -75,8 +75,8 @@ def differentiate(
             gradients = {}
             for left, (name, value) in zip(reversed(range(len(sums))), sums.items(), strict=True):
                 with torch.autocast(device, enabled=False):
-                    (found,) = torch.autograd.grad(value * scale, leaf, retain_graph=left > 0)
-                gradients[name] = found.float() / scale
+                    (gradient,) = torch.autograd.grad(value * scale, leaf, retain_graph=left > 0)
+                gradients[name] = gradient.float() / scale
             detached = {name: value.detach().float() for name, value in values.items()}
             parts.append(TermGradients(detached, gradients, faces.detach()))
     return TermGradients(

@@ -18,18 +18,18 @@ class LossWeights:
     """Averages the norms of the terms' gradients and computes the terms' weights.
 
     Args:
-        wanted: by term. ratio: ``wanted`` are norms relative to that of the noise loss's gradient; else weights.
+        targets: by term. ratio: ``targets`` are norms relative to that of the noise loss's gradient; else weights.
         every: steps between measurements; 0: none, for fixed weights.
     """
 
-    def __init__(self, wanted: Mapping[str, float], ratio: bool, every: int) -> None:
-        self.wanted, self.ratio, self.every = dict(wanted), ratio, every
+    def __init__(self, targets: Mapping[str, float], ratio: bool, every: int) -> None:
+        self.targets, self.ratio, self.every = dict(targets), ratio, every
         self.norms: dict[str, float] = {}  # averages over the measurements
         self.counts: dict[str, int] = {}
 
     def due(self, step: int, micro: int = 0) -> bool:
         """Return whether the norms are measured at a step's micro-batch (both from 0)."""
-        few = min((self.counts.get(name, 0) for name in self.wanted), default=0) < FIRST
+        few = min((self.counts.get(name, 0) for name in self.targets), default=0) < FIRST
         return self.every > 0 and (few or (micro == 0 and step % self.every == 0))
 
     def measured(self, norms: Mapping[str, float]) -> None:
@@ -45,11 +45,11 @@ class LossWeights:
     def weights(self) -> dict[str, float]:
         """Return the weights by term; with ``ratio``, 0 for a term that was not measured yet."""
         if not self.ratio:
-            return dict(self.wanted)
+            return dict(self.targets)
         noise = self.norms.get(NOISE, 0.0)
         return {
-            name: wanted * noise / self.norms[name] if self.norms.get(name, 0.0) > 0 else 0.0
-            for name, wanted in self.wanted.items()
+            name: target * noise / self.norms[name] if self.norms.get(name, 0.0) > 0 else 0.0
+            for name, target in self.targets.items()
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -74,8 +74,8 @@ def gradient_norms(
     for row, loss in zip(sums, losses.values(), strict=True):
         if loss is not None:
             with torch.autocast(device.type, enabled=False):
-                found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-            row[0] = nn.utils.get_total_norm([g for g in found if g is not None])
+                gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            row[0] = nn.utils.get_total_norm([g for g in gradients if g is not None])
             row[1] = 1
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(sums)

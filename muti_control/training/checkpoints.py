@@ -40,9 +40,9 @@ def write_checkpoint(content: Mapping[str, Any], target: Path) -> None:
         with suppress(OSError):
             temporary.unlink()
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
-        kept = f"the {target.name} before it is whole" if target.is_file() else "there is none yet"
+        old = f"the {target.name} before it is whole" if target.is_file() else "there is none yet"
         raise OSError(
-            f"{target} could not be written ({reason}); {kept}. Make room (is the disk full?), then give the same "
+            f"{target} could not be written ({reason}); {old}. Make room (is the disk full?), then give the same "
             "command again."
         ) from error
 
@@ -133,9 +133,9 @@ class BestCheckpoints:
             return False
         write_checkpoint(content, self.folder / new["file"])
         write_json(self.folder / BEST_INDEX, {"monitor": self.monitor, "best": ranking})
-        kept = {entry["file"] for entry in ranking}
+        files = {entry["file"] for entry in ranking}
         for path in self.folder.glob("best-*.ckpt"):
-            if path.name not in kept:
+            if path.name not in files:
                 path.unlink()
         return True
 

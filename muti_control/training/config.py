@@ -187,7 +187,7 @@ class ExperimentConfig(Settings):
     def _of_one_stage(self) -> list[tuple[str, str, object]]:
         """Settings that are off by default and that one stage alone heeds: that stage, the name, the value."""
         return [
-            ("control", "losses", self.losses.wanted),
+            ("control", "losses", self.losses.terms),
             (self.stage if self._reads_skulls else "control", "partial.share", self.partial.share),
             ("control", "skull.dropout", self.skull.dropout),
             ("control", "diffusion.control_dropout", self.diffusion.control_dropout),

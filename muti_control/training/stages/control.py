@@ -87,7 +87,7 @@ class ControlStage(Stage):
             train_set.more = {**train_set.more, "face": train_set.pairs.face}
         self.picture_losses = build_losses(cfg.losses, cfg.train.seed)
         self.term_weights = LossWeights(
-            cfg.losses.wanted, cfg.losses.by == "ratio", cfg.losses.measure_every if cfg.losses.on else 0
+            cfg.losses.terms, cfg.losses.by == "ratio", cfg.losses.measure_every if cfg.losses.on else 0
         )
         self._warned = False  # of a skull that does not matter
         self._pairs: FacePairs | None = None  # what the generator's turn leaves for the discriminator's
@@ -155,8 +155,8 @@ class ControlStage(Stage):
             texture = textures.for_training(index, batch["texture"], self.draw("texture")).to(skull.device)
         conditions = Conditions(skull, present, landmarks, texture)
         if (chance := self.cfg.diffusion.control_dropout) > 0:
-            kept = torch.rand(len(skull), generator=self.draw("control")) >= chance
-            conditions = conditions.where(kept.to(skull.device))
+            present = torch.rand(len(skull), generator=self.draw("control")) >= chance
+            conditions = conditions.where(present.to(skull.device))
         return conditions
 
     def predict(self, x_t: Tensor, t: Tensor, context: Tensor, conditions: Conditions) -> Tensor:
@@ -185,7 +185,7 @@ class ControlStage(Stage):
         assert self.picture_losses is not None
         cfg, num, follow = self.cfg.losses, len(z), self.term_weights
         measure = follow.due(self.updates, self._micro)
-        terms = follow.wanted
+        terms = follow.targets
         values = {name: noise.new_zeros(()) for name in terms}
         gradients: dict[str, Tensor] = {}
         self._pairs = None
@@ -195,11 +195,11 @@ class ControlStage(Stage):
                 return self.net.decode(z[some]) if cfg.real == "decoded" else batch["face"][some]
 
             weights = None if measure else self._weights()
-            found, self._pairs = self.picture_losses.differentiate(
+            result, self._pairs = self.picture_losses.differentiate(
                 self.net.decode, x_0_hat, rows, visible_skulls(conditions), true_faces, weights
             )
-            values = {name: value.sum() / num for name, value in found.values.items()}
-            gradients = {name: gradient / num for name, gradient in found.gradients.items()}
+            values = {name: value.sum() / num for name, value in result.values.items()}
+            gradients = {name: gradient / num for name, gradient in result.gradients.items()}
         if measure:
             each = {name: (x_0_hat * gradients[name]).sum() if gradients else None for name in terms}
             parameters = [*self.trained_parameters().values()]
@@ -332,13 +332,13 @@ class ControlStage(Stage):
     # --- what is written at the end -----------------------------------------------------------------------
 
     def trained_branches(self) -> frozenset[str]:
-        """Return the names of the branches that this run trains: its data have the condition, and show it."""
-        shown = {"skull": self.cfg.skull.dropout < 1}
+        """Return the names of the branches that this run trains: some of its samples have the condition."""
+        trains = {"skull": self.cfg.skull.dropout < 1}
         if self._landmarks:
-            shown["landmarks"] = self.cfg.landmarks.dropout < 1 and self._landmarks["train"].any
+            trains["landmarks"] = self.cfg.landmarks.dropout < 1 and self._landmarks["train"].any
         if self._textures:
-            shown["texture"] = self.cfg.texture.dropout < 1 and self._textures["train"].any
-        return frozenset(name for name, trains in shown.items() if trains)
+            trains["texture"] = self.cfg.texture.dropout < 1 and self._textures["train"].any
+        return frozenset(name for name, learns in trains.items() if learns)
 
     def export(self, path: Path) -> None:
         """Write the whole model, and the discriminator of the last step in a file beside it.
@@ -373,7 +373,7 @@ def visible_skulls(conditions: Conditions) -> Tensor:
 def describe(cfg: LossesConfig, batch_size: int) -> str:
     """Return a line for the user: which terms, how strong, on how many samples."""
     kind = "of the noise loss's gradient" if cfg.by == "ratio" else "as weights"
-    terms = ", ".join(f"{name} {value:g}" for name, value in cfg.wanted.items())
+    terms = ", ".join(f"{name} {value:g}" for name, value in cfg.terms.items())
     return (
         f"losses of the decoded face: {terms} ({kind}); up to {min(cfg.sub_batch, batch_size)} of {batch_size} faces "
         f"with {cfg.min_t} <= t <= {cfg.max_t}"
