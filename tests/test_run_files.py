@@ -61,7 +61,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     cut(tmp_path / "last.ckpt")
     assert resumed(tmp_path) == ("previous.ckpt", 1) and "last.ckpt" in capsys.readouterr().err
     cut(tmp_path / "previous.ckpt")
-    with pytest.raises(ConfigError, match=r"previous\.ckpt.*name=NEW"):
+    with pytest.raises(ConfigError, match=r"last\.ckpt.*name=NEW"):
         read_run(tmp_path)
 
 

@@ -12,9 +12,9 @@ from settings.base import Settings, Share, expect
 
 
 class DiscriminatorConfig(Settings):
-    """The discriminator that realism and feature matching need; it learns beside what it judges.
+    """The discriminator for realism and feature matching; it is trained together with the network that it judges.
 
-    init: its weights (a discriminator.safetensors); null: fresh ones. every: steps from one of its turns to the next.
+    init: file of its weights (discriminator.safetensors); null: fresh weights. every: it steps at every so many steps.
     network: its architecture, without ``init``. optim: its own optimizer.
     """
 
@@ -35,16 +35,16 @@ def _expect_channels(discriminator: DiscriminatorConfig, num: int) -> None:
 
 
 class AutoencoderStageConfig(Settings):
-    """Loss of the autoencoder stage: |x - x_hat| + edge_weight |grad x - grad x_hat| + kl_weight KL / pixels, and
+    """Loss of the autoencoder stage: |x - x_hat| + edge_weight |grad x - grad x_hat| + kl_weight KL / pixels + more.
 
-    texture_weight: of how much rougher or smoother the surface comes back (``autoencoder_losses.texture_loss``);
-    without it and gan, grain and noise are wiped out.
-    gan: realism (LSGAN): how hard its gradient pulls at the decoder's last layer, relative to all other terms; 0: no
-    discriminator. gan_ramp_steps: over which it rises to that. discriminator: its own; it sees single pictures.
-    With either of them the best validation (train.export=best) is that of the least difference in roughness, not of the
-    highest PSNR, which would be the smoothest.
-    crop_size: side in px of the random crops it trains on, 0 for whole pictures (it validates on whole ones).
-    on_skulls: train on the skull pictures too, not on the faces alone.
+    texture_weight: weight of the difference in surface roughness (``losses.autoencoder.texture_loss``). Without it and
+    gan, the decoder wipes out grain and noise.
+    gan: realism (LSGAN): norm of its gradient on the decoder's last layer, relative to all other terms; 0: no
+    discriminator. gan_ramp_steps: steps of its linear rise. discriminator: its input is a single picture.
+    With texture_weight or gan, the best validation (train.export=best) has the least difference in roughness. Otherwise
+    it has the highest PSNR, which the smoothest picture would win.
+    crop_size: side in px of the random training crops, 0 for whole pictures; validation uses whole pictures.
+    on_skulls: train on the skull pictures as well.
     """
 
     crop_size: NonNegativeInt = 0
@@ -63,12 +63,12 @@ class AutoencoderStageConfig(Settings):
 
 
 class GrainStageConfig(Settings):
-    """Of the grain stage, whose loss is ``autoencoder_losses.texture_loss`` of decoded pictures with grain.
+    """The grain stage, whose loss is ``losses.autoencoder.texture_loss`` of decoded pictures with grain.
 
-    filters: of the noise, in a head that ``init`` has not yet. crop_size: side in px of the random windows it trains on
-    (it validates on whole pictures). crops: windows of each decoded picture. exemplars: how often another face of the
-    same style (the manifest's "texture") tells what the surface shall look like, in place of the decoded face itself;
-    0: never, and a new head follows no exemplar when faces are drawn.
+    filters: noise filters of a new head, where ``init`` has none. crop_size: side in px of the random training windows;
+    validation uses whole pictures. crops: windows of each decoded picture. exemplars: share of samples whose surface
+    follows another face of the same style (the manifest's "texture") in place of the decoded face; with 0, a new head
+    has no input for an exemplar.
     """
 
     filters: Annotated[int, Field(ge=1, le=64)] = 8
@@ -78,19 +78,19 @@ class GrainStageConfig(Settings):
 
 
 class LossesConfig(Settings):
-    """Of the control stage: losses of the face that the predicted clean latent decodes to, beside the noise loss.
+    """Losses of the control stage on the decoded face (of the predicted clean latent), beside the noise loss.
 
     gan, fm, lm: realism (LSGAN), feature matching in the discriminator, landmarks; 0 switches a term off.
-    by: "ratio": they say how large the norm of the term's gradient on the control network is to be, relative to the
-    noise loss's; the weights follow from measurement. "weight": they are the weights.
-    noise: weight of the noise loss. ramp_steps: over which gan, fm and lm rise to what they are.
-    min_t, max_t: only samples whose t is within are decoded. sub_batch: at most so many of a micro-batch, drawn.
-    chunk: of these at a time; it changes memory and nothing else. recompute: of the decoder, compute activations a
-    second time in the backward pass instead of keeping them.
-    real: what a face is compared with, the "picture" or the true latent "decoded" as well: so nothing is
-    asked of the control network that the frozen autoencoder cannot draw.
+    by: "ratio": gan, fm and lm are norms of the terms' gradients on the control network, relative to the noise loss's;
+    the weights follow from measurements. "weight": they are the weights.
+    noise: weight of the noise loss. ramp_steps: steps in which gan, fm and lm rise linearly to their values.
+    min_t, max_t: only samples with min_t <= t <= max_t are decoded. sub_batch: at most so many of a micro-batch, at
+    random. chunk: so many are decoded at a time; it changes memory and nothing else. recompute: compute the decoder's
+    activations a second time in the backward pass instead of storing them.
+    real: the true face, as a "picture" or as its latent "decoded"; the second asks nothing of the control network that
+    the frozen autoencoder cannot draw.
     pipnet: file of the frozen network that reads landmarks off faces. measure_every: steps between measurements of the
-    gradients' norms (and in the first ones, until each was seen a few times); 0: none, with by=weight.
+    gradients' norms (the first few steps are all measured); 0: no measurements, with by=weight.
     """
 
     gan: NonNegativeFloat = 0.0
@@ -116,7 +116,7 @@ class LossesConfig(Settings):
 
     @property
     def terms(self) -> dict[str, float]:
-        """Ratio or weight of each term that is on."""
+        """The ratio or weight of each term that is on."""
         ratios = {"gan": self.gan, "fm": self.fm, "lm": self.lm}
         return {name: value for name, value in ratios.items() if value}
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 NOISE = "noise"
-FIRST = 8  # so many measurements of each term at once, before it is done every so many steps only
+FIRST = 8  # measurements of each term in a row, before the period begins
 LONGEST_MEMORY = 0.9  # of the average over measurements; shorter while there are few of them
 
 
@@ -33,7 +33,7 @@ class LossWeights:
         return self.every > 0 and (few or (micro == 0 and step % self.every == 0))
 
     def measured(self, norms: Mapping[str, float]) -> None:
-        """Add the norms of one step to the averages; a term that no sample had is left out, or NaN."""
+        """Add the norms of one step to the averages; a term without samples is missing or NaN."""
         for name, norm in norms.items():
             if not 0 <= norm < float("inf"):
                 continue

@@ -36,7 +36,7 @@ class DataConfig(Settings):
     train, valid: names of the manifests in ``split_data``.
     skull_folder, face_folder: names of the two folders in ``pairedCS``; null takes the usual names.
     num_workers: loader processes; 0 reads in the main process.
-    how_to_get: what to tell a user whose ``root`` is missing.
+    how_to_get: the remedy, where ``root`` is missing.
     """
 
     root: str = "data"
@@ -107,11 +107,11 @@ class MemoryConfig(Settings):
 
 
 class WatchConfig(Settings):
-    """When a run warns, and when it gives up.
+    """Limits at which a run warns or gives up.
 
-    max_skipped: so many steps in a row may have a gradient that is not finite (they are skipped); one more stops
-    the run. flat_effect, flat_after: from that step on it warns if another skull changes the predicted noise by less
-    than that share. waiting_share: of the time, spent on waiting for pictures, above which it warns of the loader.
+    max_skipped: so many steps in a row may be skipped because their gradient is not finite; one more stops the run.
+    flat_effect, flat_after: from step flat_after on, warn if another person's skull changes the predicted noise by less
+    than the share flat_effect. waiting_share: warn if the loader takes more than this share of the time.
     """
 
     max_skipped: NonNegativeInt = 10
@@ -121,17 +121,17 @@ class WatchConfig(Settings):
 
 
 class DiffusionStageConfig(Settings):
-    """Of the base and control stages.
+    """The diffusion loss of the base and control stages.
 
-    prompt_dropout: chance that a prompt is replaced by the empty one (what guidance needs).
-    train_text_encoder: let the base stage train the text encoder as well.
+    prompt_dropout: chance that the empty prompt replaces a prompt; classifier-free guidance needs it.
+    train_text_encoder: the base stage trains the text encoder as well.
     loss_weighting: "eps" weighs the noise error alike at every t; "x0" turns it into the error of the clean latent,
     min(1 / SNR(t), max_loss_weight) times as much, and so towards the noisy steps, where the skull decides; "v" into
     the error of v, 1 / abar(t) times as much.
-    unlocked: what of the UNet the control stage trains beside the control network: none, its decoder half (the public
+    unlocked: the part of the UNet that the control stage trains as well: none, its decoder half (the public
     ControlNet's sd_locked=False), or all of it.
     control_dropout: chance that skull, landmarks and texture of a pair are left out together. Guidance over all of them
-    is away from what the UNet draws alone; one that is unlocked forgets that without such pairs.
+    needs the UNet's prediction without them, which an unlocked UNet forgets if it trains on no such pairs.
     """
 
     prompt_dropout: Share = 0.1
@@ -146,7 +146,7 @@ class ExperimentConfig(Settings):
     """One training run.
 
     stage: autoencoder, base, control, pipnet, pix2pix, guidance_decoder or grain. name: the run's folder below ``out``.
-    init: checkpoint to start from (none: fresh weights). how_to_get_init: what to tell a user who lacks it.
+    init: checkpoint to start from (none: fresh weights). how_to_get_init: the remedy, where that file is missing.
     model: the architecture; with ``init`` it may be left out, the file carries it.
     """
 
@@ -185,7 +185,7 @@ class ExperimentConfig(Settings):
         return self.stage == "control" or (self.stage == "pipnet" and self.pipnet.role == "skull")
 
     def _of_one_stage(self) -> list[tuple[str, str, object]]:
-        """Settings that are off by default and that one stage alone heeds: that stage, the name, the value."""
+        """Return the settings that one stage alone uses, off by default: that stage, the key, the value."""
         return [
             ("control", "losses", self.losses.terms),
             (self.stage if self._reads_skulls else "control", "partial.share", self.partial.share),
