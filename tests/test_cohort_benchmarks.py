@@ -111,11 +111,11 @@ def test_a_head_is_measured_as_its_size_says_and_fat_thickens_only_the_skin():
 def test_summaries_and_slopes_have_their_closed_forms():
     rng = np.random.default_rng(0)
     values = np.arange(101.0)
-    found = anatomy.summary(np.append(values, np.nan), rng)
-    assert (found["num"], found["mean"], found["p5"], found["p95"]) == (101, 50, 5, 95)
-    assert found["sd"] == pytest.approx(np.sqrt(101 * 102 / 12))
-    reach = 1.96 * found["sd"] / np.sqrt(101)
-    assert found["mean_interval"] == pytest.approx((50 - reach, 50 + reach), abs=0.6)
+    result = anatomy.summary(np.append(values, np.nan), rng)
+    assert (result["num"], result["mean"], result["p5"], result["p95"]) == (101, 50, 5, 95)
+    assert result["sd"] == pytest.approx(np.sqrt(101 * 102 / 12))
+    reach = 1.96 * result["sd"] / np.sqrt(101)
+    assert result["mean_interval"] == pytest.approx((50 - reach, 50 + reach), abs=0.6)
     assert anatomy.summary(np.full(5, np.nan), rng) == {"num": 0}
     bmi = rng.uniform(15, 34, 200)
     line = anatomy.slope(bmi, 3 + 0.4 * bmi, rng)
@@ -130,14 +130,14 @@ def test_figures_group_people_by_sex_and_body_mass():
         )
 
     heads = [person(sex, bmi) for sex in "MF" for bmi in (16, 17, 18, 20, 22, 24, 26, 28, 30)]
-    found = anatomy.figures(heads)
-    assert found["skull"]["cranial length g-op"]["M"]["mean"] == 180
-    assert found["head"]["head length g-op"]["F"]["mean"] == 180
-    gonion = found["depths"]["gonion"]
+    result = anatomy.figures(heads)
+    assert result["skull"]["cranial length g-op"]["M"]["mean"] == 180
+    assert result["head"]["head length g-op"]["F"]["mean"] == 180
+    gonion = result["depths"]["gonion"]
     assert [gonion[g]["mean"] for g in anatomy.BMI_GROUPS] == [8.5, 11, 14]
     assert gonion["per_bmi"]["slope"] == pytest.approx(0.5)
-    shown = anatomy.tables(found)
-    assert "181.3 ± 5.7 [174, 190] Howells" in shown and "10.5 Rhine" in shown
+    text = anatomy.tables(result)
+    assert "181.3 ± 5.7 [174, 190] Howells" in text and "10.5 Rhine" in text
 
 
 def test_rank_figures_by_hand():

@@ -6,6 +6,7 @@ import ast
 import graphlib
 import importlib.util
 import os
+import pydoc
 import re
 import shlex
 import shutil
@@ -19,26 +20,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.cohort.anatomy import AnatomyConfig
-from benchmarks.model.ceiling import CeilingConfig
-from benchmarks.model.demo_pictures import PicturesConfig
-from benchmarks.model.edits import EditsConfig
-from benchmarks.model.landmarks import LandmarksConfig
-from benchmarks.parity import ParityConfig
-from benchmarks.training.kill_resume import KillConfig
-from benchmarks.training.training import TrainingConfig
 from cldm.controlled import load_model_config
-from data.check.config import CheckConfig
-from data.cohort.config import CohortConfig
-from data.cohort.sheet import SheetConfig
-from data.ct.config import CtConfig
-from data.pack import PackConfig
-from data.split import SplitConfig
 from muti_control.evaluation.protocol.config import EvaluateConfig
-from muti_control.networks.pipnet.export import ExportConfig
-from muti_control.sampling.config import SampleConfig
 from muti_control.training.config import ExperimentConfig
-from muti_control.training.predict_landmarks import PredictConfig
 from settings.messages import known_keys
 from settings.reading import parse_command_line
 
@@ -51,27 +35,27 @@ ALLOWED = {  # which of the packages each may import
     "muti_control": {"settings", "ldm", "cldm", "muti_control", "data"},
     "data": {"settings", "data"},
 }
-KEYS_OF = {
-    "train.py": ExperimentConfig,
-    "sample.py": SampleConfig,
-    "evaluate.py": EvaluateConfig,
-    "benchmarks.parity": ParityConfig,
-    "benchmarks.cohort.anatomy": AnatomyConfig,
-    "benchmarks.training.training": TrainingConfig,
-    "benchmarks.model.edits": EditsConfig,
-    "benchmarks.model.ceiling": CeilingConfig,
-    "benchmarks.model.demo_pictures": PicturesConfig,
-    "benchmarks.model.landmarks": LandmarksConfig,
-    "muti_control.training.crossfit": ExperimentConfig,
-    "muti_control.networks.pipnet.export": ExportConfig,
-    "muti_control.training.predict_landmarks": PredictConfig,
-    "benchmarks.training.kill_resume": KillConfig,
-    "data.cohort": CohortConfig,
-    "data.ct": CtConfig,
-    "data.cohort.sheet": SheetConfig,
-    "data.pack": PackConfig,
-    "data.check": CheckConfig,
-    "data.split": SplitConfig,
+KEYS_OF = {  # program -> its settings class
+    "train.py": "muti_control.training.config.ExperimentConfig",
+    "sample.py": "muti_control.sampling.config.SampleConfig",
+    "evaluate.py": "muti_control.evaluation.protocol.config.EvaluateConfig",
+    "benchmarks.parity": "benchmarks.parity.ParityConfig",
+    "benchmarks.cohort.anatomy": "benchmarks.cohort.anatomy.AnatomyConfig",
+    "benchmarks.training.training": "benchmarks.training.training.TrainingConfig",
+    "benchmarks.model.edits": "benchmarks.model.edits.EditsConfig",
+    "benchmarks.model.ceiling": "benchmarks.model.ceiling.CeilingConfig",
+    "benchmarks.model.demo_pictures": "benchmarks.model.demo_pictures.PicturesConfig",
+    "benchmarks.model.landmarks": "benchmarks.model.landmarks.LandmarksConfig",
+    "muti_control.training.crossfit": "muti_control.training.config.ExperimentConfig",
+    "muti_control.networks.pipnet.export": "muti_control.networks.pipnet.export.ExportConfig",
+    "muti_control.training.predict_landmarks": "muti_control.training.predict_landmarks.PredictConfig",
+    "benchmarks.training.kill_resume": "benchmarks.training.kill_resume.KillConfig",
+    "data.cohort": "data.cohort.config.CohortConfig",
+    "data.ct": "data.ct.config.CtConfig",
+    "data.cohort.sheet": "data.cohort.sheet.SheetConfig",
+    "data.pack": "data.pack.PackConfig",
+    "data.check": "data.check.config.CheckConfig",
+    "data.split": "data.split.SplitConfig",
 }
 # What no package may import.
 ABOVE = {"train", "sample", "evaluate", "tool_add_control", "benchmarks", "tests"}
@@ -425,8 +409,8 @@ def problem(line: str) -> str | None:
         rest = rest[1:]
     program = words[2] if words[1:2] == ["-m"] else (words[1:] or [""])[0]
     if program in KEYS_OF:
-        known = known_keys(KEYS_OF[program])
-        unknown = [key for key in (word.split("=")[0] for word in rest if "=" in word) if key not in known]
+        keys = known_keys(pydoc.locate(KEYS_OF[program]))
+        unknown = [key for key in (word.split("=")[0] for word in rest if "=" in word) if key not in keys]
         if unknown:
             return f"no setting {unknown}"
     missing = [

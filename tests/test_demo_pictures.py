@@ -60,39 +60,39 @@ def solid(level: int) -> np.ndarray:
 # ---------------------------------------------------------------- plates
 def test_tiles_stand_where_they_belong_and_grey_stays_grey() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (256, 256), np.uint8)
-    drawn = plate([Row([Tile(solid(50)), None, Tile(noise)])], wide=[0])
-    assert drawn.ndim == 2
+    pixels = plate([Row([Tile(solid(50)), None, Tile(noise)])], wide=[0])
+    assert pixels.ndim == 2
     left = MARGIN + 2 * TILE[0] + WIDE + GAP
-    assert drawn.shape[1] == left + TILE[0] + MARGIN
-    assert (tile_at(drawn, MARGIN, MARGIN) == 50).all()
-    assert not tile_at(drawn, MARGIN, MARGIN + TILE[0] + WIDE).any()
-    np.testing.assert_array_equal(tile_at(drawn, MARGIN, left), middle(noise))
+    assert pixels.shape[1] == left + TILE[0] + MARGIN
+    assert (tile_at(pixels, MARGIN, MARGIN) == 50).all()
+    assert not tile_at(pixels, MARGIN, MARGIN + TILE[0] + WIDE).any()
+    np.testing.assert_array_equal(tile_at(pixels, MARGIN, left), middle(noise))
     cut = round(256 * CROP)
     np.testing.assert_array_equal(middle(noise), noise[:, cut:-cut])
     tiles = [Tile(solid(0)), Tile(solid(90), framed=True), Tile(solid(0))]
-    drawn = plate([Row(tiles)]).astype(int)
-    yellow = (drawn == FRAME).all(-1)
+    pixels = plate([Row(tiles)]).astype(int)
+    yellow = (pixels == FRAME).all(-1)
     left = MARGIN + TILE[0] + GAP
     assert yellow.any(0)[left - 3] and yellow.any(0)[left + TILE[0] + 2]
     assert not yellow[:, : left - 3].any() and not yellow[:, left + TILE[0] + 3 :].any()
-    assert (tile_at(drawn, MARGIN, left) == 90).all()
+    assert (tile_at(pixels, MARGIN, left) == 90).all()
 
 
 def test_words_stay_above_their_own_tile() -> None:
     tiles = [Tile(solid(0), "word " * 20), Tile(solid(0))]
-    drawn = plate([Row(tiles, {0: "heading " * 20, 1: ""})], ["foot " * 100])
-    rows, columns = np.nonzero(drawn)
+    pixels = plate([Row(tiles, {0: "heading " * 20, 1: ""})], ["foot " * 100])
+    rows, columns = np.nonzero(pixels)
     head = rows < MARGIN + 70
     assert columns[head].max() <= MARGIN + TILE[0] + GAP
-    assert columns.max() < drawn.shape[1] - MARGIN + 2 and columns.min() >= MARGIN - 1
+    assert columns.max() < pixels.shape[1] - MARGIN + 2 and columns.min() >= MARGIN - 1
     with pytest.raises(ValueError):
         plate([Row([None])])
 
 
 def test_heat_is_black_at_nothing_white_at_its_end_and_brighter_between() -> None:
-    shown = heat(np.linspace(0, 40, 256)[None], 40.0)[0].astype(int)
-    assert shown[0].tolist() == [0, 0, 0] and shown[-1].tolist() == [255, 255, 255]
-    assert (np.diff(shown.sum(1)) >= 0).all() and shown.sum(1)[128] == pytest.approx(382, abs=3)
+    colours = heat(np.linspace(0, 40, 256)[None], 40.0)[0].astype(int)
+    assert colours[0].tolist() == [0, 0, 0] and colours[-1].tolist() == [255, 255, 255]
+    assert (np.diff(colours.sum(1)) >= 0).all() and colours.sum(1)[128] == pytest.approx(382, abs=3)
     assert heat(np.array([[90.0]]), 40.0).tolist() == [[[255, 255, 255]]]
     with_bar = plate([Row([Tile(solid(0))] * 3)], bar=Bar(40.0, "grey levels"))
     assert with_bar.ndim == 3 and (with_bar == (255, 255, 255)).all(-1).any()
@@ -106,11 +106,16 @@ def test_every_picture_is_made_and_its_people_follow_from_the_list(
     assert "texture.png: left out, these weights have no texture branch" in capsys.readouterr().out
     files = {path.name for path in (tmp_path / "p").iterdir()}
     assert files == {"reconstruction.png", "edits.png", "variants.png", "ct.png", "pictures.json"}
-    found = json.loads((tmp_path / "p/pictures.json").read_text())
-    assert found["pictures"]["reconstruction"]["people"] == [f"test_{i}" for i in range(PEOPLE)]
-    assert found["pictures"]["edits"]["person"] == "test_2"
-    assert found["pictures"]["edits"]["ages"] == [22, 32, 57, 72]  # 32 years are the person's own, of level 3
-    assert min(found["pictures"]["variants"]["mean spread within the head, grey levels"].values()) > 0
+    record = json.loads((tmp_path / "p/pictures.json").read_text())
+    assert record["pictures"]["reconstruction"]["people"] == [f"test_{i}" for i in range(PEOPLE)]
+    assert record["pictures"]["edits"]["person"] == "test_2"
+    assert record["pictures"]["edits"]["ages"] == [
+        22,
+        32,
+        57,
+        72,
+    ]  # 32 years are the person's own, of level 3
+    assert min(record["pictures"]["variants"]["mean spread within the head, grey levels"].values()) > 0
     with Image.open(tmp_path / "p/edits.png") as picture:  # the person's own values are framed
         yellow = (np.asarray(picture).astype(int) == FRAME).all(-1)
     assert yellow.sum(1).max() >= 2 * TILE[0] and yellow.sum(0).max() >= 2 * TILE[1]
@@ -123,8 +128,8 @@ def test_the_faces_are_those_of_sample(root: Path, tmp_path: Path) -> None:
     studio = open_studio(parse_command_line(PicturesConfig, [*arguments_for(root), "batch_size=3"]))
     faces = studio.draw(cases_of(studio.records[:1]) * 2, [3, 4])
     for k, face in enumerate(faces):
-        with Image.open(tmp_path / f"s/test_0_{k}.png") as drawn:
-            np.testing.assert_allclose(face.astype(int), np.asarray(drawn).astype(int), atol=1)
+        with Image.open(tmp_path / f"s/test_0_{k}.png") as pixels:
+            np.testing.assert_allclose(face.astype(int), np.asarray(pixels).astype(int), atol=1)
     assert (faces[0] != faces[1]).any()
 
 
@@ -153,17 +158,17 @@ def test_exemplars_of_other_styles_change_the_face(root: Path, tmp_path: Path) -
     assert (
         demo_pictures.main([*arguments_for(root)[2:], f"weights={tmp_path}/textured.safetensors", *out]) == 0
     )
-    found = json.loads((tmp_path / "p/pictures.json").read_text())["pictures"]["texture"]
-    assert found == {
+    record = json.loads((tmp_path / "p/pictures.json").read_text())["pictures"]["texture"]
+    assert record == {
         "person": "test_0",
         "exemplars": {"p4": "test_1.png", "p3": "test_2.png", "p1": "test_3.png", "p5": "test_4.png"},
     }
     with Image.open(tmp_path / "p/texture.png") as picture:
-        drawn = np.asarray(picture.convert("L")).astype(int)
+        pixels = np.asarray(picture.convert("L")).astype(int)
     left = MARGIN + TILE[0] + WIDE
-    bare = tile_at(drawn, MARGIN + 37 + 2 * 28 + TILE[1] + GAP, left)
+    bare = tile_at(pixels, MARGIN + 37 + 2 * 28 + TILE[1] + GAP, left)
     lefts = [left + TILE[0] + WIDE + k * (TILE[0] + GAP) for k in range(4)]
-    faces = [tile_at(drawn, MARGIN + 37 + 2 * 28 + TILE[1] + GAP, x) for x in lefts]
+    faces = [tile_at(pixels, MARGIN + 37 + 2 * 28 + TILE[1] + GAP, x) for x in lefts]
     assert bare.any() and all((face != bare).any() for face in faces) and (faces[0] != faces[1]).any()
 
 

@@ -60,9 +60,9 @@ def test_half_a_change_is_a_half(
     measured: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(measured) == 0
-    found = json.loads((tmp_path / "out.json").read_text())["found"]["network"]
-    assert list(found) == ["age_up"]
-    rows = found["age_up"]["rows"]
+    result = json.loads((tmp_path / "out.json").read_text())["found"]["network"]
+    assert list(result) == ["age_up"]
+    rows = result["age_up"]["rows"]
     assert set(rows) == {"model", ANOTHERS, "ridge"}
     assert rows["model"]["people"] == 3
     assert rows["model"]["projection"] == pytest.approx(0.5, abs=0.03)

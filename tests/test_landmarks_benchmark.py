@@ -46,8 +46,8 @@ def test_figures_and_pictures_are_written_and_wrong_settings_refused(tmp_path, c
     arguments = [f"cohort={root}", f"out={tmp_path / 'r' / 'landmarks'}", "resamples=100"]
     arguments += [f"{role}={tmp_path / f'{role}.safetensors'}" for role in ("face", "skull")]
     assert landmarks.main([*arguments, "eye_corners=[0,3]"]) == 0, capsys.readouterr().err
-    found = json.loads((tmp_path / "r/landmarks.json").read_text())
-    assert found["num"] == 12 and found["nme"]["mean face"]["mean"] < found["nme"]["face: network"]["mean"]
+    result = json.loads((tmp_path / "r/landmarks.json").read_text())
+    assert result["num"] == 12 and result["nme"]["mean face"]["mean"] < result["nme"]["face: network"]["mean"]
     assert {path.name for path in (tmp_path / "r").glob("*.png")} == {
         "landmarks_ced.png", "landmarks_faces.png", "landmarks_skulls.png",
     }  # fmt: skip

@@ -37,9 +37,9 @@ def pictures() -> tuple[np.ndarray, np.ndarray]:
 def test_distances_are_those_of_torchmetrics(reference, backbone, pictures):
     tensors = [torch.from_numpy(p).permute(0, 3, 1, 2).float() / 127.5 - 1 for p in pictures]
     expected = reference(*tensors).detach().flatten().numpy()
-    found = Lpips(backbone).distances(*pictures)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert (expected > 1e-3).all() and (np.diff(found) > 0).all()
+    result = Lpips(backbone).distances(*pictures)
+    np.testing.assert_allclose(result, expected, atol=1e-6)
+    assert (expected > 1e-3).all() and (np.diff(result) > 0).all()
 
 
 def test_a_picture_is_like_itself_and_grey_is_three_times_grey(backbone, pictures):

@@ -74,8 +74,8 @@ def test_agreement(state: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
 )
 def test_another_weight_shows(state: dict[str, Tensor], ours: dict[str, Tensor], key: str, row: str) -> None:
     other = {**state, key: state[key] + 0.1 * torch.randn_like(state[key])}
-    found = differences(ours, Theirs(other, CFG).results(ours, SIZES, seed=3))
-    assert {r.name: r.largest for r in found}[row] > 5e-4
+    result = differences(ours, Theirs(other, CFG).results(ours, SIZES, seed=3))
+    assert {r.name: r.largest for r in result}[row] > 5e-4
 
 
 @pytest.mark.parametrize(

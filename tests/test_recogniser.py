@@ -42,7 +42,7 @@ def turned(shape: np.ndarray, degrees: float, scale: float, shift: tuple[float, 
 def test_procrustes_is_what_rotating_and_subtracting_gives():
     rng = np.random.default_rng(0)
     shapes = rng.normal(size=(5, 68, 2))
-    found = procrustes_distances(shapes[:3], shapes)
+    result = procrustes_distances(shapes[:3], shapes)
     for i in range(3):
         for j in range(5):
             a, b = (s - s.mean(0) for s in (shapes[i], shapes[j]))
@@ -51,7 +51,7 @@ def test_procrustes_is_what_rotating_and_subtracting_gives():
             if np.linalg.det(rotation) < 0:  # a reflection: not allowed here
                 u, _, vt = np.linalg.svd(a.T @ b)
                 rotation = u @ np.diag([1, -1]) @ vt
-            assert found[i, j] == pytest.approx(np.linalg.norm(a @ rotation - b), abs=1e-7)
+            assert result[i, j] == pytest.approx(np.linalg.norm(a @ rotation - b), abs=1e-7)
 
 
 def test_procrustes_ignores_place_size_and_turn_and_nothing_else():
@@ -89,8 +89,8 @@ def test_a_person_is_nearer_to_a_blurred_self_than_to_others(recogniser, faces):
 def test_the_detector_agrees_with_the_fixed_rectangle(recogniser, faces):
     face = next(iter(faces.values()))
     _, fixed = recogniser.look(face)
-    _, found = Recogniser(RecogniserConfig(rectangle=None)).look(face)
-    assert np.linalg.norm(fixed - found, axis=1).mean() < 6
+    _, result = Recogniser(RecogniserConfig(rectangle=None)).look(face)
+    assert np.linalg.norm(fixed - result, axis=1).mean() < 6
 
 
 def test_what_is_no_face_is_told(recogniser):

@@ -44,9 +44,9 @@ def test_all_ways_draw_the_same(
     arguments = [f"model={model}", "device=cpu", "size=64", "batches=[1,2]", "steps=2", "reps=1", "warmup=0"]
     assert speed.main([*arguments, f"variants=[{','.join(ways)}]", f"out={out}", "append=true"]) == 0
     printed = capsys.readouterr().out
-    found = json.loads(out.read_text())["found"]
-    assert [one["batch"] for one in found] == [1, 2]
-    for one in found:
+    result = json.loads(out.read_text())["found"]
+    assert [one["batch"] for one in result] == [1, 2]
+    for one in result:
         assert 2 * one["flops"]["eps"] < one["flops"]["guided step"] < 5 * one["flops"]["eps"]
         for what in ("eps", "guided step", "sampling"):
             assert one[what]["ours_fp32"]["difference"] == 0

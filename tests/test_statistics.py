@@ -41,10 +41,10 @@ def test_the_match_curve_rises_to_one():
 def test_bootstrap_of_means_is_that_of_drawing_probes():
     values = rng(4).exponential(size=(60, 2))
     means = bootstrap_means(values, num=4000)
-    drawn = values[rng(5).integers(0, 60, (4000, 60))].mean(axis=1)
+    resampled = values[rng(5).integers(0, 60, (4000, 60))].mean(axis=1)
     np.testing.assert_allclose(means.mean(axis=0), values.mean(axis=0), atol=0.01)
     np.testing.assert_allclose(means.std(axis=0), values.std(axis=0) / np.sqrt(60), rtol=0.05)
-    np.testing.assert_allclose(interval(means), interval(drawn), atol=0.03)
+    np.testing.assert_allclose(interval(means), interval(resampled), atol=0.03)
     weights = rng(6).uniform(size=60)
     ratio = bootstrap_means(values[:, 0], weights)
     assert ratio.mean() == pytest.approx(np.average(values[:, 0], weights=weights), abs=0.01)

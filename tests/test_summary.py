@@ -29,23 +29,27 @@ def test_figures_are_those_of_the_measured_probes():
     ranks[3] = ranks[7] = None
     own = rng(2).uniform(size=40)
     own[[3, 5, 7]] = np.nan  # 5 was measured, but the recogniser found no face
-    found = identification(ranks, 30, GROUPS, own, own + 1, missed=1, excluded=4)
-    known = np.array([rank for rank in ranks if rank])
-    assert found.rank1.n == found.mean_rank.n == 38 and found.distance.n == 37
-    assert found.rank5.value == pytest.approx((known <= 5).mean())
-    assert found.mean_average_precision.value == found.mean_reciprocal_rank.value == (1 / known).mean()
-    assert found.cmc.value[:10][0] == found.rank1.value and found.cmc.value[9] == found.rank10.value
-    assert found.cmc.low[0] == found.rank1.low and found.cmc.value[-1] == 1
-    assert found.ranks[3] is None and found.distances[5] is None and found.ranks[0] == ranks[0]
-    assert found.other_distance.value == pytest.approx(found.distance.value + 1)
-    assert found.rank1.low <= found.rank1.value <= found.rank1.high
-    to_json(found)  # nothing in it that JSON has no form for
+    result = identification(ranks, 30, GROUPS, own, own + 1, missed=1, excluded=4)
+    ranks_measured = np.array([rank for rank in ranks if rank])
+    assert result.rank1.n == result.mean_rank.n == 38 and result.distance.n == 37
+    assert result.rank5.value == pytest.approx((ranks_measured <= 5).mean())
+    assert (
+        result.mean_average_precision.value
+        == result.mean_reciprocal_rank.value
+        == (1 / ranks_measured).mean()
+    )
+    assert result.cmc.value[:10][0] == result.rank1.value and result.cmc.value[9] == result.rank10.value
+    assert result.cmc.low[0] == result.rank1.low and result.cmc.value[-1] == 1
+    assert result.ranks[3] is None and result.distances[5] is None and result.ranks[0] == ranks[0]
+    assert result.other_distance.value == pytest.approx(result.distance.value + 1)
+    assert result.rank1.low <= result.rank1.value <= result.rank1.high
+    to_json(result)  # nothing in it that JSON has no form for
     for wrong in (ranks, [None] * 40):  # a rank beyond the gallery; nothing measured
         with pytest.raises(ValueError):
             identification(wrong, 20, GROUPS)
-    assert list(dict.fromkeys(group.attribute for group in found.groups)) == ["sex", "age", "body mass"]
-    by_mass = [group.rank1 for group in found.groups if group.attribute == "body mass"]
-    assert sum(rank1.value * rank1.n for rank1 in by_mass) == pytest.approx(38 * found.rank1.value)
+    assert list(dict.fromkeys(group.attribute for group in result.groups)) == ["sex", "age", "body mass"]
+    by_mass = [group.rank1 for group in result.groups if group.attribute == "body mass"]
+    assert sum(rank1.value * rank1.n for rank1 in by_mass) == pytest.approx(38 * result.rank1.value)
 
 
 def test_a_mean_of_one_value_has_no_interval_and_none_is_refused():
@@ -60,13 +64,13 @@ def test_a_mean_of_one_value_has_no_interval_and_none_is_refused():
 
 def test_coverage_begins_at_rank_one_of_a_draw_and_rises():
     ranks = {"model": rng(4).integers(1, 20, (15, 8)), "shuffled": rng(5).integers(10, 40, (15, 8))}
-    found = coverage("dlib", ranks, 5, list(range(0, 30, 2)))
-    model, shuffled = found.curves["model"], found.curves["shuffled"]
-    assert found.draws == 8 and model.x == tuple(range(1, 9))
+    result = coverage("dlib", ranks, 5, list(range(0, 30, 2)))
+    model, shuffled = result.curves["model"], result.curves["shuffled"]
+    assert result.draws == 8 and model.x == tuple(range(1, 9))
     assert model.value[0] == pytest.approx((ranks["model"] <= 5).mean())
     assert model.value[-1] == pytest.approx((ranks["model"] <= 5).any(axis=1).mean())
     assert (np.diff(model.value) >= 0).all() and set(shuffled.value) == {0}
-    assert not found.together
+    assert not result.together
     falling = np.minimum.accumulate(ranks["model"], axis=1)
     joint = coverage("dlib", ranks, 5, list(range(0, 30, 2)), together={"model": falling})
     assert joint.ranks_together["model"] == tuple(falling[:, -1])
@@ -78,14 +82,14 @@ def test_coverage_begins_at_rank_one_of_a_draw_and_rises():
 def test_an_edit_that_makes_half_the_change_projects_to_a_half():
     before = rng(6).uniform(50, 200, (6, 68, 2))
     change = rng(7).normal(0, 3, before.shape)
-    found = edit(
+    result = edit(
         "model", "body_mass+2", "two up", "px", (before, before + 0.5 * change), (before, before + change),
         range(6), kept=[1, 1, 1, 0, 1, 1], kept_before=[1] * 6,
     )  # fmt: skip
-    assert found.projection.value == pytest.approx(0.5, abs=0.02) and found.angle.value < 5
-    assert found.predicted_size.value == pytest.approx(found.true_size.value / 2, rel=0.02)
-    assert 2.5 < found.true_size.value < 4.5  # px a point: 3 px each way, less what alignment takes
-    assert found.kept.value == pytest.approx(5 / 6)
+    assert result.projection.value == pytest.approx(0.5, abs=0.02) and result.angle.value < 5
+    assert result.predicted_size.value == pytest.approx(result.true_size.value / 2, rel=0.02)
+    assert 2.5 < result.true_size.value < 4.5  # px a point: 3 px each way, less what alignment takes
+    assert result.kept.value == pytest.approx(5 / 6)
     turned = before @ np.array([[0.9, -0.2], [0.2, 0.9]]).T + 7
     nothing = edit("model", "e", "e", "px", (before, turned), (before, before + change), range(6))
     assert nothing.projection.value == pytest.approx(0, abs=1e-9)  # turning and moving the head is no edit
@@ -97,5 +101,5 @@ def test_a_person_who_hardly_changed_hardly_counts():
     before = rng(8).uniform(50, 200, (2, 68, 2))
     true = rng(9).normal(0, 3, before.shape) * np.array([1, 1e-3])[:, None, None]
     predicted = np.stack([true[0], rng(10).normal(0, 3, (68, 2))])
-    found = edit("m", "e", "e", "px", (before, before + predicted), (before, before + true), range(2))
-    assert abs(found.projections[1]) > 5 and found.projection.value == pytest.approx(1, abs=0.02)
+    result = edit("m", "e", "e", "px", (before, before + predicted), (before, before + true), range(2))
+    assert abs(result.projections[1]) > 5 and result.projection.value == pytest.approx(1, abs=0.02)

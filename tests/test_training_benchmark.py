@@ -22,9 +22,9 @@ def tiny_yaml(tiny_config: ModelConfig, tmp_path: Path) -> str:
 
 def losses(tiny_yaml: str, variant: str) -> list[float]:
     request = {"variant": variant, "device": "cpu", "batch": 2, "size": 64, "reps": 2, "model": tiny_yaml}
-    found = run(request)
-    assert len(found["seconds"]) == 2 and found["peak"] > 2**20
-    return found["losses"]
+    result = run(request)
+    assert len(result["seconds"]) == 2 and result["peak"] > 2**20
+    return result["losses"]
 
 
 def test_the_published_way_keeps_nothing_back_and_loses_nothing(tiny_yaml: str) -> None:

@@ -170,7 +170,7 @@ def _even(values: np.ndarray, heights: np.ndarray, step: float) -> tuple[np.ndar
     targets, even = np.linspace(heights[0], heights[-1], count, retstep=True)
     if count == len(heights) and np.abs(targets - heights).max() < UNEVEN_SHARE * step:
         return values, float(even)
-    upper = np.clip(np.searchsorted(heights, targets), 1, len(heights) - 1)
+    upper = np.clip(np.searchsorted(heights, np.asarray(targets)), 1, len(heights) - 1)
     share = ((targets - heights[upper - 1]) / (heights[upper] - heights[upper - 1])).clip(0, 1)
     result = np.empty((count, *values.shape[1:]), np.int16)
     for k in range(count):
