@@ -39,15 +39,15 @@ class Conditions:
                 f"skull_present: got {tuple(present.shape)} for {got}, expected one for each skull"
             )
 
-    def where(self, kept: Tensor) -> Conditions:
-        """Return the conditions without those of the samples for which ``kept`` (B,) is False."""
+    def where(self, mask: Tensor) -> Conditions:
+        """Return the conditions without those of the samples for which ``mask`` (B,) is False."""
         skull_present, landmarks, texture = self.skull_present, self.landmarks, self.texture
         if self.skulls is not None:
-            skull_present = kept if skull_present is None else skull_present & kept
+            skull_present = mask if skull_present is None else skull_present & mask
         if landmarks is not None:
-            landmarks = replace(landmarks, present=landmarks.present & kept)
+            landmarks = replace(landmarks, present=landmarks.present & mask)
         if texture is not None:
-            texture = replace(texture, present=texture.present & kept)
+            texture = replace(texture, present=texture.present & mask)
         return Conditions(self.skulls, skull_present, landmarks, texture)
 
     @property
@@ -97,20 +97,20 @@ class Encoded:
             parts[name] = part
             if part is None:
                 continue
-            shown = self.present.get(name)
-            if shown is None:
-                shown = torch.ones(len(part), dtype=torch.bool, device=part.device)
+            own = self.present.get(name)
+            if own is None:
+                own = torch.ones(len(part), dtype=torch.bool, device=part.device)
             first = name not in dropped
             parts[name] = torch.cat([part if first else torch.zeros_like(part), part])
             if name in self.present or not first:
-                present[name] = torch.cat([shown & first, shown])
+                present[name] = torch.cat([own & first, own])
         return Encoded(torch.cat([self.nothing, self.nothing]), **parts, present=present)
 
     def without(self, dropped: Collection[str]) -> Encoded:
         """Return the conditions of every sample without those ``dropped``."""
-        kept = {name: getattr(self, name) for name in NAMES if name not in dropped}
-        present = {name: shown for name, shown in self.present.items() if name not in dropped}
-        return Encoded(self.nothing, **dict.fromkeys(NAMES) | kept, present=present)
+        parts = {name: getattr(self, name) for name in NAMES if name not in dropped}
+        present = {name: own for name, own in self.present.items() if name not in dropped}
+        return Encoded(self.nothing, **dict.fromkeys(NAMES) | parts, present=present)
 
     def scaled(self, landmarks: float, texture: float) -> Encoded:
         """Return the conditions with a factor on each branch's addend; 0 removes the branch."""
@@ -128,15 +128,17 @@ class Encoded:
         if not parts and texture is None:
             return None
         hint = parts[0] if len(parts) == 1 else sum(parts[1:], parts[0]) if parts else self.nothing
-        given = {"skull": self.skull, "landmarks": landmarks, "texture": texture}
+        acting = {"skull": self.skull, "landmarks": landmarks, "texture": texture}
         active = None
         if self.skull is None or "skull" in self.present:
-            shown = [self.present[name] for name, part in given.items() if part is not None]
-            active = torch.stack(shown).any(0)
+            present = [self.present[name] for name, part in acting.items() if part is not None]
+            active = torch.stack(present).any(0)
         return Acting(hint, texture, active)
 
 
-def encode(model: ControlledLatentDiffusion, given: Conditions, num: int, height: int, width: int) -> Encoded:
+def encode(
+    model: ControlledLatentDiffusion, conditions: Conditions, num: int, height: int, width: int
+) -> Encoded:
     """Encode the conditions of ``num`` pictures of height x width px.
 
     Raises:
@@ -144,17 +146,17 @@ def encode(model: ControlledLatentDiffusion, given: Conditions, num: int, height
     """
     present = {}
     skull = landmarks = texture = None
-    if given.skulls is not None:
-        skull = model.encode_hint(given.skulls.to(model.device))
-        if given.skull_present is not None:
-            present["skull"] = given.skull_present.to(model.device)
+    if conditions.skulls is not None:
+        skull = model.encode_hint(conditions.skulls.to(model.device))
+        if conditions.skull_present is not None:
+            present["skull"] = conditions.skull_present.to(model.device)
             skull = torch.where(present["skull"][:, None, None, None], skull, torch.zeros_like(skull))
-    if given.landmarks is not None:
-        shown = given.landmarks.to(model.device)
-        present["landmarks"] = shown.present
-        landmarks = model.encode_landmarks(shown, height, width)
-    if given.texture is not None:
-        exemplars = given.texture.to(model.device)
+    if conditions.landmarks is not None:
+        points = conditions.landmarks.to(model.device)
+        present["landmarks"] = points.present
+        landmarks = model.encode_landmarks(points, height, width)
+    if conditions.texture is not None:
+        exemplars = conditions.texture.to(model.device)
         present["texture"] = exemplars.present
         texture = model.encode_texture(exemplars)
     return Encoded(model.no_hint(num, height, width), skull, landmarks, texture, present)

@@ -222,8 +222,8 @@ def check_fit(
     try:
         match_keys(model, state, allow_missing=allow_missing, allow_unexpected=SD_OPTIONAL)
     except CheckpointError as error:
-        found = recognise(state)
-        raise CheckpointError(f"{path}: " + (f"this is {found}; " if found else "") + str(error)) from error
+        name = recognise(state)
+        raise CheckpointError(f"{path}: " + (f"this is {name}; " if name else "") + str(error)) from error
     return model
 
 
@@ -231,10 +231,10 @@ def check_complete(path: str | Path, state: Mapping[str, Tensor]) -> None:
     """Raise CheckpointError for a base model or a control network alone; the message says how to join them."""
     has_control = any(key.startswith(CONTROL) for key in state)
     has_base = any(key.startswith(MODEL_PARTS) for key in state)
-    found = recognise(state)
-    if found and not (has_base and has_control):
+    name = recognise(state)
+    if name and not (has_base and has_control):
         raise CheckpointError(
-            f"{path}: this is {found}; expected a Stable Diffusion 1.5 model with a control network"
+            f"{path}: this is {name}; expected a Stable Diffusion 1.5 model with a control network"
         )
     if not has_control:
         raise CheckpointError(

@@ -59,8 +59,8 @@ def _karras(num_steps: int, alphas_cumprod: Tensor) -> np.ndarray:
     if num_steps == 1:
         return np.array([len(abar) - 1])
     ends = np.exp(log_sigmas[[0, -1]] / KARRAS_RHO)
-    wanted = KARRAS_RHO * np.log(np.linspace(ends[0], ends[1], num_steps))  # log sigma, ascending
-    t = np.round(np.interp(wanted, log_sigmas, np.arange(len(abar)))).astype(np.int64)
+    log_targets = KARRAS_RHO * np.log(np.linspace(ends[0], ends[1], num_steps))  # log sigma, ascending
+    t = np.round(np.interp(log_targets, log_sigmas, np.arange(len(abar)))).astype(np.int64)
     return _distinct(t, len(abar))
 
 

@@ -247,18 +247,18 @@ class AutoencoderKL(nn.Module):
         return self.decoder.conv_out(features), features
 
     def draw(
-        self, z: Tensor, noise: Tensor, exemplars: Tensor | None = None, shown: Tensor | None = None
+        self, z: Tensor, noise: Tensor, exemplars: Tensor | None = None, present: Tensor | None = None
     ) -> Tensor:
         """Return the picture of :meth:`decode` with grain on it, (B, 3, f h, f w) float32. Needs a grain head.
 
-        noise: of :func:`ldm.grain.grain_noise`, for pictures of f h x f w px. exemplars, shown: see
+        noise: of :func:`ldm.grain.grain_noise`, for pictures of f h x f w px. exemplars, present: see
         :meth:`ldm.grain.Grain.forward`; a head without exemplars ignores them.
         """
         assert self.grain is not None
         picture, features = self.decode_with_features(z)
         if self.grain.exemplar is None:
-            exemplars = shown = None
-        grain = self.grain(features, picture, summary(picture, z), noise, exemplars, shown)
+            exemplars = present = None
+        grain = self.grain(features, picture, summary(picture, z), noise, exemplars, present)
         return picture.float() + grain
 
 

@@ -222,7 +222,7 @@ def match_keys(
 ) -> None:
     """Raise CheckpointError if `load_strict` would; `module` may be on the meta device."""
     own = module.state_dict()
-    given = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    weights = _without_prefix(state, prefix)
     may_lack = [re.compile(pattern) for pattern in allow_missing]
     may_add = [re.compile(pattern) for pattern in allow_unexpected]
 
@@ -233,23 +233,27 @@ def match_keys(
         "another type": [],
     }
     for key, value in own.items():
-        if key not in given:
+        if key not in weights:
             if not any(pattern.search(prefix + key) for pattern in may_lack):
                 problems["missing"].append(prefix + key)
-        elif given[key].shape != value.shape:
-            shapes = f"{list(given[key].shape)} in the file, {list(value.shape)} in the model"
+        elif weights[key].shape != value.shape:
+            shapes = f"{list(weights[key].shape)} in the file, {list(value.shape)} in the model"
             problems["another shape"].append(f"{prefix + key} ({shapes})")
-        elif given[key].is_floating_point() != value.is_floating_point():  # quantised weights, say
-            problems["another type"].append(f"{prefix + key} ({given[key].dtype} in the file)")
-    for key in sorted(given.keys() - own.keys()):
+        elif weights[key].is_floating_point() != value.is_floating_point():  # quantised weights, say
+            problems["another type"].append(f"{prefix + key} ({weights[key].dtype} in the file)")
+    for key in sorted(weights.keys() - own.keys()):
         if not any(pattern.search(prefix + key) for pattern in may_add):
             problems["unexpected"].append(prefix + key)
-    found = [f"{len(keys)} {kind} ({_first(keys, 5)})" for kind, keys in problems.items() if keys]
-    if found:
+    differences = [f"{len(keys)} {kind} ({_first(keys, 5)})" for kind, keys in problems.items() if keys]
+    if differences:
         raise CheckpointError(
-            f"the weights do not fit {type(module).__name__}: {'; '.join(found)}. "
+            f"the weights do not fit {type(module).__name__}: {'; '.join(differences)}. "
             "Use the config this checkpoint was made with, or the checkpoint this config was made for."
         )
+
+
+def _without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
 
 
 def _first(keys: list[str], num: int) -> str:
@@ -280,8 +284,8 @@ def load_strict(
             other way round); the first of each are listed.
     """
     match_keys(module, state, prefix=prefix, allow_missing=allow_missing, allow_unexpected=allow_unexpected)
-    given = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-    merged = {key: given.get(key, value) for key, value in module.state_dict().items()}
+    weights = _without_prefix(state, prefix)
+    merged = {key: weights.get(key, value) for key, value in module.state_dict().items()}
     module.load_state_dict(merged, strict=True, assign=assign)
 
 

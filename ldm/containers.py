@@ -82,9 +82,9 @@ def container(path: Path) -> str:
         raise CheckpointError(
             f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` or download it."
         )
-    found = "an empty file" if not head else f"a file starting with {head[:12]!r}"
+    kind = "an empty file" if not head else f"a file starting with {head[:12]!r}"
     raise CheckpointError(
-        f"{path} is {found}; expected safetensors or a PyTorch checkpoint. Download it again?"
+        f"{path} is {kind}; expected safetensors or a PyTorch checkpoint. Download it again?"
     )
 
 
@@ -152,8 +152,8 @@ def read_pickle(path: Path, kind: str, mmap: bool) -> tuple[dict[str, Tensor], d
         raise CheckpointError(
             f"{path}: {odd[0]} is sparse or quantised; save the weights as plain tensors (to_dense, dequantize)."
         )
-    given = content.get("metadata")
-    metadata = {str(k): str(v) for k, v in given.items()} if isinstance(given, Mapping) else {}
+    entry = content.get("metadata")
+    metadata = {str(k): str(v) for k, v in entry.items()} if isinstance(entry, Mapping) else {}
     if isinstance(content.get("global_step"), int):
         metadata.setdefault("step", str(content["global_step"]))
     return state, metadata
@@ -183,10 +183,10 @@ def _check_archive(path: Path) -> None:
 def _refusal(path: Path, error: Exception, from_unpickler: bool) -> str:
     """One sentence in place of the long message of torch's restricted unpickler."""
     text = str(error)
-    wanted = re.search(r"GLOBAL (\S+)", text)
-    if from_unpickler and wanted:
+    call = re.search(r"GLOBAL (\S+)", text)
+    if from_unpickler and call:
         return (
-            f"{path} wants to run {wanted[1]} while loading, which weights never need; nothing was executed. "
+            f"{path} wants to run {call[1]} while loading, which weights never need; nothing was executed. "
             "Use a .safetensors file of the same weights, or ask whoever made this one."
         )
     first = text.strip().splitlines()[0][:200] if text.strip() else type(error).__name__

@@ -65,8 +65,8 @@ def _by_names(state: Mapping[str, Tensor]) -> str | None:
 
 
 def _part(autoencoder: bool, text_encoder: bool) -> str | None:
-    found = ["an autoencoder"] * autoencoder + ["a text encoder"] * text_encoder
-    return " and ".join(found) + " without a UNet" if found else None
+    parts = ["an autoencoder"] * autoencoder + ["a text encoder"] * text_encoder
+    return " and ".join(parts) + " without a UNet" if parts else None
 
 
 def _by_shapes(state: Mapping[str, Tensor]) -> str | None:

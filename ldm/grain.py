@@ -33,12 +33,12 @@ def grain_noise(keys: Sequence[int | str], height: int, width: int) -> Tensor:
     keys: a sample's seed, or another name of it. The streams differ from those of generators seeded with the same
     numbers, so that they neither shift nor repeat those.
     """
-    drawn = []
+    noises = []
     for key in keys:
         digest = hashlib.blake2b(f"grain/{key}".encode(), digest_size=8).digest()
         own = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-        drawn.append(torch.randn(1, height + 2 * MARGIN, width + 2 * MARGIN, generator=own))
-    return torch.stack(drawn)
+        noises.append(torch.randn(1, height + 2 * MARGIN, width + 2 * MARGIN, generator=own))
+    return torch.stack(noises)
 
 
 def grey_of(pictures: Tensor) -> Tensor:
@@ -54,13 +54,13 @@ def inside(grey: Tensor) -> Tensor:
 
 def log_energies(grey: Tensor, where: Tensor) -> Tensor:
     """Return the mean log squared difference of neighbours ``LAGS`` apart, (B, 8); where: mask (B, 1, H, W)."""
-    found = []
+    energies = []
     for lag in LAGS:
         first, second = _neighbours(grey, lag)
         weight = torch.mul(*_neighbours(where, lag))
         values = ((first - second).square() + ENERGY_FLOOR).log()
-        found.append(_mean(values, weight))
-    return torch.cat(found, dim=1)
+        energies.append(_mean(values, weight))
+    return torch.cat(energies, dim=1)
 
 
 def num_summary(z_channels: int) -> int:
@@ -79,12 +79,12 @@ def summary(pictures: Tensor, z: Tensor) -> Tensor:
     grey, z = grey_of(pictures), z.float()
     where = inside(grey)
     cells = _or_all((F.adaptive_avg_pool2d(where, (z.shape[2], z.shape[3])) > 0.99).float())  # (B, 1, h, w)
-    found = [log_energies(grey, where), _mean(grey, where), _mean(z, cells)]
+    numbers = [log_energies(grey, where), _mean(grey, where), _mean(z, cells)]
     for lag in LATENT_LAGS:
         first, second = _neighbours(z, lag)
         energy = _mean((first - second).square(), torch.mul(*_neighbours(cells, lag)))
-        found.append((energy + LATENT_FLOOR).log())
-    return torch.cat(found, dim=1)
+        numbers.append((energy + LATENT_FLOOR).log())
+    return torch.cat(numbers, dim=1)
 
 
 def _or_all(mask: Tensor) -> Tensor:
@@ -157,13 +157,13 @@ class Grain(nn.Module):
         summaries: Tensor,
         noise: Tensor,
         exemplars: Tensor | None = None,
-        shown: Tensor | None = None,
+        present: Tensor | None = None,
     ) -> Tensor:
         """Return grain (B, 1, H, W) float32 for pictures, or for windows of them. Its mean over noise is 0.
 
         features: (B, C, H, W), the decoder's last, after its norm and SiLU. pictures: (B, 3, H, W) decoded from them.
         summaries: (B, F), of the whole pictures. noise: as :func:`grain_noise` gives it. exemplars: (B, num_exemplar),
-        in place of the summaries where ``shown`` (B,) is True; None: nowhere.
+        in place of the summaries where ``present`` (B,) is True; None: nowhere.
 
         Raises:
             ValueError: exemplars of other numbers than the head takes.
@@ -171,8 +171,8 @@ class Grain(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             usual = (summaries.float() - self.mean.float()) / self.deviation.float().clamp(min=1e-4)
             hidden = F.silu(_linear(self.whole, usual.clamp(-LIMIT, LIMIT)))  # (B, _HIDDEN)
-            if exemplars is not None and shown is not None:
-                hidden = torch.where(shown[:, None], self._read(exemplars), hidden)
+            if exemplars is not None and present is not None:
+                hidden = torch.where(present[:, None], self._read(exemplars), hidden)
             shift = _linear(self.shift, hidden)
             own, among = shift[..., None, None].split([len(self.filters.weight), _LOCAL], dim=1)
             h = F.silu(_conv(self.local, features.float()) + among)  # (B, _LOCAL, H, W)
@@ -203,9 +203,9 @@ def _first_filters(num: int) -> Tensor:
     """Gaussians of four widths, plain and less their mean in turns of four: (num, 1, SIDE, SIDE) of norm 1."""
     x = torch.arange(float(SIDE)) - MARGIN
     square = x[:, None] ** 2 + x**2
-    found = []
+    filters = []
     for k in range(num):
         bell = (-square / (2 * (0.35, 0.6, 0.9, 1.3)[k % 4] ** 2)).exp()
         bell = bell - bell.mean() if k // 4 % 2 else bell
-        found.append(bell / bell.norm())
-    return torch.stack(found)[:, None]
+        filters.append(bell / bell.norm())
+    return torch.stack(filters)[:, None]

@@ -74,17 +74,17 @@ class LatentDiffusion(nn.Module):
         keys: Sequence[int | str],
         grain: bool = True,
         exemplars: Tensor | None = None,
-        shown: Tensor | None = None,
+        present: Tensor | None = None,
     ) -> Tensor:
         """Scaled latents (B, z, h, w) -> final pictures (B, 3, f h, f w): :meth:`decode`, and grain if there is a head.
 
         keys: a seed or a name for each sample, from which its grain follows. grain: False for the mean picture.
-        exemplars: (B, F), the style of a sample's surface, where ``shown`` (B,) is True.
+        exemplars: (B, F), the style of a sample's surface, where ``present`` (B,) is True.
         """
         first_stage, f = self.first_stage_model, self.cfg.first_stage.downscale
         if first_stage.grain is None or not grain:
             return self.decode(z)
         noise = grain_noise(keys, f * z.shape[2], f * z.shape[3])
-        if exemplars is not None and shown is not None:
-            exemplars, shown = exemplars.to(z.device), shown.to(z.device)
-        return first_stage.draw(z / self.cfg.scale_factor, noise.to(z.device), exemplars, shown)
+        if exemplars is not None and present is not None:
+            exemplars, present = exemplars.to(z.device), present.to(z.device)
+        return first_stage.draw(z / self.cfg.scale_factor, noise.to(z.device), exemplars, present)

@@ -232,8 +232,8 @@ class UNetModel(UNetEncoder):
 
     def _encoder_learns(self, x: Tensor, context: Context) -> bool:
         """Whether the encoder half needs a gradient. The frozen one beside a ControlNet does not."""
-        given = [context] if isinstance(context, Tensor) else [k for pair in context for k in pair]
+        inputs = [context] if isinstance(context, Tensor) else [k for pair in context for k in pair]
         own = [
             p for part in (self.time_embed, self.input_blocks, self.middle_block) for p in part.parameters()
         ]
-        return any(p.requires_grad for p in (x, *given, *own))
+        return any(p.requires_grad for p in (x, *inputs, *own))

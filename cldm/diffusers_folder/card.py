@@ -54,21 +54,13 @@ def sampling_notes(
     if "grain" in lacking and (sampling is None or sampling.grain):
         without.append(NO_GRAIN)
     if sampling is None:
-        return [
-            f"{caller} The checkpoint recommends none; those in the README.md are common for Stable Diffusion 1.5.",
-            *without,
-        ]
-    differing = without_equal(sampling, with_control) + without
-    ending = (
-        "Its pictures differ from sample.py's for that."
-        if differing
-        else "One picture at a time, the same seed gives sample.py's face of precision=fp32, but for rounding."
-    )
-    return [
-        f"{caller} The script in the README.md gives those recommended by the checkpoint.",
-        *differing,
-        ending,
-    ]
+        common = "The checkpoint recommends none; those in the README.md are common for Stable Diffusion 1.5."
+        return [f"{caller} {common}", *without]
+    first = f"{caller} The script in the README.md gives those recommended by the checkpoint."
+    if differing := without_equal(sampling, with_control) + without:
+        return [first, *differing, "Its pictures differ from sample.py's for that."]
+    equal = "One picture at a time, the same seed gives sample.py's face of precision=fp32, but for rounding."
+    return [first, equal]
 
 
 def model_card(

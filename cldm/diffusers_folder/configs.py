@@ -165,8 +165,10 @@ def model_config(parts: Mapping[str, Mapping[str, Any]], image_size: int | None 
         schedule = _complete("scheduler", parts["scheduler"])
         ours = [ours for ours, theirs in PREDICTION_TYPES.items() if theirs == schedule["prediction_type"]]
         if not ours:
-            got, known = schedule["prediction_type"], " or ".join(PREDICTION_TYPES.values())
-            raise FolderError(f"scheduler: prediction_type is {got!r}, expected {known}")
+            expected = " or ".join(PREDICTION_TYPES.values())
+            raise FolderError(
+                f"scheduler: prediction_type is {schedule['prediction_type']!r}, expected {expected}"
+            )
         content["schedule"] = {ours: schedule[theirs] for ours, theirs in _SCHEDULE.items()}
         content["schedule"]["prediction"] = ours[0]
     cfg = parse_command_line(ModelConfig, [], base=content, base_name="by its JSON files")
@@ -221,7 +223,7 @@ def refuse_other_models(parts: Mapping[str, Mapping[str, Any]]) -> None:
             "MultiControlNetModel" in str(index.get("controlnet"))
         ),
     }
-    if kind := next((kind for kind, found in kinds.items() if found), None):
+    if kind := next((kind for kind, applies in kinds.items() if applies), None):
         raise FolderError(f"it is {kind}; expected Stable Diffusion 1.x or a model of the same kind")
 
 

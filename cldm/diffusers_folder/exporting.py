@@ -69,7 +69,7 @@ def export_folder(
     check_expressible(cfg, with_control)
     check_unused(folder)
     lacking = _without_a_place(cfg, with_control)
-    kept = {key: value for key, value in state.items() if not key.startswith(tuple(lacking.values()))}
+    placeable = {key: value for key, value in state.items() if not key.startswith(tuple(lacking.values()))}
     bare = cfg.with_(
         control=cfg.control.with_(landmarks=None, texture=None),
         first_stage=cfg.first_stage.with_(grain=0, grain_exemplar=0),
@@ -82,12 +82,12 @@ def export_folder(
         metadata |= model_metadata(written) | untrained_metadata(untrained)
     with torch.device("meta"):
         model = (ControlledLatentDiffusion if with_control else LatentDiffusion)(bare)
-    match_keys(model, kept, allow_missing=SD_OPTIONAL, allow_unexpected=SD_OPTIONAL)
+    match_keys(model, placeable, allow_missing=SD_OPTIONAL, allow_unexpected=SD_OPTIONAL)
     names = {part: keys for part, keys in their_keys(bare).items() if with_control or part != "controlnet"}
     placed = {ours for keys in names.values() for ours in keys}
-    rest = {key: value for key, value in kept.items() if key not in placed and "model_ema." not in key}
+    rest = {key: value for key, value in placeable.items() if key not in placed and "model_ema." not in key}
     tensors = {
-        part: {theirs: to_theirs(part, theirs, kept[ours]) for ours, theirs in keys.items()}
+        part: {theirs: to_theirs(part, theirs, placeable[ours]) for ours, theirs in keys.items()}
         for part, keys in names.items()
     }
     sampling = recommended(metadata)

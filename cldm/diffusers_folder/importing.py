@@ -84,12 +84,8 @@ def import_folder(folder: Path, variant: str | None = None, image_size: int | No
             weights = read_part(folder / part, part, names, variant)
             state |= weights
             log.append(_line(part, weights))
-    metadata, kept = _notes(folder, cfg, log)
-    if kept is None:
-        kept = dict(schedule_buffers(cfg.schedule))
-        if "controlnet" in configs:
-            kept["logvar"] = torch.zeros(cfg.schedule.num_timesteps)
-    return Imported(state | kept, metadata, cfg, log)
+    metadata, rest = _notes(folder, cfg, log)
+    return Imported(state | rest, metadata, cfg, log)
 
 
 def import_control(
@@ -113,8 +109,8 @@ def import_control(
     cfg = cfg.with_(control=control_config(config))
     check_same("controlnet", config, cfg)
     weights = read_part(folder, "controlnet", their_keys(cfg)["controlnet"], variant)
-    kept = {key: value for key, value in base.items() if not key.startswith((CONTROL, "model_ema."))}
-    state = {"logvar": torch.zeros(cfg.schedule.num_timesteps), **kept, **weights}
+    own = {key: value for key, value in base.items() if not key.startswith((CONTROL, "model_ema."))}
+    state = {"logvar": torch.zeros(cfg.schedule.num_timesteps), **own, **weights}
     with torch.device("meta"):
         model = ControlledLatentDiffusion(cfg)
     match_keys(model, state, allow_missing=SD_OPTIONAL, allow_unexpected=SD_OPTIONAL)
@@ -216,35 +212,33 @@ def _line(part: str, state: Mapping[str, Tensor]) -> str:
     return f"{part:<12}  {len(state):>4} tensors ({', '.join(dtypes)})"
 
 
-def _notes(folder: Path, cfg: ModelConfig, log: list[str]) -> tuple[dict[str, str], dict[str, Tensor] | None]:
-    """Metadata of the checkpoint and, for a folder that was exported from here, the tensors kept beside the parts.
+def _notes(folder: Path, cfg: ModelConfig, log: list[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return the metadata of the checkpoint, and its tensors beside the parts (schedule, logvar).
 
-    The metadata is that of the exported checkpoint, whose config may say more than the folder's JSON files; where
-    they contradict each other, the JSON files are right.
+    Both are those of the exported checkpoint, if the folder comes from here: its config may say more than the JSON
+    files. Where they contradict each other, the JSON files are right.
     """
     fresh = {**model_metadata(cfg), "git": git_revision(), "diffusers_folder": folder.resolve().name}
+    buffers = dict(schedule_buffers(cfg.schedule))
+    with_control = (folder / "controlnet").is_dir()
     if not (folder / NOTES / METADATA).is_file():
-        return fresh, None
+        logvar = {"logvar": torch.zeros(cfg.schedule.num_timesteps)} if with_control else {}
+        return fresh, buffers | logvar
     content = read_json(folder / NOTES / METADATA).get("metadata")
     if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
-        raise FolderError(
-            f"{folder / NOTES / METADATA} has no metadata of strings; remove {NOTES}/ to go without"
-        )
-    kept: dict[str, Tensor] = {}
+        raise FolderError(f"{folder / NOTES / METADATA} has no metadata of strings; remove {NOTES}/")
+    rest: dict[str, Tensor] = {}
     if (folder / NOTES / REST).is_file():
-        kept = read_state_dict(folder / NOTES / REST)[0]
-        if foreign := [key for key in kept if not re.search("|".join(SD_OPTIONAL), key)]:
+        rest = read_state_dict(folder / NOTES / REST)[0]
+        if foreign := [key for key in rest if not re.search("|".join(SD_OPTIONAL), key)]:
             raise FolderError(
                 f"{folder / NOTES / REST} holds {foreign[0]}, which belongs to a part; remove {NOTES}/"
             )
     stored = model_config_from_metadata(content)
     if stored is None:  # exported from a file of another maker
-        return content | fresh, kept
-    from_notes, from_parts = settings_of(stored), settings_of(cfg)
-    if not (folder / "controlnet").is_dir():
-        del from_notes["controlnet"], from_parts["controlnet"]
-    if from_notes == from_parts:
-        return content | {"diffusers_folder": fresh["diffusers_folder"]}, kept
+        return content | fresh, rest
+    parts = [part for part in settings_of(cfg) if with_control or part != "controlnet"]
+    if all(settings_of(stored)[part] == settings_of(cfg)[part] for part in parts):
+        return content | {"diffusers_folder": fresh["diffusers_folder"]}, rest
     log.append(f"note: the config in {NOTES}/{METADATA} is not that of the folder's parts; theirs is taken")
-    buffers = dict(schedule_buffers(cfg.schedule))
-    return content | fresh, {key: value for key, value in kept.items() if key == "logvar"} | buffers
+    return content | fresh, {key: value for key, value in rest.items() if key == "logvar"} | buffers
