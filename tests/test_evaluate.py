@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +26,7 @@ SMALL = ("recognisers=[picture]", "device=cpu", "precision=fp32", "bootstrap=200
 
 @pytest.fixture
 def data(make_pairs: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Random pairs in ``pairs``, and an empty folder to work in."""
+    """Random pairs, and an empty folder to work in."""
     root = make_pairs(train=9, valid=4, test=6)
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
@@ -32,171 +37,134 @@ def data(make_pairs: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.Mo
 def run(data: Path) -> Callable[..., Evaluation]:
     """Evaluates and reads the results: run("faces=...") -> Evaluation."""
 
-    def call(*more: str) -> Evaluation:
-        assert evaluate.main([f"data.root={data}", *SMALL, *more]) == 0
-        return read_results(Path("results/run"))
+    def call(*more: str, name: str = "run") -> Evaluation:
+        assert evaluate.main([f"data.root={data}", *SMALL, *more, f"name={name}"]) == 0
+        return read_results(Path("results") / name)
 
     return call
 
 
-def rank1(evaluation: Evaluation, method: str, recogniser: str = "picture") -> float:
-    found = evaluation.method(method)
-    assert found is not None, method
-    return found.identification[recogniser].rank1.value
+def rank1(evaluation: Evaluation, method: str) -> float:
+    return evaluation.method(method).identification["picture"].rank1.value
 
 
-def true_faces(data: Path, folder: Path, names: list[str] | None = None) -> Path:
+def true_faces(data: Path, names: str = "test_{}.png") -> Path:
     """The true faces of the test split, as made by a perfect method."""
+    folder = Path("made")
     folder.mkdir()
     for i in range(6):
-        name = f"test_{i}.png" if names is None else names[i]
-        shutil.copy(data / "pairedCS/craniofacial" / f"test_{i}.png", folder / name)
+        shutil.copy(data / f"pairedCS/craniofacial/test_{i}.png", folder / names.format(i))
     return folder
 
 
-def test_each_ceiling_is_judged_by_its_own_faces(data, run):
+def test_true_faces_rank_first_beside_baselines_and_ceilings(data, run, capsys):
     lines = [json.loads(line) for line in (data / "split_data/test.json").read_text().splitlines()]
     faces = data / "pairedCS/craniofacial"
-    for name, shown in (
-        ("ceiling", lines),
-        ("ceiling_neutral", lines[1:] + lines[:1]),
-    ):  # true, and another's
+    for name, others in (("ceiling", lines), ("ceiling_neutral", lines[1:] + lines[:1])):
         (faces / name).mkdir()
-        for line, other in zip(lines, shown, strict=True):
+        for line, other in zip(lines, others, strict=True):  # the true faces, and those of others
             shutil.copy(faces / other["target"], faces / name / line["target"])
-        named = [{**line, "target": f"{name}/{line['target']}"} for line in lines]
-        text = "".join(json.dumps(line) + "\n" for line in named)
-        (data / f"split_data/{name}.json").write_text(text, encoding="utf-8")
-    evaluation = run(f"faces={true_faces(data, Path('made'))}")
-    assert (rank1(evaluation, "ceiling"), rank1(evaluation, "ceiling_neutral")) == (1, 0)
-    told = " ".join(findings(evaluation))
-    assert "in the true surface style: rank-1 100.0 %" in told and "reaches 100 % of it" in told
-    assert "neutral" not in told  # no share of nothing
-
-
-def test_true_faces_are_found_and_baselines_stand_beside_them(data, run, capsys):
-    evaluation = run(f"faces={true_faces(data, Path('made'))}")
-    assert rank1(evaluation, "folder") == 1
-    assert {m.name for m in evaluation.methods} >= {"folder", "ridge", "nearest", "group_mean", "mean_face"}
+        rows = [json.dumps(line | {"target": f"{name}/{line['target']}"}) for line in lines]
+        (data / f"split_data/{name}.json").write_text("\n".join(rows))
+    evaluation = run(f"faces={true_faces(data)}")
+    assert [rank1(evaluation, name) for name in ("folder", "ceiling", "ceiling_neutral")] == [1, 1, 0]
+    assert rank1(evaluation, "permuted") < 1
+    text = " ".join(findings(evaluation))
+    assert "in the true surface style: rank-1 100.0 %" in text and "reaches 100 % of it" in text
+    assert "neutral" not in text  # no share of nothing
+    assert {m.name for m in evaluation.methods} >= {"ridge", "nearest", "group_mean", "mean_face"}
     assert "faces from elsewhere" in capsys.readouterr().out
-    assert any("gallery has 6 faces" in remark for remark in evaluation.protocol.remarks)
-    reasons = {left.name: left.reason for left in evaluation.not_run}
-    assert "weights=FILE" in reasons["model"] and "ceiling=true" in reasons["ceiling"]
-    assert "neutral" in reasons["ceiling_neutral"]
-    assert {p.role for case in evaluation.cases for p in case.pictures} >= {
-        "skull",
-        "reconstruction",
-        "truth",
-    }
-    for case in evaluation.cases:
-        for picture in case.pictures:
-            assert Image.open(Path("results/run") / picture.path).size == (64, 64)
+    reasons = {part.name: part.reason for part in evaluation.not_run}
+    assert "weights=FILE" in reasons["model"] and "views=1" in reasons["turned"]
+    pictures = [picture for case in evaluation.cases for picture in case.pictures]
+    assert {p.role for p in pictures} >= {"skull", "reconstruction", "truth"}
+    assert {Image.open(Path("results/run") / p.path).size for p in pictures} == {(64, 64)}
 
 
 def test_names_from_elsewhere_need_a_mapping_only(data, run):
-    folder = true_faces(data, Path("made"), [f"face-{i}-final.png" for i in range(6)])
-    rows = [f"test{i},face-{i}-final.png" for i in range(6)]
-    Path("whose.csv").write_text("\n".join(["picture,probe", *[",".join(r.split(",")[::-1]) for r in rows]]))
-    assert rank1(run(f"faces={folder}", "mapping=whose.csv"), "folder") == 1
-    swapped = [rows[(i + 1) % 6].split(",")[1] for i in range(6)]
-    Path("whose.csv").write_text("\n".join(["probe,picture", *[f"test{i},{swapped[i]}" for i in range(6)]]))
-    assert rank1(run(f"faces={folder}", "mapping=whose.csv", "overwrite=true"), "folder") == 0
+    folder = true_faces(data, "face-{}-final.png")
+    for shift, expected in ((0, 1), (1, 0)):
+        rows = [f"face-{(i + shift) % 6}-final.png,test{i}" for i in range(6)]
+        Path("whose.csv").write_text("\n".join(["picture,probe", *rows]))
+        assert rank1(run(f"faces={folder}", "mapping=whose.csv", name=f"by{shift}"), "folder") == expected
 
 
-def test_permuted_labels_and_a_constant_picture_know_nothing(data, run):
-    grey = Path("grey")
-    grey.mkdir()
-    for i in range(6):
-        for k in range(3):
-            Image.fromarray(np.full((64, 64), 90, np.uint8)).save(grey / f"test_{i}_{k}.png")
-    evaluation = run(f"faces={grey}")
+def test_a_constant_picture_knows_nothing(data, run):
+    Path("grey").mkdir()
+    for i in range(18):
+        Image.fromarray(np.full((64, 64), 90, np.uint8)).save(f"grey/test_{i // 3}_{i % 3}.png")
+    evaluation = run("faces=grey")
     ranks = evaluation.method("folder").identification["picture"].ranks
     assert sorted(ranks) == [1, 2, 3, 4, 5, 6]  # one picture: one order of the gallery
     (diversity,) = evaluation.diversity
     assert diversity.draws == 3 and diversity.measures["change"].figure.value == 0
-    perfect = run(f"faces={true_faces(data, Path('made'))}", "overwrite=true")
-    assert rank1(perfect, "folder") == 1 and rank1(perfect, "permuted") < 1
+
+
+def resize(path: str, side: int) -> Callable[[Path], None]:
+    return lambda data: Image.new("L", (side, side)).save(data / path)
+
+
+def truncate(data: Path) -> None:
+    picture = data / "pairedCS/craniofacial/train_3.png"
+    picture.write_bytes(picture.read_bytes()[:60])
+
+
+def mapping(text: str) -> Callable[[Path], object]:
+    return lambda data: Path("whose.csv").write_text(text)
+
+
+MAPPED = "faces=made mapping=whose.csv"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "key"),
+    ("arguments", "key", "damage"),
     [
-        ("nonsense=1", "nonsense: "),
-        ("faces=nowhere", "faces: nowhere"),
-        ("faces=.", "lacks 6 of 6 probes"),
-        ("mapping=whose.csv", "mapping: "),
-        ("methods=[model]", "weights=FILE"),
-        ("methods=[best]", "methods: "),
-        ("weights=none.safetensors", "none.safetensors: "),
-        ("data.root=nowhere", "data.root: nowhere"),
-        ("split=nothing", "nothing.json"),
-        ("recognisers=[eye]", "recognisers"),
-        ("size=100", "size: "),
-        ("rectangle=[0.5,0.1,0.2,0.9]", "rectangle: "),
-        ("resume=true overwrite=true", "resume"),
-        ("cache=.", "cache: "),
+        ("nonsense=1", "nonsense: ", None),
+        ("faces=nowhere", "faces: nowhere", None),
+        ("faces=.", "lacks 6 of 6 probes", None),
+        ("mapping=whose.csv", "mapping: ", None),
+        ("methods=[model]", "weights=FILE", None),
+        ("methods=[best]", "methods: ", None),
+        ("weights=none.safetensors", "none.safetensors: ", None),
+        ("data.root=nowhere", "data.root: nowhere", None),
+        ("split=nothing", "nothing.json", None),
+        ("rectangle=[0.5,0.1,0.2,0.9]", "rectangle: ", None),
+        ("resume=true overwrite=true", "resume", None),
+        ("cache=.", "cache: ", None),
+        ("", "is in train", lambda d: shutil.copy(d / "split_data/train.json", d / "split_data/test.json")),
+        ("", "train_3.png: ", truncate),
+        ("", "test_2.png (128 x 128)", resize("pairedCS/craniofacial/test_2.png", 128)),
+        ("faces=made", "test_4.png (80 x 80)", resize("work/made/test_4.png", 80)),
+        ("faces=made", "lacks 1 of 6 probes", lambda _: Path("made/test_4.png").unlink()),
+        (MAPPED, "must name probe and picture", mapping("subject,file\na,b")),
+        (MAPPED, "line 2: no file", mapping("probe,picture\ntest0,../test_0.png")),
+        (MAPPED, "lacks 5 of 6", mapping("probe,picture\ntest0,test_0.png")),
     ],
 )
-def test_refused_with_one_message(data, capsys, arguments, key):
+def test_refused_with_one_message_and_nothing_written(data, capsys, arguments, key, damage):
+    true_faces(data)
+    if damage is not None:
+        damage(data)
     assert evaluate.main([f"data.root={data}", *SMALL, *arguments.split()]) == 2
     error = capsys.readouterr().err
-    assert key in error and error.startswith("evaluate.py: ") and error.count("\n") == 1
+    assert key in error and error.startswith("evaluate.py: ") and "Traceback" not in error
     assert not Path("results/run").exists()
 
 
-def test_people_in_training_and_test_are_refused(data, capsys):
-    lines = (data / "split_data/train.json").read_text()
-    (data / "split_data/test.json").write_text(lines)
-    assert evaluate.main([f"data.root={data}", *SMALL]) == 2
-    assert "is in train as well" in capsys.readouterr().err
-    assert not Path("results").exists()
-
-
-def test_pictures_that_are_missing_or_differ_in_size_are_named(data, capsys):
-    folder = true_faces(data, Path("made"))
-    (folder / "test_4.png").unlink()
-    assert evaluate.main([f"data.root={data}", *SMALL, f"faces={folder}"]) == 2
-    assert "lacks 1 of 6 probes" in (error := capsys.readouterr().err) and "test4" in error
-    Image.new("L", (80, 80)).save(folder / "test_4.png")
-    assert evaluate.main([f"data.root={data}", *SMALL, f"faces={folder}"]) == 2
-    assert "test_4.png (80 x 80)" in capsys.readouterr().err
-    Image.new("L", (128, 128)).save(data / "pairedCS/craniofacial/test_2.png")
-    assert evaluate.main([f"data.root={data}", *SMALL]) == 2
-    assert "test_2.png (128 x 128)" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("subject,file\na,b", "must name probe and picture"),
-        ("probe,picture\ntest0,../test_0.png", "line 2: no file"),
-        ("probe,picture\ntest0,none.png", "line 2: no file"),
-        ("probe,picture\ntest0,test_0.png", "lacks 5 of 6"),
-        ("", "must name probe and picture"),
-    ],
-)
-def test_a_bad_mapping_is_told(data, capsys, text, message):
-    folder = true_faces(data, Path("made"))
-    Path("whose.csv").write_text(text)
-    assert evaluate.main([f"data.root={data}", *SMALL, f"faces={folder}", "mapping=whose.csv"]) == 2
-    assert message in capsys.readouterr().err
-
-
 def test_another_run_is_neither_continued_nor_overwritten_unasked(data, run, capsys):
-    run()
-    assert evaluate.main([f"data.root={data}", *SMALL]) == 2
-    assert "resume=true continues it" in capsys.readouterr().err
-    assert evaluate.main([f"data.root={data}", *SMALL, "resume=true", "seed=5"]) == 2
-    assert "had seed 0, now it is 5" in capsys.readouterr().err
-    Path("results/mine").mkdir()
-    Path("results/mine/notes.txt").write_text("keep")
-    assert evaluate.main([f"data.root={data}", *SMALL, "name=mine", "overwrite=true"]) == 2
-    assert "holds no run of evaluate.py" in capsys.readouterr().err
-    assert Path("results/mine/notes.txt").read_text() == "keep"
-    before = json.loads(Path("results/run/metrics.json").read_text())
-    run("resume=true")
-    after = json.loads(Path("results/run/metrics.json").read_text())
-    assert before["methods"] == after["methods"]
+    before = run()
+    notes = Path("results/mine/notes.txt")
+    notes.parent.mkdir()
+    notes.write_text("keep")
+    for more, message in (
+        ([], "resume=true continues it"),
+        (["resume=true", "seed=5"], "had seed 0, now it is 5"),
+        (["name=mine", "overwrite=true"], "holds no run of evaluate.py"),
+    ):
+        assert evaluate.main([f"data.root={data}", *SMALL, *more]) == 2
+        assert message in capsys.readouterr().err
+    assert notes.read_text() == "keep"
+    assert run("resume=true").methods == before.methods
 
 
 # ---------------------------------------------------------------- a model of ours
@@ -204,18 +172,16 @@ OF_MODEL = ("samples=2", "covered=3", "told=2", "edited=2", "sampling.steps=2", 
 
 
 def test_a_model_stands_beside_its_controls(data, weights, run):
-    evaluation = run(f"weights={weights}", *OF_MODEL, "precision=bf16")
+    evaluation = run(f"weights={weights}", *OF_MODEL)
     names = [method.name for method in evaluation.methods]
     assert names[:3] == ["model", "shuffled", "attributes"] and "autoencoder" in names
-    own = evaluation.method("model")
-    assert len(own.identification["picture"].ranks) == 6
+    assert len(evaluation.method("model").identification["picture"].ranks) == 6
     (coverage,) = [c for c in evaluation.coverage if c.within == 1]
     assert coverage.draws == 2 and set(coverage.curves) <= {"model", "shuffled"}
-    changed = {(s.condition, s.change): s.measures["change"].figure.value for s in evaluation.sensitivity}
-    assert len(changed) == 3 and min(changed.values()) > 0
-    assert (
-        evaluation.protocol.sampling["steps"] == 2 and evaluation.protocol.sampling["guidance_scale"] == 2.0
-    )
+    changes = {(s.condition, s.change): s.measures["change"].figure.value for s in evaluation.sensitivity}
+    assert len(changes) == 3 and min(changes.values()) > 0
+    sampling = evaluation.protocol.sampling
+    assert (sampling["steps"], sampling["guidance_scale"]) == (2, 2.0)  # as asked, as the weights recommend
     record = json.loads(Path("results/run/faces/model_own/record.json").read_text())
     assert record["finished"] and [c["faces"][0]["seed"] for c in record["cases"]] == list(range(6))
 
@@ -227,34 +193,22 @@ def without_clock(evaluation: Evaluation) -> dict:
         content.pop(key)
     for method in content["methods"]:
         method.pop("seconds")
-    for key in ("name", "resume", "cache", "overwrite"):
+    for key in ("name", "resume"):
         content["protocol"]["config"].pop(key)
     content["subject"].pop("name")
     return content
 
 
-def test_what_is_there_is_kept_and_the_rest_made_again(data, weights, run):
-    arguments = (
-        f"weights={weights}",
-        *OF_MODEL,
-        "samples=1",
-        "methods=[model,shuffled,ridge]",
-        "sampling.steps=1",
-    )
-    whole = run(*arguments)
-    faces = sorted(Path("results/run/faces").rglob("test_*_0.png"))
-    before = {path: path.read_bytes() for path in faces}
-    Path("results/run/metrics.json").unlink()
-    for path in faces[::3]:
-        path.unlink()
-    again = run(*arguments, "resume=true")
-    assert {path: path.read_bytes() for path in faces} == before
-    assert without_clock(again) == without_clock(whole)
-
-
-def test_a_broken_training_picture_is_named_and_leaves_no_run(data, capsys):
-    picture = data / "pairedCS/craniofacial/train_3.png"
-    picture.write_bytes(picture.read_bytes()[:60])
-    assert evaluate.main([f"data.root={data}", *SMALL]) == 2
-    assert "train_3.png: cannot be read as a picture" in capsys.readouterr().err
-    assert not Path("results/run").exists()
+def test_a_killed_run_ends_as_an_undisturbed_one(data, weights, run):
+    arguments = (f"weights={weights}", "edited=0", "told=0", "methods=[model,ridge]", "batch_size=1", "num=4")
+    program = [sys.executable, evaluate.__file__, f"data.root={data}", *SMALL, *arguments, "name=killed"]
+    faces = Path("results/killed/faces/model_own")
+    with subprocess.Popen(program, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
+        while process.poll() is None and not list(faces.glob("test_*.png")):
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL and not Path("results/killed/metrics.json").exists()
+    early = {path: path.stat().st_mtime_ns for path in faces.glob("test_*.png")}
+    resumed, whole = run(*arguments, "resume=true", name="killed"), run(*arguments, name="whole")
+    assert {path: path.stat().st_mtime_ns for path in early} == early  # what is there is kept
+    assert without_clock(resumed) == without_clock(whole)

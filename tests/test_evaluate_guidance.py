@@ -1,11 +1,10 @@
-"""evaluate.py, landmarks and guidance: what a model is shown of the true face is told, and controls do not get it."""
+"""evaluate.py, landmarks and guidance: the report says what a model gets of the true face; controls do not get it."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,19 +19,12 @@ from muti_control.evaluation.plan import make_plan
 from muti_control.evaluation.results.results_file import read_results
 from tests.test_spgd_runs import tiny_reader
 
-SMALL = (
-    "recognisers=[picture]",
-    "device=cpu",
-    "precision=fp32",
-    "bootstrap=50",
-    "num=3",
-    "samples=1",
-    "sampling.steps=2",
-)
+SMALL = ("recognisers=[picture]", "device=cpu", "precision=fp32", "bootstrap=50", "num=3", "sampling.steps=2")
+BARE = ("edited=0", "told=0", "methods=[model,shuffled]")
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory):
     """Pairs with landmarks, each test subject also at another body mass; a model with a branch; the networks."""
     root = write_landmark_pairs(tmp_path_factory.mktemp("data"), side=64, train=6, valid=4, test=6)
     write_landmark_model(root, len(LAYOUT), ("Asian", "African"))
@@ -48,116 +40,99 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def arguments(root: Path, *more: str) -> list[str]:
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def donors(root):
+    """Skull picture's name -> its person, of all who may lend a skull."""
+    return {r.source: r for s in ("train", "test") for r in read_manifest(root / f"split_data/{s}.json")}
+
+
+def arguments(root, *more: str) -> list[str]:
     networks = (
         f"landmark_weights={root}/pipnet.safetensors",
         f"spgd.face_landmark_weights={root}/face.safetensors",
     )
-    paths = (f"data.root={root}", f"weights={root}/model.safetensors", "name=run")
-    return [*paths, *networks, *SMALL, *more]
+    return [f"data.root={root}", f"weights={root}/model.safetensors", "name=run", *networks, *SMALL, *more]
 
 
-def record_of(purpose: str) -> dict[str, Any]:
-    return json.loads(Path(f"results/run/faces/model_{purpose}/record.json").read_text())
+def run(root, *more: str, name: str = "run") -> str:
+    """Evaluate; return the remarks of the report."""
+    assert evaluate.main(arguments(root, *more, f"name={name}")) == 0
+    return " ".join(read_results(Path("results") / name).protocol.remarks)
 
 
-def faces(name: str) -> np.ndarray:
-    paths = sorted(Path(f"results/{name}/faces/model_own").glob("test_*_0.png"))
-    assert len(paths) == 3
-    return np.stack([np.asarray(Image.open(path)).astype(int) for path in paths])
+def record_of(purpose: str, name: str = "run"):
+    return json.loads(Path(f"results/{name}/faces/model_{purpose}/record.json").read_text())
 
 
-ALSO = ("edited=0", "told=0", "methods=[model,shuffled]")
-
-
-def test_each_choice_of_landmarks_draws_other_faces_and_is_told(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for choice in ("auto", "none", "known"):
-        assert evaluate.main(arguments(root, *ALSO, f"landmarks={choice}", f"name={choice}")) == 0
-    auto, none, known = (faces(choice) for choice in ("auto", "none", "known"))
-    assert (auto != none).any() and (known != none).any() and (auto != known).any()
-    told = {
-        c: " ".join(read_results(Path("results") / c).protocol.remarks) for c in ("auto", "none", "known")
+def test_each_choice_of_landmarks_draws_other_faces(root, donors):
+    remarks = {
+        choice: run(root, *BARE, f"landmarks={choice}", name=choice) for choice in ("auto", "none", "known")
     }
-    assert "read off the skull" in told["auto"] and "which nobody has" in told["known"]
-    assert "landmarks" not in told["none"]
-    people = {r.source: r for s in ("train", "test") for r in read_manifest(root / f"split_data/{s}.json")}
-    shuffled = Path("results/known/faces/model_shuffled")
-    cases = json.loads((shuffled / "record.json").read_text())["cases"]
-    for case in cases:  # the skull of another brings the landmarks of another
-        donor = people[Path(case["skull"]["path"]).name]
+    assert "read off the skull" in remarks["auto"] and "which nobody has" in remarks["known"]
+    assert "landmarks" not in remarks["none"]
+    paths = [sorted(Path(f"results/{choice}/faces/model_own").glob("test_*_0.png")) for choice in remarks]
+    auto, none, known = (np.stack([np.asarray(Image.open(path)) for path in own]) for own in paths)
+    assert (auto != none).any() and (known != none).any() and (auto != known).any()
+    for case in record_of("shuffled", "known")[
+        "cases"
+    ]:  # the skull of another brings the landmarks of another
+        donor = donors[Path(case["skull"]["path"]).name]
         assert donor.source != f"{case['name']}.png"
-        points = np.array(json.loads((shuffled / f"{case['name']}_landmarks.json").read_text())["points"])
+        points = Path(f"results/known/faces/model_shuffled/{case['name']}_landmarks.json")
+        points = np.array(json.loads(points.read_text())["points"])
         np.testing.assert_allclose((points + 0.5) / 64, landmark_fractions(donor)[0], atol=0.02 / 64 + 1e-4)
-    assert cases
 
 
-def test_a_missing_network_is_told_before_anything_is_drawn(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert evaluate.main(arguments(root, *ALSO, "landmark_weights=nowhere.safetensors")) == 2
-    assert "landmark_weights: nowhere.safetensors" in capsys.readouterr().err
-    assert not Path("results/run").exists()
-
-
-def test_true_targets_are_told_and_the_control_gets_its_donors(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    more = ("methods=[model,shuffled]", "told=0", "spgd.mode=plain", "spgd.target=true")
-    assert evaluate.main(arguments(root, *more)) == 0
-    found = read_results(Path("results/run"))
-    told = " ".join(found.protocol.remarks)
-    assert "of the true face, which nobody has in practice" in told
-    assert "No edits of model" in told and not found.edits
+def test_with_true_targets_the_control_gets_its_donors(root, donors):
+    remarks = run(root, "methods=[model,shuffled]", "told=0", "spgd.mode=plain", "spgd.target=true")
+    assert "of the true face, which nobody has in practice" in remarks and "No edits of model" in remarks
     assert not list(Path("results/run/faces").glob("model_body_mass*"))
-    people = {r.source: r for s in ("train", "test") for r in read_manifest(root / f"split_data/{s}.json")}
     for case in record_of("own")["cases"]:
         assert case["spgd_target"]["file"] == f"{case['name']}.json"
-    swapped = record_of("shuffled")["cases"]
-    assert swapped
-    for case in swapped:
-        donor = people[Path(case["skull"]["path"]).name]
-        assert donor.landmarks_path is not None and donor.landmarks_path.stem != case["name"]
+    for case in record_of("shuffled")["cases"]:
+        donor = donors[Path(case["skull"]["path"]).name]
+        assert donor.landmarks_path.stem != case["name"]
         assert case["spgd_target"]["file"] == donor.landmarks_path.name
         assert case["spgd_target"]["sha256"] == sha256(donor.landmarks_path)
         assert case["true_face"]["path"] == str(donor.face_path)
 
 
-def test_given_targets_leave_the_control_unguided_and_it_is_said(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    more = ("methods=[model,shuffled]", "told=0", "spgd.mode=plain", f"spgd.target={root}/given")
-    assert evaluate.main(arguments(root, *more)) == 0
-    told = " ".join(read_results(Path("results/run")).protocol.remarks)
-    assert "(those of given)" in told and "another's skull are not guided" in told
-    assert record_of("own")["spgd"]["mode"] == "plain"
-    assert record_of("shuffled")["spgd"] is None
+def test_targets_in_files_leave_the_control_unguided(root):
+    remarks = run(root, *BARE, "spgd.mode=plain", f"spgd.target={root}/given")
+    assert "(those of given)" in remarks and "another's skull are not guided" in remarks
+    assert record_of("own")["spgd"]["mode"] == "plain" and record_of("shuffled")["spgd"] is None
 
 
-def test_a_donor_without_true_landmarks_is_told_before_anything_is_drawn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_donor_without_true_landmarks_is_an_error(root, tmp_path, capsys):
     other = tmp_path / "data"
     shutil.copytree(root, other)
-    path = other / "split_data/test.json"  # of six people three are probes
-    probes = {r.subject for r in make_plan(arguments(root)).inputs.probes}
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    bare = [{k: v for k, v in x.items() if k != "landmarks" or x["subject"] in probes} for x in lines]
-    path.write_text("\n".join(map(json.dumps, bare)))
-    train = other / "split_data/train.json"
-    lines = [json.loads(line) for line in train.read_text().splitlines()]
-    train.write_text("\n".join(json.dumps({k: v for k, v in x.items() if k != "landmarks"}) for x in lines))
+    probes = {r.subject for r in make_plan(arguments(root)).inputs.probes}  # three of six people
+    for split, own in (("test", probes), ("train", ())):
+        path = other / f"split_data/{split}.json"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        bare = [{k: v for k, v in x.items() if k != "landmarks" or x["subject"] in own} for x in lines]
+        path.write_text("\n".join(map(json.dumps, bare)))
     more = ("spgd.mode=plain", "spgd.target=true", "landmarks=none")
     assert evaluate.main(arguments(other, *more)) == 2
     assert "has no known landmarks" in capsys.readouterr().err
-    assert not Path("results/run").exists()
     make_plan(arguments(other, *more, "methods=[model]"))  # nobody lends a skull
+
+
+@pytest.mark.parametrize(
+    ("more", "key"),
+    [
+        (("landmark_weights=nowhere.safetensors",), "landmark_weights: nowhere.safetensors"),
+        (("spgd.mode=spgd", "spgd.end=0.2", "sampling.steps=4"), "model: spgd: no step is guided"),
+    ],
+)
+def test_what_cannot_act_is_an_error_before_anything_is_written(root, capsys, more, key):
+    assert evaluate.main(arguments(root, *more)) == 2
+    assert key in capsys.readouterr().err and not Path("results").exists()
 
 
 @pytest.mark.parametrize(
@@ -170,53 +145,35 @@ def test_a_donor_without_true_landmarks_is_told_before_anything_is_drawn(
         (("spgd.target=true",), False),
     ],
 )
-def test_points_that_no_edit_moves_are_not_asked_for_edits(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], pinned: bool
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_model_whose_points_no_edit_moves_makes_no_edits(root, more, pinned):
     plan = make_plan(arguments(root, *more))
-    assert list(plan.pinned) == (["model"] if pinned else [])
+    assert list(plan.pinned) == ["model"] * pinned
     assert any("No edits of model" in remark for remark in plan.inputs.remarks) == pinned
 
 
-def test_the_networks_behind_a_face_are_among_its_files(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    skull, face = root / "pipnet.safetensors", root / "face.safetensors"
-    for more, wanted in (
-        (("landmarks=auto",), {skull}),
-        (("landmarks=none",), set()),
-        (("landmarks=known", "spgd.mode=plain"), {face}),
-        (("landmarks=auto", "spgd.mode=plain", "spgd.landmarks=0"), {skull}),
-    ):
-        plan = make_plan(arguments(root, *more, "edited=0"))  # nor the network that reads edits
-        found = {file.path: file.sha256 for file in plan.files}
-        weights = root / "model.safetensors"
-        assert found == {str(path): sha256(path) for path in (weights, *wanted)}
+@pytest.mark.parametrize(
+    ("more", "networks"),
+    [
+        (("landmarks=auto",), ["pipnet"]),
+        (("landmarks=none",), []),
+        (("landmarks=known", "spgd.mode=plain"), ["face"]),
+        (("landmarks=auto", "spgd.mode=plain", "spgd.landmarks=0"), ["pipnet"]),
+        (("landmarks=none", "spgd.mode=plain", "spgd.scale=0"), []),
+    ],
+)
+def test_the_networks_behind_a_face_are_among_its_files(root, more, networks):
+    plan = make_plan(arguments(root, *more, "edited=0"))  # nor the network that reads edits
+    paths = [root / f"{name}.safetensors" for name in ("model", *networks)]
+    assert {file.path: file.sha256 for file in plan.files} == {str(path): sha256(path) for path in paths}
+    assert ("model is not guided: spgd.mode=plain, but spgd.scale is 0." in plan.inputs.remarks) == (
+        "spgd.scale=0" in more
+    )
 
 
-def test_an_edit_without_a_true_change_is_not_measured(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert evaluate.main(arguments(root, "methods=[model]", "told=0", "landmarks=auto")) == 0
+def test_an_edit_without_a_true_change_is_not_measured(root):
+    run(root, "methods=[model]", "told=0", "landmarks=auto")
     assert list(Path("results/run/faces").glob("model_body_mass*"))
-    reasons = [left.reason for left in read_results(Path("results/run")).not_run]
+    reasons = [part.reason for part in read_results(Path("results/run")).not_run]
     assert any(
         "no true face changed in landmarks by" in reason for reason in reasons
     )  # the very same pictures
-
-
-def test_guidance_that_cannot_act_is_told(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    window = ("spgd.mode=spgd", "spgd.end=0.2", "sampling.steps=4")
-    assert evaluate.main(arguments(root, *window)) == 2
-    told = capsys.readouterr().err
-    assert "model: spgd: no step is guided by start=0, end=0.2, every=1 at 4" in told
-    assert told.count("\n") == 1 and not Path("results").exists()
-    plan = make_plan(arguments(root, "spgd.mode=plain", "spgd.scale=0", "sampling.steps=4"))
-    assert "model is not guided: spgd.mode=plain, but spgd.scale is 0." in plan.inputs.remarks
-    assert not any(remark.startswith("Guided") for remark in plan.inputs.remarks)

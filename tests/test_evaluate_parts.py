@@ -48,11 +48,11 @@ def test_strange_skulls_score_high_and_usual_ones_as_the_training_skulls_do():
 
     train = skulls(300)
     subjects = [f"s{i // 2}" for i in range(300)]
-    usual, found = score_skulls(skulls(300), train, subjects)
-    assert (usual > found.threshold).mean() < 0.05
-    assert sum(found.reference) == pytest.approx(1) and len(found.edges) == len(found.reference) + 1
+    usual, scores = score_skulls(skulls(300), train, subjects)
+    assert (usual > scores.threshold).mean() < 0.05
+    assert sum(scores.reference) == pytest.approx(1) and len(scores.edges) == len(scores.reference) + 1
     strange, _ = score_skulls(skulls(20) + 3, train, subjects)  # off the plane of all others
-    assert strange.min() > found.threshold
+    assert strange.min() > scores.threshold
     twin, _ = score_skulls(train[:3], train, subjects)
     assert nearest_distances(train[:3], train).max() < 1e-6 and twin.max() < strange.min()
     with pytest.raises(OddityError, match="needs 20"):
@@ -60,16 +60,33 @@ def test_strange_skulls_score_high_and_usual_ones_as_the_training_skulls_do():
 
 
 # ---------------------------------------------------------------- networks of the user's own
-def flattening_network(side: int) -> bytes:
-    """An ONNX file whose network hands its input (1, 3, side, side) on as one row."""
-    shapes = {"x": [1, 3, side, side], "y": [1, 3 * side * side]}
+def test_an_onnx_network_gets_the_aligned_face(tmp_path):
+    shapes = {"x": [1, 3, 56, 56], "y": [1, 3 * 56 * 56]}  # it gives its input as one row
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items())
     graph = helper.make_graph([helper.make_node("Flatten", ["x"], ["y"])], "flat", [x], [y])
-    opset = helper.make_opsetid("", 13)
-    return helper.make_model(graph, ir_version=8, opset_imports=[opset]).SerializeToString()
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 13)])
+    path = tmp_path / "flat.onnx"
+    path.write_bytes(model.SerializeToString())
+    picture, face = made_up_face()
+    dlib = SimpleNamespace(identity={}, look=lambda _: np.concatenate([np.zeros(128), face.ravel()]))
+    vector = OnnxEye(path, dlib).look(picture)
+    expected = (aligned(picture, face, 56).astype(np.float32) - 127.5) / 127.5
+    np.testing.assert_allclose(vector, np.tile(expected.ravel(), 3), atol=1e-6)
+    dlib.look = lambda _: None
+    assert OnnxEye(path, dlib).look(picture) is None
+    path.write_bytes(b"no network")
+    for file, message in (
+        (path, "flat.onnx cannot be read as a network"),
+        (tmp_path / "none.onnx", "is no file"),
+    ):
+        with pytest.raises(RecogniserError, match=message):
+            OnnxEye(file, dlib)
+    a, b = np.random.default_rng(1).normal(size=(2, 3, 5))
+    expected = [[1 - x @ y / np.linalg.norm(x) / np.linalg.norm(y) for y in b] for x in a]
+    np.testing.assert_allclose(cosine_distances(a, b), expected, atol=1e-12)
 
 
-def drawn_face(size: int = 256) -> tuple[np.ndarray, np.ndarray]:
+def made_up_face(size: int = 256) -> tuple[np.ndarray, np.ndarray]:
     """A picture with a bright spot at each of five of 68 points."""
     face = np.random.default_rng(0).uniform(60, 190, (68, 2))
     places = {36: (92, 110), 42: (150, 112), 30: (121, 145), 48: (98, 175), 54: (146, 177)}
@@ -83,36 +100,13 @@ def drawn_face(size: int = 256) -> tuple[np.ndarray, np.ndarray]:
 
 def test_faces_are_laid_onto_the_template_as_scikit_image_does():
     transform = pytest.importorskip("skimage.transform")
-    picture, face = drawn_face()
+    picture, face = made_up_face()
     fitted = transform.SimilarityTransform.from_estimate(five_points(face), TEMPLATE)
     expected = transform.warp(picture / 255, fitted.inverse, output_shape=(112, 112), order=3)
-    found = aligned(picture, face, 112) / 255
-    assert np.abs(found - expected).mean() < 0.004 and np.abs(found - expected).max() < 0.2
+    laid = aligned(picture, face, 112) / 255
+    assert np.abs(laid - expected).mean() < 0.004 and np.abs(laid - expected).max() < 0.2
     x, y = np.rint(TEMPLATE[2]).astype(int)
-    assert found[y - 3 : y + 4, x - 3 : x + 4].max() > 0.5
-
-
-def test_an_onnx_network_gets_the_aligned_face(tmp_path, monkeypatch):
-    path = tmp_path / "flat.onnx"
-    path.write_bytes(flattening_network(56))
-    picture, face = drawn_face()
-    dlib = SimpleNamespace(identity={}, look=lambda _: np.concatenate([np.zeros(128), face.ravel()]))
-    vector = OnnxEye(path, dlib).look(picture)
-    expected = (aligned(picture, face, 56).astype(np.float32) - 127.5) / 127.5
-    np.testing.assert_allclose(vector, np.tile(expected.ravel(), 3), atol=1e-6)
-    dlib.look = lambda _: None
-    assert OnnxEye(path, dlib).look(picture) is None
-    path.write_bytes(b"no network")
-    with pytest.raises(RecogniserError, match=r"flat.onnx cannot be read as a network"):
-        OnnxEye(path, dlib)
-    with pytest.raises(RecogniserError, match="is no file"):
-        OnnxEye(tmp_path / "none.onnx", dlib)
-
-
-def test_cosine_distances_agree_with_their_definition():
-    a, b = np.random.default_rng(1).normal(size=(2, 3, 5))
-    expected = [[1 - x @ y / np.linalg.norm(x) / np.linalg.norm(y) for y in b] for x in a]
-    np.testing.assert_allclose(cosine_distances(a, b), expected, atol=1e-12)
+    assert laid[y - 3 : y + 4, x - 3 : x + 4].max() > 0.5
 
 
 def test_features_for_kid_are_those_of_torchvisions_network(tmp_path, monkeypatch):
@@ -122,14 +116,14 @@ def test_features_for_kid_are_those_of_torchvisions_network(tmp_path, monkeypatc
     path = tmp_path / "resnet.safetensors"
     write_state_dict(path, network.state_dict(), {})
     pictures = np.random.default_rng(2).integers(0, 256, (2, 64, 64)).astype(np.uint8)
-    found = backbone.Backbone(path).features(pictures)
+    features = backbone.Backbone(path).features(pictures)
     normalise = pytest.importorskip("torchvision.transforms").Normalize(
-        backbone.IMAGENET_MEAN, backbone.IMAGENET_STD
+        (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     )
     network.fc = torch.nn.Identity()
     with torch.no_grad():
         x = normalise(torch.from_numpy(pictures)[:, None].expand(-1, 3, -1, -1) / 255)
-        np.testing.assert_allclose(found, network(x).numpy(), atol=1e-5)
+        np.testing.assert_allclose(features, network(x).numpy(), atol=1e-5)
     write_state_dict(path, {"a.weight": torch.zeros(2)}, {})
     with pytest.raises(backbone.BackboneError, match="no state dict of torchvision's resnet18"):
         backbone.Backbone(path)
@@ -137,20 +131,15 @@ def test_features_for_kid_are_those_of_torchvisions_network(tmp_path, monkeypatc
 
 # ---------------------------------------------------------------- ranks, cache
 def test_faces_that_miss_alone_find_the_truth_together():
-    found = Verdict.empty(2)
+    verdict = Verdict.empty(2)
     for row in ([4, 1, 9, 9], [4, 9, 1, 9], [4, 9, 9, 1]):  # each mistakes the first face for another one
-        found.enter(0, np.array(row, float), truth=0, excluded=-1, size=4)
-    assert found.draws[0] == [2, 2, 2] and found.together[0] == [2, 1, 1]
-    assert found.ranks[0] == 2  # that of the first face, as of a method that draws one
-    found.enter(
-        1, None, truth=1, excluded=-1, size=4
-    )  # no face in the first picture, and the truth in the second
-    found.enter(1, np.array([5.0, 1, 9, 9]), truth=1, excluded=-1, size=4)
-    assert found.draws[1] == [4, 1] and found.together[1] == [4, 1] and found.missed == {1}
-    found.enter(
-        1, np.array([0.0, 7, 9, 9]), truth=1, excluded=0, size=4
-    )  # whoever lent the skull does not count
-    assert found.together[1] == [4, 1, 1]
+        verdict.enter(0, np.array(row, float), truth=0, excluded=-1, size=4)
+    assert verdict.draws[0] == [2, 2, 2] and verdict.together[0] == [2, 1, 1]
+    assert verdict.ranks[0] == 2  # that of the first face, as of a method that draws one
+    # no face in the first picture, the truth in the second, and then the skull's lender, who does not count
+    for row, excluded in ((None, -1), ([5, 1, 9, 9], -1), ([0, 7, 9, 9], 0)):
+        verdict.enter(1, row and np.array(row, float), truth=1, excluded=excluded, size=4)
+    assert verdict.draws[1][:2] == [4, 1] and verdict.together[1] == [4, 1, 1] and verdict.missed == {1}
 
 
 class CountingEye:

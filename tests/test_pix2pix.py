@@ -17,7 +17,7 @@ import train
 from data.biometrics import Biometrics
 from data.cases import Case
 from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
-from muti_control.evaluation.methods.translated import Task, Translator
+from muti_control.evaluation.methods.translated import Translator
 from muti_control.evaluation.results.results_file import read_results
 from muti_control.networks.config import GeneratorConfig, PatchGanConfig, Pix2PixStageConfig
 from muti_control.networks.patchgan import PatchGan
@@ -322,27 +322,26 @@ def test_the_right_picture_is_drawn_for_each_probe(trained: Path, tmp_path: Path
 
     translator = Translator.look(trained / "runs/p/model.safetensors")
     skull = trained / "pairedCS/skull"
-    people = enumerate((MAN, WOMAN, MAN))
-    told = [(Case(f"test_{i}", skull / f"test_{i}.png", person), person) for i, person in people]
-    tasks = [Task(*given, tmp_path / f"{i}.png") for i, given in enumerate(told)]
+    cases = [Case(f"test_{i}", skull / f"test_{i}.png", who) for i, who in enumerate((MAN, WOMAN, MAN))]
+    pairs = [(case, tmp_path / f"{case.name}.png") for case in cases]
     seen: list[int] = []
-    translator.draw(tasks, 2, torch.device("cpu"), seen.append)
+    translator.draw(pairs, 2, torch.device("cpu"), seen.append)
     assert sum(seen) == 3
-    for task in tasks:
-        x = torch.from_numpy(read_grey(task.case.skull_path, 64)).float().expand(1, 3, 64, 64) / 255
+    for case, target in pairs:
+        x = torch.from_numpy(read_grey(case.skull_path, 64)).float().expand(1, 3, 64, 64) / 255
         with torch.no_grad():
-            face = translator.net(x, encode([task.person], ["Asian"]))
+            face = translator.net(x, encode([case.biometrics], ["Asian"]))
         expected = ((face[0].mean(0) + 1) / 2 * 255).numpy()
-        assert abs(read_grey(task.target, 64) - expected).max() < 1.6
+        assert abs(read_grey(target, 64) - expected).max() < 1.6
 
 
 def test_what_is_no_picture_is_not_written(trained: Path, tmp_path: Path) -> None:
     translator = Translator.look(trained / "runs/p/model.safetensors")
     next(translator.net.parameters()).data.fill_(float("nan"))
-    task = Task(Case("a", trained / "pairedCS/skull/test_0.png", MAN), MAN, tmp_path / "a.png")
+    pair = Case("a", trained / "pairedCS/skull/test_0.png", MAN), tmp_path / "a.png"
     with pytest.raises(ReconstructionError, match=r"model.safetensors gave values that are no numbers"):
-        translator.draw([task], 1, torch.device("cpu"), lambda num: None)
-    assert not task.target.exists()
+        translator.draw([pair], 1, torch.device("cpu"), lambda num: None)
+    assert not pair[1].exists()
 
 
 def test_what_cannot_be_evaluated_is_told(

@@ -23,7 +23,7 @@ class Gallery:
     """What each eye sees in the gallery's faces: its name -> vectors (G, D), and whether it finds a face (G,)."""
 
     vectors: Mapping[str, Floats]
-    seen: Mapping[str, NDArray[np.bool_]]
+    has_face: Mapping[str, NDArray[np.bool_]]
 
     @classmethod
     def of(cls, paths: Sequence[Path], size: int, eyes: Sequence[Eye], sightings: Sightings) -> Gallery:
@@ -32,26 +32,26 @@ class Gallery:
         for path in paths:
             for name, vector in sightings.look_at_all(eyes, read_grey(path, size)).items():
                 rows[name].append(vector)
-        vectors, seen = {}, {}
+        vectors, has_face = {}, {}
         for name, every in rows.items():
             usable = [vector for vector in every if vector is not None]
             if not usable:
                 raise ValueError(
                     f"{name} finds no face in any of the {len(paths)} true faces: are these frontal faces, upright?"
                 )
-            seen[name] = np.array([vector is not None for vector in every])
+            has_face[name] = np.array([vector is not None for vector in every])
             vectors[name] = np.stack([usable[0] if vector is None else vector for vector in every])
-        return cls(vectors, seen)
+        return cls(vectors, has_face)
 
     @property
     def size(self) -> int:
         """Number of faces."""
-        return len(next(iter(self.seen.values())))
+        return len(next(iter(self.has_face.values())))
 
     def distances(self, judge: Judge, vector: Vector) -> Floats:
         """Return the distances (G,) from one face to all of the gallery."""
         row = judge.compare(vector[None], self.vectors[judge.eye.name])[0].astype(np.float64)
-        row[~self.seen[judge.eye.name]] = _NOWHERE
+        row[~self.has_face[judge.eye.name]] = _NOWHERE
         return row
 
 
@@ -83,9 +83,8 @@ class Verdict:
         first = probe not in self.draws
         missed = distances is None or distances[truth] >= _NOWHERE
         self.draws.setdefault(probe, []).append(_rank(distances, truth, excluded, size))
-        if (
-            distances is not None
-        ):  # the sum orders the gallery as the mean does; a face without distances adds nothing
+        # the sum orders the gallery as the mean does; a face without distances adds nothing
+        if distances is not None:
             self._sums[probe] = self._sums.get(probe, 0.0) + distances
         self.together.setdefault(probe, []).append(_rank(self._sums.get(probe), truth, excluded, size))
         if not first:

@@ -72,12 +72,12 @@ EYE_CORNERS = (36, 45)  # of dlib's points
 class Judgement:
     """The judgement of one method's faces.
 
-    seen: probe -> what dlib sees in each face drawn of it. likeness: measure -> its value for each probe's first face.
+    vectors: probe -> dlib's vector of each of its faces. likeness: measure -> its value for each probe's first face.
     """
 
     faces: Faces
     verdicts: Mapping[str, Verdict]
-    seen: dict[int, list[Vector | None]] = field(default_factory=dict)
+    vectors: dict[int, list[Vector | None]] = field(default_factory=dict)
     likeness: dict[str, Floats] = field(default_factory=dict)
 
 
@@ -100,13 +100,13 @@ class Measuring:
             likeness={name: self._nowhere() for name in names},
         )
         for probe, paths in faces.pictures.items():
-            result.seen[probe] = []
+            result.vectors[probe] = []
             for path in paths:
                 picture = read_grey(path, self._size)
-                vectors = self._sightings.look_at_all(self._plan.eyes, picture)
-                result.seen[probe].append(vectors.get("dlib"))
+                views = self._sightings.look_at_all(self._plan.eyes, picture)
+                result.vectors[probe].append(views.get("dlib"))
                 for judge in self._plan.judges:
-                    vector = vectors[judge.eye.name]
+                    vector = views[judge.eye.name]
                     row = None if vector is None else self._gallery.distances(judge, vector)
                     truth, excluded = int(self._columns[probe]), faces.excluded.get(probe, -1)
                     result.verdicts[judge.name].enter(probe, row, truth, excluded, self._gallery.size)
@@ -122,9 +122,9 @@ class Measuring:
         result.likeness[SSIM.name][probe] = ssim(picture, truth)
         if self._plan.lpips is not None:
             result.likeness[LPIPS.name][probe] = self._plan.lpips.distances(picture[None], truth[None])[0]
-        seen, true = result.seen[probe][0], self._look(self._truths[probe])
-        if seen is not None and true is not None:
-            own, target = (points(vector[None])[0].astype(np.float64) for vector in (seen, true))
+        vector, true = result.vectors[probe][0], self._look(self._truths[probe])
+        if vector is not None and true is not None:
+            own, target = (points(v[None])[0].astype(np.float64) for v in (vector, true))
             eyes = np.linalg.norm(target[EYE_CORNERS[0]] - target[EYE_CORNERS[1]])
             result.likeness[NME.name][probe] = 100 * np.linalg.norm(own - target, axis=1).mean() / eyes
 
@@ -164,7 +164,7 @@ class Measuring:
             files = [(judgement.faces.pictures[probe][0], self._truths[probe]) for probe in probes]
             features = [tuple(self._see(eye, path) for path in pair) for pair in files]
             sets[KID.name] = [(own, true) for own, true in features if own is not None and true is not None]
-        pairs = [(judgement.seen[probe][0], self._look(self._truths[probe])) for probe in probes]
+        pairs = [(judgement.vectors[probe][0], self._look(self._truths[probe])) for probe in probes]
         both = [(own, true) for own, true in pairs if own is not None and true is not None]
         sets[KID_DLIB.name] = [(descriptors(own[None])[0], descriptors(true[None])[0]) for own, true in both]
         return {
@@ -204,27 +204,27 @@ class Measuring:
         several = {i: paths for i, paths in judgement.faces.pictures.items() if len(paths) > 1}
         if not several:
             return None
-        values = {i: self._spread(paths, judgement.seen[i]) for i, paths in several.items()}
+        values = {i: self._spread(paths, judgement.vectors[i]) for i, paths in several.items()}
         num = max(len(paths) for paths in several.values())
         return Diversity(judgement.faces.info.name, num, self._measured(values))
 
     def sensitivity(self, own: Judgement, other: Judgement, condition: str, change: str) -> Sensitivity:
         """Return how much the first faces of two methods differ, probe by probe; they share their noise."""
         values = {
-            i: self._spread((own.faces.pictures[i][0], paths[0]), (own.seen[i][0], other.seen[i][0]))
+            i: self._spread((own.faces.pictures[i][0], paths[0]), (own.vectors[i][0], other.vectors[i][0]))
             for i, paths in other.faces.pictures.items()
             if i in own.faces.pictures
         }
         return Sensitivity(own.faces.info.name, condition, change, self._measured(values))
 
-    def _spread(self, paths: Sequence[Path], seen: Sequence[Vector | None]) -> dict[str, float]:
-        """Return the mean difference of every two pictures, by each measure of change. seen: by dlib in them."""
+    def _spread(self, paths: Sequence[Path], vectors: Sequence[Vector | None]) -> dict[str, float]:
+        """Return the mean difference of every two pictures, by each measure of change. vectors: dlib's of them."""
         pictures = [read_grey(path, self._size).astype(np.float32) for path in paths]
         pairs = [(a, b) for k, a in enumerate(pictures) for b in pictures[:k]]
         values = {CHANGE.name: float(np.mean([np.abs(a - b).mean() for a, b in pairs]))}
-        vectors = [vector for vector in seen if vector is not None]
-        if len(vectors) == len(paths):
-            stack = np.stack(vectors)
+        rows = [vector for vector in vectors if vector is not None]
+        if len(rows) == len(paths):
+            stack = np.stack(rows)
             flat = points(stack).reshape(1, len(stack), -1)
             values[CHANGE_DLIB.name] = mean_pairwise_distance(descriptors(stack)[None])[0]
             values[CHANGE_POINTS.name] = mean_pairwise_distance(flat)[0] / np.sqrt(flat.shape[2] / 2)

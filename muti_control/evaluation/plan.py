@@ -33,6 +33,7 @@ from muti_control.evaluation.protocol.registry import (
     OF_TRAINING,
     MethodInfo,
 )
+from muti_control.evaluation.protocol.run_folder import OPERATION
 from muti_control.evaluation.report.page import check_installed
 from muti_control.evaluation.results.results import HashedFile, NotRun
 from muti_control.evaluation.results.summary import Resampling
@@ -44,22 +45,9 @@ from settings.reading import parse_command_line
 ROOT = Path(__file__).resolve().parent.parent.parent
 PRESETS = ("quick", "full")
 DEFAULT = ROOT / "configs" / "evaluate" / "quick.yaml"
-_LEAVES_PRESET = {  # settings that say what is evaluated, and where it runs
-    *(
-        "weights",
-        "models",
-        "pix2pix",
-        "faces",
-        "mapping",
-        "name",
-        "data",
-        "onnx",
-        "lpips",
-        "lpips_heads",
-        "kid",
-    ),
-    *("device", "precision", "devices", "batch_size", "out", "cache", "resume", "overwrite"),
-}
+_SUBJECT = {"weights", "models", "pix2pix", "faces", "mapping", "data", "onnx", "lpips", "lpips_heads", "kid"}
+# settings that a preset leaves open: what is evaluated, and where it runs
+_LEAVES_PRESET = {*_SUBJECT, *OPERATION, "precision"}
 
 
 @dataclass(frozen=True)
@@ -152,9 +140,7 @@ def make_plan(arguments: Sequence[str]) -> Plan:
         judges.append(onnx_judge(Path(cfg.onnx), cfg.rectangle))
 
     inputs = read_inputs(cfg)
-    elsewhere = (
-        find_faces(Path(cfg.faces), _path(cfg.mapping), inputs.probes) if cfg.faces is not None else []
-    )
+    elsewhere = [] if cfg.faces is None else find_faces(Path(cfg.faces), cfg.mapping, inputs.probes)
     donors = shuffled_donors(inputs.probes, inputs.gallery, inputs.train, cfg.seed)
     people = {r.skull_path: r for r in (*donors.records, *inputs.gallery) if r is not None}
     landmarks = ShownLandmarks(cfg.landmarks, shipped(cfg.landmark_weights), people)
@@ -207,7 +193,7 @@ def make_plan(arguments: Sequence[str]) -> Plan:
         judges=judges,
         readers=readers,
         backbone=None if cfg.kid is None else Backbone(Path(cfg.kid)),
-        lpips=None if cfg.lpips is None else Lpips(Path(cfg.lpips), _path(cfg.lpips_heads)),
+        lpips=None if cfg.lpips is None else Lpips(cfg.lpips, cfg.lpips_heads),
         donors=donors,
         team=team,
         device=device,
@@ -300,10 +286,6 @@ def _of_texture(choice: str, weights: Mapping[str, Weights]) -> list[str]:
     return []
 
 
-def _path(name: str | None) -> Path | None:
-    return None if name is None else Path(name)
-
-
 def _preset(file: Path, arguments: Sequence[str]) -> str:
     keys = {argument.partition("=")[0].split(".")[0] for argument in arguments if "=" in argument}
     return file.stem if file.stem in PRESETS and keys <= _LEAVES_PRESET else "custom"
@@ -343,27 +325,18 @@ def _methods(cfg: EvaluateConfig, inputs: Inputs) -> tuple[list[MethodInfo], lis
         if name in reasons or name not in names
         if name != "folder" or cfg.faces is not None or "model" in reasons
     ]
-    for name, label, missing, reason in (
+    lacking = "no weights of its network were given"
+    for name, label, source, reason in (
         (
             "plain",
             "plain ControlNet",
-            not cfg.models,
+            cfg.models,
             "no weights of it were given: models={plain: FILE} adds it",
         ),
-        (
-            "lpips",
-            "LPIPS",
-            cfg.lpips is None,
-            "no weights of its network were given (lpips=FILE: torchvision's AlexNet)",
-        ),
-        (
-            "kid",
-            "KID",
-            cfg.kid is None,
-            "no weights of its network were given (kid=FILE: torchvision's Inception v3 or ResNet-50)",
-        ),
+        ("lpips", "LPIPS", cfg.lpips, f"{lacking} (lpips=FILE: torchvision's AlexNet)"),
+        ("kid", "KID", cfg.kid, f"{lacking} (kid=FILE: torchvision's Inception v3 or ResNet-50)"),
     ):
-        not_run += [NotRun(name, label, reason)] if missing else []
+        not_run += [] if source else [NotRun(name, label, reason)]
     return running, not_run
 
 

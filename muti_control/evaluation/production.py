@@ -12,15 +12,13 @@ from typing import Any
 from tqdm import tqdm
 
 from cldm.config import SamplingConfig
-from data.biometrics import Biometrics
 from data.cases import Case
 from data.manifest import Record
 from muti_control.evaluation.methods.controls import other_attributes, permuted, with_skull_of
 from muti_control.evaluation.methods.edits import EditPlan, find_edits
-from muti_control.evaluation.methods.faces import Faces
-from muti_control.evaluation.methods.learnt import Drawing, Learnt, skull_features
+from muti_control.evaluation.methods.faces import Faces, skull_features
+from muti_control.evaluation.methods.learnt import Drawing, Learnt
 from muti_control.evaluation.methods.sampled import Sampler, SamplingRun
-from muti_control.evaluation.methods.translated import Task
 from muti_control.evaluation.plan import Plan
 from muti_control.evaluation.protocol.inputs import face_of
 from muti_control.evaluation.protocol.registry import CEILINGS, OF_PIX2PIX, OF_TRAINING, MethodInfo
@@ -157,25 +155,21 @@ class _Production:
     def _translate(self) -> None:
         plan, inputs = self._plan, self._plan.inputs
         assert plan.pix2pix is not None
-        skulls, network = inputs.probe_cases, plan.pix2pix
-        jobs: dict[str, dict[int, tuple[Case, Biometrics]]] = {}  # method's or edit's name -> what to draw
+        cases = dict(enumerate(inputs.probe_cases))
+        jobs: dict[str, dict[int, Case]] = {}  # method's or edit's name -> what to draw
         if "pix2pix" in self._names:
-            jobs["pix2pix"] = {i: (skulls[i], record.biometrics) for i, record in enumerate(inputs.probes)}
-            for edit in self._edits:
-                jobs[edit.name] = {i: (skulls[i], r.biometrics) for i, r in edit.variants.items()}
+            jobs["pix2pix"] = cases
+            jobs |= {edit.name: _edited(cases, edit) for edit in self._edits}
         if "pix2pix_shuffled" in self._names:
             donors = {i: donor for i, donor in enumerate(plan.donors.records) if donor is not None}
-            people = {i: inputs.probes[i].biometrics for i in donors}
-            jobs["pix2pix_shuffled"] = {
-                i: (with_skull_of(skulls[i], d), people[i]) for i, d in donors.items()
-            }
+            jobs["pix2pix_shuffled"] = {i: with_skull_of(cases[i], d) for i, d in donors.items()}
         results: dict[str, Faces] = {}
         with self._stage("drawing Pix2Pix's faces", sum(map(len, jobs.values()))) as advance:
             for name, job in jobs.items():
                 started = time.monotonic()
                 targets = self._targets(name if name in OF_PIX2PIX else f"pix2pix_{name}", list(job))
-                tasks = [Task(*what, targets[i]) for i, what in job.items()]
-                network.draw(tasks, plan.cfg.batch_size, plan.device, advance)
+                pairs = [(case, targets[i]) for i, case in job.items()]
+                plan.pix2pix.draw(pairs, plan.cfg.batch_size, plan.device, advance)
                 excluded = self._columns_of_donors(list(job)) if name == "pix2pix_shuffled" else {}
                 method = name if name in OF_PIX2PIX else "pix2pix"
                 results[name] = self._faces(method, _single(targets), excluded, time.monotonic() - started)
@@ -204,8 +198,7 @@ class _Production:
             add("own", own)
             if (cfg.guided or name == "model") and name not in plan.pinned:  # guidance may undo an edit
                 for edit in self._edits:
-                    people = edit.variants.items()
-                    add(edit.name, [replace(own[i], biometrics=r.biometrics) for i, r in people])
+                    add(edit.name, list(_edited(dict(enumerate(own)), edit).values()))
         if name != "model":
             return runs
         donors = zip(own, plan.donors.records, strict=True)
@@ -316,3 +309,8 @@ class _Production:
 
 def _single(paths: Mapping[int, Path]) -> Drawn:
     return {i: (path,) for i, path in paths.items()}
+
+
+def _edited(cases: Mapping[int, Case], edit: EditPlan) -> dict[int, Case]:
+    """Return probe -> its case with the attributes after the edit."""
+    return {i: replace(cases[i], biometrics=record.biometrics) for i, record in edit.variants.items()}

@@ -14,11 +14,11 @@ from data.cases import cases_of, read_skull
 from data.files import picture_sha256
 from data.images import to_uint8, write_png
 from data.sheet import NOTICE
-from muti_control.evaluation.judges.ood import OddityError, score_skulls, small_skulls
+from muti_control.evaluation.judges.ood import SIDE, OddityError, score_skulls
 from muti_control.evaluation.judges.sightings import Sightings
 from muti_control.evaluation.judging import Gallery
 from muti_control.evaluation.measuring import MEASURES, Judgement, Measuring, pictures_of_edit
-from muti_control.evaluation.methods.faces import read_grey
+from muti_control.evaluation.methods.faces import read_grey, skull_features
 from muti_control.evaluation.plan import Plan
 from muti_control.evaluation.production import Made, make_faces, stage
 from muti_control.evaluation.protocol.inputs import Inputs, face_of
@@ -198,8 +198,8 @@ def _strangeness(
     try:
         if not inputs.trained_on:
             raise OddityError(f"{inputs.root} has no training list; data.trained_on=MANIFEST names another")
-        train = small_skulls(cases_of(inputs.trained_on), inputs.size)
-        probes = small_skulls(inputs.probe_cases, inputs.size)
+        train = skull_features(cases_of(inputs.trained_on), inputs.size, SIDE)
+        probes = skull_features(inputs.probe_cases, inputs.size, SIDE)
         subjects = [record.subject for record in inputs.trained_on]
         scores, distribution = score_skulls(probes, train, subjects, seed)
     except OddityError as error:
@@ -251,22 +251,16 @@ def _choose_cases(
         "worst": order[-SHOWN_CASES:][::-1],
         "median": order[middle : middle + SHOWN_CASES],
     }
-    kinds = {
-        probe: kind for kind in ("median", "worst", "best") for probe in selection[kind]
-    }  # the best first
+    kinds = {i: kind for kind in ("median", "worst", "best") for i in selection[kind]}  # the best counts most
     cases = []
     (folder / CASES).mkdir(exist_ok=True)
     for kind in ("best", "median", "worst"):
-        for probe in selection[kind]:
-            if kinds[probe] == kind:
-                pictures = _case_pictures(
-                    plan.inputs, folder, own, judgements, probe, int(verdict.nearest[probe])
-                )
-                distance = None if np.isnan(verdict.own[probe]) else float(verdict.own[probe])
-                rank = int(verdict.ranks[probe])
-                cases.append(
-                    ShownCase(kind, probe, own.faces.info.name, recogniser, rank, distance, pictures)
-                )
+        for i in selection[kind]:
+            if kinds[i] == kind:
+                pictures = _case_pictures(plan.inputs, folder, own, judgements, i, int(verdict.nearest[i]))
+                distance = None if np.isnan(verdict.own[i]) else float(verdict.own[i])
+                case = (kind, i, own.faces.info.name, recogniser, int(verdict.ranks[i]), distance, pictures)
+                cases.append(ShownCase(*case))
     return cases
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from muti_control.evaluation.judges.dlib_recogniser import Pictures, RecogniserError
+from muti_control.evaluation.judges.features import deviation_distance
 from muti_control.evaluation.judges.recognisers import DlibEye, Judge, Vector, points
 
 Floats = NDArray[np.floating]
@@ -63,10 +64,10 @@ class OnnxEye:
 
     def look(self, picture: Pictures) -> Vector | None:
         """Return the vector of a grey picture (H, W) uint8; None where dlib finds no face."""
-        seen = self._dlib.look(picture)
-        if seen is None:
+        vector = self._dlib.look(picture)
+        if vector is None:
             return None
-        chip = aligned(picture, points(seen[None])[0], self._side).astype(np.float32)
+        chip = aligned(picture, points(vector[None])[0], self._side).astype(np.float32)
         planes = np.repeat(((chip - 127.5) / 127.5)[None, None], 3, axis=1)
         (answer, *_) = self._session.run(None, {self._session.get_inputs()[0].name: planes})
         return np.asarray(answer, np.float32).ravel()
@@ -110,9 +111,7 @@ def aligned(picture: Pictures, face: Floats, side: int) -> Pictures:
 
 def cosine_distances(probes: Floats, gallery: Floats) -> Floats:
     """Return 1 - cosine, (P, G) in [0, 2], of vectors (P, D) and (G, D)."""
-    p, g = (np.asarray(rows, np.float64) for rows in (probes, gallery))
-    p, g = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) for rows in (p, g))
-    return 1 - p @ g.T
+    return deviation_distance(probes, gallery, np.zeros(1))
 
 
 def onnx_judge(path: Path, rectangle: Sequence[float]) -> Judge:

@@ -8,9 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data.cases import Case, read_skull
-from data.images import to_uint8
-from muti_control.evaluation.judges.features import picture_features
 from muti_control.evaluation.results.results import OutOfDistribution
 
 Floats = NDArray[np.floating]
@@ -110,12 +107,3 @@ def score_skulls(
 
 def _both(rows: Floats, train: Floats) -> Floats:
     return np.stack([Density.fit(train).distances(rows), nearest_distances(rows, train)])
-
-
-def small_skulls(cases: Sequence[Case], size: int) -> Floats:
-    """Return features (N, D) of skull pictures, scaled to ``size`` px first. Raises: ImageError, PartialError."""
-    rows = []
-    for case in cases:
-        picture = to_uint8(read_skull(case, size).mean(axis=2))[None].astype(np.float32) / 255
-        rows.append(picture_features(picture, SIDE)[0])
-    return np.stack(rows)

@@ -108,28 +108,27 @@ def judges_of(cfg: EvaluateConfig) -> list[Judge]:
     Raises:
         RecogniserError: one that is not installed, or a model that cannot be used.
     """
+
+    def by_descriptors(probes: Floats, gallery: Floats) -> Floats:
+        return descriptor_distances(descriptors(probes), descriptors(gallery))
+
+    def by_points(probes: Floats, gallery: Floats) -> Floats:
+        return procrustes_distances(points(probes), points(gallery))
+
     judges: list[Judge] = []
     if {"dlib", "landmarks"} & set(cfg.recognisers):
         eye = DlibEye(cfg.rectangle)
         note = "A network trained on photographs; it hardly sees body mass."
-        judges.append(Judge("dlib", "dlib descriptor", "Euclidean, 128 numbers", note, eye, _by_descriptors))
+        judges.append(Judge("dlib", "dlib descriptor", "Euclidean, 128 numbers", note, eye, by_descriptors))
         note = "Shape alone: place, size and turn in the picture are taken away."
         distance = "Procrustes, of shapes of unit size"
-        judges.append(Judge("landmarks", "dlib's 68 points", distance, note, eye, _by_points))
+        judges.append(Judge("landmarks", "dlib's 68 points", distance, note, eye, by_points))
     if "picture" in cfg.recognisers:
         kind = cfg.picture_distance
         distance = f"{kind.replace('_', ' ')} difference, {FEATURE_SIZE} px, grey levels in [0, 1]"
         note = "No network: it sees everything, also what is not identity, such as the scan's noise."
         judges.append(Judge("picture", "grey levels", distance, note, PictureEye(), partial(_by_grey, kind)))
     return [judge for judge in judges if judge.name in cfg.recognisers]
-
-
-def _by_descriptors(probes: Floats, gallery: Floats) -> Floats:
-    return descriptor_distances(descriptors(probes), descriptors(gallery))
-
-
-def _by_points(probes: Floats, gallery: Floats) -> Floats:
-    return procrustes_distances(points(probes), points(gallery))
 
 
 def _by_grey(name: str, probes: Floats, gallery: Floats) -> Floats:

@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from data.manifest import Record
 
 MASS_LEVELS = 2  # of body mass in one edit
-LEAST_YEARS, YEARS = (
-    10,
-    25,
-)  # an edit of age moves at least so far, and as near to the second as the data allow
+LEAST_YEARS, YEARS = 10, 25  # an edit of age: at least the first, and as near to the second as the data allow
 
 
 @dataclass(frozen=True)
@@ -37,9 +34,8 @@ def find_edits(probes: Sequence[Record], variants: Sequence[Record], limit: int)
     for i, probe in enumerate(probes):
         own = by_subject.get(probe.subject, [])
         for (name, _), own_variants in edits.items():
-            truth = _variant(
-                probe, own, "age" if name.startswith("age") else "body_mass", name.endswith("up")
-            )
+            changed, direction = name.rsplit("_", 1)
+            truth = _variant(probe, own, changed, direction == "up")
             if truth is not None and len(own_variants) < limit:
                 own_variants[i] = truth
     return [

@@ -14,7 +14,7 @@ from muti_control.evaluation.protocol.inputs import InputError, common_size, som
 COLUMNS = ("probe", "picture")
 
 
-def find_faces(folder: Path, mapping: Path | None, probes: Sequence[Record]) -> list[tuple[Path, ...]]:
+def find_faces(folder: Path, mapping: str | None, probes: Sequence[Record]) -> list[tuple[Path, ...]]:
     """Return the pictures of every probe, as many of each.
 
     Args:
@@ -30,7 +30,7 @@ def find_faces(folder: Path, mapping: Path | None, probes: Sequence[Record]) -> 
     """
     if not folder.is_dir():
         raise InputError(f"faces: {folder} is no folder; give the folder of the pictures")
-    faces = _by_mapping(folder, mapping, probes) if mapping is not None else _by_name(folder, probes)
+    faces = _by_name(folder, probes) if mapping is None else _by_mapping(folder, Path(mapping), probes)
     missing = [record.subject for record, paths in zip(probes, faces, strict=True) if not paths]
     if missing:
         hint = f"expected e.g. {Path(_names(probes[0])[0]).stem}.png, or mapping=CSV"

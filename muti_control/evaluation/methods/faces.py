@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data.cases import Case, read_skull
 from data.images import read_image, to_uint8
+from muti_control.evaluation.judges.features import FEATURE_SIZE, picture_features
 from muti_control.evaluation.protocol.registry import MethodInfo
 
 Pictures = NDArray[np.uint8]
+Features = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -33,3 +36,16 @@ class Faces:
 def read_grey(path: Path, size: int) -> Pictures:
     """Return the mean of the channels, (size, size) uint8. Raises: ImageError."""
     return to_uint8(read_image(path, size)[0].mean(axis=2))
+
+
+def skull_features(cases: Sequence[Case], size: int, side: int = FEATURE_SIZE) -> Features:
+    """Return features (N, side * side) of skulls without their missing bone, from pictures of ``size`` px.
+
+    Raises: ImageError, PartialError.
+    """
+    return np.stack([feature(to_uint8(read_skull(case, size).mean(axis=2)), side) for case in cases])
+
+
+def feature(picture: Pictures, side: int = FEATURE_SIZE) -> Features:
+    """Return the feature (side * side,) of a grey picture (H, W) uint8."""
+    return picture_features(picture[None].astype(np.float32) / 255, side)[0]

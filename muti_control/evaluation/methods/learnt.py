@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.cases import Case, read_skull
-from data.images import to_uint8, write_png
+from data.images import write_png
 from data.manifest import Record
-from muti_control.evaluation.judges.features import picture_features
 from muti_control.evaluation.methods.baselines import Vocabulary, choose_ridge, group_weights, nearest_skull
-from muti_control.evaluation.methods.faces import read_grey
+from muti_control.evaluation.methods.faces import feature, read_grey
 from muti_control.evaluation.protocol.inputs import face_of, group_of
 
 Floats = NDArray[np.floating]
@@ -23,33 +20,14 @@ _AT_ONCE = 64  # training faces held at full resolution
 _ROWS_AT_ONCE = 1024  # faces drawn in one pass over the training pairs
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Features of a list of pairs, and their records."""
-
-    records: Sequence[Record]
-    skulls: Floats
-    faces: Floats
-
-    @classmethod
-    def read(cls, records: Sequence[Record], size: int, advance: Advance) -> Pairs:
-        """Return the features of pictures scaled to ``size`` px. Raises: ImageError."""
-        skulls, faces = [], []
-        for record in records:
-            skulls.append(_feature(record.skull_path, size))
-            faces.append(_feature(face_of(record), size))
-            advance(1)
-        return cls(records, np.stack(skulls), np.stack(faces))
-
-
-def skull_features(cases: Sequence[Case], size: int) -> Floats:
-    """Return features (N, D) of skulls, without their missing bone. Raises: ImageError, PartialError."""
-    pictures = (to_uint8(read_skull(case, size).mean(axis=2)) for case in cases)
-    return np.stack([picture_features(picture[None].astype(np.float32) / 255)[0] for picture in pictures])
-
-
-def _feature(path: Path, size: int) -> Floats:
-    return picture_features(read_grey(path, size)[None].astype(np.float32) / 255)[0]
+def read_pairs(records: Sequence[Record], size: int, advance: Advance) -> tuple[Floats, Floats]:
+    """Return the features (N, D) of the skulls and of the faces, from pictures of ``size`` px. Raises: ImageError."""
+    skulls, faces = [], []
+    for record in records:
+        skulls.append(feature(read_grey(record.skull_path, size)))
+        faces.append(feature(read_grey(face_of(record), size)))
+        advance(1)
+    return np.stack(skulls), np.stack(faces)
 
 
 class Drawing:
@@ -96,15 +74,15 @@ class Learnt:
         self, train: Sequence[Record], valid: Sequence[Record], size: int, with_ridge: bool, advance: Advance
     ) -> None:
         """Read the pairs and fit. advance: called for every pair. Raises: ImageError."""
-        self._train = Pairs.read(train, size, advance)
-        self._groups = [group_of(record) for record in train]
+        self._train, self._groups = train, [group_of(record) for record in train]
+        self._skulls, faces = read_pairs(train, size, advance)
         self.ridge_choice: dict[str, float] = {}
         if with_ridge:
-            held_out = Pairs.read(valid, size, advance)
+            skulls, true = read_pairs(valid, size, advance)
             self._vocabulary = Vocabulary.of(self._groups)
             self._ridge, self._strength, self.ridge_choice = choose_ridge(
-                (self._train.skulls, self._vocabulary.encode(self._groups), self._train.faces),
-                (held_out.skulls, self._encode(valid), held_out.faces),
+                (self._skulls, self._vocabulary.encode(self._groups), faces),
+                (skulls, self._encode(valid), true),
             )
 
     def _encode(self, records: Sequence[Record]) -> Floats:
@@ -112,7 +90,7 @@ class Learnt:
 
     def nearest(self, skulls: Floats) -> list[Path]:
         """Return the face picture of the training subject with the most similar skull, for skulls (P, D)."""
-        return [face_of(self._train.records[i]) for i in nearest_skull(self._train.skulls, skulls)]
+        return [face_of(self._train[i]) for i in nearest_skull(self._skulls, skulls)]
 
     def weights(self, method: str, skulls: Floats, records: Sequence[Record]) -> Floats:
         """Return (P, N): the weights of the training faces in the faces of ridge, group_mean or mean_face."""

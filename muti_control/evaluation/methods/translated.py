@@ -20,28 +20,17 @@ Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Task:
-    """A face to draw: the case with the skull, the person, and the file."""
-
-    case: Case
-    person: Biometrics
-    target: Path
-
-
-@dataclass(frozen=True)
 class Translator:
-    """A trained generator. step: of its training."""
+    """A trained generator."""
 
     path: Path
     sha256: str
-    step: str
     net: Generator
 
     @classmethod
     def look(cls, path: Path) -> Translator:
         """Read a generator once, so that nothing fails half-way. Raises: CheckpointError."""
-        net, metadata = Generator.load(path)
-        return cls(path, sha256(path), str(metadata.get("step", "unknown")), net)
+        return cls(path, sha256(path), Generator.load(path)[0])
 
     def check(self, people: Iterable[Biometrics]) -> None:
         """Raise ValueError if the training had nobody of a person's ethnicity."""
@@ -51,25 +40,29 @@ class Translator:
             raise ValueError(f"pix2pix={self.path}: {error}, or leave pix2pix out") from error
 
     @torch.no_grad()
-    def draw(self, tasks: Sequence[Task], batch_size: int, device: torch.device, advance: Advance) -> None:
-        """Write the faces that are missing. advance: called for every task.
+    def draw(
+        self, faces: Sequence[tuple[Case, Path]], batch_size: int, device: torch.device, advance: Advance
+    ) -> None:
+        """Write the faces that are missing. faces: (case, picture to write) each. advance: called for every face.
 
         Raises: ImageError, OSError, ReconstructionError (a face with NaN or infinity).
         """
-        todo = [task for task in tasks if not task.target.is_file()]
-        advance(len(tasks) - len(todo))
+        todo = [(case, target) for case, target in faces if not target.is_file()]
+        advance(len(faces) - len(todo))
         net, size = self.net.to(device), self.net.cfg.image_size
         for start in range(0, len(todo), batch_size):
             part = todo[start : start + batch_size]
-            pictures = np.stack([read_skull(task.case, size) for task in part])  # (B, H, W, 3) in [0, 1]
+            pictures = np.stack([read_skull(case, size) for case, _ in part])  # (B, H, W, 3) in [0, 1]
             skulls = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(device)
-            people = encode([task.person for task in part], net.cfg.ethnicities or ()).to(device)
-            faces = (net(skulls, people).clamp(-1, 1) + 1) / 2  # (B, 3, H, W)
-            if not bool(faces.isfinite().all()):
+            people = encode(
+                [case.biometrics for case, _ in part if case.biometrics], net.cfg.ethnicities or ()
+            ).to(device)
+            drawn = (net(skulls, people).clamp(-1, 1) + 1) / 2  # (B, 3, H, W)
+            if not bool(drawn.isfinite().all()):
                 raise ReconstructionError(
                     f"pix2pix={self.path} gave values that are no numbers; check the weights, or leave pix2pix out"
                 )
-            for task, face in zip(part, faces.permute(0, 2, 3, 1).cpu().numpy(), strict=True):
-                task.target.parent.mkdir(parents=True, exist_ok=True)
-                write_png(task.target, to_uint8(face))
+            for (_, target), face in zip(part, drawn.permute(0, 2, 3, 1).cpu().numpy(), strict=True):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                write_png(target, to_uint8(face))
             advance(len(part))

@@ -150,7 +150,7 @@ class EvaluateConfig(Settings):
         """Name of the run's folder."""
         if self.name is not None:
             return self.name
-        for given in (self.weights, self.faces, self.pix2pix):
-            if given is not None:
-                return Path(given).absolute().stem
+        for path in (self.weights, self.faces, self.pix2pix):
+            if path is not None:
+                return Path(path).absolute().stem
         return "baselines"

@@ -16,13 +16,10 @@ NOTE = "evaluation.json"
 FORMAT = "iccr-diff evaluation run 1"
 FACES, CASES = "faces", "cases"
 _OURS = (NOTE, FACES, CASES, METRICS, REPORT)
-_OPERATION = ("out", "name", "cache", "device", "devices", "batch_size", "resume", "overwrite")
+OPERATION = ("out", "name", "cache", "device", "devices", "batch_size", "resume", "overwrite")
 """Settings that change no figure; ``device`` changes the last digits of a drawn face."""
-_OPERATION_OF_GUIDANCE = (
-    "at_once",
-    "recompute",
-    "trace",
-)  # time, memory and records; no face depends on them
+# time, memory and records: no face depends on them
+_OPERATION_OF_GUIDANCE = ("at_once", "recompute", "trace")
 
 
 def choose_folder(cfg: EvaluateConfig) -> Path:
@@ -35,7 +32,7 @@ def choose_folder(cfg: EvaluateConfig) -> Path:
 
 def identity_of(config: Mapping[str, Any], read: Mapping[str, str]) -> dict[str, Any]:
     """Return the settings that change a figure, and the hashes of the files that are read."""
-    settings = {key: value for key, value in config.items() if key not in _OPERATION}
+    settings = {key: value for key, value in config.items() if key not in OPERATION}
     if "spgd" in settings:  # under the name that runs before the renaming have
         settings["guidance"] = _without_operation(settings.pop("spgd"))
     if "guided" in settings:
@@ -52,11 +49,8 @@ def _without_operation(guidance: Any) -> Any:
     return {key: value for key, value in guidance.items() if key not in _OPERATION_OF_GUIDANCE}
 
 
-def claim(folder: Path, cfg: EvaluateConfig, identity: Mapping[str, Any], inputs: Iterable[Path]) -> bool:
+def claim(folder: Path, cfg: EvaluateConfig, identity: Mapping[str, Any], inputs: Iterable[Path]) -> None:
     """Claim the folder for this run; the files of another run are removed only with overwrite=true.
-
-    Returns:
-        Whether an earlier run there, finished or not, is continued.
 
     Raises:
         OutputError: it holds other files, another run, or files that this run reads.
@@ -71,7 +65,7 @@ def claim(folder: Path, cfg: EvaluateConfig, identity: Mapping[str, Any], inputs
             )
         if cfg.resume:
             _check_same(folder, earlier, identity)
-            return True
+            return
         if not cfg.overwrite:
             raise OutputError(
                 f"out: {folder} exists; resume=true continues it, overwrite=true replaces it, name=NAME writes "
@@ -87,7 +81,6 @@ def claim(folder: Path, cfg: EvaluateConfig, identity: Mapping[str, Any], inputs
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(note, {"format": FORMAT, **identity})
-    return False
 
 
 def release(folder: Path) -> None:

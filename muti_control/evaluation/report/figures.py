@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,34 +35,27 @@ _LOOK: dict[str, Any] = {  # of text and axes; the salt and a missing date make 
     "grid.linewidth": 0.7,
     "legend.frameon": False,
 }
-_EVALUATED, _BASELINES = (
-    ("#1f5fb4", "#b3304a", "#a0479a"),
-    ("#c8620a", "#2c8a57", "#a0479a", "#8a6d1c", "#b3304a"),
-)
+_EVALUATED = ("#1f5fb4", "#b3304a", "#a0479a")
+_BASELINES = ("#c8620a", "#2c8a57", "#a0479a", "#8a6d1c", "#b3304a")
 _GREY, _BLACK, _WARN = "#8d9096", "#1c1d1f", "#a63d12"
 _GUESSING: dict[str, Any] = {"color": _GREY, "linewidth": 0.9, "label": "guessing"}
 
 
 def styles(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
     """Return the line style of each method by its name, the same in every figure."""
+    evaluated = iter([{"color": colour, "linewidth": 2.4} for colour in _EVALUATED])
+    dashes = [{"color": _GREY, "linestyle": dash, "linewidth": 1.4} for dash in ("--", ":", "-.")]
     looks: dict[str, Iterator[dict[str, Any]]] = {
+        "model": evaluated,
+        "folder": evaluated,
         "baseline": iter([{"color": colour, "linewidth": 1.5} for colour in _BASELINES]),
-        "control": iter(
-            [{"color": _GREY, "linestyle": dash, "linewidth": 1.4} for dash in ("--", ":", "-.")]
-        ),
+        "control": iter(dashes),
+        "ceiling": repeat({"color": _BLACK, "linestyle": (0, (9, 4)), "linewidth": 1.4}),
+        "limit": repeat({"color": _BLACK, "linestyle": ":", "linewidth": 1.4}),
     }
-    evaluated: Iterator[dict[str, Any]] = iter([{"color": colour, "linewidth": 2.4} for colour in _EVALUATED])
-    looks |= {"model": evaluated, "folder": evaluated}
-    rest = {"color": _GREY, "linestyle": "--", "linewidth": 1.4}
-    result: dict[str, dict[str, Any]] = {}
-    for method in evaluation.methods:
-        result[method.name] = (
-            next(looks[method.kind], rest) if method.kind in looks else {"color": _BLACK, "linewidth": 1.4}
-        )
-        if method.kind == "ceiling":
-            result[method.name]["linestyle"] = (0, (4, 3)) if method.name == NEUTRAL else (0, (9, 4))
-        elif method.kind == "limit":
-            result[method.name]["linestyle"] = ":"
+    result = {method.name: next(looks[method.kind], dashes[0]) for method in evaluation.methods}
+    if NEUTRAL in result:
+        result[NEUTRAL] = result[NEUTRAL] | {"linestyle": (0, (4, 3))}
     return result
 
 
@@ -73,9 +67,7 @@ def match_curves(evaluation: Evaluation) -> str | None:
     def panel(recogniser: str) -> Callable[[Axes], None]:
         def draw(axes: Axes) -> None:
             for method in evaluation.methods:
-                if (
-                    recogniser in method.identification and method.name != "permuted"
-                ):  # guessing stands for it
+                if recogniser in method.identification and method.name != "permuted":  # guessing: see below
                     curve = method.identification[recogniser].cmc
                     _line(axes, curve, method.label, look[method.name], method.name in banded)
             every = np.arange(1, size + 1)

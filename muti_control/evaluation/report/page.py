@@ -93,9 +93,8 @@ def _render(template: str, **content: Any) -> str:
     text = environment.get_template(template).render(
         content | {"style": style, "words": words, "numbers": numbers, "notice": NOTICE}
     )
-    return re.sub(
-        r"(?<=\d) (?=(?:%|dB|px)(?!\w))", "\N{NO-BREAK SPACE}", text
-    )  # a number stays with its unit
+    # a number stays with its unit
+    return re.sub(r"(?<=\d) (?=(?:%|dB|px)(?!\w))", "\N{NO-BREAK SPACE}", text)
 
 
 def _picture(folder: Path, path: str) -> str | None:

@@ -93,8 +93,7 @@ def _gap_cell(evaluation: Evaluation, column: Column, first: Method, second: Met
     gap = difference(column.values(first), column.values(second), resampling_of(evaluation))
     if gap is None:
         return Cell("\N{EN DASH}", style="faint")
-    interval = f"[{column.written(gap.low, True)}, {column.written(gap.high, True)}]"
-    return Cell(column.written(gap.value, True), interval, "" if gap.certain else "faint")
+    return Cell(column.written(gap.value, True), column.interval(gap, True), "" if gap.certain else "faint")
 
 
 def _method_table(
@@ -135,14 +134,8 @@ def _cell(column: Column, method: Method, marks: Mapping[str, str]) -> Cell:
     figure, mark = column.figure(method), marks.get(method.name, "")
     if figure is None:
         return Cell("\N{EN DASH}", style="faint")
-    interval = ""
-    if figure.low is not None and figure.high is not None:
-        interval = f"[{column.written(figure.low)}, {column.written(figure.high)}]"
-    return Cell(
-        column.written(figure.value) + (mark if mark == DAGGER else ""),
-        interval,
-        mark if mark == "best" else "",
-    )
+    text = column.written(figure.value) + (mark if mark == DAGGER else "")
+    return Cell(text, column.interval(figure), mark if mark == "best" else "")
 
 
 def _marks(evaluation: Evaluation, column: Column) -> dict[str, str]:

@@ -58,6 +58,12 @@ class Column:
         """Return a value as text, without its unit."""
         return f"{value * self.factor:{'+' if sign else ''}.{self.decimals}f}".replace("-", "\N{MINUS SIGN}")
 
+    def interval(self, of: Figure | Difference, sign: bool = False) -> str:
+        """Return "[low, high]" as text; empty where there is no interval."""
+        if of.low is None or of.high is None:
+            return ""
+        return f"[{self.written(of.low, sign)}, {self.written(of.high, sign)}]"
+
 
 def _with_nan(values: tuple[float | None, ...] | tuple[int | None, ...]) -> Floats:
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)

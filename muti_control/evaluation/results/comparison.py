@@ -263,7 +263,7 @@ def cells(row: Row) -> tuple[str, str, str, str]:
         column.written(row.first) + unit,
         column.written(row.second) + unit,
         column.written(gap.value, sign=True),
-        f"[{column.written(gap.low, sign=True)}, {column.written(gap.high, sign=True)}]",
+        column.interval(gap, sign=True),
     )
 
 
