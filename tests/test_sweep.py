@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shlex
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,14 +39,9 @@ def gains(mean: float) -> tuple[float, ...]:
 def test_the_sweep_recommends_what_loses_nothing() -> None:
     best = best_of(rows())
     assert best is not None and (best.mode, best.scale) == ("spgd", 0.01)
-    given = [
-        "spgd.gradient=denoiser",
-        "spgd.scale=1",
-        "texture=a face.png",
-        "sampling.steps=9",
-        "sampling.eta=0.5",
-    ]
-    cfg = parse_command_line(EvaluateConfig, ["weights=w", *given])
+    settings = ["spgd.gradient=denoiser", "spgd.scale=1", "texture=a face.png"]
+    settings += ["sampling.steps=9", "sampling.eta=0.5"]
+    cfg = parse_command_line(EvaluateConfig, ["weights=w", *settings])
     line = advice(rows(), cfg, {"eta": 0.5}).splitlines()[-1]
     assert shlex.split(line) == [
         *("spgd.mode=spgd", "spgd.scale=0.01", "spgd.gradient=denoiser"),
@@ -62,9 +56,8 @@ def test_more_settings_need_more_evidence() -> None:
     """A gain of 2.5 standard errors is enough for one setting (1.96) and not for eight (2.73)."""
     free = Row("off", 0.0, 0.5, 0.4, 4.0, 0.0, 0)
     values = tuple(-2.5 / 4 + sign * math.sqrt(15 / 16) for sign in (-1, 1)) * 8  # standard error 1/4
-    own = Row(
-        "spgd", 0.01, 0.5, 0.3, 4.0, 0.08, 0, values
-    )  # a KID of 0.08 where unguided has 0: below the floor
+    # a KID of 0.08 where unguided has 0: below the floor
+    own = Row("spgd", 0.01, 0.5, 0.3, 4.0, 0.08, 0, values)
     tried = [replace(own, scale=0.01 * k) for k in range(1, 9)]
     assert best_of([free, *tried[:1]]) is tried[0]
     assert best_of([free, *tried]) is None
@@ -73,11 +66,8 @@ def test_more_settings_need_more_evidence() -> None:
 
 def test_the_sweep_is_an_evaluation_of_several_models() -> None:
     file = str(ROOT / "configs/evaluate/sweep.yaml")
-    cfg = expand(
-        parse_command_line(
-            EvaluateConfig, [file, "weights=w", "sweep.scales=[0.01, 1e-3]", "sweep.modes=spgd"]
-        )
-    )
+    settings = [file, "weights=w", "sweep.scales=[0.01, 1e-3]", "sweep.modes=spgd"]
+    cfg = expand(parse_command_line(EvaluateConfig, settings))
     assert (cfg.split, cfg.samples, cfg.edited) == ("valid", 1, 0)
     assert cfg.models == {"spgd-0p01": "w", "spgd-0p001": "w"} and cfg.methods == ["model", *cfg.models]
     assert cfg.spgd_of("model").mode == "off"
@@ -94,37 +84,28 @@ def test_the_sweep_is_an_evaluation_of_several_models() -> None:
         (["weights=w", "sweep={}", "models={a: w}"], "models: "),
     ],
 )
-def test_a_bad_sweep_is_told(arguments: list[str], key: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_sweep_names_its_key(arguments, key, capsys):
     assert main(arguments) == 2
     assert capsys.readouterr().err.startswith(f"evaluate.py: {key}")
 
 
-def test_a_sweep_from_end_to_end(
-    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sweep_from_end_to_end(weights, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root = write_landmark_pairs(tmp_path / "pairs", train=3, valid=4)
     tiny_reader().save(tmp_path / "face.safetensors")
     tiny_reader("skull").save(tmp_path / "skull.safetensors")
     sweep = SweepConfig(scales=[0.02, 0.2], modes=["plain"])
     arguments = [
-        *(str(ROOT / "configs/evaluate/sweep.yaml"), f"weights={weights}", f"data.root={root}", "num=3"),
-        *(
-            "sweep.scales=[0.02,0.2]",
-            "sweep.modes=[plain]",
-            "recognisers=[picture]",
-            "size=64",
-            "device=cpu",
-            "precision=fp32",
-        ),
-        *(
-            "landmark_weights=skull.safetensors",
-            "spgd.face_landmark_weights=face.safetensors",
-            "sampling.steps=3",
-        ),
+        str(ROOT / "configs/evaluate/sweep.yaml"),
+        f"weights={weights}",
+        f"data.root={root}",
+        "num=3",
     ]
+    arguments += ["sweep.scales=[0.02,0.2]", "sweep.modes=[plain]", "recognisers=[picture]", "size=64"]
+    arguments += ["device=cpu", "precision=fp32", "landmark_weights=skull.safetensors", "sampling.steps=3"]
+    arguments += ["spgd.face_landmark_weights=face.safetensors"]
     assert main(arguments) == 0, capsys.readouterr().err
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (tmp_path / "results/sweep/sweep.svg").is_file()
     results = read_results(tmp_path / "results/sweep")
     names = [method.name for method in results.methods]
@@ -135,5 +116,5 @@ def test_a_sweep_from_end_to_end(
     assert [len(row.gains) for row in again] == [3] * 3 and again[0].gains == (0.0, 0.0, 0.0)
     away = [np.array(own, dtype=float) for own in distances[:2]]
     assert again[1].gains == pytest.approx(away[1] - away[0])
-    assert table(again) in said and "2 settings tried" in said
+    assert table(again) in output and "2 settings tried" in output
     assert any("Guided: plain-0p02: plain by estimate, scale 0.02" in r for r in results.protocol.remarks)
