@@ -86,26 +86,23 @@ def test_ridge_finds_a_linear_map_and_shrinks_to_the_mean():
     faces = skulls @ rng.normal(size=(40, 25)) + attributes @ rng.normal(size=(3, 25)) + 0.5
     train, test = slice(0, 150), slice(150, 200)
     split = [(skulls[s], attributes[s], faces[s]) for s in (train, test)]
-    ridge, strength, chosen = choose_ridge(split[0], split[1], num_components=(5, 60))
-    assert chosen["components"] == 60
-    np.testing.assert_allclose(
-        ridge.predict(skulls[test], attributes[test], strength), faces[test], atol=0.05
-    )
+    ridge, strength, choice = choose_ridge(split[0], split[1], num_components=(5, 60))
+    assert choice["components"] == 60
+    predicted = ridge.predict(skulls[test], attributes[test], strength)
+    np.testing.assert_allclose(predicted, faces[test], atol=0.05)
     skull, face = (Components.fit(split[0][i], 60) for i in (0, 2))
     shrunk = Ridge(*split[0], skull, face).predict(skulls[test], attributes[test], 1e9)
     np.testing.assert_allclose(shrunk, np.tile(faces[train].mean(axis=0), (50, 1)), atol=1e-4)
     weights = ridge.weights(skulls[test], attributes[test], strength)
     np.testing.assert_allclose(weights.sum(axis=1), 1)
-    predicted = ridge.predict(skulls[test], attributes[test], strength)
     np.testing.assert_allclose(weights @ faces[train], predicted, atol=1e-6)
 
 
 def test_ranks_without_the_donors_face_and_with_ties(gallery):
     donors = np.roll(np.arange(NUM), 1)
     donors[0] = -1  # a donor from outside the gallery
-    distances = DISTANCES["rms"](
-        gallery[donors], gallery, gallery[0]
-    )  # a model that draws its skull perfectly
+    # of a model that draws its skull perfectly
+    distances = DISTANCES["rms"](gallery[donors], gallery, gallery[0])
     every, excluded = (ranks_of_truth(distances, np.arange(NUM), columns) for columns in (None, donors))
     assert every[1:].min() > 1  # the donor is always nearer: below chance by construction
     assert (every[1:] - excluded[1:] == 1).all() and every[0] == excluded[0]
