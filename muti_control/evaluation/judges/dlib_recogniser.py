@@ -107,11 +107,7 @@ class Recogniser:
             RecogniserError: not such a picture.  NoFaceError: the detector found no face in it.
         """
         picture = np.asarray(picture)
-        if (
-            picture.dtype != np.uint8
-            or picture.ndim not in (2, 3)
-            or (picture.ndim == 3 and picture.shape[2] != 3)
-        ):
+        if picture.dtype != np.uint8 or picture.ndim < 2 or picture.shape[2:] not in ((), (3,)):
             raise RecogniserError(
                 f"picture of shape {picture.shape} and type {picture.dtype}: expected (H, W) or (H, W, 3) uint8"
             )

@@ -96,9 +96,8 @@ def aligned(picture: Pictures, face: Floats, side: int) -> Pictures:
     """
     source, target = (p[:, 0] + 1j * p[:, 1] for p in (five_points(face), TEMPLATE * side / TEMPLATE_SIDE))
     centred = target - target.mean()
-    back = (centred.conj() * (source - source.mean())).sum() / (
-        np.abs(centred) ** 2
-    ).sum()  # template -> picture
+    # from the template to the picture
+    back = (centred.conj() * (source - source.mean())).sum() / (np.abs(centred) ** 2).sum()
     shift = source.mean() - back * target.mean()
     # Pillow asks where the middle of each pixel comes from; points are given in pixel indices
     corner = shift + 0.5 * (1 + 1j) - back * 0.5 * (1 + 1j)

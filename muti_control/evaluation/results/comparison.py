@@ -81,7 +81,9 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
     """
     check_comparable(first, second)
     how = resampling_of(first)
-    rows = tuple(row for values in _values(first, second) if (row := _row(*values, how)) is not None)
+    parts = (_method_values, _coverage_values, _edit_values)
+    values = (entry for part in parts for entry in part(first, second))
+    rows = tuple(row for entry in values if (row := _row(*entry, how)) is not None)
     if not rows:
         raise ResultsError("the two runs have no method and measure in common")
     one, two = ({method.name: method.label for method in run.methods} for run in (first, second))
@@ -108,15 +110,10 @@ def check_comparable(first: Evaluation, second: Evaluation) -> None:
         wrong.append(f"recognisers: the first has {names[0]}, the second {names[1]}")
     for judge, other in shared:
         if judge.identity != other.identity:
-            keys = [
-                k
-                for k in {**judge.identity, **other.identity}
-                if judge.identity.get(k) != other.identity.get(k)
-            ]
-            differences = [
-                f"{key} {judge.identity.get(key)!r} and {other.identity.get(key)!r}" for key in keys[:_SHOWN]
-            ]
-            wrong.append(f"recogniser {judge.name}: {', '.join(differences)}")
+            keys = {**judge.identity, **other.identity}
+            pairs = [(key, judge.identity.get(key), other.identity.get(key)) for key in keys]
+            differences = [f"{key} {one!r} and {two!r}" for key, one, two in pairs if one != two]
+            wrong.append(f"recogniser {judge.name}: {', '.join(differences[:_SHOWN])}")
         if judge.gallery_sha256 != other.gallery_sha256:
             sizes = first.protocol.gallery_size, second.protocol.gallery_size
             wrong.append(
@@ -156,13 +153,6 @@ def _some(names: Sequence[str]) -> str:
 
 # method in the first run, part of the comparison, column, values of both runs, weights of the skulls
 _Values = tuple[Method, str, Column, Floats | None, Floats | None, Floats | None]
-
-
-def _values(first: Evaluation, second: Evaluation) -> Iterator[_Values]:
-    """Yield the values per skull of everything that both runs measured."""
-    yield from _method_values(first, second)
-    yield from _coverage_values(first, second)
-    yield from _edit_values(first, second)
 
 
 def _method_values(first: Evaluation, second: Evaluation) -> Iterator[_Values]:
