@@ -200,7 +200,7 @@ def without_clock(evaluation: Evaluation) -> dict:
 
 
 def test_a_killed_run_ends_as_an_undisturbed_one(data, weights, run):
-    arguments = (f"weights={weights}", "edited=0", "told=0", "methods=[model,ridge]", "batch_size=1", "num=4")
+    arguments = (f"weights={weights}", "edited=0", "told=0", "methods=[model]", "batch_size=1", "num=3")
     program = [sys.executable, evaluate.__file__, f"data.root={data}", *SMALL, *arguments, "name=killed"]
     faces = Path("results/killed/faces/model_own")
     with subprocess.Popen(program, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:

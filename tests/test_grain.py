@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ from ldm.checkpoint import read_state_dict, write_state_dict
 from ldm.config import ModelConfig, TextureConfig
 from ldm.grain import ENERGY_FLOOR, MARGIN, Grain, grain_noise, inside, log_energies, num_summary, summary
 from muti_control.distributed import Team
-from muti_control.evaluation.methods.sampled import Sampler
+from muti_control.evaluation.methods.sampled import through_autoencoder
 from muti_control.evaluation.protocol.run_folder import identity_of
 from muti_control.losses.autoencoder import texture_loss
 from muti_control.record import OutputError
@@ -308,11 +307,8 @@ def test_true_faces_through_the_autoencoder_get_grain_of_their_name(
         Image.fromarray(np.full((64, 64), 150, np.uint8)).save(tmp_path / name)
 
     def drawn(folder: str, names: str, batch_size: int, grain: bool = True) -> list[np.ndarray]:
-        sampler: Any = Sampler.__new__(Sampler)  # the parts of it that this needs
-        sampler.device, sampler.batch_size, sampler.team = torch.device("cpu"), batch_size, Team()
-        sampler.grain, sampler.model = grain, model_of(tiny_config, 3)
         pairs = [(tmp_path / f"{name}.png", tmp_path / folder / f"{name}.png") for name in names]
-        sampler.through_autoencoder(pairs, lambda _: None)
+        through_autoencoder(model_of(tiny_config, 3), pairs, grain, batch_size, Team(), lambda _: None)
         return [np.asarray(Image.open(target)).astype(int) for _, target in pairs]
 
     both, alone = drawn("both", "ab", 2), drawn("alone", "b", 1)

@@ -12,18 +12,18 @@ from typing import Any
 from tqdm import tqdm
 
 from cldm.config import SamplingConfig
+from cldm.controlled import ControlledLatentDiffusion
 from data.cases import Case
 from data.manifest import Record
 from muti_control.evaluation.methods.controls import other_attributes, permuted, with_skull_of
 from muti_control.evaluation.methods.edits import EditPlan, find_edits
 from muti_control.evaluation.methods.faces import Faces, skull_features
 from muti_control.evaluation.methods.learnt import Drawing, Learnt
-from muti_control.evaluation.methods.sampled import Sampler, SamplingRun
+from muti_control.evaluation.methods.sampled import Sampler, SamplingRun, through_autoencoder
 from muti_control.evaluation.plan import Plan
 from muti_control.evaluation.protocol.inputs import face_of
 from muti_control.evaluation.protocol.registry import CEILINGS, OF_PIX2PIX, OF_TRAINING, MethodInfo
 from muti_control.evaluation.protocol.run_folder import FACES
-from settings.reading import to_yaml
 
 Drawn = dict[int, tuple[Path, ...]]  # probe -> its faces
 
@@ -222,23 +222,11 @@ class _Production:
     def _sample(self, name: str) -> None:
         plan, runs = self._plan, self._runs(name)
         place = {case.name: i for i, case in enumerate(plan.inputs.probe_cases)}
-        sampler = Sampler(
-            plan.weights[name],
-            plan.device,
-            plan.dtype,
-            plan.cfg.batch_size,
-            to_yaml(plan.cfg),
-            plan.team,
-            plan.landmarks,
-            plan.guidance[name],
-            plan.cfg.texture,
-            plan.sampling[name].grain,
-        )
+        sampler = Sampler(plan, name)
         pictures: dict[str, Drawn] = {}
         seconds: dict[str, float] = {}
-        with self._stage(
-            f"drawing faces ({name})", -(-sum(r.steps for r in runs.values()) // plan.team.size)
-        ) as advance:
+        steps = -(-sum(run.steps for run in runs.values()) // plan.team.size)
+        with self._stage(f"drawing faces ({name})", steps) as advance:
             for purpose, run in runs.items():
                 started = time.monotonic()
                 sampler.draw(run, advance)
@@ -246,7 +234,7 @@ class _Production:
                 made = zip(run.cases, run.faces, strict=True)
                 pictures[purpose] = {place[case.name]: paths for case, paths in made}
         if "autoencoder" in self._names and name == "model":
-            self._decode(sampler)
+            self._decode(sampler.model)
         for key, own, more in (
             (name, "own", "more"),
             ("shuffled", "shuffled", "shuffled_more"),
@@ -263,9 +251,9 @@ class _Production:
             if edit.name in pictures:
                 self._made.edits.append((edit, self._faces(name, pictures[edit.name])))
 
-    def _decode(self, sampler: Sampler) -> None:
+    def _decode(self, model: ControlledLatentDiffusion) -> None:
         """Pass the true faces, and those after the edits, through the autoencoder: the limit of all its pictures."""
-        cases = self._plan.inputs.probe_cases
+        cases, grain = self._plan.inputs.probe_cases, self._plan.sampling["model"].grain
         truths = {i: case.face_path for i, case in enumerate(cases) if case.face_path is not None}
         jobs: list[tuple[str, EditPlan | None, dict[int, Path]]] = [("autoencoder", None, truths)]
         for plan in self._edits:
@@ -275,7 +263,8 @@ class _Production:
         with self._stage("autoencoder", steps) as advance:
             for folder, edit, faces in jobs:
                 started, targets = time.monotonic(), self._targets(folder, list(faces))
-                sampler.through_autoencoder([(faces[i], targets[i]) for i in faces], advance)
+                pairs, cfg = [(faces[i], targets[i]) for i in faces], self._plan.cfg
+                through_autoencoder(model, pairs, grain, cfg.batch_size, self._plan.team, advance)
                 made = self._faces("autoencoder", _single(targets), seconds=time.monotonic() - started)
                 if edit is None:
                     self._by_name["autoencoder"] = made

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,6 +33,10 @@ from muti_control.sampling.job import Job, RunFolder, face_name
 from muti_control.sampling.prepare import recommended_sampling
 from muti_control.sampling.record import resumed
 from muti_control.sampling.spgd import SpgdRun, load_spgd
+from settings.reading import to_yaml
+
+if TYPE_CHECKING:
+    from muti_control.evaluation.plan import Plan
 
 Advance = Callable[[int], None]
 
@@ -153,38 +157,26 @@ class SamplingRun:
         return [tuple(self.folder / face_name(case, k) for k in seeds) for case in self.cases]
 
 
-@dataclass
 class Sampler:
-    """A loaded model that draws. config: of the evaluation, as YAML, for the records.
+    """A model of a plan, and its sampling runs. name: its key in the plan."""
 
-    grain: whether true faces through the autoencoder get the grain of its head.
-    """
-
-    weights: Weights
-    device: torch.device
-    dtype: torch.dtype
-    batch_size: int
-    config: str
-    team: Team
-    landmarks: ShownLandmarks
-    guidance: SpgdConfig
-    texture: str = "none"
-    grain: bool = True
-    _hashes: dict[Path, str] = field(default_factory=dict)
+    def __init__(self, plan: Plan, name: str) -> None:
+        self._plan, self._weights, self._guidance = plan, plan.weights[name], plan.guidance[name]
+        self._hashes: dict[Path, str] = {}
 
     @cached_property
     def model(self) -> ControlledLatentDiffusion:
         """The network, loaded at its first use."""
-        return load_model(self.weights.path, device=self.device, dtype=self.dtype)[0]
+        return load_model(self._weights.path, device=self._plan.device, dtype=self._plan.dtype)[0]
 
     @cached_property
     def _source(self) -> CaseLandmarks | None:
-        return self.landmarks.source(self.model)
+        return self._plan.landmarks.source(self.model)
 
     def _textures(self, cases: Sequence[Case]) -> CaseTextures | None:
         if not self.model.has_trained("texture"):
             return None
-        return choose_textures(self.texture, cases, self.model)[0]
+        return choose_textures(self._plan.cfg.texture, cases, self.model)[0]
 
     def draw(self, run: SamplingRun, advance: Advance) -> None:
         """Draw the faces that are missing. Raises: OutputError, ReconstructionError, ProcessError, OSError."""
@@ -194,6 +186,7 @@ class Sampler:
         reconstruct_cases(job, advance)
 
     def _job(self, run: SamplingRun) -> Job:
+        plan = self._plan
         job = Job(
             model=self.model,
             cases=run.cases,
@@ -201,18 +194,18 @@ class Sampler:
             hashes={},
             seeds=run.seeds,
             sampling=run.sampling,
-            batch_size=self.batch_size,
+            batch_size=plan.cfg.batch_size,
             max_sheets=1,
             folder=RunFolder(run.folder),
-            weights=self.weights.record,
-            environment=environment(self.device, self.dtype) | {"processes": self.team.size},
-            config=self.config,
+            weights=self._weights.record,
+            environment=environment(plan.device, plan.dtype) | {"processes": plan.team.size},
+            config=to_yaml(plan.cfg),
             landmarks=self._source,
             textures=self._textures(run.cases),
             spgd=self._spgd(run),
-            team=self.team,
+            team=plan.team,
         )
-        if not self.team.is_first:
+        if not plan.team.is_first:
             return job
         job = replace(job, hashes=self._hashes_of(run.cases))
         _clear_stillborn(run.folder)
@@ -222,35 +215,43 @@ class Sampler:
     def _spgd(self, run: SamplingRun) -> SpgdRun | None:
         if not run.guided:
             return None
-        return load_spgd(self.guidance, self.model, run.cases, self._source, self.landmarks.weights)
+        return load_spgd(self._guidance, self.model, run.cases, self._source, self._plan.landmarks.weights)
 
     def _hashes_of(self, cases: Sequence[Case]) -> dict[Path, str]:
         paths = {p for case in cases for p in (case.skull_path, case.face_path) if p is not None}
         self._hashes |= {path: picture_sha256(path) for path in paths - set(self._hashes)}
         return {path: self._hashes[path] for path in paths}
 
-    def through_autoencoder(self, faces: Sequence[tuple[Path, Path]], advance: Advance) -> None:
-        """Encode and draw true faces: (true face, picture to write) each; this process's share of them.
 
-        Where there is a grain head, the grain follows from the name of the picture to write.
-        """
-        size = self.model.cfg.image_size
-        todo = [(source, target) for source, target in self.team.share(faces) if not target.is_file()]
-        for start in range(0, len(todo), self.batch_size):
-            part = todo[start : start + self.batch_size]
-            pictures = np.stack([read_image(source, size)[0] for source, _ in part])  # (B, H, W, 3)
-            x = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(self.device) * 2 - 1
-            with torch.no_grad():
-                latents = self.model.encode_first_stage(x.to(self.model.dtype), sample=False)
-                names = [target.name for _, target in part]
-                decoded = self.model.draw(latents.to(self.model.dtype), names, self.grain).float()
-                again = (decoded / 2 + 0.5).permute(0, 2, 3, 1).cpu().numpy()
-            for (_, target), picture in zip(part, again, strict=True):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                write_png(target, to_uint8(picture))
-            self.team.check()
-            advance(len(part))
-        self.team.wait_for_all()
+def through_autoencoder(
+    model: ControlledLatentDiffusion,
+    faces: Sequence[tuple[Path, Path]],
+    grain: bool,
+    batch_size: int,
+    team: Team,
+    advance: Advance,
+) -> None:
+    """Encode and draw true faces: (true face, picture to write) each; this process's share of those that are missing.
+
+    Where there is a grain head and ``grain`` is set, the grain follows from the name of the picture to write.
+    """
+    size = model.cfg.image_size
+    todo = [(source, target) for source, target in team.share(faces) if not target.is_file()]
+    for start in range(0, len(todo), batch_size):
+        part = todo[start : start + batch_size]
+        pictures = np.stack([read_image(source, size)[0] for source, _ in part])  # (B, H, W, 3)
+        x = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(model.device) * 2 - 1
+        with torch.no_grad():
+            latents = model.encode_first_stage(x.to(model.dtype), sample=False)
+            names = [target.name for _, target in part]
+            decoded = model.draw(latents.to(model.dtype), names, grain).float()
+            again = (decoded / 2 + 0.5).permute(0, 2, 3, 1).cpu().numpy()
+        for (_, target), picture in zip(part, again, strict=True):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_png(target, to_uint8(picture))
+        team.check()
+        advance(len(part))
+    team.wait_for_all()
 
 
 def _clear_stillborn(folder: Path) -> None:
