@@ -30,7 +30,8 @@ class Translator:
     @classmethod
     def look(cls, path: Path) -> Translator:
         """Read a generator once, so that nothing fails half-way. Raises: CheckpointError."""
-        return cls(path, sha256(path), Generator.load(path)[0])
+        net, _ = Generator.load(path)  # a file that is missing or no generator has its message
+        return cls(path, sha256(path), net)
 
     def check(self, people: Iterable[Biometrics]) -> None:
         """Raise ValueError if the training had nobody of a person's ethnicity."""
