@@ -189,7 +189,7 @@ def test_feature_matching_is_an_angle_over_channels_at_each_position() -> None:
     for b in range(2):
         angles = []
         for r, f in layers:
-            pixels = zip(r[b].flatten(1).T, f[b].flatten(1).T, strict=True)
+            pixels = zip(r[b].flatten(1).T, f[b].detach().flatten(1).T, strict=True)
             angles.append(1 - np.mean([float(x @ y / (x.norm() * y.norm())) for x, y in pixels]))
         expected[b] = float(np.mean(angles))
     distance = feature_matching(real, fake)

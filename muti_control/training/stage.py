@@ -143,9 +143,10 @@ class Stage(pl.LightningModule):
         num, strategy = self.cfg.train.accumulate, self.trainer.strategy
         if self.between_steps:
             self.scalars = {}
-        local = self._micro + 1 < num and isinstance(strategy, ParallelStrategy)  # more micro-batches follow
         for turn, optimizer in self._due():
-            unsynced = strategy.block_backward_sync() if local else nullcontext()
+            unsynced: Any = nullcontext()
+            if self._micro + 1 < num and isinstance(strategy, ParallelStrategy):  # more micro-batches follow
+                unsynced = strategy.block_backward_sync()
             with self.toggled_optimizer(optimizer), unsynced:
                 scalars = self.turn_loss(turn.name, batch)
                 with torch.autocast(self.device.type, enabled=False):
