@@ -118,7 +118,8 @@ class Validate(pl.Callback):
             content = {"ema": stage.ema.state_dict(), "updates": step, "scores": scores}
             self.best.offer(step, scores[stage.monitor], content)
 
-    on_train_start = on_train_batch_end  # a resumed run may lack the validation of its step
+    # A resumed run may lack the validation of its step.
+    on_train_start = on_train_batch_end  # type: ignore[assignment]
 
     @torch.no_grad()
     def _validate(self, trainer: pl.Trainer, stage: Stage) -> dict[str, float] | int:

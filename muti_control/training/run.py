@@ -104,8 +104,9 @@ class Training:
             return None
         if self.trainer.is_global_zero and not self.finished:
             origin = "the last step"
-            (validate,) = (x for x in self.trainer.callbacks if isinstance(x, Validate))
-            if cfg.train.export == "best" and (best := validate.best.read_best()) is not None:
+            folder, keep = self.save_last.path.parent, cfg.train.keep_best
+            validations = BestCheckpoints(folder, stage.monitor, stage.monitor_mode, keep)
+            if cfg.train.export == "best" and (best := validations.read_best()) is not None:
                 stage.ema.load_state_dict(best["ema"])
                 stage.updates = int(best["updates"])
                 origin = f"the best validation ({stage.monitor} {best['scores'][stage.monitor]:.4g})"
