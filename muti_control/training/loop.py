@@ -118,8 +118,7 @@ class Validate(pl.Callback):
             content = {"ema": stage.ema.state_dict(), "updates": step, "scores": scores}
             self.best.offer(step, scores[stage.monitor], content)
 
-    # A resumed run may lack the validation of its step.
-    on_train_start = on_train_batch_end  # type: ignore[assignment]
+    on_train_start = on_train_batch_end  # type: ignore[assignment]  # due in a resumed run
 
     @torch.no_grad()
     def _validate(self, trainer: pl.Trainer, stage: Stage) -> dict[str, float] | int:
