@@ -38,12 +38,9 @@ class Bomb:
 
 
 def make_hostile_files(root: Path) -> None:
-    """Fill ``root``: checkpoints, pictures, manifests, YAML, cohorts."""
-    _checkpoints(root)
-    _damaged_containers(root)
-    _pictures(root)
-    _data(root)
-    _texts(root)
+    """Fill ``root`` with checkpoints, pictures, manifests, YAML files and cohorts."""
+    for make in (_checkpoints, _damaged_containers, _pictures, _data, _texts):
+        make(root)
 
 
 def _checkpoints(root: Path) -> None:
@@ -73,35 +70,24 @@ def _checkpoints(root: Path) -> None:
     for name, weights in small.items():
         write_state_dict(root / f"{name}.safetensors", weights, metadata)
     write_state_dict(root / "unknown_make.safetensors", base, {})
-    torch.save(
-        {
-            "metadata": metadata,
-            **base,
-            some: torch.sparse_coo_tensor(
-                torch.zeros(1, 0, dtype=torch.long), [], (8,), check_invariants=True
-            ),
-        },
-        root / "sparse.ckpt",
-    )
+    sparse = torch.sparse_coo_tensor(torch.zeros(1, 0, dtype=torch.long), [], (8,), check_invariants=True)
+    torch.save({"metadata": metadata, **base, some: sparse}, root / "sparse.ckpt")
     configs: dict[str, Any] = {
-        "no_json": "{",
-        "list": "[1, 2]",
-        "unknown_key": json.dumps({"unte": 3}),
-        "negative": json.dumps({"unet": {"model_channels": -8}}),
-        "no_groups": json.dumps({"unet": {"norm_groups": 0}}),
-        "no_heads": json.dumps({"unet": {"num_heads": 0}}),
-        "endless": json.dumps({"unet": {"num_res_blocks": 10**9}}),
-        "gigantic": json.dumps({"unet": {"model_channels": 2**40}}),
-        "no_levels": json.dumps({"unet": {"channel_mult": [], "attention_levels": []}}),
-        "no_steps": json.dumps({"schedule": {"num_timesteps": 0}}),
-        "text_in_numbers": json.dumps({"image_size": "wide"}),
+        "list": [1, 2],
+        "unknown_key": {"unte": 3},
+        "negative": {"unet": {"model_channels": -8}},
+        "no_groups": {"unet": {"norm_groups": 0}},
+        "no_heads": {"unet": {"num_heads": 0}},
+        "endless": {"unet": {"num_res_blocks": 10**9}},
+        "gigantic": {"unet": {"model_channels": 2**40}},
+        "no_levels": {"unet": {"channel_mult": [], "attention_levels": []}},
+        "no_steps": {"schedule": {"num_timesteps": 0}},
+        "text_in_numbers": {"image_size": "wide"},
     }
-    for name, text in configs.items():
-        write_state_dict(
-            root / f"config_{name}.safetensors",
-            {"control_model.x": torch.ones(1), first: torch.ones(1)},
-            {"config": text},
-        )
+    texts = {"no_json": "{", **{name: json.dumps(config) for name, config in configs.items()}}
+    for name, text in texts.items():
+        weights = {"control_model.x": torch.ones(1), first: torch.ones(1)}
+        write_state_dict(root / f"config_{name}.safetensors", weights, {"config": text})
     write_state_dict(root / "bad_advice.safetensors", state, metadata | {"sampling": "{"})
 
 
@@ -109,29 +95,28 @@ def _damaged_containers(root: Path) -> None:
     for suffix in ("ckpt", "safetensors"):
         whole = (root / f"base.{suffix}").read_bytes()
         (root / f"cut.{suffix}").write_bytes(whole[: len(whole) // 2])
-    command = f"touch {root / MARKER}"
-    for legacy in (False, True):
-        content = {"state_dict": {"a": torch.ones(1)}, "x": Bomb(os.system, command)}
-        torch.save(
-            content, root / f"evil{'_legacy' * legacy}.ckpt", _use_new_zipfile_serialization=not legacy
-        )
+    content = {"state_dict": {"a": torch.ones(1)}, "x": Bomb(os.system, f"touch {root / MARKER}")}
+    torch.save(content, root / "evil.ckpt")
+    torch.save(content, root / "evil_legacy.ckpt", _use_new_zipfile_serialization=False)
     (root / "evil.pkl.ckpt").write_bytes(pickle.dumps(Bomb(eval, f"open({str(root / MARKER)!r}, 'w')")))
     with zipfile.ZipFile(root / "document.ckpt", "w") as archive:
         archive.writestr("word/document.xml", "<w/>")
-    with zipfile.ZipFile(root / "base.ckpt") as archive:
-        entries = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(root / "deflated.ckpt", "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in entries.items():
-            archive.writestr(name, data)
-    headers: dict[str, Any] = {
-        "beyond": {"a": {"dtype": "F32", "shape": [100], "data_offsets": [0, 400]}},
-        "overlap": {n: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for n in "ab"},
-        "type": {"a": {"dtype": "F99", "shape": [2], "data_offsets": [0, 8]}},
-        "shape": {"a": {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 8]}},
-        "backwards": {"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}},
+    with (
+        zipfile.ZipFile(root / "base.ckpt") as archive,
+        zipfile.ZipFile(root / "deflated.ckpt", "w", zipfile.ZIP_DEFLATED) as deflated,
+    ):
+        for name in archive.namelist():
+            deflated.writestr(name, archive.read(name))
+    entries = {
+        "beyond": ("F32", [100], [0, 400]),
+        "type": ("F99", [2], [0, 8]),
+        "shape": ("F32", [2**62, 2**62], [0, 8]),
+        "backwards": ("F32", [2], [8, 0]),
+        "overlap": ("F32", [2], [0, 8]),
     }
-    for name, header in headers.items():
-        text = json.dumps(header).encode()
+    for name, (dtype, shape, offsets) in entries.items():
+        entry = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+        text = json.dumps(dict.fromkeys("ab" if name == "overlap" else "a", entry)).encode()
         (root / f"lying_{name}.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
     (root / "lying_length.safetensors").write_bytes(struct.pack("<Q", 2**62) + b"{}" + bytes(8))
     (root / "lying_json.safetensors").write_bytes(struct.pack("<Q", 4) + b"{no}" + bytes(8))
@@ -207,6 +192,7 @@ def _data(root: Path) -> None:
 
 
 def _texts(root: Path) -> None:
+    start = f"stage: control\nname: run\ninit: {root / 'whole.safetensors'}\n"
     texts = {
         "list": "[1, 2]",
         "broken": "unet: [1, 2",
@@ -214,25 +200,23 @@ def _texts(root: Path) -> None:
         "reference": "name: ${nowhere.at.all}",
         "unknown": "trian: {max_steps: 3}",
         "nested": "unet: 3",
-        "control": f"stage: control\nname: c\ninit: {root / 'whole.safetensors'}\n",
         "demo": (
-            f"stage: control\nname: run\ninit: {root / 'whole.safetensors'}\ndata: {{root: {root / 'pairs'}}}\n"
+            f"{start}data: {{root: {root / 'pairs'}}}\nsampling: {{steps: 2, control_scales: [1.0]}}\n"
             "train: {max_steps: 1, batch_size: 2, num_valid: 2, accelerator: cpu}\n"
-            "sampling: {steps: 2, control_scales: [1.0]}\n"
         ),
     }
     for name, text in texts.items():
         (root / f"{name}.yaml").write_text(text)
     (root / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01" * 9)
     (root / "folder.yaml").mkdir()
-    for name, content in {"broken": b"PK\x03\x04", "evil": (root / "evil.ckpt").read_bytes()}.items():
+    torch.save({"state_dict": {"a": torch.ones(1)}}, root / "other_run.ckpt")
+    runs = {
+        "broken": b"PK\x03\x04",
+        "evil": (root / "evil.ckpt").read_bytes(),
+        "list": (root / "list.ckpt").read_bytes(),
+    }
+    for name, content in (runs | {"other": (root / "other_run.ckpt").read_bytes()}).items():
         folder = root / "runs" / name / "checkpoints"
         folder.mkdir(parents=True)
         (folder / "last.ckpt").write_bytes(content)
-    folder = root / "runs" / "other" / "checkpoints"
-    folder.mkdir(parents=True)
-    torch.save({"state_dict": {"a": torch.ones(1)}}, folder / "last.ckpt")
-    folder = root / "runs" / "list" / "checkpoints"
-    folder.mkdir(parents=True)
-    torch.save([1], folder / "last.ckpt")
     (root / "a_file").write_text("mine")

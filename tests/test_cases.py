@@ -35,12 +35,6 @@ def test_one_picture_with_and_without_a_person(tmp_path: Path) -> None:
     assert (case.biometrics, case.prompt) == (None, "")
 
 
-@pytest.mark.parametrize(("key", "value"), [("age", None), ("sex", "x"), ("age", 200), ("body_mass", "huge")])
-def test_incomplete_or_impossible_biometrics_are_refused(tmp_path: Path, key: str, value: object) -> None:
-    with pytest.raises(CaseError, match=key):
-        find_cases(picture(tmp_path / "a.png"), PersonInput(**(vars(WOMAN) | {key: value})))
-
-
 def test_a_folders_pictures_in_order_without_the_rest(tmp_path: Path) -> None:
     for name in ("b.PNG", "a.jpg", "a.png", "._a.png", "sub/c.png"):
         picture(tmp_path / "in" / name)

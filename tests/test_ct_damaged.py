@@ -188,7 +188,7 @@ def broken_dicom(small: Volume, folder: Path) -> Files:
         again = slice_dataset(values[::-1], affine, k, series, ImagePositionPatient=position)
         save(again, place / f"again{k}")
     yield name, place
-    for share, chosen in ((0.7, [9, 20, 31]), (0.1, every), (0.5, every)):
+    for share, chosen in ((0.7, [9, 20, 31]), (0.5, every)):
         name, place = write(f"{len(chosen)} cut to {share}", every)
         for k in chosen:
             path = place / f"{SECRET}{k}"

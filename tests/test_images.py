@@ -104,22 +104,10 @@ def test_gigantic_is_refused_by_its_header(
     assert not recwarn.list
 
 
-def test_what_is_no_picture_is_refused_in_one_line(tmp_path: Path) -> None:
-    whole = saved(tmp_path / "whole.png", Image.fromarray(RAMP)).read_bytes()
-    contents = {
-        "whole.png": whole[:200],
-        "empty.png": b"",
-        "text.png": b"a text",
-        "dicom.dcm": b"\0" * 128 + b"DICM",
-    }
-    for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
-    saved(tmp_path / "float.tif", Image.fromarray(RAMP.astype(np.float32)))
-    saved(tmp_path / "negative.tif", Image.fromarray(RAMP.astype(np.int32) - 5))
-    for path in (*tmp_path.iterdir(), tmp_path / "none.png", tmp_path):
-        with pytest.raises(ImageError) as caught:
-            read_image(path)
-        assert "\n" not in str(caught.value) and str(caught.value).startswith(f"{path}: ")
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_values_of_unknown_range_are_refused(tmp_path: Path, kind: type) -> None:
+    with pytest.raises(ImageError, match="8- or 16-bit"):
+        read_image(saved(tmp_path / "a.tif", Image.fromarray(RAMP.astype(kind) - 5)))
 
 
 @given(st.sampled_from(["PNG", "JPEG", "TIFF", "BMP", "GIF"]), st.data())
