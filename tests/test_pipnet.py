@@ -12,11 +12,10 @@ from data.biometrics import Biometrics
 from ldm.checkpoint import CheckpointError, write_state_dict
 from muti_control.networks.config import PipNetConfig
 from muti_control.networks.pipnet.export import export_onnx, export_release
-from muti_control.networks.pipnet.losses import losses
 from muti_control.networks.pipnet.meanface import neighbours, reverse_index, write_meanface
 from muti_control.networks.pipnet.network import Maps, PipNet
 from muti_control.networks.pipnet.reader import LandmarkReader, infer_config
-from muti_control.networks.pipnet.readout import read_points, soft_points
+from muti_control.networks.pipnet.readout import losses, read_points, soft_points
 
 KNOWN = ["African", "Asian"]
 PERSON = Biometrics("male", 40.0, "Asian", 4)

@@ -31,9 +31,7 @@ from data.partial import DRAWN, REGIONS, holds_skull, missing_bone
 from ldm.checkpoint import git_revision
 from muti_control.evaluation.results.statistics import bootstrap_interval
 from muti_control.networks.config import EyeCorners
-from muti_control.networks.pipnet.attributes import vocabulary
-from muti_control.networks.pipnet.drawing import draw_points
-from muti_control.networks.pipnet.measures import CED_LIMIT, ced, ced_area, eye_corners, nme
+from muti_control.networks.pipnet.measures import CED_LIMIT, ced, ced_area, draw_points, eye_corners, nme
 from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.record import write_json
 from muti_control.training.crossfit import read_all
@@ -132,7 +130,7 @@ def measure(config: LandmarksConfig, out: Path) -> dict[str, Any]:
     lists = {
         part: read_manifest(root / "split_data" / f"{part}.json") for part in {"train", "valid", config.split}
     }
-    ethnicities = skull.net.cfg.ethnicities or vocabulary(r.biometrics for r in lists["train"])
+    ethnicities = skull.net.cfg.ethnicities or sorted({r.biometrics.ethnicity for r in lists["train"]})
     skulls = LandmarkDataset(lists[config.split], "skull", SIDE, ethnicities)
     faces = LandmarkDataset(lists[config.split], "face", SIDE)
     indices = (config.eye_corners[0], config.eye_corners[1]) if config.eye_corners else None

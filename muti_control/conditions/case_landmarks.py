@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ from data.landmarks import (
     read_landmarks,
 )
 from ldm.checkpoint import sha256
-from muti_control.networks.pipnet.drawing import draw_points
+from muti_control.networks.pipnet.measures import draw_points
 from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.record import write_json
 
@@ -76,60 +76,40 @@ class ReadOffSkull:
 
 
 @dataclass(frozen=True)
-class GivenLandmarks:
-    """Landmarks from the user's files, by the case's name: (N, 2) fractions and (N,) confidences."""
+class StoredLandmarks:
+    """Landmarks from files, by the case's name: (N, 2) fractions and (N,) confidences. source: for the record."""
 
-    points: Mapping[str, NDArray[np.float32]]
-    confidences: Mapping[str, NDArray[np.float32]]
+    source: str
     files: Mapping[str, Path]
-    hashes: Mapping[str, str] = field(default_factory=dict)
+    hashes: Mapping[str, str]
+    points: Mapping[str, NDArray[np.float32]]
+    confidences: Mapping[str, NDArray[np.float32]] | None = None  # None: 1
 
     def of(self, cases: Sequence[Case], skulls: Tensor) -> Landmarks:
-        return _stack(
-            [self.points[case.name] for case in cases], [self.confidences[case.name] for case in cases]
-        )
+        points = torch.from_numpy(np.stack([self.points[case.name] for case in cases]))  # (B, N, 2)
+        confidence = torch.ones(points.shape[:2])
+        if self.confidences is not None:
+            confidence = torch.from_numpy(np.stack([self.confidences[case.name] for case in cases]))
+        return Landmarks(points, confidence, torch.ones(len(cases), dtype=torch.bool))
 
     def describe(self, case: Case) -> dict[str, str]:
-        return {"source": "given", "file": self.files[case.name].name, "sha256": self.hashes[case.name]}
+        file = self.files[case.name]
+        return {"source": self.source, "file": file.name, "sha256": self.hashes[case.name]}
 
 
-@dataclass(frozen=True)
-class TrueLandmarks:
-    """The landmarks of the true face, from the case's manifest."""
-
-    def of(self, cases: Sequence[Case], skulls: Tensor) -> Landmarks:
-        return _stack([_true_points(case) for case in cases])
-
-    def describe(self, case: Case) -> dict[str, str]:
-        path = case.landmarks_path
-        assert path is not None
-        return {"source": "known of the true face", "file": path.name, "sha256": sha256(path)}
-
-
-def true_landmarks(cases: Sequence[Case], num_points: int, key: str) -> TrueLandmarks:
-    """Return the cases' true landmarks, as the setting ``key`` asks for, checked. Raises: LandmarksError."""
+def true_landmarks(cases: Sequence[Case], num_points: int, key: str) -> StoredLandmarks:
+    """Return the cases' true landmarks, as the setting ``key`` asks for. Raises: LandmarksError."""
+    points, files = {}, {}
     for case in cases:
         if case.landmarks_path is None or case.face_path is None:
             raise LandmarksError(
                 f"{key}: {case.name} has no known landmarks; they come from a manifest with 'landmarks' and 'target'"
             )
-        if (num := len(_true_points(case))) != num_points:
-            raise LandmarksError(f"{key}: {case.landmarks_path} has {num} points, expected {num_points}")
-    return TrueLandmarks()
-
-
-def _true_points(case: Case) -> NDArray[np.float32]:
-    assert case.landmarks_path is not None and case.face_path is not None
-    return fractions_of(read_landmarks(case.landmarks_path)[0], picture_size(case.face_path))
-
-
-def _stack(
-    points: Sequence[NDArray[np.float32]], confidences: Sequence[NDArray[np.float32]] | None = None
-) -> Landmarks:
-    stacked = torch.from_numpy(np.stack(points))  # (B, N, 2)
-    ones = torch.ones(stacked.shape[:2])
-    confidence = ones if confidences is None else torch.from_numpy(np.stack(confidences))
-    return Landmarks(stacked, confidence, torch.ones(len(points), dtype=torch.bool))
+        own = fractions_of(read_landmarks(case.landmarks_path)[0], picture_size(case.face_path))
+        if len(own) != num_points:
+            raise LandmarksError(f"{key}: {case.landmarks_path} has {len(own)} points, expected {num_points}")
+        points[case.name], files[case.name] = own, case.landmarks_path
+    return StoredLandmarks("known of the true face", files, _hashes(files), points)
 
 
 def choose_landmarks(
@@ -181,7 +161,7 @@ def skull_reader(weights: Path, num_points: int, device: torch.device) -> ReadOf
 
 def given_landmarks(
     path: Path, cases: Sequence[Case], num_points: int, key: str = "landmarks"
-) -> GivenLandmarks:
+) -> StoredLandmarks:
     """Read every case's landmarks from the file or folder that the setting ``key`` names. Raises: ValueError."""
     reason = ", as this model has" if key == "landmarks" else ", as the network for faces reads"
     if path.is_file() and len(cases) > 1:
@@ -206,7 +186,12 @@ def given_landmarks(
         except LandmarksError as error:
             raise LandmarksError(f"{key}: {error}") from error
         points[case.name] = fractions_of(own, _pixels(case))
-    return GivenLandmarks(points, confidences, files, {name: sha256(file) for name, file in files.items()})
+    return StoredLandmarks("given", files, _hashes(files), points, confidences)
+
+
+def _hashes(files: Mapping[str, Path]) -> dict[str, str]:
+    """Return the sha256 of each file: now, as the user may change them while faces are drawn."""
+    return {name: sha256(file) for name, file in files.items()}
 
 
 def _pixels(case: Case) -> tuple[int, int]:

@@ -23,7 +23,7 @@ NO_LANDMARKS = (
 
 
 class PairLandmarks:
-    """What is known of the landmarks of a list of pairs, looked up by their place in it.
+    """The landmarks of a list of pairs, looked up by their place in it.
 
     Args:
         records: the pairs. num_points: of the model's branch.
@@ -66,22 +66,22 @@ class PairLandmarks:
         )
 
     def for_training(self, index: Tensor, generator: torch.Generator) -> Landmarks:
-        """Of pairs ``index`` (B,): a mix of known, predicted and absent ones, drawn from ``generator``."""
+        """Return, for pairs ``index`` (B,), a mix of known, predicted and absent ones, drawn from ``generator``."""
         known, predicted = _take(self.known, index), _take(self.predicted, index)
         show, which = torch.rand(2, len(index), generator=generator)
         use_known = known.present & (~predicted.present | (which < self.cfg.known_share))
         return _choose(use_known, known, predicted, show >= self.cfg.dropout)
 
     def for_validation(self, index: Tensor) -> Landmarks:
-        """Of pairs ``index`` (B,): the predicted ones, as at sampling time, else the known ones."""
+        """Return, for pairs ``index`` (B,), the predicted ones, as at sampling time, else the known ones."""
         known, predicted = _take(self.known, index), _take(self.predicted, index)
         return _choose(~predicted.present, known, predicted, torch.ones_like(known.present))
 
 
 def _predicted(records: Sequence[Record], num_points: int, files: Sequence[str]) -> Landmarks:
-    """The predictions of all files for the records; present where one has the pair."""
+    """Return the predictions of all files for the records; present where one has the pair."""
     shape = (len(records), num_points)
-    found = Landmarks(torch.zeros(*shape, 2), torch.zeros(shape), torch.zeros(shape[0], dtype=torch.bool))
+    result = Landmarks(torch.zeros(*shape, 2), torch.zeros(shape), torch.zeros(shape[0], dtype=torch.bool))
     rows = {(record.source, record.target or ""): row for row, record in enumerate(records)}
     for file in files:
         predictions = PredictedLandmarks.read(Path(file))
@@ -94,10 +94,10 @@ def _predicted(records: Sequence[Record], num_points: int, files: Sequence[str])
         places = [(rows[pair], k) for k, pair in enumerate(pairs) if pair in rows]
         if places:
             here, there = np.array(places).T
-            found.points[here] = torch.from_numpy(predictions.points[there])
-            found.confidence[here] = torch.from_numpy(predictions.confidences[there])
-            found.present[here] = True
-    return found
+            result.points[here] = torch.from_numpy(predictions.points[there])
+            result.confidence[here] = torch.from_numpy(predictions.confidences[there])
+            result.present[here] = True
+    return result
 
 
 def _take(landmarks: Landmarks, index: Tensor) -> Landmarks:
@@ -106,7 +106,7 @@ def _take(landmarks: Landmarks, index: Tensor) -> Landmarks:
 
 
 def _choose(first: Tensor, one: Landmarks, other: Landmarks, shown: Tensor) -> Landmarks:
-    """Sample by sample the one where ``first`` (B,) bool, else the other; present where it is and is ``shown``."""
+    """Return, sample by sample, the one where ``first`` (B,) bool, else the other; present where it is and is ``shown``."""
     return Landmarks(
         torch.where(first[:, None, None], one.points, other.points),
         torch.where(first[:, None], one.confidence, other.confidence),

@@ -21,7 +21,7 @@ NO_EXEMPLARS = (
 
 
 def exemplar_features(path: Path, size: int, cfg: TextureConfig, seed: int = 0) -> Tensor:
-    """(NUM_FEATURES,) float32 of a picture, seen at size x size px.
+    """Return (NUM_FEATURES,) float32 of a picture, read at size x size px.
 
     Raises:
         ImageError: it cannot be read. TextureError: it shows no skin. Both name the file.
@@ -57,7 +57,7 @@ class PairTextures:
         return f"texture exemplars of {int(self.present.sum())} of {len(self._paths)} pairs"
 
     def features(self, index: int) -> Tensor:
-        """Of one pair's exemplar, (NUM_FEATURES,); zeros where it has none.
+        """Return the features of one pair's exemplar, (NUM_FEATURES,); zeros where it has none.
 
         Raises:
             ImageError, TextureError: it cannot be used.
@@ -70,11 +70,11 @@ class PairTextures:
         return self._features[path]
 
     def for_training(self, index: Tensor, features: Tensor, generator: torch.Generator) -> Texture:
-        """Of pairs ``index`` (B,), whose features (B, NUM_FEATURES) the loader has read; some are left out."""
+        """Return the exemplars of pairs ``index`` (B,), whose features (B, NUM_FEATURES) the loader has read; some are left out."""
         show = torch.rand(len(index), generator=generator) >= self.cfg.dropout
         return Texture(features, self.present[index.cpu()] & show)
 
     def for_validation(self, index: Tensor) -> Texture:
-        """Of pairs ``index`` (B,)."""
-        found = torch.stack([self.features(int(i)) for i in index])
-        return Texture(found, self.present[index.cpu()])
+        """Return the exemplars of pairs ``index`` (B,)."""
+        features = torch.stack([self.features(int(i)) for i in index])
+        return Texture(features, self.present[index.cpu()])

@@ -11,7 +11,7 @@ from muti_control.conditions.config import PartialSkullConfig
 
 
 def with_missing_bone(skulls: Tensor, cfg: PartialSkullConfig, generator: torch.Generator) -> Tensor:
-    """Skull pictures (B, 3, H, W) in [0, 1], a share of them with one region black.
+    """Return skull pictures (B, 3, H, W) in [0, 1], a share of them with one region black.
 
     Which, and how the edges run, is drawn from ``generator`` alone, always as much for any share.
     A picture that holds no skull to take bone from stays as it is.
@@ -22,10 +22,10 @@ def with_missing_bone(skulls: Tensor, cfg: PartialSkullConfig, generator: torch.
     seeds = torch.randint(2**31, (num,), generator=generator)
     if not chosen.any():
         return skulls
-    drawn = (skulls.amax(1) > DRAWN).cpu().numpy()  # (B, H, W)
-    away = np.zeros_like(drawn)
+    bone = (skulls.amax(1) > DRAWN).cpu().numpy()  # (B, H, W)
+    away = np.zeros_like(bone)
     for i in torch.nonzero(chosen).flatten().tolist():
-        if holds_skull(drawn[i]):
-            away[i] = missing_bone(drawn[i], cfg.regions[int(regions[i])], int(seeds[i]))
+        if holds_skull(bone[i]):
+            away[i] = missing_bone(bone[i], cfg.regions[int(regions[i])], int(seeds[i]))
     black = torch.from_numpy(away).to(skulls.device)[:, None]  # (B, 1, H, W)
     return torch.where(black, torch.zeros_like(skulls), skulls)

@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.autoencoder import AutoencoderKL
-from ldm.checkpoint import CheckpointError, load_strict, read_state_dict, write_state_dict
+from ldm.checkpoint import CheckpointError, read_state_dict
 from ldm.latent_diffusion import LatentDiffusion
 from muti_control.networks.config import GuidanceDecoderConfig
+from muti_control.networks.files import load_frozen, save_network, usable_as
 from settings.reading import from_json
 
 METADATA = "guidance_decoder"
@@ -74,13 +75,12 @@ class GuidanceDecoder(nn.Module):
         more: Mapping[str, str] | None = None,
     ) -> None:
         """Write weights, architecture and whose decoder it imitates (:func:`signature`). Raises: CheckpointError."""
-        state = {name: value.to(dtype) for name, value in self.state_dict().items()}
         own = {METADATA: json.dumps(self.cfg.model_dump()), FIRST_STAGE: json.dumps(list(first_stage))}
-        write_state_dict(path, state, {**own, **(more or {})})
+        save_network(path, self, {**own, **(more or {})}, dtype)
 
 
 def load_guidance_decoder(path: str | Path, model: LatentDiffusion | None = None) -> GuidanceDecoder:
-    """A frozen decoder in evaluation mode, fp32, on the model's device, if it was made for this model's autoencoder.
+    """Load a decoder, frozen, in evaluation mode, fp32; on the device of ``model``, whose autoencoder must be its own.
 
     Raises:
         CheckpointError: no such file, none of the guidance_decoder stage, or one of another autoencoder.
@@ -90,16 +90,13 @@ def load_guidance_decoder(path: str | Path, model: LatentDiffusion | None = None
         raise CheckpointError(
             f"{path} is no guidance decoder; give what `python train.py configs/demo/guidance_decoder.yaml` writes"
         )
-    try:
-        net = GuidanceDecoder(from_json(GuidanceDecoderConfig, metadata[METADATA]))
-        load_strict(net, {name: value.float() for name, value in state.items()})
-        known = [float(value) for value in json.loads(metadata[FIRST_STAGE])]
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is no guidance decoder that can be used: {error}") from error
-    net = net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    with usable_as("guidance decoder", path):
+        net = load_frozen(GuidanceDecoder(from_json(GuidanceDecoderConfig, metadata[METADATA])), state)
+        own = [float(value) for value in json.loads(metadata[FIRST_STAGE])]
+    net = net.to(memory_format=torch.channels_last)
     if model is None:
         return net
-    if not same_autoencoder(known, signature(model.first_stage_model)):
+    if not same_autoencoder(own, signature(model.first_stage_model)):
         raise CheckpointError(
             f"{path} imitates the decoder of another autoencoder than this model's; train one for it: python train.py "
             "configs/demo/guidance_decoder.yaml init=MODEL"
@@ -109,25 +106,24 @@ def load_guidance_decoder(path: str | Path, model: LatentDiffusion | None = None
 
 @torch.no_grad()
 def signature(first_stage: AutoencoderKL) -> list[float]:
-    """What tells an autoencoder's decoder from others: a number of each of its tensors, about -3 to 3.
+    """Return a number of each tensor of an autoencoder's decoder, about -3 to 3, by which it differs from others.
 
     The tensor's sum with pseudo-random signs, over its norm. Rounding to half precision moves it by a thousandth or
     so, so it is the same for a file in float16 and for a model in bf16, where a hash would not be.
     """
     parts = {"post_quant_conv": first_stage.post_quant_conv, "decoder": first_stage.decoder}
-    found = []
+    numbers = []
     for part, module in parts.items():
         for _, value in sorted(module.state_dict(prefix=f"{part}.").items()):
             flat = value.detach().float().flatten()
             places = torch.arange(flat.numel(), device=flat.device)
-            signs = 1 - 2 * (
-                (places * 2654435761) % 2**32 // 2**31
-            )  # Knuth's multiplicative hash, its first bit
+            first_bits = (places * 2654435761) % 2**32 // 2**31  # of Knuth's multiplicative hash
+            signs = 1 - 2 * first_bits
             norm = flat.norm()
-            found.append(round(float((flat * signs).sum() / norm), 4) if norm > 0 else 0.0)
-    return found
+            numbers.append(round(float((flat * signs).sum() / norm), 4) if norm > 0 else 0.0)
+    return numbers
 
 
 def same_autoencoder(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether two signatures are of the same weights."""
+    """Return whether two signatures are of the same weights."""
     return len(one) == len(other) and all(abs(a - b) < SAME for a, b in zip(one, other, strict=True))

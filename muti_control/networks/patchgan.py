@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.checkpoint import CheckpointError, load_strict, read_state_dict, write_state_dict
+from ldm.checkpoint import read_state_dict
 from muti_control.networks.config import MOST_CHANNELS, PatchGanConfig
+from muti_control.networks.files import load_frozen, save_network, usable_as
 from settings.reading import from_json
 
 LEAK = 0.2
@@ -56,51 +57,39 @@ class PatchGan(nn.Module):
                 f"the discriminator got {tuple(pictures.shape)}, expected (B, {self.cfg.in_channels}, H, W): "
                 "the skull and the face stacked, see judged"
             )
-        found = []
+        results = []
         for scale in reversed(range(self.cfg.num_scales)):
             h, features = pictures, []
             for number in range(self.cfg.num_layers + 2):
                 h = self.get_submodule(f"scale{scale}_layer{number}")(h)
                 features.append(h)
-            found.append(features)  # (B, C_n, H_n, W_n) ..., (B, 1, H', W')
+            results.append(features)  # (B, C_n, H_n, W_n) ..., (B, 1, H', W')
             if scale:
                 pictures = F.avg_pool2d(pictures, 3, 2, 1, count_include_pad=False)  # (B, 6, H/2, W/2)
-        return found
-
-    # --- files --------------------------------------------------------------------------------------------
-
-    def metadata(self) -> dict[str, str]:
-        """What the file says of itself."""
-        return {METADATA: json.dumps(self.cfg.model_dump())}
+        return results
 
     def save(
         self, path: Path, dtype: torch.dtype = torch.float32, more: Mapping[str, str] | None = None
     ) -> None:
         """Write weights and architecture as one safetensors file. Raises: CheckpointError."""
-        state = {name: value.to(dtype) for name, value in self.state_dict().items()}
-        write_state_dict(path, state, {**self.metadata(), **(more or {})})
+        save_network(path, self, {METADATA: json.dumps(self.cfg.model_dump()), **(more or {})}, dtype)
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> PatchGan:
-        """A frozen network in evaluation mode, fp32: of a file of :meth:`save`, or of pix2pixHD's weights.
+        """Load a file of :meth:`save`, or pix2pixHD's weights: frozen, in evaluation mode, fp32.
 
         Raises:
             CheckpointError: no such file, not such a discriminator, or weights that do not fit its architecture.
         """
         state, metadata = read_state_dict(path, mmap=False)
-        try:
-            cfg = (
-                from_json(PatchGanConfig, metadata[METADATA]) if METADATA in metadata else infer_config(state)
-            )
-            net = cls(cfg)
-            load_strict(net, {name: value.float() for name, value in state.items()})
-        except ValueError as error:
-            raise CheckpointError(f"{path} is no discriminator that can be used: {error}") from error
-        return net.eval().requires_grad_(False).to(device)
+        with usable_as("discriminator", path):
+            text = metadata.get(METADATA)
+            cfg = infer_config(state) if text is None else from_json(PatchGanConfig, text)
+            return load_frozen(cls(cfg), state).to(device)
 
 
 def _layers(cfg: PatchGanConfig) -> list[nn.Sequential]:
-    """Of one scale. Convolutions are 4x4 with a padding of 2; the first and the last one are not normalised."""
+    """Return the layers of one scale. Convolutions are 4x4 with a padding of 2; the first and the last one are not normalised."""
     layers = []
     inputs = cfg.in_channels
     for number in range(cfg.num_layers + 1):
@@ -117,21 +106,21 @@ def _layers(cfg: PatchGanConfig) -> list[nn.Sequential]:
 
 
 def infer_config(state: Mapping[str, Tensor]) -> PatchGanConfig:
-    """The architecture of a file without metadata, from its names and shapes.
+    """Return the architecture of a file without metadata, from its names and shapes.
 
     Raises:
         ValueError: the names are not a multi-scale discriminator's.
     """
     names = [re.fullmatch(r"scale(\d+)_layer(\d+)\.0\.weight", name) for name in state]
-    found = [(int(name[1]), int(name[2])) for name in names if name]
+    layers = [(int(name[1]), int(name[2])) for name in names if name]
     first = state.get("scale0_layer0.0.weight")
-    if first is None or first.ndim != 4 or len(found) < 3:
+    if first is None or first.ndim != 4 or len(layers) < 3:
         raise ValueError("it has no scale0_layer0.0.weight of a convolution; expected scale{i}_layer{j}.*")
     return PatchGanConfig(
         in_channels=first.shape[1],
         width=first.shape[0],
-        num_scales=1 + max(scale for scale, _ in found),
-        num_layers=max(layer for _, layer in found) - 1,
+        num_scales=1 + max(scale for scale, _ in layers),
+        num_layers=max(layer for _, layer in layers) - 1,
     )
 
 
@@ -139,22 +128,22 @@ def infer_config(state: Mapping[str, Tensor]) -> PatchGanConfig:
 
 
 def judged(skulls: Tensor, faces: Tensor) -> Tensor:
-    """Skulls (B, 3, H, W) in [0, 1] and faces (B, 3, H, W) in [-1, 1] as the discriminator wants them, (B, 6, H, W)."""
+    """Return the input (B, 6, H, W) of skulls (B, 3, H, W) in [0, 1] and faces (B, 3, H, W) in [-1, 1]."""
     return torch.cat([skulls.to(faces) * 2 - 1, faces], dim=1)
 
 
 def scores_of(features: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """The score maps (B, 1, H', W') of each scale, float32."""
+    """Return the score maps (B, 1, H', W') of each scale, float32."""
     return [scale[-1].float() for scale in features]
 
 
 def lsgan_generator(fake: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Sum over the scales of mean (D(fake) - 1)^2, one value per sample (B,). Source: arXiv 1611.04076, eq. 9."""
+    """Return the sum over the scales of mean (D(fake) - 1)^2, one value per sample (B,). Source: arXiv 1611.04076, eq. 9."""
     return torch.stack([_distance(scores, 1.0) for scores in scores_of(fake)]).sum(0)
 
 
 def lsgan_discriminator(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Sum over the scales of [mean (D(real) - 1)^2 + mean D(fake)^2] / 2, one value per sample (B,).
+    """Return the sum over the scales of [mean (D(real) - 1)^2 + mean D(fake)^2] / 2, one value per sample (B,).
 
     0.25 a scale is what a discriminator gets that always says 1/2. Source: arXiv 1611.04076, eq. 9.
     """
@@ -164,11 +153,11 @@ def lsgan_discriminator(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequenc
 
 
 def accuracy(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Share of the patches, of all scales alike, on the right side of 1/2: real above, fake below; a scalar."""
+    """Return the share of the patches, of all scales alike, on the right side of 1/2: real above, fake below; a scalar."""
     right = [(scores > 0.5).float().mean() for scores in scores_of(real)]
     right += [(scores < 0.5).float().mean() for scores in scores_of(fake)]
     return torch.stack(right).mean()
 
 
-def _distance(scores: Tensor, wanted: float) -> Tensor:
-    return (scores - wanted).square().flatten(1).mean(1)  # (B,)
+def _distance(scores: Tensor, target: float) -> Tensor:
+    return (scores - target).square().flatten(1).mean(1)  # (B,)

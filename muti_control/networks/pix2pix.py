@@ -1,4 +1,4 @@
-"""The generator: a U-Net from a skull picture to a face picture, told what the prompt tells of the person.
+"""The generator: a U-Net from a skull picture, and what the prompt says of the person, to a face picture.
 
 Convolutions are 4x4 with a stride of 2 all the way down to 1 px (at the defaults), and up again with skip connections.
 Ours is how biometrics enter: as a scale and a shift behind every normalisation.
@@ -8,7 +8,7 @@ Sources: Pix2Pix, arXiv 1611.07004, section 6.1; FiLM, arXiv 1709.07871.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.biometrics import BODY_MASS_WORDS, Biometrics, age_level
-from ldm.checkpoint import CheckpointError, load_strict, read_state_dict, write_state_dict
+from ldm.checkpoint import CheckpointError, read_state_dict
 from muti_control.networks.config import GeneratorConfig
+from muti_control.networks.files import load_frozen, save_network, usable_as
 from settings.reading import from_json
 
 METADATA = "pix2pix"
@@ -28,16 +29,11 @@ INITIAL_STD = 0.02
 LEAK = 0.2
 
 
-def vocabulary(people: Iterable[Biometrics]) -> list[str]:
-    """The ethnicities that occur, in alphabetical order."""
-    return sorted({person.ethnicity for person in people})
-
-
 def encode(people: Sequence[Biometrics], ethnicities: Sequence[str]) -> Tensor:
-    """(B, 11 + E): sex (-1 female, 1 male), which age level, which body mass level and which ethnicity.
+    """Return (B, 11 + E): sex (-1 female, 1 male), which age level, which body mass level and which ethnicity.
 
     Raises:
-        ValueError: an ethnicity that is not known.
+        ValueError: an ethnicity that is not among ``ethnicities``.
     """
     rows = []
     for person in people:
@@ -67,18 +63,16 @@ class Generator(nn.Module):
         self.cfg = cfg
         down = cfg.channels  # (C_1 ... C_L)
         up = [*reversed(down[:-1]), 3]  # what each layer of the way up gives
-        ends = (
-            0,
-            cfg.levels - 1,
-        )  # layers without a normalisation; behind one the biometrics' shift is the bias
+        # The layers without a normalisation have a bias; behind one, the biometrics' shift is the bias.
+        ends = (0, cfg.levels - 1)
         self.down = nn.ModuleList(
             nn.Conv2d(a, b, 4, 2, 1, bias=level in ends)
             for level, (a, b) in enumerate(zip([3, *down[:-1]], down, strict=True))
         )
-        taken = [down[-1], *(2 * c for c in up[:-1])]  # all but the innermost get a skip connection too
+        inputs = [down[-1], *(2 * c for c in up[:-1])]  # all but the innermost get a skip connection too
         self.up = nn.ModuleList(
             nn.ConvTranspose2d(a, b, 4, 2, 1, bias=level == ends[1])
-            for level, (a, b) in enumerate(zip(taken, up, strict=True))
+            for level, (a, b) in enumerate(zip(inputs, up, strict=True))
         )
         self.embed = nn.Sequential(
             nn.Linear(NUM_LEVELS + len(cfg.ethnicities), cfg.embedding),
@@ -100,7 +94,7 @@ class Generator(nn.Module):
             nn.init.zeros_(p)
 
     def forward(self, skulls: Tensor, people: Tensor, noise: torch.Generator | None = None) -> Tensor:
-        """Faces (B, 3, H, W), about -1 to 1.
+        """Return faces (B, 3, H, W) in [-1, 1].
 
         Args:
             skulls: (B, 3, H, W) in [0, 1]. people: (B, A) of :func:`encode`.
@@ -112,40 +106,33 @@ class Generator(nn.Module):
         size = self.cfg.image_size
         if skulls.shape[-2:] != (size, size):
             raise ValueError(f"Pix2Pix got pictures {tuple(skulls.shape)}, expected (B, 3, {size}, {size})")
-        told = self.embed(people)  # (B, embedding)
-        films = [tell(told)[..., None, None].chunk(2, dim=1) for tell in self.tell]
+        embedded = self.embed(people)  # (B, embedding)
+        films = [layer(embedded)[..., None, None].chunk(2, dim=1) for layer in self.tell]
         h = (skulls * 2 - 1).contiguous(memory_format=torch.channels_last)
-        seen: list[Tensor] = []
+        skips: list[Tensor] = []
         for level, layer in enumerate(self.down):
             h = layer(F.leaky_relu(h, LEAK) if level else h)  # (B, C_l, H / 2^l, W / 2^l)
             if level:  # neither the first nor the innermost one is normalised
-                h = _told(h, films[level - 1], level < len(self.down) - 1)
-            seen.append(h)
+                h = _modulated(h, films[level - 1], level < len(self.down) - 1)
+            skips.append(h)
         for level, layer in enumerate(self.up):
-            inputs = h if level == 0 else torch.cat([h, seen[-1 - level]], dim=1)
+            inputs = h if level == 0 else torch.cat([h, skips[-1 - level]], dim=1)
             h = layer(F.relu(inputs))
             if level < len(self.up) - 1:
-                h = _told(h, films[len(self.down) - 1 + level], True)
+                h = _modulated(h, films[len(self.down) - 1 + level], True)
                 if level < NUM_DROPOUT and noise is not None:
                     h = _dropout(h, self.cfg.dropout, noise)
         return torch.tanh(h)
-
-    # --- files --------------------------------------------------------------------------------------------
-
-    def metadata(self) -> dict[str, str]:
-        """What the file says of itself."""
-        return {METADATA: json.dumps(self.cfg.model_dump())}
 
     def save(
         self, path: Path, dtype: torch.dtype = torch.float32, more: Mapping[str, str] | None = None
     ) -> None:
         """Write weights and architecture as one safetensors file. Raises: CheckpointError."""
-        state = {name: value.to(dtype) for name, value in self.state_dict().items()}
-        write_state_dict(path, state, {**self.metadata(), **(more or {})})
+        save_network(path, self, {METADATA: json.dumps(self.cfg.model_dump()), **(more or {})}, dtype)
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> tuple[Generator, dict[str, str]]:
-        """A frozen network in evaluation mode, fp32, and the metadata of its file.
+        """Load a network, frozen, in evaluation mode, fp32, and the metadata of its file.
 
         Raises:
             CheckpointError: no such file, not of the pix2pix stage, or weights that do not fit its architecture.
@@ -155,16 +142,12 @@ class Generator(nn.Module):
             raise CheckpointError(
                 f"{path} is no Pix2Pix; give what `python train.py configs/demo/pix2pix.yaml` writes"
             )
-        try:
-            net = cls(from_json(GeneratorConfig, metadata[METADATA]))
-            load_strict(net, {name: value.float() for name, value in state.items()})
-        except ValueError as error:
-            raise CheckpointError(f"{path} is no Pix2Pix that can be used: {error}") from error
-        net = net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        return net.to(device), metadata
+        with usable_as("Pix2Pix", path):
+            net = load_frozen(cls(from_json(GeneratorConfig, metadata[METADATA])), state)
+        return net.to(device, memory_format=torch.channels_last), metadata
 
 
-def _told(h: Tensor, film: tuple[Tensor, ...], normalised: bool) -> Tensor:
+def _modulated(h: Tensor, film: tuple[Tensor, ...], normalised: bool) -> Tensor:
     """(B, C, H, W), its scale and shift (B, C, 1, 1) -> (B, C, H, W)."""
     scale, shift = film
     h = F.instance_norm(h) if normalised else h
@@ -172,5 +155,5 @@ def _told(h: Tensor, film: tuple[Tensor, ...], normalised: bool) -> Tensor:
 
 
 def _dropout(h: Tensor, share: float, noise: torch.Generator) -> Tensor:
-    kept = torch.rand(h.shape, generator=noise) >= share
-    return h * (kept.to(h) / (1 - share))
+    mask = torch.rand(h.shape, generator=noise) >= share
+    return h * (mask.to(h) / (1 - share))

@@ -17,7 +17,7 @@ from data.files import picture_sha256
 from ldm.checkpoint import read_state_dict, sha256
 from ldm.compiled import check_compiler, compile_blocks
 from ldm.device import choose_device, choose_precision
-from muti_control.conditions.case_landmarks import GivenLandmarks, choose_landmarks
+from muti_control.conditions.case_landmarks import StoredLandmarks, choose_landmarks
 from muti_control.conditions.case_textures import choose_textures
 from muti_control.distributed import find_team
 from muti_control.record import check_overwriting, claim_folder, environment, latest_folder, unused_folder
@@ -115,7 +115,7 @@ def make_job(cfg: SampleConfig, config_files: Sequence[Path] = ()) -> Job:
         *([] if cfg.model is None else [Path(cfg.model)]),
         *config_files,
         *pictures,
-        *(landmarks.files.values() if isinstance(landmarks, GivenLandmarks) else []),
+        *(landmarks.files.values() if isinstance(landmarks, StoredLandmarks) else []),
         *([] if spgd is None else spgd.inputs),
         *(path for path in exemplars if path is not None),
     ]

@@ -21,8 +21,8 @@ from data.landmarks import LandmarksError
 from ldm.checkpoint import sha256
 from muti_control.conditions.case_landmarks import (
     CaseLandmarks,
-    GivenLandmarks,
     ReadOffSkull,
+    StoredLandmarks,
     given_landmarks,
     skull_reader,
     true_landmarks,
@@ -62,7 +62,7 @@ class SpgdRun:
     @property
     def inputs(self) -> list[Path]:
         """Files that a run reads and must not overwrite."""
-        points = list(self.targets.files.values()) if isinstance(self.targets, GivenLandmarks) else []
+        points = list(self.targets.files.values()) if isinstance(self.targets, StoredLandmarks) else []
         return [*(Path(getattr(self.cfg, name)) for name in self.files), *points]
 
     def describe(self, case: Case | None = None) -> dict[str, Any]:

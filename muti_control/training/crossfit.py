@@ -19,12 +19,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data.manifest import Record
 from data.predicted_landmarks import PredictedLandmarks
 from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.training.config import ExperimentConfig
 from muti_control.training.landmark_pairs import LandmarkDataset, collate, fold_of
-from muti_control.training.stages.pipnet import read_records
+from muti_control.training.model import read_list
 from settings.messages import ConfigError
 from settings.reading import parse_command_line
 
@@ -33,24 +32,19 @@ from settings.reading import parse_command_line
 def read_all(
     reader: LandmarkReader, pictures: LandmarkDataset, batch_size: int = 32, informed: bool = True
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Points (M, N, 2), fractions, and confidences (M, N) of all pictures of a set.
+    """Return points (M, N, 2), fractions, and confidences (M, N) of all pictures of a set.
 
-    With ``informed`` a network that takes biometrics is told them.
+    With ``informed``, a network that takes biometrics gets them.
     """
     device = reader.reverse.device
     points, confidences = [], []
     for start in range(0, len(pictures), batch_size):
         batch = collate([pictures[i] for i in range(start, min(start + batch_size, len(pictures)))])
-        known = batch["attributes"].to(device) if informed and reader.takes_biometrics else None
-        found, sure = reader(batch["picture"].to(device).float() / 255, known)
-        points.append(found.cpu().numpy())
-        confidences.append(sure.cpu().numpy())
+        attributes = batch["attributes"].to(device) if informed and reader.takes_biometrics else None
+        result = reader(batch["picture"].to(device).float() / 255, attributes)
+        points.append(result[0].cpu().numpy())
+        confidences.append(result[1].cpu().numpy())
     return np.concatenate(points), np.concatenate(confidences)
-
-
-def predictions_path(cfg: ExperimentConfig) -> Path:
-    """The file that is written at the end."""
-    return Path(cfg.out) / f"{cfg.name}_landmarks.npz"
 
 
 def train_fold(cfg: ExperimentConfig, fold: int) -> Path | None:
@@ -73,7 +67,7 @@ def crossfit(cfg: ExperimentConfig) -> Path | None:
             f"stage={cfg.stage}, pipnet.folds={cfg.pipnet.folds}: expected a config of the pipnet stage and at least 2 "
             "folds, such as pipnet.folds=5"
         )
-    records = read_records(cfg, cfg.data.train)
+    records = read_list(cfg.data, cfg.data.train)
     part = np.array(fold_of(records, cfg.pipnet.folds, cfg.train.seed))
     points: dict[int, NDArray[np.float32]] = {}
     confidences: dict[int, NDArray[np.float32]] = {}
@@ -82,15 +76,14 @@ def crossfit(cfg: ExperimentConfig) -> Path | None:
         if weights is None:
             return None
         rows = np.flatnonzero(part == fold)
-        left_out: list[Record] = [records[row] for row in rows]
         reader = LandmarkReader.load(weights)
         size = max(256, reader.net.cfg.image_size)
+        left_out = [records[row] for row in rows]
         pictures = LandmarkDataset(left_out, reader.role, size, reader.net.cfg.ethnicities)
-        found, sure = read_all(reader, pictures)
-        points |= dict(zip(rows.tolist(), found, strict=True))
-        confidences |= dict(zip(rows.tolist(), sure, strict=True))
+        for results, values in zip((points, confidences), read_all(reader, pictures), strict=True):
+            results |= dict(zip(rows.tolist(), values, strict=True))
     order = range(len(records))
-    path = predictions_path(cfg)
+    path = Path(cfg.out) / f"{cfg.name}_landmarks.npz"
     PredictedLandmarks(
         [r.source for r in records],
         [r.target or "" for r in records],

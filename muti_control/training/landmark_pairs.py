@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from data.images import read_image, to_uint8
 from data.landmarks import LandmarksError, landmark_fractions
 from data.manifest import Record
-from muti_control.networks.pipnet.attributes import encode
+from muti_control.networks.pipnet.network import encode
 from muti_control.training.seeded_batches import generator
 from settings.messages import ConfigError
 

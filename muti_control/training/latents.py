@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,8 +24,6 @@ from muti_control.distributed import is_first, wait_for
 FORMAT = "1"  # of what is stored; another number computes everything anew
 ROWS_PER_PART = 512  # 16 MiB at 256 px, and what a killed run loses at most
 _BATCH = 16
-
-
 _ENTRY = "rows"  # name of the tensor in every part
 
 
@@ -71,17 +69,15 @@ class RowStore:
 
     def look_again(self) -> None:
         """Take up the parts that came since."""
-        seen = set(self._files)
-        for path in sorted(self.folder.glob("part-*.safetensors")):
-            if path not in seen:
-                self._take_up(path, _read(path)[1])
+        for path in sorted(set(self.folder.glob("part-*.safetensors")) - set(self._files)):
+            self._take_up(path, _read(path)[1])
 
     def _take_up(self, path: Path, keys: Sequence[str]) -> None:
         self._files.append(path)
         self._where |= {key: (len(self._files) - 1, row) for row, key in enumerate(keys)}
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """Those of ``keys`` that have no row yet, each once, in the order they come."""
+        """Return those of ``keys`` that have no row yet, each once, in the order they come."""
         return [key for key in dict.fromkeys(keys) if key not in self._where]
 
     def write(self, keys: Sequence[str], rows: Tensor) -> None:
@@ -94,7 +90,7 @@ class RowStore:
             self._take_up(path, keys)
 
     def rows(self, keys: Iterable[str]) -> Rows:
-        """The rows of ``keys``, one for each. Raises: KeyError for one that has none."""
+        """Return the rows of ``keys``, one for each. Raises: KeyError for one that has none."""
         where = torch.tensor([self._where[key] for key in keys], dtype=torch.int64).reshape(-1, 2)
         return Rows(self._files, where)
 
@@ -144,7 +140,7 @@ class LatentPairs(Dataset[dict[str, Any]]):
 
 
 def weights_hash(*modules: nn.Module) -> str:
-    """16 hexadecimal digits of the names, types and values of all weights."""
+    """Return 16 hexadecimal digits of the names, types and values of all weights."""
     digest = hashlib.blake2b(digest_size=8)
     for module in modules:
         for name, value in sorted(module.state_dict().items()):
@@ -174,7 +170,7 @@ def face_moments(
     device: torch.device,
     num_workers: int = 0,
 ) -> Rows:
-    """Moments (2 z, h, w) of every face; only those are computed that are not in ``cache_dir`` yet.
+    """Return the moments (2 z, h, w) of every face; only those are computed that are not in ``cache_dir`` yet.
 
     They are kept by the contents of the picture, below a folder named by the encoder's weights: a picture or a weight
     that changes is computed anew, a file that moves is not, and a computation that was broken off goes on. The first
@@ -187,21 +183,17 @@ def face_moments(
     index = cache_dir / "pictures.json"
     if not is_first():
         return wait_for(lambda: _ready(store, index, paths), cache_dir, "latents")
-    known = FileHashes(index)
-    hashes = known.of(paths)
-    by_hash = dict(zip(hashes, paths, strict=True))
-    missing = store.missing(hashes)
-    if missing:
-        _encode(
-            model,
-            store,
-            missing,
-            _Faces([by_hash[h] for h in missing], pairs.size),
-            device,
-            num_workers,
-            known,
-        )
-    known.save()
+    files = FileHashes(index)
+    hashes = files.of(paths)
+    if missing := store.missing(hashes):
+        by_hash = dict(zip(hashes, paths, strict=True))
+        faces = _Faces([by_hash[key] for key in missing], pairs.size)
+        first = 0
+        for rows in _encode(first_stage.to(device), faces, device, num_workers):
+            store.write(missing[first : first + len(rows)], rows)
+            files.save()  # not before: a run that is refused for a broken picture leaves nothing behind
+            first += len(rows)
+    files.save()
     return store.rows(hashes)
 
 
@@ -215,25 +207,17 @@ def _ready(store: RowStore, index: Path, paths: Sequence[Path]) -> Rows | None:
 
 @torch.no_grad()
 def _encode(
-    model: HasFirstStage,
-    store: RowStore,
-    keys: Sequence[str],
-    faces: _Faces,
-    device: torch.device,
-    num_workers: int,
-    hashes: FileHashes,
-) -> None:
-    first_stage = model.first_stage_model.to(device)
-    loader = DataLoader(faces, batch_size=_BATCH, num_workers=num_workers)
+    first_stage: AutoencoderKL, faces: _Faces, device: torch.device, num_workers: int
+) -> Iterator[Tensor]:
+    """Yield the moments of all faces in their order, ``ROWS_PER_PART`` or more at a time."""
     parts: list[Tensor] = []
-    first = 0  # of the rows not written yet
-    with tqdm(total=len(keys), desc="encoding faces", unit="face", file=sys.stderr, disable=None) as bar:
-        for batch in loader:
+    with tqdm(total=len(faces), desc="encoding faces", unit="face", file=sys.stderr, disable=None) as bar:
+        for batch in DataLoader(faces, batch_size=_BATCH, num_workers=num_workers):
             posterior = first_stage.encode(batch.to(device).contiguous(memory_format=torch.channels_last))
             parts.append(torch.cat([posterior.mean, posterior.logvar], dim=1).float().cpu())
             bar.update(len(batch))
-            num = sum(map(len, parts))
-            if num >= ROWS_PER_PART or first + num == len(keys):
-                store.write(keys[first : first + num], torch.cat(parts))
-                hashes.save()  # not before: a run that is refused for a broken picture leaves nothing behind
-                first, parts = first + num, []
+            if sum(map(len, parts)) >= ROWS_PER_PART:
+                yield torch.cat(parts)
+                parts = []
+    if parts:
+        yield torch.cat(parts)

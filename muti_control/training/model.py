@@ -22,7 +22,7 @@ from ldm.autoencoder import AutoencoderKL, fresh_grain
 from ldm.checkpoint import SD_OPTIONAL, git_revision, load_strict, read_state_dict, write_state_dict
 from ldm.config import ModelConfig
 from ldm.latent_diffusion import LatentDiffusion
-from muti_control.training.config import ExperimentConfig
+from muti_control.training.config import DataConfig, ExperimentConfig
 from muti_control.training.stage import Stage
 from settings.messages import ConfigError
 
@@ -57,19 +57,19 @@ def read_lists(cfg: ExperimentConfig) -> dict[str, list[Record]]:
     Raises:
         ManifestError: a list cannot be used. ConfigError: fewer than two validation pairs.
     """
-    lists = {
-        part: read_manifest(
-            Path(cfg.data.root) / "split_data" / name,
-            skull_folder=cfg.data.skull_folder,
-            face_folder=cfg.data.face_folder,
-        )
-        for part, name in (("train", cfg.data.train), ("valid", cfg.data.valid))
-    }
+    data = cfg.data
+    lists = {"train": read_list(data, data.train), "valid": read_list(data, data.valid)}
     check_disjoint(lists)
     lists["valid"] = lists["valid"][: cfg.train.num_valid]
     if len(lists["valid"]) < 2:
         raise ConfigError(f"data.valid: {cfg.data.valid} lists one pair, expected at least two to compare")
     return lists
+
+
+def read_list(data: DataConfig, name: str) -> list[Record]:
+    """Return the pairs of a list of the data. Raises: ManifestError."""
+    path = Path(data.root) / "split_data" / name
+    return read_manifest(path, skull_folder=data.skull_folder, face_folder=data.face_folder)
 
 
 def build_model(cfg: ExperimentConfig) -> ControlledLatentDiffusion:

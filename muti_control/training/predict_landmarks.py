@@ -3,7 +3,7 @@
     python -m muti_control.training.predict_landmarks weights=FILE data.root=cohort out=predicted.npz
 
 Reads the skulls of the training and validation lists as ``sample.py`` does, with the biometrics, and writes what
-``train.py landmarks.predicted=[predicted.npz]`` reads. Where the lists know the true landmarks it tells the error on
+``train.py landmarks.predicted=[predicted.npz]`` reads. Where the lists have true landmarks it prints the error on
 each. A network that has learnt its training people by heart reads them better than strangers, and a branch trained on
 such points trusts them too much: the command says so, and python -m muti_control.training.crossfit is the remedy.
 """
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from data.cases import cases_of
 from data.images import read_image
 from data.landmarks import landmark_fractions
-from data.manifest import Record, read_manifest
+from data.manifest import Record
 from data.predicted_landmarks import PredictedLandmarks
 from ldm.checkpoint import sha256
 from ldm.device import choose_device
@@ -33,6 +33,7 @@ from muti_control.networks.config import EyeCorners
 from muti_control.networks.pipnet.measures import OUTER_EYE_CORNERS, nme
 from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.training.config import DataConfig
+from muti_control.training.model import read_list
 from settings.base import Settings, expect
 from settings.messages import ConfigError
 from settings.reading import parse_command_line
@@ -67,22 +68,22 @@ class PredictConfig(Settings):
 def read_skulls_of(
     records: Sequence[Record], source: ReadOffSkull, cfg: PredictConfig
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Points (M, N, 2), fractions, and confidences (M, N) of the skulls of ``records``."""
+    """Return points (M, N, 2), fractions, and confidences (M, N) of the skulls of ``records``."""
     cases, points, confidences = cases_of(records), [], []
     for start in tqdm(range(0, len(cases), cfg.batch_size), unit=" batches", disable=None):
         rows = slice(start, start + cfg.batch_size)
         some = cases[rows]
         pictures = np.stack([read_image(r.skull_path, cfg.size)[0] for r in records[rows]])  # (B, H, W, 3)
-        found = source.of(some, torch.from_numpy(pictures).permute(0, 3, 1, 2))
-        points.append(found.points.numpy())
-        confidences.append(found.confidence.numpy())
+        landmarks = source.of(some, torch.from_numpy(pictures).permute(0, 3, 1, 2))
+        points.append(landmarks.points.numpy())
+        confidences.append(landmarks.confidence.numpy())
     return np.concatenate(points), np.concatenate(confidences)
 
 
 def error_of(
     points: NDArray[np.float32], records: Sequence[Record], corners: tuple[int, int]
 ) -> float | None:
-    """Normalised mean error over the records whose landmarks are known, a fraction; None if none are."""
+    """Return the normalised mean error, a fraction, over the records with true landmarks; None without any."""
     rows = [i for i, record in enumerate(records) if record.landmarks_path is not None]
     if not rows:
         return None
@@ -91,7 +92,7 @@ def error_of(
 
 
 def predict(cfg: PredictConfig) -> list[float | None]:
-    """Read every list and write the file; returns the error on each list, None where nothing is known.
+    """Read every list and write the file; return the error on each list, None without true landmarks.
 
     Raises:
         ValueError: settings or files that cannot be used.
@@ -109,22 +110,16 @@ def predict(cfg: PredictConfig) -> list[float | None]:
             f"{num - 1}"
         )
     corners = OUTER_EYE_CORNERS.get(num) if cfg.eye_corners is None else tuple(cfg.eye_corners)
-    lists = {
-        name: read_manifest(
-            Path(cfg.data.root) / "split_data" / name,
-            skull_folder=cfg.data.skull_folder,
-            face_folder=cfg.data.face_folder,
-        )
-        for name in (cfg.data.train, cfg.data.valid)
-    }
+    lists = {name: read_list(cfg.data, name) for name in (cfg.data.train, cfg.data.valid)}
     points, confidences, errors = [], [], []
     for name, records in lists.items():
-        found, sure = read_skulls_of(records, source, cfg)
-        points.append(found)
-        confidences.append(sure)
-        errors.append(error_of(found, records, (corners[0], corners[1])) if corners is not None else None)
-        known = "landmarks not known" if errors[-1] is None else f"error {100 * errors[-1]:.2f} %"
-        print(f"{name}: {len(records)} skulls read, {known}", flush=True)
+        some_points, some_confidences = read_skulls_of(records, source, cfg)
+        points.append(some_points)
+        confidences.append(some_confidences)
+        error = None if corners is None else error_of(some_points, records, (corners[0], corners[1]))
+        result = "no true landmarks" if error is None else f"error {100 * error:.2f} %"
+        errors.append(error)
+        print(f"{name}: {len(records)} skulls read, {result}", flush=True)
     everyone = [record for records in lists.values() for record in records]
     PredictedLandmarks(
         [record.source for record in everyone],

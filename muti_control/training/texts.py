@@ -31,7 +31,7 @@ class Parked(nn.Module):
 
     @property
     def module(self) -> Any:
-        """What is parked."""
+        """The frozen module."""
         return self._module[0]
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -51,9 +51,9 @@ def park(owner: nn.Module, name: str) -> None:
 
 
 class TextTable(Parked):
-    """Stands where the text encoder stood, and knows the embeddings of the prompts of a run.
+    """Stands where the text encoder stood, and holds the embeddings of the prompts of a run.
 
-    A prompt that it does not know is encoded by the encoder, wherever that rests, and remembered.
+    Another prompt is encoded by the encoder, wherever that rests, and added.
     """
 
     embeddings: Tensor
@@ -65,20 +65,20 @@ class TextTable(Parked):
         self.register_buffer("embeddings", embeddings, persistent=False)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts -> embeddings (B, 77, C)."""
-        unknown = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.numbers]
-        if unknown:
-            found = _encode(self.module, unknown).to(self.embeddings)
-            self.numbers |= {prompt: len(self.numbers) + k for k, prompt in enumerate(unknown)}
-            self.embeddings = torch.cat([self.embeddings, found])
-        rows = torch.tensor([self.numbers[prompt] for prompt in prompts])
-        return self.embeddings[rows.to(self.embeddings.device)]
+        """Return embeddings (B, 77, C)."""
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.numbers]
+        if missing:
+            rows = _encode(self.module, missing).to(self.embeddings)
+            self.numbers |= {prompt: len(self.numbers) + k for k, prompt in enumerate(missing)}
+            self.embeddings = torch.cat([self.embeddings, rows])
+        numbers = torch.tensor([self.numbers[prompt] for prompt in prompts])
+        return self.embeddings[numbers.to(self.embeddings.device)]
 
 
 def text_embeddings(
     model: LatentDiffusion, prompts: Iterable[str], cache_dir: Path, device: torch.device
 ) -> Rows:
-    """Embeddings (77, C) of every prompt, float32; only those are computed that are not in ``cache_dir`` yet.
+    """Return the embeddings (77, C) of every prompt, float32; only those are computed that are not in ``cache_dir`` yet.
 
     They are kept below a folder named by the encoder's weights. The first process of a run does the work.
     """

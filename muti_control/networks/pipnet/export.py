@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from data.files import replacing
 from ldm.checkpoint import CheckpointError
 from muti_control.networks.pipnet.meanface import write_meanface
-from muti_control.networks.pipnet.network import NUM_KNOWN
+from muti_control.networks.pipnet.network import NUM_ATTRIBUTES
 from muti_control.networks.pipnet.reader import MEANFACE, LandmarkReader
 from muti_control.networks.pipnet.readout import read_points
 from settings.base import Settings
@@ -84,7 +84,7 @@ def export_onnx(reader: LandmarkReader, path: Path) -> None:
     names = ["picture"]
     if reader.takes_biometrics:
         inputs += [
-            torch.zeros(batch, NUM_KNOWN + len(reader.net.cfg.ethnicities or ())),
+            torch.zeros(batch, NUM_ATTRIBUTES + len(reader.net.cfg.ethnicities or ())),
             torch.ones(batch, dtype=torch.bool),
         ]
         names += ["attributes", "present"]

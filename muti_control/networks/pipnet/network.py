@@ -7,21 +7,24 @@ Sources: PIPNet, arXiv 2003.03771, section 3; ResNet-18, arXiv 1512.03385; FiLM,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.biometrics import BODY_MASS_WORDS, Biometrics
 from muti_control.networks.config import PipNetConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-NUM_KNOWN = 5  # numbers that describe a person beside the ethnicity, see ``attributes.encode``
+NUM_ATTRIBUTES = 5  # numbers that describe a person beside the ethnicity, see ``encode``
+MIDDLE_AGE, AGE_SPREAD = 45.0, 20.0  # years
 
 
 class Maps(NamedTuple):
-    """What the heads say, for N points with K neighbours on a G x G grid.
+    """The output of the heads, for N points with K neighbours on a G x G grid.
 
     score: (B, N, G, G), 1 where the point is. x, y: (B, N, G, G), its place within the cell, in cells.
     nb_x, nb_y: (B, N K, G, G), the places of its neighbours from the cell's corner, point by point.
@@ -111,9 +114,9 @@ class PipNet(nn.Module):
         self.nb_y_layer = nn.Conv2d(c4, pairs, 1)
         self.biometrics: Modulation | None = None
         if cfg.ethnicities is not None:
-            self.biometrics = Modulation(NUM_KNOWN + len(cfg.ethnicities), cfg.attribute_width, (c3, c4))
-        for name, shown in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
-            self.register_buffer(name, torch.tensor(shown).view(1, 3, 1, 1), persistent=False)
+            self.biometrics = Modulation(NUM_ATTRIBUTES + len(cfg.ethnicities), cfg.attribute_width, (c3, c4))
+        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -126,7 +129,7 @@ class PipNet(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def normalise(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, 1 or 3, H, W) in [0, 1] as the trunk wants them, (B, 3, S, S).
+        """Pictures (B, 1 or 3, H, W) in [0, 1] -> the trunk's input (B, 3, S, S).
 
         They are resized, and ImageNet's mean and deviation are taken out; a grey picture stands for all three colours.
         """
@@ -143,8 +146,8 @@ class PipNet(nn.Module):
         """Maps of pictures (B, 3, H, W) in [0, 1].
 
         Args:
-            attributes: (B, A) of ``attributes.encode``; None: absent for everybody.
-            present: (B,) bool, whose biometrics are known; None: everybody's, if ``attributes`` are given.
+            attributes: (B, A) of ``encode``; None: absent for everybody.
+            present: (B,) bool, who has biometrics; None: everybody, if there are ``attributes``.
 
         Raises:
             ValueError: attributes for a network that takes none.
@@ -154,19 +157,36 @@ class PipNet(nn.Module):
         h = self.normalise(pictures)  # (B, 3, S, S)
         h = F.max_pool2d(F.relu(self.bn1(self.conv1(h)), inplace=True), 3, 2, 1)  # (B, c1, S/4, S/4)
         h = self.layer3(self.layer2(self.layer1(h)))  # (B, c3, S/16, S/16)
-        known = None
+        scale_shifts = None
         if self.biometrics is not None and attributes is not None:
             if present is None:
                 present = torch.ones(len(pictures), dtype=torch.bool, device=pictures.device)
-            known = self.biometrics(attributes, present)
-            h = modulate(h, known[0])
+            scale_shifts = self.biometrics(attributes, present)
+            h = modulate(h, scale_shifts[0])
         h = self.layer4(h)  # (B, c4, G, G)
-        if known is not None:
-            h = modulate(h, known[1])
-        with torch.autocast(
-            h.device.type, enabled=False
-        ):  # in bf16 an offset of 2 cells would be a pixel off
-            h = h.float()
-            return Maps(
-                self.cls_layer(h), self.x_layer(h), self.y_layer(h), self.nb_x_layer(h), self.nb_y_layer(h)
+        if scale_shifts is not None:
+            h = modulate(h, scale_shifts[1])
+        heads = (self.cls_layer, self.x_layer, self.y_layer, self.nb_x_layer, self.nb_y_layer)
+        with torch.autocast(h.device.type, enabled=False):  # in bf16 an offset of 2 cells is a pixel off
+            return Maps(*(head(h.float()) for head in heads))
+
+
+def encode(people: Sequence[Biometrics], ethnicities: Sequence[str]) -> Tensor:
+    """Return (B, 5 + E): sex (-1 female, 1 male), age, its square, body mass, its square, and which ethnicity.
+
+    Raises:
+        ValueError: an ethnicity the network was not trained on.
+    """
+    rows = []
+    words = [word.lower() for word in ethnicities]
+    for person in people:
+        if person.ethnicity.lower() not in words:
+            raise ValueError(
+                f"ethnicity: got {person.ethnicity!r}, the landmark network knows {', '.join(ethnicities)}; give "
+                "one of these, or landmarks=none to do without the network"
             )
+        age = (person.age - MIDDLE_AGE) / AGE_SPREAD
+        mass = person.body_mass - (1 + len(BODY_MASS_WORDS)) / 2
+        row = [1.0 if person.sex == "male" else -1.0, age, age * age - 1, mass / 2, mass * mass / 2 - 1]
+        rows.append(row + [float(person.ethnicity.lower() == word) for word in words])
+    return torch.tensor(rows, dtype=torch.float32).view(len(rows), NUM_ATTRIBUTES + len(words))

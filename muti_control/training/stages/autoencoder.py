@@ -28,7 +28,7 @@ TRAINED = tuple(
 
 
 def random_crops(pictures: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """One random size x size window of each picture (B, C, H, W)."""
+    """Return one random size x size window of each picture (B, C, H, W)."""
     height, width = pictures.shape[2:]
     tops = torch.randint(0, height - size + 1, (len(pictures),), generator=generator).tolist()
     lefts = torch.randint(0, width - size + 1, (len(pictures),), generator=generator).tolist()
@@ -52,7 +52,7 @@ class AutoencoderStage(Stage):
     ) -> None:
         super().__init__(cfg, net, train_set, valid_set, trained=TRAINED)
         self._shown: list[Tensor] = []
-        self._judged: tuple[Tensor, Tensor] | None = None  # true and decoded crops of the micro-batch in hand
+        self._crops: tuple[Tensor, Tensor] | None = None  # true and decoded crops of the micro-batch in hand
         if cfg.autoencoder.gan or cfg.autoencoder.texture_weight:
             self.monitor, self.monitor_mode = "valid/texture", "min"
         if cfg.autoencoder.gan:
@@ -76,8 +76,8 @@ class AutoencoderStage(Stage):
     def turn_loss(self, turn: str, batch: dict[str, Any]) -> dict[str, Tensor]:
         if turn != DISCRIMINATOR:
             return self.loss_of(batch)
-        assert self._judged is not None  # the generator's turn is at every step, and the first
-        real, fake = (self.discriminator(pictures) for pictures in self._judged)
+        assert self._crops is not None  # the generator's turn is at every step, and the first
+        real, fake = (self.discriminator(pictures) for pictures in self._crops)
         return {
             "loss": lsgan_discriminator(real, fake).mean(),
             "accuracy": accuracy(real, fake).detach(),
@@ -89,7 +89,7 @@ class AutoencoderStage(Stage):
         return torch.cat([batch["face"], batch["skull"] * 2 - 1])
 
     def loss_of(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Reconstruction, edges, KL, and what else is on, of (random crops of) the batch's pictures."""
+        """Return reconstruction, edges, KL, and what else is on, of (random crops of) the batch's pictures."""
         cfg = self.cfg.autoencoder
         x = self._pictures(batch)  # (B, 3, H, W) in [-1, 1]
         if 0 < cfg.crop_size < x.shape[-1]:
@@ -112,7 +112,7 @@ class AutoencoderStage(Stage):
             ramp = min(1.0, (self.updates + 1) / cfg.gan_ramp_steps) if cfg.gan_ramp_steps else 1.0
             loss = loss + ramp * cfg.gan * weight * realism
             scalars |= {"gan": realism.detach(), "gan_weight": ramp * cfg.gan * weight}
-            self._judged = x.detach(), x_hat.detach()
+            self._crops = x.detach(), x_hat.detach()
         return {"loss": loss, **scalars}
 
     def validate_batch(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -132,7 +132,7 @@ class AutoencoderStage(Stage):
 
     @torch.no_grad()
     def measure_scale_factor(self, num_pictures: int = 256) -> float:
-        """1 / standard deviation of the latents of the first training pictures, from the weights as they stand."""
+        """Return 1 / standard deviation of the latents of the first training pictures, from the weights as they stand."""
         assert isinstance(self.train_set, Sized)
         num = min(num_pictures, len(self.train_set))
         pictures = torch.stack([self.train_set[i]["face"] for i in range(num)])

@@ -33,7 +33,7 @@ AT_ONCE = 8  # faces
 # with grain that an exemplar asks for. The second bears the bare names of the figures.
 MEAN, OWN, ASKED = "_without", "", "_exemplar"
 # Of a validation face: the texture loss and the log energies of each picture, by name; of the true one as well.
-_Seen = tuple[dict[str, float], dict[str, Tensor]]
+_Scores = tuple[dict[str, float], dict[str, Tensor]]
 _TRUE = "true"
 
 
@@ -110,23 +110,23 @@ class GrainStage(Stage):
 
     @torch.no_grad()
     def summaries(self, num: int) -> Tensor:
-        """Of the first ``num`` training faces, decoded: (num, F)."""
+        """Return the summaries of the first ``num`` training faces, decoded: (num, F)."""
         assert isinstance(self.train_set, Sized)
         faces = torch.stack([self.train_set[i]["face"] for i in range(min(num, len(self.train_set)))])
-        found = []
+        parts = []
         for part in faces.to(self.device).split(AT_ONCE):
             z, picture, _ = self.decoded(part)
-            found.append(summary(picture, z))
-        return torch.cat(found)
+            parts.append(summary(picture, z))
+        return torch.cat(parts)
 
     @torch.no_grad()
     def decoded(self, faces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Faces (B, 3, H, W) in [-1, 1] -> their latents, the decoded pictures, and what these are made of."""
+        """Return, for faces (B, 3, H, W) in [-1, 1], their latents, the decoded pictures, and what these are made of."""
         z = self.first_stage.encode(faces.contiguous(memory_format=torch.channels_last)).mode()
         return z, *self.first_stage.decode_with_features(z)
 
     def loss_of(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The texture loss of random windows of the decoded pictures with grain; several of each picture."""
+        """Return the texture loss of random windows of the decoded pictures with grain; several of each picture."""
         cfg, faces = self.cfg.grain, batch["face"]
         z, pictures, features = self.decoded(faces)
         side = min(cfg.crop_size, *faces.shape[2:])
@@ -146,8 +146,8 @@ class GrainStage(Stage):
         ).to(faces.device)
         exemplars = shown = None
         if (textures := self._textures(self.train_set)) is not None:
-            given = textures.for_training(batch["index"], batch["texture"], self.draw("texture"))
-            exemplars, shown = (x.to(faces.device)[rows] for x in (given.features, given.present))
+            texture = textures.for_training(batch["index"], batch["texture"], self.draw("texture"))
+            exemplars, shown = (x.to(faces.device)[rows] for x in (texture.features, texture.present))
         mean = cut(pictures).float()
         whole = summary(pictures, z)[rows.to(faces.device)]
         grain = self.head(cut(features), mean, whole, noise, exemplars, shown)
@@ -165,8 +165,8 @@ class GrainStage(Stage):
         noise = grain_noise(indices, *faces.shape[2:]).to(faces.device)
         drawn = {MEAN: mean, OWN: mean + self.head(features, mean, whole, noise)}
         if (textures := self._textures(self.valid_set)) is not None:
-            given = textures.for_validation(batch["index"]).to(faces.device)
-            drawn[ASKED] = mean + self.head(features, mean, whole, noise, given.features, given.present)
+            texture = textures.for_validation(batch["index"]).to(faces.device)
+            drawn[ASKED] = mean + self.head(features, mean, whole, noise, texture.features, texture.present)
         pictures = {name: x.clamp(-1, 1) for name, x in drawn.items()}
         where = inside(grey_of(faces))
         energies = {
@@ -181,21 +181,21 @@ class GrainStage(Stage):
             self._shown = [(x[:NUM_SHOWN] + 1) / 2 for x in (faces, *pictures.values())]
 
     def validation_scores(self) -> dict[str, float]:
-        """Of each picture the texture loss, and correlation and bias of its log energies."""
-        seen = self.gather("faces")
+        """Return, for each picture, the texture loss, and correlation and bias of its log energies."""
+        results = self.gather("faces")
         self.show("true_decoded_grain", self._shown)
-        true = torch.stack([energies[_TRUE] for _, energies in seen])
+        true = torch.stack([energies[_TRUE] for _, energies in results])
         scores = {}
-        for name in seen[0][0]:
-            found = torch.stack([energies[name] for _, energies in seen])
-            scores[f"valid/texture{name}"] = sum(losses[name] for losses, _ in seen) / len(seen)
-            scores[f"valid/correlation{name}"] = correlation(true, found)
-            scores[f"valid/bias{name}"] = float((found - true).mean())
+        for name in results[0][0]:
+            drawn = torch.stack([energies[name] for _, energies in results])
+            scores[f"valid/texture{name}"] = sum(losses[name] for losses, _ in results) / len(results)
+            scores[f"valid/correlation{name}"] = correlation(true, drawn)
+            scores[f"valid/bias{name}"] = float((drawn - true).mean())
         return scores
 
     @staticmethod
     def _textures(dataset: Dataset[Any]) -> PairTextures | None:
-        """The exemplars of its faces, if the head is to follow them."""
+        """Return the exemplars of its faces, if the head is to follow them."""
         return dataset.textures if isinstance(dataset, Faces) else None
 
     # --- what is written at the end -----------------------------------------------------------------------
@@ -218,6 +218,6 @@ class GrainStage(Stage):
 
 
 def correlation(one: Tensor, other: Tensor) -> float:
-    """The mean over columns of the correlation over rows of (N, K) and (N, K)."""
+    """Return the mean over columns of the correlation over rows of (N, K) and (N, K)."""
     a, b = (x - x.mean(0) for x in (one, other))
     return float(((a * b).sum(0) / (a.norm(dim=0) * b.norm(dim=0)).clamp(min=1e-12)).mean())

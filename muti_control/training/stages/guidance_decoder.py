@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,11 @@ from torch import Tensor
 
 from data.paired import PairedDataset
 from ldm.autoencoder import DiagonalGaussian
-from ldm.checkpoint import git_revision
 from muti_control.losses.autoencoder import edge_loss
 from muti_control.networks.guidance_decoder import GuidanceDecoder, signature
 from muti_control.training.config import ExperimentConfig
 from muti_control.training.latents import LatentPairs, face_moments
-from muti_control.training.model import FirstStage, read_lists
+from muti_control.training.model import FirstStage, file_facts, read_lists
 from muti_control.training.pictures import psnr
 from muti_control.training.seeded_batches import generator
 from muti_control.training.stage import Stage
@@ -28,7 +26,7 @@ NUM_SHOWN = 8
 
 
 def altered(z: Tensor, noise: float, blend: float, draws: torch.Generator) -> Tensor:
-    """Latents (B, z, h, w) as a sampler's early estimates are: between people, and not quite clean.
+    """Return latents (B, z, h, w) as a sampler's early estimates are: between people, and not quite clean.
 
     Each gets up to ``blend`` of its neighbour's in the batch, and noise of a deviation of up to ``noise``.
     """
@@ -57,7 +55,6 @@ class GuidanceDecoderStage(Stage):
         valid_set: LatentPairs,
     ) -> None:
         super().__init__(cfg, net, train_set, valid_set, trained=("",))
-        assert isinstance(valid_set, Sized)
         self.first_stage = first_stage.to(memory_format=torch.channels_last)
         self.signature = signature(first_stage.first_stage_model)
 
@@ -76,22 +73,15 @@ class GuidanceDecoderStage(Stage):
             moments = face_moments(first_stage, pairs, Path(cfg.out) / "cache", device, cfg.data.num_workers)
             latents[part] = LatentPairs(pairs, moments, with_skull=False)
         park(first_stage.first_stage_model, "encoder")
-        return cls.of(cfg, first_stage, latents["train"], latents["valid"])
-
-    @classmethod
-    def of(
-        cls, cfg: ExperimentConfig, first_stage: FirstStage, train_set: LatentPairs, valid_set: LatentPairs
-    ) -> GuidanceDecoderStage:
-        """From fresh weights of ``train.seed``."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.train.seed)
             net = GuidanceDecoder(cfg.guidance_decoder.network)
-        return cls(cfg, net, first_stage, train_set, valid_set)
+        return cls(cfg, net, first_stage, latents["train"], latents["valid"])
 
     # --- training -----------------------------------------------------------------------------------------
 
     def loss_of(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """|x_hat - x| + edge_weight |grad x_hat - grad x|, with x the full decoder's picture of the same latent."""
+        """Return |x_hat - x| + edge_weight |grad x_hat - grad x|, with x the full decoder's picture of the same latent."""
         cfg = self.cfg.guidance_decoder
         posterior = DiagonalGaussian(batch["moments"])
         z = self.first_stage.cfg.scale_factor * posterior.sample(self.draw("posterior"))  # (B, z, h, w)
@@ -100,9 +90,9 @@ class GuidanceDecoderStage(Stage):
         z = torch.where(changed.to(z.device)[:, None, None, None], other, z)
         z = z.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
-            wanted = self.first_stage.decode(z).float()
+            target = self.first_stage.decode(z).float()
         drawn = self.net(z).float()
-        l1, edges = (drawn - wanted).abs().mean(), edge_loss(drawn, wanted)
+        l1, edges = (drawn - target).abs().mean(), edge_loss(drawn, target)
         return {"loss": l1 + cfg.edge_weight * edges, "l1": l1.detach(), "edges": edges.detach()}
 
     # --- validation ---------------------------------------------------------------------------------------
@@ -121,19 +111,19 @@ class GuidanceDecoderStage(Stage):
             self.keep("cosines", indices, self.gradient_cosines(z).tolist())
 
     def gradient_cosines(self, z: Tensor) -> Tensor:
-        """Cosine (B,) between both decoders' gradients of the squared distance to the neighbour's picture."""
+        """Return the cosine (B,) between both decoders' gradients of the squared distance to the neighbour's picture."""
         with torch.no_grad():
             goal = self.first_stage.decode(z.roll(1, dims=0)).float()
-        found = []
+        gradients = []
         for decode in (self.first_stage.decode, self.net):
             with torch.enable_grad():
                 leaf = z.detach().clone().requires_grad_(True)
                 distance = (decode(leaf).float() - goal).square().flatten(1).mean(1).sum()
-                found.append(torch.autograd.grad(distance, leaf)[0].float().flatten(1))
-        return F.cosine_similarity(found[0], found[1]).cpu()
+                gradients.append(torch.autograd.grad(distance, leaf)[0].float().flatten(1))
+        return F.cosine_similarity(*gradients).cpu()
 
     def validation_scores(self) -> dict[str, float]:
-        """Errors of pictures in [0, 1] against the full decoder's, on the data's latents and on altered ones."""
+        """Return the errors of pictures in [0, 1] against the full decoder's, on the data's latents and on altered ones."""
         full, small, full_altered, small_altered = (
             torch.stack(pictures) for pictures in zip(*self.gather("pictures"), strict=True)
         )
@@ -151,11 +141,6 @@ class GuidanceDecoderStage(Stage):
 
     def export(self, path: Path) -> None:
         """Write the averaged network as one file that says whose decoder it imitates."""
-        facts = {
-            "format": "iccr-diff",
-            "stage": self.cfg.stage,
-            "step": str(self.updates),
-            "git": git_revision(),
-        }
+        facts = {"format": "iccr-diff", **file_facts(self)}
         with self.ema.applied(self.averaged_tensors()):
             self.net.save(path, self.signature, getattr(torch, self.cfg.train.export_dtype), facts)

@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.manifest import Record, check_disjoint, read_manifest
-from ldm.checkpoint import git_revision, load_strict, read_state_dict
+from data.manifest import check_disjoint
+from ldm.checkpoint import load_strict, read_state_dict
 from muti_control.conditions.partial import with_missing_bone
 from muti_control.networks.config import PipNetConfig
-from muti_control.networks.pipnet.attributes import vocabulary
+from muti_control.networks.files import as_fp32
 from muti_control.networks.pipnet.augment import augment
-from muti_control.networks.pipnet.drawing import draw_points
-from muti_control.networks.pipnet.losses import losses
 from muti_control.networks.pipnet.meanface import flip_table, mean_face, write_meanface
-from muti_control.networks.pipnet.measures import ced_area, eye_corners, nme
+from muti_control.networks.pipnet.measures import ced_area, draw_points, eye_corners, nme
 from muti_control.networks.pipnet.network import PipNet
 from muti_control.networks.pipnet.reader import MEANFACE, LandmarkReader
+from muti_control.networks.pipnet.readout import losses
 from muti_control.training.config import ExperimentConfig
 from muti_control.training.landmark_pairs import LandmarkDataset, collate, fold_of
+from muti_control.training.model import file_facts, read_list
 from muti_control.training.stage import Stage
 from settings.messages import ConfigError
 
@@ -53,11 +53,40 @@ class PipStage(Stage):
 
     @classmethod
     def build(cls, cfg: ExperimentConfig, device: torch.device) -> PipStage:
-        """Build network and data."""
-        return build_pip_stage(cfg)
+        """Build network and data.
+
+        Raises:
+            ConfigError: settings that do not fit the data.
+            ValueError: lists, pictures or landmarks that cannot be used (ManifestError, LandmarksError).
+        """
+        part = cfg.pipnet
+        train, valid = (read_list(cfg.data, name) for name in (cfg.data.train, cfg.data.valid))
+        check_disjoint({"train": train, "valid": valid})
+        if part.folds:
+            folds = fold_of(train, part.folds, cfg.train.seed)
+            train = [record for record, fold in zip(train, folds, strict=True) if fold != part.fold]
+        words = None
+        if part.role == "skull" and part.biometrics:  # the network may know more words than the data have
+            words = part.network.ethnicities or sorted({record.biometrics.ethnicity for record in train})
+        size = max(256, part.network.image_size)
+        train_set = LandmarkDataset(train, part.role, size, words)
+        valid_set = LandmarkDataset(valid[: cfg.train.num_valid], part.role, size, words)
+        num = train_set.points.shape[1]
+        if valid_set.points.shape[1] != num:
+            raise ConfigError(f"data.valid: {valid_set.points.shape[1]} landmarks, but {num} in data.train")
+        mean = mean_face(train_set.points.numpy())
+        neighbours = min(part.network.num_neighbours, num - 1)
+        network = part.network.with_(num_landmarks=num, num_neighbours=neighbours, ethnicities=words)
+        try:
+            corners = eye_corners(num, part.eye_corners)
+            flip = torch.from_numpy(flip_table(mean)) if part.augment.flip > 0 else None
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        reader = LandmarkReader(_network(cfg, network), mean, part.role)
+        return cls(cfg, reader, train_set, valid_set, flip, corners)
 
     def averaged_tensors(self) -> dict[str, Tensor]:
-        """The weights, and with them the running means and variances of the normalisations."""
+        """Return the weights, and with them the running means and variances of the normalisations."""
         statistics = {name: b for name, b in self.net.named_buffers() if "running_" in name}
         return {**self.trained_parameters(), **statistics}
 
@@ -67,7 +96,7 @@ class PipStage(Stage):
     # --- training -----------------------------------------------------------------------------------------
 
     def loss_of(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """PIPNet's losses on augmented pictures; of a share of the skulls bone is missing."""
+        """Return PIPNet's losses on augmented pictures; of a share of the skulls bone is missing."""
         cfg, reader = self.cfg.pipnet, self.reader[0]
         pictures = batch["picture"].float() / 255  # (B, 1 or 3, H, W)
         if self.cfg.partial.share > 0:
@@ -76,11 +105,11 @@ class PipStage(Stage):
         attributes = present = None
         if reader.takes_biometrics:
             attributes = batch["attributes"]
-            kept = torch.rand(len(attributes), generator=self.draw("biometrics")) >= cfg.drop_biometrics
-            present = kept.to(attributes.device)
+            chance = torch.rand(len(attributes), generator=self.draw("biometrics"))
+            present = (chance >= cfg.drop_biometrics).to(attributes.device)
         maps = self.net(pictures, attributes, present)
-        found = losses(maps, points, reader.nearest.to(points.device))
-        return {"loss": found.pop("loss"), **{name: value.detach() for name, value in found.items()}}
+        terms = losses(maps, points, reader.nearest.to(points.device))
+        return {"loss": terms.pop("loss"), **{name: value.detach() for name, value in terms.items()}}
 
     # --- validation ---------------------------------------------------------------------------------------
 
@@ -92,12 +121,12 @@ class PipStage(Stage):
         self.keep("points", batch["index"].tolist(), zip(errors, points.cpu(), strict=True))
 
     def validation_scores(self) -> dict[str, float]:
-        """``valid/nme`` and the area under its cumulative distribution; the errors by picture go to a CSV file."""
-        found = self.gather("points")
-        errors = [error for error, _ in found]
-        shown = range(min(NUM_SHOWN, len(found)))
+        """Return ``valid/nme`` and the area under its cumulative distribution; the errors by picture go to a CSV file."""
+        results = self.gather("points")
+        errors = [error for error, _ in results]
+        shown = range(min(NUM_SHOWN, len(results)))
         pictures = torch.stack([self.valid_set.picture(i).expand(3, -1, -1).float() / 255 for i in shown])
-        points = torch.stack([found[i][1] for i in shown])
+        points = torch.stack([results[i][1] for i in shown])
         self.show("landmarks", [draw_points(pictures, points, self.valid_set.points[: len(shown)])])
         if self.trainer.is_global_zero:
             pairs = zip(self.valid_set.records, errors, strict=True)
@@ -113,82 +142,21 @@ class PipStage(Stage):
 
     # --- what is written at the end -----------------------------------------------------------------------
 
-    def export_metadata(self) -> dict[str, str]:
-        return {
-            "format": "iccr-diff",
-            "stage": self.cfg.stage,
-            "step": str(self.updates),
-            "git": git_revision(),
-            "eye_corners": f"{self.corners[0]},{self.corners[1]}",
-        }
-
     def export(self, path: Path) -> None:
         """Write the averaged network as one file, and its mean face beside it."""
+        facts = {"format": "iccr-diff", **file_facts(self), "eye_corners": "{},{}".format(*self.corners)}
         with self.ema.applied(self.averaged_tensors()):
-            self.reader[0].save(path, getattr(torch, self.cfg.train.export_dtype), self.export_metadata())
+            self.reader[0].save(path, getattr(torch, self.cfg.train.export_dtype), facts)
         write_meanface(path.parent / MEANFACE, self.reader[0].mean)
 
 
-def build_pip_stage(cfg: ExperimentConfig) -> PipStage:
-    """Network and data of a run, ready for ``Trainer.fit``.
-
-    Raises:
-        ConfigError: settings that do not fit the data.
-        ValueError: lists, pictures or landmarks that cannot be used (ManifestError, LandmarksError).
-    """
-    part = cfg.pipnet
-    train, valid = (read_records(cfg, name) for name in (cfg.data.train, cfg.data.valid))
-    check_disjoint({"train": train, "valid": valid})
-    if part.folds:
-        train = [
-            r
-            for r, fold in zip(train, fold_of(train, part.folds, cfg.train.seed), strict=True)
-            if fold != part.fold
-        ]
-    known = vocabulary(r.biometrics for r in train) if part.role == "skull" and part.biometrics else None
-    if part.network.ethnicities is not None:  # wider than the data may be wanted
-        known = part.network.ethnicities if known is not None else None
-    size = max(256, part.network.image_size)
-    train_set = LandmarkDataset(train, part.role, size, known)
-    valid_set = LandmarkDataset(valid[: cfg.train.num_valid], part.role, size, known)
-    num = train_set.points.shape[1]
-    if valid_set.points.shape[1] != num:
-        raise ConfigError(f"data.valid: {valid_set.points.shape[1]} landmarks, but {num} in data.train")
-    mean = mean_face(train_set.points.numpy())
-    network = part.network.with_(
-        num_landmarks=num,
-        num_neighbours=min(part.network.num_neighbours, num - 1),
-        ethnicities=known,
-    )
-    try:
-        corners = eye_corners(num, (part.eye_corners[0], part.eye_corners[1]) if part.eye_corners else None)
-        flip = torch.from_numpy(flip_table(mean)) if part.augment.flip > 0 else None
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    reader = LandmarkReader(_network(cfg, network), mean, part.role)
-    return PipStage(cfg, reader, train_set, valid_set, flip, corners)
-
-
-def read_records(cfg: ExperimentConfig, name: str) -> list[Record]:
-    """The pairs of one of the run's lists. Raises: ManifestError."""
-    return read_manifest(
-        Path(cfg.data.root) / "split_data" / name,
-        skull_folder=cfg.data.skull_folder,
-        face_folder=cfg.data.face_folder,
-    )
-
-
 def _network(cfg: ExperimentConfig, network: PipNetConfig) -> PipNet:
-    """Fresh from ``train.seed``, or of ``init``'s weights; what biometrics add may be missing there."""
+    """Return a network with fresh weights of ``train.seed``, or of ``init``'s weights; what biometrics add may be missing there."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.train.seed)
         net = PipNet(network)
     if cfg.init is not None:
         state, _ = read_state_dict(cfg.init)
-        floats = {
-            name: value.float() if value.is_floating_point() else value for name, value in state.items()
-        }
-        load_strict(
-            net, floats, allow_missing=(r"^biometrics\.",), allow_unexpected=(r"^fc\.", r"^biometrics\.")
-        )
+        own = r"^biometrics\."
+        load_strict(net, as_fp32(state), allow_missing=(own,), allow_unexpected=(r"^fc\.", own))
     return net

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from data.manifest import Record
 from data.paired import PairedDataset
-from ldm.checkpoint import git_revision, load_strict
+from ldm.checkpoint import load_strict
 from muti_control.networks.patchgan import PatchGan, accuracy, judged, lsgan_discriminator, lsgan_generator
-from muti_control.networks.pix2pix import Generator, encode, vocabulary
+from muti_control.networks.pix2pix import Generator, encode
 from muti_control.training.config import ExperimentConfig
-from muti_control.training.model import read_lists
+from muti_control.training.model import file_facts, read_lists
 from muti_control.training.optimizers import Turn
 from muti_control.training.pictures import rank_one, small_grey
 from muti_control.training.stage import Stage
@@ -46,39 +44,34 @@ class Pix2PixStage(Stage):
     ) -> None:
         super().__init__(cfg, net, train_set, valid_set, trained=("",))
         self.discriminator = discriminator.to(memory_format=torch.channels_last)
-        known = net.cfg.ethnicities or ()
+        words = net.cfg.ethnicities or ()
         self.people = {
-            part: encode([record.biometrics for record in pairs.records], known)
+            part: encode([record.biometrics for record in pairs.records], words)
             for part, pairs in (("train", train_set), ("valid", valid_set))
         }
         self._fake = torch.empty(0)
 
     @classmethod
     def build(cls, cfg: ExperimentConfig, device: torch.device) -> Pix2PixStage:
-        """Build network and data."""
-        return cls.of(cfg, *read_lists(cfg).values())
-
-    @classmethod
-    def of(cls, cfg: ExperimentConfig, train: Sequence[Record], valid: Sequence[Record]) -> Pix2PixStage:
-        """For these pairs, from fresh weights of ``train.seed`` or from ``init``'s.
+        """Build network and data, from fresh weights of ``train.seed`` or from ``init``'s.
 
         Raises:
             ConfigError: ``init`` knows other ethnicities than the config names, or a person has an unknown one.
             CheckpointError: ``init`` is no Pix2Pix, or its weights do not fit.
         """
-        part = cfg.pix2pix
+        part, (train, valid) = cfg.pix2pix, read_lists(cfg).values()
         begun = None if cfg.init is None else Generator.load(cfg.init)[0]
-        known = part.generator.ethnicities or vocabulary(record.biometrics for record in train)
+        words = part.generator.ethnicities or sorted({record.biometrics.ethnicity for record in train})
         if begun is not None:  # an ethnicity is its place in the list that the weights were trained with
-            named, known = part.generator.ethnicities, begun.cfg.ethnicities or []
-            if named is not None and named != known:
+            setting, words = part.generator.ethnicities, begun.cfg.ethnicities or []
+            if setting is not None and setting != words:
                 raise ConfigError(
-                    f"pix2pix.generator.ethnicities: got {', '.join(named)}, expected what {cfg.init} was trained on, "
-                    f"{', '.join(known)}, in that order; leave the setting out to take it from the file"
+                    f"pix2pix.generator.ethnicities: got {', '.join(setting)}, expected what {cfg.init} was trained on, "
+                    f"{', '.join(words)}, in that order; leave the setting out to take it from the file"
                 )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.train.seed)
-            net = Generator(part.generator.with_(ethnicities=known))
+            net = Generator(part.generator.with_(ethnicities=words))
             discriminator = PatchGan(part.discriminator)
         if begun is not None:
             load_strict(net, begun.state_dict())
@@ -156,8 +149,8 @@ class Pix2PixStage(Stage):
 
     def export(self, path: Path) -> None:
         """Write the averaged generator as one file, and the discriminator beside it, of the last step."""
-        facts = {"format": "iccr-diff", "stage": self.cfg.stage, "git": git_revision()}
+        facts = {"format": "iccr-diff", **file_facts(self)}
         dtype = getattr(torch, self.cfg.train.export_dtype)
         with self.ema.applied(self.averaged_tensors()):
-            self.net.save(path, dtype, facts | {"step": str(self.updates)})
+            self.net.save(path, dtype, facts)
         self.discriminator.save(path.with_name(f"{DISCRIMINATOR}{path.suffix}"), dtype, facts)
