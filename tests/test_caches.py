@@ -19,7 +19,6 @@ import muti_control.training.latents
 from cldm.controlled import ControlledLatentDiffusion
 from data.files import FileHashes
 from data.manifest import read_manifest
-from data.pack import pack
 from data.paired import PairedDataset
 from ldm.checkpoint import CheckpointError
 from ldm.config import ModelConfig
@@ -76,7 +75,7 @@ def test_latents_are_those_of_the_encoder(
     assert torch.equal(item["moments"], rows[3]) and torch.equal(item["skull"], pairs[3]["skull"])
 
 
-def test_nothing_changed_and_not_one_picture_is_read(
+def test_a_changed_picture_alone_is_computed_anew(
     model: ControlledLatentDiffusion,
     make_pairs: Callable[..., Path],
     tmp_path: Path,
@@ -88,19 +87,8 @@ def test_nothing_changed_and_not_one_picture_is_read(
     with torch.no_grad():  # latents do not depend on these
         next(model.first_stage_model.decoder.parameters()).add_(1)
         next(model.control_model.parameters()).add_(1)
-    after = all_rows(face_moments(model, pairs_of(root), tmp_path / "cache", CPU))
-    assert torch.equal(before, after)
+    assert torch.equal(before, all_rows(face_moments(model, pairs_of(root), tmp_path / "cache", CPU)))
     assert len(counted["hashed"]) == len(counted["encoded"]) == 6
-
-
-def test_a_changed_picture_alone_is_computed_anew(
-    model: ControlledLatentDiffusion,
-    make_pairs: Callable[..., Path],
-    tmp_path: Path,
-    counted: dict[str, list[Path]],
-) -> None:
-    root = make_pairs(train=6)
-    before = all_rows(face_moments(model, pairs_of(root), tmp_path / "cache", CPU))
     path = pairs_of(root).records[2].face_path
     other = pairs_of(root).records[4].face_path
     assert path is not None and other is not None
@@ -164,23 +152,6 @@ def test_a_broken_off_computation_goes_on(
         kept.clear()
     assert torch.allclose(all_rows(face_moments(model, pairs, tmp_path / "cache", CPU)), whole, atol=1e-6)
     assert len(counted["encoded"]) == 2 and not counted["hashed"]
-
-
-def test_a_pack_needs_no_reading_either(
-    model: ControlledLatentDiffusion,
-    make_pairs: Callable[..., Path],
-    tmp_path: Path,
-    counted: dict[str, list[Path]],
-) -> None:
-    root = make_pairs(train=4)
-    pack(root, tmp_path / "packed", progress=False)
-    folder = all_rows(face_moments(model, pairs_of(root), tmp_path / "cache", CPU))
-    packed = all_rows(face_moments(model, pairs_of(tmp_path / "packed"), tmp_path / "cache", CPU))
-    assert torch.equal(folder, packed)
-    assert len(counted["encoded"]) == 4  # the same contents, wherever they lie
-    counted["hashed"].clear()
-    face_moments(model, pairs_of(tmp_path / "packed"), tmp_path / "cache", CPU)
-    assert not counted["hashed"]
 
 
 def test_rows_are_read_where_they_lie(tmp_path: Path) -> None:

@@ -63,14 +63,8 @@ def flat(weights: Path, tmp_path: Path) -> Path:
 
 def arguments(root: Path, init: Path, *more: str) -> list[str]:
     (root / "config.yaml").write_text("stage: grain\nname: g\n", encoding="utf-8")
-    return [
-        str(root / "config.yaml"),
-        *SETTINGS,
-        f"init={init}",
-        f"data.root={root}",
-        f"out={root / 'runs'}",
-        *more,
-    ]
+    paths = [f"init={init}", f"data.root={root}", f"out={root / 'runs'}"]
+    return [str(root / "config.yaml"), *SETTINGS, *paths, *more]
 
 
 def test_the_gradient_reaches_the_head_alone(grainy: Path, weights: Path) -> None:
@@ -115,9 +109,7 @@ def test_training_gives_the_model_it_began_with_and_a_head_that_helps(grainy: Pa
     assert all(torch.equal(after[key], value) for key, value in before.items())
     assert all(after[key].dtype == value.dtype for key, value in before.items())
     assert {key for key in after if key not in before} == {key for key in after if key.startswith(GRAIN)}
-    assert {key for key in metadata if known[key] != metadata[key]} == {
-        "config"
-    }  # what it recommends is kept
+    assert {key for key in metadata if known[key] != metadata[key]} == {"config"}
     assert json.loads(known["grain"])["step"] in (20, 40)
     model, _ = load_model(run / "model.safetensors")
     head = model.first_stage_model.grain
@@ -129,10 +121,8 @@ def test_training_gives_the_model_it_began_with_and_a_head_that_helps(grainy: Pa
     assert torch.equal(later[f"{GRAIN}deviation"], after[f"{GRAIN}deviation"])
     assert not torch.equal(later[f"{GRAIN}filters.weight"], after[f"{GRAIN}filters.weight"])
     base = [arg for arg in again if not arg.startswith(("grain.", "name="))]
-    assert (
-        train.main([*base, "stage=base", "name=base", "sampling.steps=2", "sampling.control_scales=[1.0]"])
-        == 0
-    )
+    base += ["stage=base", "name=base", "sampling.steps=2", "sampling.control_scales=[1.0]"]
+    assert train.main(base) == 0
     based, _ = read_state_dict(grainy / "runs/base/model.safetensors")
     assert all(torch.equal(based[key], after[key]) for key in after if key.startswith("first_stage_model."))
 
@@ -166,15 +156,6 @@ def test_the_head_learns_to_follow_exemplars(grainy: Path, flat: Path) -> None:
     assert strength == sorted(strength) and strength[3] > 1.5 * strength[0], strength
 
 
-def test_exemplars_need_some_in_the_manifest(
-    grainy: Path, weights: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert train.main(arguments(grainy, weights, "train.max_steps=1", "grain.exemplars=0.5")) == 2
-    assert "grain.exemplars: got 0.5" in capsys.readouterr().err
-    assert train.main(arguments(grainy, weights, "train.max_steps=1", "grain.exemplars=2")) == 2
-    assert "grain.exemplars: got 2" in capsys.readouterr().err
-
-
 def test_a_base_model_in_half_precision_keeps_its_tensors(grainy: Path, weights: Path) -> None:
     state, metadata = read_state_dict(weights)
     base = {
@@ -204,26 +185,22 @@ def test_a_broken_off_run_goes_on_as_if_it_had_not_been(grainy: Path, weights: P
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
-def test_wrong_settings_are_refused_in_one_line(
+def test_correlation_is_that_of_numpy() -> None:
+    one, other = torch.randn(9, len(LAGS)), torch.randn(9, len(LAGS))
+    expected = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(one.T.numpy(), other.T.numpy(), strict=True)])
+    assert correlation(one, other) == pytest.approx(float(expected), abs=1e-5)
+    assert correlation(one, torch.ones(9, len(LAGS))) == 0
+
+
+def test_another_head_and_missing_exemplars_are_refused(
     grainy: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, _ = load_model(weights)
     cfg = model.cfg.with_(first_stage=model.cfg.first_stage.with_(grain=5))
     write_state_dict(grainy / "five.safetensors", read_state_dict(weights)[0], model_metadata(cfg))
     for setting, message in (
-        ("grain.filters=0", "grain.filters: got 0, expected 1 to 64"),
-        ("grain.crop_size=8", "grain.crop_size: got 8, expected 32 to 4096"),
-        ("grain.crops=0", "grain.crops: got 0, expected 1 to 256"),
-        ("init=null", "init: got None, expected a checkpoint with the autoencoder"),
-        (f"init={grainy / 'five.safetensors'}", "grain.filters: got 3, but"),
+        (f"init={grainy / 'five.safetensors'}", "grain.filters: got 3"),
+        ("grain.exemplars=0.5", "grain.exemplars: got 0.5"),
     ):
         assert train.main([*arguments(grainy, weights), setting]) == 2
-        told = capsys.readouterr().err.strip()
-        assert message in told and "Traceback" not in told and not (grainy / "runs").exists()
-
-
-def test_correlation_is_that_of_numpy() -> None:
-    one, other = torch.randn(9, len(LAGS)), torch.randn(9, len(LAGS))
-    expected = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(one.T.numpy(), other.T.numpy(), strict=True)])
-    assert correlation(one, other) == pytest.approx(float(expected), abs=1e-5)
-    assert correlation(one, torch.ones(9, len(LAGS))) == 0
+        assert message in capsys.readouterr().err and not (grainy / "runs").exists()

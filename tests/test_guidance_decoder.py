@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from torch import Tensor
 import train
 from cldm.controlled import load_model
 from ldm.autoencoder import AutoencoderKL
-from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
+from ldm.checkpoint import CheckpointError
 from ldm.config import AutoencoderConfig
 from muti_control.networks.config import GuidanceDecoderConfig, GuidanceDecoderStageConfig
 from muti_control.networks.guidance_decoder import (
@@ -62,25 +61,6 @@ def test_the_decoder_is_that_of_an_independent_statement() -> None:
     torch.testing.assert_close(net(latents()), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_latent_is_decoded_alike_alone_and_in_company() -> None:
-    net, z = GuidanceDecoder(TINY), latents(3)
-    torch.testing.assert_close(net(z), torch.cat([net(one[None]) for one in z]))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"widths": [4, 4]}, "widths: got [4, 4], expected three numbers"),
-        ({"blocks": [1, 1, -1]}, "blocks: got [1, 1, -1], expected three numbers"),
-        ({"z_channels": 0}, "z_channels: got 0, expected a positive number"),
-    ],
-)
-def test_a_config_that_cannot_be_built_is_refused(change: dict[str, list[int]], message: str) -> None:
-    with pytest.raises(ValueError) as raised:
-        GuidanceDecoder(GuidanceDecoderConfig(**change))
-    assert message in str(raised.value)
-
-
 # ---------------------------------------------------------------- whose decoder it is
 def autoencoder(seed: int) -> AutoencoderKL:
     torch.manual_seed(seed)
@@ -121,24 +101,6 @@ def test_a_decoder_of_another_autoencoder_is_refused(weights: Path, tmp_path: Pa
     ):
         load_guidance_decoder(tmp_path / "other.safetensors", model)
     assert load_guidance_decoder(tmp_path / "other.safetensors").cfg == TINY
-
-
-def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
-    tiny = json.dumps({"widths": [6, 5, 4], "blocks": [1, 1, 0]})
-    for metadata, message in (
-        ({}, "is no guidance decoder; give what"),
-        ({"guidance_decoder": tiny, "first_stage": "[1]"}, "the weights do not fit GuidanceDecoder"),
-        ({"guidance_decoder": '{"depth": 3}', "first_stage": "[1]"}, "depth"),
-        ({"guidance_decoder": "{", "first_stage": "[1]"}, "is no guidance decoder that can be used"),
-    ):
-        write_state_dict(tmp_path / "x.safetensors", {"x": torch.zeros(1)}, metadata)
-        with pytest.raises(CheckpointError, match=message):
-            load_guidance_decoder(tmp_path / "x.safetensors")
-    GuidanceDecoder(TINY).save(tmp_path / "y.safetensors", [1.0])
-    state, metadata = read_state_dict(tmp_path / "y.safetensors")
-    write_state_dict(tmp_path / "y.safetensors", state, {**metadata, "first_stage": "3"})
-    with pytest.raises(CheckpointError, match="no guidance decoder that can be used"):
-        load_guidance_decoder(tmp_path / "y.safetensors")
 
 
 # ---------------------------------------------------------------- training
@@ -206,30 +168,16 @@ SETTINGS = (
 
 def arguments(root: Path, weights: Path) -> list[str]:
     (root / "config.yaml").write_text("stage: guidance_decoder\nname: g\n")
-    return [
-        str(root / "config.yaml"),
-        *SETTINGS,
-        f"init={weights}",
-        f"data.root={root}",
-        f"out={root / 'runs'}",
-    ]
+    paths = [f"init={weights}", f"data.root={root}", f"out={root / 'runs'}"]
+    return [str(root / "config.yaml"), *SETTINGS, *paths]
 
 
 def test_training_brings_it_near_and_its_file_is_taken_by_its_model(
     make_pairs: Callable[..., Path], weights: Path
 ) -> None:
     root = make_pairs(train=4, valid=3)
-    assert (
-        train.main(
-            [
-                *arguments(root, weights),
-                "train.max_steps=80",
-                "train.val_every=40",
-                "guidance_decoder.altered=0",
-            ]
-        )
-        == 0
-    )
+    settings = ["train.max_steps=80", "train.val_every=40", "guidance_decoder.altered=0"]
+    assert train.main([*arguments(root, weights), *settings]) == 0
     run = root / "runs/g"
     lines = (run / "csv/version_0/metrics.csv").read_text().splitlines()
     head = lines[0].split(",")
@@ -246,31 +194,10 @@ def test_training_brings_it_near_and_its_file_is_taken_by_its_model(
         assert net(z).shape == (1, 3, 64, 64)
 
 
-def test_a_broken_off_run_goes_on_as_if_it_had_not_been(
-    make_pairs: Callable[..., Path], weights: Path
-) -> None:
-    root = make_pairs(train=6, valid=3)
-    settings = [*arguments(root, weights), "train.save_every=2"]
-    assert train.main([*settings, "train.max_steps=4", "name=whole"]) == 0
-    for steps in (2, 4):
-        assert train.main([*settings, f"train.max_steps={steps}", "name=parts"]) == 0
-    whole, parts = (
-        read_state_dict(root / "runs" / name / "model.safetensors")[0] for name in ("whole", "parts")
-    )
-    assert all(torch.equal(whole[key], parts[key]) for key in whole)
-
-
-def test_wrong_settings_are_refused_in_one_line(
+def test_another_latent_is_refused(
     make_pairs: Callable[..., Path], weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = make_pairs(train=2, valid=2)
-    for setting, message in (
-        ("guidance_decoder.noise=-1", "guidance_decoder.noise: got -1.0, expected 0 or a positive number"),
-        ("guidance_decoder.blend=2", "guidance_decoder.blend: got 2.0, expected a number in [0, 1]"),
-        ("guidance_decoder.network.widths=[1]", "guidance_decoder.network.widths: got [1]"),
-        ("guidance_decoder.network.z_channels=3", "z_channels: got 3, expected 4, as in"),
-        ("init=null", "init: got None, expected a checkpoint with the autoencoder"),
-    ):
-        assert train.main([*arguments(root, weights), setting]) == 2
-        told = capsys.readouterr().err.strip()
-        assert message in told and "Traceback" not in told and not (root / "runs").exists()
+    assert train.main([*arguments(root, weights), "guidance_decoder.network.z_channels=3"]) == 2
+    assert "guidance_decoder.network.z_channels: got 3" in capsys.readouterr().err
+    assert not (root / "runs").exists()

@@ -52,15 +52,6 @@ def test_a_region_goes_black_and_nothing_else_changes(region: str) -> None:
     assert len({round(share, 4) for share in shares}) > 10  # another seed, another edge
 
 
-def test_the_cut_is_a_pure_function_and_its_edge_is_irregular() -> None:
-    drawn = skull().max(2) > 0
-    first = missing_bone(drawn, "left", 3)
-    assert np.array_equal(first, missing_bone(drawn.copy(), "left", 3))
-    edge = first.argmax(1)[25:100]
-    straight = np.polyval(np.polyfit(np.arange(75), edge, 1), np.arange(75))
-    assert np.abs(edge - straight).max() >= 2
-
-
 @pytest.mark.parametrize("region", REGIONS)
 def test_the_cut_does_not_tell_what_it_hides(region: str) -> None:
     drawn = skull().max(2) > 0
@@ -87,22 +78,6 @@ def test_the_mandibles_cut_does_not_follow_the_chin() -> None:
     assert np.std(heights) >= 1.5  # px of 90: a draw of its own
 
 
-def test_a_neck_does_not_move_the_vaults_cut() -> None:
-    with_neck, bare = (skull(neck=neck).max(2) > 0 for neck in (True, False))
-    for seed in range(10):
-        one, other = (missing_bone(drawn, "vault", seed)[:, 64].sum() for drawn in (with_neck, bare))
-        assert abs(int(one) - int(other)) <= 4
-
-
-def test_the_cut_moves_with_the_skull() -> None:
-    picture = skull(neck=False)
-    drawn = picture.max(2) > 0
-    moved = np.roll(drawn, (-7, 0), axis=(0, 1))
-    for region in ("mandible", "vault"):  # an edge across the picture, whose draw is by column
-        gone = missing_bone(drawn, region, 5) & drawn
-        np.testing.assert_array_equal(np.roll(gone, -7, axis=0), missing_bone(moved, region, 5) & moved)
-
-
 def test_the_augmentation_has_its_own_share_and_draw() -> None:
     skulls = torch.from_numpy(skull()).permute(2, 0, 1).expand(100, -1, -1, -1)
 
@@ -121,21 +96,6 @@ def test_the_augmentation_has_its_own_share_and_draw() -> None:
     few[:2, :, 30:37] = few[2:, :, :, 30:37] = 1.0  # seven rows, or columns, are no skull
     cfg = PartialSkullConfig(share=1.0)
     assert torch.equal(with_missing_bone(few, cfg, generator(0, 0, 0, "partial")), few)
-
-
-def test_the_command_takes_any_name_and_no_two_for_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = tmp_path / "a=b"
-    source.mkdir()
-    picture = Image.fromarray((skull(256, 40, 220) * 255).astype(np.uint8))
-    picture.save(source / "a.png")
-    assert main([str(source), str(tmp_path / "c=d"), "missing=left"]) == 0
-    assert [p.name for p in (tmp_path / "c=d").iterdir()] == ["a.png"]
-    picture.save(source / "a.jpg")
-    capsys.readouterr()
-    assert main([str(source), str(tmp_path / "twice"), "missing=left"]) == 2
-    assert "a.jpg and " in capsys.readouterr().err and not (tmp_path / "twice").exists()
 
 
 def test_the_command_writes_skulls_and_tells_what_is_wrong(

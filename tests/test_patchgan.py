@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
+from ldm.checkpoint import read_state_dict, write_state_dict
 from muti_control.networks.config import PatchGanConfig
 from muti_control.networks.patchgan import PatchGan, accuracy, judged, lsgan_discriminator, lsgan_generator
 
@@ -76,14 +76,6 @@ def test_features_are_those_of_an_independent_statement() -> None:
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
-def test_a_picture_is_judged_alike_alone_and_in_company() -> None:
-    net, x = tiny(), pictures(3)
-    together = lsgan_generator(net(x))
-    alone = torch.cat([lsgan_generator(net(one[None])) for one in x])
-    torch.testing.assert_close(together, alone)
-    assert together.shape == (3,) and len(set(together.tolist())) == 3
-
-
 def test_losses_worked_by_hand() -> None:
     def maps(*values: list[float]) -> list[list[Tensor]]:  # one scale per list, one value per sample
         return [
@@ -124,24 +116,6 @@ def test_the_gradient_reaches_skull_and_face_and_is_right() -> None:
     assert all(p.grad is None for p in net.parameters())
 
 
-def test_the_skull_counts_and_is_brought_to_the_faces_range() -> None:
-    skull, face = torch.tensor([0.0, 1.0, 0.5]).view(1, 3, 1, 1), torch.full((1, 3, 1, 1), -1.0)
-    assert judged(skull, face).flatten().tolist() == [-1, 1, 0, -1, -1, -1]
-    net, face = tiny(), torch.zeros(2, 3, 32, 32)
-    one, other = lsgan_generator(net(judged(pictures()[:, :3].abs(), face))).tolist()
-    assert abs(one - other) > 1e-4
-
-
-def test_losses_train_every_weight() -> None:
-    net = tiny()
-    loss = lsgan_discriminator(net(pictures(seed=1)), net(pictures(seed=2))).mean()
-    loss.backward()
-    for name, p in net.named_parameters():
-        assert p.grad is not None and p.grad.isfinite().all()
-        unmoved_by_design = name.endswith("bias") and name[13] in "123"  # normalised away
-        assert unmoved_by_design or p.grad.abs().max() > 0, name
-
-
 def test_a_written_file_is_read_again_with_and_without_its_metadata(tmp_path: Path) -> None:
     cfg = PatchGanConfig(width=3, num_scales=3, num_layers=2)
     net, x = tiny(cfg=cfg), pictures()
@@ -154,28 +128,3 @@ def test_a_written_file_is_read_again_with_and_without_its_metadata(tmp_path: Pa
     assert not any(p.requires_grad for p in again.parameters())
     for other in (again, bare):
         assert torch.equal(lsgan_generator(other(x)), lsgan_generator(net(x)))
-
-
-@pytest.mark.parametrize(
-    ("state", "metadata", "message"),
-    [
-        ({"conv1.weight": torch.zeros(1)}, {}, "it has no scale0_layer0.0.weight"),
-        ({"scale0_layer0.0.weight": torch.zeros(4, 6, 4, 4)}, {}, "expected scale{i}_layer{j}"),
-        ({"x": torch.zeros(1)}, {"patchgan": '{"width": 0}'}, "width: got 0"),
-        ({"x": torch.zeros(1)}, {"patchgan": '{"depth": 1}'}, "depth"),
-        ({"x": torch.zeros(1)}, {"patchgan": '{"width": 4}'}, "the weights do not fit PatchGan: 20 missing"),
-        ({"x": torch.zeros(1)}, {"patchgan": "{"}, "no discriminator that can be used"),
-    ],
-)
-def test_a_file_that_is_none_is_refused(
-    tmp_path: Path, state: dict[str, Tensor], metadata: dict[str, str], message: str
-) -> None:
-    write_state_dict(tmp_path / "x.safetensors", state, metadata)
-    with pytest.raises(CheckpointError) as raised:
-        PatchGan.load(tmp_path / "x.safetensors")
-    assert message in str(raised.value) and str(tmp_path / "x.safetensors") in str(raised.value)
-
-
-def test_wrong_channels_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"got \(2, 3, 32, 32\), expected \(B, 6, H, W\)"):
-        tiny()(pictures()[:, :3])

