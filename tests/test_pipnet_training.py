@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import train
-from data.landmarks import LandmarksError, landmark_fractions
+from data.landmarks import LandmarksError, landmark_fractions, read_landmarks
 from data.manifest import read_manifest
 from data.predicted_landmarks import PredictedLandmarks, PredictionsError
 from muti_control.networks.config import AugmentConfig
@@ -169,7 +169,12 @@ def test_folds_keep_a_subject_together_and_are_even(tmp_path):
         fold_of(records, 11, seed=0)
 
 
-def test_a_set_of_different_layouts_is_refused(tmp_path):
+def test_broken_landmarks_and_a_set_of_different_layouts_are_refused(tmp_path):
+    path = tmp_path / "face.json"
+    for text in ("", "{}", "[1, 2]", '{"points": [[1, 2]], "visible": [true, true]}', "[[1, 2], [3, NaN]]"):
+        path.write_text(text)
+        with pytest.raises(LandmarksError, match=r"face\.json"):
+            read_landmarks(path)
     root = write_landmark_pairs(tmp_path, train=3)
     (root / "pairedCS/landmarks/train_1.json").write_text("[[1, 2], [3, 4], [5, 6]]")
     with pytest.raises(LandmarksError, match="3 points, but 12 in line 1"):
