@@ -64,7 +64,7 @@ class Reference(nn.Module):
         nearest = []
         for i in range(self.num):
             others = [j for j in range(self.num) if j != i]
-            nearest.append(sorted(others, key=lambda j: ((mean[i] - mean[j]) ** 2).sum())[: self.k])  # noqa: B023
+            nearest.append(sorted(others, key=lambda j: ((mean[i] - mean[j]) ** 2).sum())[: self.k])
         votes: list[list[np.ndarray]] = [[] for _ in range(self.num)]
         own = []
         for i in range(self.num):

@@ -106,7 +106,7 @@ def _take(landmarks: Landmarks, index: Tensor) -> Landmarks:
 
 
 def _choose(first: Tensor, one: Landmarks, other: Landmarks, shown: Tensor) -> Landmarks:
-    """Return, sample by sample, the one where ``first`` (B,) bool, else the other; present where it is and is ``shown``."""
+    """Return ``one`` where ``first`` (B,) bool, else ``other``; present where that is and ``shown`` (B,) is true."""
     return Landmarks(
         torch.where(first[:, None, None], one.points, other.points),
         torch.where(first[:, None], one.confidence, other.confidence),

@@ -70,7 +70,7 @@ class PairTextures:
         return self._features[path]
 
     def for_training(self, index: Tensor, features: Tensor, generator: torch.Generator) -> Texture:
-        """Return the exemplars of pairs ``index`` (B,), whose features (B, NUM_FEATURES) the loader has read; some are left out."""
+        """Return the exemplars of pairs ``index`` (B,) with ``features`` (B, NUM_FEATURES); some are left out."""
         show = torch.rand(len(index), generator=generator) >= self.cfg.dropout
         return Texture(features, self.present[index.cpu()] & show)
 

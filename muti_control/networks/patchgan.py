@@ -89,7 +89,7 @@ class PatchGan(nn.Module):
 
 
 def _layers(cfg: PatchGanConfig) -> list[nn.Sequential]:
-    """Return the layers of one scale. Convolutions are 4x4 with a padding of 2; the first and the last one are not normalised."""
+    """Return the layers of one scale. Convolutions are 4x4, padded by 2; the first and the last are not normalised."""
     layers = []
     inputs = cfg.in_channels
     for number in range(cfg.num_layers + 1):
@@ -138,7 +138,7 @@ def scores_of(features: Sequence[Sequence[Tensor]]) -> list[Tensor]:
 
 
 def lsgan_generator(fake: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Return the sum over the scales of mean (D(fake) - 1)^2, one value per sample (B,). Source: arXiv 1611.04076, eq. 9."""
+    """Return the sum over the scales of mean (D(fake) - 1)^2, (B,). Source: arXiv 1611.04076, eq. 9."""
     return torch.stack([_distance(scores, 1.0) for scores in scores_of(fake)]).sum(0)
 
 
@@ -153,7 +153,7 @@ def lsgan_discriminator(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequenc
 
 
 def accuracy(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Return the share of the patches, of all scales alike, on the right side of 1/2: real above, fake below; a scalar."""
+    """Return the share of the patches of all scales on the right side of 1/2: real above, fake below; a scalar."""
     right = [(scores > 0.5).float().mean() for scores in scores_of(real)]
     right += [(scores < 0.5).float().mean() for scores in scores_of(fake)]
     return torch.stack(right).mean()

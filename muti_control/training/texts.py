@@ -78,7 +78,7 @@ class TextTable(Parked):
 def text_embeddings(
     model: LatentDiffusion, prompts: Iterable[str], cache_dir: Path, device: torch.device
 ) -> Rows:
-    """Return the embeddings (77, C) of every prompt, float32; only those are computed that are not in ``cache_dir`` yet.
+    """Return the embeddings (77, C) of every prompt, float32; those in ``cache_dir`` are not computed again.
 
     They are kept below a folder named by the encoder's weights. The first process of a run does the work.
     """

@@ -34,7 +34,7 @@ def read_points(maps: Maps, reverse: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def soft_points(maps: Maps, reverse: Tensor, temperature: float = MIN_TEMPERATURE) -> tuple[Tensor, Tensor]:
-    """Return the same with a gradient to scores and offsets: weights over the 3 x 3 cells about the peak, softmax(score * T).
+    """Return the same with a gradient to scores and offsets: the 3 x 3 cells about the peak weigh softmax(score * T).
 
     Scores are regressed to 0 and 1, not logits; a softmax over the whole map would be tens of pixels off. With T >= 20
     a cell that scores 0 weighs less than 3e-9 beside one that scores 1, so the points are those of ``read_points``

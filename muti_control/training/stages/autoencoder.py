@@ -132,7 +132,7 @@ class AutoencoderStage(Stage):
 
     @torch.no_grad()
     def measure_scale_factor(self, num_pictures: int = 256) -> float:
-        """Return 1 / standard deviation of the latents of the first training pictures, from the weights as they stand."""
+        """Return 1 / standard deviation of the latents of the first training pictures, with the current weights."""
         assert isinstance(self.train_set, Sized)
         num = min(num_pictures, len(self.train_set))
         pictures = torch.stack([self.train_set[i]["face"] for i in range(num)])

@@ -121,7 +121,7 @@ class GrainStage(Stage):
 
     @torch.no_grad()
     def decoded(self, faces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return, for faces (B, 3, H, W) in [-1, 1], their latents, the decoded pictures, and what these are made of."""
+        """Return, for faces (B, 3, H, W) in [-1, 1], their latents, the decoded pictures and the last features."""
         z = self.first_stage.encode(faces.contiguous(memory_format=torch.channels_last)).mode()
         return z, *self.first_stage.decode_with_features(z)
 

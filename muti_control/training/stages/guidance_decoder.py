@@ -81,7 +81,7 @@ class GuidanceDecoderStage(Stage):
     # --- training -----------------------------------------------------------------------------------------
 
     def loss_of(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Return |x_hat - x| + edge_weight |grad x_hat - grad x|, with x the full decoder's picture of the same latent."""
+        """Return |x_hat - x| + edge_weight |grad x_hat - grad x|, x from the full decoder."""
         cfg = self.cfg.guidance_decoder
         posterior = DiagonalGaussian(batch["moments"])
         z = self.first_stage.cfg.scale_factor * posterior.sample(self.draw("posterior"))  # (B, z, h, w)
@@ -111,7 +111,7 @@ class GuidanceDecoderStage(Stage):
             self.keep("cosines", indices, self.gradient_cosines(z).tolist())
 
     def gradient_cosines(self, z: Tensor) -> Tensor:
-        """Return the cosine (B,) between both decoders' gradients of the squared distance to the neighbour's picture."""
+        """Return the cosine (B,) of both decoders' gradients of the squared distance to the neighbour's picture."""
         with torch.no_grad():
             goal = self.first_stage.decode(z.roll(1, dims=0)).float()
         gradients = []
@@ -123,7 +123,7 @@ class GuidanceDecoderStage(Stage):
         return F.cosine_similarity(*gradients).cpu()
 
     def validation_scores(self) -> dict[str, float]:
-        """Return the errors of pictures in [0, 1] against the full decoder's, on the data's latents and on altered ones."""
+        """Return the errors of pictures in [0, 1] against the full decoder's, of plain and of altered latents."""
         full, small, full_altered, small_altered = (
             torch.stack(pictures) for pictures in zip(*self.gather("pictures"), strict=True)
         )

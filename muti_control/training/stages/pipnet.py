@@ -121,7 +121,7 @@ class PipStage(Stage):
         self.keep("points", batch["index"].tolist(), zip(errors, points.cpu(), strict=True))
 
     def validation_scores(self) -> dict[str, float]:
-        """Return ``valid/nme`` and the area under its cumulative distribution; the errors by picture go to a CSV file."""
+        """Return ``valid/nme`` and the area under its distribution; the errors by picture go to a CSV file."""
         results = self.gather("points")
         errors = [error for error, _ in results]
         shown = range(min(NUM_SHOWN, len(results)))
@@ -151,7 +151,7 @@ class PipStage(Stage):
 
 
 def _network(cfg: ExperimentConfig, network: PipNetConfig) -> PipNet:
-    """Return a network with fresh weights of ``train.seed``, or of ``init``'s weights; what biometrics add may be missing there."""
+    """Return a network with weights of ``init``, which may lack ``biometrics.*``, or fresh ones of ``train.seed``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.train.seed)
         net = PipNet(network)

@@ -66,8 +66,8 @@ class Pix2PixStage(Stage):
             setting, words = part.generator.ethnicities, begun.cfg.ethnicities or []
             if setting is not None and setting != words:
                 raise ConfigError(
-                    f"pix2pix.generator.ethnicities: got {', '.join(setting)}, expected what {cfg.init} was trained on, "
-                    f"{', '.join(words)}, in that order; leave the setting out to take it from the file"
+                    f"pix2pix.generator.ethnicities: got {', '.join(setting)}, expected what {cfg.init} was trained "
+                    f"on, {', '.join(words)}, in that order; leave the setting out to take it from the file"
                 )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.train.seed)
