@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from landmark_pairs import LAYOUT, write_landmark_model, write_landmark_pairs
 
-from data.landmarks import landmark_fractions
+from data.landmarks import PredictedLandmarks, landmark_fractions
 from data.manifest import read_manifest
-from data.predicted_landmarks import PredictedLandmarks
 from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.training import predict_landmarks as predict
 from muti_control.training.predict_landmarks import error_of

@@ -10,9 +10,14 @@ import pytest
 import torch
 
 import train
-from data.landmarks import LandmarksError, landmark_fractions, read_landmarks
+from data.landmarks import (
+    LandmarksError,
+    PredictedLandmarks,
+    PredictionsError,
+    landmark_fractions,
+    read_landmarks,
+)
 from data.manifest import read_manifest
-from data.predicted_landmarks import PredictedLandmarks, PredictionsError
 from muti_control.networks.config import AugmentConfig
 from muti_control.networks.pipnet import export
 from muti_control.networks.pipnet.augment import augment

@@ -14,8 +14,8 @@ import torch
 from cldm.branches import BRANCHES, NAMES, untrained_metadata
 from cldm.controlled import ControlledLatentDiffusion, load_model, model_metadata
 from cldm.texture import TextureError
+from data.landmarks import PredictedLandmarks
 from data.manifest import Record, read_manifest
-from data.predicted_landmarks import PredictedLandmarks
 from ldm.checkpoint import read_state_dict, write_state_dict
 from ldm.config import LandmarkConfig, ModelConfig, TextureConfig
 from muti_control.conditions.pair_landmarks import PairLandmarks

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from cldm.branches import Landmarks
-from data.landmarks import landmark_fractions
+from data.landmarks import PredictedLandmarks, landmark_fractions
 from data.manifest import Record
-from data.predicted_landmarks import PredictedLandmarks
 from muti_control.conditions.config import LandmarkConditionConfig
 from settings.messages import ConfigError
 

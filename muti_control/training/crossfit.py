@@ -5,7 +5,7 @@
 The arguments are those of train.py. The subjects of the training list are parted into ``pipnet.folds`` parts; for each
 part a network is trained on the others (in OUT/NAME_fold0, ...) and reads the part's pictures. A model trained on these
 points meets at sampling time points of the same quality, which it would not after training on a network's answers to
-its own training pictures. They are written to OUT/NAME_landmarks.npz (data.predicted_landmarks). The same command
+its own training pictures. They are written to OUT/NAME_landmarks.npz (data.landmarks). The same command
 continues an interrupted run.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data.predicted_landmarks import PredictedLandmarks
+from data.landmarks import PredictedLandmarks
 from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.training.config import ExperimentConfig
 from muti_control.training.landmark_pairs import LandmarkDataset, collate, fold_of

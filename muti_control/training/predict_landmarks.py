@@ -23,9 +23,8 @@ from tqdm import tqdm
 
 from data.cases import cases_of
 from data.images import read_image
-from data.landmarks import landmark_fractions
+from data.landmarks import PredictedLandmarks, landmark_fractions
 from data.manifest import Record
-from data.predicted_landmarks import PredictedLandmarks
 from ldm.checkpoint import sha256
 from ldm.device import choose_device
 from muti_control.conditions.case_landmarks import ReadOffSkull
