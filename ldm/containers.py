@@ -92,7 +92,7 @@ def read_safetensors(path: Path, mmap: bool) -> tuple[dict[str, Tensor], dict[st
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = dict(file.metadata() or {})
-            state = {key: file.get_tensor(key) for key in file.keys()}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is not a readable safetensors file ({error}); it is damaged or cut short: copy it again."

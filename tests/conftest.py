@@ -58,7 +58,7 @@ def one_thread() -> None:
 def fixed_seed() -> None:
     """A test that forgets its own generator still gives the same answer every time."""
     torch.manual_seed(0)
-    np.random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 -- for libraries that draw from the global generator
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -160,7 +160,7 @@ def trained(shared_folder: Path) -> Callable[[str], Path]:
 
 def quietly(program: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Run a program without its output; the state of the random generators stays."""
-    states = random.getstate(), np.random.get_state()
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
     sink = io.StringIO()
     with (
         contextlib.redirect_stdout(sink),
@@ -169,7 +169,7 @@ def quietly(program: Callable[[list[str]], int], arguments: list[str]) -> int:
     ):
         code = program(arguments)
     random.setstate(states[0])
-    np.random.set_state(states[1])
+    np.random.set_state(states[1])  # noqa: NPY002
     return code
 
 

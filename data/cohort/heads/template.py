@@ -176,7 +176,7 @@ class HeadTemplate:
         """Return (N, 3) triangles of the refined skin with the mouth bag, without the eyes."""
         return triangulate(self._refinement[1][~np.repeat(self.is_eye, 16)])
 
-    @cache
+    @cache  # noqa: B019 (a template lives as long as its process)
     def skull(self, kind: str) -> FittedSkull:
         """Return a skull, a key of ``SKULL_FILES``, under the reference head."""
         skull = SkullTemplate.load(kind)

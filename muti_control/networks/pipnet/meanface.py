@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from data.files import write_text
@@ -58,16 +57,19 @@ def reverse_index(nearest: NDArray[np.integer]) -> Tensor:
 def flip_table(mean: NDArray[np.floating]) -> NDArray[np.int64]:
     """For each point of a mean face (N, 2), which one takes its place in the mirrored picture: (N,), an involution.
 
-    Points are matched to mirror images about the vertical through the centroid, with the least sum of distances.
+    Points are matched to mirror images about the vertical through the centroid, closest pairs first.
 
     Raises:
         ValueError: the points are not the same on both sides.
     """
     mirrored = np.stack([2 * mean[:, 0].mean() - mean[:, 0], mean[:, 1]], 1)
     distance = np.linalg.norm(mirrored[:, None] - mean[None], axis=-1)  # symmetric: mirroring is an isometry
-    table = linear_sum_assignment(distance)[1]
-    if (table[table] != np.arange(len(mean))).any():
-        raise ValueError("landmarks: left and right cannot be told apart; set pipnet.augment.flip=0")
+    table = np.full(len(mean), -1)
+    for flat in np.argsort(distance, axis=None, kind="stable"):
+        i, j = divmod(int(flat), len(mean))
+        if table[i] < 0 and table[j] < 0:
+            table[i], table[j] = j, i
+    table = _improved(table, distance)
     worst = int(distance[np.arange(len(mean)), table].argmax())
     width = float(np.ptp(mean[:, 0]))
     if distance[worst, table[worst]] > MIRROR_TOLERANCE * width:
@@ -76,6 +78,23 @@ def flip_table(mean: NDArray[np.floating]) -> NDArray[np.int64]:
             f"{distance[worst, table[worst]] / width:.0%} of the face's width off); pictures cannot be flipped: "
             "set pipnet.augment.flip=0"
         )
+    return table
+
+
+def _improved(table: NDArray[np.int64], distance: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Exchange partners between two pairs as long as that brings mirror images closer."""
+    table = table.copy()
+    changed = True
+    while changed:
+        changed = False
+        for i in range(len(table)):
+            for j in range(i + 1, len(table)):
+                a, b = int(table[i]), int(table[j])
+                if len({i, j, a, b}) < 4:
+                    continue
+                if distance[i, b] + distance[j, a] < distance[i, a] + distance[j, b] - 1e-12:
+                    table[[i, b]], table[[j, a]] = (b, i), (a, j)
+                    changed = True
     return table
 
 
