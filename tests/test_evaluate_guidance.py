@@ -78,9 +78,8 @@ def test_each_choice_of_landmarks_draws_other_faces(root, donors):
     paths = [sorted(Path(f"results/{choice}/faces/model_own").glob("test_*_0.png")) for choice in remarks]
     auto, none, known = (np.stack([np.asarray(Image.open(path)) for path in own]) for own in paths)
     assert (auto != none).any() and (known != none).any() and (auto != known).any()
-    for case in record_of("shuffled", "known")[
-        "cases"
-    ]:  # the skull of another brings the landmarks of another
+    # the skull of another brings the landmarks of another
+    for case in record_of("shuffled", "known")["cases"]:
         donor = donors[Path(case["skull"]["path"]).name]
         assert donor.source != f"{case['name']}.png"
         points = Path(f"results/known/faces/model_shuffled/{case['name']}_landmarks.json")

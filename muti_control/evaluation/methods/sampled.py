@@ -108,15 +108,21 @@ class ShownLandmarks:
     weights: Path
     people: Mapping[Path, Record]
 
-    def source(self, model: ControlledLatentDiffusion) -> CaseLandmarks | None:
+    def source(
+        self, model: ControlledLatentDiffusion, cases: Sequence[Case] | None = None
+    ) -> CaseLandmarks | None:
         """Return the source of a model's landmarks; None for a model without a branch, or if they are left out.
 
-        Raises: ValueError: files that are missing or do not fit.
+        Args:
+            cases: to draw, with the landmarks of whoever lends the skull; None: all people, as a check.
+
+        Raises:
+            ValueError: files that are missing or do not fit.
         """
         if model.cfg.control.landmarks is None or not model.has_trained("landmarks") or self.choice == "none":
             return None
         if self.choice == "known":
-            cases = cases_of(list(self.people.values()))
+            cases = cases_of(list(self.people.values())) if cases is None else cases
             return true_landmarks(cases, model.cfg.control.landmarks.num_points, "landmarks=known")
         source, lacking = choose_landmarks("auto", self.weights, [], model)
         if lacking is not None:
@@ -169,10 +175,6 @@ class Sampler:
         """The network, loaded at its first use."""
         return load_model(self._weights.path, device=self._plan.device, dtype=self._plan.dtype)[0]
 
-    @cached_property
-    def _source(self) -> CaseLandmarks | None:
-        return self._plan.landmarks.source(self.model)
-
     def _textures(self, cases: Sequence[Case]) -> CaseTextures | None:
         if not self.model.has_trained("texture"):
             return None
@@ -186,7 +188,7 @@ class Sampler:
         reconstruct_cases(job, advance)
 
     def _job(self, run: SamplingRun) -> Job:
-        plan = self._plan
+        plan, source = self._plan, self._plan.landmarks.source(self.model, run.cases)
         job = Job(
             model=self.model,
             cases=run.cases,
@@ -200,9 +202,9 @@ class Sampler:
             weights=self._weights.record,
             environment=environment(plan.device, plan.dtype) | {"processes": plan.team.size},
             config=to_yaml(plan.cfg),
-            landmarks=self._source,
+            landmarks=source,
             textures=self._textures(run.cases),
-            spgd=self._spgd(run),
+            spgd=self._spgd(run, source),
             team=plan.team,
         )
         if not plan.team.is_first:
@@ -212,10 +214,10 @@ class Sampler:
         earlier = claim_folder(run.folder, resume=True)
         return job if earlier is None else replace(job, folder=resumed(job, earlier))
 
-    def _spgd(self, run: SamplingRun) -> SpgdRun | None:
+    def _spgd(self, run: SamplingRun, source: CaseLandmarks | None) -> SpgdRun | None:
         if not run.guided:
             return None
-        return load_spgd(self._guidance, self.model, run.cases, self._source, self._plan.landmarks.weights)
+        return load_spgd(self._guidance, self.model, run.cases, source, self._plan.landmarks.weights)
 
     def _hashes_of(self, cases: Sequence[Case]) -> dict[Path, str]:
         paths = {p for case in cases for p in (case.skull_path, case.face_path) if p is not None}
