@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from ldm.checkpoint import git_revision
+from muti_control.record import write_json
 from settings.base import Settings
 from settings.reading import parse_command_line
 
@@ -68,6 +69,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write_figures(out: str, record: Mapping[str, Any]) -> Path:
+    """Write OUT.json and its folder; return the file."""
+    path = Path(out).with_suffix(".json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, record)
+    return path
 
 
 def append_section(title: str, command: str, device: torch.device, body: str, path: Path = RESULTS) -> None:

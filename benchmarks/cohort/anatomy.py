@@ -27,14 +27,14 @@ from tqdm import tqdm
 from benchmarks.cohort.craniometry import Anchors, SkullSites, Surface, head_distances, skull_distances
 from benchmarks.cohort.norms import DEPTHS, HEAD, SKULL, SOURCES
 from benchmarks.cohort.tissue_depth import tissue_depths
-from benchmarks.results_file import run, table
+from benchmarks.results_file import run, table, write_figures
 from data.cohort.heads.anatomy import build_head
 from data.cohort.heads.subject import Subject, draw_subject
 from data.cohort.heads.template import HeadTemplate
 from data.workers import ONE_THREAD
 from ldm.checkpoint import git_revision
 from muti_control.evaluation.results.statistics import bootstrap_interval
-from muti_control.record import write_json
+from muti_control.record import check_creatable
 from settings.base import Settings
 
 # Sites whose published depths are of people with teeth -> the (quadrants, tooth) needed, as in `SkullTraits.lost`.
@@ -205,12 +205,11 @@ def _cell(s: dict[str, Any], between: bool = True) -> str:
 
 def work(config: AnatomyConfig) -> None:
     """Measure, write OUT.json and print the tables."""
-    out = Path(config.out).with_suffix(".json")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    check_creatable(Path(config.out).parent)
     heads = measure_all(config)
     result = figures(heads)
     head = {"config": config.model_dump(), "git": git_revision(), "num": len(heads), "sources": SOURCES}
-    write_json(out, head | result)
+    out = write_figures(config.out, head | result)
     print(f"{len(heads)} heads; mean ± SD [5th, 95th percentile]\n\n{tables(result)}\n\nfigures: {out}")
 
 

@@ -42,14 +42,12 @@ class Surface:
         self._mesh = TriangleMesh(self._scene, self._vertices, np.ascontiguousarray(triangles, np.int32))
 
     def reach(self, origins: Floats, directions: Floats) -> Floats:
-        """(N, 3) mm and (N, 3) unit vectors -> (N,) mm to the first surface met, NaN where there is none."""
+        """(N, 3) mm and (N, 3) unit vectors -> (N,) mm to the first surface met, NaN where there is none or no ray."""
         origins, directions = np.broadcast_arrays(np.atleast_2d(origins), np.atleast_2d(directions))
-        hits = self._scene.run(
-            np.ascontiguousarray(origins, np.float32),
-            np.ascontiguousarray(directions, np.float32),
-            output=True,
-        )
-        return np.where(hits["primID"] >= 0, hits["tfar"], np.nan)
+        rays = np.stack([origins, directions]).astype(np.float32)
+        finite = np.isfinite(rays).all((0, 2))
+        hits = self._scene.run(*np.where(finite[:, None], rays, np.float32(0)), output=True)
+        return np.where(finite & (hits["primID"] >= 0), hits["tfar"], np.nan)
 
     def front(self, x: Floats | float, y: Floats | float, behind: bool = False) -> Floats:
         """z of the surface seen from the front (or from behind) at (x, y); NaN beside it."""
@@ -267,13 +265,9 @@ def depth(skin: Surface, site: Floats, direction: Floats, outside_mm: float = 60
 
     Looked for from ``outside_mm`` outside, so that folds of lids and lips behind the skin do not count.
     """
-    if not np.isfinite(site).all() or not np.isfinite(direction).all():
-        return float("nan")
     return float(outside_mm - skin.reach(site + outside_mm * direction, -direction)[0])
 
 
 def depth_from_inside(skin: Surface, site: Floats, direction: Floats, inside_mm: float = 8.0) -> float:
     """The same, looked for from ``inside_mm`` inside: where something else (neck, ear) stands further out."""
-    if not np.isfinite(site).all() or not np.isfinite(direction).all():
-        return float("nan")
     return float(skin.reach(site - inside_mm * direction, direction)[0] - inside_mm)

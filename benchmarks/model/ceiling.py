@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from benchmarks.results_file import run, table
+from benchmarks.results_file import run, table, write_figures
 from data.biometrics import age_level
 from data.manifest import Record, read_manifest
 from ldm.checkpoint import git_revision
@@ -45,7 +45,7 @@ from muti_control.evaluation.judges.dlib_recogniser import (
 )
 from muti_control.evaluation.methods.baselines import Group, group_weights, shuffle_within_groups
 from muti_control.evaluation.results.statistics import bootstrap_interval, ranks_of_truth
-from muti_control.record import write_json
+from muti_control.record import check_creatable
 from settings.base import Settings
 
 Ints = NDArray[np.integer]
@@ -249,10 +249,9 @@ def table_of(record: dict[str, Any]) -> str:
 
 def work(config: CeilingConfig) -> None:
     """Measure, write OUT.json and print the table."""
-    out = Path(config.out).with_suffix(".json")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    check_creatable(Path(config.out).parent)
     record = measure(config)
-    write_json(out, record)
+    out = write_figures(config.out, record)
     print(f"gallery of {record['gallery']}\n\n{table_of(record)}\n\nfigures: {out}")
 
 

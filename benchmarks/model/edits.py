@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from benchmarks.results_file import append_section, run, table
+from benchmarks.results_file import append_section, run, table, write_figures
 from cldm.controlled import ControlledLatentDiffusion, load_model
 from data.images import read_image
 from data.landmarks import landmark_fractions
@@ -34,7 +34,7 @@ from muti_control.evaluation.judges.dlib_recogniser import Recogniser
 from muti_control.evaluation.methods.edits import EditPlan, find_edits
 from muti_control.evaluation.results.statistics import bootstrap_interval, edit_projection, similarity_aligned
 from muti_control.networks.pipnet.reader import LandmarkReader
-from muti_control.record import check_creatable, write_json
+from muti_control.record import check_creatable
 from settings.base import Settings, expect
 from settings.messages import ConfigError
 
@@ -250,9 +250,8 @@ def work(cfg: EditsConfig, arguments: Sequence[str]) -> None:
     text = table(header, rows_of(results))
     print(f"share of the true change [95 %], angle to it\n\n{text}")
     hashes = {f: sha256(Path(f)) for f in (cfg.weights, cfg.landmark_weights) if f is not None}
-    Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
     record = {"config": cfg.model_dump(), "git": git_revision(), "sha256": hashes, "found": results}
-    write_json(Path(cfg.out), record)
+    write_figures(cfg.out, record)
     if cfg.append:
         command = " ".join(["python -m benchmarks.model.edits", *arguments])
         append_section("Edits, and what a reader is worth", command, torch.device("cpu"), text)

@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from benchmarks.model.ridge_landmarks import Inputs, fit_ridge
-from benchmarks.results_file import run, table
+from benchmarks.results_file import run, table, write_figures
 from data.landmarks import landmark_fractions
 from data.manifest import Record, read_manifest
 from data.partial import DRAWN, REGIONS, holds_skull, missing_bone
@@ -33,7 +33,6 @@ from muti_control.evaluation.results.statistics import bootstrap_interval
 from muti_control.networks.config import EyeCorners
 from muti_control.networks.pipnet.measures import CED_LIMIT, ced, ced_area, draw_points, eye_corners, nme
 from muti_control.networks.pipnet.reader import LandmarkReader
-from muti_control.record import write_json
 from muti_control.training.crossfit import read_all
 from muti_control.training.landmark_pairs import LandmarkDataset
 from muti_control.training.pictures import write_grid
@@ -203,8 +202,8 @@ def work(config: LandmarksConfig) -> None:
     out = Path(config.out).with_suffix("")
     out.parent.mkdir(parents=True, exist_ok=True)
     result = measure(config, out)
-    write_json(out.with_suffix(".json"), {"config": config.model_dump(), "git": git_revision(), **result})
-    print(f"{result['num']} subjects of {config.split}\n\n{table_of(result)}\n\nfigures: {out}.json")
+    file = write_figures(config.out, {"config": config.model_dump(), "git": git_revision(), **result})
+    print(f"{result['num']} subjects of {config.split}\n\n{table_of(result)}\n\nfigures: {file}")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -28,9 +28,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from benchmarks.results_file import append_section, machine, run, table
+from benchmarks.results_file import append_section, machine, run, table, write_figures
 from benchmarks.sampling.speed_variants import (
-    DiffusersParts,
     Inputs,
     Variant,
     as_the_original,
@@ -41,7 +40,7 @@ from benchmarks.sampling.speed_variants import (
 )
 from cldm.controlled import SD15_CONFIG, ControlledLatentDiffusion, load_model_config
 from ldm.device import choose_device, computes_in_bf16
-from muti_control.record import check_creatable, write_json
+from muti_control.record import check_creatable
 from settings.base import Settings, one_of
 
 GUIDANCE = 7.5
@@ -54,23 +53,19 @@ class Kind:
 
     dtype: torch.dtype
     channels_last: bool
-    make: Callable[[ControlledLatentDiffusion, str], Variant]
-
-
-def _diffusers(model: ControlledLatentDiffusion, name: str) -> Variant:
-    return with_diffusers(DiffusersParts.of(model), name, name in COMPILED)
+    make: Callable[[ControlledLatentDiffusion], Variant]
 
 
 COMPILED = ("diffusers_compiled", "ours_blocks", "ours_whole")
 VARIANTS = {
     "original": Kind(torch.float32, False, as_the_original),
-    "diffusers_default": Kind(torch.float32, False, _diffusers),
+    "diffusers_default": Kind(torch.float32, False, with_diffusers),
     "ours_fp32": Kind(torch.float32, False, ours),
-    "diffusers_fp32_last": Kind(torch.float32, True, _diffusers),
+    "diffusers_fp32_last": Kind(torch.float32, True, with_diffusers),
     "ours_fp32_last": Kind(torch.float32, True, ours),
-    "diffusers_bf16": Kind(torch.bfloat16, True, _diffusers),
+    "diffusers_bf16": Kind(torch.bfloat16, True, with_diffusers),
     "ours_bf16": Kind(torch.bfloat16, True, ours),
-    "diffusers_compiled": Kind(torch.bfloat16, True, _diffusers),
+    "diffusers_compiled": Kind(torch.bfloat16, True, partial(with_diffusers, compiled=True)),
     "ours_blocks": Kind(torch.bfloat16, True, partial(ours, compiled="blocks")),
     "ours_whole": Kind(torch.bfloat16, True, partial(ours, compiled="whole")),
 }
@@ -111,7 +106,7 @@ def build(names: Sequence[str], cfg: SpeedConfig, device: torch.device) -> dict[
         key = (kind.dtype, kind.channels_last, name if name in COMPILED else "")
         if key not in twins:
             twins[key] = in_layout(base, kind.dtype, kind.channels_last, device)
-        variants[name] = kind.make(twins[key], name)
+        variants[name] = kind.make(twins[key])
     del base
     gc.collect()
     return variants
@@ -267,9 +262,8 @@ def work(cfg: SpeedConfig, arguments: Sequence[str]) -> None:
     )
     command = "python -m benchmarks.sampling.speed " + " ".join(arguments)
     print(f"{machine(device)}\n\n{body}")
-    Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
     record = {"command": command, "machine": machine(device), "found": results, "products": products}
-    write_json(Path(cfg.out), record)
+    write_figures(cfg.out, record)
     if cfg.append:
         append_section("Speed of sampling", command, device, body)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import diffusers
@@ -55,7 +55,6 @@ class Variant:
     sample: (inputs, steps, guidance_scale) -> pictures (B, 3, H, W), DDIM with eta 0.
     """
 
-    name: str
     eps: Callable[[Inputs, Tensor], Tensor]
     guided: Callable[[Inputs], EpsFn]
     sample: Callable[[Inputs, int, float], Tensor]
@@ -74,7 +73,7 @@ def sample_by(
     return sample
 
 
-def ours(model: ControlledLatentDiffusion, name: str, compiled: str = "no") -> Variant:
+def ours(model: ControlledLatentDiffusion, compiled: str = "no") -> Variant:
     """This repository as ``cldm.sampling.reconstruct`` runs it. compiled: no, blocks or whole."""
     run = model.eps
     if compiled == "blocks":
@@ -88,11 +87,11 @@ def ours(model: ControlledLatentDiffusion, name: str, compiled: str = "no") -> V
         return classifier_free(lambda x, t, i: run(x, t, text, hint), scale)
 
     return Variant(
-        name, lambda inputs, t: run(inputs.noise, t, inputs.context, None), guided, sample_by(model, guided)
+        lambda inputs, t: run(inputs.noise, t, inputs.context, None), guided, sample_by(model, guided)
     )
 
 
-def as_the_original(model: ControlledLatentDiffusion, name: str) -> Variant:
+def as_the_original(model: ControlledLatentDiffusion) -> Variant:
     """The published code's way on our classes: the two branches one after the other, and the hint at every step."""
 
     def guided(inputs: Inputs, scale: float = 7.5) -> EpsFn:
@@ -104,44 +103,34 @@ def as_the_original(model: ControlledLatentDiffusion, name: str) -> Variant:
         return eps_fn
 
     sample = sample_by(model, guided)
-    return Variant(name, lambda inputs, t: model.eps(inputs.noise, t, inputs.context, None), guided, sample)
+    return Variant(lambda inputs, t: model.eps(inputs.noise, t, inputs.context, None), guided, sample)
 
 
-@dataclass(frozen=True)
-class DiffusersParts:
-    """Diffusers' networks with the weights of one of our models."""
-
-    unet: Any
-    controlnet: Any
-    vae: Any
-
-    @classmethod
-    def of(cls, model: ControlledLatentDiffusion) -> DiffusersParts:
-        state = model.state_dict()
-        parts = ("unet", "controlnet", "vae")
-        return cls(**{part: network(part, converted(part, state, model.cfg), model.cfg) for part in parts})
-
-    def pipeline(self) -> Any:
-        """Return the pipeline of diffusers' documentation without a text encoder: it takes embeddings."""
-        betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-        ends = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
-        scheduler = diffusers.DDIMScheduler(**betas, **ends)
-        absent = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
-        pipe: Any = diffusers.StableDiffusionControlNetPipeline(
-            **vars(self), **absent, scheduler=scheduler, requires_safety_checker=False
-        )
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
+def pipeline(parts: dict[str, Any]) -> Any:
+    """Return the pipeline of diffusers' documentation without a text encoder: it takes embeddings."""
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    ends = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+    scheduler = diffusers.DDIMScheduler(**betas, **ends)
+    absent = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+    pipe: Any = diffusers.StableDiffusionControlNetPipeline(
+        **parts, **absent, scheduler=scheduler, requires_safety_checker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
-def with_diffusers(parts: DiffusersParts, name: str, compiled: bool = False) -> Variant:
-    """Diffusers. compiled: UNet and ControlNet by ``torch.compile(mode="max-autotune")``, as its documentation says."""
-    if compiled:
-        unet, control = (
-            torch.compile(net, mode="max-autotune", fullgraph=True) for net in (parts.unet, parts.controlnet)
-        )
-        parts = replace(parts, unet=unet, controlnet=control)
-    unet, control, pipe = parts.unet, parts.controlnet, parts.pipeline()
+def with_diffusers(model: ControlledLatentDiffusion, compiled: bool = False) -> Variant:
+    """Diffusers with the model's weights.
+
+    compiled: UNet and ControlNet by ``torch.compile(mode="max-autotune")``, as its documentation says.
+    """
+    state, names = model.state_dict(), ("unet", "controlnet", "vae")
+    parts: dict[str, Any] = {
+        name: network(name, converted(name, state, model.cfg), model.cfg) for name in names
+    }
+    for name in names[:2] if compiled else ():
+        parts[name] = torch.compile(parts[name], mode="max-autotune", fullgraph=True)
+    unet, control, pipe = parts["unet"], parts["controlnet"], pipeline(parts)
 
     def guided(inputs: Inputs, scale: float = 7.5) -> EpsFn:
         both, image = torch.cat([inputs.uncond, inputs.context]), torch.cat([inputs.skulls, inputs.skulls])
@@ -170,7 +159,7 @@ def with_diffusers(parts: DiffusersParts, name: str, compiled: bool = False) -> 
     def eps(inputs: Inputs, t: Tensor) -> Tensor:
         return unet(inputs.noise.to(inputs.context.dtype), t, inputs.context, return_dict=False)[0]
 
-    return Variant(name, eps, guided, sample)
+    return Variant(eps, guided, sample)
 
 
 def in_layout(

@@ -27,11 +27,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 from tqdm import tqdm
 
-from benchmarks.results_file import append_section, run, table
+from benchmarks.results_file import append_section, run, table, write_figures
 from benchmarks.training.training_steps import WAYS
 from cldm.controlled import SD15_CONFIG
 from ldm.device import choose_device
-from muti_control.record import check_creatable, write_json
+from muti_control.record import check_creatable
 from settings.base import Settings, one_of
 
 CLOCKS = {"wall": "seconds", "cpu": "cpu_seconds"}
@@ -102,8 +102,7 @@ def work(cfg: TrainingConfig, arguments: Sequence[str]) -> None:
     header = ["way", f"step: median (fastest), {cfg.clock}", "pictures/s", "times faster", "peak memory"]
     text = table([*header, "of the first's"], rows(cfg, runs))
     print(f"{runs[0]['machine']}; {cfg.size} px, batch {cfg.batch}\n\n{text}")
-    Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
-    write_json(Path(cfg.out), {"config": cfg.model_dump(), "runs": runs})
+    write_figures(cfg.out, {"config": cfg.model_dump(), "runs": runs})
     if cfg.append:
         command = " ".join(["python -m benchmarks.training.training", *arguments])
         append_section("A step of training", command, device, text)
