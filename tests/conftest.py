@@ -24,6 +24,7 @@ import train
 from cldm.controlled import ControlledLatentDiffusion, model_metadata
 from ldm.checkpoint import write_state_dict
 from ldm.config import AutoencoderConfig, ControlConfig, ModelConfig, TextConfig, UNetConfig
+from settings.reading import to_yaml
 
 LOOPBACK = ("127.", "localhost", "::1")
 
@@ -99,6 +100,13 @@ def tiny_model_config() -> ModelConfig:
 @pytest.fixture
 def tiny_config() -> ModelConfig:
     return tiny_model_config()
+
+
+@pytest.fixture
+def tiny_yaml(tiny_config: ModelConfig, tmp_path: Path) -> str:
+    """The architecture of the tiny model as a file."""
+    (tmp_path / "tiny.yaml").write_text(to_yaml(tiny_config), encoding="utf-8")
+    return str(tmp_path / "tiny.yaml")
 
 
 @pytest.fixture(scope="session")

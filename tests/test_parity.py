@@ -7,7 +7,7 @@ import torch
 from diffusers_folders import CFG
 from torch import Tensor
 
-from benchmarks.parity import Theirs, differences, main, our_results, random_state, table_of
+from benchmarks.parity import Theirs, differences, our_results, random_state, table_of
 from benchmarks.their_networks import arguments_of
 from cldm.controlled import SD15_CONFIG, load_model_config
 
@@ -76,13 +76,3 @@ def test_another_weight_shows(state: dict[str, Tensor], ours: dict[str, Tensor],
     other = {**state, key: state[key] + 0.1 * torch.randn_like(state[key])}
     result = differences(ours, Theirs(other, CFG).results(ours, SIZES, seed=3))
     assert {r.name: r.largest for r in result}[row] > 5e-4
-
-
-@pytest.mark.parametrize(
-    "argument", ["sizes=[100]", "append=nowhere.md", "weights=nowhere.ckpt", "weigths=x"]
-)
-def test_refusals(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([argument]) == 2
-    key, value = argument.split("=")
-    message = capsys.readouterr().err
-    assert key in message or value in message

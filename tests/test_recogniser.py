@@ -34,11 +34,6 @@ def recogniser() -> Recogniser:
     return Recogniser()
 
 
-def turned(shape: np.ndarray, degrees: float, scale: float, shift: tuple[float, float]) -> np.ndarray:
-    a = np.radians(degrees)
-    return scale * shape @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]]) + np.array(shift)
-
-
 def test_procrustes_is_what_rotating_and_subtracting_gives():
     rng = np.random.default_rng(0)
     shapes = rng.normal(size=(5, 68, 2))
@@ -52,16 +47,9 @@ def test_procrustes_is_what_rotating_and_subtracting_gives():
                 u, _, vt = np.linalg.svd(a.T @ b)
                 rotation = u @ np.diag([1, -1]) @ vt
             assert result[i, j] == pytest.approx(np.linalg.norm(a @ rotation - b), abs=1e-7)
-
-
-def test_procrustes_ignores_place_size_and_turn_and_nothing_else():
-    shape = np.random.default_rng(1).normal(size=(1, 30, 2))
-    same = turned(shape[0], 37, 2.5, (100, -3))[None]
-    assert procrustes_distances(shape, same)[0, 0] < 1e-7
-    assert procrustes_distances(shape, shape * [-1, 1])[0, 0] > 0.3  # the mirror image is another shape
-    for wrong in (np.zeros((1, 30, 2)), shape[0]):
+    for wrong in (np.zeros((1, 68, 2)), shapes[0]):
         with pytest.raises(ValueError):
-            procrustes_distances(wrong, shape)
+            procrustes_distances(wrong, shapes)
 
 
 def test_points_lie_on_the_face(recogniser, faces):

@@ -21,9 +21,7 @@ from muti_control.evaluation.results.statistics import (
     similarity_aligned,
 )
 
-
-def rng(seed: int = 0) -> np.random.Generator:
-    return np.random.default_rng(seed)
+rng = np.random.default_rng
 
 
 # ---------------------------------------------------------------- ranks

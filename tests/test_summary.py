@@ -14,9 +14,7 @@ from muti_control.evaluation.results.summary import (
     measured,
 )
 
-
-def rng(seed: int = 0) -> np.random.Generator:
-    return np.random.default_rng(seed)
+rng = np.random.default_rng
 
 
 GROUPS = [
