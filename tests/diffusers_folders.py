@@ -36,10 +36,10 @@ SAMPLING = {"steps": 4, "spacing": "trailing", "eta": 1.0, "guidance_scale": 1.0
 PROMPT = "3D face scan,Asian male,age level 3,normal face."
 
 
-def perturbed_model() -> ControlledLatentDiffusion:
+def perturbed_model(cfg: ModelConfig = CFG) -> ControlledLatentDiffusion:
     """None of its layers at zero, which would hide what lies behind them; the same at each call."""
     torch.manual_seed(0)
-    net = ControlledLatentDiffusion(CFG)
+    net = ControlledLatentDiffusion(cfg)
     with torch.no_grad():
         for name, p in net.named_parameters():
             p.add_((0.3 if "control_model" in name else 0.1) * torch.randn_like(p))

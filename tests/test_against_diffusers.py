@@ -60,13 +60,6 @@ def inputs() -> dict[str, Tensor]:
     }
 
 
-def test_unet(model: ControlledLatentDiffusion, inputs: dict[str, Tensor]) -> None:
-    their_unet = theirs_of("unet", model)
-    ours = model.unet(inputs["x"], inputs["t"], inputs["context"])
-    theirs = their_unet(inputs["x"], inputs["t"], inputs["context"]).sample
-    assert relative(ours, theirs) < 1e-4
-
-
 def test_control_and_unet(model: ControlledLatentDiffusion, inputs: dict[str, Tensor]) -> None:
     their_unet, their_control = theirs_of("unet", model), theirs_of("controlnet", model)
     x, t, context, skull = (inputs[k] for k in ("x", "t", "context", "skull"))

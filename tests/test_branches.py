@@ -6,33 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from branched import NUM, branched_model, random_landmarks
 from conftest import tiny_model_config
 
-from cldm.branches import BRANCHES, LandmarkBranch, Landmarks, heatmaps
-from cldm.config import SamplingConfig
+from cldm.branches import LandmarkBranch, Landmarks, heatmaps
+from cldm.conditions import Conditions
 from cldm.controlled import ControlledLatentDiffusion, load_model, model_metadata
-from cldm.sampling import reconstruct
+from cldm.texture import NUM_FEATURES, Texture
 from ldm.checkpoint import write_state_dict
 from ldm.config import LandmarkConfig
-
-NUM = 5
-SAMPLING = SamplingConfig(steps=2, spacing="trailing", guidance_scale=1.0, control_scales=[1.0])
-
-
-def _landmarks(b: int = 2, n: int = NUM, seed: int = 0) -> Landmarks:
-    points = torch.rand(b, n, 2, generator=torch.Generator().manual_seed(seed))
-    return Landmarks(points, torch.ones(b, n), torch.ones(b, dtype=torch.bool))
-
-
-def _model(perturbed: bool) -> ControlledLatentDiffusion:
-    cfg = tiny_model_config()
-    cfg.control.landmarks = LandmarkConfig(num_points=NUM, widths=[8])
-    torch.manual_seed(0)
-    model = ControlledLatentDiffusion(cfg).eval()
-    for name, p in model.named_parameters():
-        if not p.any() and (perturbed or not name.startswith(BRANCHES)):
-            torch.nn.init.normal_(p, std=0.2)
-    return model
 
 
 def test_a_peak_lies_at_its_point_and_is_as_high_as_the_confidence() -> None:
@@ -54,32 +36,10 @@ def test_the_centre_of_mass_follows_a_point_by_less_than_a_cell() -> None:
         assert float((maps[0, 0].sum(0) * x).sum() / maps.sum()) == pytest.approx(at, abs=0.01)
 
 
-def test_absent_landmarks_add_exactly_nothing() -> None:
-    model = _model(perturbed=True)
-    landmarks = _landmarks()
-    broken = torch.tensor([[[float("nan")] * 2] * NUM]).expand(2, -1, -1)
-    half = Landmarks(
-        torch.stack([landmarks.points[0], broken[1]]), landmarks.confidence, torch.tensor([True, False])
-    )
-    added = model.encode_landmarks(half, 64, 64)
-    assert added[0].abs().max() > 0
-    assert torch.equal(added[1], torch.zeros_like(added[1]))
-    torch.testing.assert_close(added[0], model.encode_landmarks(landmarks, 64, 64)[0])
-
-
-def test_each_face_follows_its_own_landmarks_alone() -> None:
-    model, skulls, landmarks = _model(perturbed=True), torch.rand(3, 3, 64, 64), _landmarks(3)
-    cfg = SAMPLING.with_(guidance_scale=2.0)
-    together = reconstruct(model, skulls, ["", "a", "b"], [0, 1, 2], cfg, landmarks=landmarks)
-    one = Landmarks(landmarks.points[1:2], landmarks.confidence[1:2], landmarks.present[1:2])
-    alone = reconstruct(model, skulls[1:2], ["a"], [1], cfg, landmarks=one)
-    torch.testing.assert_close(together[1:2], alone, atol=2e-5, rtol=0)
-
-
 def test_gradients_reach_the_points() -> None:
     """What lets a point be moved by descent; zero at initialisation, where the last layer is zero."""
     branch = LandmarkBranch(LandmarkConfig(num_points=NUM, widths=[8]), 4)
-    landmarks = _landmarks()
+    landmarks = random_landmarks()
     points = landmarks.points.requires_grad_(True)
     branch(Landmarks(points, landmarks.confidence, landmarks.present), 8, 8).sum().backward()
     assert points.grad is not None and not points.grad.any()
@@ -88,14 +48,20 @@ def test_gradients_reach_the_points() -> None:
     assert bool(points.grad.isfinite().all()) and bool((points.grad != 0).all())
 
 
-def test_wrong_numbers_of_points_and_shapes_are_refused() -> None:
-    model = _model(perturbed=False)
+def test_conditions_of_wrong_shapes_are_refused() -> None:
+    model, both = branched_model(perturbed=False), torch.ones(2, dtype=torch.bool)
     with pytest.raises(ValueError, match="got 7 points, but this model was made for 5"):
-        model.encode_landmarks(_landmarks(n=7), 64, 64)
+        model.encode_landmarks(random_landmarks(n=7), 64, 64)
     with pytest.raises(ValueError, match="no landmark branch"):
-        ControlledLatentDiffusion(tiny_model_config()).encode_landmarks(_landmarks(), 64, 64)
+        ControlledLatentDiffusion(tiny_model_config()).encode_landmarks(random_landmarks(), 64, 64)
+    with pytest.raises(ValueError, match="got 3 features"):
+        model.encode_texture(Texture(torch.rand(2, 3), both))
     with pytest.raises(ValueError, match="expected \\(B, N, 2\\)"):
-        Landmarks(torch.rand(2, 5, 2), torch.ones(2, 4), torch.ones(2, dtype=torch.bool))
+        Landmarks(torch.rand(2, 5, 2), torch.ones(2, 4), both)
+    with pytest.raises(ValueError, match="expected \\(B, "):
+        Texture(torch.rand(2, NUM_FEATURES), torch.ones(3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="skull_present"):
+        Conditions(None, both)
 
 
 def test_a_file_from_before_the_branch_loads_with_a_fresh_one(tmp_path: Path) -> None:
@@ -107,6 +73,6 @@ def test_a_file_from_before_the_branch_loads_with_a_fresh_one(tmp_path: Path) ->
     path = tmp_path / "old.safetensors"
     write_state_dict(path, old.state_dict(), model_metadata(cfg))
     model, _ = load_model(path)
-    assert not model.encode_landmarks(_landmarks(), 64, 64).any()
+    assert not model.encode_landmarks(random_landmarks(), 64, 64).any()
     ends = [p for name, p in model.control_model.branches.named_parameters() if "encoder.0" in name]
     assert any(bool(p.any()) for p in ends)  # its first layers are drawn: it can learn

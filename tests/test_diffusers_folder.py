@@ -18,6 +18,7 @@ from diffusers_folders import (
     edit,
     exported_as,
     imported,
+    perturbed_model,
     refused,
     same,
 )
@@ -215,11 +216,7 @@ def test_branches_are_left_out_and_the_rest_draws_as_without_their_conditions(tm
         ),
         first_stage=CFG.first_stage.with_(grain=4),
     )
-    torch.manual_seed(1)
-    model = ControlledLatentDiffusion(cfg)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
+    model = perturbed_model(cfg)
     metadata = {**model_metadata(cfg), "sampling": json.dumps(SAMPLING)}
     folder = exported_as(tmp_path, model.state_dict(), metadata)
     for text in (capsys.readouterr().out, (folder / "README.md").read_text()):
@@ -243,11 +240,9 @@ def test_what_diffusers_cannot_be_configured_to_be(tiny_config: ModelConfig, cap
         ("first_stage", "ch_mult", [2, 1, 1, 1]),
         ("cond_stage", "vocab_size", 100),
     ):
-        kept = getattr(getattr(tiny_config, section), name)
-        setattr(getattr(tiny_config, section), name, value)
+        changed = getattr(tiny_config, section).with_(**{name: value})
         with pytest.raises(ValueError, match=rf"diffusers has no setting for {section}\.{name}\b"):
-            check_expressible(tiny_config)
-        setattr(getattr(tiny_config, section), name, kept)
+            check_expressible(tiny_config.with_(**{section: changed}))
 
 
 def test_a_missing_library_gives_one_message(checkpoint: Path, tmp_path: Path, capsys, monkeypatch) -> None:

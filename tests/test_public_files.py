@@ -189,16 +189,6 @@ def test_a_control_file_that_does_not_fit(
     assert sorted(path.name for path in tmp_path.iterdir()) == [base.name, given.name]
 
 
-def test_the_tool_and_the_model_name_a_wrong_base(whole, tmp_path: Path, capsys) -> None:
-    wrong = whole.state_dict() | {UNET + "input_blocks.99.0.bias": torch.ones(8)}
-    write_state_dict(tmp_path / "wrong.safetensors", wrong, model_metadata(CFG))
-    assert tool(tmp_path / "wrong.safetensors", tmp_path / "out.ckpt", "replace=true") == 2
-    message = capsys.readouterr().err
-    assert "wrong.safetensors" in message and "input_blocks.99.0.bias" in message
-    with pytest.raises(CheckpointError, match=r"wrong\.safetensors"):
-        load_model(tmp_path / "wrong.safetensors")
-
-
 # --- what else is about ----------------------------------------------------------------------------------
 
 
@@ -245,7 +235,3 @@ def test_our_other_networks_are_called_by_their_name(
     assert f"this is {name}; expected" in capsys.readouterr().err
     assert tool_add_control.main([path, str(tmp_path / "out.safetensors")]) == 2
     assert f"it is {name}" in capsys.readouterr().err
-
-
-def test_what_fits_is_not_called_foreign(whole: ControlledLatentDiffusion) -> None:
-    assert not any(map(recognise, (whole.state_dict(), base_state(whole), control_state(whole))))

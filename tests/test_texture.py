@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model_config
+from branched import SAMPLING, TEXTURE, branched_model, random_landmarks, random_texture
 from torch import Tensor
 
-from cldm.branches import BRANCHES, Landmarks
+from cldm.branches import Landmarks
 from cldm.conditions import Conditions, encode
-from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion
 from cldm.sampling import reconstruct
 from cldm.texture import LAGS, NUM_FEATURES, Texture, TextureError, skin_patches, texture_features
-from ldm.config import LandmarkConfig, TextureConfig
-
-CFG = TextureConfig(num_patches=24, width=8)
-SAMPLING = SamplingConfig(steps=2, spacing="trailing", guidance_scale=1.0, control_scales=[1.0])
-NUM = 5
 
 
 def disc(seed: int = 0, size: int = 96, grain: float = 0.1) -> Tensor:
@@ -31,50 +23,29 @@ def disc(seed: int = 0, size: int = 96, grain: float = 0.1) -> Tensor:
     return grey.expand(3, -1, -1)
 
 
-def _model(perturbed: bool) -> ControlledLatentDiffusion:
-    cfg = tiny_model_config()
-    cfg.control.texture = CFG
-    cfg.control.landmarks = LandmarkConfig(num_points=NUM, widths=[8])
-    torch.manual_seed(0)
-    model = ControlledLatentDiffusion(cfg).eval()
-    for name, p in model.named_parameters():
-        if not p.any() and (perturbed or not name.startswith(BRANCHES)):
-            torch.nn.init.normal_(p, std=0.2)
-    return model
-
-
-def _texture(b: int = 2, seed: int = 0) -> Texture:
-    features = torch.randn(b, NUM_FEATURES, generator=torch.Generator().manual_seed(seed))
-    return Texture(features, torch.ones(b, dtype=torch.bool))
-
-
-def _landmarks(b: int) -> Landmarks:
-    return Landmarks(torch.rand(b, NUM, 2), torch.ones(b, NUM), torch.ones(b, dtype=torch.bool))
-
-
 def test_patches_are_a_function_of_picture_and_seed_and_lie_on_skin() -> None:
     picture = disc()
-    first = skin_patches(picture, CFG)
+    first = skin_patches(picture, TEXTURE)
     state = torch.random.get_rng_state()
-    assert torch.equal(first, skin_patches(picture.clone(), CFG))
+    assert torch.equal(first, skin_patches(picture.clone(), TEXTURE))
     assert torch.equal(state, torch.random.get_rng_state())
     assert first.shape == (24, 16, 16) and bool((first > 8 / 255).all())
-    assert not torch.equal(first, skin_patches(picture, CFG, seed=1))
+    assert not torch.equal(first, skin_patches(picture, TEXTURE, seed=1))
     assert len({patch.numpy().tobytes() for patch in first}) == 24  # no place twice
 
 
 def test_the_few_places_of_a_small_face_come_again_and_none_is_an_error() -> None:
     small = torch.zeros(3, 40, 40)
     small[:, 5:30, 5:30] = 0.5 + 0.1 * torch.rand(25, 25)
-    patches = skin_patches(small, CFG)
+    patches = skin_patches(small, TEXTURE)
     assert len({patch.numpy().tobytes() for patch in patches}) == 4  # (25 - 24 + 1) ** 2
     for picture in (torch.zeros(3, 64, 64), torch.ones(3, 20, 64)):
         with pytest.raises(TextureError):
-            skin_patches(picture, CFG)
+            skin_patches(picture, TEXTURE)
 
 
 def test_features_know_neither_order_nor_mirror_nor_shading() -> None:
-    patches = skin_patches(disc(), CFG)
+    patches = skin_patches(disc(), TEXTURE)
     features = texture_features(patches)
     rng = np.random.default_rng(0)
     scrambled = patches[torch.from_numpy(rng.permutation(len(patches)))].clone()
@@ -121,7 +92,7 @@ def test_features_against_numpy() -> None:
 def test_roughness_counts_and_identity_does_not() -> None:
     """Another face of the same roughness is nearer than the same face of another roughness."""
     own, other, rough = (
-        texture_features(skin_patches(picture, CFG))
+        texture_features(skin_patches(picture, TEXTURE))
         for picture in (disc(0, 96), disc(1, 120), disc(0, 96, grain=0.02))
     )
     assert float((own - other).norm()) < 0.3 * float((own - rough).norm())
@@ -129,7 +100,7 @@ def test_roughness_counts_and_identity_does_not() -> None:
 
 def test_gradients_reach_the_patches() -> None:
     """What a texture energy needs."""
-    patches = skin_patches(disc(), CFG).requires_grad_(True)
+    patches = skin_patches(disc(), TEXTURE).requires_grad_(True)
     texture_features(patches).sum().backward()
     assert patches.grad is not None and bool(patches.grad.isfinite().all()) and bool(patches.grad.any())
 
@@ -137,13 +108,15 @@ def test_gradients_reach_the_patches() -> None:
 @pytest.mark.parametrize("condition", ["landmark", "texture"])
 def test_a_fresh_branch_changes_no_bit_of_a_face_and_a_trained_one_does(condition: str) -> None:
     skulls = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    inputs: dict = {"landmarks": _landmarks(2)} if condition == "landmark" else {"texture": _texture()}
+    inputs: dict = (
+        {"landmarks": random_landmarks(2)} if condition == "landmark" else {"texture": random_texture()}
+    )
 
     def draw(model: ControlledLatentDiffusion, inputs: dict, **changes: float) -> Tensor:
         settings = SAMPLING.with_(**{f"{condition}_{key}": value for key, value in changes.items()})
         return reconstruct(model, skulls, ["", ""], [0, 1], settings, **inputs)
 
-    fresh, trained = _model(perturbed=False), _model(perturbed=True)
+    fresh, trained = branched_model(perturbed=False), branched_model(perturbed=True)
     assert torch.equal(draw(fresh, inputs), draw(fresh, {}))
     plain, whole = draw(trained, {}), draw(trained, inputs)
     assert not torch.equal(whole, plain)
@@ -155,10 +128,10 @@ def test_a_fresh_branch_changes_no_bit_of_a_face_and_a_trained_one_does(conditio
 
 def test_in_a_mixed_batch_what_is_absent_contributes_exactly_nothing() -> None:
     """All eight subsets of skull, landmarks and texture side by side, against batches in which all have the same."""
-    model = _model(perturbed=True)
+    model = branched_model(perturbed=True)
     subsets = [(s, m, t) for s in (True, False) for m in (True, False) for t in (True, False)]
     num = len(subsets)
-    skulls, points, texture = torch.rand(num, 3, 64, 64), _landmarks(num), _texture(num)
+    skulls, points, texture = torch.rand(num, 3, 64, 64), random_landmarks(num), random_texture(num)
     x_t, t = torch.randn(num, 4, 8, 8), torch.full((num,), 500)
     context = model.encode_text([""] * num)
 
@@ -169,11 +142,11 @@ def test_in_a_mixed_batch_what_is_absent_contributes_exactly_nothing() -> None:
         return model.eps(x_t, t, context, acting.hint, None, acting.texture, acting.active)
 
     skull, landmark, exemplar = (torch.tensor([subset[k] for subset in subsets]) for k in range(3))
-    nan = torch.full_like(texture.features, float("nan"))  # what is absent is not looked at
+    nan = torch.tensor(float("nan"))  # absent conditions have no values
     mixed = Conditions(
         skulls,
         skull,
-        dataclasses.replace(points, present=landmark),
+        Landmarks(torch.where(landmark[:, None, None], points.points, nan), points.confidence, landmark),
         Texture(torch.where(exemplar[:, None], texture.features, nan), exemplar),
     )
     with torch.no_grad():
@@ -189,13 +162,8 @@ def test_in_a_mixed_batch_what_is_absent_contributes_exactly_nothing() -> None:
     assert torch.equal(together[-1], base[-1])  # nothing but text: the base model, to the bit
 
 
-def test_faces_without_a_skull_come_of_landmarks_texture_or_text() -> None:
-    model, prompts, seeds = _model(perturbed=True), ["", ""], [0, 1]
-    text = reconstruct(model, None, prompts, seeds, SAMPLING)
-    points, texture = _landmarks(2), _texture(2)
-    by_points = reconstruct(model, None, prompts, seeds, SAMPLING, landmarks=points)
-    by_texture = reconstruct(model, None, prompts, seeds, SAMPLING, texture=texture)
-    assert not torch.equal(by_points, text) and not torch.equal(by_texture, text)
+def test_faces_with_and_without_a_skull_mix_in_a_batch() -> None:
+    model, prompts, seeds = branched_model(perturbed=True), ["", ""], [0, 1]
     guided = SAMPLING.with_(guidance_scale=3.0)
     half = reconstruct(
         model, torch.rand(2, 3, 64, 64), prompts, seeds, guided, skull_present=torch.tensor([True, False])
@@ -203,13 +171,4 @@ def test_faces_without_a_skull_come_of_landmarks_texture_or_text() -> None:
     none = reconstruct(model, None, prompts, seeds, guided)
     assert torch.equal(half[1], none[1]) and not torch.equal(half[0], none[0])
     with pytest.raises(ValueError, match="got 3 landmarks, 2 prompts, 2 seeds"):
-        reconstruct(model, None, prompts, seeds, SAMPLING, landmarks=_landmarks(3))
-
-
-def test_wrong_shapes_are_refused() -> None:
-    with pytest.raises(ValueError, match="expected \\(B, "):
-        Texture(torch.rand(2, NUM_FEATURES), torch.ones(3, dtype=torch.bool))
-    with pytest.raises(ValueError, match="got 3 features"):
-        _model(perturbed=False).encode_texture(Texture(torch.rand(2, 3), torch.ones(2, dtype=torch.bool)))
-    with pytest.raises(ValueError, match="skull_present"):
-        Conditions(None, torch.ones(2, dtype=torch.bool))
+        reconstruct(model, None, prompts, seeds, SAMPLING, landmarks=random_landmarks(3))
