@@ -133,7 +133,7 @@ def has_trained_control(base: Mapping[str, Tensor]) -> bool:
     """Return whether there is a control network that adds anything."""
     controls = [key for key in base if key.startswith(CONTROL)]
     ends = [
-        key for key in controls if key.removeprefix(CONTROL).startswith(("zero_convs.", "middle_block_out."))
+        key for key in controls if key.startswith((CONTROL + "zero_convs.", CONTROL + "middle_block_out."))
     ]
     return bool(controls) and (not ends or any(bool(base[key].any()) for key in ends))
 
@@ -177,10 +177,7 @@ def _check(
         if keys
     ]
     if problems:
-        name = recognise(state)
-        what = (
-            f"it is {name}; expected Stable Diffusion 1.5"
-            if name
-            else "its weights do not have the expected architecture"
-        )
+        what = "its weights do not have the expected architecture"
+        if name := recognise(state):
+            what = f"it is {name}; expected Stable Diffusion 1.5"
         raise CheckpointError(f"{what}: {'; '.join(problems)}; {remedy}")

@@ -18,9 +18,8 @@ from ldm.config import ControlConfig, LandmarkConfig, ModelConfig
 BRANCHES = "control_model.branches."
 NAMES = ("skull", "landmarks", "texture")  # the skull's is the hint encoder that every ControlNet has
 UNTRAINED = "untrained_branches"  # metadata entry: JSON list of names; files without it count as trained
-SPARSE_GAIN = (
-    6.0  # heatmaps are zero nearly everywhere; this brings the first layer's output to order 1 on the face
-)
+# Heatmaps are zero nearly everywhere; this brings the first layer's output to order 1 on the face.
+SPARSE_GAIN = 6.0
 
 
 @dataclass(frozen=True)

@@ -133,19 +133,6 @@ class RunningNorm:
         return torch.where(mean > 0, mean.sqrt(), 1.0)
 
 
-def gradient_of(energy: Callable[[Tensor], Tensor]) -> EnergyGradient:
-    """Return the gradient, by autograd, of an energy (B, ...) -> (B,) with the name ``energy``."""
-
-    def both(x_0: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:
-        with torch.enable_grad():
-            x = x_0.detach().requires_grad_()
-            values = energy(x)
-            (g,) = torch.autograd.grad(values.sum(), x)
-        return {"energy": values.detach()}, g
-
-    return both
-
-
 # --- the hook -----------------------------------------------------------------------------------------------
 
 

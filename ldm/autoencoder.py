@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ldm.config import AutoencoderConfig
 from ldm.grain import Grain, summary
+from ldm.unet import Upsample
 
 GRAIN = "first_stage_model.grain."  # keys of the grain head in a checkpoint
 
@@ -62,17 +63,6 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    """Double the resolution (nearest neighbour) and convolve."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 def _blocks(in_channels: int, out_channels: int, num_blocks: int, norm_groups: int) -> nn.ModuleList:

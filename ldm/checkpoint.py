@@ -21,16 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ldm.containers import (
-    SAFETENSORS_SUFFIXES,
-    SUFFIXES,
-    container,
-    read_pickle,
-    read_safetensors,
-)
-from ldm.containers import (
-    CheckpointError as CheckpointError,
-)
+from ldm.containers import SAFETENSORS_SUFFIXES, SUFFIXES, container, read_pickle, read_safetensors
+from ldm.containers import CheckpointError as CheckpointError
 
 SCHEDULE_BUFFERS = (
     "betas",
@@ -206,10 +198,8 @@ def _flush(path: Path) -> None:
 def key_table(kinds: Mapping[str, list[str]], num_shown: int = 3) -> str:
     """Return aligned text, a line for each kind of key: its name, the number of keys, the first `num_shown` of them."""
     width = max(map(len, kinds), default=0)
-    lines = []
-    for kind, keys in kinds.items():
-        lines.append(f"{kind:<{width}}  {len(keys):>5}  {_first(keys, num_shown)}".rstrip())
-    return "\n".join(lines)
+    lines = (f"{kind:<{width}}  {len(keys):>5}  {_first(keys, num_shown)}" for kind, keys in kinds.items())
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def match_keys(
@@ -226,12 +216,8 @@ def match_keys(
     may_lack = [re.compile(pattern) for pattern in allow_missing]
     may_add = [re.compile(pattern) for pattern in allow_unexpected]
 
-    problems: dict[str, list[str]] = {
-        "missing": [],
-        "unexpected": [],
-        "another shape": [],
-        "another type": [],
-    }
+    kinds = ("missing", "unexpected", "another shape", "another type")
+    problems: dict[str, list[str]] = {kind: [] for kind in kinds}
     for key, value in own.items():
         if key not in weights:
             if not any(pattern.search(prefix + key) for pattern in may_lack):

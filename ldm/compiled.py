@@ -15,9 +15,8 @@ from ldm.autoencoder import ResnetBlock
 from ldm.unet import ResBlock
 
 REPEATED = (ResBlock, BasicTransformerBlock, ResnetBlock)
-SHAPES_PER_BLOCK = (
-    256  # widths x resolutions x batch sizes that may be compiled before torch gives up and runs eagerly
-)
+# Widths x resolutions x batch sizes that may be compiled before torch gives up and runs eagerly.
+SHAPES_PER_BLOCK = 256
 
 
 def check_compiler() -> None:

@@ -45,9 +45,8 @@ def computes_in_bf16(device: torch.device) -> bool:
     if hasattr(torch.cpu, "get_capabilities"):
         capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    native = getattr(
-        torch.cpu, "_is_avx512_bf16_supported", None
-    )  # older releases have no public function for it
+    # Older releases have no public function for it.
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return native is not None and bool(native())
 
 

@@ -96,9 +96,8 @@ class UNetEncoder(nn.Module):
     def __init__(self, cfg: UNetConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.recomputes = (
-            cfg.gradient_checkpointing
-        )  # activations in the backward pass; may be changed at any time
+        # Activations in the backward pass; may be changed at any time.
+        self.recomputes = cfg.gradient_checkpointing
         ch = cfg.model_channels
         emb_dim = 4 * ch
         self.time_embed = nn.Sequential(nn.Linear(ch, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))

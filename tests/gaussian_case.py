@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -10,12 +11,25 @@ from torch import Tensor
 from cldm.config import SpgdStepConfig
 from cldm.ddim import sample_ddim
 from cldm.spacing import spaced_timesteps
-from cldm.spgd import Spgd, gradient_of
+from cldm.spgd import EnergyGradient, Spgd
 from ldm.config import ScheduleConfig
 from ldm.schedule import schedule_buffers
 
 ABAR = schedule_buffers(ScheduleConfig())["alphas_cumprod"].float()
 SHAPE = (4, 1, 2)  # of a sample: 8 numbers
+
+
+def gradient_of(energy: Callable[[Tensor], Tensor]) -> EnergyGradient:
+    """Return the gradient, by autograd, of an energy (B, ...) -> (B,) with the name ``energy``."""
+
+    def both(x_0: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:
+        with torch.enable_grad():
+            x = x_0.detach().requires_grad_()
+            values = energy(x)
+            (g,) = torch.autograd.grad(values.sum(), x)
+        return {"energy": values.detach()}, g
+
+    return both
 
 
 class Gaussian:

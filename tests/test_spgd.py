@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import torch
-from gaussian_case import ABAR, SHAPE, Gaussian
+from gaussian_case import ABAR, SHAPE, Gaussian, gradient_of
 from torch import Tensor
 
 from cldm.config import SpgdStepConfig
@@ -18,7 +18,6 @@ from cldm.spgd import (
     Spgd,
     adaptive_momentum,
     angle,
-    gradient_of,
     learning_rate,
     spgd_step,
 )

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cldm.controlled import SD15_CONFIG, load_model_config, model_config_from_metadata
+from cldm.controlled import architecture_of
 from ldm.checkpoint import check_writable, key_table, read_state_dict, sha256, write_state_dict
 from settings.base import Settings
 from settings.messages import ConfigError
@@ -57,8 +57,7 @@ def run_export(source: Path, target: Path, options: ExportConfig) -> None:
 
     check_unused(target)
     state, metadata = read_state_dict(source)
-    cfg = None if options.config else model_config_from_metadata(metadata)
-    cfg = cfg or load_model_config(options.config or SD15_CONFIG)
+    cfg = architecture_of(source, metadata, options.config)
     try:
         done = export_folder(state, metadata, cfg, target)
     except ValueError as error:
@@ -95,8 +94,7 @@ def run_import(source: Path, target: Path, options: ImportConfig) -> None:
     try:
         if options.base is not None:
             state, metadata = read_state_dict(options.base)
-            cfg = None if options.config else model_config_from_metadata(metadata)
-            cfg = cfg or load_model_config(options.config or SD15_CONFIG)
+            cfg = architecture_of(options.base, metadata, options.config)
             done = import_control(source, state, metadata, cfg, options.variant)
             done.metadata |= {"base": Path(options.base).name, "base_sha256": sha256(options.base)}
         else:
@@ -107,7 +105,8 @@ def run_import(source: Path, target: Path, options: ImportConfig) -> None:
     write_state_dict(target, done.state, done.metadata)
     print("\n".join(done.log))
     size = f"pictures of {done.cfg.image_size} px"
-    kind = "" if done.has_control else "; a base model: tool_add_control.py adds a control network"
+    has_control = any(key.startswith("control_model.") for key in done.state)
+    kind = "" if has_control else "; a base model: tool_add_control.py adds a control network"
     print(f"wrote {target}: {len(done.state)} tensors, {target.stat().st_size / 2**20:.1f} MiB, {size}{kind}")
 
 

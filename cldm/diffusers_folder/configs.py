@@ -24,21 +24,18 @@ CLASSES: dict[str, Any] = {
 }
 PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction"}  # ours: theirs
 VOCABULARY = 49408  # tokens of CLIP
-_ENCODER = {  # our name: theirs, of the settings that differ by their names alone
+_BLOCKS = {  # our name: theirs, of the settings that differ by their names alone
     "in_channels": "in_channels",
     "num_res_blocks": "layers_per_block",
     "norm_groups": "norm_num_groups",
+}
+_ENCODER = _BLOCKS | {
     "context_dim": "cross_attention_dim",
     "transformer_depth": "transformer_layers_per_block",
     "num_heads": "attention_head_dim",  # in spite of its name
 }
 _UNET = _ENCODER | {"out_channels": "out_channels"}
-_VAE = {
-    "in_channels": "in_channels",
-    "num_res_blocks": "layers_per_block",
-    "z_channels": "latent_channels",
-    "norm_groups": "norm_num_groups",
-}
+_VAE = _BLOCKS | {"z_channels": "latent_channels"}
 _TEXT = {
     "vocab_size": "vocab_size",
     "width": "hidden_size",
@@ -116,15 +113,9 @@ def settings_of(cfg: ModelConfig) -> dict[str, dict[str, Any]]:
 
 def check_expressible(cfg: ModelConfig, with_control: bool = True) -> None:
     """Raise FolderError, naming the setting, for a model that diffusers' classes cannot be configured to be."""
-    hint = list(cfg.control.hint_widths)
-    problems = [
-        f"{name}={list(mults)} (expected 1 first: the first convolution is as wide as the first level there)"
-        for name, mults in (
-            ("unet.channel_mult", cfg.unet.channel_mult),
-            ("first_stage.ch_mult", cfg.first_stage.ch_mult),
-        )
-        if mults[0] != 1
-    ]
+    mults = {"unet.channel_mult": cfg.unet.channel_mult, "first_stage.ch_mult": cfg.first_stage.ch_mult}
+    problems = [f"{name}={mult} (expected 1 first)" for name, mult in mults.items() if mult[0] != 1]
+    hint = cfg.control.hint_widths
     if with_control and (len(hint) != 7 or hint[0:6:2] != hint[1:6:2]):
         problems.append(f"control.hint_widths={hint} (expected pairs and one, as in a, a, b, b, c, c, d)")
     if cfg.cond_stage.vocab_size != VOCABULARY:
@@ -163,14 +154,11 @@ def model_config(parts: Mapping[str, Mapping[str, Any]], image_size: int | None 
     }
     if "scheduler" in parts:
         schedule = _complete("scheduler", parts["scheduler"])
-        ours = [ours for ours, theirs in PREDICTION_TYPES.items() if theirs == schedule["prediction_type"]]
-        if not ours:
-            expected = " or ".join(PREDICTION_TYPES.values())
-            raise FolderError(
-                f"scheduler: prediction_type is {schedule['prediction_type']!r}, expected {expected}"
-            )
-        content["schedule"] = {ours: schedule[theirs] for ours, theirs in _SCHEDULE.items()}
-        content["schedule"]["prediction"] = ours[0]
+        ours = {theirs: ours for ours, theirs in PREDICTION_TYPES.items()}
+        if (kind := schedule["prediction_type"]) not in ours:
+            raise FolderError(f"scheduler: prediction_type is {kind!r}, expected {' or '.join(ours)}")
+        content["schedule"] = {key: schedule[theirs] for key, theirs in _SCHEDULE.items()}
+        content["schedule"]["prediction"] = ours[kind]
     cfg = parse_command_line(ModelConfig, [], base=content, base_name="by its JSON files")
     if "controlnet" in parts:
         cfg.control = control_config(parts["controlnet"])

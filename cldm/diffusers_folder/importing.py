@@ -45,11 +45,6 @@ class Imported:
     cfg: ModelConfig
     log: list[str]
 
-    @property
-    def has_control(self) -> bool:
-        """Whether there is a control network."""
-        return any(key.startswith(CONTROL) for key in self.state)
-
 
 def import_folder(folder: Path, variant: str | None = None, image_size: int | None = None) -> Imported:
     """Read a whole model.
@@ -64,8 +59,7 @@ def import_folder(folder: Path, variant: str | None = None, image_size: int | No
         CheckpointError: a weights file that cannot be read.
     """
     if not folder.is_dir():
-        kind = "is a file" if folder.exists() else "does not exist"
-        raise FolderError(f"{folder} {kind}; expected a folder in diffusers' layout")
+        raise FolderError(f"{folder} is not an existing folder; expected one in diffusers' layout")
     files = {part: f"{part}/config.json" for part in CLASSES}
     files |= {"model_index": INDEX, "scheduler": "scheduler/scheduler_config.json"}
     configs = {part: read_json(folder / name) for part, name in files.items() if (folder / name).is_file()}
@@ -117,9 +111,8 @@ def import_control(
     log = [_line("controlnet", weights)]
     if any(key.startswith(CONTROL) for key in base):
         log.append("note: the base's own control network is replaced")
-    notes = {key: metadata[key] for key in ("sampling",) if key in metadata}
-    if "step" in metadata:
-        notes["base_step"] = metadata["step"]
+    origin = {"sampling": "sampling", "step": "base_step"}  # entry of the base -> entry of the result
+    notes = {new: metadata[old] for old, new in origin.items() if old in metadata}
     about = {"control": folder.resolve().name, "git": git_revision()}
     return Imported(state, {**notes, **model_metadata(cfg), **about}, cfg, log)
 

@@ -23,11 +23,8 @@ def scheduler_for(schedule: Mapping[str, Any], sampling: SamplingConfig | None) 
     """Return the scheduler that comes nearest to these settings; schedule: its arguments of the noise schedule."""
     sampling = sampling or COMMON
     spacing = sampling.spacing if sampling.spacing in ("leading", "trailing") else "leading"
-    options = {
-        **schedule,
-        "steps_offset": 1,
-        "timestep_spacing": spacing,
-    }  # the offset is the leading spacing's
+    # The offset is the leading spacing's.
+    options = {**schedule, "steps_offset": 1, "timestep_spacing": spacing}
     if sampling.sampler == "dpmpp_2m":
         kind = "sde-dpmsolver++" if sampling.eta > 0.5 else "dpmsolver++"
         return DPMSolverMultistepScheduler(**options, algorithm_type=kind)
@@ -60,24 +57,20 @@ def call_arguments(cfg: ModelConfig, sampling: SamplingConfig | None, with_contr
 
 def without_equal(sampling: SamplingConfig, with_control: bool) -> list[str]:
     """Return a sentence for each setting that diffusers does not have: which one, and what stands for it."""
-    ddim, dpm, text_only = (
-        sampling.sampler == "ddim",
-        sampling.sampler == "dpmpp_2m",
-        sampling.guidance_drops == ["text"],
-    )
+    text_only = sampling.guidance_drops == ["text"]
     scales = ", ".join(f"{value:g}" for value in sampling.control_scales)
     sentences = {
         f"A control scale for each residual is recommended ({scales}); the pipeline has one for all, their mean.": (
             with_control and len(set(sampling.control_scales)) > 1
         ),
         f"DDIM with {sampling.spacing!r} spacing is recommended; its spacing is 'leading' there.": (
-            ddim and sampling.spacing not in ("leading", "trailing")
+            sampling.sampler == "ddim" and sampling.spacing not in ("leading", "trailing")
         ),
         f"UniPC with {sampling.spacing!r} spacing is recommended; it visits other steps there.": (
             sampling.sampler == "unipc"
         ),
         f"DPM-Solver++ with eta {sampling.eta:g} is recommended; eta is {round(sampling.eta)} there.": (
-            dpm and sampling.eta not in (0.0, 1.0)
+            sampling.sampler == "dpmpp_2m" and sampling.eta not in (0.0, 1.0)
         ),
         f"Guidance {sampling.guidance_scale:g} is recommended; below 1 it is off there.": (
             sampling.guidance_scale < 1 and text_only
