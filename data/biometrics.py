@@ -134,12 +134,8 @@ def _parse_age(value: object) -> float:
 
 
 def _parse_body_mass(value: object) -> int:
-    if isinstance(value, str):
-        word = " ".join(value.lower().split())
-        for level, name in BODY_MASS_WORDS.items():
-            if word == name:
-                return level
-    level_number = _number(value)
-    if level_number is None or level_number != int(level_number):
+    word = " ".join(value.lower().split()) if isinstance(value, str) else ""
+    level = next((one for one, name in BODY_MASS_WORDS.items() if word == name), _number(value))
+    if level is None or level != int(level):
         raise BiometricsError("body_mass", value, _BODY_MASS_EXPECTED)
-    return int(level_number)
+    return int(level)

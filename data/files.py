@@ -229,9 +229,8 @@ class FileHashes:
         return whole if len(whole) == len(digests) else None
 
     def _lookup(self, path: Path, state: str) -> str | None:
-        entry = self._entries.get(
-            os.path.abspath(path)
-        )  # resolving would ask for every folder above the file
+        # Resolving would ask for every folder above the file.
+        entry = self._entries.get(os.path.abspath(path))
         return entry[1] if entry is not None and entry[0] == state else None
 
     def _read(self) -> dict[str, tuple[str, str]]:

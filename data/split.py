@@ -81,13 +81,8 @@ class Group:
         person = self.lines[0].person
         if person is None:
             return ("unknown",) * len(names)
-        values = {
-            "sex": person.sex,
-            "age": f"level {age_level(person.age)}",
-            "body_mass": str(person.body_mass),
-            "ethnicity": person.ethnicity,
-        }
-        return tuple(values[name] for name in names)
+        values = vars(person) | {"age": f"level {age_level(person.age)}"}
+        return tuple(str(values[name]) for name in names)
 
 
 def split(manifest: Path, config: SplitConfig) -> tuple[dict[str, list[Group]], dict[int, str]]:

@@ -16,10 +16,8 @@ from data.render import Material, Surface
 
 GRAIN_SLOPE = 0.08  # root mean square slope of the coarsest surface grain
 GRAIN_MM = (2.4, 1.0)  # size of its grains under the smoothest and the sharpest kernel
-SPECULAR, SHINE = (
-    (0.25, 1.75),
-    (7.0, 22.0),
-)  # highlight of the mattest and the glossiest surface; the first is a factor
+# Highlight of the mattest and the glossiest surface; the first is a factor.
+SPECULAR, SHINE = (0.25, 1.75), (7.0, 22.0)
 NOISE = 0.018  # standard deviation of the strongest pixel noise; the brightest white is 1
 STEP_SLOPE = 0.27  # share of the slope along the slice axis that steps take away and give back
 SMOOTH_PX, SHARP_PX, SHARP_GAIN = 0.85, 1.0, 0.9  # of the kernel, at 256 px

@@ -17,10 +17,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tqdm import tqdm
+
 from data.files import write_text
 
 Job = TypeVar("Job")
-Result = TypeVar("Result")
 # How a sum is divided over threads changes its last bits: one thread gives the same bytes for any number of workers,
 # and leaves the cores to the processes.
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -45,20 +46,31 @@ def processes(
             pool.shutdown(cancel_futures=True)
 
 
-def work_off(work: Callable[[Job], Result], jobs: Iterable[Job], count: int, killed: str) -> Iterator[Result]:
-    """Yield the result of each job once it is done; only a few jobs a process are under way at any time.
+def work_off(
+    work: Callable[[Job], None], jobs: Iterable[Job], num_workers: int, bar: tqdm[Any], remedy: str = ""
+) -> None:
+    """Do each job in one of ``num_workers`` processes; only a few jobs a process are under way at any time.
+
+    Args:
+        bar: of all jobs, finished ones included; it decides how many processes are of use.
+        remedy: what else helps, beside fewer workers, where a process was killed.
 
     Raises:
-        ChildProcessError: with the text ``killed``, where a process was killed.
+        ChildProcessError: a process was killed.
     """
+    count = min(num_workers, bar.total - bar.n)
+    if not count:
+        return
+    killed = f"a worker process was killed (out of memory?): use fewer than num_workers={num_workers}{remedy}"
     jobs = iter(jobs)
-    with processes(count, begin, (), killed) as pool:
+    with processes(count, begin, (), f"{killed}; the same command goes on") as pool:
         waiting = {pool.submit(work, job) for job in islice(jobs, 4 * count)}
         while waiting:
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             waiting |= {pool.submit(work, job) for job in islice(jobs, len(done))}
             for future in done:
-                yield future.result()
+                future.result()
+                bar.update()
 
 
 def begin() -> None:
@@ -130,16 +142,14 @@ def alone(record: Path) -> Iterator[None]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in ONE_THREAD}
+    before = {name: os.environ[name] for name in ONE_THREAD if name in os.environ}
     os.environ.update(ONE_THREAD)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in ONE_THREAD:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _end_with_parent() -> None:

@@ -186,7 +186,8 @@ def test_none_of_run_and_worker_outlives_the_other(victim: str, tmp_path: Path) 
         workers = [pid for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(run.pid if victim == "run" else int(workers[0]), signal.SIGKILL)
     _, error = run.communicate(timeout=60)  # ends when the worker has ended, too
-    assert run.returncode == (-signal.SIGKILL if victim == "run" else 2) and "Traceback" not in error
+    assert run.returncode == (-signal.SIGKILL if victim == "run" else 2)
+    assert victim == "run" or "Traceback" not in error  # a worker without a run may say anything
     assert ("worker process was killed" in error) == (victim == "worker")
 
 
@@ -204,13 +205,8 @@ def test_an_excerpt_and_a_sheet_are_made_of_it(cohort: Path, tmp_path: Path) -> 
 
 def test_an_excerpt_keeps_its_exemplars_among_its_own_faces(tmp_path: Path) -> None:
     pairs = tmp_path / "whole/pairedCS"
-    for folder in (
-        pairs / "skull",
-        pairs / "craniofacial",
-        pairs / "landmarks",
-        tmp_path / "whole/split_data",
-    ):
-        folder.mkdir(parents=True)
+    for folder in ("skull", "craniofacial", "landmarks", "../split_data"):
+        (pairs / folder).mkdir(parents=True)
     (tmp_path / "whole/cohort.json").write_text("{}")
     for split in ("train", "valid", "test"):
         lines = []
@@ -229,15 +225,11 @@ def test_an_excerpt_keeps_its_exemplars_among_its_own_faces(tmp_path: Path) -> N
             assert record.texture != record.target and f"p{number % 3}" == record.style
 
 
-def test_splits_share_no_subject_and_leave_none_out() -> None:
-    splits = split_of_subjects(CohortConfig(num_subjects=60, valid_subjects=7, test_subjects=11))
-    assert [len(splits[name]) for name in ("train", "valid", "test")] == [42, 7, 11]
-    assert sorted(index for part in splits.values() for index in part) == list(range(60))
-
-
 def test_variants_are_of_the_test_split_first_and_to_other_levels_only() -> None:
     config = CohortConfig(num_subjects=60, variants=9, views=2, ceiling=True, seed=4)
     splits = split_of_subjects(config)
+    assert [len(splits[name]) for name in ("train", "valid", "test")] == [51, 3, 6]
+    assert sorted(index for part in splits.values() for index in part) == list(range(60))
     varied = varied_subjects(config)
     assert varied == [*splits["test"], *splits["valid"]]
     for index, names in wanted_names(config):

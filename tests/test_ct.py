@@ -144,12 +144,9 @@ def test_every_rule_has_a_limit_and_a_sentence(name):
 # ---------------------------------------------------------------- reading
 def test_every_format_and_coding_holds_the_same_volume(tmp_path):
     values, affine = sample((5.0, 5.0, 5.0))
-    paths = [
-        write_image(tmp_path / f"head{ending}", values, affine)
-        for ending in (".nii", ".nii.gz", ".nrrd", ".mha")
-    ]
-    for path in (*paths, write_dicom(tmp_path / "plain", values, affine)):
-        scan = read_scan(path)
+    for name in ("head.nii", "head.nii.gz", "head.nrrd", "head.mha", "plain"):
+        write = write_image if "." in name else write_dicom
+        scan = read_scan(write(tmp_path / name, values, affine))
         assert np.array_equal(scan.values, values)
         assert np.abs(scan.affine - affine).max() < 0.01
     for coding in (RLELossless, JPEG2000Lossless, JPEGLSLossless):
@@ -230,9 +227,8 @@ def test_the_thin_wall_of_a_sinus_belongs_to_the_head(tmp_path):
 
 def test_an_invesalius_project_is_read(tmp_path):
     values, _ = sample((5.0, 5.0, 5.0))
-    stored = np.ascontiguousarray(
-        values[:, ::-1, ::-1]
-    )  # rows from the back to the front, columns from left to right
+    # Rows from the back to the front, columns from left to right.
+    stored = np.ascontiguousarray(values[:, ::-1, ::-1])
     matrix = {"filename": "matrix.dat", "shape": list(stored.shape), "dtype": "int16"}
     project = tmp_path / "unpacked"
     project.mkdir()

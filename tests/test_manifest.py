@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,16 +124,6 @@ def test_files_that_are_not_json_lines(root: Path, text: str, message: str) -> N
     assert message in problems(root, text)[0]
 
 
-def test_the_remedy_for_an_array_works(root: Path, tmp_path: Path) -> None:
-    array = tmp_path / "array.json"
-    array.write_text(json.dumps([row(0), row(1)], indent=1))
-    with pytest.raises(ManifestError) as caught:
-        read_manifest(array)
-    command = shlex.split(caught.value.problems[0].remedy.partition(": ")[2])
-    out = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True, check=True).stdout
-    assert len(read(root, out)) == 2
-
-
 def test_a_pair_listed_twice_is_refused_but_a_skull_with_two_faces_is_not(root: Path) -> None:
     assert "already on line 1" in problems(root, row(0), row(1), row(0, age=20))[0]
     assert len(read(root, row(0), row(0, target="1_1.png"))) == 2
@@ -177,9 +164,7 @@ def test_records_are_moved_to_folders_of_other_names(tmp_path: Path) -> None:
 def test_a_subject_in_two_lists_is_named(root: Path) -> None:
     train = read(root, row(subject="a"), row(1, subject="b"))
     valid = [replace(train[0], subject="c"), replace(train[0], subject="b", line=2)]
-    check_disjoint(
-        {"train": [*train, *train], "valid": valid[:1]}
-    )  # a person may have several pictures in one list
+    check_disjoint({"train": [*train, *train], "valid": valid[:1]})  # one person, several pictures
     with pytest.raises(ManifestError, match="line 2: subject: 'b' is in train as well"):
         check_disjoint({"train": train, "valid": valid})
 

@@ -125,11 +125,3 @@ def test_a_damaged_or_old_pack_is_one_problem_before_anything_starts(damage: str
     assert len(caught.value.problems) == 1 or not archive.exists()
     assert ("62346ae" in str(caught.value)) == (damage == "old")
     assert main(["--check", str(packed)]) == 2
-
-
-def test_a_file_that_is_not_in_the_pack_is_a_problem_of_its_line(packed: Path) -> None:
-    path = packed / "split_data/train.json"
-    path.write_text(path.read_text(encoding="utf-8").replace("del 1.", "del 99."), encoding="utf-8")
-    with pytest.raises(ManifestError) as caught:
-        read_manifest(path)
-    assert [(problem.line, problem.field) for problem in caught.value.problems] == [(2, "source")]

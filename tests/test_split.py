@@ -152,11 +152,8 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path, capsys: pytest.CaptureFi
     assert main([str(path), str(out)]) == 0
     before = contents()
     assert sorted(before) == ["test.json", "train.json", "valid.json"]
-    refused = [str(path), str(out)], [str(path), str(out), "valid=0", "overwrite=true"]
-    for arguments in (
-        *refused,
-        [str(out / "train.json"), "overwrite=true"],
-    ):  # the last: into the list's own folder
+    both, own = [str(path), str(out)], [str(out / "train.json")]  # ``own``: into the list's own folder
+    for arguments in (both, [*both, "valid=0", "overwrite=true"], [*own, "overwrite=true"]):
         assert main([*arguments, "seed=1"]) == 2 and contents() == before
         assert capsys.readouterr().err.startswith("data.split: ")
     assert main([str(path), str(out), "seed=1", "overwrite=true"]) == 0 and contents() != before

@@ -58,17 +58,11 @@ def _cut(line: str) -> str:
 
 def rows(findings: Sequence[Flaw]) -> list[dict[str, Any]]:
     """Return one flat row a finding, by ``COLUMNS``."""
-    return [
-        {
-            "severity": one.severity,
-            "check": one.check,
-            "list": one.list_name,
-            "line": one.line or "",
-            "file": one.file,
-        }
-        | {"seen": one.detail, "what_to_do": CHECKS[one.check].remedy}
-        for one in findings
-    ]
+    cells = (
+        (f.severity, f.check, f.list_name, f.line or "", f.file, f.detail, CHECKS[f.check].remedy)
+        for f in findings
+    )
+    return [dict(zip(COLUMNS, row, strict=True)) for row in cells]
 
 
 def write_listing(out: Path, findings: Sequence[Flaw], summary: dict[str, Any]) -> None:

@@ -68,12 +68,8 @@ class CohortConfig(Settings):
         if self.test_subjects < 0:
             self.test_subjects = max(2, self.num_subjects // 10)
         held_out = self.valid_subjects + self.test_subjects
-        expect(
-            held_out < self.num_subjects,
-            "num_subjects",
-            self.num_subjects,
-            f"more than the {held_out} held out by valid_subjects and test_subjects",
-        )
+        more = f"more than the {held_out} held out by valid_subjects and test_subjects"
+        expect(held_out < self.num_subjects, "num_subjects", self.num_subjects, more)
         expect(self.variants <= self.num_subjects, "variants", self.variants, f"at most {self.num_subjects}")
         for key, values in (("variant_ages", self.variant_ages), ("variant_masses", self.variant_masses)):
             expect(len(set(values)) == len(values), key, values, "different numbers")

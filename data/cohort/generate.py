@@ -40,16 +40,10 @@ def generate(out: Path, config: CohortConfig, progress: bool = True) -> None:
     claim(out / "cohort.json", config.identity())
     with alone(out / "cohort.json"):
         make_folders(out, _folders(config))
-        total, unfinished = config.num_subjects, sum(1 for _ in _jobs(out, config))
-        killed = (
-            f"a worker process was killed (out of memory?): use fewer than num_workers={config.num_workers}; "
-            "the same command goes on"
-        )
-        with tqdm(total=total, initial=total - unfinished, unit="subject", disable=not progress) as bar:
-            if unfinished:
-                workers = min(config.num_workers, unfinished)
-                for _ in work_off(partial(_work, out, config), _jobs(out, config), workers, killed):
-                    bar.update()
+        total = config.num_subjects
+        finished = total - sum(1 for _ in _jobs(out, config))
+        with tqdm(total=total, initial=finished, unit="subject", disable=not progress) as bar:
+            work_off(partial(_work, out, config), _jobs(out, config), config.num_workers, bar)
         write_lists(out, config)
         if config.shards:
             pack(out, out / "packed", PackConfig(overwrite=True), progress)

@@ -65,16 +65,9 @@ def run_batch(patients: Path, out: Path, config: CtConfig, progress: bool = True
         jobs = [
             (p.code, scans[p.identity]) for p in people if not _paths(out, p.code)["report.json"].is_file()
         ]
-        num_workers = min(config.num_workers, len(jobs))
-        killed = (
-            f"a worker process was killed (out of memory?): use fewer than num_workers={config.num_workers}, or a "
-            "smaller max_gib; the same command goes on"
-        )
-        initial = len(people) - len(jobs)
-        with tqdm(total=len(people), initial=initial, unit="scan", disable=not progress) as bar:
-            if jobs:
-                for _ in work_off(partial(_draw, out, config), jobs, num_workers, killed):
-                    bar.update()
+        finished = len(people) - len(jobs)
+        with tqdm(total=len(people), initial=finished, unit="scan", disable=not progress) as bar:
+            work_off(partial(_draw, out, config), jobs, config.num_workers, bar, ", or a smaller max_gib")
         return _write_lists(out, people)
 
 

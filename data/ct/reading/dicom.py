@@ -20,7 +20,7 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 
-from data.ct.findings import Finding, ScanError, judge
+from data.ct.findings import ScanError, judge
 from data.ct.reading.geometry import SMALLEST_SIDE, Slice, check_size, gantry_tilt, stack
 from data.ct.reading.scan import Scan, to_hounsfield
 
@@ -81,10 +81,6 @@ class Series:
     @property
     def number(self) -> str:
         return self.headers[0].number
-
-    @property
-    def is_ct(self) -> bool:
-        return any(h.modality == "CT" for h in self.headers)
 
     @cached_property
     def usable(self) -> list[Header]:
@@ -267,7 +263,7 @@ def _choose(series: list[Series], requested: str) -> Series:
         if not matching:
             raise ScanError(f"no series has the number asked for; there are: {listed}")
         series = matching
-    ct = [one for one in series if one.is_ct]
+    ct = [one for one in series if any(h.modality == "CT" for h in one.headers)]
     if not ct:
         modalities = ", ".join(sorted({one.headers[0].modality[:4] for one in series}))
         raise ScanError(
@@ -305,7 +301,10 @@ def _decode(series: Series, max_bytes: int, offset: float) -> Scan:
     facts |= {name: value for name, value in optional.items() if value}
     measured = gantry_tilt(affine)
     facts["gantry_tilt_deg"] = round(measured, 2)
-    return Scan(values, affine, facts, findings + more + _judge_tilt(abs(first.tilt or 0.0), measured))
+    stated = abs(first.tilt or 0.0)
+    if measured < NO_TILT_DEG and abs(stated - measured) > TILT_APART_DEG:
+        more += judge("tilt_unclear", stated, measured=measured)
+    return Scan(values, affine, facts, findings + more)
 
 
 def _like_slices(series: Series) -> list[Header]:
@@ -355,10 +354,3 @@ def _pixels(header: Header, offset: float) -> np.ndarray | None:
     if pixels.shape != header.shape or not (math.isfinite(slope) and math.isfinite(intercept)) or slope == 0:
         return None
     return to_hounsfield(pixels * np.float32(slope) + np.float32(intercept), offset)
-
-
-def _judge_tilt(stated: float, measured: float) -> list[Finding]:
-    """Judge the header's gantry tilt beside that of the slices' positions, both in degrees."""
-    if measured < NO_TILT_DEG and abs(stated - measured) > TILT_APART_DEG:
-        return judge("tilt_unclear", stated, measured=measured)
-    return []
