@@ -19,7 +19,7 @@ from muti_control.evaluation.plan import make_plan
 from muti_control.evaluation.results.results_file import read_results
 from tests.test_spgd_runs import tiny_reader
 
-SMALL = ("recognisers=[picture]", "device=cpu", "precision=fp32", "bootstrap=50", "num=3", "sampling.steps=2")
+SMALL = ("recognisers=[picture]", "device=cpu", "precision=fp32", "bootstrap=50", "num=3", "samples=1", "sampling.steps=2")
 BARE = ("edited=0", "told=0", "methods=[model,shuffled]")
 
 
