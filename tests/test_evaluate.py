@@ -119,17 +119,14 @@ MAPPED = "faces=made mapping=whose.csv"
 @pytest.mark.parametrize(
     ("arguments", "key", "damage"),
     [
-        ("nonsense=1", "nonsense: ", None),
         ("faces=nowhere", "faces: nowhere", None),
         ("faces=.", "lacks 6 of 6 probes", None),
         ("mapping=whose.csv", "mapping: ", None),
         ("methods=[model]", "weights=FILE", None),
-        ("methods=[best]", "methods: ", None),
         ("weights=none.safetensors", "none.safetensors: ", None),
         ("data.root=nowhere", "data.root: nowhere", None),
         ("split=nothing", "nothing.json", None),
         ("rectangle=[0.5,0.1,0.2,0.9]", "rectangle: ", None),
-        ("resume=true overwrite=true", "resume", None),
         ("cache=.", "cache: ", None),
         ("", "is in train", lambda d: shutil.copy(d / "split_data/train.json", d / "split_data/test.json")),
         ("", "train_3.png: ", truncate),

@@ -13,7 +13,7 @@ from evaluate import main
 from muti_control.evaluation.plan import ROOT
 from muti_control.evaluation.protocol.config import EvaluateConfig, SweepConfig
 from muti_control.evaluation.results.results_file import read_results
-from muti_control.evaluation.sweep import Row, advice, best_of, expand, rows_of, table
+from muti_control.evaluation.sweep import Row, advice, best_of, rows_of, table
 from settings.reading import parse_command_line
 from tests.landmark_pairs import write_landmark_pairs
 from tests.test_spgd_runs import tiny_reader
@@ -62,16 +62,6 @@ def test_more_settings_need_more_evidence() -> None:
     assert best_of([free, *tried[:1]]) is tried[0]
     assert best_of([free, *tried]) is None
     assert best_of([free, replace(tried[0], realism=0.2)]) is None
-
-
-def test_the_sweep_is_an_evaluation_of_several_models() -> None:
-    file = str(ROOT / "configs/evaluate/sweep.yaml")
-    settings = [file, "weights=w", "sweep.scales=[0.01, 1e-3]", "sweep.modes=spgd"]
-    cfg = expand(parse_command_line(EvaluateConfig, settings))
-    assert (cfg.split, cfg.samples, cfg.edited) == ("valid", 1, 0)
-    assert cfg.models == {"spgd-0p01": "w", "spgd-0p001": "w"} and cfg.methods == ["model", *cfg.models]
-    assert cfg.spgd_of("model").mode == "off"
-    assert (cfg.spgd_of("spgd-0p001").mode, cfg.spgd_of("spgd-0p001").scale) == ("spgd", 0.001)
 
 
 @pytest.mark.parametrize(

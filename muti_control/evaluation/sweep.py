@@ -109,10 +109,10 @@ def best_of(rows: Sequence[Row]) -> Row | None:
 
     def loses_nothing(row: Row) -> bool:
         worse_nme = (math.inf if row.nme is None else row.nme) > (math.inf if free.nme is None else free.nme)
-        if row.realism is None or free.realism is None:
-            return row.missed <= free.missed and not worse_nme
-        limit = free.realism + max(MAY_LOSE * abs(free.realism), KID_FLOOR)
-        return row.missed <= free.missed and not worse_nme and row.realism <= limit
+        unreal = False
+        if row.realism is not None and free.realism is not None:
+            unreal = row.realism > free.realism + max(MAY_LOSE * abs(free.realism), KID_FLOOR)
+        return row.missed <= free.missed and not worse_nme and not unreal
 
     good = [row for row in guided if loses_nothing(row) and _is_nearer(row.gains, len(guided))]
     return min(good, key=lambda row: fmean(row.gains), default=None)

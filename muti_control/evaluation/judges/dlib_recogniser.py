@@ -30,6 +30,10 @@ _WEIGHTS = {
     "points": "shape_predictor_68_face_landmarks.dat",
     "descriptor": "dlib_face_recognition_resnet_model_v1.dat",
 }
+_CROP = {
+    "size": 150,
+    "padding": 0.25,
+}  # side in px and margin in fractions of the face, as in the network's training
 _REMEDY = (
     "python -m pip install dlib-bin face-recognition-models  (the `eval` extra; make test installs it too)"
 )
@@ -45,22 +49,16 @@ class NoFaceError(RecogniserError):
 
 @dataclass(frozen=True)
 class RecogniserConfig:
-    """Settings of the search for a face, and of its crop.
+    """Settings of the search for a face.
 
     Attributes:
         rectangle: left, top, right and bottom of the face in fractions of the picture's side. The default is the mean
             result of dlib's detector on the cohort's faces (280 mm field, frontal). None: the detector finds each
             face.
         detect: whether a picture without a detectable face is refused, also with a rectangle.
-        chip: side in px of the crop for the network; it was trained at 150.
-        padding: margin around the face, in fractions of its size; the network was trained with 0.25.
-        jitters: number of slightly moved copies whose descriptors are averaged; 0 takes the face alone.
     """
 
     rectangle: tuple[float, float, float, float] | None = (0.264, 0.365, 0.735, 0.835)
-    chip: int = 150
-    padding: float = 0.25
-    jitters: int = 0
     detect: bool = False
 
 
@@ -73,14 +71,19 @@ class Recogniser:
 
     def __init__(self, config: RecogniserConfig | None = None) -> None:
         self.config = config or RecogniserConfig()
-        self._dlib = _load_dlib()
+        if find_spec("dlib") is None:
+            raise RecogniserError(f"dlib is not installed: {_REMEDY}")
+        import dlib
+
+        self._dlib: Any = dlib
         self._weights = {name: _weight_file(file) for name, file in _WEIGHTS.items()}
 
     @property
     def identity(self) -> dict[str, Any]:
         """The versions and settings that the figures depend on, for records."""
         files = {name: path.stat().st_size for name, path in self._weights.items()}
-        return {"dlib": self._dlib.__version__, "weight_bytes": files, **asdict(self.config)}
+        crop = {"chip": _CROP["size"], "padding": _CROP["padding"], "jitters": 0}
+        return {"dlib": self._dlib.__version__, "weight_bytes": files, **asdict(self.config), **crop}
 
     @cached_property
     def _predictor(self) -> Any:
@@ -116,13 +119,8 @@ class Recogniser:
         )
         shape = self._predictor(colour, self._rectangle(colour))
         points = np.array([(point.x, point.y) for point in shape.parts()], np.float32)
-        chip = self._dlib.get_face_chip(colour, shape, self.config.chip, self.config.padding)
-        if self.config.jitters:
-            chips = self._dlib.jitter_image(chip, num_jitters=self.config.jitters)
-            descriptor = np.mean([np.array(self._network.compute_face_descriptor(c)) for c in chips], axis=0)
-        else:
-            descriptor = np.array(self._network.compute_face_descriptor(chip))
-        return descriptor.astype(np.float32), points
+        chip = self._dlib.get_face_chip(colour, shape, **_CROP)
+        return np.array(self._network.compute_face_descriptor(chip), np.float32), points
 
     def _rectangle(self, colour: Pictures) -> Any:
         height, width = colour.shape[:2]
@@ -171,14 +169,6 @@ def _preshape(shapes: NDArray[np.floating]) -> NDArray[np.complex128]:
     if (size < 1e-9).any():
         raise ValueError("a shape whose points all coincide has no form to compare")
     return planar / size
-
-
-def _load_dlib() -> Any:
-    if find_spec("dlib") is None:
-        raise RecogniserError(f"dlib is not installed: {_REMEDY}")
-    import dlib
-
-    return dlib
 
 
 def _weight_file(name: str) -> Path:

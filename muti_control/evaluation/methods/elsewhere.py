@@ -115,8 +115,7 @@ def _rows(mapping: Path) -> list[tuple[int, tuple[str, str]]]:
         with mapping.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, restval="")
             heads = reader.fieldnames or []
-            absent = [column for column in COLUMNS if column not in heads]
-            if absent:
+            if not set(COLUMNS) <= set(heads):
                 raise InputError(
                     f"mapping: {mapping} has the columns {list(heads)}; its first line must name "
                     f"{' and '.join(COLUMNS)}"

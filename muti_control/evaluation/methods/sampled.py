@@ -91,11 +91,6 @@ class Weights:
             networks,
         )
 
-    @property
-    def record(self) -> dict[str, str]:
-        """The checkpoint as in the record of a sampling run."""
-        return {"file": self.path.name, "sha256": self.sha256, "step": self.step}
-
 
 @dataclass(frozen=True)
 class ShownLandmarks:
@@ -188,7 +183,8 @@ class Sampler:
         reconstruct_cases(job, advance)
 
     def _job(self, run: SamplingRun) -> Job:
-        plan, source = self._plan, self._plan.landmarks.source(self.model, run.cases)
+        plan, weights = self._plan, self._weights
+        source = plan.landmarks.source(self.model, run.cases)
         job = Job(
             model=self.model,
             cases=run.cases,
@@ -199,7 +195,7 @@ class Sampler:
             batch_size=plan.cfg.batch_size,
             max_sheets=1,
             folder=RunFolder(run.folder),
-            weights=self._weights.record,
+            weights={"file": weights.path.name, "sha256": weights.sha256, "step": weights.step},
             environment=environment(plan.device, plan.dtype) | {"processes": plan.team.size},
             config=to_yaml(plan.cfg),
             landmarks=source,

@@ -435,7 +435,3 @@ class Evaluation:
     def recogniser(self, name: str) -> Recogniser | None:
         """The recogniser of that name, or None."""
         return next((recogniser for recogniser in self.recognisers if recogniser.name == name), None)
-
-    def measure(self, name: str) -> Measure | None:
-        """The measure of that name, or None."""
-        return next((measure for measure in self.measures if measure.name == name), None)
