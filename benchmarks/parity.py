@@ -190,22 +190,18 @@ def differences(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> lis
     """
     ours, theirs = _with_effect(ours), _with_effect(theirs)
     assert ours.keys() == theirs.keys()
-    rows: dict[str, list[Difference]] = {}
+    rows: dict[str, Difference] = {}
     for name, a in ours.items():
         b = theirs[name].double()
         d = a.double() - b
         label = f"control residuals, {name.split(', ')[1]}" if name.startswith("control residual") else name
         rms = float(b.square().mean().sqrt())
-        row = Difference(
-            label, float(d.abs().max() / b.abs().max()), float(d.square().mean().sqrt()) / rms, rms
+        largest, relative = float(d.abs().max() / b.abs().max()), float(d.square().mean().sqrt()) / rms
+        worst = rows.get(label, Difference(label, 0, 0, math.inf))
+        rows[label] = Difference(
+            label, max(largest, worst.largest), max(relative, worst.rms), min(rms, worst.size)
         )
-        rows.setdefault(label, []).append(row)
-    return [
-        Difference(
-            label, max(r.largest for r in group), max(r.rms for r in group), min(r.size for r in group)
-        )
-        for label, group in rows.items()
-    ]
+    return list(rows.values())
 
 
 def _with_effect(results: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -57,9 +58,7 @@ MEASURES = (
 WEIGHTS = HashedFile("models/demo/iccr_demo.safetensors", "ab" * 32)
 SPACE = "dlib's 68 points, similarity-aligned, px"
 RECOGNISERS = (
-    Recogniser(
-        "dlib", "dlib descriptor", "Euclidean", "It is blind to body mass.", {"dlib": "20"}, "ef" * 32
-    ),
+    Recogniser("dlib", "dlib descriptor", "Euclidean", "Blind to body mass.", {"dlib": "20"}, "ef" * 32),
     Recogniser("landmarks", "dlib's 68 points", "Procrustes", "A weak judge.", {"dlib": "20"}, "ef" * 32),
 )
 
@@ -98,7 +97,7 @@ def made_up(folder: Path, gain: float = 0.0) -> Evaluation:
     num_probes, gallery = NUM, GALLERY
     faces = rng.standard_normal((gallery, 10))
     how = Resampling(500, SEED)
-    probes = make_probes(num_probes, rng)
+    probes = tuple(make_probes(num_probes, rng))
     groups = [probe.groups for probe in probes]
     truth = np.arange(num_probes)
     methods, nearest = [], {}
@@ -167,18 +166,14 @@ def make_sensitivity(rng: np.random.Generator, how: Resampling, num: int = NUM):
         yield Sensitivity("model", name, change, measures)
 
 
-def make_probes(num: int, rng: np.random.Generator) -> tuple[Probe, ...]:
-    probes = []
+def make_probes(num: int, rng: np.random.Generator) -> Iterator[Probe]:
     for i in range(num):
         sex, age = "female" if rng.uniform() < 0.5 else "male", round(rng.uniform(8, 88), 1)
         person = Biometrics(sex, age, "Asian", int(rng.integers(1, 6)))
-        probes.append(
-            Probe(
-                f"{i}_0.png", str(i), f"{i:064x}", f"{i + 1000:064x}", person.sex, person.age, person.ethnicity,
-                person.body_mass, groups_of(person), float(rng.gamma(6, 0.32)) + 3 * (i % 29 == 28),
-            )
+        yield Probe(
+            f"{i}_0.png", str(i), f"{i:064x}", f"{i + 1000:064x}", person.sex, person.age, person.ethnicity,
+            person.body_mass, groups_of(person), float(rng.gamma(6, 0.32)) + 3 * (i % 29 == 28),
         )  # fmt: skip
-    return tuple(probes)
 
 
 def make_edits(folder: Path, rng: np.random.Generator, how: Resampling, num: int = NUM):

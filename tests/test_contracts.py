@@ -39,17 +39,9 @@ KEYS_OF = {  # program -> its settings class
     "train.py": "muti_control.training.config.ExperimentConfig",
     "sample.py": "muti_control.sampling.config.SampleConfig",
     "evaluate.py": "muti_control.evaluation.protocol.config.EvaluateConfig",
-    "benchmarks.parity": "benchmarks.parity.ParityConfig",
-    "benchmarks.cohort.anatomy": "benchmarks.cohort.anatomy.AnatomyConfig",
-    "benchmarks.training.training": "benchmarks.training.training.TrainingConfig",
-    "benchmarks.model.edits": "benchmarks.model.edits.EditsConfig",
-    "benchmarks.model.ceiling": "benchmarks.model.ceiling.CeilingConfig",
-    "benchmarks.model.demo_pictures": "benchmarks.model.demo_pictures.PicturesConfig",
-    "benchmarks.model.landmarks": "benchmarks.model.landmarks.LandmarksConfig",
     "muti_control.training.crossfit": "muti_control.training.config.ExperimentConfig",
     "muti_control.networks.pipnet.export": "muti_control.networks.pipnet.export.ExportConfig",
     "muti_control.training.predict_landmarks": "muti_control.training.predict_landmarks.PredictConfig",
-    "benchmarks.training.kill_resume": "benchmarks.training.kill_resume.KillConfig",
     "data.cohort": "data.cohort.config.CohortConfig",
     "data.ct": "data.ct.config.CtConfig",
     "data.cohort.sheet": "data.cohort.sheet.SheetConfig",
@@ -57,6 +49,9 @@ KEYS_OF = {  # program -> its settings class
     "data.check": "data.check.config.CheckConfig",
     "data.split": "data.split.SplitConfig",
 }
+for path in (ROOT / "benchmarks").rglob("*.py"):
+    for module, schema in re.findall(r'return run\("([\w.]+)", (\w+)', path.read_text(encoding="utf-8")):
+        KEYS_OF[f"benchmarks.{module}"] = f"benchmarks.{module}.{schema}"
 # What no package may import.
 ABOVE = {"train", "sample", "evaluate", "tool_add_control", "benchmarks", "tests"}
 FOLDERS = (*PACKAGES, "benchmarks", "tests", "configs", "models", "docs", ".ci")

@@ -117,15 +117,11 @@ def orbit_rims(skull: Surface, at: Anchors, sign: float) -> tuple[Floats, Floats
 
 def _seen(skull: Surface, x: float, y: float) -> Floats:
     """(3,) the bone seen from the front at (x, y)."""
-    if not np.isfinite([x, y]).all():
-        return NOWHERE
     return np.array([x, y, float(skull.front(x, y))])
 
 
 def _beside(skull: Surface, y: float, z: float, sign: float) -> Floats:
     """(3,) the bone seen from one side at (y, z)."""
-    if not np.isfinite([y, z]).all():
-        return NOWHERE
     return np.array([sign * float(skull.side(y, z, sign)), y, z])
 
 

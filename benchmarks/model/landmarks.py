@@ -132,8 +132,7 @@ def measure(config: LandmarksConfig, out: Path) -> dict[str, Any]:
     ethnicities = skull.net.cfg.ethnicities or sorted({r.biometrics.ethnicity for r in lists["train"]})
     skulls = LandmarkDataset(lists[config.split], "skull", SIDE, ethnicities)
     faces = LandmarkDataset(lists[config.split], "face", SIDE)
-    indices = (config.eye_corners[0], config.eye_corners[1]) if config.eye_corners else None
-    corners = eye_corners(skulls.points.shape[1], indices)
+    corners = eye_corners(skulls.points.shape[1], config.eye_corners)
 
     points: dict[str, Floats] = {"face: network": read_all(face, faces)[0]}
     points["skull: network"] = read_all(skull, skulls)[0]

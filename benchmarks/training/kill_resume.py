@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -237,10 +237,7 @@ def work(cfg: KillConfig) -> int:
     """Do the trial and print every start and problem; return 1 if there is a problem."""
     with tempfile.TemporaryDirectory() as folder:
         starts, problems, num_values = compare(cfg, Path(folder))
-    rows = [
-        [str(n), s.name, str(s.code), str(s.begun), str(s.logged), str(s.saved)]
-        for n, s in enumerate(starts, 1)
-    ]
+    rows = [[str(value) for value in (n, *astuple(start))] for n, start in enumerate(starts, 1)]
     print(machine(torch.device("cpu")))
     print(table(["start", "ended by", "exit code", "went on from step", "reached", "last.ckpt"], rows))
     print(f"{num_values} logged values compared with the undisturbed run's; {len(problems)} problems")

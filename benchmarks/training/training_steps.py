@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -133,11 +133,6 @@ def _recompute(module: nn.Module) -> None:
         return forward(*inputs)
 
     module.forward = recomputed
-
-
-def attention_of(way: Way) -> AbstractContextManager[Any]:
-    """Return the context in which attention is computed: torch's choice, or by a matrix of weights."""
-    return sdpa_kernel(SDPBackend.MATH) if way.softmax else nullcontext()
 
 
 def training_step(
@@ -267,11 +262,12 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     model = random_weights(request.get("model", str(SD15_CONFIG)), device)
     prepare(model, request["variant"])
     forget_peak(device)  # what building took is not what training takes
-    step = training_step(model, WAYS[request["variant"]], device, request["batch"], request["size"])
+    way, warmup = WAYS[request["variant"]], request.get("warmup", 1)
+    step = training_step(model, way, device, request["batch"], request["size"])
     seconds, cpu_seconds, losses = [], [], []
-    for _ in range(request.get("warmup", 1) + request["reps"]):
+    for _ in range(warmup + request["reps"]):
         began, cpu_began = time.perf_counter(), time.process_time()
-        with attention_of(WAYS[request["variant"]]):
+        with sdpa_kernel(SDPBackend.MATH) if way.softmax else nullcontext():
             losses.append(step())  # reading the loss waits for the device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -279,8 +275,8 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         cpu_seconds.append(time.process_time() - cpu_began)
     return {
         "variant": request["variant"],
-        "seconds": seconds[request.get("warmup", 1) :],
-        "cpu_seconds": cpu_seconds[request.get("warmup", 1) :],
+        "seconds": seconds[warmup:],
+        "cpu_seconds": cpu_seconds[warmup:],
         "losses": losses,
         "peak": peak_bytes(device),
         "machine": machine(device),
