@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_pairs
 from PIL import Image
 
 from data.biometrics import age_level
@@ -204,21 +205,16 @@ def test_an_excerpt_and_a_sheet_are_made_of_it(cohort: Path, tmp_path: Path) -> 
 
 
 def test_an_excerpt_keeps_its_exemplars_among_its_own_faces(tmp_path: Path) -> None:
-    pairs = tmp_path / "whole/pairedCS"
-    for folder in ("skull", "craniofacial", "landmarks", "../split_data"):
-        (pairs / folder).mkdir(parents=True)
-    (tmp_path / "whole/cohort.json").write_text("{}")
-    for split in ("train", "valid", "test"):
+    whole = write_pairs(tmp_path / "whole", 8, train=64, valid=64, test=64)
+    (whole / "cohort.json").write_text("{}")
+    for path in (whole / "split_data").iterdir():
         lines = []
-        for k in range(64):
-            name, landmarks = f"{split}{k}.png", f"landmarks/{split}{k}.json"
-            for file in (f"skull/{name}", f"craniofacial/{name}", landmarks):
-                (pairs / file).write_bytes(b"x")
-            line = {"source": name, "target": name, "subject": f"{split}{k}", "style": f"p{k % 3}"}
-            line |= {"age": 20 + 15 * (k // 2 % 4), "body_mass": 1 + 4 * (k // 8 % 2), "gender": "MF"[k % 2]}
-            lines.append(json.dumps(line | {"landmarks": landmarks, "texture": f"train{(k + 1) % 64}.png"}))
-        (tmp_path / f"whole/split_data/{split}.json").write_text("\n".join(lines))
-    assert excerpt(tmp_path / "whole", tmp_path / "few") == {"train": 16, "valid": 8, "test": 16}
+        for k, text in enumerate(path.read_text().splitlines()):
+            line = json.loads(text) | {"style": f"p{k % 3}", "texture": f"train_{(k + 1) % 64}.png"}
+            line |= {"age": 20 + 15 * (k // 2 % 4), "body_mass": 1 + 4 * (k // 8 % 2)}
+            lines.append(json.dumps(line))
+        path.write_text("\n".join(lines))
+    assert excerpt(whole, tmp_path / "few") == {"train": 16, "valid": 8, "test": 16}
     for split in ("train", "valid", "test"):
         for record in read_manifest(tmp_path / f"few/split_data/{split}.json"):
             number = int("".join(filter(str.isdigit, record.texture or "")))
