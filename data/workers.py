@@ -58,7 +58,7 @@ def work_off(
     Raises:
         ChildProcessError: a process was killed.
     """
-    count = min(num_workers, bar.total - bar.n)
+    count = min(num_workers, int((bar.total or 0) - bar.n))
     if not count:
         return
     killed = f"a worker process was killed (out of memory?): use fewer than num_workers={num_workers}{remedy}"
