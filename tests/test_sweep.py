@@ -69,7 +69,6 @@ def test_more_settings_need_more_evidence() -> None:
     [
         (["sweep={}"], "weights: "),
         (["weights=w", "sweep.scales=[0]"], "sweep.scales"),
-        (["weights=w", "sweep.modes=[off]"], "sweep.modes"),
         (["weights=w", "sweep.modes=[]"], "sweep.modes"),
         (["weights=w", "sweep={}", "models={a: w}"], "models: "),
     ],

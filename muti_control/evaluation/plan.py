@@ -155,7 +155,10 @@ def make_plan(arguments: Sequence[str]) -> Plan:
     }
     sampling = {name: _sampling(settings, own) for name, own in weights.items()}
     for name, how in guidance.items():
-        _check_window(name, how, sampling[name])
+        try:  # guidance that is switched on and would guide no step
+            how.guided_steps(sampling[name].steps)
+        except ValueError as error:
+            raise InputError(f"{name}: {error}") from error
     if "model" in sampling:
         cfg.sampling = sampling["model"]
     pinned = [
@@ -229,14 +232,6 @@ def _guided_cases(cfg: EvaluateConfig, inputs: Inputs, donors: Donors, name: str
         return cases
     pairs = zip(cases, donors.records, strict=True)
     return cases + [with_skull_of(case, donor) for case, donor in pairs if donor is not None]
-
-
-def _check_window(name: str, guidance: SpgdConfig, sampling: SamplingConfig) -> None:
-    """Raise InputError if guidance is switched on and would guide no step."""
-    try:
-        guidance.guided_steps(sampling.steps)
-    except ValueError as error:
-        raise InputError(f"{name}: {error}") from error
 
 
 # ---------------------------------------------------------------- remarks for the reader of the report

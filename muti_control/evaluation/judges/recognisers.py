@@ -133,8 +133,3 @@ def judges_of(cfg: EvaluateConfig) -> list[Judge]:
 
 def _by_grey(name: str, probes: Floats, gallery: Floats) -> Floats:
     return DISTANCES[name](probes, gallery, gallery.mean(axis=0))
-
-
-def settings_of(eye: Eye) -> str:
-    """Return one line that differs between any two eyes."""
-    return repr((eye.name, sorted(eye.identity.items())))

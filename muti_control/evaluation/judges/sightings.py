@@ -6,12 +6,11 @@ import hashlib
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
 from muti_control.evaluation.judges.dlib_recogniser import Pictures
-from muti_control.evaluation.judges.recognisers import Eye, Vector, settings_of
+from muti_control.evaluation.judges.recognisers import Eye, Vector
 
 _PATIENCE = 120  # seconds to wait for another process that writes
 
@@ -45,18 +44,15 @@ class Sightings:
     def __enter__(self) -> Sightings:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def look(self, eye: Eye, picture: Pictures) -> Vector | None:
         """Return the eye's vector (D,) of a picture (H, W) uint8, from the file if it is there; None without a face."""
         if not eye.cached:
             return eye.look(picture)
-        key = hashlib.sha256(
-            settings_of(eye).encode() + str(picture.shape).encode() + picture.tobytes()
-        ).hexdigest()
+        settings = repr((eye.name, sorted(eye.identity.items())))
+        key = hashlib.sha256(f"{settings}{picture.shape}".encode() + picture.tobytes()).hexdigest()
         try:
             row = self._file.execute("SELECT vector FROM seen WHERE key = ?", (key,)).fetchone()
             if row is None:

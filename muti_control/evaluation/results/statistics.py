@@ -194,12 +194,8 @@ def paired_difference(
     low, high = interval(means, confidence)
     beyond = min((means <= 0).mean(), (means >= 0).mean())
     p = float(np.clip(2 * beyond, 1 / num, 1))
-    return (
-        float(np.average(gap, weights=None if weights is None else np.asarray(weights))),
-        float(low),
-        float(high),
-        p,
-    )
+    mean = np.average(gap, weights=None if weights is None else np.asarray(weights))
+    return float(mean), float(low), float(high), p
 
 
 # ---------------------------------------------------------------- shapes and edits

@@ -77,16 +77,11 @@ class Resampling:
     def share_curve(self, x: ArrayLike, chances: Floats) -> Curve:
         """Return the mean of each column of chances (n, M) in [0, 1], over x (M,)."""
         low, high = share_interval(chances, self.draws, self.seed, self.confidence)
-        return _curve(x, chances.mean(axis=0), low, high)
+        rows = (chances.mean(axis=0), low, high)
+        return Curve(tuple(np.asarray(x).tolist()), *(tuple(row.tolist()) for row in rows))
 
 
 DEFAULT = Resampling()
-
-
-def _curve(x: ArrayLike, value: Floats, low: Floats, high: Floats) -> Curve:
-    return Curve(
-        tuple(int(i) for i in np.asarray(x)), *(tuple(float(v) for v in row) for row in (value, low, high))
-    )
 
 
 def groups_of(person: Biometrics) -> dict[str, str]:
