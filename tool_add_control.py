@@ -39,7 +39,7 @@ from torch import Tensor
 
 from cldm.add_control import add_control, control_network, has_trained_control
 from cldm.branches import branches_among, untrained_branches, untrained_metadata
-from cldm.controlled import SD15_CONFIG, load_model_config, model_config_from_metadata, model_metadata
+from cldm.controlled import architecture_of, model_metadata
 from ldm.checkpoint import (
     CheckpointError,
     check_writable,
@@ -99,9 +99,7 @@ def run(source: Path, target: Path, options: AddControlConfig) -> None:
     control_file = None if options.control is None else Path(options.control)
     check_output(target, [source] if control_file is None else [source, control_file], options.force)
     base, metadata = read_state_dict(source)
-    with named(source):
-        cfg = None if options.config else model_config_from_metadata(metadata)
-    cfg = cfg or load_model_config(options.config or SD15_CONFIG)
+    cfg = architecture_of(source, metadata, options.config)
 
     # The ready-made network by checkpoint key; without one the control network is a copy of the base model.
     control: dict[str, Tensor] = {}

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from cldm.config import SpgdStepConfig
 from cldm.ddim import EpsFn
+from ldm.schedule import predict_x0
 
 LAST_RATE = 0.01  # of the first step's, at the last one
 
@@ -166,7 +167,7 @@ class Spgd:
         """Return the predicted noise (B, ...) and keep the estimate that it implies."""
         eps = self._eps_fn(x_t, t, i)
         if self._cfg.gradient == "estimate":
-            self._x_0 = self._estimate(x_t.float(), eps.float(), t)
+            self._x_0 = predict_x0(x_t.float(), t, eps.float(), self._abar)
         if self._step is not None and self._moved is not None:
             self._step.to_denoising = angle(self._moved, -eps.float()).cpu()
             self.steps.append(self._step)
@@ -205,10 +206,6 @@ class Spgd:
             self._step, self._moved = SpgdStep(i, int(t[0]), rate, inner), x - start
         return x.to(x_t.dtype)
 
-    def _estimate(self, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        abar = per_sample(self._abar.to(x_t)[t], x_t)
-        return (x_t - (1 - abar).sqrt() * eps) / abar.sqrt()
-
     def _gradient(
         self, x: Tensor, start: Tensor, t: Tensor, i: int
     ) -> tuple[Mapping[str, Tensor], Tensor, Tensor]:
@@ -226,7 +223,7 @@ class Spgd:
             return energies, g.float() / per_sample(self._typical(strength), g), strength
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            x_0 = self._estimate(leaf, self._eps_fn(leaf, t, i).float(), t)
+            x_0 = predict_x0(leaf, t, self._eps_fn(leaf, t, i).float(), self._abar)
         energies, g_0 = self.energy(x_0.detach())
         strength = norm(g_0.float())
         (g,) = torch.autograd.grad(x_0, leaf, g_0.to(x_0))
