@@ -77,13 +77,12 @@ def public_weights(
     dtype: torch.dtype,
     *,
     text_model: bool = True,
-    position_ids: bool = True,
     ema: bool = True,
     buffers: bool = True,
 ) -> dict[str, torch.Tensor]:
     """Our state as one of the public files has it.
 
-    text_model: keep that level of the text encoder's names. position_ids: with that int64 buffer. ema: with the
+    text_model: keep that level of the text encoder's names. ema: with the
     averages under names without dots. buffers: with the schedule and `logvar`.
     """
     weights = {key: v.to(dtype) if v.is_floating_point() else v for key, v in state.items()}
@@ -91,8 +90,7 @@ def public_weights(
         weights = {key: value for key, value in weights.items() if "." in key}
     else:
         weights["logvar"] = torch.zeros(1000)
-    if position_ids:
-        weights[TEXT + "embeddings.position_ids"] = torch.arange(77)[None]
+    weights[TEXT + "embeddings.position_ids"] = torch.arange(77)[None]
     if ema:
         unet = {key: value for key, value in weights.items() if key.startswith("model.diffusion_model.")}
         weights |= {

@@ -77,13 +77,13 @@ def test_everything_lightning_adds_is_passed_over_and_nothing_runs(
 
 
 @pytest.mark.parametrize(
-    ("container", "dtype", "text_model", "position_ids", "ema", "buffers"),
+    ("container", "dtype", "text_model", "ema", "buffers"),
     [
-        ("lightning", torch.float32, True, True, True, True),  # v1-5-pruned.ckpt
-        ("lightning", torch.float32, True, True, False, True),  # v1-5-pruned-emaonly.ckpt
-        ("legacy", torch.float32, False, True, True, False),
-        ("safetensors", torch.float16, True, True, True, False),
-        ("bare", torch.float16, False, True, False, False),
+        ("lightning", torch.float32, True, True, True),  # v1-5-pruned.ckpt
+        ("lightning", torch.float32, True, False, True),  # v1-5-pruned-emaonly.ckpt
+        ("legacy", torch.float32, False, True, False),
+        ("safetensors", torch.float16, True, True, False),
+        ("bare", torch.float16, False, False, False),
     ],
 )
 def test_a_public_base_becomes_a_controlled_model(
@@ -92,15 +92,12 @@ def test_a_public_base_becomes_a_controlled_model(
     config: str,
     container: str,
     dtype: torch.dtype,
-    text_model,
-    position_ids,
-    ema,
-    buffers,
+    text_model: bool,
+    ema: bool,
+    buffers: bool,
 ) -> None:
     expected = base_state(whole)
-    weights = public_weights(
-        expected, dtype, text_model=text_model, position_ids=position_ids, ema=ema, buffers=buffers
-    )
+    weights = public_weights(expected, dtype, text_model=text_model, ema=ema, buffers=buffers)
     source = tmp_path / "v1-5.file"  # the content says what it is, not the name
     write_public(source, weights, container)
     assert tool(source, tmp_path / "out.safetensors", config) == 0
