@@ -45,7 +45,7 @@ class Surface:
         """(N, 3) mm and (N, 3) unit vectors -> (N,) mm to the first surface met, NaN where there is none or no ray."""
         origins, directions = np.broadcast_arrays(np.atleast_2d(origins), np.atleast_2d(directions))
         rays = np.stack([origins, directions]).astype(np.float32)
-        finite = np.isfinite(rays).all(axis=(0, 2), keepdims=True)[0, :, 0]
+        finite = np.asarray(np.isfinite(rays).all(axis=(0, 2)))
         hits = self._scene.run(*np.where(finite[:, None], rays, np.float32(0)), output=True)
         return np.where(finite & (hits["primID"] >= 0), hits["tfar"], np.nan)
 

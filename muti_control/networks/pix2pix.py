@@ -144,7 +144,7 @@ class Generator(nn.Module):
             )
         with usable_as("Pix2Pix", path):
             net = load_frozen(cls(from_json(GeneratorConfig, metadata[METADATA])), state)
-        return net.to(device, memory_format=torch.channels_last), metadata
+        return net.to(device).to(memory_format=torch.channels_last), metadata
 
 
 def _modulated(h: Tensor, film: tuple[Tensor, ...], normalised: bool) -> Tensor:

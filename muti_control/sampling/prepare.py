@@ -150,7 +150,7 @@ def _check_steps(cfg: SampleConfig, model: ControlledLatentDiffusion) -> None:
 def _untrained(model: ControlledLatentDiffusion) -> str | None:
     """Return the note for a model with branches that were never trained."""
     names = ", ".join(sorted(model.untrained_branches))
-    return f"these weights were never trained on {names}: the faces do not follow it" if names else None
+    return f"these weights were never trained on {names}: these do not change the faces" if names else None
 
 
 def _without_skull(cases: Sequence[Case], metadata: Mapping[str, str]) -> str | None:

@@ -118,7 +118,7 @@ class LandmarkReader(nn.Module):
             net = load_frozen(PipNet(cfg), state, allow_unexpected=(r"^fc\.",))
             reader = cls(net, mean, metadata.get("role", "face"))
         # as the pictures come to it: else every call would lay the weights out anew
-        return reader.eval().to(device, memory_format=torch.channels_last)
+        return reader.eval().to(device).to(memory_format=torch.channels_last)
 
 
 def infer_config(state: Mapping[str, Tensor], image_size: int = 256) -> PipNetConfig:

@@ -120,7 +120,7 @@ class GuidanceDecoderStage(Stage):
                 leaf = z.detach().clone().requires_grad_(True)
                 distance = (decode(leaf).float() - goal).square().flatten(1).mean(1).sum()
                 gradients.append(torch.autograd.grad(distance, leaf)[0].float().flatten(1))
-        return F.cosine_similarity(*gradients).cpu()
+        return F.cosine_similarity(gradients[0], gradients[1]).cpu()
 
     def validation_scores(self) -> dict[str, float]:
         """Return the errors of pictures in [0, 1] against the full decoder's, of plain and of altered latents."""
