@@ -126,7 +126,7 @@ def test_figures_group_people_by_sex_and_body_mass():
     def person(sex: str, bmi: float) -> Measured:
         size = 180.0 if sex == "M" else 170.0
         return Measured(
-            sex, 30, bmi, {"cranial length g-op": size}, {"head length g-op": size + 10}, {"gonion": bmi / 2}
+            sex, bmi, {"cranial length g-op": size}, {"head length g-op": size + 10}, {"gonion": bmi / 2}
         )
 
     heads = [person(sex, bmi) for sex in "MF" for bmi in (16, 17, 18, 20, 22, 24, 26, 28, 30)]
@@ -198,7 +198,7 @@ def test_ceiling_from_end_to_end(small_cohort, tmp_path, capsys):
 
 
 def test_anatomy_writes_its_figures_and_settings(tmp_path, capsys, monkeypatch):
-    one = Measured("M", 30, 22, {"bizygomatic zy-zy": 130.0}, {"bigonial go-go": 110.0}, {"gonion": 9.0})
+    one = Measured("M", 22, {"bizygomatic zy-zy": 130.0}, {"bigonial go-go": 110.0}, {"gonion": 9.0})
     monkeypatch.setattr(anatomy, "measure", lambda subject: one)
     arguments = ["num_subjects=10", "ethnicity=all", f"out={tmp_path / 'anatomy'}"]
     assert anatomy.main(arguments) == 0

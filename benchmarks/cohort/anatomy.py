@@ -68,7 +68,6 @@ class Measured:
     """One head. ``skull``, ``head`` and ``depths``: mm by name, NaN where a site is missing."""
 
     sex: str
-    age: float
     bmi: float
     skull: dict[str, float]
     head: dict[str, float]
@@ -87,7 +86,6 @@ def measure(subject: Subject) -> Measured:
             depths[name] = float("nan")
     return Measured(
         sex=subject.sex,
-        age=subject.age,
         bmi=subject.bmi,
         skull=skull_distances(sites),
         head=head_distances(skin, head.face, sites, at),

@@ -20,6 +20,7 @@ Floats = NDArray[np.floating]
 FAR_MM = 400.0  # rays from outside start this far from the origin
 PROFILE_STEP_MM = 0.5
 SIDES = (-1.0, 1.0)
+NOWHERE = np.full(3, np.nan)
 
 # Landmarks of the 106-point scheme that say where to look.
 SELLION, NOSE_TIP, SUBNASALE, CHIN = 51, 54, 60, 16
@@ -68,13 +69,12 @@ class Surface:
         dx, dy = (a.ravel() for a in np.meshgrid(grid, grid))
         z = self.front(x + dx, y + dy)
         if not np.isfinite(z).any():
-            return np.full(3, np.nan)
+            return NOWHERE
         near = np.isfinite(z) & (np.abs(z - np.nanmedian(z)) < 2 * reach_mm)
         if near.sum() < 6:
-            return np.full(3, np.nan)
-        slope = np.linalg.lstsq(np.stack([dx[near], dy[near], np.ones(near.sum())], 1), z[near], rcond=None)[
-            0
-        ]
+            return NOWHERE
+        plane = np.stack([dx[near], dy[near], np.ones(near.sum())], 1)
+        slope = np.linalg.lstsq(plane, z[near], rcond=None)[0]
         normal = np.array([-slope[0], -slope[1], 1.0])
         return normal / np.linalg.norm(normal)
 
@@ -108,29 +108,24 @@ class Anchors:
         )
 
 
-def midline(surface: Surface, low: float, high: float) -> tuple[Floats, Floats]:
-    """The median profile from the front: heights (N,) from ``low`` to ``high`` and z (N,), NaN where there is none."""
+def midline(surface: Surface, low: float, high: float) -> Floats:
+    """Return the median profile from the front, (N, 3), from ``low`` to ``high``; z is NaN beside the surface."""
     y = np.arange(low, high, PROFILE_STEP_MM)
-    return y, surface.front(0.0, y)
+    return np.stack([np.zeros_like(y), y, surface.front(0.0, y)], 1)
 
 
-def _most_forward(y: Floats, z: Floats) -> Floats:
-    if not np.isfinite(z).any():
-        return np.full(3, np.nan)
-    best = int(np.nanargmax(z))
-    return np.array([0.0, y[best], z[best]])
+def extreme(points: Floats, scores: Floats) -> Floats:
+    """Return the point (3,) of the highest score; NaN where no score is finite."""
+    return points[np.nanargmax(scores)] if np.isfinite(scores).any() else NOWHERE
 
 
 def nasal_bone_end(skull: Surface, sellion: float) -> Floats:
     """(3,) rhinion: the last median point of the nasal bones above the nasal opening; NaN if they do not end."""
-    y, z = midline(skull, sellion - 40, sellion + 2)
-    y, z = y[::-1], z[::-1]  # downwards
-    ahead = round(2 / PROFILE_STEP_MM)
+    profile = midline(skull, sellion - 40, sellion + 2)[::-1]  # downwards
+    z, ahead = profile[:, 2], round(2 / PROFILE_STEP_MM)
     fall = z[:-ahead] - np.where(np.isfinite(z[ahead:]), z[ahead:], -np.inf)
     ends = np.flatnonzero(fall > 5)
-    if len(ends) == 0 or not np.isfinite(z[ends[0]]):
-        return np.full(3, np.nan)
-    return np.array([0.0, y[ends[0]], z[ends[0]]])
+    return profile[ends[0]] if len(ends) else NOWHERE
 
 
 def root_of_nose(surface: Surface, near: float, lowest: float = -np.inf) -> Floats:
@@ -138,17 +133,17 @@ def root_of_nose(surface: Surface, near: float, lowest: float = -np.inf) -> Floa
 
     Looked for within 12 mm below and 14 mm above ``near``, not below ``lowest`` (where the nasal bones end).
     """
-    y, z = midline(surface, max(near - 12, lowest), near + 14)
-    if len(y) < 3 or not np.isfinite(z).all():
-        return np.full(3, np.nan)
-    chord = np.interp(y, [y[0], y[-1]], [z[0], z[-1]])
-    best = int(np.argmin(z - chord))
-    return np.array([0.0, y[best], z[best]])
+    profile = midline(surface, max(near - 12, lowest), near + 14)
+    if len(profile) < 3 or not np.isfinite(profile).all():
+        return NOWHERE
+    _, y, z = profile.T
+    return extreme(profile, np.interp(y, y[[0, -1]], z[[0, -1]]) - z)
 
 
 def glabella(surface: Surface, root: Floats) -> Floats:
     """(3,) the most anterior median point between 5 and 22 mm above the root of the nose."""
-    return _most_forward(*midline(surface, root[1] + 5, root[1] + 22))
+    profile = midline(surface, root[1] + 5, root[1] + 22)
+    return extreme(profile, profile[:, 2])
 
 
 def farthest_behind(surface: Surface, front: Floats) -> Floats:
@@ -156,16 +151,14 @@ def farthest_behind(surface: Surface, front: Floats) -> Floats:
     y = np.arange(front[1] - 65, front[1] + 25, 1.0)
     behind = np.stack([np.zeros_like(y), y, surface.front(0.0, y, behind=True)], 1)
     if not (behind[:, 2] < -40).mean() > 0.95:  # one looks into a vault that was cut away
-        return np.full(3, np.nan)
-    return behind[np.nanargmax(np.linalg.norm(behind - front, axis=1))]
+        return NOWHERE
+    return extreme(behind, np.linalg.norm(behind - front, axis=1))
 
 
 def farthest_of(points: Floats, front: Floats) -> Floats:
     """The same among vertices, for a skin whose back is there but not drawn."""
     behind = points[(np.abs(points[:, 0]) < 8) & (points[:, 2] < -40) & (points[:, 1] > front[1] - 70)]
-    if len(behind) == 0:
-        return np.full(3, np.nan)
-    return behind[np.argmax(np.linalg.norm(behind - front, axis=1))]
+    return extreme(behind, np.linalg.norm(behind - front, axis=1))
 
 
 def widest(points: Floats, y: tuple[float, float], z: tuple[float, float]) -> tuple[Floats, Floats]:
@@ -173,18 +166,14 @@ def widest(points: Floats, y: tuple[float, float], z: tuple[float, float]) -> tu
     inside = points[
         (points[:, 1] > y[0]) & (points[:, 1] < y[1]) & (points[:, 2] > z[0]) & (points[:, 2] < z[1])
     ]
-    if len(inside) == 0:
-        return np.full(3, np.nan), np.full(3, np.nan)
-    return inside[inside[:, 0].argmin()], inside[inside[:, 0].argmax()]
+    return extreme(inside, -inside[:, 0]), extreme(inside, inside[:, 0])
 
 
 def gonion(points: Floats, gnathion: Floats, sign: float) -> Floats:
     """(3,) the most lateral, lowest and hindmost point of the mandible's angle on one side."""
     above = points[:, 1] - gnathion[1]
     jaw = points[(points[:, 0] * sign > 25) & (above < 40) & (above > 5) & (points[:, 2] > 8)]
-    if len(jaw) == 0:
-        return np.full(3, np.nan)
-    return jaw[np.argmax(jaw @ np.array([0.5 * sign, -0.65, -0.57]))]
+    return extreme(jaw, jaw @ np.array([0.5 * sign, -0.65, -0.57]))
 
 
 def distance(a: Floats, b: Floats) -> float:

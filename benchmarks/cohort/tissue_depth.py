@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.cohort.craniometry import (
+    NOWHERE,
     SIDES,
     Anchors,
     Floats,
@@ -21,10 +22,8 @@ from benchmarks.cohort.craniometry import (
 )
 
 FORWARD, DOWN = np.array([0.0, 0.0, 1.0]), np.array([0.0, -1.0, 0.0])
-NOWHERE = np.full(3, np.nan)
-MOLAR_BEHIND_INCISORS_MM = (
-    34.0  # depth of the dental arch from the incisors to the middle of the second molar
-)
+# Depth of the dental arch from the incisors to the middle of the second molar.
+MOLAR_BEHIND_INCISORS_MM = 34.0
 
 
 def tissue_depths(skull: Surface, skin: Surface, sites: SkullSites, at: Anchors) -> dict[str, float]:
@@ -44,7 +43,8 @@ def _median(skull: Surface, sites: SkullSites, at: Anchors) -> dict[str, tuple[F
         return skull.front_normal(0.0, site[1]) * np.array([0.0, 1.0, 1.0])
 
     above_lip = (at.subnasale + at.upper_lip) / 2
-    y, z = midline(skull, sites.gnathion[1] + 3, at.lower_lip)
+    profile = midline(skull, sites.gnathion[1] + 3, at.lower_lip)
+    _, y, z = profile.T
     chin = int(np.nanargmax(np.where(y < sites.gnathion[1] + 22, z, -np.inf)))
     fold = chin + int(np.nanargmin(np.where(np.isfinite(z[chin:]), z[chin:], np.inf)))
     return {
@@ -54,8 +54,8 @@ def _median(skull: Surface, sites: SkullSites, at: Anchors) -> dict[str, tuple[F
         "mid-philtrum": (_seen(skull, 0.0, above_lip), FORWARD),
         "upper lip (prosthion)": (_seen(skull, 0.0, at.upper_lip), FORWARD),
         "lower lip (infradentale)": (_seen(skull, 0.0, at.lower_lip), FORWARD),
-        "supramentale": (np.array([0.0, y[fold], z[fold]]), FORWARD),
-        "pogonion": (np.array([0.0, y[chin], z[chin]]), FORWARD),
+        "supramentale": (profile[fold], FORWARD),
+        "pogonion": (profile[chin], FORWARD),
         "menton": (sites.gnathion, DOWN),
     }
 

@@ -12,9 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 Pixels = NDArray[np.uint8]
 SIDE = 256  # px of a picture's height
-CROP = (
-    0.1  # of a picture's width is left out at the left and at the right: no head of the cohort reaches there
-)
+# Of a picture's width so much is left out at the left and at the right: no head of the cohort reaches there.
+CROP = 0.1
 TILE = SIDE - 2 * round(SIDE * CROP), SIDE  # px, width and height
 GAP, WIDE, MARGIN = 8, 26, 14  # px
 _HEADING, _CAPTION, _FOOTER = 23, 19, 17  # px of the letters; a document shows them at about 0.7 of that
