@@ -26,7 +26,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from benchmarks.results_file import run, table
+from benchmarks.results_file import append_section, run, table
 from benchmarks.their_networks import converted, network
 from cldm.config import SamplingConfig
 from cldm.controlled import SD15_CONFIG, ControlledLatentDiffusion, load_model_config
@@ -35,7 +35,6 @@ from ldm.checkpoint import SD_OPTIONAL, load_strict, read_state_dict, write_stat
 from ldm.config import ModelConfig
 from ldm.schedule import schedule_buffers
 from ldm.text import tokenize
-from muti_control.record import environment
 from settings.base import Settings
 
 PROMPTS = ["3D face scan,Asian male,age level 3,normal face.", ""]
@@ -222,8 +221,8 @@ def table_of(rows: Sequence[Difference]) -> str:
     )
 
 
-def measure(cfg: ParityConfig, command: str) -> str:
-    """Run the comparison; returns a section in Markdown.
+def measure(cfg: ParityConfig) -> str:
+    """Run the comparison; return the table and what was compared, in Markdown.
 
     Raises:
         CheckpointError: `weights` cannot be read or are of another architecture.
@@ -243,16 +242,14 @@ def measure(cfg: ParityConfig, command: str) -> str:
         theirs = Theirs(state, model_cfg)
         rows = differences(ours, theirs.results(ours, cfg.sizes, cfg.seed))
         del state, theirs.state
-    machine = environment(torch.device("cpu"), torch.float32)
     import diffusers
     import transformers
 
     agree = [part for part, same in theirs.same_names.items() if same]
     what = f"`{Path(cfg.weights).name}`" if cfg.weights else f"one random checkpoint (seed {cfg.seed})"
     return (
-        f"`{command}`, {(time.process_time() - started) / 60:.1f} minutes of CPU time on {machine['threads']} threads "
-        f"({machine['device_name']}); {what}, fp32, torch {machine['torch']}, diffusers {diffusers.__version__}, "
-        f"transformers {transformers.__version__}:\n\n{table_of(rows)}\n\n"
+        f"{(time.process_time() - started) / 60:.1f} minutes of CPU time; {what}, fp32, "
+        f"diffusers {diffusers.__version__}, transformers {transformers.__version__}:\n\n{table_of(rows)}\n\n"
         f"The names of `cldm.diffusers_folder` give the same tensors as diffusers' converters for {len(agree)} of "
         f"{len(theirs.same_names)} parts ({', '.join(agree) or 'none'})."
     )
@@ -262,11 +259,12 @@ def work(cfg: ParityConfig, arguments: Sequence[str]) -> None:
     """Compare, print the section, and append it to a file where that is set."""
     if cfg.append is not None and not Path(cfg.append).is_file():
         raise ValueError(f"append: {cfg.append} is no file; give an existing one")
-    section = measure(cfg, " ".join(["python -m benchmarks.parity", *arguments]))
-    print(section)
+    body = measure(cfg)
+    print(body)
     if cfg.append is not None:
-        with Path(cfg.append).open("a", encoding="utf-8") as file:
-            file.write(f"\n## Same weights, other libraries\n\n{section}\n")
+        command = " ".join(["python -m benchmarks.parity", *arguments])
+        cpu = torch.device("cpu")
+        append_section("Same weights, other libraries", command, cpu, body, Path(cfg.append))
 
 
 def main(arguments: Sequence[str]) -> int:

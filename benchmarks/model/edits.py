@@ -13,15 +13,15 @@ common to all.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from benchmarks.results_file import append_section, run, table, write_figures
@@ -35,7 +35,7 @@ from muti_control.evaluation.methods.edits import EditPlan, find_edits
 from muti_control.evaluation.results.statistics import bootstrap_interval, edit_projection, similarity_aligned
 from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.record import check_creatable
-from settings.base import Settings, expect
+from settings.base import Settings
 from settings.messages import ConfigError
 
 Floats = NDArray[np.floating]
@@ -44,6 +44,7 @@ DECODED = "the true faces through the autoencoder"
 EXACT = "the true faces, against the exact points"
 ANOTHERS = "model, against another's true change"
 SIDE = 256
+Face = TypeVar("Face")
 
 
 class DataPart(Settings):
@@ -69,17 +70,6 @@ class EditsConfig(Settings):
     seed: int = 0
     out: str = "benchmarks/results/edits.json"
     append: bool = False
-
-    @model_validator(mode="after")
-    def _has_faces(self) -> Self:
-        written = (Path(self.results) / "faces").is_dir()
-        expect(
-            written,
-            "results",
-            self.results,
-            "a folder with faces/, as python evaluate.py edited=60 ... writes it",
-        )
-        return self
 
 
 def picture(path: Path) -> Tensor:
@@ -117,9 +107,9 @@ def exact(record: Record) -> Floats:
     return SIDE * landmark_fractions(record)[0].astype(float)
 
 
-def change(before: Sequence[Floats], after: Sequence[Floats]) -> Floats:
-    """(N, 2 L): how the points moved, shift, turn and scale taken away."""
-    old, new = np.stack(before), np.stack(after)
+def change(read: Callable[[Face], Floats], pairs: Collection[tuple[Face, Face]]) -> Floats:
+    """Return how the points moved from the first to the second of each pair, (N, 2 L), without the similarity."""
+    old, new = (np.stack([read(face) for face in side]) for side in zip(*pairs, strict=True))
     return (similarity_aligned(new, old) - old).reshape(len(old), -1)
 
 
@@ -136,7 +126,7 @@ class Bench:
                 f"data.root: {cfg.data.root} has no true variants; python -m data.cohort ... variants=60"
             )
         edits = [f"_{plan.name}" for plan in self.plans]
-        names = {folder.name for folder in self.faces.iterdir()}
+        names = {folder.name for folder in self.faces.glob("*")}
         self.methods = sorted({n.removesuffix(e) for n in names for e in edits if n.endswith(e)})
         if not self.methods:
             raise ConfigError(
@@ -168,25 +158,20 @@ class Bench:
         probes = list(plan.variants)
         pairs = [(self.probes[i], plan.variants[i]) for i in probes]
         faces = [(picture(_face(a)), picture(_face(b))) for a, b in pairs]
-        true = change([read(a) for a, _ in faces], [read(b) for _, b in faces])
+        true = change(read, faces)
         rows = {}
         if with_exact and all(r.landmarks_path is not None for pair in pairs for r in pair):
-            exact_change = change([exact(a) for a, _ in pairs], [exact(b) for _, b in pairs])
-            rows[EXACT] = _figures(true, exact_change, seed)
+            rows[EXACT] = _figures(true, change(exact, pairs), seed)
         if self.model is not None:
             through = [(self.decoded(a), self.decoded(b)) for a, b in faces]
-            moved = change([read(a) for a, _ in through], [read(b) for _, b in through])
-            rows[DECODED] = _figures(moved, true, seed)
+            rows[DECODED] = _figures(change(read, through), true, seed)
         for method in self.methods:
             face_files = {
                 k: both for k, i in enumerate(probes) if (both := self.face_files(method, plan.name, i))
             }
             if len(face_files) < 2:
                 continue
-            moved = change(
-                [read(picture(before)) for before, _ in face_files.values()],
-                [read(picture(after)) for _, after in face_files.values()],
-            )
+            moved = change(lambda file: read(picture(file)), face_files.values())
             own = true[list(face_files)]
             rows[method] = _figures(moved, own, seed)
             if method == "model":

@@ -14,8 +14,6 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated
 
-import numpy as np
-import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 from tqdm import tqdm
@@ -25,9 +23,10 @@ from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, load_model
 from cldm.sampling import reconstruct
 from data.biometrics import prompt
-from data.images import read_image
+from data.cases import cases_of
 from data.manifest import read_manifest
 from ldm.device import choose_device
+from muti_control.sampling.draw import read_skulls
 from muti_control.sampling.prepare import recommended_sampling
 from settings.base import Settings
 from settings.reading import parse_command_line
@@ -65,8 +64,7 @@ def differences(
 ) -> dict[tuple[str, str], list[float]]:
     """Return the mean absolute difference from the reference in grey levels, for every way and number of steps."""
     records = read_manifest(cfg.manifest)[: cfg.num]
-    pictures = [read_image(record.skull_path, model.cfg.image_size)[0] for record in records]
-    skulls = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+    skulls = read_skulls([(case, 0, 0) for case in cases_of(records)], model.cfg.image_size)
     prompts = [prompt(record.biometrics) for record in records]
 
     def draw(sampler: str, spacing: str, steps: int) -> Tensor:

@@ -35,9 +35,9 @@ from benchmarks.sampling.speed_variants import (
     as_the_original,
     in_layout,
     ours,
-    random_model,
     with_diffusers,
 )
+from benchmarks.training.training_steps import random_weights
 from cldm.controlled import SD15_CONFIG, ControlledLatentDiffusion, load_model_config
 from ldm.device import choose_device, computes_in_bf16
 from muti_control.record import check_creatable
@@ -98,7 +98,7 @@ def build(names: Sequence[str], cfg: SpeedConfig, device: torch.device) -> dict[
     model_config = load_model_config(cfg.model)
     model_config.image_size = cfg.size
     model_config.cond_stage.layers = 1  # not timed: the text is encoded once
-    base = random_model(model_config)
+    base = random_weights(model_config, torch.device("cpu")).eval().requires_grad_(False)
     twins: dict[Any, ControlledLatentDiffusion] = {}
     variants = {}
     for name in names:

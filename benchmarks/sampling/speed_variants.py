@@ -16,7 +16,6 @@ from cldm.ddim import EpsFn, sample_ddim
 from cldm.guidance import classifier_free
 from cldm.spacing import spaced_timesteps
 from ldm.compiled import compile_blocks
-from ldm.config import ModelConfig
 
 PIPELINE_STEPS = "leading"  # SD1.5's spacing: what diffusers' DDIM scheduler visits too
 
@@ -34,16 +33,6 @@ class Inputs:
         """Return the batch on a device; the noise stays float32."""
         skulls, context, uncond = (x.to(device, dtype) for x in (self.skulls, self.context, self.uncond))
         return Inputs(skulls, self.noise.to(device), context, uncond)
-
-
-def random_model(cfg: ModelConfig) -> ControlledLatentDiffusion:
-    """Return a model with random weights, zero layers included: speed does not depend on what they are."""
-    torch.manual_seed(0)
-    model = ControlledLatentDiffusion(cfg).eval().requires_grad_(False)
-    for p in model.parameters():
-        if not p.any():
-            p.normal_(std=0.02)
-    return model
 
 
 @dataclass(frozen=True)

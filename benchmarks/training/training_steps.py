@@ -28,6 +28,7 @@ from benchmarks.results_file import machine
 from cldm.controlled import SD15_CONFIG, ControlledLatentDiffusion, load_model_config, restore_buffers
 from ldm.attention import BasicTransformerBlock
 from ldm.autoencoder import DiagonalGaussian
+from ldm.config import ModelConfig
 from ldm.device import choose_device
 from ldm.schedule import predict_x0, q_sample
 from ldm.unet import ResBlock
@@ -84,10 +85,10 @@ WAYS = {
 }
 
 
-def random_weights(config: str, device: torch.device) -> ControlledLatentDiffusion:
+def random_weights(cfg: ModelConfig, device: torch.device) -> ControlledLatentDiffusion:
     """A model on ``device`` whose weights are small and random: the time does not depend on what they are."""
     with torch.device("meta"):
-        model = ControlledLatentDiffusion(load_model_config(config))
+        model = ControlledLatentDiffusion(cfg)
     model = model.to_empty(device=device)
     restore_buffers(model)
     generator = torch.Generator(device).manual_seed(0)
@@ -259,7 +260,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     device = choose_device(request["device"])
     if request.get("threads"):
         torch.set_num_threads(request["threads"])
-    model = random_weights(request.get("model", str(SD15_CONFIG)), device)
+    model = random_weights(load_model_config(request.get("model", SD15_CONFIG)), device)
     prepare(model, request["variant"])
     forget_peak(device)  # what building took is not what training takes
     way, warmup = WAYS[request["variant"]], request.get("warmup", 1)
