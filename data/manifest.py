@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -162,30 +162,6 @@ def check_disjoint(lists: Mapping[str, Sequence[Record]]) -> None:
             raise ManifestError(f"the {name} list", [ManifestProblem(first.line, "subject", got, remedy)])
         for record in reversed(records):
             first_of[record.subject] = name, record.line
-
-
-def relocate(
-    records: Sequence[Record],
-    images_dir: str | os.PathLike[str],
-    *,
-    skull_folder: str | None = None,
-    face_folder: str | None = None,
-) -> list[Record]:
-    """Return the same records with their files below another folder.
-
-    Raises:
-        ManifestError: with every file that is not there.
-    """
-    root = Path(images_dir)
-    reader = _Reader(Finder(find_images_dir(root, root), skull_folder, face_folder), False, {})
-    moved = []
-    for record in records:
-        paths = reader.find_files(record.line, {field: getattr(record, field) for field in _PATHS})
-        changes: dict[str, Any] = {name: path for name, path in paths.items() if path is not None}
-        moved.append(replace(record, **changes))
-    if reader.problems:
-        raise ManifestError(root, reader.problems)
-    return moved
 
 
 def name_within(value: str) -> str | None:

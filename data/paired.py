@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
@@ -13,7 +12,7 @@ from torch.utils.data import Dataset
 
 from data.biometrics import prompt
 from data.images import read_image, to_uint8
-from data.manifest import Record, relocate
+from data.manifest import Record
 
 
 class PairItem(TypedDict):
@@ -36,17 +35,13 @@ class PairedDataset(Dataset[PairItem]):
 
     Args:
         records: of ``read_manifest``; each with a face.
-        images_dir: where the pictures are now, if they moved after the manifest was read.
         size: side of the pictures in px.
 
     Raises:
         ValueError: no records, or one without a face.
-        ManifestError: a picture that is not below ``images_dir``.
     """
 
-    def __init__(
-        self, records: Sequence[Record], images_dir: str | os.PathLike[str] | None = None, size: int = 256
-    ) -> None:
+    def __init__(self, records: Sequence[Record], size: int = 256) -> None:
         if not records:
             raise ValueError("PairedDataset: got no records, expected at least one")
         faceless = [record for record in records if record.face_path is None]
@@ -56,7 +51,7 @@ class PairedDataset(Dataset[PairItem]):
                 f"PairedDataset: {len(faceless)} of {len(records)} records have no face "
                 f"(the first: {first.source}, line {first.line}); give each a 'target'"
             )
-        self.records = list(records) if images_dir is None else relocate(records, images_dir)
+        self.records = list(records)
         self.size = size
         self._pictures: dict[Path, np.ndarray] = {}
         self._cached = 0  # bytes of them

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from data.biometrics import Biometrics
 from data.images import write_png
-from data.manifest import ManifestError, ManifestProblem, Record, check_disjoint, read_manifest, relocate
+from data.manifest import ManifestError, ManifestProblem, Record, check_disjoint, read_manifest
 
 
 def row(i: int = 0, **changes: Any) -> dict[str, Any]:
@@ -148,17 +148,6 @@ def test_the_spellings_in_use_are_found(tmp_path: Path, skulls: str, faces: str)
     (record,) = read(tmp_path, row())
     assert record.skull_path.parent.name == skulls
     assert record.face_path is not None and record.face_path.parent.name == faces
-
-
-def test_records_are_moved_to_folders_of_other_names(tmp_path: Path) -> None:
-    write_pair(tmp_path / "a", "bones", "skins")
-    folders = {"skull_folder": "bones", "face_folder": "skins"}
-    records = read(tmp_path, row(), images_dir=tmp_path / "a", **folders)
-    (tmp_path / "a").rename(tmp_path / "b")
-    (moved,) = relocate(records, tmp_path / "b", **folders)
-    assert moved.skull_path == tmp_path / "b/bones/0_0.png"
-    with pytest.raises(ManifestError, match="line 1: source"):
-        relocate(records, tmp_path / "split_data")
 
 
 def test_a_subject_in_two_lists_is_named(root: Path) -> None:

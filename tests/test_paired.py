@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.images import ImageError, write_png
+from data.images import write_png
 from data.manifest import Record, read_manifest
 from data.paired import PairedDataset
 
@@ -55,13 +55,6 @@ def test_memory_for_pictures_is_limited(records: list[Record], monkeypatch: pyte
             assert torch.equal(limited[k]["skull"], whole[k]["skull"])
             assert torch.equal(limited[k]["face"], whole[k]["face"])
     assert 0 < sum(pixels.nbytes for pixels in limited._pictures.values()) <= 3 * 64 * 64
-
-
-def test_pictures_that_moved(records: list[Record], tmp_path: Path) -> None:
-    (tmp_path / "pairedCS").rename(tmp_path / "elsewhere")
-    assert PairedDataset(records, tmp_path / "elsewhere", 32)[2]["index"] == 2
-    with pytest.raises(ImageError, match="does not exist"):
-        PairedDataset(records, size=32)[2]
 
 
 def test_refuses_no_records_and_records_without_a_face(records: list[Record], tmp_path: Path) -> None:
