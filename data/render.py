@@ -80,19 +80,6 @@ SKIN = Material(specular=0.48)
 BONE = Material(diffuse=0.65, specular=0.44)
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A drawn mesh.
-
-    Attributes:
-        grey: (size, size) uint8, background 0.
-        depth: (size, size) float32, mm towards the camera of the nearest surface in each pixel, ``-inf`` for none.
-    """
-
-    grey: np.ndarray
-    depth: np.ndarray
-
-
 def vertex_normals(vertices: np.ndarray, triangles: np.ndarray) -> np.ndarray:
     """Return (V, 3) unit normals, averaged over the triangles around each vertex and weighted with their areas."""
     a = vertices[triangles[:, 0]]
@@ -233,8 +220,8 @@ class Scene:
         pixel = (grid_y[index] // k) * n + grid_x[index] // k
         return Surface(camera, pixel, points, normal, depth)
 
-    def render(self, material: Material) -> Picture:
-        """Draw the smooth-shaded picture under a headlight."""
+    def render(self, material: Material) -> np.ndarray:
+        """Draw the smooth-shaded picture under a headlight, (size, size) uint8, background 0."""
         surface = self.trace()
         grey = surface.per_pixel(surface.light(material)) * surface.coverage()
-        return Picture(grey=np.rint(grey * 255).astype(np.uint8), depth=surface.nearest())
+        return np.rint(grey * 255).astype(np.uint8)

@@ -21,8 +21,9 @@ def sphere(radius: float = RADIUS, center: tuple[float, float, float] = (0, 0, 0
 
 def test_a_sphere_is_shaded_by_the_phong_formula_and_stands_where_it_should():
     camera = Camera(size=129, half_field=60)
-    picture = Scene(*sphere(), camera).render(SKIN)
-    assert picture.grey.dtype == np.uint8 and picture.grey.shape == picture.depth.shape == (129, 129)
+    scene = Scene(*sphere(), camera)
+    grey, depth = scene.render(SKIN), scene.trace().nearest()
+    assert grey.dtype == np.uint8 and grey.shape == depth.shape == (129, 129)
     x = (np.arange(129) - 64) * camera.mm_per_px
     across = np.hypot(*np.meshgrid(x, x))
     inside = across < RADIUS - 3
@@ -31,18 +32,18 @@ def test_a_sphere_is_shaded_by_the_phong_formula_and_stands_where_it_should():
     expected = (
         np.clip(SKIN.ambient + SKIN.diffuse * facing + SKIN.specular * mirrored**SKIN.power, 0, 1) * 255
     )
-    assert np.abs(picture.grey - expected)[inside].max() < 3
+    assert np.abs(grey - expected)[inside].max() < 3
     # the depth of a pixel is its nearest ray's: half a step from the centre
-    assert np.abs(picture.depth - RADIUS * facing)[across < 0.8 * RADIUS].max() < camera.mm_per_px
+    assert np.abs(depth - RADIUS * facing)[across < 0.8 * RADIUS].max() < camera.mm_per_px
     outside = across > RADIUS + 1
-    assert not picture.grey[outside].any() and np.isneginf(picture.depth[outside]).all()
+    assert not grey[outside].any() and np.isneginf(depth[outside]).all()
 
 
 @pytest.mark.parametrize(("yaw", "pitch"), [(0, 0), (10, -8)])
 def test_projection_agrees_with_the_picture(yaw, pitch):
     camera = Camera(size=200, half_field=100, center_x=4, center_y=-7, yaw=yaw, pitch=pitch)
     center = (31.0, -42.0, 20.0)
-    grey = Scene(*sphere(6, center), camera).render(BONE).grey.astype(float)
+    grey = Scene(*sphere(6, center), camera).render(BONE).astype(float)
     rows, columns = np.indices(grey.shape)
     centre = np.array([(columns * grey).sum(), (rows * grey).sum()]) / grey.sum()
     assert np.abs(centre - camera.project(np.array([center]))[0]).max() < 0.1
@@ -56,8 +57,8 @@ def test_depth_tells_visible_points_from_hidden_ones():
 
 def test_nothing_below_the_floor_is_drawn():
     camera = Camera(size=128, half_field=64)
-    full = Scene(*sphere(), camera).render(SKIN).grey
-    cut = Scene(*sphere(), camera, floor=-20.2).render(SKIN).grey
+    full = Scene(*sphere(), camera).render(SKIN)
+    cut = Scene(*sphere(), camera, floor=-20.2).render(SKIN)
     lowest = np.flatnonzero(cut.any(1)).max()
     assert abs(camera.project(np.array([[0, -20.2, 0]]))[0, 1] - lowest) <= 1
     assert np.array_equal(cut[:lowest], full[:lowest])

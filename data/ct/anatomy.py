@@ -28,32 +28,17 @@ CHIN_WITHIN_MM = 14.0  # of the midline
 
 @dataclass(frozen=True)
 class Orbits:
-    """The subject's left (x > 0) and right eye socket, mm.
+    """The subject's eye sockets, left (x > 0) before right.
 
     Attributes:
-        left, right: (2,) middle of the opening (x, y).
-        left_rim, right_rim: (3,) orbitale, the rim below the opening.
+        points: (4, 3) mm: middles of the openings, with the rims' z; then orbitale, the rim below the opening.
     """
 
-    left: np.ndarray
-    right: np.ndarray
-    left_rim: np.ndarray
-    right_rim: np.ndarray
+    points: np.ndarray
 
     @property
     def height(self) -> float:
-        return float((self.left[1] + self.right[1]) / 2)
-
-    def moved(self, shift: np.ndarray) -> Orbits:
-        return Orbits(
-            self.left + shift[:2], self.right + shift[:2], self.left_rim + shift, self.right_rim + shift
-        )
-
-    def points(self) -> np.ndarray:
-        """Return (4, 3): middles (with the rims' z) and rims, left before right."""
-        left = np.array([*self.left, self.left_rim[2]])
-        right = np.array([*self.right, self.right_rim[2]])
-        return np.stack([left, right, self.left_rim, self.right_rim])
+        return float(self.points[:2, 1].mean())
 
 
 class Looker:
@@ -90,11 +75,11 @@ def find_orbits(looker: Looker, expected_y: float = 0.0) -> Orbits | None:
     far = looker.depth()
     depth = np.maximum(far, far[np.isfinite(far)].max(initial=-100.0) - 90)
     left, right = (_orbit(depth, sign, expected_y) for sign in (1, -1))
-    return None if left is None or right is None else Orbits(left[0], right[0], left[1], right[1])
+    return None if left is None or right is None else Orbits(np.stack([left, right], 1).reshape(4, 3))
 
 
-def _orbit(depth: np.ndarray, sign: int, expected_y: float) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the middle (2,) of one opening and its lower rim (3,), mm."""
+def _orbit(depth: np.ndarray, sign: int, expected_y: float) -> np.ndarray | None:
+    """Return (2, 3) mm: the middle of one opening, with the rim's z, and its lower rim."""
     middle = (depth.shape[0] - 1) / 2
     (near, far), (below, above) = ORBIT_WINDOW
     low, high = sorted((sign * near, sign * far))
@@ -107,7 +92,7 @@ def _orbit(depth: np.ndarray, sign: int, expected_y: float) -> tuple[np.ndarray,
     if opening is None:
         return None
     y, x = np.nonzero(opening)
-    center = np.array([columns[0] + x.mean() - middle, middle - rows[0] - y.mean()]) * STEP_MM
+    center_x, center_y = (columns[0] + x.mean() - middle) * STEP_MM, (middle - rows[0] - y.mean()) * STEP_MM
     # The rim below the middle of the opening; where thin bone is lost, the opening's lowest point lies elsewhere.
     under = [round(float(x.mean())) + n for n in range(-RIM_COLUMNS, RIM_COLUMNS + 1)]
     bottom = int(np.median([int(y[x == column].max()) for column in under if (x == column).any()]))
@@ -115,7 +100,8 @@ def _orbit(depth: np.ndarray, sign: int, expected_y: float) -> tuple[np.ndarray,
     if not ledge.size:  # the opening goes on below the window: no orbit
         return None
     height = (middle - rows[0] - bottom - 1) * STEP_MM
-    return center, np.array([center[0], height, float(np.median(ledge.max(0)))])
+    rim_z = float(np.median(ledge.max(0)))
+    return np.array([[center_x, center_y, rim_z], [center_x, height, rim_z]])
 
 
 def _largest_opening(part: np.ndarray) -> np.ndarray | None:

@@ -93,7 +93,7 @@ def draw_scan(path: Path, config: CtConfig) -> Drawing:
         "scan": {**scan.facts, "spacing_mm": scan.spacing.round(4).tolist()},
         "pose": pose.record(),
         "frame": {
-            "orbits_mm": pose.orbits.points()[:2].round(2).tolist(),
+            "orbits_mm": pose.orbits.points[:2].round(2).tolist(),
             "cohort_orbits_mm": ref.orbits[:2].round(2).tolist(),
             "chin_y_mm": None if chin_y is None else round(chin_y, 2),
             "cohort_chin_y_mm": round(ref.chin_y, 2),
@@ -106,7 +106,7 @@ def draw_scan(path: Path, config: CtConfig) -> Drawing:
     floor = max(below_chin, _field_floor(skin, head, pose))
     camera = Camera(size=config.size, half_field=config.half_field, center_y=config.center_y)
     skull, face = (
-        Scene(mesh.vertices, mesh.triangles, camera, floor=floor).render(material).grey
+        Scene(mesh.vertices, mesh.triangles, camera, floor=floor).render(material)
         for mesh, material in ((bone, BONE), (skin, SKIN))
     )
     return Drawing(findings, facts, skull, face, *((bone, skin) if config.meshes else ()))

@@ -136,9 +136,9 @@ def find_pose(bone: Mesh, how: str = "auto") -> Pose:
             rotation, shift, orbits, method = nod @ rotation, nod @ shift, nodded, "frankfurt"
     move = np.zeros(3)
     if method in ("angles", "points"):
-        move[0] = -(orbits.left[0] + orbits.right[0]) / 2
+        move[0] = -orbits.points[:2, 0].mean()
     move[1] = ref.orbit_height - orbits.height
-    move[2] = ref.orbits[2:, 2].mean() - (orbits.left_rim[2] + orbits.right_rim[2]) / 2
+    move[2] = ref.orbits[2:, 2].mean() - orbits.points[2:, 2].mean()
     if how == "auto":
         fitted = fitted @ rotation.T + shift + move
     return Pose(
@@ -149,14 +149,14 @@ def find_pose(bone: Mesh, how: str = "auto") -> Pose:
         scales=scales,
         symmetry=symmetry,
         tilt=tilt,
-        orbits=orbits.moved(move),
+        orbits=Orbits(orbits.points + move),
         fitted=fitted,
     )
 
 
 def frankfurt_tilt(orbits: Orbits, porions: np.ndarray) -> float:
     """Return the degrees by which the chin must go down to level the plane through orbitale and porion."""
-    up, forward = (orbits.left_rim + orbits.right_rim - porions.sum(0))[1:] / 2
+    up, forward = (orbits.points[2:].sum(0) - porions.sum(0))[1:] / 2
     return float(np.degrees(np.arctan2(up, forward)))
 
 

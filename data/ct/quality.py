@@ -132,7 +132,7 @@ def _metal(scan: Scan) -> list[Finding]:
 
 def _pose_findings(pose: Pose, ref: Reference) -> list[Finding]:
     """Judge the pose; what is unknown (nan) passes no limit."""
-    off = np.linalg.norm(pose.orbits.points()[:2, :2] - ref.orbits[:2, :2], axis=1).max()
+    off = np.linalg.norm(pose.orbits.points[:2, :2] - ref.orbits[:2, :2], axis=1).max()
     stretch = float(np.abs(pose.scales - 1).max())
     return [
         *judge("fit", pose.residual),

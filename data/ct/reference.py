@@ -33,7 +33,7 @@ class Reference:
     """The cohort's mean skull, mm in the cohort's frame.
 
     Attributes:
-        orbits: (4, 3) mean of ``Orbits.points()``.  chin_y: mean height of the menton.
+        orbits: (4, 3) mean of ``Orbits.points``.  chin_y: mean height of the menton.
         mouth_y: mean height of the closed mouth's middle, on the face.
         points, normals: (N, 3) on the outside of the cohort's mean skull, as many left as right.
         spread: (2,) standard deviation over subjects of half the distance of the orbits, and of the menton's height.
@@ -108,7 +108,7 @@ def make_reference(indices: range = range(SUBJECTS), seed: int = SEED) -> Refere
         sockets = find_orbits(Looker(mesh))
         if sockets is None:
             raise ValueError(f"{subject.name}: no orbits on its skull; find_orbits does not fit the template")
-        orbits.append(sockets.points())
+        orbits.append(sockets.points)
         chins.append(head.chin_y)
         mouths.append(float(head.landmarks[84:104, 1].mean()))
         if subject.skull.kind == kind:
