@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-import struct
-import threading
 import warnings
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,47 +18,8 @@ from data.files import PackError, read_bytes, replacing, split_pack_path
 MAX_PIXELS = 64_000_000
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
-# What Pillow's decoders raise on damaged files.
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    EOFError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-)
-
-
-class _QuietPillow:
-    """While any thread is inside, Pillow does not warn: a lower size limit is ours, and odd metadata is no matter.
-
-    ``warnings.catch_warnings`` alone puts the wrong filters back when threads leave in another order than they came.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._caught = warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._caught = warnings.catch_warnings()
-                self._caught.__enter__()
-                warnings.filterwarnings("ignore", module=r"PIL\.")
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._caught.__exit__(None, None, None)
-
-
-_QUIET = _QuietPillow()
+# Pillow warns of its own size limit (ours is lower) and of odd metadata: neither matters here.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class ImageError(ValueError):
@@ -119,14 +77,14 @@ def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Open a picture for reading. Raises: ImageError for whatever goes wrong meanwhile."""
     try:
-        with _QUIET, Image.open(_source(path)) as image:
+        with Image.open(_source(path)) as image:
             yield image
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
         limit = f"the limit is {MAX_PIXELS // 1_000_000} million px: scale it down first"
         raise ImageError(f"{path}: too large ({error}); {limit}") from error
-    except _BROKEN as error:
+    except Exception as error:  # Pillow's decoders raise anything on damaged files
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "unknown format" if unknown else " ".join(str(error).split()) or type(error).__name__
         expected = "expected a whole PNG, JPEG, TIFF, BMP or WebP file"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -164,11 +163,9 @@ def measure_picture(path: Path) -> tuple[PictureFacts, Silhouette | None]:
     """Measure one picture. Return its silhouette at ``SIZE`` px too, or None where it cannot be read."""
     try:
         picture, note = read_image(path, SIZE)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(read_bytes(path))) as image:
-                file_format, mode, (width, height) = image.format or "", image.mode, image.size
-                native = None if image.size == (SIZE, SIZE) else _middle(image)
+        with Image.open(io.BytesIO(read_bytes(path))) as image:
+            file_format, mode, (width, height) = image.format or "", image.mode, image.size
+            native = None if image.size == (SIZE, SIZE) else _middle(image)
     except (ImageError, PackError, OSError) as error:
         return PictureFacts(path, problem=str(error)), None
     grey = picture @ np.full(3, 1 / 3, np.float32)

@@ -9,8 +9,6 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +22,8 @@ from data.ct.findings import ScanError, judge
 from data.ct.reading.geometry import SMALLEST_SIDE, Slice, check_size, gantry_tilt, stack
 from data.ct.reading.scan import Scan, to_hounsfield
 
+# It quotes the values it complains of, names included.
+logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 MAX_FILES = 20_000
 MAX_SIDE = 4096
 MAX_HALVINGS = 2
@@ -154,27 +154,13 @@ def _headers(folder: Path) -> tuple[list[Header], int]:
 def _header(path: Path) -> Header | None:
     """Return None for a file that is no DICOM image."""
     try:
-        with _quiet():
+        with warnings.catch_warnings(action="ignore"):  # they quote values, names included
             data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
             if "Rows" not in data:  # DICOMDIR, reports, dose records
                 return None
             return _parse(path, data)
     except Exception:  # anything may be in a file: whatever pydicom stumbles over is no DICOM image
         return None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence pydicom's warnings: they quote the values they complain of, names included."""
-    log = logging.getLogger("pydicom")
-    before = log.level
-    log.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(before)
 
 
 def _parse(path: Path, data: Dataset) -> Header:
@@ -345,7 +331,7 @@ def _slice(header: Header, offset: float, halvings: int) -> Slice | None:
 def _pixels(header: Header, offset: float) -> np.ndarray | None:
     """Return (rows, columns) int16 HU, or None where the file's pixels are damaged."""
     try:
-        with _quiet():
+        with warnings.catch_warnings(action="ignore"):  # they quote values, names included
             data = pydicom.dcmread(header.path)
             pixels = data.pixel_array
             slope, intercept = float(data.get("RescaleSlope", 1)), float(data.get("RescaleIntercept", 0))
