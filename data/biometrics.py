@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 BODY_MASS_WORDS: dict[int, str] = {
     1: "very thin",
@@ -48,7 +49,7 @@ class Biometrics:
 
     def __post_init__(self) -> None:
         if self.sex not in ("male", "female"):
-            raise BiometricsError("sex", self.sex, "'male' or 'female'")
+            raise BiometricsError("sex", self.sex, "M, F, male or female")
         if (
             isinstance(self.age, bool)
             or not isinstance(self.age, (int, float))
@@ -64,18 +65,17 @@ class Biometrics:
             raise BiometricsError("body_mass", self.body_mass, _BODY_MASS_EXPECTED)
 
     @classmethod
-    def parse(cls, *, sex: object, age: object, body_mass: object, ethnicity: object = "Asian") -> Biometrics:
+    def parse(cls, *, sex: Any, age: Any, body_mass: object, ethnicity: Any = "Asian") -> Biometrics:
         """Return the biometrics from what people write in files: ``"M"``, ``"Female"``, ``"43"``, ``"slightly fat"``.
 
         Raises:
             BiometricsError: a value that is none of these; ``field`` names it.
         """
-        if not isinstance(ethnicity, str):
-            raise BiometricsError("ethnicity", ethnicity, "a word such as 'Asian'")
+        years = _number(age)
         return cls(
-            sex=_parse_sex(sex),
-            age=_parse_age(age),
-            ethnicity=" ".join(ethnicity.split()),
+            sex=_SEXES.get(sex.strip().lower(), sex) if isinstance(sex, str) else sex,
+            age=age if years is None else years,
+            ethnicity=" ".join(ethnicity.split()) if isinstance(ethnicity, str) else ethnicity,
             body_mass=_parse_body_mass(body_mass),
         )
 
@@ -109,13 +109,6 @@ _BODY_MASS_EXPECTED = (
 )
 
 
-def _parse_sex(value: object) -> str:
-    sex = _SEXES.get(value.strip().lower()) if isinstance(value, str) else None
-    if sex is None:
-        raise BiometricsError("sex", value, "M, F, male or female")
-    return sex
-
-
 def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
@@ -124,13 +117,6 @@ def _number(value: object) -> float | None:
     except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
-
-
-def _parse_age(value: object) -> float:
-    age = _number(value)
-    if age is None:
-        raise BiometricsError("age", value, f"a number of years from 0 to {MAX_AGE:g}")
-    return age
 
 
 def _parse_body_mass(value: object) -> int:

@@ -20,14 +20,7 @@ from data.cohort.heads.detail import reference_detail
 from data.cohort.heads.proportions import NORMS_MM, reshape_vault, skin_sizes
 from data.cohort.heads.rays import RayMesh
 from data.cohort.heads.skulls import CRANIUM, MANDIBLE, SKULL_FILES, SPINE
-from data.cohort.heads.subject import (
-    BMI_LIMITS,
-    body_mass_level,
-    draw_subject,
-    expected_soft,
-    with_age,
-    with_bmi,
-)
+from data.cohort.heads.subject import BMI_LIMITS, body_mass_level, draw_subject, expected_soft
 from data.cohort.heads.template import HeadTemplate
 from data.cohort.pair import (
     BORDER_PX,
@@ -38,7 +31,7 @@ from data.cohort.pair import (
     draw_subject_pair,
     fits,
 )
-from data.render import BONE, SKIN, Camera, Scene
+from data.render import Camera, Scene
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = HeadTemplate.load()
@@ -100,10 +93,10 @@ def test_reshaping_the_vault_folds_nothing_and_leaves_the_face_alone():
     assert np.allclose(reshape_vault(face), face)
 
 
-@pytest.mark.parametrize(("changed", "low", "high"), [(with_bmi, 16.0, 31.0), (with_age, 20, 80)])
+@pytest.mark.parametrize(("changed", "low", "high"), [("bmi", 16.0, 31.0), ("age", 20, 80)])
 def test_body_mass_and_age_change_the_face_and_not_one_byte_of_the_skull(changed, low, high):
     subject = draw_subject(seed=5, index=4)
-    one, other = (build_head(TEMPLATE, changed(subject, value)) for value in (low, high))
+    one, other = (build_head(TEMPLATE, replace(subject, **{changed: value})) for value in (low, high))
     assert one.skull.tobytes() == other.skull.tobytes()
     assert one.skull_triangles.tobytes() == other.skull_triangles.tobytes()
     assert np.abs(one.face - other.face).max() > 3
@@ -112,7 +105,7 @@ def test_body_mass_and_age_change_the_face_and_not_one_byte_of_the_skull(changed
 def test_the_expected_face_knows_only_bone_and_prompt():
     subject = draw_subject(seed=5, index=4)
     twin = replace(subject, soft=draw_subject(5, 9).soft, scatter=(2.0, 1.0, -1.0, 2.0))
-    twin = with_bmi(with_age(twin, subject.age + 1), subject.bmi + 0.2)
+    twin = replace(twin, age=subject.age + 1, bmi=subject.bmi + 0.2)
     assert (age_level(twin.age), twin.body_mass) == (age_level(subject.age), subject.body_mass)
     own, expected, of_twin = (
         build_head(TEMPLATE, s) for s in (subject, expected_soft(subject), expected_soft(twin))
@@ -135,7 +128,7 @@ def test_tissue_depths_are_the_tables_for_either_skull_and_grow_with_body_mass()
     for kind in SKULL_FILES:
         depths = []
         for bmi in (17.0, 30.0):
-            who = with_bmi(replace(subject, skull=replace(subject.skull, kind=kind)), bmi)
+            who = replace(subject, skull=replace(subject.skull, kind=kind), bmi=bmi)
             depths.append(tissue_depths(build_head(TEMPLATE, who)))
             errors = depths[-1] - tissue.mean_depths(who.sex, who.age, bmi)
             assert np.nanmedian(np.abs(errors)) < 0.6 and np.nanmax(np.abs(errors)) < 4
@@ -166,7 +159,7 @@ def test_lost_teeth_lower_the_jaw_and_leave_the_vault():
 def test_contour_landmarks_lie_on_the_outline_whatever_the_body_mass():
     """Under a double chin the skin goes on into the neck without ever turning away."""
     for who, bmi in (((5, 3), 16.0), ((5, 3), 33.0), ((1, 2817), 33.0)):
-        head = build_head(TEMPLATE, with_bmi(draw_subject(*who), bmi))
+        head = build_head(TEMPLATE, replace(draw_subject(*who), bmi=bmi))
         face = Scene(head.face, TEMPLATE.face_triangles, CAMERA, floor=head.chin_y - FACE_BELOW_SKULL_MM)
         assert (face.depth_at(head.landmarks[:33]) < 1.5).mean() > 0.8
         assert (np.diff(head.landmarks[:17, 0]) > -2.5).all()  # from the right ear to the chin
@@ -218,7 +211,7 @@ def test_a_pair_keeps_its_distance_and_bone_stays_under_the_skin():
     scenes, pair = draw_subject_pair(TEMPLATE, CohortConfig(seed=3), 0)
     assert fits(pair, CAMERA) and min(map(border_distance, (pair.skull, pair.face))) >= BORDER_PX
     assert pair.visible.sum() > 80 and pair.visible[[51, 52, 53, 54]].all()  # the ridge of the nose
-    skin, bone = scenes.face.render(SKIN).depth, scenes.skull.render(BONE).depth
+    skin, bone = scenes.face.trace().nearest(), scenes.skull.trace().nearest()
     inside = np.isfinite(bone) & np.isfinite(skin)
     depth = skin[inside] - bone[inside]
     assert (np.isfinite(bone) & ~inside).sum() < 5

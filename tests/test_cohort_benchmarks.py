@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from benchmarks.cohort.norms import DEPTHS, HEAD, SKULL, SOURCES
 from benchmarks.cohort.tissue_depth import tissue_depths
 from benchmarks.model import ceiling
 from data.cohort.heads.anatomy import build_head
-from data.cohort.heads.subject import draw_subject, with_bmi
+from data.cohort.heads.subject import draw_subject
 from data.cohort.heads.template import HeadTemplate
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -82,8 +83,8 @@ def test_the_root_of_a_nose_is_found_where_it_was_put():
 
 def test_a_head_is_measured_as_its_size_says_and_fat_thickens_only_the_skin():
     template = HeadTemplate.load()
-    subject = with_bmi(draw_subject(1, 6), 17.0)
-    lean, heavy = (anatomy.measure(s) for s in (subject, with_bmi(subject, 32.0)))
+    subject = replace(draw_subject(1, 6), bmi=17.0)
+    lean, heavy = (anatomy.measure(s) for s in (subject, replace(subject, bmi=32.0)))
     # the skin's landmarks only say where to look on the bone
     np.testing.assert_allclose(list(lean.skull.values()), list(heavy.skull.values()), atol=0.3)
     for site in ("zygion", "gonion", "mid-masseter", "sub-M2"):

@@ -10,13 +10,7 @@ import numpy as np
 from data.biometrics import age_level
 from data.cohort.config import NUM_PROTOCOLS, CohortConfig
 from data.cohort.heads.anatomy import build_head
-from data.cohort.heads.subject import (
-    Subject,
-    draw_subject,
-    expected_soft,
-    with_age,
-    with_bmi,
-)
+from data.cohort.heads.subject import Subject, draw_subject, expected_soft
 from data.cohort.heads.template import HeadTemplate
 from data.cohort.pair import MAX_ATTEMPTS, FramingError, HeadScenes, Pair, camera_of, draw_subject_pair, fits
 from data.cohort.protocols import (
@@ -53,12 +47,12 @@ class Variant:
 def variants_of(config: CohortConfig, subject: Subject, style: ScanStyle, index: int) -> list[Variant]:
     """Return one change at a time, each to another level of the prompt or another protocol than the subject has."""
     variants = [
-        Variant(f"_age{age}", ("age",), with_age(subject, age), style)
+        Variant(f"_age{age}", ("age",), replace(subject, age=age), style)
         for age in config.variant_ages
         if age_level(age) != age_level(subject.age)
     ]
     variants += [
-        Variant(f"_mass{level}", ("body_mass",), with_bmi(subject, BMI_OF_LEVEL[level]), style)
+        Variant(f"_mass{level}", ("body_mass",), replace(subject, bmi=BMI_OF_LEVEL[level]), style)
         for level in config.variant_masses
         if level != subject.body_mass
     ]

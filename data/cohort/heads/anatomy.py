@@ -9,7 +9,7 @@ import numpy as np
 from data.cohort.heads import tissue
 from data.cohort.heads.detail import kept_triangles, reference_detail
 from data.cohort.heads.outline import NUM_CONTOUR, outline_points
-from data.cohort.heads.proportions import reshape_vault
+from data.cohort.heads.proportions import reshape_vault, scaled
 from data.cohort.heads.skulls import MANDIBLE
 from data.cohort.heads.subject import EXPECTED_SLIDERS, SkullTraits, Subject
 from data.cohort.heads.template import HeadTemplate
@@ -57,12 +57,11 @@ def build_head(template: HeadTemplate, subject: Subject) -> Head:
     """
     skull_noise, skin_noise = np.random.default_rng(subject.residual_seed).spawn(2)
     bony = _bony_base(template, subject)
-    proportions = template.proportions(subject.femininity, subject.race).times(subject.size)
-    skull, triangles, chin_y, places = _skull(
-        template, subject.skull, proportions.apply(reshape_vault(bony)), skull_noise
-    )
+    factors = template.proportions(subject.femininity, subject.race) * subject.size
+    shape = scaled(reshape_vault(bony), factors)
+    skull, triangles, chin_y, places = _skull(template, subject.skull, shape, skull_noise)
     own, expected = (
-        proportions.apply(reshape_vault(_soft_base(template, who, bony)))
+        scaled(reshape_vault(_soft_base(template, who, bony)), factors)
         for who in (subject, replace(subject, soft=EXPECTED_SLIDERS))
     )
     sites = template.skull(subject.skull.kind).sites

@@ -7,8 +7,6 @@ mixed as its shape is, so that people scatter around the means and nothing but t
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
-
 import numpy as np
 
 # Means of young adults over the skin in mm: head length (glabella - back of the head), head breadth, bizygomatic
@@ -35,27 +33,19 @@ def corner_norms(race: str) -> np.ndarray:
     return np.stack([men - MEAN_FEMININITY[0] * slope, women + (1 - MEAN_FEMININITY[1]) * slope])
 
 
-@dataclass(frozen=True)
-class Proportions:
-    """Factors along the head's axes: length (z), breadth of the vault and of the face (x), height (y)."""
+def scaled(points: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """Return (N, 3) points in mm, scaled smoothly about the origin (between the eyes).
 
-    length: float
-    vault_breadth: float
-    face_breadth: float
-    height: float
-
-    def times(self, factors: np.ndarray) -> Proportions:
-        """Return the product with (4,) factors in the order of the fields."""
-        return Proportions(*(np.array(astuple(self)) * factors).tolist())
-
-    def apply(self, points: np.ndarray) -> np.ndarray:
-        """Return (N, 3) points in mm, scaled smoothly about the origin (between the eyes)."""
-        x, y, z = points.T
-        upper = 1 / (1 + np.exp(-(y - 8) / 12))
-        breadth = self.face_breadth + (self.vault_breadth - self.face_breadth) * upper
-        angles = 1 / (1 + np.exp((y + 58) / 7)) / (1 + np.exp((z - 48) / 8))
-        breadth = breadth * (1 + JAW_WIDENING * angles)
-        return np.stack([x * breadth, y * self.height, z * self.length], 1)
+    Args:
+        factors: (4,) of the length (z), the breadth of the vault and of the face (x), and the height (y).
+    """
+    length, vault_breadth, face_breadth, height = factors
+    x, y, z = points.T
+    upper = 1 / (1 + np.exp(-(y - 8) / 12))
+    breadth = face_breadth + (vault_breadth - face_breadth) * upper
+    angles = 1 / (1 + np.exp((y + 58) / 7)) / (1 + np.exp((z - 48) / 8))
+    breadth = breadth * (1 + JAW_WIDENING * angles)
+    return np.stack([x * breadth, y * height, z * length], 1)
 
 
 def reshape_vault(points: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Subjects: attributes, shape weights and traits of the skull, drawn from (seed, index) alone.
 
-Independent random streams feed the attributes, the bony shape, the soft shape and the residuals. ``with_bmi`` and
-``with_age`` change the face of a subject and never the skull: bone keeps the age of the record (``bone_age``), and all
-variants of a subject share the traits of its skull.
+Independent random streams feed the attributes, the bony shape, the soft shape and the residuals. Another ``age`` or
+``bmi`` changes the face of a subject and never the skull, not by one byte: bone keeps its own age (``bone_age``), and
+all variants of a subject share the traits of its skull.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Subject:
         sex: "M" or "F".  age: years, of the face.  bmi: kg/m2.  ethnicity: a key of ETHNICITIES.
         femininity: 0 (the male head) .. 1 (the female head), or a little beyond.
         race: (3,) shares of the african, asian and caucasian heads.
-        bone_age: years, of the skull; ``age`` unless the face was changed by ``with_age``.
+        bone_age: years, of the skull; ``age`` unless that of the face was changed.
         size: (4,) own factors of the head's proportions.
         bony: target weights that skull and face share.  soft: target weights of the face alone, without age and fat.
         scatter: standard normal deviations of how this person's fat (whole, left, right) and ageing show.
@@ -191,16 +191,6 @@ def draw_subject(seed: int, index: int, attempt: int = 0) -> Subject:
         residual_seed=int(rng["residual"].integers(1 << 31)),
         skull=_draw_traits(bone, age),
     )
-
-
-def with_bmi(subject: Subject, bmi: float) -> Subject:
-    """Return the same person at another BMI: the same skull, byte for byte, and the same soft shape, other fat."""
-    return replace(subject, bmi=float(bmi))
-
-
-def with_age(subject: Subject, age: float) -> Subject:
-    """Return the same person with a face of another age (years) on the same skull, byte for byte."""
-    return replace(subject, age=float(age))
 
 
 def expected_soft(subject: Subject) -> Subject:

@@ -19,7 +19,7 @@ from scipy.spatial.distance import cdist
 
 from data.cohort.heads.detail import Groove, find_grooves, local_shapes
 from data.cohort.heads.outline import NUM_CONTOUR, contour_chains
-from data.cohort.heads.proportions import Proportions, corner_norms, reshape_vault, skin_sizes
+from data.cohort.heads.proportions import corner_norms, reshape_vault, skin_sizes
 from data.cohort.heads.skulls import SkullTemplate, read_template
 from data.cohort.heads.sliders import EXPRESSION, LIFE_STAGES, RACES, SEXES, macro_targets
 from data.cohort.heads.subdivision import catmull_clark
@@ -148,10 +148,10 @@ class HeadTemplate:
         controls = self.control_ids
         return base + (self.reference[controls].mean(0) - base[controls].mean(0))
 
-    def proportions(self, femininity: float, race: np.ndarray) -> Proportions:
-        """Return the factors that bring heads of this sex and ancestry to their mean sizes."""
+    def proportions(self, femininity: float, race: np.ndarray) -> np.ndarray:
+        """Return (4,) factors (see ``scaled``) that bring heads of this sex and ancestry to their mean sizes."""
         sexes = np.array([1 - femininity, femininity])
-        return Proportions(*np.einsum("rsk,r,s->k", self._corner_factors, race, sexes).tolist())
+        return np.einsum("rsk,r,s->k", self._corner_factors, race, sexes)
 
     @cached_property
     def _corner_factors(self) -> np.ndarray:
