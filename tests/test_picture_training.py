@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import train
 from ldm.checkpoint import read_state_dict
@@ -20,6 +22,7 @@ from muti_control.training.config import ExperimentConfig
 from muti_control.training.run import prepare
 from settings.reading import parse_command_line
 from tests.landmark_pairs import write_landmark_pairs
+from tests.ranks import train_both
 from tests.test_picture_losses import write_reader
 from tests.test_training import At, Crash, crash
 from tests.tiny_stages import train_gated
@@ -85,29 +88,36 @@ def test_a_skull_without_effect_gives_one_warning(
     assert capsys.readouterr().err.count("valid/skull_effect") == 1
 
 
-def test_two_processes_take_the_steps_of_one(arguments: Arguments, tmp_path: Path) -> None:
-    """Gates differ between ranks; weights, losses and scores are those of one process, or the same in both."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        "-m",
-        "tests.ranks",
-    ]
-    command += [str(tmp_path), *arguments("train.max_steps=3", "losses.max_t=300")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    one, other = (json.loads(text) for _, text in sorted(re.findall(r"<(\d) (.*?)>", done.stdout)))
+def test_two_processes_take_the_steps_of_one(
+    arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Gates differ between ranks; weights, losses and scores are those of one process, or the same in both.
+
+    The variables are torchrun's; this process is the first one.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    variables = {"TORCHELASTIC_RUN_ID": "two", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    variables |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "OMP_NUM_THREADS": "1"}
+    settings = arguments("train.max_steps=3", "losses.max_t=300")
+    command = [sys.executable, "-m", "tests.ranks", str(tmp_path), *settings]
+    environment = os.environ | variables | {"RANK": "1", "LOCAL_RANK": "1"}
+    with (
+        patch.dict(os.environ, variables | {"RANK": "0", "LOCAL_RANK": "0"}),
+        subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True) as second,
+    ):
+        try:
+            one = train_both(tmp_path, settings)
+        finally:
+            dist.destroy_process_group()
+        errors = second.communicate(timeout=60)[1]
+    assert second.returncode == 0, errors
+    other, output = json.loads(errors.splitlines()[-1]), capsys.readouterr().out
     assert one["unused"] != other["unused"]
     assert one["gated"] != other["gated"] and 0.0 in [*one["gated"], *other["gated"]]
     assert one["digest"] == other["digest"]
     assert one["weights"] == other["weights"] and all(one["weights"].values())
-    assert "2 processes" in done.stdout and done.stdout.count("finished; exported step 3") == 1
+    assert "2 processes" in output and output.count("finished; exported step 3") == 1
     assert train_gated(tmp_path, "single", batch_size=2, accumulate=2).unused < 12
     runs = [tmp_path / name for name in ("joint", "single")]
     joint, single = (torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in runs)

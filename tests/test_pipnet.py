@@ -95,11 +95,11 @@ def public(tmp_path_factory: pytest.TempPathFactory):
 def test_same_weights_same_points_as_an_independent_pipnet(public):
     path, reference, mean = public
     pictures = np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), np.uint8)
-    wanted = np.stack([reference.points_of(picture, mean) for picture in pictures])
+    expected = np.stack([reference.points_of(picture, mean) for picture in pictures])
     reader = LandmarkReader.load(path)
     points, _ = reader(torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255)
-    assert np.ptp(wanted, axis=0).max() > 1e-3, "the pictures are told apart"
-    assert np.abs(points.numpy() - wanted).max() < 1e-4
+    assert np.ptp(expected, axis=0).max() > 1e-3, "the pictures differ"
+    assert np.abs(points.numpy() - expected).max() < 1e-4
 
 
 # ---------------------------------------------------------------- biometrics
@@ -166,22 +166,6 @@ def test_soft_read_out_has_a_gradient_everywhere_and_refuses_a_low_temperature()
         soft_points(maps, reverse, temperature=1.0)
 
 
-def test_pixels_that_descend_move_a_chosen_landmark_the_right_way():
-    torch.manual_seed(0)
-    net = PipNet(PipNetConfig(num_landmarks=9, num_neighbours=4, image_size=64, width=0.25))
-    reader = LandmarkReader(lively(net), spread(9)).requires_grad_(False)
-    picture = torch.rand(2, 3, 64, 64)
-    start, _ = reader.soft(picture)
-    goal = start[:, 4].detach() + torch.tensor([2.0, -1.0]) / 64  # 2 px right, 1 px up
-    pixels = picture.clone().requires_grad_()
-    for _ in range(60):
-        distance = (reader.soft(pixels)[0][:, 4] - goal).square().sum()
-        (gradient,) = torch.autograd.grad(distance, pixels)
-        pixels = (pixels - 0.01 * gradient / gradient.abs().amax()).detach().requires_grad_()
-    moved = (reader(pixels)[0] - start)[:, 4] * 64
-    assert (moved[:, 0] > 1).all() and (moved[:, 1] < -0.5).all(), f"moved by {moved.tolist()} px"
-
-
 # ---------------------------------------------------------------- losses
 def test_losses_against_plain_loops():
     rng = np.random.default_rng(0)
@@ -194,9 +178,9 @@ def test_losses_against_plain_loops():
     for b in range(batch):
         for i in range(num):
             column, row = np.clip(np.floor(points[b, i] * grid), 0, grid - 1).astype(int)
-            wanted = np.zeros((grid, grid))
-            wanted[row, column] = 1
-            squares.append(((score[b, i] - wanted) ** 2).mean())
+            goal = np.zeros((grid, grid))
+            goal[row, column] = 1
+            squares.append(((score[b, i] - goal) ** 2).mean())
             corner = np.array([column, row])
             for axis, of in enumerate((x, y)):
                 own[axis].append(abs(of[b, i, row, column] - (points[b, i] * grid - corner)[axis]))
@@ -205,19 +189,16 @@ def test_losses_against_plain_loops():
                     place = (points[b, nearest[i, j]] * grid - corner)[axis]
                     others[axis].append(abs(of[b, i * k + j, row, column] - place))
     maps = Maps(*(torch.from_numpy(m) for m in (score, x, y, nb_x, nb_y)))
-    found = losses(maps, torch.from_numpy(points), torch.from_numpy(nearest))
-    wanted_losses = {
+    result = losses(maps, torch.from_numpy(points), torch.from_numpy(nearest))
+    expected = {
         "score": np.mean(squares),
         "offset": np.mean(own[0]) + np.mean(own[1]),
         "neighbour": np.mean(others[0]) + np.mean(others[1]),
     }
-    for name, value in wanted_losses.items():
-        assert found[name].item() == pytest.approx(value, rel=1e-5), name
-    total = 10 * wanted_losses["score"] + wanted_losses["offset"] + wanted_losses["neighbour"]
-    assert found["loss"].item() == pytest.approx(total, rel=1e-5)
-
-
-# ---------------------------------------------------------------- files that are no such network
+    for name, value in expected.items():
+        assert result[name].item() == pytest.approx(value, rel=1e-5), name
+    total = 10 * expected["score"] + expected["offset"] + expected["neighbour"]
+    assert result["loss"].item() == pytest.approx(total, rel=1e-5)
 
 
 # ---------------------------------------------------------------- files

@@ -10,25 +10,13 @@ import pytest
 import torch
 
 import train
-from data.landmarks import (
-    LandmarksError,
-    PredictedLandmarks,
-    PredictionsError,
-    landmark_fractions,
-    read_landmarks,
-)
+from data import landmarks
+from data.landmarks import PredictedLandmarks, landmark_fractions
 from data.manifest import read_manifest
 from muti_control.networks.config import AugmentConfig
-from muti_control.networks.pipnet import export
+from muti_control.networks.pipnet import export, meanface
 from muti_control.networks.pipnet.augment import augment
-from muti_control.networks.pipnet.meanface import (
-    flip_table,
-    mean_face,
-    neighbours,
-    read_meanface,
-    reverse_index,
-    write_meanface,
-)
+from muti_control.networks.pipnet.meanface import flip_table, mean_face, neighbours, read_meanface
 from muti_control.networks.pipnet.measures import ced, ced_area, eye_corners, nme
 from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.training import crossfit
@@ -38,7 +26,7 @@ from tests.landmark_pairs import CORNERS, LAYOUT, MIRRORED, picture_of, write_la
 
 STILL = AugmentConfig(**dict.fromkeys(vars(AugmentConfig()), 0.0))
 TINY = [
-    "stage=pipnet", "train.batch_size=4", "train.num_valid=4", "train.save_every=2", "train.val_every=4",
+    "train.batch_size=4", "train.num_valid=4", "train.save_every=2", "train.val_every=4",
     "train.accelerator=cpu", "optim.lr=2e-3", "optim.warmup_steps=1", "optim.ema_decay=0.5", "pipnet.eye_corners=[0,3]",
     "pipnet.network.image_size=64", "pipnet.network.width=0.125", "pipnet.network.num_neighbours=4",
 ]  # fmt: skip
@@ -50,7 +38,7 @@ def test_neighbours_and_who_speaks_of_whom():
     nearest = neighbours(mean, 2)
     assert nearest.tolist() == [[1, 2], [0, 2], [1, 0], [2, 1]]
     # of point 0 speak 1 (first) and 2 (second); of 1 speak 0, 2, 3; of 2: 0, 1, 3; of 3 nobody
-    assert reverse_index(nearest).tolist() == [[2, 5, 2], [0, 4, 7], [1, 3, 6], [-1, -1, -1]]
+    assert meanface.reverse_index(nearest).tolist() == [[2, 5, 2], [0, 4, 7], [1, 3, 6], [-1, -1, -1]]
     assert neighbours(np.zeros((3, 2)), 2).tolist() == [[1, 2], [0, 2], [0, 1]], "none is its own neighbour"
     with pytest.raises(ValueError, match="expected 1 to 3"):
         neighbours(mean, 4)
@@ -83,7 +71,7 @@ def test_flip_table_refuses_points_that_are_on_one_side_only():
 
 
 def test_meanface_file_reads_back_and_bad_ones_are_told(tmp_path):
-    write_meanface(tmp_path / "meanface.txt", LAYOUT)
+    meanface.write_meanface(tmp_path / "meanface.txt", LAYOUT)
     assert np.abs(read_meanface(tmp_path / "meanface.txt") - LAYOUT).max() < 1e-10
     for text in ("", "0.1 0.2 0.3", "a b c d", "0.1 nan 0.3 0.4"):
         (tmp_path / "meanface.txt").write_text(text)
@@ -178,11 +166,11 @@ def test_broken_landmarks_and_a_set_of_different_layouts_are_refused(tmp_path):
     path = tmp_path / "face.json"
     for text in ("", "{}", "[1, 2]", '{"points": [[1, 2]], "visible": [true, true]}', "[[1, 2], [3, NaN]]"):
         path.write_text(text)
-        with pytest.raises(LandmarksError, match=r"face\.json"):
-            read_landmarks(path)
+        with pytest.raises(landmarks.LandmarksError, match=r"face\.json"):
+            landmarks.read_landmarks(path)
     root = write_landmark_pairs(tmp_path, train=3)
     (root / "pairedCS/landmarks/train_1.json").write_text("[[1, 2], [3, 4], [5, 6]]")
-    with pytest.raises(LandmarksError, match="3 points, but 12 in line 1"):
+    with pytest.raises(landmarks.LandmarksError, match="3 points, but 12 in line 1"):
         LandmarkDataset(read_manifest(root / "split_data/train.json"), "face", 64)
 
 
@@ -195,27 +183,32 @@ def test_predictions_read_back_by_pair(tmp_path):
     assert np.array_equal(again.points[again.rows_of(records[::-1])], points[::-1])
     (tmp_path / "bad.npz").write_bytes(b"PK")
     for name in ("bad.npz", "gone.npz"):
-        with pytest.raises(PredictionsError, match=name):
+        with pytest.raises(landmarks.PredictionsError, match=name):
             PredictedLandmarks.read(tmp_path / name)
-    with pytest.raises(PredictionsError, match="lack 1 of 3"):
+    with pytest.raises(landmarks.PredictionsError, match="lack 1 of 3"):
         PredictedLandmarks(names[:2], names[:2], points[:2], points[:2, :, 0], np.arange(2)).rows_of(records)
 
 
 # ---------------------------------------------------------------- training
-def run(root: Path, *more: str) -> int:
-    return train.main([*TINY, f"data.root={root}", f"out={root / 'runs'}", *more])
-
-
-def config_file(root: Path) -> str:
+def arguments(root: Path, *more: str) -> list[str]:
     (root / "pip.yaml").write_text("stage: pipnet\nname: pip\n")
-    return str(root / "pip.yaml")
+    return [str(root / "pip.yaml"), *TINY, f"data.root={root}", f"out={root / 'runs'}", *more]
+
+
+def run(root: Path, *more: str) -> int:
+    return train.main(arguments(root, *more))
+
+
+def weights_after(root: Path, name: str, *more: str) -> dict[str, torch.Tensor]:
+    """Return the weights of a network for skulls after two steps, unless ``more`` says otherwise."""
+    assert run(root, f"name={name}", "pipnet.role=skull", "train.max_steps=2", *more) == 0
+    return LandmarkReader.load(root / "runs" / name / "model.safetensors").net.state_dict()
 
 
 @pytest.mark.parametrize("role", ["face", "skull"])
 def test_training_lowers_the_error_and_writes_what_can_be_used(tmp_path, role):
     root = write_landmark_pairs(tmp_path, train=16, valid=4)
-    settings = [f"pipnet.role={role}", "train.max_steps=30", "train.val_every=15"]
-    assert run(root, config_file(root), *settings) == 0
+    assert run(root, f"pipnet.role={role}", "train.max_steps=30", "train.val_every=15") == 0
     home = root / "runs" / "pip"
     reader = LandmarkReader.load(home / "model.safetensors")
     assert reader.role == role and reader.takes_biometrics == (role == "skull")
@@ -233,64 +226,53 @@ def test_training_lowers_the_error_and_writes_what_can_be_used(tmp_path, role):
     assert list((home / "images").glob("landmarks_*.png"))
 
 
-def test_damaged_skulls_are_shown_to_the_network_that_reads_skulls_and_to_no_other(tmp_path, capsys):
+def test_damaged_skulls_change_the_network_that_reads_skulls_and_no_other(tmp_path, capsys):
     root = write_landmark_pairs(tmp_path, train=8, valid=4)
-    weights = []
-    for share in (0, 1):
-        name = f"share{share}"
-        settings = [f"name={name}", "pipnet.role=skull", f"partial.share={share}", "train.max_steps=2"]
-        assert run(root, config_file(root), *settings) == 0
-        weights.append(LandmarkReader.load(root / "runs" / name / "model.safetensors").net.state_dict())
-    assert not all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
-    capsys.readouterr()
-    assert run(root, config_file(root), "pipnet.role=face", "partial.share=0.5") == 2
+    whole, damaged = (weights_after(root, f"share{k}", f"partial.share={k}") for k in (0, 1))
+    assert not all(torch.equal(value, damaged[key]) for key, value in whole.items())
+    assert run(root, "pipnet.role=face", "partial.share=0.5") == 2
     assert "partial.share: got 0.5, expected none" in capsys.readouterr().err
 
 
 def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path):
     root = write_landmark_pairs(tmp_path, train=8, valid=4)
-    file = config_file(root)
-    assert run(root, file, "pipnet.role=skull", "name=whole", "train.max_steps=4") == 0
-    assert run(root, file, "pipnet.role=skull", "name=broken", "train.max_steps=2") == 0
-    assert run(root, file, "pipnet.role=skull", "name=broken", "train.max_steps=4") == 0
-    one, other = (
-        LandmarkReader.load(root / "runs" / name / "model.safetensors").net.state_dict()
-        for name in ("whole", "broken")
-    )
-    assert all(torch.equal(value, other[key]) for key, value in one.items())
+    whole = weights_after(root, "whole", "train.max_steps=4")
+    weights_after(root, "broken")
+    resumed = weights_after(root, "broken", "train.max_steps=4")
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
 
 
 def test_cross_fitted_points_come_from_networks_that_left_the_subject_out(tmp_path, capsys):
     root = write_landmark_pairs(tmp_path, train=9, valid=4)
-    arguments = [config_file(root), *TINY, f"data.root={root}", f"out={root / 'runs'}", "pipnet.role=skull"]
-    arguments += ["train.max_steps=2", "pipnet.folds=3"]
-    assert crossfit.main(arguments) == 0, capsys.readouterr().err
-    found = PredictedLandmarks.read(root / "runs" / "pip_landmarks.npz")
+    settings = arguments(root, "pipnet.role=skull", "train.max_steps=2", "pipnet.folds=3")
+    assert crossfit.main(settings) == 0, capsys.readouterr().err
+    predictions = PredictedLandmarks.read(root / "runs" / "pip_landmarks.npz")
     records = read_manifest(root / "split_data/train.json")
-    assert found.points.shape == (9, 12, 2) and found.confidences.shape == (9, 12)
-    assert sorted(np.bincount(found.folds)) == [3, 3, 3]
+    assert predictions.points.shape == (9, 12, 2) and predictions.confidences.shape == (9, 12)
+    assert sorted(np.bincount(predictions.folds)) == [3, 3, 3]
     means = [read_meanface(root / "runs" / f"pip_fold{k}" / "meanface.txt") for k in range(3)]
     truth = np.stack([landmark_fractions(r)[0] for r in records])
     for k, mean in enumerate(means):
-        assert np.abs(mean - truth[found.folds != k].mean(0)).max() < 1e-6, "trained on the other folds only"
+        assert np.abs(mean - truth[predictions.folds != k].mean(0)).max() < 1e-6, (
+            "trained on the other folds only"
+        )
     reader = LandmarkReader.load(root / "runs" / "pip_fold1" / "model.safetensors")
-    own = [r for r, fold in zip(records, found.folds, strict=True) if fold == 1]
+    own = [r for r, fold in zip(records, predictions.folds, strict=True) if fold == 1]
     again, _ = crossfit.read_all(reader, LandmarkDataset(own, "skull", 256, reader.net.cfg.ethnicities))
-    assert np.array_equal(again, found.points[found.folds == 1])
+    assert np.array_equal(again, predictions.points[predictions.folds == 1])
 
 
 def test_wrong_settings_and_data_are_refused(tmp_path, capsys):
     root = write_landmark_pairs(tmp_path, train=4, valid=2)
-    file = config_file(root)
     for setting in ("pipnet.eye_corners=[0,99]", "pipnet.fold=1", "model.image_size=64"):
-        assert run(root, file, setting) == 2
+        assert run(root, setting) == 2
         assert setting.split("=")[0].split(".")[0] in capsys.readouterr().err
-    assert crossfit.main([file, *TINY, f"data.root={root}"]) == 2
+    assert crossfit.main(arguments(root)) == 2
     assert "pipnet.folds" in capsys.readouterr().err
     lines = (root / "split_data/train.json").read_text().splitlines()
     lines[2] = json.dumps({k: v for k, v in json.loads(lines[2]).items() if k != "landmarks"})
     (root / "split_data/train.json").write_text("\n".join(lines))
-    assert run(root, file) == 2
+    assert run(root) == 2
     assert "line 3 (train_2.png)" in capsys.readouterr().err
     assert export.main([f"weights={root / 'none.safetensors'}"]) == 2
     assert not (root / "runs").exists()

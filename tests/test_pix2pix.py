@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Callable
@@ -18,16 +19,19 @@ import train
 from data.biometrics import Biometrics
 from data.cases import Case
 from ldm.checkpoint import read_state_dict, write_state_dict
+from muti_control.evaluation.methods.faces import read_grey
 from muti_control.evaluation.methods.translated import Translator
 from muti_control.evaluation.results.results_file import read_results
 from muti_control.networks.config import GeneratorConfig, PatchGanConfig, Pix2PixStageConfig
 from muti_control.networks.patchgan import PatchGan
 from muti_control.networks.pix2pix import Generator, encode
 from muti_control.sampling.draw import ReconstructionError
-from muti_control.training.config import DataConfig, ExperimentConfig, TrainConfig
+from muti_control.training.config import ExperimentConfig
 from muti_control.training.run import build_stage
 from muti_control.training.stages.pix2pix import Pix2PixStage
 from settings.reading import parse_command_line
+from tests.conftest import write_pairs
+from tests.tiny_stages import make_experiment
 
 MAN, WOMAN = Biometrics("male", 13.0, "Asian", 1), Biometrics("female", 70.0, "Asian", 5)
 TINY = GeneratorConfig(image_size=32, width=4, levels=4, embedding=6, ethnicities=["Asian"])
@@ -55,7 +59,7 @@ def by_hand(w: dict[str, Tensor], x: Tensor, people: Tensor) -> Tensor:
     e = F.silu(F.linear(people, w["embed.0.weight"], w["embed.0.bias"]))
     e = F.silu(F.linear(e, w["embed.2.weight"], w["embed.2.bias"]))
 
-    def told(h: Tensor, k: int) -> Tensor:
+    def film(h: Tensor, k: int) -> Tensor:
         scale, shift = F.linear(e, w[f"tell.{k}.weight"], w[f"tell.{k}.bias"]).chunk(2, 1)
         return h * (1 + scale[..., None, None]) + shift[..., None, None]
 
@@ -66,12 +70,12 @@ def by_hand(w: dict[str, Tensor], x: Tensor, people: Tensor) -> Tensor:
         return F.conv_transpose2d(F.relu(h), w[f"up.{k}.weight"], w.get(f"up.{k}.bias"), 2, 1)
 
     a = down(2 * x - 1, 0)  # 16 px
-    b = told(normalised(down(F.leaky_relu(a, 0.2), 1)), 0)  # 8 px
-    c = told(normalised(down(F.leaky_relu(b, 0.2), 2)), 1)  # 4 px
-    d = told(down(F.leaky_relu(c, 0.2), 3), 2)  # 2 px
-    c = torch.cat([told(normalised(up(d, 0)), 3), c], 1)
-    b = torch.cat([told(normalised(up(c, 1)), 4), b], 1)
-    a = torch.cat([told(normalised(up(b, 2)), 5), a], 1)
+    b = film(normalised(down(F.leaky_relu(a, 0.2), 1)), 0)  # 8 px
+    c = film(normalised(down(F.leaky_relu(b, 0.2), 2)), 1)  # 4 px
+    d = film(down(F.leaky_relu(c, 0.2), 3), 2)  # 2 px
+    c = torch.cat([film(normalised(up(d, 0)), 3), c], 1)
+    b = torch.cat([film(normalised(up(c, 1)), 4), b], 1)
+    a = torch.cat([film(normalised(up(b, 2)), 5), a], 1)
     return torch.tanh(up(a, 3))
 
 
@@ -115,28 +119,27 @@ def test_dropout_is_drawn_from_its_generator_only() -> None:
 
 # ---------------------------------------------------------------- the stage
 def tiny_stage(root: Path) -> Pix2PixStage:
-    parts = Pix2PixStageConfig(
-        generator=GeneratorConfig(image_size=64, width=4, levels=4, embedding=6),
-        discriminator=PatchGanConfig(width=4),
-    )
-    cfg = ExperimentConfig(
-        stage="pix2pix",
-        name="p",
-        out=str(root / "runs"),
-        data=DataConfig(root=str(root)),
-        train=TrainConfig(batch_size=2, num_valid=2, precision="32-true"),
-        pix2pix=parts,
-    )
-    stage = build_stage(cfg)
+    generator = GeneratorConfig(image_size=64, width=4, levels=4, embedding=6)
+    parts = Pix2PixStageConfig(generator=generator, discriminator=PatchGanConfig(width=4))
+    stage = build_stage(make_experiment("pix2pix", root, {}, pix2pix=parts))
     assert isinstance(stage, Pix2PixStage)
     return stage
+
+
+def losses_of(stage: Pix2PixStage) -> dict[str, float]:
+    """Return what the generator's turn logs of the training pairs."""
+    return {name: x.item() for name, x in stage.turn_loss("net", batch_of(stage)).items()}
+
+
+def batch_of(stage: Pix2PixStage) -> dict[str, Any]:
+    return torch.utils.data.default_collate([stage.train_set[i] for i in range(4)])
 
 
 def test_each_turn_gives_its_own_network_a_gradient(make_pairs: Callable[..., Path]) -> None:
     stage = tiny_stage(make_pairs(train=4, valid=2))
     for p in stage.parameters():
         p.data.add_(0.1 * torch.randn_like(p))
-    batch = torch.utils.data.default_collate([stage.train_set[i] for i in range(4)])
+    batch = batch_of(stage)
     assert [turn.key for turn in stage.turns()] == ["optim", "pix2pix.discriminator_optim"]
     for turn in stage.turns():
         names, parameters = zip(*turn.parameters.items(), strict=True)
@@ -149,15 +152,14 @@ def test_each_turn_gives_its_own_network_a_gradient(make_pairs: Callable[..., Pa
 
 def test_the_generators_loss_is_the_weighted_sum(make_pairs: Callable[..., Path]) -> None:
     stage = tiny_stage(make_pairs(train=4, valid=2))
-    batch = torch.utils.data.default_collate([stage.train_set[i] for i in range(4)])
-    found = {name: value.detach() for name, value in stage.turn_loss("net", batch).items()}
-    assert float(found["loss"]) == pytest.approx(float(100 * 2 * found["l1"] + found["gan"]), rel=1e-5)
+    both = losses_of(stage)
+    assert both["loss"] == pytest.approx(100 * 2 * both["l1"] + both["gan"], rel=1e-5)
     stage.cfg.pix2pix.l1_weight, stage.cfg.pix2pix.gan_weight = 1.0, 0.0
-    only = {name: value.detach() for name, value in stage.turn_loss("net", batch).items()}
-    assert float(only["loss"]) == pytest.approx(float(2 * found["l1"]), rel=1e-5)
+    assert losses_of(stage)["loss"] == pytest.approx(2 * both["l1"], rel=1e-5)
+    batch = batch_of(stage)
     with torch.no_grad():
-        drawn = stage.net(batch["skull"], stage.people["train"][:4], stage.draw("dropout"))
-    assert float(only["l1"]) == pytest.approx(float((drawn - batch["face"]).abs().mean() / 2), rel=1e-5)
+        faces = stage.net(batch["skull"], stage.people["train"][:4], stage.draw("dropout"))
+    assert both["l1"] == pytest.approx(float((faces - batch["face"]).abs().mean() / 2), rel=1e-5)
 
 
 def test_nobody_is_lent_his_own_skull(
@@ -167,7 +169,7 @@ def test_nobody_is_lent_his_own_skull(
     stage.valid_set.records = stage.valid_set.records[:2]
     for p in stage.net.parameters():
         p.data.normal_(std=0.3)
-    monkeypatch.setattr(stage, "show", lambda *given: None)
+    monkeypatch.setattr(stage, "show", lambda *arguments: None)
     items = [stage.valid_set[i] for i in range(2)]
     both = torch.utils.data.default_collate(items)
 
@@ -180,12 +182,11 @@ def test_nobody_is_lent_his_own_skull(
     together, alone = scores(items), scores(items[:1], items[1:])
     with torch.no_grad():
         lent = stage.net(both["skull"].flip(0), stage.people["valid"][:2]).clamp(-1, 1)
-    wanted = float((lent - both["face"]).abs().mean() / 2)
-    assert together["valid/l1_other_skull"] == pytest.approx(wanted, rel=1e-4)
+    expected = float((lent - both["face"]).abs().mean() / 2)
+    assert together["valid/l1_other_skull"] == pytest.approx(expected, rel=1e-4)
     assert alone == {key: pytest.approx(together[key], rel=1e-4) for key in ("valid/l1", "valid/rank_1")}
 
 
-CONFIG = "stage: pix2pix\nname: p\n"
 SETTINGS = (
     "train.batch_size=4", "train.num_valid=3", "train.val_every=1000",
     "train.accelerator=cpu", "train.precision=32-true", "optim.lr=5e-3", "optim.warmup_steps=1",
@@ -197,31 +198,27 @@ SETTINGS = (
 
 def arguments(root: Path) -> list[str]:
     """For train.py, on the pairs in ``root``."""
-    (root / "config.yaml").write_text(CONFIG)
+    (root / "config.yaml").write_text("stage: pix2pix\nname: p\n")
     return [str(root / "config.yaml"), *SETTINGS, f"data.root={root}", f"out={root / 'runs'}"]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A generator that has learnt the training pairs, and its run's folder."""
-    from tests.conftest import write_pairs
-
-    root = tmp_path_factory.mktemp("pairs")
-    write_pairs(root, train=4, valid=3, test=4)
-    settings = [*arguments(root), "train.max_steps=60"]
-    assert train.main([*settings, "train.val_every=30"]) == 0
+    root = write_pairs(tmp_path_factory.mktemp("pairs"), train=4, valid=3, test=4)
+    assert train.main([*arguments(root), "train.max_steps=60", "train.val_every=30"]) == 0
     return root
 
 
 def test_training_fits_the_pairs_and_writes_what_is_promised(trained: Path) -> None:
     run = trained / "runs/p"
-    lines = (run / "csv/version_0/metrics.csv").read_text().splitlines()
-    head = lines[0].split(",")
-    rows = [dict(zip(head, line.split(","), strict=True)) for line in lines[1:]]
+    with (run / "csv/version_0/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    head = rows[0].keys()
     losses = [float(row["train/l1"]) for row in rows if row["train/l1"]]
     assert losses[-1] < 0.5 * losses[0]
-    assert {"train/gan", "train/discriminator/loss", "train/discriminator/accuracy"} <= set(head)
-    assert {"valid/l1", "valid/l1_other_skull", "valid/rank_1"} <= set(head)
+    assert {"train/gan", "train/discriminator/loss", "train/discriminator/accuracy"} <= head
+    assert {"valid/l1", "valid/l1_other_skull", "valid/rank_1"} <= head
     assert len(list((run / "images").glob("faces_*.png"))) == 2
     net, metadata = Generator.load(run / "model.safetensors")
     assert metadata["stage"] == "pix2pix" and json.loads(metadata["pix2pix"])["ethnicities"] == ["Asian"]
@@ -241,37 +238,30 @@ def test_a_broken_off_run_goes_on_as_if_it_had_not_been(make_pairs: Callable[...
 
 
 def test_fine_tuning_keeps_the_meaning_of_the_ethnicities(
-    make_pairs: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_pairs: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = make_pairs(train=2, valid=2)
-    cfg = GeneratorConfig(image_size=64, width=6, levels=4, embedding=64, ethnicities=["Martian", "Asian"])
-    begun = lively(cfg)
+    begun = lively(GeneratorConfig(image_size=64, width=6, levels=4, ethnicities=["Martian", "Asian"]))
     begun.save(root / "begun.safetensors", torch.float16)
-    given = [*arguments(root), f"init={root}/begun.safetensors", "train.max_steps=1"]
-    stage = build_stage(parse_command_line(ExperimentConfig, given))
-    assert isinstance(stage, Pix2PixStage) and stage.net.cfg.ethnicities == ["Martian", "Asian"]
+    write_state_dict(root / "bare.safetensors", begun.state_dict(), {})
+    settings = [*arguments(root), f"init={root}/begun.safetensors", "train.max_steps=1"]
+    key = "pix2pix.generator.ethnicities"
+    for more in ([], [f"{key}=[Martian,Asian]"]):
+        stage = build_stage(parse_command_line(ExperimentConfig, [*settings, *more]))
+        assert isinstance(stage, Pix2PixStage) and stage.net.cfg.ethnicities == ["Martian", "Asian"]
     torch.testing.assert_close(stage.net.state_dict(), begun.state_dict(), atol=2e-3, rtol=2e-3)
     assert all(p.requires_grad for p in stage.net.parameters())
-    assert build_stage(
-        parse_command_line(ExperimentConfig, [*given, "pix2pix.generator.ethnicities=[Martian,Asian]"])
-    )
-    write_state_dict(root / "bare.safetensors", begun.state_dict(), {})
     for setting, message in (
-        (
-            "pix2pix.generator.ethnicities=[Asian,Martian]",
-            "pix2pix.generator.ethnicities: got Asian, Martian",
-        ),
+        (f"{key}=[Asian,Martian]", f"{key}: got Asian, Martian"),
         (f"init={root}/bare.safetensors", "bare.safetensors is no Pix2Pix; give what"),
         ("pix2pix.generator.width=8", "the weights do not fit Generator"),
     ):
-        assert train.main([*given, setting]) == 2
-        told = capsys.readouterr().err
-        assert message in told and "Traceback" not in told and not (root / "runs").exists()
+        assert train.main([*settings, setting]) == 2
+        error = capsys.readouterr().err
+        assert message in error and "Traceback" not in error and not (root / "runs").exists()
 
 
 # ---------------------------------------------------------------- its file, and evaluate.py
-
-
 EVALUATION = ("recognisers=[picture]", "device=cpu", "precision=fp32", "bootstrap=100", "name=run", "num=0")
 
 
@@ -281,12 +271,12 @@ def test_it_is_a_baseline_with_its_control(
     monkeypatch.chdir(tmp_path)
     weights = trained / "runs/p/model.safetensors"
     assert evaluate.main([f"data.root={trained}", *EVALUATION, f"pix2pix={weights}"]) == 0
-    found = read_results(Path("results/run"))
-    own, other = found.method("pix2pix"), found.method("pix2pix_shuffled")
+    results = read_results(Path("results/run"))
+    own, other = results.method("pix2pix"), results.method("pix2pix_shuffled")
     assert own is not None and own.kind == "baseline" and own.label == "Pix2Pix"
     assert other is not None and other.kind == "control"
-    assert {"ridge", "permuted"} <= {method.name for method in found.methods}
-    assert any(file.path == str(weights) for file in found.subject.files)
+    assert {"ridge", "permuted"} <= {method.name for method in results.methods}
+    assert any(file.path == str(weights) for file in results.subject.files)
     pictures = {p.name: p.read_bytes() for p in Path("results/run/faces/pix2pix").glob("*.png")}
     lent = {p.name: p.read_bytes() for p in Path("results/run/faces/pix2pix_shuffled").glob("*.png")}
     assert len(pictures) == 4 and all(pictures[name] != lent[name] for name in lent) and lent
@@ -294,15 +284,13 @@ def test_it_is_a_baseline_with_its_control(
 
 
 def test_the_right_picture_is_drawn_for_each_probe(trained: Path, tmp_path: Path) -> None:
-    from muti_control.evaluation.methods.faces import read_grey
-
     translator = Translator.look(trained / "runs/p/model.safetensors")
     skull = trained / "pairedCS/skull"
     cases = [Case(f"test_{i}", skull / f"test_{i}.png", who) for i, who in enumerate((MAN, WOMAN, MAN))]
     pairs = [(case, tmp_path / f"{case.name}.png") for case in cases]
-    seen: list[int] = []
-    translator.draw(pairs, 2, torch.device("cpu"), seen.append)
-    assert sum(seen) == 3
+    done: list[int] = []
+    translator.draw(pairs, 2, torch.device("cpu"), done.append)
+    assert sum(done) == 3
     for case, target in pairs:
         x = torch.from_numpy(read_grey(case.skull_path, 64)).float().expand(1, 3, 64, 64) / 255
         with torch.no_grad():
@@ -320,7 +308,7 @@ def test_what_is_no_picture_is_not_written(trained: Path, tmp_path: Path) -> Non
     assert not pair[1].exists()
 
 
-def test_what_cannot_be_evaluated_is_told(
+def test_what_cannot_be_evaluated_is_film(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -334,5 +322,5 @@ def test_what_cannot_be_evaluated_is_told(
         ("pix2pix=other.safetensors", "was trained on Martian"),
     ):
         assert evaluate.main([f"data.root={trained}", *EVALUATION, setting]) == 2
-        told = capsys.readouterr().err
-        assert message in told and "Traceback" not in told and not (tmp_path / "results").exists()
+        error = capsys.readouterr().err
+        assert message in error and "Traceback" not in error and not (tmp_path / "results").exists()
