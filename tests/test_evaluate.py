@@ -196,8 +196,12 @@ def without_clock(evaluation: Evaluation) -> dict:
     return content
 
 
-def test_a_killed_run_ends_as_an_undisturbed_one(data, weights, run):
-    arguments = (f"weights={weights}", "edited=0", "told=0", "methods=[model]", "batch_size=1", "num=3")
+def test_a_killed_run_ends_as_an_undisturbed_one(data, weights, run, monkeypatch):
+    monkeypatch.setattr(
+        "muti_control.evaluation.run.write_report", lambda _: None
+    )  # its figures take seconds
+    arguments = (f"weights={weights}", "samples=1", "edited=0", "told=0", "methods=[model]", "num=4")
+    arguments += ("batch_size=1", "sampling.steps=4")
     program = [sys.executable, evaluate.__file__, f"data.root={data}", *SMALL, *arguments, "name=killed"]
     faces = Path("results/killed/faces/model_own")
     with subprocess.Popen(program, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.manifest import read_manifest
-from muti_control.evaluation.judges.features import DISTANCES, picture_features
+from muti_control.evaluation.judges.features import DISTANCES, feature
 from muti_control.evaluation.methods.baselines import (
     Components,
     Ridge,
@@ -100,11 +100,10 @@ def test_ranks_without_the_donors_face_and_with_ties(gallery):
 
 
 def test_features_are_block_averages_of_grey():
-    pictures = np.kron(np.arange(16.0).reshape(1, 4, 4), np.ones((1, 8, 8)))
-    for x in (pictures, np.stack([pictures, pictures + 3, pictures - 3], axis=-1)):
-        np.testing.assert_allclose(picture_features(x, size=4), np.arange(16.0)[None])
+    picture = np.kron(np.arange(16).reshape(4, 4), np.ones((8, 8))).astype(np.uint8)
+    np.testing.assert_allclose(feature(picture, side=4), np.arange(16) / 255, rtol=1e-6)
     with pytest.raises(ValueError, match="multiples of 5"):
-        picture_features(pictures, size=5)
+        feature(picture, side=5)
 
 
 def test_the_nearest_skull_the_mean_of_a_group_and_levels():

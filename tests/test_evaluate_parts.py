@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper
 
 from ldm.checkpoint import write_state_dict
-from muti_control.evaluation.judges import backbone
+from muti_control.evaluation.judges import photo_networks
 from muti_control.evaluation.judges.dlib_recogniser import RecogniserError
 from muti_control.evaluation.judges.onnx_recogniser import (
     TEMPLATE,
@@ -21,7 +21,7 @@ from muti_control.evaluation.judges.onnx_recogniser import (
 )
 from muti_control.evaluation.judges.ood import Density, OddityError, nearest_distances, score_skulls
 from muti_control.evaluation.judges.sightings import CacheError, Sightings
-from muti_control.evaluation.judging import Verdict
+from muti_control.evaluation.measuring import Verdict
 
 RNG_SEED = 3
 
@@ -111,12 +111,12 @@ def test_faces_are_laid_onto_the_template_as_scikit_image_does():
 
 def test_features_for_kid_are_those_of_torchvisions_network(tmp_path, monkeypatch):
     models = pytest.importorskip("torchvision.models")
-    monkeypatch.setattr(backbone, "LAYOUTS", {"layer4.1.conv2.weight": ("resnet18", 64)})
+    monkeypatch.setattr(photo_networks, "LAYOUTS", {"layer4.1.conv2.weight": ("resnet18", 64)})
     network = models.resnet18(weights=None).eval()
     path = tmp_path / "resnet.safetensors"
     write_state_dict(path, network.state_dict(), {})
     pictures = np.random.default_rng(2).integers(0, 256, (2, 64, 64)).astype(np.uint8)
-    features = backbone.Backbone(path).features(pictures)
+    features = photo_networks.Backbone(path).features(pictures)
     normalise = pytest.importorskip("torchvision.transforms").Normalize(
         (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     )
@@ -125,8 +125,8 @@ def test_features_for_kid_are_those_of_torchvisions_network(tmp_path, monkeypatc
         x = normalise(torch.from_numpy(pictures)[:, None].expand(-1, 3, -1, -1) / 255)
         np.testing.assert_allclose(features, network(x).numpy(), atol=1e-5)
     write_state_dict(path, {"a.weight": torch.zeros(2)}, {})
-    with pytest.raises(backbone.BackboneError, match="no state dict of torchvision's resnet18"):
-        backbone.Backbone(path)
+    with pytest.raises(photo_networks.BackboneError, match="no state dict of torchvision's resnet18"):
+        photo_networks.Backbone(path)
 
 
 # ---------------------------------------------------------------- ranks, cache

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchmetrics.functional.image.lpips import _LPIPS
 
-from muti_control.evaluation.judges.lpips import Lpips
+from muti_control.evaluation.judges.photo_networks import Lpips
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from scipy.linalg import orthogonal_procrustes
 
 from muti_control.evaluation.judges.dlib_recogniser import (
     Recogniser,
-    RecogniserConfig,
     RecogniserError,
     descriptor_distances,
     procrustes_distances,
@@ -77,13 +76,13 @@ def test_a_person_is_nearer_to_a_blurred_self_than_to_others(recogniser, faces):
 def test_the_detector_agrees_with_the_fixed_rectangle(recogniser, faces):
     face = next(iter(faces.values()))
     _, fixed = recogniser.look(face)
-    _, result = Recogniser(RecogniserConfig(rectangle=None)).look(face)
+    _, result = Recogniser(rectangle=None).look(face)
     assert np.linalg.norm(fixed - result, axis=1).mean() < 6
 
 
 def test_what_is_no_face_is_told(recogniser):
     black = np.zeros((256, 256), np.uint8)
     with pytest.raises(RecogniserError, match="no face"):
-        Recogniser(RecogniserConfig(rectangle=None)).look(black)
+        Recogniser(rectangle=None).look(black)
     with pytest.raises(RecogniserError, match="expected"):
         recogniser.look(black.astype(float))

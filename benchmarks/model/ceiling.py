@@ -39,7 +39,6 @@ from data.manifest import Record, read_manifest
 from ldm.checkpoint import git_revision
 from muti_control.evaluation.judges.dlib_recogniser import (
     Recogniser,
-    RecogniserConfig,
     descriptor_distances,
     procrustes_distances,
 )
@@ -193,8 +192,7 @@ def measure(config: CeilingConfig) -> dict[str, Any]:
     Raises:
         ValueError: as its parts do (RecogniserError and ManifestError are such).
     """
-    settings = RecogniserConfig(rectangle=None) if config.detector else RecogniserConfig()
-    recogniser = Recogniser(settings)
+    recogniser = Recogniser(rectangle=None) if config.detector else Recogniser()
     root = Path(config.cohort)
     gallery = gallery_of(root, config.gallery)
     kinds = probes_of(root, gallery, config.seed)

@@ -1,4 +1,7 @@
-"""From faces on disk to the figures of ``metrics.json``: one face in memory at a time."""
+"""From faces on disk to ranks and the figures of ``metrics.json``: one face in memory at a time.
+
+Of a face only its vectors and ranks are kept.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,10 @@ from numpy.typing import NDArray
 
 from data.biometrics import describe
 from data.images import write_png
-from muti_control.evaluation.judges.edit_readers import EditReader
-from muti_control.evaluation.judges.lpips import LPIPS
+from muti_control.evaluation.judges.photo_networks import LPIPS
 from muti_control.evaluation.judges.picture_measures import KID, PSNR, SSIM, Pictures, kid, psnr, ssim
-from muti_control.evaluation.judges.recognisers import Eye, Vector, descriptors, points
+from muti_control.evaluation.judges.recognisers import EditReader, Eye, Judge, Vector, descriptors, points
 from muti_control.evaluation.judges.sightings import Sightings
-from muti_control.evaluation.judging import Gallery, Verdict
 from muti_control.evaluation.methods.edits import EditPlan
 from muti_control.evaluation.methods.faces import Faces, read_grey
 from muti_control.evaluation.plan import Plan
@@ -34,7 +35,7 @@ from muti_control.evaluation.results.results import (
     NotRun,
     Sensitivity,
 )
-from muti_control.evaluation.results.statistics import mean_pairwise_distance
+from muti_control.evaluation.results.statistics import mean_pairwise_distance, ranks_of_truth
 from muti_control.evaluation.results.summary import (
     NoChangeError,
     coverage,
@@ -45,6 +46,7 @@ from muti_control.evaluation.results.summary import (
 )
 
 Floats = NDArray[np.floating]
+_NOWHERE = 1e9  # distance to a gallery face in which the recogniser finds no face
 SHOWN_EDITS = 3  # probes of each edit that the report shows
 WITHIN = (1, 10)  # ranks that count as a hit in coverage
 CHANGE = Measure(
@@ -54,7 +56,6 @@ CHANGE_DLIB = Measure("change_dlib", "change for dlib", "", "", 3, "Distance of 
 CHANGE_POINTS = Measure(
     "change_points", "change of dlib's 68 points", "px", "", 2, "Root mean square over points, not aligned."
 )
-CHANGES = (CHANGE, CHANGE_DLIB, CHANGE_POINTS)
 NME = Measure(
     "nme", "NME by dlib", "% of the eyes' distance", "lower", 2,
     "Mean distance of dlib's 68 points from those of the true face, as they lie in the picture, over the distance of "
@@ -64,21 +65,110 @@ KID_DLIB = Measure(
     "kid_dlib", "KID of dlib descriptors", "x 1000", "lower", 2,
     "KID between the set of faces and the set of true faces, of dlib's descriptors: blind to what dlib is blind to.",
 )  # fmt: skip
-MEASURES = (PSNR, SSIM, LPIPS, NME, KID, KID_DLIB, *CHANGES)
+MEASURES = (PSNR, SSIM, LPIPS, NME, KID, KID_DLIB, CHANGE, CHANGE_DLIB, CHANGE_POINTS)
 EYE_CORNERS = (36, 45)  # of dlib's points
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What each eye sees in the gallery's faces: its name -> vectors (G, D), and whether it finds a face (G,)."""
+
+    vectors: Mapping[str, Floats]
+    has_face: Mapping[str, NDArray[np.bool_]]
+
+    @classmethod
+    def of(cls, paths: Sequence[Path], size: int, eyes: Sequence[Eye], sightings: Sightings) -> Gallery:
+        """Look at every gallery face. Raises: ImageError, CacheError; ValueError: an eye finds no face in any."""
+        rows: dict[str, list[Vector | None]] = {eye.name: [] for eye in eyes}
+        for path in paths:
+            for name, vector in sightings.look_at_all(eyes, read_grey(path, size)).items():
+                rows[name].append(vector)
+        vectors, has_face = {}, {}
+        for name, every in rows.items():
+            usable = [vector for vector in every if vector is not None]
+            if not usable:
+                raise ValueError(
+                    f"{name} finds no face in any of the {len(paths)} true faces: are these frontal faces, upright?"
+                )
+            has_face[name] = np.array([vector is not None for vector in every])
+            vectors[name] = np.stack([usable[0] if vector is None else vector for vector in every])
+        return cls(vectors, has_face)
+
+    @property
+    def size(self) -> int:
+        """Number of faces."""
+        return len(next(iter(self.has_face.values())))
+
+    def distances(self, judge: Judge, vector: Vector) -> Floats:
+        """Return the distances (G,) from one face to all of the gallery."""
+        row = judge.compare(vector[None], self.vectors[judge.eye.name])[0].astype(np.float64)
+        row[~self.has_face[judge.eye.name]] = _NOWHERE
+        return row
+
+
+@dataclass
+class Verdict:
+    """One judge on one method: per probe (P,), NaN or 0 where it has no face. nearest: gallery column, -1 for none.
+
+    draws: probe -> rank of every face drawn of it. together: probe -> rank by the mean distance of its first k faces,
+    k = 1, 2, ...
+    """
+
+    ranks: NDArray[np.int64]
+    own: Floats
+    others: Floats
+    nearest: NDArray[np.int64]
+    missed: set[int] = field(default_factory=set)
+    draws: dict[int, list[int]] = field(default_factory=dict)
+    together: dict[int, list[int]] = field(default_factory=dict)
+    _sums: dict[int, Floats] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls, num: int) -> Verdict:
+        """Return a verdict on ``num`` probes without a face."""
+        nowhere = np.full(num, np.nan)
+        return cls(np.zeros(num, np.int64), nowhere, nowhere.copy(), np.full(num, -1))
+
+    def enter(self, probe: int, distances: Floats | None, truth: int, excluded: int, size: int) -> None:
+        """Enter the next face of a probe: its distances (G,), or None where the judge finds no face in it."""
+        first = probe not in self.draws
+        missed = distances is None or distances[truth] >= _NOWHERE
+        self.draws.setdefault(probe, []).append(_rank(distances, truth, excluded, size))
+        # the sum orders the gallery as the mean does; a face without distances adds nothing
+        if distances is not None:
+            self._sums[probe] = self._sums.get(probe, 0.0) + distances
+        self.together.setdefault(probe, []).append(_rank(self._sums.get(probe), truth, excluded, size))
+        if not first:
+            return
+        self.ranks[probe] = self.draws[probe][0]
+        if missed:
+            self.missed.add(probe)
+        if distances is not None:
+            counted = distances < _NOWHERE
+            counted[[truth, excluded] if excluded >= 0 else [truth]] = False
+            self.own[probe] = np.nan if missed else distances[truth]
+            self.others[probe] = distances[counted].mean() if counted.any() else np.nan
+            self.nearest[probe] = int(np.argmin(distances))
+
+
+def _rank(distances: Floats | None, truth: int, excluded: int, size: int) -> int:
+    """Return the rank of the true face; the last where no face is seen in the picture or in the true face."""
+    if distances is None or distances[truth] >= _NOWHERE:
+        return size
+    return int(ranks_of_truth(distances[None], np.array([truth]), np.array([excluded]))[0])
 
 
 @dataclass
 class Judgement:
     """The judgement of one method's faces.
 
-    vectors: probe -> dlib's vector of each of its faces. likeness: measure -> its value for each probe's first face.
+    vectors: probe -> dlib's vector of each of its faces. likeness: probe -> its first face's value of each measure.
     """
 
     faces: Faces
     verdicts: Mapping[str, Verdict]
     vectors: dict[int, list[Vector | None]] = field(default_factory=dict)
-    likeness: dict[str, Floats] = field(default_factory=dict)
+    likeness: dict[int, dict[str, float]] = field(default_factory=dict)
 
 
 class Measuring:
@@ -93,12 +183,8 @@ class Measuring:
 
     def judge(self, faces: Faces, advance: Callable[[int], None]) -> Judgement:
         """Return the ranks and the likeness of a method's faces. advance: called for every probe."""
-        names = (PSNR.name, SSIM.name, LPIPS.name, NME.name)
-        result = Judgement(
-            faces,
-            {judge.name: Verdict.empty(len(self._truths)) for judge in self._plan.judges},
-            likeness={name: self._nowhere() for name in names},
-        )
+        num = len(self._truths)
+        result = Judgement(faces, {judge.name: Verdict.empty(num) for judge in self._plan.judges})
         for probe, paths in faces.pictures.items():
             result.vectors[probe] = []
             for path in paths:
@@ -111,28 +197,27 @@ class Measuring:
                     truth, excluded = int(self._columns[probe]), faces.excluded.get(probe, -1)
                     result.verdicts[judge.name].enter(probe, row, truth, excluded, self._gallery.size)
                 if path == paths[0]:
-                    self._compare(result, probe, picture)
+                    result.likeness[probe] = self._compare(probe, picture, views.get("dlib"))
             advance(1)
         return result
 
-    def _compare(self, result: Judgement, probe: int, picture: Pictures) -> None:
-        """Enter the likeness of a probe's first face to the true face."""
+    def _compare(self, probe: int, picture: Pictures, vector: Vector | None) -> dict[str, float]:
+        """Return the likeness of a probe's first face to the true face. vector: dlib's of the first face."""
         truth = read_grey(self._truths[probe], self._size)
-        result.likeness[PSNR.name][probe] = psnr(picture, truth)
-        result.likeness[SSIM.name][probe] = ssim(picture, truth)
+        values = {PSNR.name: psnr(picture, truth), SSIM.name: ssim(picture, truth)}
         if self._plan.lpips is not None:
-            result.likeness[LPIPS.name][probe] = self._plan.lpips.distances(picture[None], truth[None])[0]
-        vector, true = result.vectors[probe][0], self._look(self._truths[probe])
-        if vector is not None and true is not None:
+            values[LPIPS.name] = self._plan.lpips.distances(picture[None], truth[None])[0]
+        if vector is not None and (true := self._look(self._truths[probe])) is not None:
             own, target = (points(v[None])[0].astype(np.float64) for v in (vector, true))
             eyes = np.linalg.norm(target[EYE_CORNERS[0]] - target[EYE_CORNERS[1]])
-            result.likeness[NME.name][probe] = 100 * np.linalg.norm(own - target, axis=1).mean() / eyes
+            values[NME.name] = 100 * np.linalg.norm(own - target, axis=1).mean() / eyes
+        return values
 
     def method(self, judgement: Judgement) -> Method:
         """Return the entry of a method in the results."""
         info, pictures = judgement.faces.info, {}
         if info.name != "permuted":
-            pictures = self._known(judgement.likeness) | self._kid(judgement)
+            pictures = self._measured(judgement.likeness) | self._kid(judgement)
         excluded = sum(column >= 0 for column in judgement.faces.excluded.values())
         return Method(
             name=info.name,
@@ -158,20 +243,19 @@ class Measuring:
 
     def _kid(self, judgement: Judgement) -> dict[str, Measured]:
         """Return the KID (times 1000) of the first faces and the same people's true faces, by each network there is."""
-        probes = list(judgement.faces.pictures)
-        sets: dict[str, list[tuple[Vector, Vector]]] = {}
-        if (eye := self._plan.backbone) is not None:
-            files = [(judgement.faces.pictures[probe][0], self._truths[probe]) for probe in probes]
-            features = [tuple(self._see(eye, path) for path in pair) for pair in files]
-            sets[KID.name] = [(own, true) for own, true in features if own is not None and true is not None]
-        pairs = [(judgement.vectors[probe][0], self._look(self._truths[probe])) for probe in probes]
-        both = [(own, true) for own, true in pairs if own is not None and true is not None]
-        sets[KID_DLIB.name] = [(descriptors(own[None])[0], descriptors(true[None])[0]) for own, true in both]
-        return {
-            name: Measured(Figure(1000 * kid(*map(np.stack, zip(*rows, strict=True))), None, None, len(rows)))
-            for name, rows in sets.items()
-            if len(rows) > 1
-        }
+        files = {probe: (paths[0], self._truths[probe]) for probe, paths in judgement.faces.pictures.items()}
+        result = {}
+        for measure, eye in ((KID, self._plan.backbone), (KID_DLIB, self._dlib)):
+            if eye is None:
+                continue
+            pairs = [[self._see(eye, path) for path in pair] for pair in files.values()]
+            both = [np.stack(pair) for pair in pairs if pair[0] is not None and pair[1] is not None]
+            if len(both) > 1:
+                own, true = np.stack(both, axis=1)  # (N, D) each
+                if measure is KID_DLIB:
+                    own, true = descriptors(own), descriptors(true)
+                result[measure.name] = Measured(Figure(1000 * kid(own, true), None, None, len(both)))
+        return result
 
     # ------------------------------------------------------------ several faces of one skull
     def coverage(self, own: Judgement, swapped: Judgement | None) -> list[Coverage]:
@@ -231,17 +315,11 @@ class Measuring:
         return values
 
     def _measured(self, values: Mapping[int, Mapping[str, float]]) -> dict[str, Measured]:
-        rows = {measure.name: self._nowhere() for measure in CHANGES}
+        rows = {measure.name: np.full(len(self._truths), np.nan) for measure in MEASURES}
         for probe, of_probe in values.items():
             for name, value in of_probe.items():
                 rows[name][probe] = value
-        return self._known(rows)
-
-    def _nowhere(self) -> Floats:
-        return np.full(len(self._truths), np.nan)
-
-    def _known(self, values: Mapping[str, Floats]) -> dict[str, Measured]:
-        return {name: measured(row, self._how) for name, row in values.items() if np.isfinite(row).any()}
+        return {name: measured(row, self._how) for name, row in rows.items() if np.isfinite(row).any()}
 
     # ------------------------------------------------------------ edits
     def edits(self, plan: EditPlan, before: Judgement, after: Judgement) -> list[Edit | NotRun]:

@@ -15,11 +15,16 @@ from data.files import picture_sha256
 from ldm.checkpoint import sha256
 from ldm.device import choose_device, choose_precision
 from muti_control.distributed import Team, find_team
-from muti_control.evaluation.judges.backbone import Backbone
-from muti_control.evaluation.judges.edit_readers import EditReader, LandmarkEye, edit_readers
-from muti_control.evaluation.judges.lpips import Lpips
 from muti_control.evaluation.judges.onnx_recogniser import onnx_judge
-from muti_control.evaluation.judges.recognisers import Eye, Judge, judges_of
+from muti_control.evaluation.judges.photo_networks import Backbone, Lpips
+from muti_control.evaluation.judges.recognisers import (
+    EditReader,
+    Eye,
+    Judge,
+    LandmarkEye,
+    edit_readers,
+    judges_of,
+)
 from muti_control.evaluation.methods.controls import Donors, shuffled_donors, with_skull_of
 from muti_control.evaluation.methods.elsewhere import find_faces
 from muti_control.evaluation.methods.sampled import ShownLandmarks, Weights

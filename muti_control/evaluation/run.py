@@ -16,8 +16,7 @@ from data.images import to_uint8, write_png
 from data.sheet import NOTICE
 from muti_control.evaluation.judges.ood import SIDE, OddityError, score_skulls
 from muti_control.evaluation.judges.sightings import Sightings
-from muti_control.evaluation.judging import Gallery
-from muti_control.evaluation.measuring import MEASURES, Judgement, Measuring, pictures_of_edit
+from muti_control.evaluation.measuring import MEASURES, Gallery, Judgement, Measuring, pictures_of_edit
 from muti_control.evaluation.methods.faces import read_grey, skull_features
 from muti_control.evaluation.plan import Plan
 from muti_control.evaluation.production import Made, make_faces, stage

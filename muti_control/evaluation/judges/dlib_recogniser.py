@@ -14,7 +14,6 @@ J. Sullivan, "One millisecond face alignment with an ensemble of regression tree
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Pictures = NDArray[np.uint8]
+
+Rectangle = tuple[float, float, float, float]
+USUAL_RECTANGLE = (0.264, 0.365, 0.735, 0.835)
+"""The mean result of dlib's detector on the cohort's faces (280 mm field, frontal)."""
 
 NUM_POINTS, DESCRIPTOR_SIZE = 68, 128
 _WEIGHTS = {
@@ -47,30 +50,20 @@ class NoFaceError(RecogniserError):
     """dlib's detector finds no face in a picture."""
 
 
-@dataclass(frozen=True)
-class RecogniserConfig:
-    """Settings of the search for a face.
-
-    Attributes:
-        rectangle: left, top, right and bottom of the face in fractions of the picture's side. The default is the mean
-            result of dlib's detector on the cohort's faces (280 mm field, frontal). None: the detector finds each
-            face.
-        detect: whether a picture without a detectable face is refused, also with a rectangle.
-    """
-
-    rectangle: tuple[float, float, float, float] | None = (0.264, 0.365, 0.735, 0.835)
-    detect: bool = False
-
-
 class Recogniser:
     """Descriptors and points of grey face pictures, one at a time, on the CPU.
+
+    Args:
+        rectangle: left, top, right and bottom of the face in fractions of the picture's side. None: the detector finds
+            each face.
+        detect: whether a picture without a detectable face is refused, also with a rectangle.
 
     Raises:
         RecogniserError: dlib or its weights are not installed.
     """
 
-    def __init__(self, config: RecogniserConfig | None = None) -> None:
-        self.config = config or RecogniserConfig()
+    def __init__(self, rectangle: Rectangle | None = USUAL_RECTANGLE, detect: bool = False) -> None:
+        self._rectangle, self._detect = rectangle, detect
         if find_spec("dlib") is None:
             raise RecogniserError(f"dlib is not installed: {_REMEDY}")
         import dlib
@@ -83,7 +76,12 @@ class Recogniser:
         """The versions and settings that the figures depend on, for records."""
         files = {name: path.stat().st_size for name, path in self._weights.items()}
         crop = {"chip": _CROP["size"], "padding": _CROP["padding"], "jitters": 0}
-        return {"dlib": self._dlib.__version__, "weight_bytes": files, **asdict(self.config), **crop}
+        return {
+            "dlib": self._dlib.__version__,
+            "weight_bytes": files,
+            "rectangle": self._rectangle,
+            "detect": self._detect,
+        } | crop
 
     @cached_property
     def _predictor(self) -> Any:
@@ -117,22 +115,22 @@ class Recogniser:
         colour = np.ascontiguousarray(
             picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
         )
-        shape = self._predictor(colour, self._rectangle(colour))
+        shape = self._predictor(colour, self._box(colour))
         points = np.array([(point.x, point.y) for point in shape.parts()], np.float32)
         chip = self._dlib.get_face_chip(colour, shape, **_CROP)
         return np.array(self._network.compute_face_descriptor(chip), np.float32), points
 
-    def _rectangle(self, colour: Pictures) -> Any:
+    def _box(self, colour: Pictures) -> Any:
         height, width = colour.shape[:2]
         boxes = []
-        if self.config.rectangle is None or self.config.detect:
+        if self._rectangle is None or self._detect:
             boxes = self._detector(colour, 0) or self._detector(colour, 1)
             if not boxes:
                 raise NoFaceError(
                     "no face was found in a picture: turn the head to the front, or give the face's rectangle"
                 )
-        if self.config.rectangle is not None:
-            left, top, right, bottom = self.config.rectangle
+        if self._rectangle is not None:
+            left, top, right, bottom = self._rectangle
             return self._dlib.rectangle(
                 round(left * width), round(top * height), round(right * width), round(bottom * height)
             )

@@ -17,28 +17,17 @@ FEATURE_SIZE = 64
 BACKGROUND = 0.02  # grey below which a gallery face's pixel is background (the pictures' background is black)
 
 
-def picture_features(pictures: Floats, size: int = FEATURE_SIZE) -> NDArray[np.float32]:
-    """Return block averages of grey pictures.
-
-    Args:
-        pictures: (N, H, W) or (N, H, W, C) in [0, 1]; channels are averaged. H and W must be multiples of `size`.
-
-    Returns:
-        (N, size * size) float32 in [0, 1].
+def feature(picture: NDArray[np.uint8], side: int = FEATURE_SIZE) -> NDArray[np.float32]:
+    """Return the block averages (side * side,) in [0, 1] of a grey picture (H, W) uint8.
 
     Raises:
-        ValueError: where the shape does not divide into size x size blocks.
+        ValueError: where the shape does not divide into side x side blocks.
     """
-    pictures = np.asarray(pictures, dtype=np.float32)
-    if pictures.ndim == 4:
-        pictures = pictures.mean(axis=-1)
-    if pictures.ndim != 3 or pictures.shape[1] % size or pictures.shape[2] % size:
-        raise ValueError(
-            f"pictures of shape {pictures.shape}: expected (N, H, W), H and W multiples of {size}"
-        )
-    num, height, width = pictures.shape
-    blocks = pictures.reshape(num, size, height // size, size, width // size)
-    return blocks.mean(axis=(2, 4)).reshape(num, size * size)
+    if picture.ndim != 2 or picture.shape[0] % side or picture.shape[1] % side:
+        raise ValueError(f"a picture of shape {picture.shape}: expected (H, W), multiples of {side}")
+    height, width = picture.shape
+    blocks = (picture.astype(np.float32) / 255).reshape(side, height // side, side, width // side)
+    return blocks.mean(axis=(1, 3)).ravel()
 
 
 def rms_distance(probes: Floats, gallery: Floats, mean: Floats) -> Floats:

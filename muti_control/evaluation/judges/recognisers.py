@@ -1,7 +1,7 @@
 """The judges of identity. No loss and no guidance uses them, and nothing here trains one.
 
 An *eye* turns a picture into a vector, or finds no face in it. A *judge* measures the distance of two vectors. dlib's
-descriptor and dlib's 68 points are two judges with one eye.
+descriptor and dlib's 68 points are two judges with one eye. An *edit reader* takes the points of a face from an eye.
 """
 
 from __future__ import annotations
@@ -9,26 +9,31 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from ldm.checkpoint import sha256
 from muti_control.evaluation.judges.dlib_recogniser import (
     DESCRIPTOR_SIZE,
     NUM_POINTS,
     NoFaceError,
     Pictures,
     Recogniser,
-    RecogniserConfig,
     descriptor_distances,
     procrustes_distances,
 )
-from muti_control.evaluation.judges.features import DISTANCES, FEATURE_SIZE, picture_features
+from muti_control.evaluation.judges.features import DISTANCES, FEATURE_SIZE, feature
 from muti_control.evaluation.protocol.config import EvaluateConfig
+from muti_control.networks.pipnet.reader import LandmarkReader
 
 Floats = NDArray[np.floating]
 Vector = NDArray[np.float32]
+BY_DLIB = "dlib's 68 points, similarity-aligned, px"
 
 
 class Eye(Protocol):
@@ -50,7 +55,7 @@ class DlibEye:
 
     def __init__(self, rectangle: Sequence[float]) -> None:
         place = (rectangle[0], rectangle[1], rectangle[2], rectangle[3]) if rectangle else None
-        self._recogniser = Recogniser(RecogniserConfig(rectangle=place, detect=True))
+        self._recogniser = Recogniser(place, detect=True)
         self.identity = self._recogniser.identity
 
     def look(self, picture: Pictures) -> Vector | None:
@@ -72,7 +77,7 @@ class PictureEye:
 
     def look(self, picture: Pictures) -> Vector | None:
         """Return the vector of a picture."""
-        return picture_features(picture[None].astype(np.float32) / 255)[0]
+        return feature(picture)
 
 
 @dataclass(frozen=True)
@@ -133,3 +138,54 @@ def judges_of(cfg: EvaluateConfig) -> list[Judge]:
 
 def _by_grey(name: str, probes: Floats, gallery: Floats) -> Floats:
     return DISTANCES[name](probes, gallery, gallery.mean(axis=0))
+
+
+# ---------------------------------------------------------------- the points of a face, to measure edits
+class LandmarkEye:
+    """An eye that gives the landmarks of a face (in px, x right, y down) as one vector of 2 L numbers.
+
+    Raises:
+        CheckpointError: not a landmark network. ValueError: one that reads skulls.
+    """
+
+    name, cached = "network", True
+
+    def __init__(self, file: Path) -> None:
+        self._reader = LandmarkReader.load(file)
+        if self._reader.role != "face":
+            raise ValueError(f"{file} reads {self._reader.role}s, expected a network that reads faces")
+        self.identity: dict[str, Any] = {"pipnet": sha256(file)}
+
+    @torch.no_grad()
+    def look(self, picture: Pictures) -> Vector:
+        """Return the landmarks (2 L,) of a grey picture (H, W) uint8."""
+        side = self._reader.net.cfg.image_size
+        grey = torch.from_numpy(np.ascontiguousarray(picture)).float() / 255
+        scaled = F.interpolate(grey.expand(1, 3, -1, -1), (side, side), mode="bilinear", antialias=True)
+        height, width = picture.shape
+        return (self._reader(scaled)[0][0].numpy() * (width, height)).astype(np.float32).ravel()
+
+
+@dataclass(frozen=True)
+class EditReader:
+    """space: of its measurements, for tables. points: vectors (N, D) of its eye -> (N, L, 2) in px."""
+
+    space: str
+    eye: Eye
+    points: Callable[[Floats], Floats]
+
+
+def edit_readers(network: Path | None, judges: Sequence[Judge]) -> list[EditReader]:
+    """Return the landmark network as a reader, and dlib where it is among the judges' eyes.
+
+    Raises:
+        CheckpointError, ValueError: ``network`` is no landmark network that reads faces. OSError: it cannot be read.
+    """
+    readers = []
+    if network is not None:
+        space = f"landmarks by {network.name}, similarity-aligned, px"
+        readers.append(EditReader(space, LandmarkEye(network), lambda v: v.reshape(len(v), -1, 2)))
+    dlib = next((judge.eye for judge in judges if judge.eye.name == "dlib"), None)
+    if dlib is not None:
+        readers.append(EditReader(BY_DLIB, dlib, points))
+    return readers

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data.cases import Case, read_skull
 from data.images import read_image, to_uint8
-from muti_control.evaluation.judges.features import FEATURE_SIZE, picture_features
+from muti_control.evaluation.judges.features import FEATURE_SIZE, feature
 from muti_control.evaluation.protocol.registry import MethodInfo
 
 Pictures = NDArray[np.uint8]
@@ -44,8 +44,3 @@ def skull_features(cases: Sequence[Case], size: int, side: int = FEATURE_SIZE) -
     Raises: ImageError, PartialError.
     """
     return np.stack([feature(to_uint8(read_skull(case, size).mean(axis=2)), side) for case in cases])
-
-
-def feature(picture: Pictures, side: int = FEATURE_SIZE) -> Features:
-    """Return the feature (side * side,) of a grey picture (H, W) uint8."""
-    return picture_features(picture[None].astype(np.float32) / 255, side)[0]

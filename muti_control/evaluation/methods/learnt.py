@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from data.images import write_png
 from data.manifest import Record
+from muti_control.evaluation.judges.features import feature
 from muti_control.evaluation.methods.baselines import Vocabulary, choose_ridge, group_weights, nearest_skull
-from muti_control.evaluation.methods.faces import feature, read_grey
+from muti_control.evaluation.methods.faces import read_grey
 from muti_control.evaluation.protocol.inputs import face_of, group_of
 
 Floats = NDArray[np.floating]

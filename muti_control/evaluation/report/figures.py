@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
@@ -64,53 +65,45 @@ def match_curves(evaluation: Evaluation) -> str | None:
     look, size, roles = styles(evaluation), evaluation.protocol.gallery_size, Roles.of(evaluation)
     banded = [method.name for method in (roles.evaluated, roles.baseline) if method is not None]
 
-    def panel(recogniser: str) -> Callable[[Axes], None]:
-        def draw(axes: Axes) -> None:
-            for method in evaluation.methods:
-                if recogniser in method.identification and method.name != "permuted":  # guessing: see below
-                    curve = method.identification[recogniser].cmc
-                    _line(axes, curve, method.label, look[method.name], method.name in banded)
-            every = np.arange(1, size + 1)
-            axes.plot(every, 100 * every / size, **_GUESSING)
-            axes.set_xscale("log")
-            marks = [rank for rank in (1, 2, 5, 10, 20, 50, 100, 200, 500) if rank < 0.75 * size] + [size]
-            axes.set_xticks(marks, [str(mark) for mark in marks], minor=False)
-            axes.set_xticks([], minor=True)
-            axes.set(
-                xlim=(1, size), ylim=(0, 102), xlabel="rank (logarithmic)", ylabel="found within rank, %"
-            )
-
-        return draw
+    def draw(recogniser: str, axes: Axes) -> None:
+        for method in evaluation.methods:
+            if recogniser in method.identification and method.name != "permuted":  # guessing: see below
+                curve = method.identification[recogniser].cmc
+                _line(axes, curve, method.label, look[method.name], method.name in banded)
+        every = np.arange(1, size + 1)
+        axes.plot(every, 100 * every / size, **_GUESSING)
+        axes.set_xscale("log")
+        marks = [rank for rank in (1, 2, 5, 10, 20, 50, 100, 200, 500) if rank < 0.75 * size] + [size]
+        axes.set_xticks(marks, [str(mark) for mark in marks], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.set(xlim=(1, size), ylim=(0, 102), xlabel="rank (logarithmic)", ylabel="found within rank, %")
 
     names = {name for method in evaluation.methods for name in method.identification}
-    return _svg([(judge.label, panel(judge.name)) for judge in evaluation.recognisers if judge.name in names])
+    return _svg(
+        [(judge.label, partial(draw, judge.name)) for judge in evaluation.recognisers if judge.name in names]
+    )
 
 
 def coverage(evaluation: Evaluation, together: bool) -> str | None:
     """Return the chance to find the true face with k faces of one skull: the best of them, or all together."""
     look, size = styles(evaluation), evaluation.protocol.gallery_size
 
-    def panel(part: Coverage) -> Callable[[Axes], None]:
-        def draw(axes: Axes) -> None:
-            for name, curve in (part.together if together else part.curves).items():
-                _line(axes, curve, label_of(evaluation, name), look[name], True)
-            k, share = np.arange(1, part.draws + 1), min(part.within / size, 1)
-            guesses = np.full(len(k), share) if together else 1 - (1 - share) ** k
-            axes.plot(k, 100 * guesses, **_GUESSING)
-            axes.set_xticks(
-                sorted({1, *range(max(1, part.draws // 8), part.draws + 1, max(1, part.draws // 8))})
-            )
-            axes.set(xlabel="faces per skull, k", ylabel="found, %" if together else "at least one hit, %")
-            axes.set_ylim(0, 102)
-
-        return draw
+    def draw(part: Coverage, axes: Axes) -> None:
+        for name, curve in (part.together if together else part.curves).items():
+            _line(axes, curve, label_of(evaluation, name), look[name], True)
+        k, share = np.arange(1, part.draws + 1), min(part.within / size, 1)
+        guesses = np.full(len(k), share) if together else 1 - (1 - share) ** k
+        axes.plot(k, 100 * guesses, **_GUESSING)
+        axes.set_xticks(sorted({1, *range(max(1, part.draws // 8), part.draws + 1, max(1, part.draws // 8))}))
+        axes.set(xlabel="faces per skull, k", ylabel="found, %" if together else "at least one hit, %")
+        axes.set_ylim(0, 102)
 
     panels = []
     for part in evaluation.coverage:
         judge = evaluation.recogniser(part.recogniser)
         if part.together or not together:
             title = f"{judge.label if judge else part.recogniser}, within rank {part.within}"
-            panels.append((title, panel(part)))
+            panels.append((title, partial(draw, part)))
     return _svg(panels)
 
 
@@ -126,31 +119,30 @@ def groups(evaluation: Evaluation, key: str, name: str) -> str | None:
     most = max((sum(group.attribute == a for group in first) for a in attributes), default=0)
     thick = 0.8 / len(methods)
 
-    def panel(attribute: str) -> Callable[[Axes], None]:
-        def draw(axes: Axes) -> None:
-            labels = [f"{g.group} (n = {g.rank1.n})" for g in first if g.attribute == attribute]
-            places = {g.group: i for i, g in enumerate(g for g in first if g.attribute == attribute)}
-            for k, method in enumerate(methods):
-                for group in method.identification[judge].groups:
-                    if group.attribute != attribute or group.group not in places:
-                        continue
-                    figure = getattr(group, key)
-                    y = places[group.group] - 0.4 + (k + 0.5) * thick
-                    own = {
-                        "color": look[method.name]["color"],
-                        "alpha": 0.45 if method.kind == "ceiling" else 1,
-                    }
-                    axes.barh(y, 100 * figure.value, 0.9 * thick, label=method.label, **own)
-                    if figure.low is not None:
-                        axes.plot([100 * figure.low, 100 * figure.high], [y, y], color=_BLACK, linewidth=0.9)
-            axes.set_yticks(range(len(labels)), labels)
-            axes.tick_params(axis="y", length=0)
-            axes.grid(axis="y", visible=False)
-            axes.set(xlim=(0, 102), ylim=(most - 0.4, -0.6), xlabel=f"{name}, %")
+    def draw(attribute: str, axes: Axes) -> None:
+        labels = [f"{g.group} (n = {g.rank1.n})" for g in first if g.attribute == attribute]
+        places = {g.group: i for i, g in enumerate(g for g in first if g.attribute == attribute)}
+        for k, method in enumerate(methods):
+            for group in method.identification[judge].groups:
+                if group.attribute != attribute or group.group not in places:
+                    continue
+                figure = getattr(group, key)
+                y = places[group.group] - 0.4 + (k + 0.5) * thick
+                own = {
+                    "color": look[method.name]["color"],
+                    "alpha": 0.45 if method.kind == "ceiling" else 1,
+                }
+                axes.barh(y, 100 * figure.value, 0.9 * thick, label=method.label, **own)
+                if figure.low is not None:
+                    axes.plot([100 * figure.low, 100 * figure.high], [y, y], color=_BLACK, linewidth=0.9)
+        axes.set_yticks(range(len(labels)), labels)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="y", visible=False)
+        axes.set(xlim=(0, 102), ylim=(most - 0.4, -0.6), xlabel=f"{name}, %")
 
-        return draw
-
-    return _svg([(f"By {attribute}", panel(attribute)) for attribute in attributes], 0.7 + 0.42 * most)
+    return _svg(
+        [(f"By {attribute}", partial(draw, attribute)) for attribute in attributes], 0.7 + 0.42 * most
+    )
 
 
 def unusual_skulls(evaluation: Evaluation) -> str | None:
@@ -175,19 +167,16 @@ def sweep(rows: Sequence[Row]) -> str | None:
     """Return identity, NME and realism over the scale, a line for each mode. rows: of a sweep, unguided first."""
     free, *guided = rows
 
-    def panel(key: str) -> Callable[[Axes], None]:
-        def draw(axes: Axes) -> None:
-            for mode, colour in zip(dict.fromkeys(row.mode for row in guided), _BASELINES, strict=False):
-                points = sorted((row.scale, getattr(row, key)) for row in guided if row.mode == mode)
-                axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, label=mode)
-            axes.axhline(getattr(free, key), color=_BLACK, linestyle="--", linewidth=1.2, label="unguided")
-            axes.set(xscale="log", xlabel="spgd.scale")
-
-        return draw
+    def draw(key: str, axes: Axes) -> None:
+        for mode, colour in zip(dict.fromkeys(row.mode for row in guided), _BASELINES, strict=False):
+            points = sorted((row.scale, getattr(row, key)) for row in guided if row.mode == mode)
+            axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, label=mode)
+        axes.axhline(getattr(free, key), color=_BLACK, linestyle="--", linewidth=1.2, label="unguided")
+        axes.set(xscale="log", xlabel="spgd.scale")
 
     titles = {"identity": "Distance to the true face", "nme": "NME by dlib, %", "realism": "KID x 1000"}
     keys = [key for key in titles if all(getattr(row, key) is not None for row in rows)]
-    return _svg([(f"{titles[key]} (lower is better)", panel(key)) for key in keys])
+    return _svg([(f"{titles[key]} (lower is better)", partial(draw, key)) for key in keys])
 
 
 def _line(axes: Axes, curve: Curve, label: str, look: dict[str, Any], band: bool) -> None:

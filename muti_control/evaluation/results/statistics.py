@@ -7,7 +7,6 @@ so it says what other probes would have given against the same gallery.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -19,7 +18,6 @@ Ints = NDArray[np.integer]
 NUM_DRAWS = 2000
 CONFIDENCE = 0.95
 _NO_CHANGE = 1e-9
-_MAX_COUNTS = 20_000_000  # entries of a table of draws that is held at once
 
 
 # ---------------------------------------------------------------- ranks
@@ -68,31 +66,17 @@ def found_within(ranks: ArrayLike, at: ArrayLike) -> Floats:
 
 
 # ---------------------------------------------------------------- intervals
-def _draw_counts(num_probes: int, num_draws: int, seed: int) -> Iterator[Floats]:
-    """Yield how often each probe comes up in each draw with replacement: (num_draws, P) in blocks of draws.
-
-    The same for the same arguments, so methods measured on the same probes share their draws. Small tables are kept.
-    """
-    rows = max(1, min(num_draws, _MAX_COUNTS // num_probes))
-    if rows == num_draws:
-        yield _kept_counts(num_probes, num_draws, seed)
-        return
-    for block, start in enumerate(range(0, num_draws, rows)):
-        yield _new_counts(num_probes, min(rows, num_draws - start), (seed, num_probes, block))
-
-
 @lru_cache(maxsize=24)
-def _kept_counts(num_probes: int, num_draws: int, seed: int) -> Floats:
-    return _new_counts(num_probes, num_draws, (seed, num_probes))
+def _draw_counts(num_probes: int, num_draws: int, seed: int) -> Floats:
+    """Return how often each probe comes up in each draw with replacement, (num_draws, P).
 
-
-def _new_counts(num_probes: int, num_draws: int, seed: tuple[int, ...]) -> Floats:
-    draws = np.random.default_rng(seed).multinomial(
-        num_probes, np.full(num_probes, 1 / num_probes), size=num_draws
-    )
-    counts: Floats = draws.astype(np.float32)
-    counts.setflags(write=False)
-    return counts
+    The same for the same arguments, so methods measured on the same probes share their draws.
+    """
+    rng = np.random.default_rng((seed, num_probes))
+    counts = rng.multinomial(num_probes, np.full(num_probes, 1 / num_probes), size=num_draws)
+    table: Floats = counts.astype(np.float32)
+    table.setflags(write=False)
+    return table
 
 
 def bootstrap_means(
@@ -102,7 +86,7 @@ def bootstrap_means(
 
     Args:
         values: (P,) or (P, M), finite.
-        weights: (P,) >= 0: the mean is weighted, which makes it a ratio of sums. None: all alike.
+        weights: (P,) >= 0, for values (P,): the mean is a ratio of sums. None: all alike.
 
     Returns:
         (num,) or (num, M) float64.
@@ -116,21 +100,12 @@ def bootstrap_means(
     if not np.isfinite(table).all():
         raise ValueError("values hold some that are not finite: leave out what was not measured")
     w = None if weights is None else np.asarray(weights, dtype=np.float64)
-    if w is not None and (w.shape != table.shape[:1] or (w < 0).any() or not w.sum() > 0):
-        raise ValueError(
-            f"weights of shape {w.shape}: expected {table.shape[:1]}, none negative, not all zero"
-        )
-    means = [_means(counts, table, w) for counts in _draw_counts(len(table), num, seed)]
-    return np.concatenate(means)
-
-
-def _means(counts: Floats, table: Floats, weights: Floats | None) -> Floats:
-    if weights is None:
+    if w is not None and (w.shape != table.shape or (w < 0).any() or not w.sum() > 0):
+        raise ValueError(f"weights of shape {w.shape}: expected {table.shape}, none negative, not all zero")
+    counts = _draw_counts(len(table), num, seed)
+    if w is None:
         return np.asarray(counts @ table / len(table))
-    totals = np.maximum(counts @ weights, 1e-12 * weights.sum())
-    if table.ndim == 1:
-        return np.asarray(counts @ (table * weights) / totals)
-    return np.asarray(counts @ (table * weights[:, None]) / totals[:, None])
+    return np.asarray(counts @ (table * w) / np.maximum(counts @ w, 1e-12 * w.sum()))
 
 
 def interval(means: Floats, confidence: float = CONFIDENCE) -> tuple[Floats, Floats]:
