@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from evaluate import main
-from muti_control.evaluation.methods.edits import find_edits
+from muti_control.evaluation.methods.controls import find_edits
 from muti_control.evaluation.methods.faces import read_grey
 from muti_control.evaluation.plan import ROOT, make_plan
 from muti_control.evaluation.results.results_file import read_results

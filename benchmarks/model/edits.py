@@ -31,7 +31,7 @@ from data.landmarks import landmark_fractions
 from data.manifest import Record, read_manifest
 from ldm.checkpoint import git_revision, sha256
 from muti_control.evaluation.judges.dlib_recogniser import Recogniser
-from muti_control.evaluation.methods.edits import EditPlan, find_edits
+from muti_control.evaluation.methods.controls import EditPlan, find_edits
 from muti_control.evaluation.results.statistics import bootstrap_interval, edit_projection, similarity_aligned
 from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.record import check_creatable

@@ -18,7 +18,7 @@ from muti_control.evaluation.judges.photo_networks import LPIPS
 from muti_control.evaluation.judges.picture_measures import KID, PSNR, SSIM, Pictures, kid, psnr, ssim
 from muti_control.evaluation.judges.recognisers import EditReader, Eye, Judge, Vector, descriptors, points
 from muti_control.evaluation.judges.sightings import Sightings
-from muti_control.evaluation.methods.edits import EditPlan
+from muti_control.evaluation.methods.controls import EditPlan
 from muti_control.evaluation.methods.faces import Faces, read_grey
 from muti_control.evaluation.plan import Plan
 from muti_control.evaluation.protocol.inputs import face_of
@@ -206,8 +206,9 @@ class Measuring:
         truth = read_grey(self._truths[probe], self._size)
         values = {PSNR.name: psnr(picture, truth), SSIM.name: ssim(picture, truth)}
         if self._plan.lpips is not None:
-            values[LPIPS.name] = self._plan.lpips.distances(picture[None], truth[None])[0]
-        if vector is not None and (true := self._look(self._truths[probe])) is not None:
+            values[LPIPS.name] = self._plan.lpips.distance(picture, truth)
+        true = None if self._dlib is None else self._see(self._dlib, self._truths[probe])
+        if vector is not None and true is not None:
             own, target = (points(v[None])[0].astype(np.float64) for v in (vector, true))
             eyes = np.linalg.norm(target[EYE_CORNERS[0]] - target[EYE_CORNERS[1]])
             values[NME.name] = 100 * np.linalg.norm(own - target, axis=1).mean() / eyes
@@ -374,9 +375,6 @@ class Measuring:
             names[role] = f"{CASES}/{plan.name}_{before.faces.info.name}_{probe}_{role}.png"
             write_png(self._folder / names[role], read_grey(path, self._size))
         return EditPicture(probe=probe, caption=f"told: {describe(plan.variants[probe].biometrics)}", **names)
-
-    def _look(self, path: Path) -> Vector | None:
-        return None if self._dlib is None else self._see(self._dlib, path)
 
     def _see(self, eye: Eye, path: Path) -> Vector | None:
         return self._sightings.look(eye, read_grey(path, self._size))

@@ -17,14 +17,7 @@ from ldm.device import choose_device, choose_precision
 from muti_control.distributed import Team, find_team
 from muti_control.evaluation.judges.onnx_recogniser import onnx_judge
 from muti_control.evaluation.judges.photo_networks import Backbone, Lpips
-from muti_control.evaluation.judges.recognisers import (
-    EditReader,
-    Eye,
-    Judge,
-    LandmarkEye,
-    edit_readers,
-    judges_of,
-)
+from muti_control.evaluation.judges.recognisers import EditReader, Eye, Judge, edit_readers, judges_of
 from muti_control.evaluation.methods.controls import Donors, shuffled_donors, with_skull_of
 from muti_control.evaluation.methods.elsewhere import find_faces
 from muti_control.evaluation.methods.sampled import ShownLandmarks, Weights
@@ -175,10 +168,9 @@ def make_plan(arguments: Sequence[str]) -> Plan:
     remarks = [
         *inputs.remarks,
         *_of_guidance(guidance, cfg),
-        *_of_pinned(pinned if cfg.edited and inputs.variants else []),
         *landmarks.remarks([name for name, own in weights.items() if own.shown_landmarks]),
         *_of_texture(cfg.texture, weights),
-        *_of_readers(readers, guidance),
+        *_of_edits(pinned if cfg.edited and inputs.variants else [], readers, guidance),
     ]
     pix2pix = None if cfg.pix2pix is None else Translator.look(Path(cfg.pix2pix))
     if pix2pix is not None:
@@ -224,7 +216,7 @@ def _readers(cfg: EvaluateConfig, inputs: Inputs, judges: Sequence[Judge]) -> li
 
 def _network_of(readers: Sequence[EditReader]) -> str | None:
     """Return the hash of the landmark network among the readers."""
-    return next((r.eye.identity["pipnet"] for r in readers if isinstance(r.eye, LandmarkEye)), None)
+    return next((r.eye.identity["pipnet"] for r in readers if "pipnet" in r.eye.identity), None)
 
 
 def _guided_cases(cfg: EvaluateConfig, inputs: Inputs, donors: Donors, name: str) -> list[Case]:
@@ -252,20 +244,19 @@ def _of_guidance(guidance: Mapping[str, SpgdConfig], cfg: EvaluateConfig) -> lis
     return remarks
 
 
-def _of_pinned(names: Sequence[str]) -> list[str]:
-    reason = "their landmarks are fixed points, which no edit of the person moves"
-    return [f"No edits of {', '.join(names)}: {reason}."] if names else []
-
-
-def _of_readers(readers: Sequence[EditReader], guidance: Mapping[str, SpgdConfig]) -> list[str]:
+def _of_edits(
+    pinned: Sequence[str], readers: Sequence[EditReader], guidance: Mapping[str, SpgdConfig]
+) -> list[str]:
     network = _network_of(readers)
-    names = [
+    flattered = [
         name
         for name, how in guidance.items()
         if how.acts and how.landmarks > 0 and sha256(how.face_landmark_weights) == network
     ]
-    reason = "are read by the network that guided their landmarks: it flatters them"
-    return [f"Edits of {', '.join(names)} {reason}."] if names else []
+    fixed = "their landmarks are fixed points, which no edit of the person moves"
+    read = "are read by the network that guided their landmarks: it flatters them"
+    remarks = [f"No edits of {', '.join(pinned)}: {fixed}."] if pinned else []
+    return remarks + ([f"Edits of {', '.join(flattered)} {read}."] if flattered else [])
 
 
 def _of_texture(choice: str, weights: Mapping[str, Weights]) -> list[str]:

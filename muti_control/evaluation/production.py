@@ -15,8 +15,7 @@ from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion
 from data.cases import Case
 from data.manifest import Record
-from muti_control.evaluation.methods.controls import other_attributes, permuted, with_skull_of
-from muti_control.evaluation.methods.edits import EditPlan, find_edits
+from muti_control.evaluation.methods import controls
 from muti_control.evaluation.methods.faces import Faces, skull_features
 from muti_control.evaluation.methods.learnt import Drawing, Learnt
 from muti_control.evaluation.methods.sampled import Sampler, SamplingRun, through_autoencoder
@@ -37,7 +36,7 @@ class Made:
 
     methods: list[Faces] = field(default_factory=list)
     other_text: Faces | None = None
-    edits: list[tuple[EditPlan, Faces]] = field(default_factory=list)
+    edits: list[tuple[controls.EditPlan, Faces]] = field(default_factory=list)
     ridge_choice: dict[str, float] = field(default_factory=dict)
 
     def of(self, name: str) -> Faces | None:
@@ -55,14 +54,10 @@ class Made:
 
 
 @contextmanager
-def stage(name: str, steps: int, silent: bool) -> Iterator[Callable[[int], None]]:
+def stage(name: str, steps: int, silent: bool) -> Iterator[Callable[[int], Any]]:
     """Show a bar while the stage runs; it yields the function that advances it. Without a terminal nothing is shown."""
     with tqdm(total=steps, desc=name, disable=True if silent else None, dynamic_ncols=True) as bar:
-
-        def advance(steps: int) -> None:
-            bar.update(steps)
-
-        yield advance
+        yield bar.update
 
 
 def make_faces(plan: Plan, folder: Path) -> Made:
@@ -76,7 +71,7 @@ def make_faces(plan: Plan, folder: Path) -> Made:
 class _Production:
     def __init__(self, plan: Plan, folder: Path) -> None:
         self._plan, self._folder, self._names = plan, folder / FACES, plan.names
-        self._edits = find_edits(plan.inputs.probes, plan.inputs.variants, plan.cfg.edited)
+        self._edits = controls.find_edits(plan.inputs.probes, plan.inputs.variants, plan.cfg.edited)
         self._made = Made()
         self._by_name: dict[str, Faces] = {}
 
@@ -162,7 +157,7 @@ class _Production:
             jobs |= {edit.name: _edited(cases, edit) for edit in self._edits}
         if "pix2pix_shuffled" in self._names:
             donors = {i: donor for i, donor in enumerate(plan.donors.records) if donor is not None}
-            jobs["pix2pix_shuffled"] = {i: with_skull_of(cases[i], d) for i, d in donors.items()}
+            jobs["pix2pix_shuffled"] = {i: controls.with_skull_of(cases[i], d) for i, d in donors.items()}
         results: dict[str, Faces] = {}
         with self._stage("drawing Pix2Pix's faces", sum(map(len, jobs.values()))) as advance:
             for name, job in jobs.items():
@@ -202,7 +197,7 @@ class _Production:
         if name != "model":
             return runs
         donors = zip(own, plan.donors.records, strict=True)
-        swapped = [with_skull_of(case, donor) for case, donor in donors if donor is not None]
+        swapped = [controls.with_skull_of(case, donor) for case, donor in donors if donor is not None]
         if "shuffled" in self._names:
             add("shuffled", swapped)
         if "attributes" in self._names:
@@ -212,7 +207,7 @@ class _Production:
             add("more", own[: cfg.covered], more=True)
             if "shuffled" in self._names:
                 add("shuffled_more", [case for case in swapped if case.name in covered], more=True)
-            others = other_attributes(plan.inputs.probes, cfg.seed)[: cfg.told]
+            others = controls.other_attributes(plan.inputs.probes, cfg.seed)[: cfg.told]
             add(
                 "told",
                 [replace(own[i], biometrics=own[j].biometrics) for i, j in enumerate(others) if i != j],
@@ -255,7 +250,7 @@ class _Production:
         """Pass the true faces, and those after the edits, through the autoencoder: the limit of all its pictures."""
         cases, grain = self._plan.inputs.probe_cases, self._plan.sampling["model"].grain
         truths = {i: case.face_path for i, case in enumerate(cases) if case.face_path is not None}
-        jobs: list[tuple[str, EditPlan | None, dict[int, Path]]] = [("autoencoder", None, truths)]
+        jobs: list[tuple[str, controls.EditPlan | None, dict[int, Path]]] = [("autoencoder", None, truths)]
         for plan in self._edits:
             after = {i: face_of(record) for i, record in plan.variants.items()}
             jobs.append((f"autoencoder_{plan.name}", plan, after))
@@ -290,7 +285,7 @@ class _Production:
     def _permuted(self, faces: Faces) -> Faces:
         """Return faces held against another probe's name, whose own face does not count."""
         rows, probes = self._plan.inputs.rows, sorted(faces.pictures)
-        order = permuted(len(probes), self._plan.cfg.seed)
+        order = controls.permuted(len(probes), self._plan.cfg.seed)
         whose = {probes[i]: probes[j] for i, j in enumerate(order)}
         pictures = {i: faces.pictures[j][:1] for i, j in whose.items()}
         return self._faces("permuted", pictures, {i: int(rows[j]) for i, j in whose.items() if i != j})
@@ -300,6 +295,6 @@ def _single(paths: Mapping[int, Path]) -> Drawn:
     return {i: (path,) for i, path in paths.items()}
 
 
-def _edited(cases: Mapping[int, Case], edit: EditPlan) -> dict[int, Case]:
+def _edited(cases: Mapping[int, Case], edit: controls.EditPlan) -> dict[int, Case]:
     """Return probe -> its case with the attributes after the edit."""
     return {i: replace(cases[i], biometrics=record.biometrics) for i, record in edit.variants.items()}

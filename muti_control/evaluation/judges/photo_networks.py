@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ldm.checkpoint import read_state_dict, sha256
-from muti_control.evaluation.judges.dlib_recogniser import Pictures
+from muti_control.evaluation.judges.picture_measures import Pictures, tensors
 from muti_control.evaluation.judges.recognisers import Vector
 from muti_control.evaluation.results.results import Measure
 
@@ -123,25 +123,17 @@ class Lpips:
             _fill({name: weight for name, weight in weights if name.startswith("lin")}, Path(heads))
 
     @torch.inference_mode()
-    def distances(self, x: NDArray[np.uint8], y: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Return distances (N,), 0 for equal pictures, of pictures (N, H, W) or (N, H, W, 3) uint8, N small (a batch).
+    def distance(self, x: Pictures, y: Pictures) -> float:
+        """Return the distance, 0 for equal pictures, of two grey pictures (H, W) uint8.
 
         Raises:
             ValueError: pictures of different shape or type, or smaller than 35 px.
         """
-        if x.dtype != np.uint8 or y.dtype != np.uint8 or x.shape != y.shape or x.ndim not in (3, 4):
-            raise ValueError(
-                f"pictures {x.shape} {x.dtype} and {y.shape} {y.dtype}: expected uint8 of one shape"
-            )
-        if min(x.shape[1:3]) < _MIN_SIDE:
-            raise ValueError(f"pictures of {x.shape[1:3]} px: LPIPS needs at least {_MIN_SIDE} px a side")
-        return self._network(_input(x), _input(y)).flatten().double().numpy()
-
-
-def _input(pictures: NDArray[np.uint8]) -> Tensor:
-    """Return (N, 3, H, W) in [-1, 1]."""
-    colour = pictures if pictures.ndim == 4 else np.repeat(pictures[..., None], 3, axis=-1)
-    return torch.from_numpy(np.ascontiguousarray(colour)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        colour = (grey.float().expand(-1, 3, -1, -1) for grey in tensors(x, y))  # (1, 3, H, W)
+        a, b = (c.contiguous(memory_format=torch.channels_last) / 127.5 - 1 for c in colour)
+        if min(x.shape) < _MIN_SIDE:
+            raise ValueError(f"pictures of {x.shape} px: LPIPS needs at least {_MIN_SIDE} px a side")
+        return float(self._network(a, b))
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ def psnr(x: Pictures, y: Pictures) -> float:
 
     torchmetrics' own takes a logarithm in single precision, and every value shifts by up to 1e-6 dB.
     """
-    a, b = _tensors(x, y)
+    a, b = tensors(x, y)
     error = float(((a - b) ** 2).mean())
     return min(10 * math.log10(_RANGE**2 / error), MAX_PSNR) if error else MAX_PSNR
 
@@ -52,7 +52,7 @@ def ssim(x: Pictures, y: Pictures) -> float:
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    a, b = _tensors(x, y)
+    a, b = tensors(x, y)
     _, every = structural_similarity_index_measure(a, b, sigma=1.5, data_range=_RANGE, return_full_image=True)
     return float(every[..., _RADIUS:-_RADIUS, _RADIUS:-_RADIUS].mean())
 
@@ -71,7 +71,7 @@ def kid(x: Floats, y: Floats) -> float:
     return float(poly_mmd(a, b, degree=3, gamma=None, coef=1.0))
 
 
-def _tensors(x: Pictures, y: Pictures) -> tuple[Tensor, Tensor]:
+def tensors(x: Pictures, y: Pictures) -> tuple[Tensor, Tensor]:
     """Return both as (1, 1, H, W) float64 in [0, 255]."""
     if x.dtype != np.uint8 or y.dtype != np.uint8 or x.shape != y.shape or x.ndim != 2:
         raise ValueError(

@@ -37,9 +37,11 @@ class Sightings:
                 "CREATE TABLE IF NOT EXISTS seen (key TEXT PRIMARY KEY, vector BLOB) WITHOUT ROWID"
             )
         except (sqlite3.Error, OSError) as error:
-            raise CacheError(
-                f"cache: {path} cannot be used ({error}); delete it if it is broken, or give another file"
-            ) from error
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: Exception) -> CacheError:
+        remedy = "delete it if it is broken, or give another file"
+        return CacheError(f"cache: {self.path} cannot be used ({error}); {remedy}")
 
     def __enter__(self) -> Sightings:
         return self
@@ -62,9 +64,7 @@ class Sightings:
             else:
                 stored = row[0]
         except sqlite3.Error as error:
-            raise CacheError(
-                f"cache: {self.path} cannot be used ({error}); delete it, or give another file"
-            ) from error
+            raise self._unusable(error) from error
         return np.frombuffer(stored, np.float32) if stored else None
 
     def look_at_all(self, eyes: Sequence[Eye], picture: Pictures) -> dict[str, Vector | None]:

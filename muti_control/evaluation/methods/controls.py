@@ -1,8 +1,11 @@
-"""The controls beside every figure: another person's skull, name or attributes."""
+"""What a person is given instead of the own skull, name or attributes: controls, and edits with a true face.
+
+The true face after an edit of age or body mass is the cohort's face of the subject at that age or body mass.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +15,15 @@ from data.cases import Case
 from data.manifest import Record
 from muti_control.evaluation.methods.baselines import shuffle_within_groups
 from muti_control.evaluation.protocol.inputs import group_of
+
+MASS_LEVELS = 2  # of body mass in one edit
+LEAST_YEARS, YEARS = 10, 25  # an edit of age: at least the first, and as near to the second as the data allow
+EDITS = {
+    "age_up": f"older by about {YEARS} years",
+    "age_down": f"younger by about {YEARS} years",
+    "body_mass_up": "body mass two levels up",
+    "body_mass_down": "body mass two levels down",
+}
 
 
 @dataclass(frozen=True)
@@ -85,3 +97,40 @@ def other_attributes(probes: Sequence[Record], seed: int) -> list[int]:
     groups = [group_of(record) for record in probes]
     others = [[j for j, other in enumerate(groups) if other != group] for group in groups]
     return [int(rng.choice(own)) if own else i for i, own in enumerate(others)]
+
+
+# ---------------------------------------------------------------- edits
+@dataclass(frozen=True)
+class EditPlan:
+    """One kind of edit. variants: probe -> the person's true face after it."""
+
+    name: str
+    label: str
+    variants: Mapping[int, Record]
+
+
+def find_edits(probes: Sequence[Record], variants: Sequence[Record], limit: int) -> list[EditPlan]:
+    """Return the edits whose truth the data know, each of the first ``limit`` probes that have it."""
+    by_subject: dict[str, list[Record]] = {}
+    for record in variants:
+        by_subject.setdefault(record.subject, []).append(record)
+    edits = []
+    for name, label in EDITS.items():
+        changed, direction = name.rsplit("_", 1)
+        truths = [_variant(p, by_subject.get(p.subject, []), changed, direction == "up") for p in probes]
+        of_probes = [(i, truth) for i, truth in enumerate(truths) if truth is not None]
+        if of_probes[:limit]:
+            edits.append(EditPlan(name, label, dict(of_probes[:limit])))
+    return edits
+
+
+def _variant(probe: Record, variants: list[Record], changed: str, up: bool) -> Record | None:
+    """Return the person's true face after the edit, or None."""
+    sign = 1 if up else -1
+    those = [r for r in variants if r.changed == (changed,) and r.face_path is not None]
+    if changed == "body_mass":
+        level = probe.biometrics.body_mass + sign * MASS_LEVELS
+        return next((r for r in those if r.biometrics.body_mass == level), None)
+    steps = {r.line: sign * (r.biometrics.age - probe.biometrics.age) for r in those}
+    far = [r for r in those if steps[r.line] >= LEAST_YEARS]
+    return min(far, key=lambda r: abs(steps[r.line] - YEARS), default=None)

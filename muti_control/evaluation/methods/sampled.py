@@ -24,7 +24,7 @@ from muti_control.conditions.case_landmarks import (
     choose_landmarks,
     true_landmarks,
 )
-from muti_control.conditions.case_textures import CaseTextures, choose_textures
+from muti_control.conditions.case_textures import choose_textures
 from muti_control.distributed import Team
 from muti_control.record import RECORD, claim_folder, environment
 from muti_control.sampling.config import SpgdConfig
@@ -32,7 +32,7 @@ from muti_control.sampling.draw import reconstruct_cases
 from muti_control.sampling.job import Job, RunFolder, face_name
 from muti_control.sampling.prepare import recommended_sampling
 from muti_control.sampling.record import resumed
-from muti_control.sampling.spgd import SpgdRun, load_spgd
+from muti_control.sampling.spgd import load_spgd
 from settings.reading import to_yaml
 
 if TYPE_CHECKING:
@@ -170,11 +170,6 @@ class Sampler:
         """The network, loaded at its first use."""
         return load_model(self._weights.path, device=self._plan.device, dtype=self._plan.dtype)[0]
 
-    def _textures(self, cases: Sequence[Case]) -> CaseTextures | None:
-        if not self.model.has_trained("texture"):
-            return None
-        return choose_textures(self._plan.cfg.texture, cases, self.model)[0]
-
     def draw(self, run: SamplingRun, advance: Advance) -> None:
         """Draw the faces that are missing. Raises: OutputError, ReconstructionError, ProcessError, OSError."""
         job = self._job(run)
@@ -184,9 +179,10 @@ class Sampler:
 
     def _job(self, run: SamplingRun) -> Job:
         plan, weights = self._plan, self._weights
-        source = plan.landmarks.source(self.model, run.cases)
+        model, source = self.model, plan.landmarks.source(self.model, run.cases)
+        has_texture, points = model.has_trained("texture"), plan.landmarks.weights
         job = Job(
-            model=self.model,
+            model=model,
             cases=run.cases,
             notes={},
             hashes={},
@@ -199,8 +195,8 @@ class Sampler:
             environment=environment(plan.device, plan.dtype) | {"processes": plan.team.size},
             config=to_yaml(plan.cfg),
             landmarks=source,
-            textures=self._textures(run.cases),
-            spgd=self._spgd(run, source),
+            textures=choose_textures(plan.cfg.texture, run.cases, model)[0] if has_texture else None,
+            spgd=load_spgd(self._guidance, model, run.cases, source, points) if run.guided else None,
             team=plan.team,
         )
         if not plan.team.is_first:
@@ -209,11 +205,6 @@ class Sampler:
         _clear_stillborn(run.folder)
         earlier = claim_folder(run.folder, resume=True)
         return job if earlier is None else replace(job, folder=resumed(job, earlier))
-
-    def _spgd(self, run: SamplingRun, source: CaseLandmarks | None) -> SpgdRun | None:
-        if not run.guided:
-            return None
-        return load_spgd(self._guidance, self.model, run.cases, source, self._plan.landmarks.weights)
 
     def _hashes_of(self, cases: Sequence[Case]) -> dict[Path, str]:
         paths = {p for case in cases for p in (case.skull_path, case.face_path) if p is not None}

@@ -8,13 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from muti_control.evaluation.report.words import RIVALS, Roles, plural
-from muti_control.evaluation.results.columns import (
-    Column,
-    difference,
-    identification_columns,
-    picture_columns,
-    resampling_of,
-)
+from muti_control.evaluation.results.columns import Column, gap, identification_columns, picture_columns
 from muti_control.evaluation.results.results import Evaluation, Figure, Method, Recogniser
 
 DAGGER = "\N{DAGGER}"
@@ -90,10 +84,10 @@ def difference_table(evaluation: Evaluation) -> Table | None:
 
 
 def _gap_cell(evaluation: Evaluation, column: Column, first: Method, second: Method) -> Cell:
-    gap = difference(column.values(first), column.values(second), resampling_of(evaluation))
-    if gap is None:
+    own = gap(evaluation, column, first, second)
+    if own is None:
         return Cell("\N{EN DASH}", style="faint")
-    return Cell(column.written(gap.value, True), column.interval(gap, True), "" if gap.certain else "faint")
+    return Cell(column.written(own.value, True), column.interval(own, True), "" if own.certain else "faint")
 
 
 def _method_table(
@@ -153,8 +147,8 @@ def _marks(evaluation: Evaluation, column: Column) -> dict[str, str]:
     for name in values.keys() - marks:
         other = evaluation.method(name)
         if best is not None and other is not None:
-            gap = difference(column.values(best), column.values(other), resampling_of(evaluation))
-            if gap is not None and not gap.certain:
+            loss = gap(evaluation, column, best, other)
+            if loss is not None and not loss.certain:
                 marks[name] = DAGGER
     return marks
 

@@ -8,14 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from muti_control.evaluation.results.columns import (
-    Column,
-    Difference,
-    difference,
-    identification_columns,
-    picture_columns,
-    resampling_of,
-)
+from muti_control.evaluation.results.columns import Difference, gap, identification_column, picture_columns
 from muti_control.evaluation.results.results import (
     Coverage,
     Curve,
@@ -193,15 +186,10 @@ def findings(evaluation: Evaluation) -> list[str]:
     return [text for text in sentences if text]
 
 
-def _column(judge: Recogniser, key: str) -> Column:
-    return next(column for column in identification_columns(judge.name) if column.key == key)
-
-
 def _gap(
     evaluation: Evaluation, judge: Recogniser, key: str, first: Method, second: Method
 ) -> Difference | None:
-    column = _column(judge, key)
-    return difference(column.values(first), column.values(second), resampling_of(evaluation))
+    return gap(evaluation, identification_column(judge.name, key), first, second)
 
 
 def _identity(evaluation: Evaluation, roles: Roles) -> str:
@@ -282,7 +270,7 @@ def _against_ceilings(evaluation: Evaluation, roles: Roles) -> str:
     ):
         if method is None or ceiling is None or judge is None:
             continue
-        own, best = (_column(judge, "rank1").values(m) for m in (method, ceiling))
+        own, best = (identification_column(judge.name, "rank1").values(m) for m in (method, ceiling))
         if own is None or best is None:
             continue
         both = np.isfinite(own) & np.isfinite(best)
@@ -360,7 +348,7 @@ def unusual_skulls(evaluation: Evaluation) -> str:
     text += f" (score above {evaluation.ood.threshold:.3g})"
     roles = Roles.of(evaluation)
     if roles.evaluated is not None and roles.judge is not None and flagged.sum() >= 5:
-        values: Any = _column(roles.judge, "mean_rank").values(roles.evaluated)
+        values: Any = identification_column(roles.judge.name, "mean_rank").values(roles.evaluated)
         medians = [
             np.nanmedian(values[mask]) for mask in (flagged, ~flagged) if np.isfinite(values[mask]).any()
         ]

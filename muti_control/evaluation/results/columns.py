@@ -40,10 +40,7 @@ class Column:
             measured = method.pictures.get(self.key)
             return None if measured is None else measured.figure
         identification = method.identification.get(self.part)
-        if identification is None:
-            return None
-        figure: Figure | None = getattr(identification, self.key)
-        return figure
+        return None if identification is None else getattr(identification, self.key)
 
     def values(self, method: Method) -> Floats | None:
         """Return the method's values per probe (P,), NaN where not measured; None if there are none."""
@@ -101,6 +98,11 @@ def identification_columns(recogniser: str) -> list[Column]:
     ]
 
 
+def identification_column(recogniser: str, key: str) -> Column:
+    """Return one recogniser's column of a measure."""
+    return next(column for column in identification_columns(recogniser) if column.key == key)
+
+
 def picture_columns(evaluation: Evaluation) -> list[Column]:
     """Return the measures on pictures that some method has, in the order of ``measures``."""
     used = {name for method in evaluation.methods for name in method.pictures}
@@ -151,3 +153,8 @@ def difference(
         how.confidence,
     )
     return Difference(value, low, high, p, int(both.sum()))
+
+
+def gap(evaluation: Evaluation, column: Column, first: Method, second: Method) -> Difference | None:
+    """Return the difference of two methods of a run in one measure; None below two common probes."""
+    return difference(column.values(first), column.values(second), resampling_of(evaluation))
