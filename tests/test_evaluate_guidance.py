@@ -136,35 +136,24 @@ def test_what_cannot_act_is_an_error_before_anything_is_written(root, capsys, mo
 
 
 @pytest.mark.parametrize(
-    ("more", "pinned"),
+    ("more", "pinned", "networks"),
     [
-        (("landmarks=known",), True),
-        (("landmarks=auto",), False),
-        (("spgd.mode=plain", "spgd.target=true"), True),
-        (("spgd.mode=plain", "spgd.target=true", "spgd.landmarks=0"), False),
-        (("spgd.target=true",), False),
+        (("landmarks=auto",), False, ["pipnet"]),
+        (("landmarks=none",), False, []),
+        (("landmarks=known",), True, []),
+        (("landmarks=known", "spgd.mode=plain"), True, ["face"]),
+        (("spgd.mode=plain", "spgd.target=true", "spgd.landmarks=0"), False, ["pipnet"]),
+        (("landmarks=none", "spgd.mode=plain", "spgd.target=true"), True, ["face"]),
+        (("landmarks=none", "spgd.target=true"), False, []),
+        (("landmarks=none", "spgd.mode=plain", "spgd.scale=0"), False, []),
     ],
 )
-def test_a_model_whose_points_no_edit_moves_makes_no_edits(root, more, pinned):
-    plan = make_plan(arguments(root, *more))
+def test_fixed_points_exclude_edits_and_networks_are_among_the_files(root, more, pinned, networks):
+    plan = make_plan(arguments(root, *more, "face_landmark_weights=null"))
+    remarks = plan.inputs.remarks
     assert list(plan.pinned) == ["model"] * pinned
-    assert any("No edits of model" in remark for remark in plan.inputs.remarks) == pinned
-
-
-@pytest.mark.parametrize(
-    ("more", "networks"),
-    [
-        (("landmarks=auto",), ["pipnet"]),
-        (("landmarks=none",), []),
-        (("landmarks=known", "spgd.mode=plain"), ["face"]),
-        (("landmarks=auto", "spgd.mode=plain", "spgd.landmarks=0"), ["pipnet"]),
-        (("landmarks=none", "spgd.mode=plain", "spgd.scale=0"), []),
-    ],
-)
-def test_the_networks_behind_a_face_are_among_its_files(root, more, networks):
-    plan = make_plan(arguments(root, *more, "edited=0"))  # nor the network that reads edits
+    assert any("No edits of model" in remark for remark in remarks) == pinned
     paths = [root / f"{name}.safetensors" for name in ("model", *networks)]
     assert {file.path: file.sha256 for file in plan.files} == {str(path): sha256(path) for path in paths}
-    assert ("model is not guided: spgd.mode=plain, but spgd.scale is 0." in plan.inputs.remarks) == (
-        "spgd.scale=0" in more
-    )
+    idle = "model is not guided: spgd.mode=plain, but spgd.scale is 0." in remarks
+    assert idle == ("spgd.scale=0" in more)

@@ -73,16 +73,10 @@ def test_a_person_is_nearer_to_a_blurred_self_than_to_others(recogniser, faces):
     assert (procrustes_distances(probe_shapes, shapes).argmin(1) == np.arange(len(pictures))).all()
 
 
-def test_the_detector_agrees_with_the_fixed_rectangle(recogniser, faces):
-    face = next(iter(faces.values()))
-    _, fixed = recogniser.look(face)
-    _, result = Recogniser(rectangle=None).look(face)
-    assert np.linalg.norm(fixed - result, axis=1).mean() < 6
-
-
-def test_what_is_no_face_is_told(recogniser):
+def test_the_detector_agrees_with_the_fixed_rectangle_and_refuses_what_is_no_face(recogniser, faces):
+    face, detector = next(iter(faces.values())), Recogniser(rectangle=None)
+    assert np.linalg.norm(recogniser.look(face)[1] - detector.look(face)[1], axis=1).mean() < 6
     black = np.zeros((256, 256), np.uint8)
-    with pytest.raises(RecogniserError, match="no face"):
-        Recogniser(rectangle=None).look(black)
-    with pytest.raises(RecogniserError, match="expected"):
-        recogniser.look(black.astype(float))
+    for judge, picture, message in ((detector, black, "no face"), (recogniser, black / 1, "expected")):
+        with pytest.raises(RecogniserError, match=message):
+            judge.look(picture)

@@ -10,9 +10,7 @@ from skimage.transform import estimate_transform
 from muti_control.evaluation.results.statistics import (
     best_of_chance,
     bootstrap_means,
-    cmc_ranks,
     edit_projection,
-    found_within,
     interval,
     mean_pairwise_distance,
     paired_difference,
@@ -22,17 +20,6 @@ from muti_control.evaluation.results.statistics import (
 )
 
 rng = np.random.default_rng
-
-
-# ---------------------------------------------------------------- ranks
-def test_the_match_curve_rises_to_one():
-    ranks = rng(3).integers(1, 501, 300)
-    at = cmc_ranks(500)
-    curve = found_within(ranks, at).mean(axis=0)
-    assert list(at[:20]) == list(range(1, 21)) and at[-1] == 500 and (np.diff(at) > 0).all()
-    assert (np.diff(curve) >= 0).all() and curve[-1] == 1
-    np.testing.assert_allclose(curve[[0, 9]], [(ranks == 1).mean(), (ranks <= 10).mean()])
-    assert list(cmc_ranks(3)) == [1, 2, 3]
 
 
 # ---------------------------------------------------------------- intervals

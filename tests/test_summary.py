@@ -38,6 +38,7 @@ def test_figures_are_those_of_the_measured_probes():
     )
     assert result.cmc.value[:10][0] == result.rank1.value and result.cmc.value[9] == result.rank10.value
     assert result.cmc.low[0] == result.rank1.low and result.cmc.value[-1] == 1
+    assert result.cmc.x == (*range(1, 21), 25, 30) and (np.diff(result.cmc.value) >= 0).all()
     assert result.ranks[3] is None and result.distances[5] is None and result.ranks[0] == ranks[0]
     assert result.other_distance.value == pytest.approx(result.distance.value + 1)
     assert result.rank1.low <= result.rank1.value <= result.rank1.high
