@@ -244,18 +244,17 @@ class Measuring:
 
     def _kid(self, judgement: Judgement) -> dict[str, Measured]:
         """Return the KID (times 1000) of the first faces and the same people's true faces, by each network there is."""
-        files = {probe: (paths[0], self._truths[probe]) for probe, paths in judgement.faces.pictures.items()}
-        result = {}
+        faces, result = judgement.faces.pictures, {}
         for measure, eye in ((KID, self._plan.backbone), (KID_DLIB, self._dlib)):
             if eye is None:
                 continue
-            pairs = [[self._see(eye, path) for path in pair] for pair in files.values()]
-            both = [np.stack(pair) for pair in pairs if pair[0] is not None and pair[1] is not None]
+            pairs = [(self._see(eye, faces[i][0]), self._see(eye, self._truths[i])) for i in faces]
+            both = [np.stack((own, true)) for own, true in pairs if own is not None and true is not None]
             if len(both) > 1:
-                own, true = np.stack(both, axis=1)  # (N, D) each
+                drawn, real = np.stack(both, axis=1)  # (N, D) each
                 if measure is KID_DLIB:
-                    own, true = descriptors(own), descriptors(true)
-                result[measure.name] = Measured(Figure(1000 * kid(own, true), None, None, len(both)))
+                    drawn, real = descriptors(drawn), descriptors(real)
+                result[measure.name] = Measured(Figure(1000 * kid(drawn, real), None, None, len(both)))
         return result
 
     # ------------------------------------------------------------ several faces of one skull
