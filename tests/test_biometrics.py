@@ -48,13 +48,6 @@ def test_parse_refuses_and_names_the_field(field: str, value: object) -> None:
     assert caught.value.field == field
 
 
-def test_the_constructor_checks_too() -> None:
-    with pytest.raises(ValueError, match="sex"):
-        Biometrics("M", 40)
-    with pytest.raises(ValueError, match="age"):
-        Biometrics("male", float("nan"))
-
-
 @given(
     st.sampled_from(["male", "female"]),
     st.floats(0, 120),

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.ndimage import maximum_filter, minimum_filter
 
 from data.partial import REGIONS, PartialError, main, missing_bone, remove_bone
 from muti_control.conditions.config import PartialSkullConfig
@@ -55,27 +54,24 @@ def test_a_region_goes_black_and_nothing_else_changes(region: str) -> None:
 @pytest.mark.parametrize("region", REGIONS)
 def test_the_cut_does_not_tell_what_it_hides(region: str) -> None:
     drawn = skull().max(2) > 0
+    noise = np.random.default_rng(0).random(drawn.shape) > 0.5
     cuts = set()
     for seed in range(20):
         away = missing_bone(drawn, region, seed)
         cuts.add(away.tobytes())
-        for size in (4, 9):  # more bone there, less, and none at all
-            grown = drawn | (away & maximum_filter(drawn, size))
-            shrunk = drawn & ~(away & ~minimum_filter(drawn, size))
-            for other in (grown, shrunk, drawn & ~away):
-                np.testing.assert_array_equal(missing_bone(other, region, seed), away)
+        for other in (
+            drawn | away,
+            drawn & ~away,
+            np.where(away, noise, drawn),
+        ):  # all bone there, none, some
+            np.testing.assert_array_equal(missing_bone(other, region, seed), away)
     assert len(cuts) == 20
 
 
-def test_the_mandibles_cut_does_not_follow_the_chin() -> None:
+def test_the_mandibles_cut_has_a_height_of_its_own() -> None:
     drawn = skull().max(2) > 0
-    longer = drawn.copy()
-    longer[95:125, 50:78] = True
-    for seed in range(20):
-        away = missing_bone(drawn, "mandible", seed)
-        np.testing.assert_array_equal(missing_bone(longer, "mandible", seed), away)
     heights = [missing_bone(drawn, "mandible", seed)[:, 64].argmax() for seed in range(40)]
-    assert np.std(heights) >= 1.5  # px of 90: a draw of its own
+    assert np.std(heights) >= 1.5  # px of 90
 
 
 def test_the_augmentation_has_its_own_share_and_draw() -> None:
