@@ -4,7 +4,7 @@
     python -m benchmarks.parity weights=models/control_sd15_ini.safetensors append=benchmarks/RESULTS.md
 
 UNet, ControlNet and autoencoder of diffusers, the text encoder of transformers, fp32 on the CPU. Without `weights` a
-random checkpoint in Stable Diffusion 1.5's layout is made (5.7 GB, removed at the end), none of whose layers is zero.
+random checkpoint in Stable Diffusion 1.5's layout is made (5.7 GB of memory), none of whose layers is zero.
 The weights reach the other side through diffusers' own converters (their_networks.py), whose names are compared with
 those of cldm.diffusers_folder.
 """
@@ -14,10 +14,8 @@ from __future__ import annotations
 import gc
 import math
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,7 +29,7 @@ from benchmarks.their_networks import converted, network
 from cldm.config import SamplingConfig
 from cldm.controlled import SD15_CONFIG, ControlledLatentDiffusion, load_model_config
 from cldm.diffusers_folder.keys import their_keys, to_theirs
-from ldm.checkpoint import SD_OPTIONAL, load_strict, read_state_dict, write_state_dict
+from ldm.checkpoint import SD_OPTIONAL, load_strict, read_state_dict
 from ldm.config import ModelConfig
 from ldm.schedule import schedule_buffers
 from ldm.text import tokenize
@@ -45,14 +43,12 @@ class ParityConfig(Settings):
     """What is compared.
 
     weights: a checkpoint with a control network in SD1.5's architecture; null: a random one from `seed`.
-    sizes: sides of the pictures, px. scratch: where the random checkpoint lies meanwhile (the system's folder for
-    temporary files if null). append: a Markdown file that the table is added to.
+    sizes: sides of the pictures, px. append: a Markdown file that the table is added to.
     """
 
     weights: str | None = None
     sizes: Annotated[list[Annotated[int, Field(ge=64, multiple_of=64)]], Field(min_length=1)] = [256, 512]
     seed: int = 0
-    scratch: str | None = None
     append: str | None = None
 
 
@@ -229,19 +225,11 @@ def measure(cfg: ParityConfig) -> str:
     """
     started = time.process_time()
     model_cfg = load_model_config(SD15_CONFIG)
-    with tempfile.TemporaryDirectory(dir=cfg.scratch) if cfg.weights is None else nullcontext() as folder:
-        path = cfg.weights
-        if folder is not None:
-            path = str(Path(folder) / "random.safetensors")
-            write_state_dict(path, random_state(model_cfg, cfg.seed), {})
-            gc.collect()
-        assert path is not None
-        state = read_state_dict(path)[0]
-        ours = our_results(state, model_cfg, cfg.sizes, cfg.seed)
-        gc.collect()
-        theirs = Theirs(state, model_cfg)
-        rows = differences(ours, theirs.results(ours, cfg.sizes, cfg.seed))
-        del state, theirs.state
+    state = read_state_dict(cfg.weights)[0] if cfg.weights else random_state(model_cfg, cfg.seed)
+    ours = our_results(state, model_cfg, cfg.sizes, cfg.seed)
+    gc.collect()
+    theirs = Theirs(state, model_cfg)
+    rows = differences(ours, theirs.results(ours, cfg.sizes, cfg.seed))
     import diffusers
     import transformers
 

@@ -94,36 +94,35 @@ def made_up(folder: Path, gain: float = 0.0) -> Evaluation:
     gain: how much better the model is than in ``METHODS``; all evaluations have the same probes.
     """
     rng = np.random.default_rng(SEED)
-    num_probes, gallery = NUM, GALLERY
-    faces = rng.standard_normal((gallery, 10))
+    faces = rng.standard_normal((GALLERY, 10))
     how = Resampling(500, SEED)
-    probes = tuple(make_probes(num_probes, rng))
+    probes = tuple(make_probes(NUM, rng))
     groups = [probe.groups for probe in probes]
-    truth = np.arange(num_probes)
+    truth = np.arange(NUM)
     methods, nearest = [], {}
     for name, (label, kind, note, share, noise) in METHODS.items():
         share = share + gain if name == "model" else share
         ranked, figures = {}, {}
         for judge, blur in (("dlib", 1.0), ("landmarks", 1.9)):
-            drawn = share * faces[:num_probes] + blur * noise * rng.standard_normal((num_probes, 10))
+            drawn = share * faces[:NUM] + blur * noise * rng.standard_normal((NUM, 10))
             distances = np.linalg.norm(drawn[:, None] - faces[None], axis=-1) / 10
             ranks = ranks_of_truth(distances, truth)
             own = distances[truth, truth]
             others, missed = distances.mean(axis=1), int(judge == "dlib")
-            ranked[judge] = identification(ranks, gallery, groups, own, others, how=how, missed=missed)
+            ranked[judge] = identification(ranks, GALLERY, groups, own, others, how=how, missed=missed)
             nearest.setdefault((name, judge), distances.argmin(axis=1))
         if kind not in ("control", "limit"):
             figures = {
-                "psnr": measured(24 + 6 * share - 2 * noise + rng.normal(0, 1.5, num_probes), how),
-                "ssim": measured(0.7 + 0.2 * share - 0.1 * noise + rng.normal(0, 0.02, num_probes), how),
+                "psnr": measured(24 + 6 * share - 2 * noise + rng.normal(0, 1.5, NUM), how),
+                "ssim": measured(0.7 + 0.2 * share - 0.1 * noise + rng.normal(0, 0.02, NUM), how),
             }
         seconds = 12.0 if kind == "model" else None
         methods.append(Method(name, label, kind, note, ranked, figures, seconds=seconds))
 
     model = methods[0].identification["dlib"]
-    subset = np.arange(0, num_probes, 2)
+    subset = np.arange(0, NUM, 2)
     several = {
-        name: rng.geometric(p, (len(subset), 8)).clip(1, gallery)
+        name: rng.geometric(p, (len(subset), 8)).clip(1, GALLERY)
         for name, p in (("model", 0.12), ("shuffled", 0.03))
     }
     joint = {name: np.minimum.accumulate(ranks, axis=1) for name, ranks in several.items()}
@@ -143,7 +142,7 @@ def made_up(folder: Path, gain: float = 0.0) -> Evaluation:
         methods=tuple(methods),
         not_run=(NotRun("pix2pix", "Pix2Pix", "No weights."), NotRun("kid", "KID", "No feature network.")),
         coverage=tuple(coverage("dlib", several, within, subset.tolist(), how, joint) for within in (1, 5)),
-        diversity=(Diversity("model", 8, {"mean_absolute": measured(rng.gamma(9, 0.5, num_probes), how)}),),
+        diversity=(Diversity("model", 8, {"mean_absolute": measured(rng.gamma(9, 0.5, NUM), how)}),),
         edits=tuple(make_edits(folder, rng, how)),
         sensitivity=tuple(make_sensitivity(rng, how)),
         ood=OutOfDistribution(

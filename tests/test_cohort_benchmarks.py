@@ -35,17 +35,20 @@ from data.cohort.heads.template import HeadTemplate
 DATA = Path(__file__).resolve().parent.parent / "data"
 
 
+def grid_triangles(rows: int, columns: int) -> np.ndarray:
+    """Two triangles for each cell of a grid of vertices."""
+    index = np.arange(rows * columns).reshape(rows, columns)
+    a, b, c, d = (q.ravel() for q in (index[:-1, :-1], index[1:, :-1], index[1:, 1:], index[:-1, 1:]))
+    return np.vstack([np.stack([a, b, c], 1), np.stack([a, c, d], 1)])
+
+
 def ellipsoid(radii: tuple[float, float, float], steps: int = 240) -> tuple[np.ndarray, np.ndarray]:
     """Vertices and triangles of a closed ellipsoid about the origin."""
     polar, around = np.meshgrid(
         np.linspace(0, np.pi, steps), np.linspace(0, 2 * np.pi, 2 * steps), indexing="ij"
     )
     unit = np.stack([np.sin(polar) * np.sin(around), np.cos(polar), np.sin(polar) * np.cos(around)], -1)
-    index = np.arange(polar.size).reshape(polar.shape)
-    a, b, c, d = (index[:-1, :-1], index[1:, :-1], index[1:, 1:], index[:-1, 1:])
-    quads = np.stack([a, b, c, d], -1).reshape(-1, 4)
-    triangles = np.vstack([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])
-    return unit.reshape(-1, 3) * np.array(radii), triangles
+    return unit.reshape(-1, 3) * np.array(radii), grid_triangles(*polar.shape)
 
 
 def test_distances_and_depths_of_ellipsoids():
@@ -72,10 +75,7 @@ def test_distances_and_depths_of_ellipsoids():
 def test_the_root_of_a_nose_is_found_where_it_was_put():
     x, y = np.meshgrid(np.linspace(-30, 30, 121), np.linspace(-40, 40, 321), indexing="ij")
     z = 80 - 5 * np.exp(-(((y - 3) / 5) ** 2)) - 0.002 * x**2  # a notch 5 mm deep at y = 3
-    index = np.arange(x.size).reshape(x.shape)
-    a, b, c, d = (q.ravel() for q in (index[:-1, :-1], index[1:, :-1], index[1:, 1:], index[:-1, 1:]))
-    triangles = np.vstack([np.stack([a, b, c], 1), np.stack([a, c, d], 1)])
-    surface = Surface(np.stack([x.ravel(), y.ravel(), z.ravel()], 1), triangles)
+    surface = Surface(np.stack([x.ravel(), y.ravel(), z.ravel()], 1), grid_triangles(*x.shape))
     root = root_of_nose(surface, near=0.0)
     np.testing.assert_allclose(root, [0, 3, 75], atol=0.3)
     assert np.isnan(root_of_nose(surface, near=100.0)).all()
@@ -100,8 +100,8 @@ def test_a_head_is_measured_as_its_size_says_and_fat_thickens_only_the_skin():
     for scale in (1.0, 1.1):
         skull = Surface(scale * head.skull, head.skull_triangles)
         skin = Surface(scale * head.face, template.face_triangles)
-        at = Anchors.of(scale * head.landmarks)
-        sites = SkullSites.of(skull, at)
+        at = Anchors(scale * head.landmarks)
+        sites = SkullSites(skull, at)
         distances = skull_distances(sites) | head_distances(skin, scale * head.face, sites, at)
         grown.append((distances, tissue_depths(skull, skin, sites, at)))
     for name, value in grown[0][0].items():

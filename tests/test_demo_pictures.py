@@ -109,10 +109,12 @@ def test_every_picture_is_made_and_its_people_follow_from_the_list(
     record = json.loads((tmp_path / "p/pictures.json").read_text())
     assert record["pictures"]["reconstruction"]["people"] == [f"test_{i}" for i in range(PEOPLE)]
     edits = record["pictures"]["edits"]
-    assert (edits["person"], edits["ages"]) == (
-        "test_2",
-        [22, 32, 57, 72],
-    )  # 32: the person's own, of level 3
+    assert edits["person"] == "test_2" and edits["ages"] == [
+        22,
+        32,
+        57,
+        72,
+    ]  # 32: the person's own, of level 3
     assert min(record["pictures"]["variants"]["mean spread within the head, grey levels"].values()) > 0
     with Image.open(tmp_path / "p/edits.png") as picture:  # the person's own values are framed
         yellow = (np.asarray(picture).astype(int) == FRAME).all(-1)

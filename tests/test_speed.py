@@ -22,16 +22,10 @@ def test_all_ways_draw_the_same(
     monkeypatch.setattr(speed, "best_product", lambda dtype, device: 1e12)  # slow in bf16 without bf16 units
     out = tmp_path / "deep" / "speed.json"
     ways = ["original", "diffusers_default", "ours_fp32", "ours_bf16"]
-    arguments = [
-        f"model={tiny_yaml}",
-        "device=cpu",
-        "size=64",
-        "batches=[1,2]",
-        "steps=2",
-        "reps=1",
-        "warmup=0",
-    ]
-    assert speed.main([*arguments, f"variants=[{','.join(ways)}]", f"out={out}", "append=true"]) == 0
+    arguments = [f"model={tiny_yaml}", "device=cpu", "size=64", "batches=[1,2]", "steps=2", "reps=1"]
+    assert (
+        speed.main([*arguments, f"variants=[{','.join(ways)}]", f"out={out}", "warmup=0", "append=true"]) == 0
+    )
     printed = capsys.readouterr().out
     result = json.loads(out.read_text())["found"]
     assert [one["batch"] for one in result] == [1, 2]

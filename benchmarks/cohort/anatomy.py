@@ -78,8 +78,8 @@ def measure(subject: Subject) -> Measured:
     """Build one head and measure it."""
     head = build_head(template(), subject)
     skull, skin = Surface(head.skull, head.skull_triangles), Surface(head.face, template().face_triangles)
-    at = Anchors.of(head.landmarks)
-    sites = SkullSites.of(skull, at)
+    at = Anchors(head.landmarks)
+    sites = SkullSites(skull, at)
     depths = tissue_depths(skull, skin, sites, at)
     for name, (quadrants, tooth) in NEEDED_TEETH.items():
         if subject.skull.lost[list(quadrants), tooth].any():

@@ -8,8 +8,6 @@ bone without an end) gives NaN, never a guess.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from embreex import rtcore_scene
 from embreex.mesh_construction import TriangleMesh
@@ -23,7 +21,7 @@ SIDES = (-1.0, 1.0)
 NOWHERE = np.full(3, np.nan)
 
 # Landmarks of the 106-point scheme that say where to look.
-SELLION, NOSE_TIP, SUBNASALE, CHIN = 51, 54, 60, 16
+SELLION, SUBNASALE = 51, 60
 UPPER_LIP, LOWER_LIP, LIPS_MEET = 87, 93, (98, 102)
 PUPILS = (104, 105)
 
@@ -79,33 +77,18 @@ class Surface:
         return normal / np.linalg.norm(normal)
 
 
-@dataclass(frozen=True)
 class Anchors:
-    """Heights (mm) read off the facial landmarks, and half the distance of the pupils: where to look for sites."""
+    """Heights (mm) of (106, 3) facial landmarks, and half the distance of the pupils: where to look for sites."""
 
-    eye: float
-    sellion: float
-    subnasale: float
-    upper_lip: float
-    stomion: float
-    lower_lip: float
-    chin: float
-    pupil_x: float
-
-    @classmethod
-    def of(cls, landmarks: Floats) -> Anchors:
-        """From (106, 3) landmarks in mm."""
+    def __init__(self, landmarks: Floats) -> None:
         y = landmarks[:, 1]
-        return cls(
-            eye=float(y[list(PUPILS)].mean()),
-            sellion=float(y[SELLION]),
-            subnasale=float(y[SUBNASALE]),
-            upper_lip=float(y[UPPER_LIP]),
-            stomion=float(y[list(LIPS_MEET)].mean()),
-            lower_lip=float(y[LOWER_LIP]),
-            chin=float(y[CHIN]),
-            pupil_x=float(np.abs(landmarks[list(PUPILS), 0]).mean()),
-        )
+        self.eye = float(y[list(PUPILS)].mean())
+        self.sellion = float(y[SELLION])
+        self.subnasale = float(y[SUBNASALE])
+        self.upper_lip = float(y[UPPER_LIP])
+        self.stomion = float(y[list(LIPS_MEET)].mean())
+        self.lower_lip = float(y[LOWER_LIP])
+        self.pupil_x = float(np.abs(landmarks[list(PUPILS), 0]).mean())
 
 
 def midline(surface: Surface, low: float, high: float) -> Floats:
@@ -180,37 +163,21 @@ def distance(a: Floats, b: Floats) -> float:
     return float(np.linalg.norm(a - b))
 
 
-@dataclass(frozen=True)
 class SkullSites:
     """Sites of one skull, (3,) mm each, NaN where the mesh has none; pairs are (right, left)."""
 
-    glabella: Floats
-    nasion: Floats
-    rhinion: Floats
-    opisthocranion: Floats
-    gnathion: Floats
-    eurion: tuple[Floats, Floats]
-    zygion: tuple[Floats, Floats]
-    gonion: tuple[Floats, Floats]
-
-    @classmethod
-    def of(cls, skull: Surface, at: Anchors) -> SkullSites:
-        rhinion = nasal_bone_end(skull, at.sellion)
-        nasion = root_of_nose(skull, at.sellion, rhinion[1] if np.isfinite(rhinion[1]) else -np.inf)
-        brow = glabella(skull, nasion)
+    def __init__(self, skull: Surface, at: Anchors) -> None:
+        self.rhinion = nasal_bone_end(skull, at.sellion)
+        lowest = self.rhinion[1] if np.isfinite(self.rhinion[1]) else -np.inf
+        self.nasion = root_of_nose(skull, at.sellion, lowest)
+        self.glabella = glabella(skull, self.nasion)
+        self.opisthocranion = farthest_behind(skull, self.glabella)
         points = skull.points
         chin = points[(np.abs(points[:, 0]) < 8) & (points[:, 2] > 30)]
-        gnathion = chin[chin[:, 1].argmin()]
-        return cls(
-            glabella=brow,
-            nasion=nasion,
-            rhinion=rhinion,
-            opisthocranion=farthest_behind(skull, brow),
-            gnathion=gnathion,
-            eurion=widest(points, (at.eye - 5, np.inf), (-90, 60)),
-            zygion=widest(points, (at.eye - 45, at.eye - 8), (12, 85)),
-            gonion=(gonion(points, gnathion, -1.0), gonion(points, gnathion, 1.0)),
-        )
+        self.gnathion = chin[chin[:, 1].argmin()]
+        self.eurion = widest(points, (at.eye - 5, np.inf), (-90, 60))
+        self.zygion = widest(points, (at.eye - 45, at.eye - 8), (12, 85))
+        self.gonion = gonion(points, self.gnathion, -1.0), gonion(points, self.gnathion, 1.0)
 
 
 def skull_distances(sites: SkullSites) -> dict[str, float]:

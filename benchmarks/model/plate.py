@@ -36,6 +36,11 @@ class Row:
     tiles: Sequence[Tile | None]
     headings: Mapping[int, str] = field(default_factory=dict)
 
+    @property
+    def captions(self) -> bool:
+        """Return whether a tile has a caption."""
+        return any(tile is not None and tile.caption for tile in self.tiles)
+
 
 @dataclass(frozen=True)
 class Bar:
@@ -97,8 +102,7 @@ def middle(picture: Pixels) -> Pixels:
 
 
 def _height(row: Row) -> int:
-    captions = any(tile is not None and tile.caption for tile in row.tiles)
-    return (_HEADING + 14) * bool(row.headings) + (_CAPTION + 9) * captions + TILE[1] + GAP
+    return (_HEADING + 14) * bool(row.headings) + (_CAPTION + 9) * row.captions + TILE[1] + GAP
 
 
 def _draw_row(
@@ -108,20 +112,14 @@ def _draw_row(
     for column, end in pairwise([*starts, len(lefts) - 1]):
         room = lefts[end] - lefts[column] - GAP
         _write(pen, (lefts[column], top + 6), row.headings[column], _HEADING, _INK, room)
-    top += (_HEADING + 14) * bool(starts)
-    if any(tile is not None and tile.caption for tile in row.tiles):
-        for left, tile in zip(lefts, row.tiles, strict=False):
-            if tile is not None:
-                ink = FRAME if tile.framed else _FAINT
-                _write(pen, (left, top), tile.caption, _CAPTION, ink, TILE[0])
-        top += _CAPTION + 9
+    caption_top = top + (_HEADING + 14) * bool(starts)
+    top = caption_top + (_CAPTION + 9) * row.captions
     for left, tile in zip(lefts, row.tiles, strict=False):
         if tile is None:
             continue
+        _write(pen, (left, caption_top), tile.caption, _CAPTION, FRAME if tile.framed else _FAINT, TILE[0])
         image = Image.fromarray(middle(tile.picture)).convert("RGB")
-        if image.size != TILE:
-            image = image.resize(TILE, Image.Resampling.LANCZOS)
-        canvas.paste(image, (left, top))
+        canvas.paste(image.resize(TILE, Image.Resampling.LANCZOS), (left, top))
         if tile.framed:
             pen.rectangle((left - 3, top - 3, left + TILE[0] + 2, top + TILE[1] + 2), outline=FRAME, width=3)
 

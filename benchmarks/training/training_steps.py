@@ -148,7 +148,7 @@ def training_step(
     skulls = torch.rand((batch, 3, size, size), generator=generator)
     moments = torch.randn((batch, 8, size // 8, size // 8), generator=generator)
     texts = torch.randn((batch, 77, model.cfg.unet.context_dim), generator=generator)
-    judges = None if way.pictures == "none" else Judges(model, way, device, size, faces, skulls)
+    judges = None if way.pictures == "none" else Judges(model, way, faces.to(device), skulls.to(device))
 
     def step() -> float:
         if way.cached:
@@ -186,19 +186,12 @@ def training_step(
 class Judges:
     """All losses of decoded faces, at random weights: a discriminator and a landmark network of the public size."""
 
-    def __init__(
-        self,
-        model: ControlledLatentDiffusion,
-        way: Way,
-        device: torch.device,
-        size: int,
-        faces: Tensor,
-        skulls: Tensor,
-    ) -> None:
+    def __init__(self, model: ControlledLatentDiffusion, way: Way, faces: Tensor, skulls: Tensor) -> None:
         torch.manual_seed(0)
-        self.model, self.way = model, way
+        self.model, self.way, self.faces, self.skulls = model, way, faces, skulls
+        device = faces.device
         layout = torch.channels_last if way.channels_last else torch.contiguous_format
-        network = PipNet(PipNetConfig(image_size=size))
+        network = PipNet(PipNetConfig(image_size=faces.shape[-1]))
         mean = np.random.default_rng(0).uniform(0.1, 0.9, (network.cfg.num_landmarks, 2))
         reader = (
             LandmarkReader(network, mean).eval().requires_grad_(False).to(device).to(memory_format=layout)
@@ -207,7 +200,6 @@ class Judges:
         cfg = LossesConfig(gan=1, fm=28, lm=150, by="weight", chunk=1)
         self.losses = PictureLosses(cfg, self.discriminator, reader)
         self.optimizer = torch.optim.AdamW(self.discriminator.parameters(), lr=1e-4, fused=way.fused or None)
-        self.faces, self.skulls = faces.to(device), skulls.to(device)
         self.pairs: FacePairs | None = None
         model.first_stage_model.decoder.recompute(way.recompute != "no" and way.pictures == "ours")
 
