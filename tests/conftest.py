@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import os
-import random
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import pytest
 import torch
 from filelock import FileLock
 from PIL import Image
+from pytorch_lightning.utilities.seed import isolate_rng
 
 import tool_add_control
 import train
@@ -155,17 +155,9 @@ def trained(shared_folder: Path) -> Callable[[str], Path]:
 
 def quietly(program: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Run a program without its output; the state of the random generators stays."""
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
     sink = io.StringIO()
-    with (
-        contextlib.redirect_stdout(sink),
-        contextlib.redirect_stderr(sink),
-        torch.random.fork_rng(devices=[]),
-    ):
-        code = program(arguments)
-    random.setstate(states[0])
-    np.random.set_state(states[1])  # noqa: NPY002
-    return code
+    with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink), isolate_rng(include_cuda=False):
+        return program(arguments)
 
 
 def write_pairs(root: Path, size: int = 64, **splits: int) -> Path:
