@@ -27,9 +27,16 @@ from ldm.config import AutoencoderConfig, ControlConfig, ModelConfig, TextConfig
 from settings.reading import to_yaml
 
 LOOPBACK = ("127.", "localhost", "::1")
-
-
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-bf16", action="store_true", help="run as on a processor without bf16 instructions")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--no-bf16"):
+        os.environ["ICCR_NO_BF16"] = "1"  # the programs that tests start inherit it
 
 
 # A suite started in the background inherits an ignored Ctrl-C, and so would the programs whose Ctrl-C is tested.
