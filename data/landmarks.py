@@ -136,6 +136,17 @@ class PredictedLandmarks:
     confidences: NDArray[np.float32]
     folds: NDArray[np.int64]
 
+    @classmethod
+    def of(
+        cls,
+        records: Sequence[Record],
+        points: NDArray[np.float32],
+        confidences: NDArray[np.float32],
+        folds: NDArray[np.int64],
+    ) -> PredictedLandmarks:
+        """Return the points of ``records``, row by row."""
+        return cls([r.source for r in records], [r.target or "" for r in records], points, confidences, folds)
+
     def rows_of(self, records: Sequence[Record]) -> NDArray[np.int64]:
         """Return the row of each record, (R,).
 
@@ -189,8 +200,8 @@ class PredictedLandmarks:
         if not (np.isfinite(points).all() and np.isfinite(content["confidences"]).all()):
             raise PredictionsError(f"{path}: not all numbers are finite; make the file anew")
         return cls(
-            [str(name) for name in content["sources"]],
-            [str(name) for name in content["targets"]],
+            content["sources"].tolist(),
+            content["targets"].tolist(),
             points.astype(np.float32),
             content["confidences"].astype(np.float32),
             content["folds"].astype(np.int64),

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest.mock import Mock, patch
@@ -26,15 +25,10 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signal masks are of 
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No test runs as part of somebody's torchrun or srun, and two cores can be had.
-
-    The programs see a stub of torchmetrics, whose version alone Fabric reads: its import takes longer than a run.
-    """
+def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test runs as part of somebody's torchrun or srun, and two cores can be had."""
     monkeypatch.setattr(distributed, "_num_cores", lambda: 2)
-    (tmp_path / "torchmetrics.py").write_text("__version__ = '1.0.0'")
-    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    with patch.dict(os.environ, variables):  # gives back what Lightning sets
+    with patch.dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT)):  # gives back what Lightning sets
         for name in ("LOCAL_RANK", "WORLD_SIZE", "RANK", "TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS"):
             os.environ.pop(name, None)
         yield
@@ -140,23 +134,27 @@ def command(weights: Path, make_pairs: Callable[..., Path]) -> Callable[..., lis
     return lambda *more, program=sample.__file__: [sys.executable, str(program), *common, *map(str, more)]
 
 
-def start(command: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+@pytest.fixture
+def run(command: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
+    """Run sample.py in the test's process, which launches the other one by the command line."""
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+
+    def run(*more: str) -> int:
+        monkeypatch.setattr(sys, "argv", command(*more)[1:])
+        return sample.main(sys.argv[1:])
+
+    yield run
+    if distributed.dist.is_initialized():  # after a lost process, as at the end of the program
+        distributed.dist.destroy_process_group()
 
 
 def test_two_processes_give_the_files_of_one(
-    command: Callable[..., list[str]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    run: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The test's process is the first one: it launches the other by its own command line."""
     one, two = tmp_path / "one", tmp_path / "two"
-    assert sample.main(command(f"out={one}")[2:]) == 0
+    assert run(f"out={one}") == 0
     capfd.readouterr()
-    monkeypatch.setattr(sys, "argv", command(f"out={two}", "devices=2")[1:])
-    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
-    assert sample.main(sys.argv[1:]) == 0
+    assert run(f"out={two}", "devices=2") == 0
     output, errors = capfd.readouterr()
     assert "sample.py" not in errors
     assert output.count("4 faces in") == output.count("3 steps on 2 x cpu") == 1
@@ -183,33 +181,40 @@ def test_a_process_that_is_killed_before_it_joins_ends_the_run(
 ) -> None:
     (tmp_path / "lost.py").write_text(LOST)
     out = tmp_path / "o"
-    with start(command(f"out={out}", "devices=2", program=tmp_path / "lost.py")) as program:
-        errors = program.communicate(timeout=400)[1]
-    assert errors == "sample.py: process 2 of 2 was killed by SIGKILL; nothing was written\n"
-    assert program.returncode == 2
+    program = command(f"out={out}", "devices=2", program=tmp_path / "lost.py")
+    done = subprocess.run(program, capture_output=True, text=True, timeout=400, cwd=ROOT, check=False)
+    assert done.stderr == "sample.py: process 2 of 2 was killed by SIGKILL; nothing was written\n"
+    assert done.returncode == 2
     assert not out.exists()
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="Linux lists a process's children there")
 @pytest.mark.parametrize("how", ["killed", "ctrl-c"])
 def test_a_run_that_loses_a_process_or_is_stopped_ends_at_once_with_whole_faces(
-    command: Callable[..., list[str]], tmp_path: Path, how: str
+    run: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    how: str,
 ) -> None:
-    out = tmp_path / "o"
-    with start(command(f"out={out}", "devices=2", "num_samples=90")) as program:
-        while len(list(out.glob("test_*.png"))) < 4 and program.poll() is None:
-            time.sleep(0.02)
-        (other,) = map(int, Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split())
-        if how == "killed":  # as by a machine out of memory
-            os.kill(other, signal.SIGKILL)
-            code, why = 2, "process 2 of 2 was killed by SIGKILL"
-        else:
-            program.send_signal(signal.SIGINT)
-            code, why = 130, "interrupted"
-        errors = program.communicate(timeout=120)[1]
-    assert errors == f"sample.py: {why}; the faces so far are in {out}; resume=true continues\n"
-    assert program.returncode == code
-    assert not Path(f"/proc/{other}").exists()
+    out, check = tmp_path / "o", Team.check
+    others: set[int] = set()
+
+    def stop_and_check(team: Team) -> None:
+        others.update(child.pid for child in team._children)
+        if len(list(out.glob("test_*.png"))) >= 4 and how == "ctrl-c":
+            signal.raise_signal(signal.SIGINT)
+        elif len(list(out.glob("test_*.png"))) >= 4:  # as by a machine out of memory
+            os.kill(min(others), signal.SIGKILL)
+        check(team)
+
+    monkeypatch.setattr(Team, "check", stop_and_check)
+    code, why = (2, "process 2 of 2 was killed by SIGKILL") if how == "killed" else (130, "interrupted")
+    assert run(f"out={out}", "devices=2", "num_samples=90") == code
+    ending = f"sample.py: {why}; the faces so far are in {out}; resume=true continues\n"
+    assert capfd.readouterr().err == ending
+    (other,) = others
+    with pytest.raises(ProcessLookupError):
+        os.kill(other, 0)
     assert json.loads((out / "record.json").read_text())["finished"] is False
     faces = list(out.glob("test_*.png"))
     assert 4 <= len(faces) < 360

@@ -69,28 +69,20 @@ def crossfit(cfg: ExperimentConfig) -> Path | None:
         )
     records = read_list(cfg.data, cfg.data.train)
     part = np.array(fold_of(records, cfg.pipnet.folds, cfg.train.seed))
-    points: dict[int, NDArray[np.float32]] = {}
-    confidences: dict[int, NDArray[np.float32]] = {}
+    landmarks: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}  # by the place in the list
     for fold in range(cfg.pipnet.folds):
         weights = train_fold(cfg, fold)
         if weights is None:
             return None
-        rows = np.flatnonzero(part == fold)
+        rows = np.flatnonzero(part == fold).tolist()
         reader = LandmarkReader.load(weights)
         size = max(256, reader.net.cfg.image_size)
         left_out = [records[row] for row in rows]
         pictures = LandmarkDataset(left_out, reader.role, size, reader.net.cfg.ethnicities)
-        for results, values in zip((points, confidences), read_all(reader, pictures), strict=True):
-            results |= dict(zip(rows.tolist(), values, strict=True))
-    order = range(len(records))
+        landmarks |= zip(rows, zip(*read_all(reader, pictures), strict=True), strict=True)
+    points, confidences = map(np.stack, zip(*(landmarks[i] for i in range(len(records))), strict=True))
     path = Path(cfg.out) / f"{cfg.name}_landmarks.npz"
-    PredictedLandmarks(
-        [r.source for r in records],
-        [r.target or "" for r in records],
-        np.stack([points[i] for i in order]),
-        np.stack([confidences[i] for i in order]),
-        part,
-    ).write(path)
+    PredictedLandmarks.of(records, points, confidences, part).write(path)
     return path
 
 

@@ -120,13 +120,10 @@ def predict(cfg: PredictConfig) -> list[float | None]:
         errors.append(error)
         print(f"{name}: {len(records)} skulls read, {result}", flush=True)
     everyone = [record for records in lists.values() for record in records]
-    PredictedLandmarks(
-        [record.source for record in everyone],
-        [record.target or "" for record in everyone],
-        np.concatenate(points),
-        np.concatenate(confidences),
-        np.zeros(len(everyone), np.int64),
-    ).write(Path(cfg.out))
+    folds = np.zeros(len(everyone), np.int64)
+    PredictedLandmarks.of(everyone, np.concatenate(points), np.concatenate(confidences), folds).write(
+        Path(cfg.out)
+    )
     return errors
 
 

@@ -20,14 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from data.files import replacing
-from ldm.checkpoint import CheckpointError
+from data.program import run_program
 from muti_control.networks.pipnet.meanface import write_meanface
 from muti_control.networks.pipnet.network import NUM_ATTRIBUTES
 from muti_control.networks.pipnet.reader import MEANFACE, LandmarkReader
 from muti_control.networks.pipnet.readout import read_points
 from settings.base import Settings
 from settings.messages import ConfigError
-from settings.reading import parse_command_line
 
 PRETRAINED = Path(__file__).resolve().parent.parent.parent / "pip_pretrained"
 
@@ -106,29 +105,24 @@ def export_onnx(reader: LandmarkReader, path: Path) -> None:
         raise ConfigError(f"onnx: {error}; python -m pip install onnx onnxscript") from error
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command. Returns the exit code: 0, or 2 with one message on stderr."""
-    if not arguments or any(word in ("-h", "--help") for word in arguments):
-        print(__doc__)
-        return 0
-    try:
-        config = parse_command_line(ExportConfig, arguments)
-        if not config.weights:
-            raise ConfigError("weights: not given; expected the file of a landmark network")
-        reader = LandmarkReader.load(config.weights)
-        folder = Path(config.out or PRETRAINED) / (config.name or Path(config.weights).stem)
-        export_release(reader, folder)
-        if config.onnx:
-            export_onnx(reader, folder / "pipnet.onnx")
-    except (ValueError, OSError, CheckpointError) as error:
-        print(f"export: {error}", file=sys.stderr)
-        return 2
+def export(config: ExportConfig) -> None:
+    """Write the files that ``config`` asks for, and print their names. Raises: ValueError, OSError."""
+    if not config.weights:
+        raise ConfigError("weights: not given; expected the file of a landmark network")
+    reader = LandmarkReader.load(config.weights)
+    folder = Path(config.out or PRETRAINED) / (config.name or Path(config.weights).stem)
+    export_release(reader, folder)
+    if config.onnx:
+        export_onnx(reader, folder / "pipnet.onnx")
     size = reader.net.cfg.image_size
     print(f"the network is for pictures of {size} x {size} px; its .pth does not say so")
-    print(
-        f"written: {', '.join(str(path) for path in sorted(folder.iterdir()) if not path.name.startswith('.'))}"
-    )
-    return 0
+    files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    print(f"written: {', '.join(map(str, files))}")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command. Returns the exit code: 0, or 2 with one message on stderr."""
+    return run_program("export", __doc__, ExportConfig, export, arguments or ["--help"], paths="")
 
 
 if __name__ == "__main__":
