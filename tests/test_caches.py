@@ -227,11 +227,7 @@ def test_the_others_wait_and_give_up_when_nothing_comes(
     store = RowStore(tmp_path / "later")
     later = threading.Timer(0.3, lambda: RowStore(store.folder).write(["a"], torch.ones(1, 2)))
     later.start()
-
-    def look() -> Rows | None:
-        store.look_again()
-        return None if store.missing(["a"]) else store.rows(["a"])
-
-    assert look() is None
-    assert torch.equal(wait_for(look, store.folder, "rows", patience=60)[0], torch.ones(2))
+    assert store.rows_of_all(["a"]) is None
+    rows = wait_for(lambda: store.rows_of_all(["a"]), store.folder, "rows", patience=60)
+    assert torch.equal(rows[0], torch.ones(2))
     later.join()

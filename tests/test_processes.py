@@ -13,6 +13,7 @@ from unittest.mock import Mock, patch
 
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
 
 import muti_control.distributed as distributed
@@ -144,8 +145,8 @@ def run(command: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> I
         return sample.main(sys.argv[1:])
 
     yield run
-    if distributed.dist.is_initialized():  # after a lost process, as at the end of the program
-        distributed.dist.destroy_process_group()
+    if dist.is_initialized():  # after a lost process, as at the end of the program
+        dist.destroy_process_group()
 
 
 def test_two_processes_give_the_files_of_one(

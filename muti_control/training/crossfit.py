@@ -47,21 +47,14 @@ def read_all(
     return np.concatenate(points), np.concatenate(confidences)
 
 
-def train_fold(cfg: ExperimentConfig, fold: int) -> Path | None:
-    """Train the network that leaves out one part; None: stopped before the end."""
-    from muti_control.training.run import prepare
-
-    own = cfg.with_(name=f"{cfg.name}_fold{fold}", pipnet=cfg.pipnet.with_(fold=fold))
-    print(f"fold {fold + 1} of {cfg.pipnet.folds}", flush=True)
-    return prepare(own).fit()
-
-
 def crossfit(cfg: ExperimentConfig) -> Path | None:
     """Train all folds and write their predictions; None: stopped before the end.
 
     Raises:
         ValueError: settings or data that cannot be used.
     """
+    from muti_control.training.run import prepare
+
     if cfg.stage != "pipnet" or cfg.pipnet.folds < 2:
         raise ConfigError(
             f"stage={cfg.stage}, pipnet.folds={cfg.pipnet.folds}: expected a config of the pipnet stage and at least 2 "
@@ -71,7 +64,9 @@ def crossfit(cfg: ExperimentConfig) -> Path | None:
     part = np.array(fold_of(records, cfg.pipnet.folds, cfg.train.seed))
     landmarks: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}  # by the place in the list
     for fold in range(cfg.pipnet.folds):
-        weights = train_fold(cfg, fold)
+        own = cfg.with_(name=f"{cfg.name}_fold{fold}", pipnet=cfg.pipnet.with_(fold=fold))
+        print(f"fold {fold + 1} of {cfg.pipnet.folds}", flush=True)
+        weights = prepare(own).fit()
         if weights is None:
             return None
         rows = np.flatnonzero(part == fold).tolist()

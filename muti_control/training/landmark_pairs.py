@@ -8,7 +8,7 @@ from typing import TypedDict
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from data.images import read_image, to_uint8
 from data.landmarks import LandmarksError, landmark_fractions
@@ -89,14 +89,9 @@ class LandmarkDataset(Dataset[Item]):
 
 
 def collate(items: Sequence[Item]) -> dict[str, Tensor]:
-    """A batch; grey and coloured pictures may be mixed."""
+    """Return a batch; grey and coloured pictures may be mixed."""
     channels = max(len(item["picture"]) for item in items)
-    return {
-        "picture": torch.stack([item["picture"].expand(channels, -1, -1) for item in items]),
-        "points": torch.stack([item["points"] for item in items]),
-        "attributes": torch.stack([item["attributes"] for item in items]),
-        "index": torch.tensor([item["index"] for item in items]),
-    }
+    return default_collate([{**item, "picture": item["picture"].expand(channels, -1, -1)} for item in items])
 
 
 def fold_of(records: Sequence[Record], folds: int, seed: int) -> list[int]:

@@ -67,6 +67,11 @@ class RowStore:
         self._where: dict[str, tuple[int, int]] = {}
         self.look_again()
 
+    def rows_of_all(self, keys: Sequence[str]) -> Rows | None:
+        """Return the rows of ``keys`` when all have one, another process's among them; else None."""
+        self.look_again()
+        return None if self.missing(keys) else self.rows(keys)
+
     def look_again(self) -> None:
         """Take up the parts that came since."""
         for path in sorted(set(self.folder.glob("part-*.safetensors")) - set(self._files)):
@@ -199,10 +204,7 @@ def face_moments(
 
 def _ready(store: RowStore, index: Path, paths: Sequence[Path]) -> Rows | None:
     hashes = FileHashes(index).stored(paths)
-    if hashes is None:
-        return None
-    store.look_again()
-    return None if store.missing(hashes) else store.rows(hashes)
+    return None if hashes is None else store.rows_of_all(hashes)
 
 
 @torch.no_grad()

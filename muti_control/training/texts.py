@@ -85,18 +85,13 @@ def text_embeddings(
     encoder, prompts = model.cond_stage_model, list(prompts)
     store = RowStore(cache_dir / f"texts_{weights_hash(encoder)}_{encoder.cfg.max_length}_{FORMAT}")
     if not is_first():
-        return wait_for(lambda: _ready(store, prompts), cache_dir, "text embeddings")
+        return wait_for(lambda: store.rows_of_all(prompts), cache_dir, "text embeddings")
     missing = store.missing(prompts)
     if missing:
         parts = [missing[k : k + _BATCH] for k in range(0, len(missing), _BATCH)]
         encoder.to(device)
         store.write(missing, torch.cat([_encode(encoder, part).float().cpu() for part in parts]))
     return store.rows(prompts)
-
-
-def _ready(store: RowStore, prompts: Sequence[str]) -> Rows | None:
-    store.look_again()
-    return None if store.missing(prompts) else store.rows(prompts)
 
 
 @torch.no_grad()
