@@ -1,12 +1,17 @@
-"""Landmark files ``{"points": [[x, y], ...], "visible": [...]}`` in px of the face picture (or the bare list), and one
-file with the landmarks that a network predicted for a whole list of pairs."""
+"""Landmark files, and one file with the landmarks that a network predicted for a whole list of pairs.
+
+A data set has ``{"points": [[x, y], ...], "visible": [...]}`` in px of the face picture, or the bare list.
+``sample.py`` writes one named and numbered point a line, in px of the skull picture, for people to edit. Both are read
+everywhere.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,50 +24,164 @@ from data.images import ImageError, picture_size
 from data.manifest import Record
 
 MAX_BYTES = 4_000_000
-_EXPECTED = 'expected {"points": [[x, y], ...]} in px of the face picture'
+MAX_POINTS = 10_000
+_EXPECTED = 'expected {"points": [...]} in px of the picture, each [x, y] or {"number": 16, "x": 128.4, "y": 230.1}'
+FAR = 0.06  # of the picture's longer side: a point that was moved by more may be a typing error
+_GROUPS = (  # of the 106 points, in their order (data/README.md); R and L: the person's right and left
+    ("jaw", "|".join([*(f"jaw {k} R" for k in range(16, 0, -1)), "menton", *(f"jaw {k} L" for k in range(1, 17))])),
+    ("brow", "brow outer end R|brow upper 1 R|brow upper 2 R|brow upper 3 R|brow upper 4 R|brow lower 4 R|"
+     "brow lower 3 R|brow lower 2 R|brow lower 1 R|brow upper 4 L|brow upper 3 L|brow upper 2 L|brow upper 1 L|"
+     "brow outer end L|brow lower 1 L|brow lower 2 L|brow lower 3 L|brow lower 4 L"),
+    ("nose", "nasion|nose bridge 1|nose bridge 2|nose tip|nose root R|nose wing upper R|alare R|"
+     "nose wing lower R|nostril R|subnasale|nostril L|nose wing lower L|alare L|nose wing upper L|"
+     "nose root L"),
+    ("eye", "exocanthion R|upper lid outer R|upper lid middle R|upper lid inner R|endocanthion R|lower lid inner R|"
+     "lower lid middle R|lower lid outer R|eye centre R|endocanthion L|upper lid inner L|upper lid middle L|"
+     "upper lid outer L|exocanthion L|lower lid outer L|lower lid middle L|lower lid inner L|eye centre L"),
+    ("mouth", "cheilion R|upper lip outer R|upper lip peak R|labiale superius|upper lip peak L|upper lip outer L|"
+     "cheilion L|lower lip outer L|lower lip inner L|labiale inferius|lower lip inner R|lower lip outer R|"
+     "mouth line corner R|mouth line upper R|stomion upper|mouth line upper L|mouth line corner L|mouth line lower L|"
+     "stomion lower|mouth line lower R"),
+    ("eye", "pupil R|pupil L"),
+)  # fmt: skip
+_SIDES = {" R": " right", " L": " left"}
+_NAMES = [
+    (name[:-2] + _SIDES.get(name[-2:], name[-2:]), group)
+    for group, names in _GROUPS
+    for name in names.split("|")
+]
 
 
 class LandmarksError(ValueError):
     """A landmark file cannot be used; the message names it, what is wrong and what is expected."""
 
 
-def read_landmarks(path: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Return points (N, 2) in px (x right, y down, pixel centres at integers) and whether each is visible (N,).
+@dataclass(frozen=True)
+class LandmarkFile:
+    """What a file of landmarks holds.
 
-    Without ``visible`` all are.
+    points: (N, 2) in px, x right, y down, pixel centres at integers. visible: (N,). confidence: (N,) in [0, 1].
+    before: (N, 2), where the points lay when a run wrote the file; NaN where that is not known.
+    """
+
+    points: NDArray[np.float32]
+    visible: NDArray[np.bool_]
+    confidence: NDArray[np.float32]
+    before: NDArray[np.float32]
+
+    def doubts(self, size: tuple[int, int]) -> str | None:
+        """Return what a person who edited the points should look at again, or None.
+
+        size: width and height of the picture in px.
+
+        Raises:
+            LandmarksError: a point farther outside the picture than the picture is long.
+        """
+        longer, own = max(size), np.array(size, np.float32)
+        beyond = np.maximum(-0.5 - self.points, self.points - (own - 0.5)).max(1)  # px outside the picture
+        moved = np.linalg.norm(self.points - self.before, axis=1)
+        if beyond.max() > longer:
+            place = _place(int(beyond.argmax()), self.points)
+            raise LandmarksError(f"{place}, far outside the picture of {size[0]} x {size[1]} px; correct it")
+        notes = [f"{_place(k, self.points)}, outside the picture" for k in np.flatnonzero(beyond > 0)]
+        notes += [
+            f"{_place(k, self.points)}, {moved[k]:.1f} px from where it was: a typing error?"
+            for k in np.flatnonzero(moved > FAR * longer)
+        ]
+        more = [f"and {len(notes) - 8} more"] if len(notes) > 8 else []
+        edited = int((moved > 0.05).sum())  # of two points that are written with one decimal
+        return "; ".join(([f"{edited} points were edited"] if edited else []) + notes[:8] + more) or None
+
+
+def point_name(number: int, num: int) -> tuple[str, str]:
+    """Return name and group of a point of a set of ``num``; sets other than the 106 have no names."""
+    return _NAMES[number] if num == len(_NAMES) else (f"point {number}", "points")
+
+
+def _place(number: int, points: NDArray[np.floating]) -> str:
+    x, y = points[number]
+    return f"point {number} ({point_name(number, len(points))[0]}) lies at x {x:.1f}, y {y:.1f}"
+
+
+def landmarks_text(
+    points: NDArray[np.floating], confidence: NDArray[np.floating], head: Mapping[str, Any]
+) -> str:
+    """Return a file of points (N, 2) in px for people to edit: JSON, one point a line. head: entries before them."""
+    lines = []
+    for number, ((x, y), sure) in enumerate(zip(points.tolist(), confidence.tolist(), strict=True)):
+        name, group = point_name(number, len(points))
+        place = [round(x, 1), round(y, 1)]
+        line = {"number": number, "name": name, "group": group, "x": place[0], "y": place[1]}
+        lines.append(json.dumps({**line, "confidence": round(sure, 3), "before": place}))
+    entries = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items()]
+    points_entry = '"points": [\n' + ",\n".join(lines) + "\n]"
+    return "{\n" + ",\n".join([*entries, points_entry]) + "\n}\n"
+
+
+def read_landmarks(path: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return points (N, 2) in px and whether each is visible (N,), of :func:`read_landmark_file`."""
+    content = read_landmark_file(path)
+    return content.points, content.visible
+
+
+def read_landmark_file(path: Path) -> LandmarkFile:
+    """Read a file of landmarks: of a data set, or one that ``sample.py`` wrote and a person has edited.
+
+    Where ``visible`` or ``confidence`` is missing, all points are visible, and the confidence is 1.
 
     Raises:
         LandmarksError: missing, not JSON, or not such points.
     """
     value = _read_json(path)
+    rows = value.get("points") if isinstance(value, dict) else value
+    if isinstance(rows, list) and any(isinstance(row, dict) for row in rows):
+        value = _columns(path, rows)
+    more = {key: one for key, one in value.items() if one is not None} if isinstance(value, dict) else {}
     try:
         points = np.array(value["points"] if isinstance(value, dict) else value, np.float32)
-        flags = value.get("visible") if isinstance(value, dict) else None
-        visible = np.ones(len(points), bool) if flags is None else np.array(flags, bool)
-    except (ValueError, TypeError, KeyError) as error:
+        visible = np.array(more.get("visible", [True] * len(points)), bool)
+        confidence = np.array(more.get("confidence", [1.0] * len(points)), np.float32)
+        before = np.array(more.get("before", [[math.nan] * 2] * len(points)), np.float32)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise _no_landmarks(path, error) from error
     if points.ndim != 2 or points.shape[1] != 2 or len(points) < 2 or not np.isfinite(points).all():
         raise LandmarksError(f"{path}: points of shape {points.shape}, or not all finite; {_EXPECTED}")
     if visible.shape != (len(points),):
         raise LandmarksError(f"{path}: {visible.size} values in 'visible' for {len(points)} points")
-    return points, visible
+    if before.shape != points.shape:
+        raise LandmarksError(f"{path}: 'before', expected two numbers for each point")
+    if confidence.shape != (len(points),) or not ((confidence >= 0) & (confidence <= 1)).all():
+        raise LandmarksError(f"{path}: 'confidence', expected {len(points)} numbers from 0 to 1")
+    return LandmarkFile(points, visible, confidence, before)
 
 
-def read_confidence(path: Path, num: int) -> NDArray[np.float32]:
-    """Return the confidence of each of the ``num`` points of a file, (num,) in [0, 1]; 1 where the file has none.
-
-    Raises:
-        LandmarksError: it has something else.
-    """
-    value = _read_json(path)
-    numbers = value.get("confidence") if isinstance(value, dict) else None
-    try:
-        confidence = np.ones(num, np.float32) if numbers is None else np.array(numbers, np.float32)
-    except (ValueError, TypeError) as error:
-        raise LandmarksError(f"{path}: 'confidence' cannot be read ({type(error).__name__})") from error
-    if confidence.shape != (num,) or not ((confidence >= 0) & (confidence <= 1)).all():
-        raise LandmarksError(f"{path}: 'confidence', expected {num} numbers from 0 to 1")
-    return confidence
+def _columns(path: Path, rows: list[Any]) -> dict[str, list[Any]]:
+    """Return the lines of an edited file by number, as columns. Raises: LandmarksError, which names the point."""
+    by_number: dict[int, dict[str, Any]] = {}
+    for place, row in enumerate(rows, 1):
+        number = row.get("number") if isinstance(row, dict) else None
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < MAX_POINTS:
+            raise LandmarksError(f"{path}: 'number' of entry {place} is {number!r}, expected 0, 1, 2 ...")
+        if number in by_number:
+            raise LandmarksError(f"{path}: point {number} stands there twice; each number is needed once")
+        for axis in ("x", "y"):
+            got = row.get(axis)
+            if isinstance(got, bool) or not isinstance(got, int | float) or not abs(got) < 1e6:
+                name = f" ({row['name']})" if "name" in row else ""
+                raise LandmarksError(
+                    f"{path}: {axis} of point {number}{name} is {got!r}, expected px, such as 128.4"
+                )
+        by_number[number] = row
+    if lacking := sorted({*range(max(by_number))} - {*by_number}):
+        raise LandmarksError(
+            f"{path}: point {', '.join(map(str, lacking[:8]))} is missing; each number is needed once"
+        )
+    ordered = [by_number[number] for number in range(len(rows))]
+    return {
+        "points": [[row["x"], row["y"]] for row in ordered],
+        "confidence": [row.get("confidence", 1.0) for row in ordered],
+        "before": [row.get("before", [math.nan, math.nan]) for row in ordered],
+    }
 
 
 def _read_json(path: Path) -> Any:

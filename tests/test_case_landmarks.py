@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,15 @@ from landmark_pairs import write_landmark_model
 from PIL import Image
 
 import sample
+from data.cases import Case
+from data.landmarks import LandmarksError, point_name, read_landmarks
+from muti_control.conditions.case_landmarks import given_landmarks
+from muti_control.networks.pipnet.meanface import flip_table
 from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.sampling import prepare as preparation
 
 NUM = 6
+OTHER_SIDE = {"right": "left", "left": "right"}
 PERSON = ["sex=female", "age=40", "ethnicity=Asian", "body_mass=4"]
 
 
@@ -40,25 +46,54 @@ def face(out: Path, name: str) -> np.ndarray:
     return np.asarray(Image.open(out / f"{name}_0.png")).astype(float)
 
 
-def test_points_are_read_edited_and_given_back(folder: Path, tmp_path: Path) -> None:
+def test_points_are_read_edited_and_given_back(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, again, moved = tmp_path / "first", tmp_path / "again", tmp_path / "moved"
     reader = f"landmark_weights={folder}/pipnet.safetensors"
     assert run(folder, first, reader) == 0
     marks = {name: json.loads((first / f"{name}_landmarks.json").read_text()) for name in "ab"}
-    assert np.array(marks["b"]["points"]).shape == (NUM, 2)
+    assert [point["number"] for point in marks["b"]["points"]] == list(range(NUM))
+    lines = (first / "b_landmarks.json").read_text().splitlines()
+    assert [json.loads(line.rstrip(",")) for line in lines if "number" in line] == marks["b"]["points"]
     assert marks["a"]["source"] == "read off the skull" and marks["a"]["file"] == "pipnet.safetensors"
-    assert Image.open(first / "b_landmarks.png").size == (1024, 512)
+    assert Image.open(first / "b_landmarks.png").size == (1536, 798)
     record = json.loads((first / "record.json").read_text())
     assert record["finished"] and record["cases"][0]["landmarks"]["source"] == "read off the skull"
 
     assert run(folder, again, f"landmarks={first}") == 0  # as it was written: the same but for the rounding
     for name in "ab":
         assert np.abs(face(first, name) - face(again, name)).max() <= 2
-    edited = marks["b"] | {"points": [[x, y + 12] for x, y in marks["b"]["points"]]}
-    (first / "b_landmarks.json").write_text(json.dumps(edited))
+    rows = marks["a"]["points"]
+    first_form = {"points": [[row["x"], row["y"]] for row in rows]}
+    first_form["confidence"] = [row["confidence"] for row in rows]
+    for point in marks["b"]["points"]:
+        point["y"] += 3
+    marks["b"]["points"][4]["x"] += 30
+    (first / "a_landmarks.json").write_text(json.dumps(first_form))
+    (first / "b_landmarks.json").write_text(json.dumps(marks["b"]))
+    capsys.readouterr()
     assert run(folder, moved, f"landmarks={first}") == 0
     assert np.abs(face(again, "a") - face(moved, "a")).max() == 0
     assert np.abs(face(again, "b") - face(moved, "b")).max() > 2
+    note = next(line for line in capsys.readouterr().out.splitlines() if "b_landmarks.json" in line)
+    assert "6 points were edited" in note and "point 4" in note and "30.1 px from where it was" in note
+    record = json.loads((moved / "record.json").read_text())
+    assert (
+        "point 4" in record["cases"][1]["landmarks"]["note"] and "note" not in record["cases"][0]["landmarks"]
+    )
+
+
+def test_the_106_points_have_names_of_the_persons_sides() -> None:
+    names = [point_name(number, 106) for number in range(106)]
+    assert len({name for name, _ in names}) == 106
+    points = np.mean([read_landmarks(file)[0] for file in Path("data/pairedCS/landmarks").glob("*.json")], 0)
+    for number, other in enumerate(flip_table(points / 256)):
+        name, group = names[number]
+        assert names[other] == (re.sub("right|left", lambda side: OTHER_SIDE[side[0]], name), group)
+        if name.endswith("right"):  # of the person: at the left of the picture
+            assert points[number, 0] < points[other, 0]
+    assert names[16] == ("menton", "jaw") and points[16, 1] == points[:, 1].max()
 
 
 def test_none_and_a_missing_network_draw_alike_and_the_latter_is_reported(
@@ -112,6 +147,20 @@ def test_landmarks_that_do_not_fit_are_refused_and_nothing_is_written(
     unsure = tmp_path / "unsure.json"
     unsure.write_text(json.dumps({"points": [[1, 2]] * NUM, "confidence": [2.0] * NUM}))
     one = f"skull={folder}/skulls/a.png"
+    rows = [{"number": k, "name": f"n{k}", "x": 9.5, "y": 30.1} for k in range(NUM)]
+    for name, changed, message in (
+        ("nan", [rows[0] | {"x": float("nan")}, *rows[1:]], "x of point 0 (n0) is nan"),
+        ("text", [*rows[:5], rows[5] | {"y": "12,5"}], "y of point 5 (n5) is '12,5'"),
+        ("lost", [{"number": 0, "y": 3}, *rows[1:]], "x of point 0 is None"),
+        ("twice", [*rows[:5], rows[4]], "point 4 stands there twice"),
+        ("hole", [*rows[:2], *rows[3:]], "point 2 is missing"),
+        ("end", rows[:5], "5 points, expected 6"),
+        ("unnumbered", [*rows[:5], [3, 4]], "'number' of entry 6"),
+        ("far", [rows[0] | {"x": 950}, *rows[1:]], "point 0 (point 0) lies at x 950.0"),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"points": changed}))
+        with pytest.raises(LandmarksError, match=re.escape(message)):
+            given_landmarks(tmp_path / f"{name}.json", [Case("a", folder / "skulls/a.png", None)], NUM)
     for words, message in (
         ((f"landmarks={short}",), "one file for 2 skulls"),
         ((f"landmarks={tmp_path}",), "lacks 2 of 2 files, the first a_landmarks.json"),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,21 +16,26 @@ from torch import Tensor
 from cldm.branches import Landmarks
 from cldm.controlled import ControlledLatentDiffusion
 from data.cases import Case, read_skull
-from data.images import picture_size, read_image, write_png
+from data.files import write_text
+from data.images import picture_size, read_image, to_uint8, write_png
 from data.landmarks import (
     LandmarksError,
     fractions_of,
+    landmarks_text,
     pixels_of,
-    read_confidence,
+    read_landmark_file,
     read_landmarks,
 )
 from ldm.checkpoint import sha256
-from muti_control.networks.pipnet.measures import draw_points
+from muti_control.conditions.landmark_picture import numbered_picture
 from muti_control.networks.pipnet.reader import LandmarkReader
-from muti_control.record import write_json
 
 WITHOUT_SKULL = 256  # px of the picture that landmarks lie in where there is no skull
-DRAWN_SIDE = 512  # px of each picture with points
+_NUM_NOTES = 20
+_ABOUT = (
+    "Edit x and y: px of the skull picture, x to the right, y down, 0 in the middle of the first pixel. Left and right "
+    "are the person's. 'before' is where the point was: leave it, it shows typing errors."
+)
 
 
 class CaseLandmarks(Protocol):
@@ -77,13 +82,17 @@ class ReadOffSkull:
 
 @dataclass(frozen=True)
 class StoredLandmarks:
-    """Landmarks from files, by the case's name: (N, 2) fractions and (N,) confidences. source: for the record."""
+    """Landmarks from files, by the case's name: (N, 2) fractions and (N,) confidences.
+
+    source: for the record. doubts: what people should look at again.
+    """
 
     source: str
     files: Mapping[str, Path]
     hashes: Mapping[str, str]
     points: Mapping[str, NDArray[np.float32]]
     confidences: Mapping[str, NDArray[np.float32]] | None = None  # None: 1
+    doubts: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, cases: Sequence[Case], skulls: Tensor) -> Landmarks:
         points = torch.from_numpy(np.stack([self.points[case.name] for case in cases]))  # (B, N, 2)
@@ -94,7 +103,8 @@ class StoredLandmarks:
 
     def describe(self, case: Case) -> dict[str, str]:
         file = self.files[case.name]
-        return {"source": self.source, "file": file.name, "sha256": self.hashes[case.name]}
+        doubts = {"note": self.doubts[case.name]} if case.name in self.doubts else {}
+        return {"source": self.source, "file": file.name, "sha256": self.hashes[case.name], **doubts}
 
 
 def true_landmarks(cases: Sequence[Case], num_points: int, key: str) -> StoredLandmarks:
@@ -135,7 +145,9 @@ def choose_landmarks(
             "tool_add_control.py IN OUT) and train it, or leave landmarks out"
         )
     if choice != "auto":
-        return given_landmarks(Path(choice), cases, branch.num_points), None
+        stored = given_landmarks(Path(choice), cases, branch.num_points)
+        notes = [f"{stored.files[name]}: {doubts}" for name, doubts in stored.doubts.items()]
+        return stored, "\nnote: ".join(notes[:_NUM_NOTES]) or None
     if cases and all(case.skull_path is None for case in cases):
         return None, None  # nothing to read them off
     if not weights.is_file():
@@ -176,17 +188,21 @@ def given_landmarks(
             f"skull, {num_points} points in px of its picture; without landmarks=PATH sample.py writes such files, to "
             "be edited, if the weights have a landmark branch"
         )
-    points, confidences = {}, {}
+    points, confidences, doubts = {}, {}, {}
     for case in cases:
+        file, size = files[case.name], _pixels(case)
         try:
-            own, _ = read_landmarks(files[case.name])
-            if len(own) != num_points:
-                raise LandmarksError(f"{files[case.name]}: {len(own)} points, expected {num_points}{reason}")
-            confidences[case.name] = read_confidence(files[case.name], num_points)
+            content = read_landmark_file(file)
+            num = len(content.points)
+            if num != num_points:
+                raise LandmarksError(f"{file}: {num} points, expected {num_points}{reason}")
+            doubt = content.doubts(size)
         except LandmarksError as error:
             raise LandmarksError(f"{key}: {error}") from error
-        points[case.name] = fractions_of(own, _pixels(case))
-    return StoredLandmarks("given", files, _hashes(files), points, confidences)
+        if doubt is not None:
+            doubts[case.name] = doubt
+        points[case.name], confidences[case.name] = fractions_of(content.points, size), content.confidence
+    return StoredLandmarks("given", files, _hashes(files), points, confidences, doubts)
 
 
 def _hashes(files: Mapping[str, Path]) -> dict[str, str]:
@@ -212,14 +228,10 @@ def picture_name(case: Case) -> str:
 def write_landmarks(folder: Path, case: Case, source: CaseLandmarks, face: Path, size: int) -> None:
     """Write a case's landmarks, in px of its skull picture, and a picture of them over the skull and its face."""
     pictures = [read_skull(case, size), read_image(face, size)[0]]  # (H, W, 3)
-    skull_and_face = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-    landmarks = source.of([case], skull_and_face[:1])
-    content: dict[str, Any] = {
-        "points": np.round(pixels_of(landmarks.points[0].numpy(), _pixels(case)), 2).tolist(),
-        "confidence": np.round(landmarks.confidence[0].numpy(), 3).tolist(),
-        **source.describe(case),
-    }
-    write_json(folder / landmarks_name(case), content, indent=None)
-    canvas = draw_points(skull_and_face, landmarks.points.expand(2, -1, -1), side=DRAWN_SIDE)
-    pixels = (torch.cat(list(canvas), dim=2).clamp(0, 1) * 255).round().to(torch.uint8)  # (3, side, 2 side)
-    write_png(folder / picture_name(case), pixels.permute(1, 2, 0).contiguous().numpy(), None)
+    skull = torch.from_numpy(pictures[0]).permute(2, 0, 1)[None]
+    landmarks = source.of([case], skull)
+    points, pixels = landmarks.points[0].numpy(), _pixels(case)
+    head = {"about": _ABOUT, "width": pixels[0], "height": pixels[1], **source.describe(case)}
+    text = landmarks_text(pixels_of(points, pixels), landmarks.confidence[0].numpy(), head)
+    write_text(folder / landmarks_name(case), text)
+    write_png(folder / picture_name(case), numbered_picture(*map(to_uint8, pictures), points), None)
