@@ -25,7 +25,9 @@ from data.manifest import Record
 
 MAX_BYTES = 4_000_000
 MAX_POINTS = 10_000
-_EXPECTED = 'expected {"points": [...]} in px of the picture, each [x, y] or {"number": 16, "x": 128.4, "y": 230.1}'
+_EXPECTED = (
+    'expected {"points": [...]} in px of the picture, each [x, y] or {"number": 16, "x": 128.4, "y": 230.1}'
+)
 FAR = 0.06  # of the picture's longer side: a point that was moved by more may be a typing error
 _GROUPS = (  # of the 106 points, in their order (data/README.md); R and L: the person's right and left
     ("jaw", "|".join([*(f"jaw {k} R" for k in range(16, 0, -1)), "menton", *(f"jaw {k} L" for k in range(1, 17))])),
