@@ -93,7 +93,66 @@ def check_creatable(folder: Path, key: str = "out") -> None:
 
 
 RECORD = "record.json"
+LOCAL = "local.json"
+"""The paths behind the file names of a record. It stays on the machine: neither log nor zip of a case holds it."""
+_NO_PATHS = {"sex", "age", "ethnicity", "body_mass", "case_number", "examiner", "notes"}
+"""Settings whose text may hold a slash."""
 FORMAT = "iccr-diff sample record 1"
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write a run's record without paths of this machine, and ``local.json`` with them beside it.
+
+    Every ``{"path": P, ...}`` becomes ``{"file": NAME, ...}``; a path among the settings becomes its last part.
+
+    Raises:
+        ValueError: a value that JSON cannot hold. OSError: the files cannot be written.
+    """
+    paths: dict[str, str] = {}
+
+    def without_paths(value: Any, place: tuple[str, ...] = ()) -> Any:
+        if isinstance(value, Mapping):
+            return {"file" if k == "path" else k: without_paths(v, (*place, str(k))) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [without_paths(item, (*place, str(k))) for k, item in enumerate(value)]
+        setting = place[0] == "config" and place[-1] not in _NO_PATHS
+        if not isinstance(value, str) or not (place[-1] == "path" or (setting and _is_path(value))):
+            return value
+        paths[".".join(place)] = os.path.abspath(value) if os.path.exists(value) else value
+        return Path(value).name
+
+    public = json.dumps(without_paths(record), ensure_ascii=False)
+    for path in sorted(filter(os.path.isabs, paths.values()), key=len, reverse=True):  # within texts
+        public = public.replace(json.dumps(path, ensure_ascii=False)[1:-1], Path(path).name)
+    write_json(folder / LOCAL, paths)
+    write_json(folder / RECORD, json.loads(public))
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return a run's record, with the paths of ``local.json`` where that is there.
+
+    Raises:
+        OSError: there is no record. ValueError: it or ``local.json`` is damaged.
+    """
+    record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    local = folder / LOCAL
+    paths = json.loads(local.read_text(encoding="utf-8")) if local.is_file() else {}
+    try:
+        for place, path in paths.items():
+            *parents, last = place.split(".")
+            holder: Any = record
+            for key in parents:
+                holder = holder[int(key) if isinstance(holder, list) else key]
+            if last == "path":
+                holder.pop("file", None)
+            holder[last] = path
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(f"{local}: does not belong to the {RECORD} beside it; remove it") from error
+    return record
+
+
+def _is_path(text: str) -> bool:
+    return "/" in text or "\\" in text or os.path.exists(text)
 
 
 def unused_folder(folder: Path) -> Path:

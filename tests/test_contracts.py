@@ -36,6 +36,7 @@ KEYS_OF = {  # program -> its settings class
     "muti_control.training.crossfit": "muti_control.training.config.ExperimentConfig",
     "muti_control.networks.pipnet.export": "muti_control.networks.pipnet.export.ExportConfig",
     "muti_control.training.predict_landmarks": "muti_control.training.predict_landmarks.PredictConfig",
+    "muti_control.case.verify": "muti_control.case.verify.VerifyConfig",
     "data.cohort": "data.cohort.config.CohortConfig",
     "data.ct": "data.ct.config.CtConfig",
     "data.cohort.sheet": "data.cohort.sheet.SheetConfig",
@@ -203,10 +204,10 @@ def test_conda_environment_has_the_ranges_of_pyproject():
     pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
     of_extras = [
         line
-        for extra in ("cohort", "ct", "eval", "diffusers")
+        for extra in ("cohort", "ct", "eval", "report", "diffusers")
         for line in project["optional-dependencies"][extra]
     ]
-    assert sorted(pip) == sorted(project["dependencies"] + of_extras)
+    assert sorted(pip) == sorted({*project["dependencies"], *of_extras})
     assert f"python{project['requires-python']}" in conda
 
 
@@ -270,11 +271,11 @@ importlib.metadata.distribution = lambda name: distribution("absent" if name in 
 def test_the_programs_start_without_any_extra():
     """`make demo` installs the runtime dependencies alone."""
     extras = (
-        "scipy embreex pydicom SimpleITK vtk vtkmodules dlib onnxruntime skimage diffusers matplotlib onnx "
+        "scipy embreex pydicom SimpleITK vtk vtkmodules dlib onnxruntime skimage diffusers matplotlib onnx fpdf "
     )
     extras += "pytest hypothesis face_recognition_models torchvision"
     programs = "train sample tool_add_control evaluate data.partial data.split data.check "
-    programs += "muti_control.training.predict_landmarks cldm.diffusers_folder.__main__"
+    programs += "muti_control.training.predict_landmarks muti_control.case.verify cldm.diffusers_folder.__main__"
     imports = "\n".join(f"import {name}" for name in programs.split())
     command = [sys.executable, "-c", ABSENT % extras.split() + imports]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

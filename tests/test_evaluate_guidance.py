@@ -81,7 +81,7 @@ def test_each_choice_of_landmarks_draws_other_faces(root, donors):
     assert (auto != none).any() and (known != none).any() and (auto != known).any()
     # the skull of another brings the landmarks of another
     for case in record_of("shuffled", "known")["cases"]:
-        donor = donors[Path(case["skull"]["path"]).name]
+        donor = donors[case["skull"]["file"]]
         assert donor.source != f"{case['name']}.png"
         points = Path(f"results/known/faces/model_shuffled/{case['name']}_landmarks.json")
         points = np.array(json.loads(points.read_text())["points"])
@@ -95,11 +95,11 @@ def test_with_true_targets_the_control_gets_its_donors(root, donors):
     for case in record_of("own")["cases"]:
         assert case["spgd_target"]["file"] == f"{case['name']}.json"
     for case in record_of("shuffled")["cases"]:
-        donor = donors[Path(case["skull"]["path"]).name]
+        donor = donors[case["skull"]["file"]]
         assert donor.landmarks_path.stem != case["name"]
         assert case["spgd_target"]["file"] == donor.landmarks_path.name
         assert case["spgd_target"]["sha256"] == sha256(donor.landmarks_path)
-        assert case["true_face"]["path"] == str(donor.face_path)
+        assert case["true_face"]["file"] == donor.face_path.name
 
 
 def test_targets_in_files_leave_the_control_unguided(root):

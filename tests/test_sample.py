@@ -55,6 +55,7 @@ def test_a_manifest_becomes_faces_sheet_and_record(
     assert run(f"skull={root}/split_data/test.json", "num_samples=2", "seed=5", "batch_size=4", "out=o") == 0
     names = sorted(path.name for path in Path("o").iterdir())
     faces = [f"test_{i}_{k}.png" for i in range(3) for k in range(2)]
+    names.remove("local.json")
     assert names == sorted([*faces, "contact_sheet.png", "record.json"])
     assert pixels(Path("o/test_0_0.png")).shape == (64, 64, 3)
 
@@ -64,7 +65,7 @@ def test_a_manifest_becomes_faces_sheet_and_record(
     assert record["weights"] == {"file": "tiny.safetensors", "sha256": sha256(weights), "step": "7"}
     assert record["architecture"] == tiny_model_config().model_dump()
     manifest = root / "split_data/test.json"
-    assert record["manifest"] == {"path": str(manifest), "sha256": sha256(manifest)}
+    assert record["manifest"] == {"file": "test.json", "sha256": sha256(manifest)}
     assert record["sampling"]["steps"] == record["config"]["sampling"]["steps"] == 3
     assert record["environment"]["torch"] == torch.__version__
     case = record["cases"][1]
@@ -159,7 +160,7 @@ def test_overwrite_destroys_neither_its_input_nor_a_file_of_the_user(
     assert json.loads(Path("o/record.json").read_text(encoding="utf-8"))["finished"] is True
     assert run("skull=a.png", "out=o", "overwrite=true") == 0
     names = sorted(path.name for path in Path("o").iterdir())
-    assert names == ["a_0.png", "b_0.png", "contact_sheet.png", "record.json"]
+    assert names == ["a_0.png", "b_0.png", "contact_sheet.png", "local.json", "record.json"]
 
 
 def test_results_are_named_after_the_skull_however_it_is_spelled(

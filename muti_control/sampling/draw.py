@@ -31,7 +31,7 @@ from data.sheet import NOTICE
 from ldm.checkpoint import sha256
 from muti_control.conditions.case_landmarks import CaseLandmarks, write_landmarks
 from muti_control.conditions.case_textures import CaseTextures
-from muti_control.record import RECORD, write_json
+from muti_control.record import write_record
 from muti_control.sampling.job import Draw, Job, face_name
 from muti_control.sampling.record import TEXT_KEY, face_text, run_record, write_sheet
 from muti_control.sampling.trace import write_trace
@@ -62,7 +62,7 @@ def reconstruct_cases(job: Job, advance: Callable[[int], None] | None = None) ->
     if team.is_first:
         job.folder.start()
         record = run_record(job)
-        write_json(job.folder.path / RECORD, record)
+        write_record(job.folder.path, record)
     folder, hashes, weights = team.broadcast((job.folder, job.hashes, job.weights))
     job = replace(job, folder=folder, hashes=hashes, weights=weights)
     model, size, num_faces = job.model, job.model.cfg.image_size, len(job.draws)
@@ -103,7 +103,7 @@ def reconstruct_cases(job: Job, advance: Callable[[int], None] | None = None) ->
         _write_summary(job)
         for face in (face for case in record["cases"] for face in case["faces"]):
             face["sha256"] = sha256(job.folder.path / face["file"])
-        write_json(job.folder.path / RECORD, record | {"finished": True})
+        write_record(job.folder.path, record | {"finished": True})
 
 
 def draw_faces(
