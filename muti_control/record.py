@@ -112,7 +112,9 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
     def without_paths(value: Any, place: tuple[str, ...] = ()) -> Any:
         if isinstance(value, Mapping):
-            return {"file" if k == "path" else k: without_paths(v, (*place, str(k))) for k, v in value.items()}
+            return {
+                "file" if k == "path" else k: without_paths(v, (*place, str(k))) for k, v in value.items()
+            }
         if isinstance(value, list | tuple):
             return [without_paths(item, (*place, str(k))) for k, item in enumerate(value)]
         setting = place[0] == "config" and place[-1] not in _NO_PATHS

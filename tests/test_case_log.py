@@ -48,7 +48,10 @@ def test_an_entry_is_bound_to_the_one_before(logged: Path) -> None:
     first, second, third = read_log(logged).entries
     assert [e["action"] for e in (first, second, third)] == ["drawing begun", "faces drawn", "report written"]
     assert (second["before"], third["before"]) == (first["hash"], second["hash"])
-    assert set(third["files"]) == {RECORD, "face_0.png", "scan/a b.json"} and third["files"]["face_0.png"]["size"] == 64
+    assert (
+        set(third["files"]) == {RECORD, "face_0.png", "scan/a b.json"}
+        and third["files"]["face_0.png"]["size"] == 64
+    )
     assert second["wrote"] == ["face_0.png", "scan/a b.json"] and first["details"] == {"seed": 3}
 
 
@@ -130,7 +133,10 @@ def test_a_torn_line_is_told_and_the_log_goes_on(case: Path) -> None:
     assert any("torn" in line for line in verify(case).differences)
     append(case, "drawing resumed")
     result = verify(case)
-    assert (result.differences, len(result.log.entries)) == ([], 4) and "line 4 was interrupted" in result.notes[0]
+    assert (result.differences, len(result.log.entries)) == (
+        [],
+        4,
+    ) and "line 4 was interrupted" in result.notes[0]
     rewrite(case, lambda lines: [*lines[:3], lines[4]])
     assert any("line 4 is no entry" in line for line in verify(case).differences)
 
@@ -166,9 +172,16 @@ def test_a_record_holds_no_path_and_gets_them_back(tmp_path: Path) -> None:
     skull.touch()
     out.mkdir()
     record = {
-        "cases": [{"skull": {"path": str(skull), "sha256": "0"}, "note": f"{skull}: letterboxed", "prompt": "a/b"}],
+        "cases": [
+            {"skull": {"path": str(skull), "sha256": "0"}, "note": f"{skull}: letterboxed", "prompt": "a/b"}
+        ],
         "manifest": None,
-        "config": {"skull": str(skull), "weights": "gone/x.ckpt", "landmarks": "auto", "case_number": "7/2026"},
+        "config": {
+            "skull": str(skull),
+            "weights": "gone/x.ckpt",
+            "landmarks": "auto",
+            "case_number": "7/2026",
+        },
         "files": ["scan/a.png"],
     }
     write_record(out, record)
@@ -180,7 +193,10 @@ def test_a_record_holds_no_path_and_gets_them_back(tmp_path: Path) -> None:
     ]
     assert public["config"] == record["config"] | {"skull": "a b.png", "weights": "x.ckpt"}
     restored = read_record(out)
-    assert restored["config"] == record["config"] and restored["cases"][0]["skull"] == record["cases"][0]["skull"]
+    assert (
+        restored["config"] == record["config"]
+        and restored["cases"][0]["skull"] == record["cases"][0]["skull"]
+    )
     (out / LOCAL).write_text('{"cases.7.skull.path": "x"}')
     with pytest.raises(ValueError, match=r"local\.json"):
         read_record(out)

@@ -270,12 +270,12 @@ importlib.metadata.distribution = lambda name: distribution("absent" if name in 
 
 def test_the_programs_start_without_any_extra():
     """`make demo` installs the runtime dependencies alone."""
-    extras = (
-        "scipy embreex pydicom SimpleITK vtk vtkmodules dlib onnxruntime skimage diffusers matplotlib onnx fpdf "
-    )
+    extras = "scipy embreex pydicom SimpleITK vtk vtkmodules dlib onnxruntime skimage diffusers matplotlib onnx fpdf "
     extras += "pytest hypothesis face_recognition_models torchvision"
     programs = "train sample tool_add_control evaluate data.partial data.split data.check "
-    programs += "muti_control.training.predict_landmarks muti_control.case.verify cldm.diffusers_folder.__main__"
+    programs += (
+        "muti_control.training.predict_landmarks muti_control.case.verify cldm.diffusers_folder.__main__"
+    )
     imports = "\n".join(f"import {name}" for name in programs.split())
     command = [sys.executable, "-c", ABSENT % extras.split() + imports]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

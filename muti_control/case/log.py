@@ -23,15 +23,33 @@ from filelock import FileLock
 
 from ldm.checkpoint import git_revision, sha256
 from muti_control.record import LOCAL, package_version
+from settings.base import Settings
 
 LOG, LOCK = "log.jsonl", ".log.lock"
 UNLISTED = frozenset({LOG, LOCK, LOCAL})
 FORMAT = "iccr-diff case log 1"
 _BROKEN_OFF = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
-_KEYS = {"number", "time", "action", "software", "details", "wrote", "files", "before", "hash"}
 
 Files = Mapping[str, Mapping[str, Any]]
 """Size in bytes and SHA-256 of files, by their paths in the folder, with ``/``."""
+
+
+class _File(Settings):
+    size: int
+    sha256: str
+
+
+class _Entry(Settings):
+    number: int
+    time: str
+    action: str
+    software: str
+    details: dict[str, Any]
+    wrote: list[str]
+    files: dict[str, _File]
+    before: str
+    hash: str
+    torn: str | None = None
 
 
 @dataclass(frozen=True)
@@ -118,18 +136,24 @@ def read_log(folder: Path) -> Log:
         if entry.get("torn") != _digest(loose):
             log.faults.append(f"{LOG}: what stood before line {number} is no entry")
         elif loose:
-            log.notes.append(f"{LOG}: the writing of line {number - 1} was interrupted; the next entry says so")
+            log.notes.append(
+                f"{LOG}: the writing of line {number - 1} was interrupted; the next entry says so"
+            )
         loose = []
         what = f"{LOG}: line {number}, entry {entry['number']} ({entry['action']}),"
         if canonical(entry).encode() != line or entry["hash"] != _hash(entry):
             log.faults.append(f"{what} was altered")
         if log.entries and entry["before"] != log.head:
-            log.faults.append(f"{what} does not follow the entry before it: one was altered, removed or moved")
+            log.faults.append(
+                f"{what} does not follow the entry before it: one was altered, removed or moved"
+            )
         if entry["number"] != len(log.entries) + 1:
             log.faults.append(f"{what} should be entry {len(log.entries) + 1}")
         log.entries.append(entry)
     if rest:
-        log.faults.append(f"{LOG}: its last line is torn: the writing of an entry was interrupted, or its end cut")
+        log.faults.append(
+            f"{LOG}: its last line is torn: the writing of an entry was interrupted, or its end cut"
+        )
     elif loose:
         log.faults.append(f"{LOG}: its last line is no entry")
     if not log.entries:
@@ -157,8 +181,8 @@ def _digest(lines: Sequence[bytes]) -> str | None:
 def _entry(line: bytes) -> dict[str, Any] | None:
     """Return the entry of a line, or None where it is none."""
     try:
-        entry = json.loads(line)
-        whole = _KEYS <= entry.keys() and all(file.keys() == {"size", "sha256"} for file in entry["files"].values())
-    except (ValueError, AttributeError, RecursionError):
+        entry: dict[str, Any] = json.loads(line)
+        _Entry.model_validate(entry)
+    except (ValueError, RecursionError):
         return None
-    return entry if whole else None
+    return entry

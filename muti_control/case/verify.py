@@ -2,8 +2,8 @@
 
     python -m muti_control.case.verify FOLDER [head=HASH]
 
-Every file is listed with its SHA-256. Exit code 0: all is as logged. 1: the differences are listed. head: the hash of an
-entry, such as the report prints; without such an outside copy, nobody can see that the last entries were removed.
+Every file is listed with its SHA-256. Exit code 0: all is as logged. 1: the differences are listed. head: the hash of
+an entry, such as the report prints; without such an outside copy, nobody can see that the last entries were removed.
 """
 
 from __future__ import annotations
