@@ -13,10 +13,18 @@ import numpy as np
 
 from data.biometrics import Biometrics, BiometricsError, prompt
 from data.images import IMAGE_SUFFIXES, ImageError, read_image
-from data.manifest import SKULL_FOLDERS, Record, read_manifest
+from data.manifest import (
+    SKULL_FOLDERS,
+    TABLE_SUFFIXES,
+    ManifestError,
+    ManifestProblem,
+    Record,
+    read_skulls,
+)
 from data.partial import PartialError, remove_bone
 
-MANIFEST_SUFFIXES = (".json", ".jsonl")
+MANIFEST_SUFFIXES = (".json", ".jsonl", *TABLE_SUFFIXES)
+_SHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 _T = TypeVar("_T")
 NO_SKULL = "none"
 _SHOWN = 20
@@ -112,15 +120,15 @@ def find_cases(
     """Return the cases of a picture, a folder of pictures or a manifest.
 
     Args:
-        skull: a picture file, a folder (its pictures, not those of folders within), a manifest (.json, .jsonl), or
-            ``none`` for no skull.
-        person: of all pictures; for a manifest, it replaces the values of every line.
-        images_dir: of a manifest: see ``read_manifest``.
+        skull: a picture file, a folder (its pictures, not those of folders within), a list (CSV or JSON lines, see
+            ``read_skulls``), or ``none`` for no skull.
+        person: of all pictures; for a list, it replaces the values of every line.
+        images_dir: of a list: see ``read_skulls``.
         limit: at most that many cases, spread evenly over the list. None: all.
 
     Raises:
         CaseError: there is nothing, or a part of the biometrics is missing.
-        ManifestError: the manifest has mistakes.
+        ManifestError, ContentError: the list has mistakes.
     """
     path = Path(skull)
     if limit is not None and limit < 1:
@@ -129,9 +137,9 @@ def find_cases(
     if not no_skull and not path.exists():
         raise CaseError(f"skull: {path} does not exist; give a picture, a folder of pictures or a manifest")
     if path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file():
-        overrides = {("gender" if name == "sex" else name): value for name, value in person.values.items()}
-        records = read_manifest(path, images_dir, need_target=False, overrides=overrides)
-        return cases_of(_spread(records, limit))
+        return _spread(_listed(path, images_dir, person), limit)
+    if path.suffix.lower() in _SHEETS:
+        raise CaseError(f"skull: {path} is a spreadsheet; save it as CSV (in Excel: CSV UTF-8)")
     if images_dir is not None and not no_skull:
         raise CaseError(f"images_dir: goes with a manifest, but skull={path} is none")
     biometrics = person.biometrics()
@@ -143,6 +151,28 @@ def find_cases(
     return [
         Case(name, p, biometrics, ethnicity_given=own_ethnicity) for name, p in zip(names, paths, strict=True)
     ]
+
+
+def _listed(path: Path, images_dir: str | os.PathLike[str] | None, person: PersonInput) -> list[Case]:
+    """Return a case for each line of a list of skulls. Raises: ManifestError, ContentError."""
+    lines = read_skulls(path, images_dir)
+    cases: list[Case] = []
+    problems: list[ManifestProblem] = []
+    for name, line in zip(_distinct([one.name or one.skull_path.stem for one in lines]), lines, strict=True):
+        said = PersonInput(**{**line.person, **person.values})
+        paths = {"landmarks_path": line.landmarks_path, "texture_path": line.texture_path}
+        try:
+            own = said.biometrics()
+        except CaseError as error:
+            problems.append(
+                ManifestProblem(line.line, "", str(error), "mend or empty the cell", "biometrics")
+            )
+            continue
+        given = own is None or "ethnicity" in said.values
+        cases.append(Case(name, line.skull_path, own, line.face_path, given, **paths))
+    if problems:
+        raise ManifestError(path, problems)
+    return cases
 
 
 def cases_of(records: Sequence[Record]) -> list[Case]:

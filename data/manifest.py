@@ -1,17 +1,27 @@
-"""The list of pairs: one JSON object a line, checked as a whole when it is read."""
+"""Lists: of pairs for training, one JSON object a line, and of skulls to draw, CSV or JSON lines.
+
+    python -m data.manifest template FOLDER > skulls.csv
+
+writes a list of the skull pictures in a folder, for ``sample.py skull=skulls.csv``: fill in what is known.
+"""
 
 from __future__ import annotations
 
+import csv
 import difflib
-import json
+import io
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+from unicodedata import normalize
 
 from data.biometrics import Biometrics, BiometricsError
 from data.files import OLD_INDEX_SUFFIX, PACK_SUFFIX, PackError, file_names, folder_names, is_folder
+from data.images import IMAGE_SUFFIXES
+from settings.parsing import ContentError, column_name, decoded, parse_json, read_table
 
 SKULL_FOLDERS = ("skull", "skulls", "Skull", "Skulls")
 FACE_FOLDERS = ("craniofacial", "Craniofacial", "face", "faces")
@@ -20,7 +30,7 @@ _SYNONYMS = {  # names people use for ours, where spelling alone would not lead 
     "sex": "gender", "bmi": "body_mass", "weight": "body_mass", "race": "ethnicity", "id": "subject",
     "skull": "source", "face": "target", "image": "source", "conditioning_image": "source",
 }  # fmt: skip
-_SHOWN = 20
+_SHOWN, _NEAR_NAMES = 20, 100  # problems in a message, and those for which a near name is searched
 _PATHS = {  # field with a file name -> where Record has its path
     "source": "skull_path", "target": "face_path", "landmarks": "landmarks_path", "texture": "texture_path",
 }  # fmt: skip
@@ -37,6 +47,16 @@ _PERSON = {  # field -> argument of Biometrics.parse, a value that passes, and t
     "ethnicity": ("ethnicity", "Asian", ""),
 }
 FIELDS = (*_PATHS, *_PERSON, *_TYPES)
+TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
+COLUMNS = (  # of a list of skulls; the first is required
+    "skull", "name", "sex", "age", "ethnicity", "body_mass", "landmarks", "texture", "true_face",
+)  # fmt: skip
+_OTHER_COLUMNS = {  # another spelling -> column
+    "source": "skull", "image": "skull", "picture": "skull", "conditioningimage": "skull", "gender": "sex",
+    "race": "ethnicity", "target": "true_face", "face": "true_face",
+}  # fmt: skip
+_COLUMN_PATHS = {"skull": "source", "landmarks": "landmarks", "texture": "texture", "true_face": "target"}
+_NUMBERS = ("age", "body_mass")
 
 
 @dataclass(frozen=True)
@@ -109,7 +129,6 @@ def read_manifest(
     skull_folder: str | None = None,
     face_folder: str | None = None,
     need_target: bool = True,
-    overrides: Mapping[str, Any] | None = None,
 ) -> list[Record]:
     """Read and check a whole manifest.
 
@@ -123,7 +142,6 @@ def read_manifest(
         skull_folder: name of the skulls' folder there. Default: the first of ``SKULL_FOLDERS`` that exists.
         face_folder: name of the faces' folder there. Default: the first of ``FACE_FOLDERS`` that exists.
         need_target: whether a line without a face picture is an error (training) or not (sampling).
-        overrides: values that replace those of every line before it is checked, such as ``{"age": 70}``.
 
     Returns:
         The records in file order, never an empty list.
@@ -132,9 +150,7 @@ def read_manifest(
         ManifestError: with all mistakes of the file, missing picture files included.
     """
     lines = read_lines(Path(path))
-    reader = _Reader(
-        Finder.of(Path(path), images_dir, skull_folder, face_folder), need_target, overrides or {}
-    )
+    reader = _Reader(Finder.of(Path(path), images_dir, skull_folder, face_folder), need_target)
     records = [record for number, line in lines if (record := reader.read(number, line)) is not None]
     if reader.problems:
         raise ManifestError(path, reader.problems)
@@ -188,12 +204,10 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise error("is UTF-16 text", "save it as UTF-8")
     try:
-        text = raw.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as reason:
-        number = raw[: reason.start].count(b"\n") + 1
-        raise error(
-            f"byte 0x{raw[reason.start]:02x} is not UTF-8 text", "save the file as UTF-8", number
-        ) from reason
+        text = decoded(raw, "").replace("\r\n", "\n")
+    except ContentError as reason:
+        got, _, remedy = str(reason).removeprefix(": ").rpartition("; ")
+        raise error(got, remedy) from reason
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise error("holds no records", "write one JSON object a line")
@@ -271,8 +285,12 @@ class Finder:
 
     def find(self, name: str, field: str) -> Path | None:
         """Return the file of a field, or None. Each folder is listed once: that is faster than a look-up a file."""
-        for folder in self.folders(field):
-            path = folder / name
+        return next((path for folder in self.folders(field) if (path := self.file(folder, name))), None)
+
+    def file(self, folder: Path, name: str) -> Path | None:
+        """Return the file of this name; its accents may be one letter or two (NFC, NFD)."""
+        for form in dict.fromkeys((name, normalize("NFC", name), normalize("NFD", name))):
+            path = folder / form
             if path.parent not in self._listings:
                 self._listings[path.parent] = file_names(path.parent)
             if path.name in self._listings[path.parent]:
@@ -280,25 +298,12 @@ class Finder:
         return None
 
 
-class _DuplicateKeyError(ValueError):
-    """A key stands twice in one object."""
-
-
-def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise _DuplicateKeyError(key)
-    return dict(pairs)
-
-
 class _Reader:
     """Reads lines into records, and collects the problems."""
 
-    def __init__(self, finder: Finder, need_target: bool, overrides: Mapping[str, Any]) -> None:
+    def __init__(self, finder: Finder, need_target: bool) -> None:
         self.finder = finder
         self.need_target = need_target
-        self.overrides = {key: value for key, value in overrides.items() if value is not None}
         self.problems: list[ManifestProblem] = []
         self._line_of: dict[tuple[Any, ...], int] = {}
 
@@ -353,16 +358,13 @@ class _Reader:
 
     def _object(self, line: int, text: str) -> dict[str, Any] | None:
         try:
-            value = json.loads(text, object_pairs_hook=_distinct_keys)
-        except _DuplicateKeyError as error:
-            self._problem(line, str(error), "stands twice in one object", "keep one")
-            return None
-        except (ValueError, RecursionError) as error:
+            value = parse_json(text, "")
+        except ContentError as error:
             comma = " (one comma too many at the end?)" if text.strip().endswith(",") else ""
-            got = f"is not valid JSON: {str(error).split(': line')[0]}{comma}"
+            got = f"{error}{comma}"
         else:
             if isinstance(value, dict):
-                return value | self.overrides
+                return value
             got = f"is a JSON {type(value).__name__}"
         self._problem(line, "", got, "write one JSON object a line")
         return None
@@ -372,7 +374,9 @@ class _Reader:
             if name in FIELDS:
                 continue
             key = name.strip().lower().replace("-", "_").replace(" ", "_")
-            near = [_SYNONYMS[key]] if key in _SYNONYMS else difflib.get_close_matches(key, FIELDS, n=1)
+            near = [_SYNONYMS[key]] if key in _SYNONYMS else []
+            if not near and len(self.problems) < _NEAR_NAMES:  # a search takes a while
+                near = difflib.get_close_matches(key, FIELDS, n=1)
             remedy = f"did you mean {near[0]!r}? " if near else f"known: {', '.join(FIELDS)}. "
             remedy += "Your own values go under 'extra'"
             if name == "prompt":
@@ -419,3 +423,177 @@ class _Reader:
             pair = f"{source} with {target}" if target is not None else source
             got = f"{pair} is already on line {first}"
             self._problem(line, "source", got, "remove one of the two", "listed_twice")
+
+
+# --- skulls to draw ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SkullLine:
+    """One line of a list of skulls.
+
+    Attributes:
+        name: of the case; None: that of the picture.
+        person: what the line says of sex, age, ethnicity and body_mass, as it is written; nothing where it is empty.
+    """
+
+    line: int
+    name: str | None
+    person: Mapping[str, object]
+    skull_path: Path
+    face_path: Path | None
+    landmarks_path: Path | None
+    texture_path: Path | None
+
+
+def read_skulls(
+    path: str | os.PathLike[str], images_dir: str | os.PathLike[str] | None = None
+) -> list[SkullLine]:
+    """Read a list of skulls to draw: CSV with a head line, or JSON lines; a list of pairs is one as well.
+
+    Only ``skull`` is required; ``COLUMNS`` has the others, which may be spelled in other ways. A file's name is a whole
+    path, or it counts from the list's folder, from the pictures' folders of a list of pairs, or else from the working
+    folder. With ``images_dir`` it counts from there, as in ``read_manifest``.
+
+    Raises:
+        ManifestError: with all mistakes of the lines. ContentError: the file cannot be read as CSV.
+    """
+    path = Path(path)
+    reader = _SkullReader(path, images_dir)
+    if path.suffix.lower() in TABLE_SUFFIXES:
+        rows: list[tuple[int, dict[str, Any]]] = list(
+            read_table(path, COLUMNS, COLUMNS[:1], _OTHER_COLUMNS).rows
+        )
+    else:
+        rows = [
+            (n, fields) for n, text in read_lines(path) if (fields := reader.read_object(n, text)) is not None
+        ]
+    skulls = [skull for line, fields in rows if (skull := reader.read_skull(line, fields)) is not None]
+    if not rows and not reader.problems:
+        raise ContentError(f"{path}: holds no skulls; write a line for each")
+    if reader.problems:
+        raise ManifestError(path, reader.problems)
+    if reader.unused:
+        print(f"note: {path}: not used: {', '.join(sorted(reader.unused)[:_SHOWN])}", file=sys.stderr)
+    return skulls
+
+
+class _SkullReader(_Reader):
+    """Reads lines into skulls, and collects the problems and the names of columns that serve nothing."""
+
+    def __init__(self, path: Path, images_dir: str | os.PathLike[str] | None) -> None:
+        super().__init__(Finder.of(path, images_dir), False)
+        self.places = () if images_dir is not None else (path.parent,)
+        self.names: set[str] = {*COLUMNS, *FIELDS}  # that were checked
+        self.unused: set[str] = set()
+
+    def read_object(self, line: int, text: str) -> dict[str, Any] | None:
+        """Return the fields of a JSON line by column, or None and one more problem."""
+        fields = self._object(line, text)
+        columns: dict[str, Any] = {}
+        for name, value in (fields or {}).items():
+            column = column_name(name, COLUMNS, _OTHER_COLUMNS)
+            if column in columns:
+                self._problem(line, name, f"stands there as {column} already", "keep one")
+                return None
+            columns[column] = value
+        return None if fields is None else columns
+
+    def read_skull(self, line: int, fields: Mapping[str, Any]) -> SkullLine | None:
+        """Return the skull of a line, or None and at least one more problem."""
+        before = len(self.problems)
+        for name in fields:
+            if name in self.names or len(self.names) > _NEAR_NAMES:
+                continue
+            self.names.add(name)
+            near = difflib.get_close_matches(name.lower(), COLUMNS, n=1, cutoff=0.75)
+            if near or name.lower() in _SYNONYMS:
+                meant = near[0] if near else _SYNONYMS[name.lower()]
+                self._problem(line, name, "is no column of a list of skulls", f"did you mean {meant!r}?")
+            else:
+                self.unused.add(name)
+        paths = {_PATHS[field]: self._file(line, fields, column) for column, field in _COLUMN_PATHS.items()}
+        skull = paths.pop("skull_path")
+        name = fields.get("name")
+        if not isinstance(name, str | int | None):
+            self._problem(line, "name", f"got {name!r}", "give a text")
+        if paths["texture_path"] is not None and paths["texture_path"] == paths["face_path"]:
+            self._problem(
+                line, "texture", "is the person's own face", "name another person's, or leave it out"
+            )
+        if len(self.problems) > before or skull is None:
+            return None
+        person = {
+            key: value.replace(",", ".") if key in _NUMBERS and isinstance(value, str) else value
+            for key in ("sex", "age", "ethnicity", "body_mass")
+            if (value := fields.get(key)) not in (None, "")
+        }
+        key = (skull, paths["face_path"], name, *(person.items() if paths["face_path"] is None else ()))
+        first = self._line_of.setdefault(tuple(map(str, key)), line)
+        if first != line:
+            self._problem(
+                line, "skull", f"{skull} is already on line {first}", "remove one of the two", "listed_twice"
+            )
+        return SkullLine(line, str(name) if name not in (None, "") else None, person, skull, **paths)
+
+    def _file(self, line: int, fields: Mapping[str, Any], column: str) -> Path | None:
+        value = fields.get(column)
+        if value in (None, ""):
+            if column == "skull":
+                self._problem(line, column, "is missing", "give the picture's file name", "incomplete_pair")
+            return None
+        if not isinstance(value, str) or "\0" in value:
+            self._problem(line, column, f"got {value!r}", "give the name of a file as text")
+            return None
+        names = dict.fromkeys((value, value.replace("\\", "/")))
+        folders = (*self.places, *self.finder.folders(_COLUMN_PATHS[column]))
+        for places in (folders, (Path(),) if self.places else ()):
+            found = {
+                os.path.realpath(path): path
+                for name in names
+                for folder in places
+                if (path := self.finder.file(folder, name))
+            }
+            if len(found) > 1:
+                both = " or ".join(map(str, found.values()))
+                self._problem(line, column, f"{value!r} may be {both}", "give the whole path")
+            if found:
+                return next(iter(found.values()))
+        tried = " or ".join(dict.fromkeys(str(folder / value) for folder in folders))
+        self._problem(
+            line, column, f"no file {tried}", "mend the name, or give the whole path", "missing_file"
+        )
+        return None
+
+
+def template(folder: Path) -> str:
+    """Return a CSV list of the pictures in a folder, for a person to fill in. Raises: ManifestError."""
+    names = sorted(name for name in file_names(folder) if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+    names = [name for name in names if not name.startswith(".")]
+    bad = [name for name in names if not (folder / name).as_posix().isprintable()]
+    if not names or bad:
+        got = f"{bad[0]!a} is no name that a list can hold" if bad else "holds no picture"
+        remedy = "rename the file" if bad else f"give a folder of pictures ({', '.join(IMAGE_SUFFIXES)})"
+        raise ManifestError(folder, [ManifestProblem(0, "", got, remedy, "file")])
+    table = io.StringIO()
+    empty = [""] * (len(COLUMNS) - 2)
+    csv.writer(table).writerows([COLUMNS, *([(folder / n).as_posix(), Path(n).stem, *empty] for n in names)])
+    return table.getvalue()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Return the exit status: 0, or 2 after one message on stderr."""
+    if len(arguments) != 2 or arguments[0] != "template":
+        print("python -m data.manifest: expected template FOLDER > skulls.csv", file=sys.stderr)
+        return 2
+    try:
+        text = template(Path(arguments[1]))
+    except (ManifestError, PackError, OSError) as error:
+        print(f"data.manifest: {error}", file=sys.stderr)
+        return 2
+    sys.stdout.buffer.write(text.encode("utf-8-sig"))  # Excel takes UTF-8 for such when it begins with a mark
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,18 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from settings.base import Settings
-from settings.messages import ConfigError, Layer, describe, dotted, field_at, model_in, options, unknown
+from settings.messages import (
+    ConfigError,
+    Layer,
+    describe,
+    dotted,
+    field_at,
+    model_in,
+    options,
+    short,
+    unknown,
+)
+from settings.parsing import MAX_DEPTH, parse_json, read_text
 
 S = TypeVar("S", bound=Settings)
 MISSING = "???"  # what a required setting has in printed defaults
@@ -63,10 +73,7 @@ def from_json(schema: type[S], text: str) -> S:
     Raises:
         ValueError: no JSON, an unknown key or a wrong type.
     """
-    content = json.loads(text)
-    if not isinstance(content, dict):
-        raise ConfigError(f"got a {type(content).__name__}, expected settings (key: value)")
-    return _checked(schema, [("", content)])
+    return _checked(schema, [("", parse_json(text, "settings", dict[str, Any]))])
 
 
 def to_yaml(settings: Settings | type[Settings]) -> str:
@@ -85,18 +92,32 @@ def read_yaml(text: str, hint: Any = Any) -> Any:
     """Return the content of a YAML 1.2 text; what the type says is text stays as it is written.
 
     Raises:
-        yaml.YAMLError: the text is no YAML, or has a key twice.
+        ConfigError: the text is no YAML, has a key twice, or is nested too deep.
     """
-    loader = _Loader(text)
+    loader = None
     try:
+        if len(text) > _MAX_CHARS:
+            raise ConfigError(f"has {len(text)} letters, at most {_MAX_CHARS} are settings")
+        loader = _Loader(text)
         node = loader.get_single_node()
-        return None if node is None else _content(loader, node, hint)
+        return None if node is None else _content(loader, node, hint, 0)
+    except RecursionError:
+        raise ConfigError(_TOO_DEEP) from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
+
+
+_TOO_DEEP = f"has more than {MAX_DEPTH} levels of settings and lists within each other, or an endless alias"
+_MAX_CHARS, _MAX_NODES = 1_000_000, 100_000  # with those that aliases repeat
 
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's core schema, where PyYAML has 1.1: ``no`` and ``1:30`` are text, ``1e-5`` is a number, 007 is 7."""
+
+    num_nodes = 0
 
 
 class _Dumper(yaml.SafeDumper):
@@ -124,7 +145,12 @@ _Loader.add_constructor(
 )
 
 
-def _content(loader: _Loader, node: yaml.Node, hint: Any) -> Any:
+def _content(loader: _Loader, node: yaml.Node, hint: Any, depth: int) -> Any:
+    loader.num_nodes += 1
+    if depth > MAX_DEPTH:
+        raise ConfigError(_TOO_DEEP)
+    if loader.num_nodes > _MAX_NODES:
+        raise ConfigError(f"has more than {_MAX_NODES} values")
     if node.tag.removeprefix("tag:yaml.org,2002:") not in _TAGS:
         raise yaml.constructor.ConstructorError(None, None, f"got a tag {node.tag}", node.start_mark)
     alternatives = options(hint)
@@ -132,16 +158,17 @@ def _content(loader: _Loader, node: yaml.Node, hint: Any) -> Any:
     if isinstance(node, yaml.MappingNode):
         content: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = str(loader.construct_object(key_node, deep=True))
+            key = str(_content(loader, key_node, str, depth + 1))
             if key in content:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key} stands there twice", key_node.start_mark
                 )
             inner = model.model_fields.get(key) if model is not None else None
-            content[key] = _content(loader, value_node, inner.annotation if inner else _item_of(alternatives))
+            value_hint = inner.annotation if inner else _item_of(alternatives)
+            content[key] = _content(loader, value_node, value_hint, depth + 1)
         return content
     if isinstance(node, yaml.SequenceNode):
-        return [_content(loader, one, _item_of(alternatives)) for one in node.value]
+        return [_content(loader, one, _item_of(alternatives), depth + 1) for one in node.value]
     null = node.tag == "tag:yaml.org,2002:null"
     if null and model is not None and type(None) not in alternatives:
         return {}  # a section without entries
@@ -183,12 +210,13 @@ def _split(arguments: Sequence[str], file_key: str | None) -> tuple[Path | None,
 
 
 def _read_file(schema: type[Settings], path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
+    if not path.exists():
         raise ConfigError(f"{path}: no such config file")
+    text = read_text(path)
     try:
-        content = read_yaml(path.read_text(encoding="utf-8"), schema)
-    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+        content = read_yaml(text, schema)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(content, dict | None):
         raise ConfigError(f"{path}: holds a {type(content).__name__}, expected settings (key: value)")
     return content or {}
@@ -204,9 +232,8 @@ def _value_of(schema: type[Settings], key: str, text: str) -> Any:
         return None if type(None) in alternatives and text in ("null", "~") else text
     try:
         value = read_yaml(text, hint)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{key}: {text!r} cannot be read as a value: {reason}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {short(text)} cannot be read as a value: {error}") from error
     wants_list = any(typing.get_origin(one) is list for one in alternatives)
     return [value] if wants_list and isinstance(value, int | float | str) else value
 

@@ -132,16 +132,6 @@ def test_a_pair_listed_twice_is_refused_but_a_skull_with_two_faces_is_not(root: 
     assert len(read(root, alone, alone | {"age": 20}, need_target=False)) == 2
 
 
-def test_overrides_are_laid_over_every_line(root: Path) -> None:
-    bare = {"source": "0_0.png"}
-    (record,) = read(
-        root, bare, need_target=False, overrides={"gender": "F", "age": 30, "body_mass": 4, "ethnicity": None}
-    )
-    assert (record.biometrics.sex, record.biometrics.age, record.face_path) == ("female", 30.0, None)
-    assert read(root, row(), overrides={"age": 20})[0].biometrics.age == 20.0
-    assert "age: got 300" in problems(root, row(), overrides={"age": 300})[0]
-
-
 @pytest.mark.parametrize(("skulls", "faces"), [("skulls", "Craniofacial"), ("Skulls", "face")])
 def test_the_spellings_in_use_are_found(tmp_path: Path, skulls: str, faces: str) -> None:
     write_pair(tmp_path / "pairedCS", skulls, faces)
