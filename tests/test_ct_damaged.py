@@ -158,7 +158,7 @@ def broken_dicom(small: Volume, folder: Path) -> Files:
         return f"dicom {name}", place
 
     wrong: dict[str, tuple[Any, ...]] = {
-        "Modality": ("MR", None),
+        "Modality": ("MR",),
         "ImagePositionPatient": (None, ["0"] * 3),
         "ImageOrientationPatient": (None, ["0"] * 6, ["1", "0", "0"] * 2),
         "PixelSpacing": (None, ["0", "0"], ["-5", "5"]),

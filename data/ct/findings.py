@@ -66,8 +66,36 @@ RULES = {
     # reading
     "unreadable": Rule("", "{reason}", refuse=0),
     "several_series": Rule("series", "{value} series in the folder; taken was {chosen}", note=1),
+    "several_people": Rule(
+        "people",
+        "the files are of {value} people (numbers, names or dates of birth differ), one was drawn: give one's folder",
+        flag=1,
+    ),
+    "several_studies": Rule(
+        "examinations",
+        "the files hold heads of {value} examinations, one was drawn: give the folder of one, or set series=",
+        flag=1,
+    ),
+    "joined_series": Rule(
+        "series",
+        "each of {value} series holds too few images for a head: {images} images were joined by their geometry",
+        note=1,
+    ),
+    "one_slice_named": Rule(
+        "images",
+        "the file is one slice; the {value} images of its series in the same folder were read",
+        note=1,
+    ),
+    "rescale_missing": Rule(
+        "images",
+        "{value} of {total} images have no usable RescaleSlope or RescaleIntercept (empty, zero or no number): 1 and 0 "
+        "were used",
+        flag=0,
+    ),
     "mixed_series": Rule(
-        "images", "{value} of {total} images differ in kind, size, spacing or direction: left out", flag=0
+        "images",
+        "{value} of {total} images differ in kind, size, spacing, direction or line: left out",
+        flag=0,
     ),
     "undecodable": Rule(
         "images", "{value} of {total} images cannot be decoded (damaged, or an unknown coding)", flag=0

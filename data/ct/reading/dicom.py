@@ -1,100 +1,91 @@
-"""DICOM folders: finds the series in any tree of files, chooses one, and decodes its slices one by one.
+"""DICOM: finds the series among any files, chooses one, and decodes its slices one by one.
 
-The steps: ``_headers``, ``_choose``, ``_like_slices``, ``_slice``, and ``stack`` of ``geometry``.
+The steps: ``read_headers``, ``_series``, ``_choose``, ``_decode`` with ``_slices``, and ``stack`` of ``geometry``.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 import warnings
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Hashable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
-from pydicom.dataset import Dataset
+import scipy.ndimage as ndimage
+from pydicom.pixels import pixel_array
 
-from data.ct.findings import ScanError, judge
-from data.ct.reading.geometry import SMALLEST_SIDE, Slice, check_size, gantry_tilt, stack
-from data.ct.reading.scan import Scan, to_hounsfield
+from data.ct.findings import Finding, ScanError, Severity, judge
+from data.ct.reading import archives
+from data.ct.reading.dicom_headers import Header, list_files, read_dataset, read_headers
+from data.ct.reading.geometry import (
+    OFF_LINE_MM,
+    SMALLEST_SIDE,
+    Slice,
+    check_size,
+    gantry_tilt,
+    same_places,
+    stack,
+)  # fmt: skip
+from data.ct.reading.scan import UNMEASURED_HU, Scan, to_hounsfield
 
-# It quotes the values it complains of, names included.
-logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
-MAX_FILES = 20_000
-MAX_SIDE = 4096
 MAX_HALVINGS = 2
 AXIAL_COSINE = 0.6  # of the slices' normal with the head-to-foot axis, at least
-DIRECTION_TOLERANCE = 0.01  # of the directions' lengths and of the cosine between them
+ALIKE = 0.002  # direction cosines differ by at most this in one series, pixel spacings by this share
 ENOUGH_MM = 100.0  # a series that covers this much counts as a head
 TILT_APART_DEG, NO_TILT_DEG = 2.0, 1.0
-_TAGS = [
-    "SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "ImageType", "ConvolutionKernel",
-    "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "Rows", "Columns", "SliceThickness",
-    "InstanceNumber", "AcquisitionNumber", "GantryDetectorTilt", "NumberOfFrames", "SamplesPerPixel",
-    "PhotometricInterpretation", "BitsAllocated", "KVP",
-]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Header:
-    """The part of a file that is read before its pixels.
-
-    Attributes:
-        shape: rows, columns.  spacing: mm between rows, between columns.
-        axes: (2, 3) directions of a row and of a column.  position: (3,) LPS mm of the first pixel.
-        order: numbers of acquisition and instance.
-        problem: why the file cannot be used; then the geometry may be zeros.
-    """
-
-    path: Path
-    series: str
-    number: str
-    modality: str
-    localizer: bool
-    kernel: str
-    order: tuple[int, int]
-    tilt: float | None
-    thickness: float | None
-    kvp: float | None
-    shape: tuple[int, int]
-    spacing: np.ndarray
-    axes: np.ndarray
-    position: np.ndarray
-    problem: str | None
-
-    @property
-    def normal(self) -> np.ndarray:
-        return np.cross(*self.axes)
+SCOUT_COSINE = 0.7  # of an image's normal with that of the slices: less is another view
+FAR_MM, FEW = 30.0, 0.1  # images so far from the others are no slices, if they are no more than this share
+PADDING_ABOVE_HU, METAL_HU = -900, 3000  # darker padding looks like air, brighter like metal
 
 
 @dataclass
 class Series:
-    """Files that share a SeriesInstanceUID."""
+    """Images that belong together: they share a SeriesInstanceUID, or were joined by their geometry.
 
-    uid: str
-    headers: list[Header] = field(default_factory=list)
+    Attributes:
+        joined: how many SeriesInstanceUIDs were joined; 1 for an ordinary series.
+    """
+
+    headers: list[Header]
+    joined: int = 1
 
     @property
     def number(self) -> str:
-        return self.headers[0].number
+        return self._typical.number
+
+    @property
+    def uids(self) -> set[str]:
+        return {h.series for h in self.headers}
+
+    @property
+    def _typical(self) -> Header:
+        return (self.slices or self.headers)[0]
 
     @cached_property
-    def usable(self) -> list[Header]:
-        return [h for h in self.headers if h.problem is None and not h.localizer and h.modality == "CT"]
+    def slices(self) -> list[Header]:
+        """Return the largest set of CT images with one size, spacing and direction that lie on one line."""
+        usable = [h for h in self.headers if h.problem is None and not h.scout and h.modality == "CT"]
+        return _on_line(max(_alike(usable), key=len, default=[]))
 
     @cached_property
     def heights(self) -> np.ndarray:
         """Return the different places of the slices along their normal, mm, ascending."""
-        return np.unique(np.round([float(h.position @ self.usable[0].normal) for h in self.usable], 2))
+        heights = np.sort([float(h.position @ self._typical.normal) for h in self.slices])
+        return heights[np.unique(same_places(heights), return_index=True)[1]]
 
     @property
     def coverage(self) -> float:
         """Return the mm from the first to the last slice."""
-        return float(np.ptp(self.heights)) if self.usable else 0.0
+        return float(np.ptp(self.heights)) if self.slices else 0.0
+
+    @property
+    def covers_a_head(self) -> bool:
+        return self.coverage >= ENOUGH_MM and len(self.heights) >= SMALLEST_SIDE
 
     @property
     def step(self) -> float:
@@ -102,12 +93,12 @@ class Series:
 
     @property
     def axial(self) -> bool:
-        return bool(self.usable) and abs(float(self.usable[0].normal[2])) >= AXIAL_COSINE
+        return bool(self.slices) and abs(float(self._typical.normal[2])) >= AXIAL_COSINE
 
     def describe(self) -> str:
         """Return a line without descriptions and UIDs, which may hold names."""
-        one = self.headers[0]
-        kind = "localizer" if one.localizer else one.modality[:4]
+        one = self._typical
+        kind = "localizer" if one.scout else one.modality[:4]
         text = f"series={one.number}: {kind}, {len(self.headers)} images of {one.shape[1]} x {one.shape[0]}"
         if math.isfinite(self.step):
             text += f", {self.step:.2f} mm apart over {self.coverage:.0f} mm"
@@ -117,131 +108,131 @@ class Series:
 
 def read_folder(folder: Path, requested: str, max_bytes: int, offset: float) -> Scan:
     """Return the chosen series of all DICOM files below ``folder``. Raises: ScanError, see ``read_scan``."""
-    headers, others = _headers(folder)
-    if not headers:
-        raise ScanError(f"no DICOM image among its {others} files: expected a DICOM folder or a volume file")
-    groups: dict[str, Series] = {}
-    for header in headers:
-        groups.setdefault(header.series, Series(header.series)).headers.append(header)
-    series = list(groups.values())
-    chosen = _choose(series, requested)
+    with ExitStack() as stay_unpacked:
+        files: list[Path] = []
+        for path in list_files(folder):
+            packed = path.name.lower().endswith(archives.SUFFIXES) and archives.is_packed(path)
+            inside = stay_unpacked.enter_context(archives.unpacked(path, max_bytes)) if packed else None
+            files += [path] if inside is None else list_files(inside)
+        headers, others = read_headers(files)
+        if not headers:
+            raise ScanError(
+                f"no DICOM image among its {others} files: expected a DICOM folder or a volume file"
+            )
+        series = _series(headers)
+        return _read(series, _choose(series, requested), others, max_bytes, offset)
+
+
+def read_image(path: Path, requested: str, max_bytes: int, offset: float) -> Scan:
+    """Return the volume of one DICOM file; where that is one slice, of its series in the same folder.
+
+    Raises:
+        ScanError: see ``read_scan``.
+    """
+    own, _ = read_headers([path])
+    if not own:
+        raise ScanError("a DICOM file without an image in it: give the folder of the series")
+    if len(own) > 1:
+        series = _series(own)
+        return _read(series, _choose(series, requested), 0, max_bytes, offset)
+    files = sorted(p for p in path.parent.iterdir() if p.is_file() and not p.name.startswith("."))
+    headers, others = read_headers(files)
+    series = _series(headers)
+    holding = [one for one in series if any(h.path == path for h in one.headers)]
+    if len(holding[0].slices) < SMALLEST_SIDE and not requested:
+        raise ScanError(
+            f"the DICOM file is one image, and its folder holds {len(holding[0].headers)} of its series: give the "
+            "folder that holds the whole series"
+        )
+    scan = _read(series, _choose(series if requested else holding, requested), others, max_bytes, offset)
+    scan.findings += judge("one_slice_named", scan.facts["stored_size"][2])
+    return scan
+
+
+def _read(series: list[Series], chosen: Series, others: int, max_bytes: int, offset: float) -> Scan:
     scan = _decode(chosen, max_bytes, offset)
     scan.facts["series_found"] = [one.describe() for one in series]
     scan.facts["series_used"] = chosen.number
     scan.facts["other_files"] = others
-    if sum(bool(one.usable) for one in series) > 1:
+    if sum(bool(one.slices) for one in series) > 1:
         scan.findings += judge("several_series", len(series), chosen=chosen.describe())
+    scan.findings += judge("joined_series", chosen.joined, images=len(chosen.headers)) + _people(series)
     return scan
 
 
-def _headers(folder: Path) -> tuple[list[Header], int]:
-    """Return the headers of all images below ``folder``, by name, and the number of other files."""
-    headers: list[Header] = []
-    others = 0
-    for base, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            if len(headers) + others >= MAX_FILES:
-                raise ScanError(f"more than {MAX_FILES} files: give the folder of one patient")
-            header = _header(Path(base) / name)
-            if header is None:
-                others += 1
-            else:
-                headers.append(header)
-    return headers, others
+def _people(series: list[Series]) -> list[Finding]:
+    """Judge whether all images are of one person, and all series that hold a head of one examination."""
+    people = {h.person for one in series for h in one.headers}
+    persons = max(len({value for value in values if value}) for values in zip(*people, strict=True))
+    heads = [one for one in series if one.axial and one.covers_a_head and one.joined == 1]
+    studies = {one.slices[0].study for one in heads} - {""}
+    return judge("several_people", persons) or judge("several_studies", len(studies))
 
 
-def _header(path: Path) -> Header | None:
-    """Return None for a file that is no DICOM image."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # they quote values, names included
-            data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
-            if "Rows" not in data:  # DICOMDIR, reports, dose records
-                return None
-            return _parse(path, data)
-    except Exception:  # anything may be in a file: whatever pydicom stumbles over is no DICOM image
-        return None
+def _series(headers: list[Header]) -> list[Series]:
+    """Return the series; the images of one person whose series are too small for a head are joined by geometry."""
+    groups = _grouped(headers, lambda h: (h.series, h.person))
+    series = [Series(group) for group in groups if len(group) >= SMALLEST_SIDE]
+    small = [h for group in groups if len(group) < SMALLEST_SIDE for h in group]
+    for key in (lambda h: (h.person, h.number), lambda h: h.person):
+        for group in _grouped(small, key):
+            whole = Series(group)
+            whole = Series(whole.slices, len({h.series for h in whole.slices}))
+            if len(whole.heights) >= SMALLEST_SIDE:
+                series.append(whole)
+                used = {id(h) for h in whole.headers}
+                small = [h for h in small if id(h) not in used]
+    return series + [Series(group) for group in _grouped(small, lambda h: (h.series, h.person))]
 
 
-def _parse(path: Path, data: Dataset) -> Header:
-    axes = _floats(data, "ImageOrientationPatient", 6)
-    position = _floats(data, "ImagePositionPatient", 3)
-    spacing = _floats(data, "PixelSpacing", 2)
-    shape = (_int(data.get("Rows")), _int(data.get("Columns")))
-    kernel = data.get("ConvolutionKernel") or ""
-    kernel = kernel if isinstance(kernel, str) else str(kernel[0])
-    number = _number(data.get("SeriesNumber"))
-    return Header(
-        path=path,
-        series=str(data.get("SeriesInstanceUID") or "none"),
-        number="none" if number is None else str(int(number)),
-        modality=str(data.get("Modality") or "?"),
-        localizer="LOCALIZER" in [str(part).upper() for part in (data.get("ImageType") or [])],
-        kernel=kernel if len(kernel) <= 8 and kernel.isascii() and kernel.isalnum() else "",
-        order=(_int(data.get("AcquisitionNumber")), _int(data.get("InstanceNumber"))),
-        tilt=_number(data.get("GantryDetectorTilt")),
-        thickness=_number(data.get("SliceThickness")),
-        kvp=_number(data.get("KVP")),
-        shape=shape,
-        spacing=np.zeros(2) if spacing is None else spacing,
-        axes=np.zeros((2, 3)) if axes is None else axes.reshape(2, 3),
-        position=np.zeros(3) if position is None else position,
-        problem=_geometry_problem(shape, axes, position, spacing) or _pixel_problem(data),
-    )
+def _grouped(headers: Iterable[Header], key: Any) -> list[list[Header]]:
+    groups: dict[Hashable, list[Header]] = defaultdict(list)
+    for header in headers:
+        groups[key(header)].append(header)
+    return list(groups.values())
 
 
-def _geometry_problem(
-    shape: tuple[int, int], axes: np.ndarray | None, position: np.ndarray | None, spacing: np.ndarray | None
-) -> str | None:
-    """Return why an image cannot be placed, or None."""
-    if not (1 < shape[0] <= MAX_SIDE and 1 < shape[1] <= MAX_SIDE):
-        return f"a size of {shape[1]} x {shape[0]} px"
-    if axes is None or position is None:
-        return "no ImageOrientationPatient or ImagePositionPatient"
-    if spacing is None or min(spacing) <= 0 or max(spacing) > 10:
-        return "no usable PixelSpacing"
-    row, column = axes.reshape(2, 3)
-    if max(abs(np.linalg.norm(row) - 1), abs(np.linalg.norm(column) - 1)) > DIRECTION_TOLERANCE:
-        return "ImageOrientationPatient that is no direction"
-    if abs(float(row @ column)) > DIRECTION_TOLERANCE:
-        return "ImageOrientationPatient whose directions are not at right angles"
-    return None
+def _alike(headers: list[Header]) -> list[list[Header]]:
+    """Return groups of images with one size, and nearly one spacing and direction: headers round them differently."""
+    numbers = np.array([[*h.shape, *np.log(h.spacing), *h.axes.ravel()] for h in headers])
+    left = np.ones(len(headers), bool)
+    groups = []
+    while left.any():
+        alike = left & (np.abs(numbers - numbers[np.argmax(left)]) <= ALIKE).all(1)
+        groups.append([headers[k] for k in np.flatnonzero(alike)])
+        left &= ~alike
+    return groups
 
 
-def _pixel_problem(data: Dataset) -> str | None:
-    """Return why an image's pixels cannot be used, or None."""
-    if int(data.get("NumberOfFrames") or 1) > 1:
-        return "several frames a file (enhanced CT); convert it with dcm2niix"
-    if int(data.get("SamplesPerPixel") or 1) != 1 or data.get("PhotometricInterpretation") != "MONOCHROME2":
-        return "colour or inverted pixels"
-    return None
-
-
-def _number(value: Any) -> float | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _int(value: Any) -> int:
-    return int(_number(value) or 0)
-
-
-def _floats(data: Dataset, key: str, count: int) -> np.ndarray | None:
-    try:
-        values = np.array([float(v) for v in data.get(key) or []])
-    except (TypeError, ValueError):
-        return None
-    return values if values.shape == (count,) and np.isfinite(values).all() else None
+def _on_line(headers: list[Header]) -> list[Header]:
+    """Leave out the few images that lie beside the line of all others, or far from them along it: scouts."""
+    if len(headers) < SMALLEST_SIDE:
+        return headers
+    normal = headers[0].normal
+    places = np.array([h.position for h in headers])
+    heights = places @ normal
+    order = np.argsort(heights)
+    steps = np.diff(heights[order])
+    apart = steps > 0.5 * np.median(steps)
+    rise = np.median(np.diff(places[order], axis=0)[apart] / steps[apart, None], 0) if apart.any() else normal
+    beside = places - heights[:, None] * rise
+    stray = np.linalg.norm(beside - np.median(beside, 0), axis=1) > OFF_LINE_MM
+    runs = np.zeros(len(headers), int)
+    runs[order[1:]] = np.cumsum(steps > FAR_MM)
+    stray |= runs != np.bincount(runs).argmax()
+    few = stray.sum() <= FEW * len(headers)
+    return [h for h, off in zip(headers, stray, strict=True) if not off] if few else headers
 
 
 def _choose(series: list[Series], requested: str) -> Series:
-    """Return the axial CT series that covers a head with the finest, then the most slices. Raises: ScanError."""
+    """Return the CT series, best an axial one, that covers a head with the finest, then the most slices.
+
+    Raises:
+        ScanError: there is none, or not one alone with the number asked for.
+    """
     listed = "; ".join(one.describe() for one in series[:12])
     if requested:
-        matching = [one for one in series if requested in (one.uid, one.number)]
+        matching = [one for one in series if requested in one.uids or requested == one.number]
         if len(matching) > 1:
             raise ScanError(
                 f"{len(matching)} series have the number asked for: give the SeriesInstanceUID; there are: {listed}"
@@ -255,32 +246,42 @@ def _choose(series: list[Series], requested: str) -> Series:
         raise ScanError(
             f"modality {modalities}, expected CT: bone and skin are found by their Hounsfield units"
         )
-    usable = [one for one in ct if one.usable]
+    usable = [one for one in ct if one.slices]
     if not usable:
         problem = next((h.problem for one in ct for h in one.headers if h.problem), "only localizers")
         raise ScanError(f"no image of its CT series can be used: {problem}")
-    axial = [one for one in usable if one.axial]
-    if not axial:
-        raise ScanError(f"no axial CT series; there are: {listed}")
-    full = [one for one in axial if one.coverage >= ENOUGH_MM]
-    if full:
-        return min(full, key=lambda one: (round(one.step, 2), -len(one.usable), one.number, one.uid))
-    return max(axial, key=lambda one: one.coverage)
+    full = [one for one in usable if one.covers_a_head]
+    if not full:
+        return max(usable, key=lambda one: (one.coverage, one.axial))
+    best = min((one.slices[0].projection, not one.axial) for one in full)
+    full = [one for one in full if (one.slices[0].projection, not one.axial) == best]
+    finest = min(one.step for one in full)
+    fine = [one for one in full if one.step < 1.02 * finest]  # steps are rounded in the headers
+    return min(fine, key=lambda one: (-len(one.slices), one.number, min(one.uids)))
 
 
 def _decode(series: Series, max_bytes: int, offset: float) -> Scan:
-    """Return the volume of the largest group of like slices."""
-    headers = _like_slices(series)
+    """Return the volume of a series' slices."""
+    headers = series.slices
     first = headers[0]
     halvings = _halvings(first, len(headers), max_bytes)
-    slices = [one for header in headers if (one := _slice(header, offset, halvings)) is not None]
+    slices = _slices(headers, offset, halvings)
     if len(slices) < SMALLEST_SIDE:
         raise ScanError(
             f"{len(slices)} of its {len(headers)} images can be read, a head needs at least {SMALLEST_SIDE}"
         )
-    findings = judge("mixed_series", len(series.headers) - len(headers), total=len(series.headers))
+    used = {id(h) for h in headers}
+    others = [h for h in series.headers if id(h) not in used]
+    scouts = all(
+        h.scout or (h.problem is None and abs(h.normal @ first.normal) < SCOUT_COSINE) for h in others
+    )
+    severity: Severity | None = "note" if scouts else None
+    findings = judge("mixed_series", len(others), severity=severity, total=len(series.headers))
     findings += judge("undecodable", len(headers) - len(slices), total=len(headers))
-    along_i, along_j = first.axes * first.spacing[::-1, None] * 2**halvings
+    unscaled = sum(h.slope is None or h.intercept is None for h in headers)
+    findings += judge("rescale_missing", unscaled, total=len(headers))
+    axes, spacing = (np.median([getattr(h, key) for h in headers], 0) for key in ("axes", "spacing"))
+    along_i, along_j = axes * spacing[::-1, None] * 2**halvings
     values, affine, more = stack(slices, along_i, along_j)
     facts: dict[str, Any] = {"format": "DICOM", "stored_size": [first.shape[1], first.shape[0], len(headers)]}
     optional = {"slice_thickness_mm": first.thickness, "kvp": first.kvp, "kernel": first.kernel}
@@ -291,15 +292,6 @@ def _decode(series: Series, max_bytes: int, offset: float) -> Scan:
     if measured < NO_TILT_DEG and abs(stated - measured) > TILT_APART_DEG:
         more += judge("tilt_unclear", stated, measured=measured)
     return Scan(values, affine, facts, findings + more)
-
-
-def _like_slices(series: Series) -> list[Header]:
-    """Return the largest group of images with one size, spacing and direction."""
-    groups: dict[tuple[Any, ...], list[Header]] = {}
-    for header in series.usable:
-        key = (header.shape, *np.round(header.spacing, 4), *np.round(header.axes, 3).ravel())
-        groups.setdefault(key, []).append(header)
-    return max(groups.values(), key=len)
 
 
 def _halvings(first: Header, count: int, max_bytes: int) -> int:
@@ -314,11 +306,25 @@ def _halvings(first: Header, count: int, max_bytes: int) -> int:
     return halvings
 
 
-def _slice(header: Header, offset: float, halvings: int) -> Slice | None:
-    """Return one decoded image, or None where its pixels are damaged."""
-    values = _pixels(header, offset)
-    if values is None:
-        return None
+def _slices(headers: list[Header], offset: float, halvings: int) -> list[Slice]:
+    """Return the decoded images; those whose pixels are damaged are left out."""
+    slices = []
+    opened: tuple[Path, Any] | None = None  # frames of one file follow each other
+    for header in headers:
+        try:
+            with warnings.catch_warnings(action="ignore"):  # they quote values, names included
+                if opened is None or opened[0] != header.path:
+                    opened = header.path, read_dataset(header.path)
+                pixels = pixel_array(opened[1], index=header.frame)
+        except Exception:  # decoders of damaged data raise anything; the caller counts what is lost
+            continue
+        if pixels.shape == header.shape:
+            slices.append(_slice(header, _hounsfield(header, pixels, offset), halvings))
+    return slices
+
+
+def _slice(header: Header, values: np.ndarray, halvings: int) -> Slice:
+    """Return one image, its sides halved so often."""
     for _ in range(halvings):
         rows, columns = (n // 2 for n in values.shape)
         blocks = values[: 2 * rows, : 2 * columns].reshape(rows, 2, columns, 2)
@@ -328,15 +334,15 @@ def _slice(header: Header, offset: float, halvings: int) -> Slice | None:
     return Slice(values, position, header.order)
 
 
-def _pixels(header: Header, offset: float) -> np.ndarray | None:
-    """Return (rows, columns) int16 HU, or None where the file's pixels are damaged."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # they quote values, names included
-            data = pydicom.dcmread(header.path)
-            pixels = data.pixel_array
-            slope, intercept = float(data.get("RescaleSlope", 1)), float(data.get("RescaleIntercept", 0))
-    except Exception:  # decoders of damaged data raise anything; the caller counts what is lost
-        return None
-    if pixels.shape != header.shape or not (math.isfinite(slope) and math.isfinite(intercept)) or slope == 0:
-        return None
-    return to_hounsfield(pixels * np.float32(slope) + np.float32(intercept), offset)
+def _hounsfield(header: Header, pixels: np.ndarray, offset: float) -> np.ndarray:
+    """Return (rows, columns) int16 HU, ``UNMEASURED_HU`` where padding would look like tissue or metal."""
+    slope, intercept = header.slope or 1.0, header.intercept or 0.0
+    values = to_hounsfield(pixels * np.float32(slope) + np.float32(intercept), offset)
+    if header.padding is not None:
+        low, high = header.padding
+        padded = (pixels >= low) & (pixels <= high) & (values > PADDING_ABOVE_HU)
+        if padded.any():  # what looks like tissue may be tissue: it is padding where it reaches the border
+            parts, _ = ndimage.label(padded)
+            outer = np.unique(np.concatenate([parts[[0, -1]].ravel(), parts[:, [0, -1]].ravel()]))
+            values[padded & (np.isin(parts, outer) | (values > METAL_HU))] = UNMEASURED_HU
+    return values

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.ndimage as ndimage
 
 from data.ct.findings import Finding, ScanError, Severity, judge
 
@@ -17,6 +18,8 @@ LARGEST_SPACING_MM = 10.0
 EXTENT_MM = (60.0, 3000.0)  # of the longest side
 SMALLEST_VOLUME = 0.5  # of the box with the same edges; less is 60 degrees of tilt
 SAME_PLACE_MM = 0.01
+SAME_SHARE = 0.2  # of most steps, up to 0.1 mm: slices nearer than this lie at one place
+STEPS_AROUND = 7  # fewer steps than half of it that differ from the others are gaps, more are another spacing
 UNEVEN_SHARE = 0.03  # steps within this share of the median count as equal
 LARGEST_GAP_MM = 7.5  # of missing slices; beyond, what was in between cannot be guessed
 LARGEST_LOSS = 0.15  # of all slices
@@ -104,48 +107,77 @@ def stack(
         )
     places = np.array([s.position for s in slices])
     heights = places @ normal
-    steps = np.diff(heights)
-    step = float(np.median(steps))
-    findings += _judge_steps(steps, step)
+    step, more = _judge_steps(np.diff(heights))
+    findings += more
     start, rise = _line(places, heights)
     values, step = _even(np.stack([s.values for s in slices]), heights, step)
     affine = np.stack([along_i, along_j, step * rise, start + heights[0] * rise], 1)
     return values, affine, findings
 
 
+def same_places(heights: np.ndarray) -> np.ndarray:
+    """Return the number of the place, from 0, of each of (K,) ascending heights: headers round them differently."""
+    steps = np.diff(heights, prepend=heights[:1])
+    typical = float(np.percentile(steps, 90)) if len(steps) else 0.0
+    return np.cumsum(steps > max(SAME_PLACE_MM, min(0.1, SAME_SHARE * typical)))
+
+
 def _without_doubles(slices: list[Slice], normal: np.ndarray) -> tuple[list[Slice], list[Finding]]:
     """Return the slices by height, the first acquired of each place."""
-    slices = sorted(slices, key=lambda s: (round(float(s.position @ normal), 2), s.order))
-    unique = [slices[0]]
-    differing = 0
-    for one in slices[1:]:
-        if abs(float((one.position - unique[-1].position) @ normal)) > SAME_PLACE_MM:
-            unique.append(one)
-        elif not np.array_equal(one.values, unique[-1].values):
-            differing += 1
+    heights = np.array([s.position @ normal for s in slices])
+    ascending = np.argsort(heights, kind="stable")
+    places: dict[int, list[Slice]] = {}
+    for k, place in zip(ascending, same_places(heights[ascending]), strict=True):
+        places.setdefault(int(place), []).append(slices[k])
+    unique, differing = [], 0
+    for doubles in places.values():
+        first, *others = sorted(doubles, key=lambda s: s.order)
+        unique.append(first)
+        differing += sum(not np.array_equal(other.values, first.values) for other in others)
     more = f"; {differing} of them show something else (two acquisitions in one series?)" if differing else ""
-    doubles = len(slices) - len(unique)
     severity: Severity | None = "flag" if differing else None
-    return unique, judge("duplicated_slices", doubles, severity=severity, more=more)
+    return unique, judge("duplicated_slices", len(slices) - len(unique), severity=severity, more=more)
 
 
-def _judge_steps(steps: np.ndarray, step: float) -> list[Finding]:
-    """Return what is wrong with the (K - 1,) distances of slices whose median is ``step``. Raises: ScanError."""
-    missing = np.maximum(0, np.rint(steps / step) - 1).astype(int)
-    lost = int(missing.sum())
-    gap = float(steps.max())
-    if lost and (gap > max(LARGEST_GAP_MM, 1.6 * step) or lost > LARGEST_LOSS * (len(steps) + 1 + lost)):
-        raise ScanError(
-            f"{lost} slices are missing (the widest gap is {gap:.1f} mm where slices lie {step:.2f} mm apart; up to "
-            f"{LARGEST_GAP_MM:g} mm, and {LARGEST_LOSS:.0%} of all, can be bridged): copy the series again"
-        )
+def _judge_steps(steps: np.ndarray) -> tuple[float, list[Finding]]:
+    """Return the step to interpolate to, and what is wrong with the (K - 1,) distances of slices.
+
+    A distance is compared with those around it: the base of a skull is often scanned in finer steps than its vault.
+
+    Raises:
+        ScanError: too much is missing.
+    """
+    local = ndimage.median_filter(steps, STEPS_AROUND, mode="mirror")
+    missing = np.maximum(0, np.rint(steps / local) - 1).astype(int)
     whole = steps / (missing + 1)
+    region = ndimage.uniform_filter1d(whole, STEPS_AROUND, mode="nearest")
+    step = float(np.median(steps))
+    if region.min() < 0.8 * step:
+        step = max(float(region.min()), float(steps.sum()) / (3 * len(steps)))
+    lost = int(missing.sum())
+    widest = int(np.argmax(np.where(missing > 0, steps, 0)))
+    gap = float(steps[widest])
+    if lost and (
+        gap > max(LARGEST_GAP_MM, 1.6 * local[widest]) or lost > LARGEST_LOSS * (len(steps) + 1 + lost)
+    ):
+        raise ScanError(
+            f"{lost} slices are missing (the widest gap is {gap:.1f} mm where slices lie {local[widest]:.2f} mm apart; "
+            f"up to {LARGEST_GAP_MM:g} mm, and {LARGEST_LOSS:.0%} of all, can be bridged): copy the series again"
+        )
+    low, high = float(whole.min()), float(whole.max())
+    if high > max(LARGEST_GAP_MM, 1.6 * step):
+        raise ScanError(
+            f"its slices lie {low:.2f} to {high:.2f} mm apart, up to {LARGEST_GAP_MM:g} mm can be bridged: are "
+            "some missing?"
+        )
     spread = float(np.abs(whole - step).max())
-    limit = round(UNEVEN_SHARE * step, 3)
-    return [
-        *judge("missing_slices", lost, gap=gap),
-        *judge("uneven_slices", spread, limit=limit, low=whole.min(), high=whole.max(), step=step),
-    ]
+    findings = judge("missing_slices", lost, gap=gap)
+    findings += judge(
+        "uneven_slices", spread, limit=round(UNEVEN_SHARE * step, 3), low=low, high=high, step=step
+    )
+    if region.max() > 1.2 * step:
+        findings += judge("spacing", float(region.max()))
+    return step, findings
 
 
 def _line(places: np.ndarray, heights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

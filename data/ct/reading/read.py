@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from data.ct.findings import ScanError
-from data.ct.reading.dicom import read_folder
+from data.ct.reading.archives import is_packed, unpacked
+from data.ct.reading.dicom import read_folder, read_image
+from data.ct.reading.dicom_headers import is_dicom
 from data.ct.reading.scan import Scan, check_hounsfield
 from data.ct.reading.volumes import SUFFIXES, read_invesalius_folder, read_volume, suffix_of
 
 
 def read_scan(path: Path, series: str = "", max_bytes: int = 3 << 29, offset: float = 0.0) -> Scan:
-    """Read a DICOM folder, NIfTI, NRRD, MetaImage, or an InVesalius project.
+    """Read a DICOM folder, file or archive, NIfTI, NRRD, MetaImage, or an InVesalius project.
 
     Args:
         path: the file or folder.
@@ -43,6 +45,12 @@ def _read(path: Path, series: str, max_bytes: int, offset: float) -> Scan:
         return read_volume(path, max_bytes, offset)
     if path.stat().st_size == 0:
         raise ScanError("the file is empty (0 bytes)")
+    if is_packed(path):
+        with unpacked(path, max_bytes) as folder:
+            return _read(folder, series, max_bytes, offset)
+    if is_dicom(path):
+        return read_image(path, series, max_bytes, offset)
     raise ScanError(
-        f"unknown kind of file: expected a DICOM folder, or a file that ends in one of {', '.join(SUFFIXES)}"
+        "unknown kind of file: expected a DICOM folder, file or archive, or a file that ends in one of "
+        f"{', '.join(SUFFIXES)}"
     )

@@ -11,7 +11,7 @@ from data.ct.findings import Finding, ScanError
 from data.ct.reading.geometry import check_affine
 
 OUTSIDE_HU = -1024  # what stands where the scanner measured nothing
-AIR_HU, DENSEST_HU = -1024, 32000
+AIR_HU, DENSEST_HU, UNMEASURED_HU = -1024, 32000, -4096
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Scan:
 def to_hounsfield(values: np.ndarray, offset: float) -> np.ndarray:
     """Return stored values plus ``offset`` as int16 HU; NaN becomes air, padding stays below it."""
     finite = np.nan_to_num(values, nan=AIR_HU, posinf=DENSEST_HU, neginf=AIR_HU)
-    return np.clip(finite + offset, -4096, DENSEST_HU).round().astype(np.int16)
+    return np.clip(finite + offset, UNMEASURED_HU, DENSEST_HU).round().astype(np.int16)
 
 
 def check_hounsfield(values: np.ndarray) -> None:

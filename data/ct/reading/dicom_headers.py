@@ -1,0 +1,267 @@
+"""The headers of DICOM images: one record for each slice, also for each frame of a multi-frame file."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    LegacyConvertedEnhancedCTImageStorage,
+)
+
+from data.ct.findings import ScanError
+
+# It quotes the values it complains of, names included.
+logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+MAX_IMAGES = 20_000
+MAX_SIDE = 4096
+DIRECTION_TOLERANCE = 0.01  # of the directions' lengths and of the cosine between them
+CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
+SCOUTS = ("LOCALIZER", "SCOUT", "TOPOGRAM", "SURVIEW", "SCANO")
+PROJECTIONS = ("MIP", "MINIP", "PROJECTION IMAGE", "RENDERED", "VRT")
+_PEOPLE = ("PatientID", "PatientName", "PatientBirthDate")
+_TAGS = [
+    "SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "ImageType", "FrameType", "ConvolutionKernel",
+    "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "Rows", "Columns", "SliceThickness",
+    "InstanceNumber", "AcquisitionNumber", "FrameAcquisitionNumber", "GantryDetectorTilt", "NumberOfFrames",
+    "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "KVP", "StudyInstanceUID", *_PEOPLE,
+    "RescaleSlope", "RescaleIntercept", "PixelPaddingValue", "PixelPaddingRangeLimit", "PixelRepresentation",
+]  # fmt: skip
+_GROUPS = ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
+
+
+@dataclass(frozen=True)
+class Header:
+    """The part of an image that is read before its pixels.
+
+    Attributes:
+        frame: its place in the file, from 0.  person: number, name and date of birth, for comparison alone.
+        scout, projection: whether the type of the image says so.
+        shape: rows, columns.  spacing: mm between rows, between columns.
+        axes: (2, 3) directions of a row and of a column.  position: (3,) LPS mm of the first pixel.
+        order: numbers of acquisition and instance.
+        slope, intercept: from stored values to HU; None where the file holds something else than a usable number.
+        padding: stored values, lowest and highest, that stand for "not measured".
+        problem: why the image cannot be used; then the geometry may be zeros.
+    """
+
+    path: Path
+    frame: int
+    series: str
+    study: str
+    person: tuple[str, ...]
+    number: str
+    modality: str
+    scout: bool
+    projection: bool
+    kernel: str
+    order: tuple[int, int]
+    tilt: float | None
+    thickness: float | None
+    kvp: float | None
+    shape: tuple[int, int]
+    spacing: np.ndarray
+    axes: np.ndarray
+    position: np.ndarray
+    slope: float | None
+    intercept: float | None
+    padding: tuple[int, int] | None
+    problem: str | None
+
+    @property
+    def normal(self) -> np.ndarray:
+        return np.cross(*self.axes)
+
+
+def read_headers(files: list[Path]) -> tuple[list[Header], int]:
+    """Return the headers of all images in ``files``, and the number of files without one. Raises: ScanError."""
+    headers: list[Header] = []
+    others = 0
+    for path in files:
+        images = _images(path)
+        headers += images
+        others += not images
+        if len(headers) > MAX_IMAGES:
+            raise ScanError(f"more than {MAX_IMAGES} images: give the folder of one patient")
+    return headers, others
+
+
+def list_files(folder: Path) -> list[Path]:
+    """Return all files below ``folder``, by name, without hidden ones and what is no file. Raises: ScanError."""
+    files: list[Path] = []
+    for base, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+        paths = (Path(base) / name for name in sorted(names) if not name.startswith("."))
+        files += (path for path in paths if path.is_file())  # a pipe would wait for ever
+        if len(files) > MAX_IMAGES:
+            raise ScanError(f"more than {MAX_IMAGES} files: give the folder of one patient")
+    return files
+
+
+def is_dicom(path: Path) -> bool:
+    """Return whether a file starts as DICOM does, with its preamble or without."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(132)
+    except OSError:
+        return False
+    bare = start[:2] in (b"\x02\0", b"\x08\0") and start[3:4] == b"\0"  # the tag of an early element
+    return start[128:] == b"DICM" or bare
+
+
+def read_dataset(path: Path, **options: Any) -> Dataset:
+    """Return a file's elements, with the coding of its pixels where the file does not state it."""
+    data = pydicom.dcmread(path, force=True, **options)
+    meta = getattr(data, "file_meta", None)
+    if meta is None or "TransferSyntaxUID" not in meta:
+        implicit, little = data.original_encoding
+        plain = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        data.file_meta = meta or FileMetaDataset()
+        data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else plain
+    return data
+
+
+def _images(path: Path) -> list[Header]:
+    """Return the headers of a file's images; none for a file that is no DICOM image."""
+    if not is_dicom(path):
+        return []
+    try:
+        with warnings.catch_warnings(action="ignore"):  # they quote values, names included
+            data = read_dataset(path, stop_before_pixels=True, specific_tags=_TAGS + _GROUPS)
+            if "Rows" not in data:  # DICOMDIR, reports, dose records
+                return []
+            return [_parse(path, k, frame) for k, frame in enumerate(_frames(data))]
+    except Exception:  # anything may be in a file: whatever pydicom stumbles over is no DICOM image
+        return []
+
+
+def _frames(data: Dataset) -> Iterator[Dataset]:
+    """Return the elements of each frame: those of the file, of all its frames, and of the frame alone.
+
+    Source: DICOM PS3.3 C.7.6.16, multi-frame functional groups.
+    """
+    shared, frames = (data.get(name) or [] for name in _GROUPS)
+    if not frames:
+        yield data
+    own = Dataset()
+    own.update({element.tag: element for element in data if element.keyword in _TAGS})
+    for frame in frames:
+        flat = Dataset()
+        flat.update(own)
+        for group in (*shared, frame):
+            for sequence in group:
+                for element in sequence.value[0] if sequence.VR == "SQ" and sequence.value else ():
+                    if element.keyword in _TAGS:
+                        flat.add(element)
+        flat.NumberOfFrames = 1
+        yield flat
+
+
+def _parse(path: Path, frame: int, data: Dataset) -> Header:
+    axes = _floats(data, "ImageOrientationPatient", 6)
+    position = _floats(data, "ImagePositionPatient", 3)
+    spacing = _floats(data, "PixelSpacing", 2)
+    shape = (_int(data.get("Rows")), _int(data.get("Columns")))
+    kernel = data.get("ConvolutionKernel") or ""
+    kernel = kernel if isinstance(kernel, str) else str(kernel[0])
+    number = _number(data.get("SeriesNumber"))
+    kind = [part for key in ("ImageType", "FrameType") for part in str(data.get(key, "")).upper().split("'")]
+    acquisition = data.get("FrameAcquisitionNumber") or data.get("AcquisitionNumber")
+    modality = data.get("Modality") or ("CT" if data.get("SOPClassUID") in CT_CLASSES else "?")
+    return Header(
+        path=path,
+        frame=frame,
+        series=str(data.get("SeriesInstanceUID") or "none"),
+        study=str(data.get("StudyInstanceUID") or ""),
+        person=tuple(" ".join(str(data.get(key) or "").upper().replace("^", " ").split()) for key in _PEOPLE),
+        number="none" if number is None else str(int(number)),
+        modality=str(modality),
+        scout=any(word in part for part in kind for word in SCOUTS),
+        projection=any(part.endswith(PROJECTIONS) for part in kind),
+        kernel=kernel if len(kernel) <= 8 and kernel.isascii() and kernel.isalnum() else "",
+        order=(_int(acquisition), _int(data.get("InstanceNumber")) or frame),
+        tilt=_number(data.get("GantryDetectorTilt")),
+        thickness=_number(data.get("SliceThickness")),
+        kvp=_number(data.get("KVP")),
+        shape=shape,
+        spacing=np.zeros(2) if spacing is None else spacing,
+        axes=np.zeros((2, 3)) if axes is None else axes.reshape(2, 3),
+        position=np.zeros(3) if position is None else position,
+        slope=_number(data.get("RescaleSlope", 1)) or None,
+        intercept=_number(data.get("RescaleIntercept", 0)),
+        padding=_padding(data),
+        problem=_geometry_problem(shape, axes, position, spacing) or _pixel_problem(data),
+    )
+
+
+def _padding(data: Dataset) -> tuple[int, int] | None:
+    """Return the stored values that pad, lowest and highest; signed or not as the pixels are, whatever was written."""
+    value = _number(data.get("PixelPaddingValue"))
+    if value is None:
+        return None
+    limit = _number(data.get("PixelPaddingRangeLimit"))
+    turn = 1 << max(8, min(32, _int(data.get("BitsAllocated")) or 16))
+    lowest = -turn // 2 if _int(data.get("PixelRepresentation")) else 0
+    low, high = sorted((int(v) - lowest) % turn + lowest for v in (value, value if limit is None else limit))
+    return low, high
+
+
+def _geometry_problem(
+    shape: tuple[int, int], axes: np.ndarray | None, position: np.ndarray | None, spacing: np.ndarray | None
+) -> str | None:
+    """Return why an image cannot be placed, or None."""
+    if not (1 < shape[0] <= MAX_SIDE and 1 < shape[1] <= MAX_SIDE):
+        return f"a size of {shape[1]} x {shape[0]} px"
+    if axes is None or position is None:
+        return "no ImageOrientationPatient or ImagePositionPatient"
+    if spacing is None or min(spacing) <= 0 or max(spacing) > 10:
+        return "no usable PixelSpacing"
+    row, column = axes.reshape(2, 3)
+    if max(abs(np.linalg.norm(row) - 1), abs(np.linalg.norm(column) - 1)) > DIRECTION_TOLERANCE:
+        return "ImageOrientationPatient that is no direction"
+    if abs(float(row @ column)) > DIRECTION_TOLERANCE:
+        return "ImageOrientationPatient whose directions are not at right angles"
+    return None
+
+
+def _pixel_problem(data: Dataset) -> str | None:
+    """Return why an image's pixels cannot be used, or None."""
+    if int(data.get("NumberOfFrames") or 1) > 1:
+        return "several frames in a file without a place for each; export them as single slices"
+    if int(data.get("SamplesPerPixel") or 1) != 1 or data.get("PhotometricInterpretation") != "MONOCHROME2":
+        return "colour or inverted pixels"
+    return None
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _int(value: Any) -> int:
+    return int(_number(value) or 0)
+
+
+def _floats(data: Dataset, key: str, count: int) -> np.ndarray | None:
+    try:
+        values = np.array([float(v) for v in data.get(key) or []])
+    except (TypeError, ValueError):
+        return None
+    return values if values.shape == (count,) and np.isfinite(values).all() else None

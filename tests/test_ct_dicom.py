@@ -1,0 +1,322 @@
+"""DICOM as it is found in practice: the same head, whatever the headers, the files and their folders look like."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+from pydicom.uid import EnhancedCTImageStorage, generate_uid
+
+from data.ct.findings import ScanError
+from data.ct.reading import archives
+from data.ct.reading.read import read_scan
+from data.ct.reading.scan import Scan
+from tests.phantom import SECRET, sample, save, slice_dataset, write_dicom
+
+VALUES, AFFINE = sample((6.0, 6.0, 7.0))
+SERIES = generate_uid()
+COUNT = len(VALUES)
+
+
+def one_slice(k: int, **changes: Any) -> Dataset:
+    return slice_dataset(VALUES, AFFINE, k, changes.pop("SeriesInstanceUID", SERIES), **changes)
+
+
+def write(folder: Path, change: Callable[[int], dict[str, Any]] = lambda k: {}) -> Path:
+    """Write the head's series; ``change`` returns the elements that differ in slice k."""
+    folder.mkdir(exist_ok=True)
+    for k in range(COUNT):
+        save(one_slice(k, **change(k)), folder / f"IM{k:04d}")
+    return folder
+
+
+def check(scan: Scan, *names: str, values: np.ndarray = VALUES) -> None:
+    """Check that the whole head was read, in its place, with these findings and no others."""
+    assert np.array_equal(scan.values, values)
+    assert np.abs(scan.affine - AFFINE).max() < 0.01
+    assert sorted(f.name for f in scan.findings) == sorted(names), scan.findings
+    assert SECRET not in str((scan.findings, scan.facts))
+
+
+def severities(scan: Scan) -> dict[str, str]:
+    return {f.name: f.severity for f in scan.findings}
+
+
+# ---------------------------------------------------------------- headers
+@pytest.mark.parametrize("digits", [3, 4, 5, 6])
+def test_headers_that_differ_in_their_last_digits_are_one_series(tmp_path, digits):
+    rng = np.random.default_rng(digits)
+
+    def change(k: int) -> dict[str, Any]:
+        axes = np.array([1.0, 0, 0, 0, 1, 0]) + rng.integers(-9, 10, 6) * 10.0**-digits / 10
+        spacing = 6.0 + rng.integers(-9, 10) * 10.0**-digits / 10
+        position = AFFINE[:, 3] + k * AFFINE[:, 2] + rng.uniform(-0.004, 0.004, 3)
+        return {
+            "ImageOrientationPatient": [f"{v:.7f}" for v in axes],
+            "PixelSpacing": [f"{spacing:.{digits + 1}f}"] * 2,
+            "ImagePositionPatient": [f"{v:.4f}" for v in position],
+        }
+
+    check(read_scan(write(tmp_path, change)))
+
+
+@pytest.mark.parametrize("name", ["AAA", "ZZZ"])
+@pytest.mark.parametrize("own_series", [True, False])
+def test_a_scout_without_its_type_is_no_slice_whatever_its_name(tmp_path, name, own_series):
+    folder = write(tmp_path / "s")
+    scouts = {
+        "front": {"ImageOrientationPatient": ["1", "0", "0", "0", "0", "-1"], "Rows": 20, "Columns": 51},
+        "level": {"ImagePositionPatient": ["-300", "200", "100"]},
+        "far": {"ImagePositionPatient": [*map(str, AFFINE[:2, 3]), "900"]},
+    }
+    series = generate_uid() if own_series else SERIES
+    for kind, changes in scouts.items():
+        scout = slice_dataset(VALUES, AFFINE, 0, series, SeriesNumber=1 if own_series else 3, **changes)
+        if kind == "front":
+            scout.PixelData = scout.PixelData[: 2 * 20 * 51]
+        save(scout, folder / f"{name}{kind}")
+    check(read_scan(folder), "several_series" if own_series else "mixed_series")
+
+
+def test_a_single_scout_in_the_series_is_a_note(tmp_path):
+    folder = write(tmp_path)
+    save(one_slice(0, ImageOrientationPatient=["1", "0", "0", "0", "0", "-1"]), folder / "A")
+    scan = read_scan(folder)
+    check(scan, "mixed_series")
+    assert severities(scan) == {"mixed_series": "note"}
+
+
+def test_files_without_preamble_modality_or_numbers_are_read(tmp_path):
+    folder = write(tmp_path / "bare")
+    for path in folder.iterdir():
+        whole = path.read_bytes()
+        length = 144 + int.from_bytes(whole[140:144], "little")  # preamble, magic and the group of the file
+        path.write_bytes(whole[length:])
+    check(read_scan(folder))
+    check(read_scan(write(tmp_path / "no", lambda k: {"Modality": None, "InstanceNumber": None})))
+    check(read_scan(write(tmp_path / "empty", lambda k: {"Modality": "", "InstanceNumber": 1})))
+
+
+def test_a_series_number_or_the_geometry_joins_images_with_a_series_each(tmp_path):
+    scan = read_scan(write(tmp_path / "one", lambda k: {"SeriesInstanceUID": generate_uid()}))
+    check(scan, "joined_series")
+    assert scan.findings[0].value == COUNT and scan.findings[0].severity == "note"
+    numbered = {"SeriesInstanceUID": "", "SeriesNumber": None}
+    check(
+        read_scan(write(tmp_path / "two", lambda k: numbered | {"SeriesInstanceUID": generate_uid()})),
+        "joined_series",
+    )
+    folder = tmp_path / "three"  # two reconstructions, told apart by their number alone
+    for number, values in ((3, VALUES), (4, np.maximum(VALUES, -500))):
+        folder.mkdir(exist_ok=True)
+        for k in range(COUNT):
+            data = slice_dataset(values, AFFINE, k, generate_uid(), SeriesNumber=number)
+            save(data, folder / f"{k}_{number}")
+    check(read_scan(folder), "joined_series", "several_series")
+
+
+@pytest.mark.parametrize(
+    ("stored", "padding"),
+    [
+        ({"PixelRepresentation": 0}, {"PixelPaddingValue": 63536}),
+        ({"PixelRepresentation": 0}, {"PixelPaddingValue": 63000, "PixelPaddingRangeLimit": 64000}),
+        ({"PixelRepresentation": 0}, {"PixelPaddingValue": 1024}),  # looks like water
+        ({"PixelRepresentation": 1}, {"PixelPaddingValue": -2000}),
+    ],
+)
+def test_padding_is_not_measured_however_it_is_written(tmp_path, stored, padding):
+    rows, columns = np.indices(VALUES.shape[1:])
+    middle = (np.array(rows.shape) - 1) / 2
+    outside = np.hypot(rows - middle[0], columns - middle[1]) > middle.max()
+    value = 63536 if len(padding) > 1 else padding["PixelPaddingValue"] % 65536
+
+    def change(k: int) -> dict[str, Any]:
+        pixels = (VALUES[k].astype(np.int32) + 1024).astype(np.uint16)
+        pixels[outside] = value
+        return stored | padding | {"PixelData": pixels.tobytes()}
+
+    scan = read_scan(write(tmp_path, change))
+    assert (scan.values[:, outside] < -1500).all()
+    water = VALUES[:, ~outside] == 0
+    assert np.array_equal(scan.values[:, ~outside][~water], VALUES[:, ~outside][~water])
+    assert (scan.values[:, ~outside] == -4096).sum() < 50  # what touches the padding alone
+
+
+@pytest.mark.parametrize("changes", [{"RescaleSlope": ""}, {"RescaleSlope": "0"}, {"RescaleIntercept": ""}])
+def test_an_unusable_rescaling_is_flagged(tmp_path, changes):
+    def change(k: int) -> dict[str, Any]:
+        if "RescaleIntercept" not in changes:
+            return changes
+        return changes | {"PixelRepresentation": 1, "PixelData": VALUES[k].astype("<i2").tobytes()}
+
+    scan = read_scan(write(tmp_path, change))
+    check(scan, "rescale_missing")
+    assert scan.findings[0].severity == "flag" and scan.findings[0].value == COUNT
+
+
+# ---------------------------------------------------------------- people
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"PatientID": "2"},
+        {"PatientName": "No^One"},
+        {"PatientBirthDate": "19500101"},
+        {"StudyInstanceUID": "1.2.3"},
+    ],
+)
+@pytest.mark.parametrize("own_series", [True, False])
+def test_two_people_or_examinations_in_a_folder_are_flagged(tmp_path, other, own_series):
+    folder = write(tmp_path / "s")
+    series = generate_uid() if own_series else SERIES
+    for k in range(COUNT):
+        save(slice_dataset(VALUES, AFFINE, k, series, **other), folder / f"other{k}")
+    scan = read_scan(folder)
+    assert np.array_equal(scan.values, VALUES)
+    if own_series or "StudyInstanceUID" not in other:
+        assert (
+            severities(scan)["several_studies" if "StudyInstanceUID" in other else "several_people"] == "flag"
+        )
+    assert SECRET not in str((scan.findings, scan.facts))
+
+
+def test_one_name_written_in_two_ways_is_one_person(tmp_path):
+    names = ("Doe^Jane", "DOE^JANE^^^", "")
+    check(read_scan(write(tmp_path, lambda k: {"PatientName": names[k % 2]})))
+
+
+# ---------------------------------------------------------------- files
+def enhanced(order: list[int], **changes: Any) -> Dataset:
+    """Return the head as one multi-frame object; frames in this order, each with a slope of its own."""
+    data = one_slice(0)
+    for key in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept",
+                "SliceThickness", "InstanceNumber", "ImageType"):  # fmt: skip
+        delattr(data, key)
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+    data.NumberOfFrames = len(order)
+
+    def item(**elements: Any) -> Sequence:
+        one = Dataset()
+        for key, value in elements.items():
+            setattr(one, key, value)
+        return Sequence([one])
+
+    shared, frames, pixels = Dataset(), [], []
+    shared.PixelMeasuresSequence = item(PixelSpacing=["6", "6"], SliceThickness="7")
+    shared.PlaneOrientationSequence = item(ImageOrientationPatient=["1", "0", "0", "0", "1", "0"])
+    for k in order:
+        frame = Dataset()
+        place = [f"{v:.5f}" for v in AFFINE[:, 3] + k * AFFINE[:, 2]]
+        frame.PlanePositionSequence = item(ImagePositionPatient=place)
+        intercept = -1024 - k
+        frame.PixelValueTransformationSequence = item(RescaleSlope="1", RescaleIntercept=str(intercept))
+        frame.FrameContentSequence = item(FrameAcquisitionNumber=1, InStackPositionNumber=k + 1)
+        frames.append(frame)
+        pixels.append((VALUES[k].astype(np.int32) - intercept).astype("<u2").tobytes())
+    data.SharedFunctionalGroupsSequence = Sequence([shared])
+    data.PerFrameFunctionalGroupsSequence = Sequence(frames)
+    data.PixelData = b"".join(pixels)
+    for key, value in changes.items():
+        setattr(data, key, value)
+    return data
+
+
+def test_a_multi_frame_file_is_a_series(tmp_path):
+    order = np.random.default_rng(0).permutation(COUNT).tolist()
+    save(enhanced(order), tmp_path / "head.dcm")
+    check(read_scan(tmp_path / "head.dcm"))
+    check(read_scan(tmp_path))
+    with gzip.open(tmp_path / "head.dcm.gz", "wb") as file:
+        file.write((tmp_path / "head.dcm").read_bytes())
+    check(read_scan(tmp_path / "head.dcm.gz"))
+    save(enhanced(order, NumberOfFrames=COUNT - 3, PixelData=bytes(100)), tmp_path / "head.dcm")
+    with pytest.raises(ScanError, match=f"0 of its {COUNT} images"):
+        read_scan(tmp_path / "head.dcm")
+
+
+def test_one_slice_by_its_name_gives_its_series_or_says_what_to_give(tmp_path):
+    folder = write(tmp_path / "s")
+    write_dicom(folder, VALUES[:, ::2, ::2], AFFINE @ np.diag([2, 2, 1, 1]))  # below: not read
+    check(read_scan(folder / "IM0007"), "one_slice_named")
+    (tmp_path / "alone").mkdir()
+    shutil.copy(folder / "IM0007", tmp_path / "alone")
+    with pytest.raises(ScanError, match="one image"):
+        read_scan(tmp_path / "alone" / "IM0007")
+
+
+def test_what_lies_beside_the_series_changes_nothing(tmp_path):
+    folder = write(tmp_path)
+    for name in (
+        "._IM0000",
+        ".DS_Store",
+        "DICOMDIR",
+        "Thumbs.db",
+        "read me.txt",
+        "__MACOSX/IM0001",
+        ".x/IM0002",
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"\x08\0\x05\0CS\x04\0 ?" + bytes(range(256)))
+    captures = {
+        "Modality": "CT",
+        "ImagePositionPatient": None,
+        "ImageOrientationPatient": None,
+        "PixelSpacing": None,
+    }
+    for k in range(3):
+        data = slice_dataset(VALUES, AFFINE, k, "1.2.3", ImageType=["DERIVED", "SECONDARY"], **captures)
+        save(data, folder / f"dose{k}")
+    check(read_scan(folder))
+
+
+@pytest.mark.parametrize("ending", ["zip", "tar.gz", "gz"])
+def test_a_packed_series_is_read(tmp_path, ending):
+    folder = write(tmp_path / "s")
+    path = tmp_path / f"head.{ending}"
+    if ending == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in folder.iterdir():
+                archive.write(file, f"{SECRET}/deep/{file.name}")
+                archive.writestr(f"__MACOSX/{SECRET}/._{file.name}", b"\0\5\x16\7")
+    elif ending == "tar.gz":
+        with tarfile.open(path, "w:gz") as archive:
+            archive.add(folder, SECRET)
+    else:  # each slice on its own
+        path = tmp_path / "each"
+        path.mkdir()
+        for file in folder.iterdir():
+            (path / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes(), 1))
+    check(read_scan(path))
+
+
+def test_an_archive_writes_nothing_outside_and_not_without_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(archives, "SMALL_BYTES", 1 << 20)
+    for n, name in enumerate(("../out", "/out", "a/../../out", "..\\out")):
+        with zipfile.ZipFile(tmp_path / f"{n}.zip", "w") as archive:
+            archive.writestr(name, b"x")
+        with pytest.raises(ScanError, match="leave its folder"):
+            read_scan(tmp_path / f"{n}.zip")
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros", bytes(8 << 20))
+    with pytest.raises(ScanError, match="more than a scan"):
+        read_scan(tmp_path / "bomb.zip")
+    whole = (tmp_path / "bomb.zip").read_bytes()
+    (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
+    link = tarfile.TarInfo("link")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
+    with tarfile.open(tmp_path / "link.tar", "w") as archive:
+        archive.addfile(link)
+    for name in ("cut.zip", "link.tar"):
+        with pytest.raises(ScanError):
+            read_scan(tmp_path / name)
+    assert not list((tmp_path / "temporary").iterdir()) and not (tmp_path / "out").exists()
