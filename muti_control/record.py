@@ -130,15 +130,15 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     write_json(folder / RECORD, json.loads(public))
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """Return a run's record, with the paths of ``local.json`` where that is there.
+def read_record(folder: Path, local_paths: bool = True) -> dict[str, Any]:
+    """Return a run's record, with the paths of ``local.json`` where that is there and they are wanted.
 
     Raises:
         OSError: there is no record. ValueError: it or ``local.json`` is damaged.
     """
     record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     local = folder / LOCAL
-    paths = json.loads(local.read_text(encoding="utf-8")) if local.is_file() else {}
+    paths = json.loads(local.read_text(encoding="utf-8")) if local_paths and local.is_file() else {}
     try:
         for place, path in paths.items():
             *parents, last = place.split(".")

@@ -36,6 +36,7 @@ KEYS_OF = {  # program -> its settings class
     "muti_control.training.crossfit": "muti_control.training.config.ExperimentConfig",
     "muti_control.networks.pipnet.export": "muti_control.networks.pipnet.export.ExportConfig",
     "muti_control.training.predict_landmarks": "muti_control.training.predict_landmarks.PredictConfig",
+    "muti_control.case.report": "muti_control.case.report.ReportConfig",
     "muti_control.case.verify": "muti_control.case.verify.VerifyConfig",
     "data.cohort": "data.cohort.config.CohortConfig",
     "data.ct": "data.ct.config.CtConfig",

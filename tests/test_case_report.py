@@ -1,0 +1,238 @@
+"""The report of a case: what it says, that page and PDF are made of the same, and that nothing private is in it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from data.sheet import NOTICE
+from muti_control.case.contents import Heading, Pictures, Points, Section, Table, contents
+from muti_control.case.log import append, read_log
+from muti_control.case.pages import html_page, pdf_pages
+from muti_control.case.report import main
+from muti_control.case.verify import verify
+from muti_control.record import FORMAT, LOCAL, read_record, write_record
+
+FACES = ["s_0.png", "s_1.png", "s_2.png"]
+FIGURE = {"value": 0.123, "low": 0.1, "high": 0.15, "n": 500}
+
+
+def made_up_record(root: Path) -> dict[str, Any]:
+    """A record as sample.py makes it, of one skull with a missing jaw and three faces."""
+    age = {"value": None, "source": "assumed", "range": [35, 50]}
+    sex = {"value": "female", "source": "stated"}
+    faces = [
+        {"file": file, "seed": 5 + k, "attributes": {"sex": sex, "age": {**age, "value": 40.0 + k}}}
+        for k, file in enumerate(FACES)
+    ]
+    finding = {
+        "name": "no_mandible",
+        "severity": "warning",
+        "value": 0.2,
+        "limit": 0.1,
+        "text": "no lower jaw",
+    }
+    case = {
+        "name": "s",
+        "skull": {"path": str(root / "in" / "s.png"), "sha256": "ab" * 32, "size": 1234},
+        "note": "letterboxed from 60 x 90 px",
+        "attributes": {"sex": sex, "age": age},
+        "check": {"level": "warning", "findings": [finding]},
+        "landmarks": {"source": "given", "file": "mine.json", "sha256": "cd" * 32},
+        "outputs": {"mean": "s_mean.png"},
+        "faces": faces,
+    }
+    environment = {"iccr_diff": "9.8", "git": "f00", "python": "3", "torch": "2", "libraries": {"numpy": "2"}}
+    environment |= {"system": "Linux", "device": "cpu", "device_name": "x", "precision": "fp32", "threads": 1}
+    return {
+        "format": FORMAT,
+        "finished": True,
+        "date": "2026-01-02T03:04:05+00:00",
+        "weights": {"file": "w.safetensors", "sha256": "ef" * 32, "step": "7"},
+        "sampling": {"steps": 3, "eta": 1.0},
+        "config": {"skull": str(root / "in" / "s.png"), "examiner": "Dr. <b>Ünal</b> 李 محمد"},
+        "environment": environment,
+        "cases": [case],
+        "files": [*FACES, "s_mean.png", "record.json"],
+    }
+
+
+def make(folder: Path, **changes: Any) -> Path:
+    """A case folder with its record and log."""
+    folder.mkdir(parents=True)
+    for k, name in enumerate([*FACES, "s_mean.png"]):
+        Image.new("L", (48, 32 + 16 * k), 40 * k).save(folder / name)
+    write_record(folder, made_up_record(folder.parent) | changes)
+    append(folder, "faces drawn", wrote=[*FACES, "s_mean.png", "record.json"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A case folder with its report and zip."""
+    folder = make(tmp_path_factory.mktemp("cases") / "c")
+    assert main([str(folder), "case_number=7/2026", "zip=true"]) == 0
+    return folder
+
+
+def words(sections: list[Section]) -> str:
+    """All text of sections."""
+    parts = []
+    for section in sections:
+        parts.append(section.title)
+        for block in section.blocks:
+            if isinstance(block, str):
+                parts.append(block)
+            elif isinstance(block, Points):
+                parts += block.lines
+            elif isinstance(block, Table):
+                parts += [" | ".join(row) for row in [block.head, *block.rows]]
+            else:
+                parts += [caption for _, caption in block.files]
+    return "\n".join(parts)
+
+
+def text_of(folder: Path, heading: Heading | None = None, **changes: Any) -> str:
+    record = read_record(folder, local_paths=False) | changes
+    return words([*contents(folder, record, verify(folder), heading or Heading()).sections])
+
+
+def test_the_report_says_where_each_thing_comes_from(written: Path) -> None:
+    text = text_of(written, Heading("7/2026", "A. B.", "found 1998"))
+    assert "Case number | 7/2026" in text and "found 1998" in text and "2026-01-02 03:04:05 UTC" in text
+    assert f"Skull | s.png\n1,234 bytes | {'ab' * 16}\n{'ab' * 16}" in text
+    assert "Landmarks, given | mine.json" in text and "SHA-256 " + "ef" * 32 in text
+    assert "Sex | female | stated" in text
+    assert "Age | stated as 35 to 50; drawn: 40 years, 41 years, 42 years | assumed" in text
+    assert "s_1.png\nseed 6\nassumed: age 41 years" in text and "Seeds | 5, 6, 7" in text
+    assert "YELLOW" in text and "no mandible | no lower jaw | 0.2 (0.1)" in text
+    assert "letterboxed from 60 x 90 px" in text and "iccr-diff 9.8, revision f00" in text
+    assert "Mouth, chin" in text and "Forehead" not in text and "Soft tissue is invented always" in text
+    entry = read_log(written).entries[0]
+    assert f"head={entry['hash']}" in text and all(f["sha256"] in text for f in entry["files"].values())
+    assert "no portrait" in text and NOTICE in text and "all was as logged" in text
+
+
+@pytest.mark.parametrize(
+    ("region", "key"), [("vault", "Forehead"), ("left", "left side"), (None, "no skull")]
+)
+def test_missing_bone_is_named(written: Path, region: str | None, key: str) -> None:
+    case = read_record(written, local_paths=False)["cases"][0] | {
+        "check": None,
+        "missing_bone": {"region": region},
+    }
+    case |= {} if region else {"skull": None}
+    text = text_of(written, cases=[case])
+    assert key in text and "Mouth, chin" not in text and "not checked" in text
+
+
+def test_error_rates_are_those_of_the_weights_or_none(written: Path) -> None:
+    assert "No error rates exist for these weights" in text_of(written)
+    rates = {"rank1": {"all": FIGURE, "sex": {"female": FIGURE | {"n": 250}}}, "landmark_error_mm": FIGURE}
+    text = text_of(written, calibration={"error_rates": rates, "spread_factor": 2.345})
+    assert "rank1 | all | 12.3 % [10.0 to 15.0], n = 500" in text and "rank1 | sex female | 12.3 %" in text
+    assert "landmark error mm | all | 0.12 mm [0.10 to 0.15]" in text and "2.35" in text
+    assert "No error rates" not in text
+
+
+def test_page_and_pdf_have_all_pictures_and_ask_for_nothing(written: Path) -> None:
+    page, pdf = (written / "report.html").read_text(), (written / "report.pdf").read_bytes()
+    sources = re.findall(r'src="([^"]{15})', page)
+    assert len(sources) == 4 and all(source == "data:image/png;" for source in sources)
+    assert not re.search(r"https?:|url\(|@import|<script|<link", page)
+    assert NOTICE in page and "&lt;b&gt;Ünal&lt;/b&gt; 李 محمد" in page  # of the settings of the run
+    assert pdf.startswith(b"%PDF") and pdf.count(b"/Subtype /Image") == 4
+    report = contents(written, read_record(written, local_paths=False), verify(written), Heading())
+    assert sum(len(b.files) for s in report.sections for b in s.blocks if isinstance(b, Pictures)) == 4
+    assert pdf.count(b"/Type /Page\n") == int(re.search(rb"/Count (\d+)", pdf)[1]) > 1
+
+
+def test_the_same_folder_gives_the_same_bytes(written: Path) -> None:
+    archive = written.with_suffix(".zip").read_bytes()
+    before = {path.name: path.read_bytes() for path in written.iterdir()}
+    assert main([str(written), "zip=true"]) == 0  # the heading is remembered
+    assert {path.name: path.read_bytes() for path in written.iterdir()} == before
+    assert written.with_suffix(".zip").read_bytes() == archive
+    result = verify(written)
+    assert result.differences == [] and [e["action"] for e in result.log.entries] == [
+        "faces drawn",
+        "report written",
+    ]
+
+
+def test_nothing_tells_of_the_machine(written: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(written.with_suffix(".zip")) as archive:
+        archive.extractall(tmp_path)
+    unpacked = tmp_path / "c"
+    names = {path.name for path in unpacked.iterdir()}
+    assert names == {*FACES, "s_mean.png", "record.json", "report.pdf", "report.html", "log.jsonl"}
+    assert verify(unpacked).differences == []
+    private = [str(written.parent).encode(), str(Path.home()).encode()]
+    assert not [p for p in unpacked.iterdir() if any(text in p.read_bytes() for text in private)]
+    assert str(written.parent) in (written / LOCAL).read_text()
+
+
+def test_a_run_of_before_loses_its_paths_first(tmp_path: Path) -> None:
+    folder = make(tmp_path / "old")
+    record = made_up_record(tmp_path)
+    (folder / "record.json").write_text(json.dumps(record))
+    for name in (LOCAL, "log.jsonl"):
+        (folder / name).unlink()
+    assert main([str(folder), "format=html"]) == 0
+    assert str(tmp_path) not in (folder / "record.json").read_text() and not (folder / "report.pdf").exists()
+    assert read_record(folder)["config"] == record["config"] and verify(folder).differences == []
+
+
+def test_a_changed_folder_is_reported_and_not_zipped(written: Path, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "c"
+    shutil.copytree(written, folder)
+    (folder / "s_1.png").write_bytes((folder / "s_0.png").read_bytes())
+    assert "s_1.png: changed" in text_of(folder)
+    assert main([str(folder), "zip=true"]) == 2
+    assert "s_1.png" in capsys.readouterr().err and not (tmp_path / "c.zip").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"finished": False}, "resume=true"),
+        ({"cases": [{}] * 51}, "51 skulls"),
+        ({"weights": None}, "its record"),
+    ],
+)
+def test_what_is_no_finished_case_gets_no_report(
+    tmp_path: Path, capsys, changes: dict[str, Any], key: str
+) -> None:
+    folder = make(tmp_path / "c", **changes)
+    assert main([str(folder)]) == 2
+    assert key in capsys.readouterr().err
+    assert not (folder / "report.html").exists() and len(read_log(folder).entries) == 1
+
+
+def test_a_missing_library_and_a_missing_folder_are_named(tmp_path: Path, capsys, monkeypatch) -> None:
+    assert main([str(tmp_path)]) == 2 and "record.json" in capsys.readouterr().err
+    monkeypatch.setattr("muti_control.case.pages.find_spec", lambda name: None if name == "fpdf" else name)
+    assert main([str(make(tmp_path / "c"))]) == 2
+    assert "pip install jinja2 matplotlib fpdf2 uharfbuzz" in capsys.readouterr().err
+
+
+def test_a_letter_that_the_font_lacks_is_no_box() -> None:
+    from muti_control.case.pages import _printable
+
+    assert _printable("Łucja محمد Жук\n李") == "Łucja محمد Жук\n[U+674E]"
+
+
+def test_long_text_and_tall_pictures_stay_on_their_pages(written: Path, tmp_path: Path) -> None:
+    Image.new("L", (50, 400)).save(tmp_path / "tall.png")
+    report = contents(written, read_record(written, local_paths=False), verify(written), Heading())
+    blocks = ["word " * 300, Table(("a", "b"), [("x" * 300, "y " * 100)] * 9, (1, 2))]
+    blocks.append(Pictures([(tmp_path / "tall.png", "tall " * 100)], 1))
+    report = type(report)("T", "R" * 200, report.date, [Section("t" * 200, blocks)])
+    assert pdf_pages(report).count(b"/Type /Page\n") >= 2 and b"tall" in html_page(report)
