@@ -75,7 +75,6 @@ def pdf_pages(contents: Contents) -> bytes:
 def _paper(contents: Contents) -> FPDF:
     """Return an empty document on A4 with the notice and the page's number on each page."""
     from fpdf import FPDF
-    from matplotlib import get_data_path
 
     class Paper(FPDF):
         def header(self) -> None:
@@ -95,7 +94,7 @@ def _paper(contents: Contents) -> FPDF:
 
     pdf = Paper(format="A4")
     for style, file in (("", "DejaVuSans.ttf"), ("B", "DejaVuSans-Bold.ttf")):
-        pdf.add_font(FONT, style, Path(get_data_path()) / "fonts" / "ttf" / file)
+        pdf.add_font(FONT, style, _font(file))
     pdf.set_text_shaping(True)
     pdf.set_margins(MARGIN, 10, MARGIN)
     pdf.set_auto_page_break(True, 18)
@@ -173,8 +172,12 @@ def _printable(text: str) -> str:
 
 @cache
 def _characters() -> frozenset[int]:
-    from fontTools.ttLib import TTFont
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(FT2Font(str(_font("DejaVuSans.ttf"))).get_charmap())
+
+
+def _font(file: str) -> Path:
     from matplotlib import get_data_path
 
-    with TTFont(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf") as font:
-        return frozenset(font.getBestCmap())
+    return Path(get_data_path()) / "fonts" / "ttf" / file
