@@ -17,6 +17,17 @@ from data.files import PackError, read_bytes, replacing, split_pack_path
 
 MAX_PIXELS = 64_000_000
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+_OTHERS = (  # place and beginning of files that people take for pictures, and what to do with them
+    (0, b"%PDF", "it is a PDF; save the picture in it as PNG"),
+    (4, b"ftyp", "it is a photo in HEIC or AVIF, or a film; save it as JPEG or PNG"),
+    (0, b"PK", "it is a zip archive or an office document; take the picture out of it"),
+    (
+        128,
+        b"DICM",
+        "it is a DICOM file; python -m data.ct draws the skull of a head CT, other pictures are saved as PNG",
+    ),
+    (0, b"\xd0\xcf\x11\xe0", "it is an office document; save the picture in it as PNG"),
+)
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 # Pillow warns of its own size limit (ours is lower) and of odd metadata: neither matters here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -85,8 +96,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         limit = f"the limit is {MAX_PIXELS // 1_000_000} million px: scale it down first"
         raise ImageError(f"{path}: too large ({error}); {limit}") from error
     except Exception as error:  # Pillow's decoders raise anything on damaged files
-        unknown = isinstance(error, UnidentifiedImageError)
-        reason = "unknown format" if unknown else " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            head = read_bytes(path)[:256]
+            kinds = (kind for place, start, kind in _OTHERS if head.startswith(start, place))
+            reason = next(kinds, "unknown format")
         expected = "expected a whole PNG, JPEG, TIFF, BMP or WebP file"
         raise ImageError(f"{path}: cannot be read as a picture ({reason}); {expected}") from error
 

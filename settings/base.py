@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Annotated, Any, Self
 
@@ -11,6 +12,19 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 from settings.messages import ConfigError, describe, short
 
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _path(text: str) -> str:
+    """Return a path without blanks and quotes around it, unless a file has just that name; ~ is expanded."""
+    bare = text.strip()
+    if len(bare) > 1 and bare[0] == bare[-1] and bare[0] in "'\"":
+        bare = bare[1:-1]
+    if not bare:
+        raise ValueError(f"got {text!r}, expected a path; leave the setting out for its default")
+    return text if os.path.exists(text) else os.path.expanduser(bare)
+
+
+PathText = Annotated[str, AfterValidator(_path)]
 
 
 class Settings(BaseModel):

@@ -15,11 +15,24 @@ from PIL import Image
 import sample
 from benchmarks.model import demo_pictures
 from benchmarks.model.demo_pictures import PEOPLE, PicturesConfig, open_studio
-from benchmarks.model.plate import CROP, FRAME, GAP, MARGIN, TILE, WIDE, Bar, Row, Tile, heat, middle, plate
 from cldm.controlled import ControlledLatentDiffusion, model_metadata
 from data.cases import cases_of
 from ldm.checkpoint import write_state_dict
 from ldm.config import TextureConfig
+from muti_control.sampling.plate import (
+    CROP,
+    FRAME,
+    GAP,
+    MARGIN,
+    TILE,
+    WIDE,
+    Bar,
+    Row,
+    Tile,
+    heat,
+    middle,
+    plate,
+)
 from settings.reading import parse_command_line
 
 

@@ -26,7 +26,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveInt
 
-from benchmarks.model.plate import Bar, Pixels, Row, Tile, heat, plate
 from benchmarks.results_file import run
 from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, load_model
@@ -43,6 +42,7 @@ from muti_control.evaluation.protocol.config import DataConfig
 from muti_control.record import check_creatable, environment, write_json
 from muti_control.sampling.config import DEMO_WEIGHTS, SKULL_LANDMARKS
 from muti_control.sampling.draw import draw_faces, read_skulls
+from muti_control.sampling.plate import Bar, Pixels, Row, Tile, heat, plate
 from muti_control.sampling.prepare import recommended_sampling, shipped
 from settings.base import Settings, one_of
 from settings.messages import ConfigError

@@ -9,7 +9,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_valida
 
 from cldm.config import SamplingConfig, SpgdStepConfig
 from data.partial import Region
-from settings.base import Settings, expect
+from settings.base import PathText, Settings, expect
 
 DEMO_WEIGHTS = "models/demo/iccr_demo.safetensors"
 SKULL_LANDMARKS = "models/demo/pipnet_skull.safetensors"
@@ -122,8 +122,8 @@ class SampleConfig(Settings):
     spgd: moves the samples towards what can be measured on the face; spgd.mode=spgd switches it on.
     """
 
-    skull: str | None = None
-    images_dir: str | None = None
+    skull: PathText | None = None
+    images_dir: PathText | None = None
     limit: PositiveInt | None = None
     sex: str | None = None
     age: float | None = None
@@ -131,19 +131,19 @@ class SampleConfig(Settings):
     body_mass: Any = None
     num_samples: PositiveInt = 1
     seed: NonNegativeInt = 0
-    landmarks: str = "auto"
-    landmark_weights: str = SKULL_LANDMARKS
-    texture: str = "auto"
+    landmarks: PathText = "auto"
+    landmark_weights: PathText = SKULL_LANDMARKS
+    texture: PathText = "auto"
     missing: Region | None = None
-    weights: str = DEMO_WEIGHTS
-    model: str | None = None
+    weights: PathText = DEMO_WEIGHTS
+    model: PathText | None = None
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
     devices: str = "1"
     batch_size: PositiveInt = 8
     max_sheets: PositiveInt = 20
-    out: str | None = None
+    out: PathText | None = None
     overwrite: bool = False
     resume: bool = False
     sampling: SamplingConfig = SamplingConfig()
