@@ -14,17 +14,15 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-
-import torch
+from typing import TYPE_CHECKING
 
 from data.sheet import NOTICE
-from muti_control.distributed import ProcessError
-from muti_control.record import RECORD
 from muti_control.sampling.config import SampleConfig
-from muti_control.sampling.draw import reconstruct_cases
-from muti_control.sampling.job import Job
-from muti_control.sampling.prepare import prepare
+from muti_control.sampling.request import check_request
 from settings.reading import to_yaml
+
+if TYPE_CHECKING:
+    from muti_control.sampling.job import Job
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -34,6 +32,16 @@ def main(arguments: Sequence[str]) -> int:
         print(f"Defaults, before what the weights recommend:\n\n{to_yaml(SampleConfig)}")
         return 0
     started = time.monotonic()
+    try:
+        check_request(arguments)
+    except (ValueError, OSError) as error:
+        return _fail(str(error))
+    import torch  # seconds, which mistakes in settings and paths do not have to wait for
+
+    from muti_control.distributed import ProcessError
+    from muti_control.sampling.draw import reconstruct_cases
+    from muti_control.sampling.prepare import prepare
+
     try:
         job = prepare(arguments)
     except torch.OutOfMemoryError:
@@ -68,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _progress(job: Job) -> str:
     """Return where the faces of a stopped run are."""
-    if (job.folder.path / RECORD).is_file():
+    if (job.folder.path / "record.json").is_file():
         return f"the faces so far are in {job.folder.path}; resume=true continues"
     return "nothing was written"
 

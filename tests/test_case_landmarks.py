@@ -17,7 +17,7 @@ from data.landmarks import LandmarksError, point_name, read_landmarks
 from muti_control.conditions.case_landmarks import given_landmarks
 from muti_control.networks.pipnet.meanface import flip_table
 from muti_control.networks.pipnet.reader import LandmarkReader
-from muti_control.sampling import prepare as preparation
+from muti_control.sampling import request
 
 NUM = 6
 OTHER_SIDE = {"right": "left", "left": "right"}
@@ -104,7 +104,7 @@ def test_none_and_a_missing_network_draw_alike_and_the_latter_is_reported(
     assert run(folder, tmp_path / "auto", "landmark_weights=nowhere.safetensors") == 2  # the user named it
     assert "landmark_weights: nowhere.safetensors not found" in capsys.readouterr().err
     assert not (tmp_path / "auto").exists()
-    monkeypatch.setattr(preparation, "ROOT", tmp_path)  # where none is shipped
+    monkeypatch.setattr(request, "ROOT", tmp_path)  # where none is shipped
     monkeypatch.chdir(tmp_path)
     assert run(folder, tmp_path / "auto") == 0
     assert "no landmark network at models/demo/pipnet_skull" in capsys.readouterr().out

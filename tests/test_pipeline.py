@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 import muti_control.sampling.draw as reconstruction
+import muti_control.sampling.prepare as sampling_prepare
 import sample
 from cldm.sampling import reconstruct
 from data.images import read_image, to_uint8
@@ -81,7 +82,7 @@ def prepared(weights: Path, make_pairs: Callable[..., Path], tmp_path: Path) -> 
 
     def prepare(*arguments: str) -> Job:
         common = (f"weights={weights}", f"skull={root}/split_data/test.json", "num_samples=2", "device=cpu")
-        return sample.prepare([*common, "batch_size=4", f"out={tmp_path / 'o'}", *arguments])
+        return sampling_prepare.prepare([*common, "batch_size=4", f"out={tmp_path / 'o'}", *arguments])
 
     return prepare
 

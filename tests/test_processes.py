@@ -19,6 +19,7 @@ from PIL import Image
 import muti_control.distributed as distributed
 import sample
 from muti_control.distributed import ProcessError, Team, find_team
+from muti_control.sampling import draw
 
 CPU = torch.device("cpu")
 ROOT = Path(sample.__file__).parent
@@ -121,7 +122,7 @@ def test_a_process_other_than_the_first_reports_its_own_errors_alone(
     monkeypatch.setattr(Team, "join", lambda _: None)
     for name, value in {"LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sample, "reconstruct_cases", Mock(side_effect=error))
+    monkeypatch.setattr(draw, "reconstruct_cases", Mock(side_effect=error))
     assert sample.main(command("out=nowhere")[2:]) == (130 if isinstance(error, KeyboardInterrupt) else 2)
     assert capsys.readouterr() == ("", message)
 

@@ -15,6 +15,7 @@ import pytest
 import sample
 import tool_add_control
 import train
+from muti_control.sampling import prepare
 
 ROOT = Path(sample.__file__).resolve().parent
 Target = tuple[str, str]
@@ -71,11 +72,12 @@ def test_walks_of_a_skull(
     manifest = make_pairs(test=1) / "split_data/test.json"
     arguments = [f"weights={weights}", f"skull={manifest}", f"out={tmp_path / 'o'}", "device=cpu"]
     command = [*arguments, f"sampling.sampler={sampler}", "precision=fp32"]
-    job = sample.prepare(command)
+    job = prepare.prepare(command)
 
     def run() -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sample, "prepare", lambda _: job)  # the checks read the skull too
+            patch.setattr(sample, "check_request", lambda _: None)  # the checks read the skull too
+            patch.setattr(prepare, "prepare", lambda _: job)
             assert sample.main(command) == 0
 
     stacks = walks(run, [skull, hint, step, png])

@@ -43,7 +43,8 @@ from muti_control.record import check_creatable, environment, write_json
 from muti_control.sampling.config import DEMO_WEIGHTS, SKULL_LANDMARKS
 from muti_control.sampling.draw import draw_faces, read_skulls
 from muti_control.sampling.plate import Bar, Pixels, Row, Tile, heat, plate
-from muti_control.sampling.prepare import recommended_sampling, shipped
+from muti_control.sampling.prepare import recommended_sampling
+from muti_control.sampling.request import shipped
 from settings.base import Settings, one_of
 from settings.messages import ConfigError
 

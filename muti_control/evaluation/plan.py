@@ -37,7 +37,8 @@ from muti_control.evaluation.results.results import HashedFile, NotRun
 from muti_control.evaluation.results.summary import Resampling
 from muti_control.evaluation.sweep import expand
 from muti_control.sampling.config import SpgdConfig
-from muti_control.sampling.prepare import shipped, with_shipped_networks
+from muti_control.sampling.prepare import with_shipped_networks
+from muti_control.sampling.request import shipped
 from settings.reading import parse_command_line
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -24,10 +24,10 @@ from muti_control.record import check_overwriting, claim_folder, environment, la
 from muti_control.sampling.config import SKULL_LANDMARKS, SampleConfig, SpgdConfig
 from muti_control.sampling.job import Job, RunFolder
 from muti_control.sampling.record import resumed
+from muti_control.sampling.request import shipped
 from muti_control.sampling.spgd import load_spgd
 from settings.reading import parse_command_line, to_yaml
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 DEMO_SKULLS, DEMO_LIMIT = "data/split_data/test.json", 4
 
 
@@ -202,8 +202,3 @@ def recommended_sampling(metadata: Mapping[str, str], num_control_outputs: int) 
 def with_shipped_networks(cfg: SpgdConfig) -> SpgdConfig:
     """Return the settings with the full paths of the files that come with this program."""
     return cfg.with_(face_landmark_weights=str(shipped(cfg.face_landmark_weights)))
-
-
-def shipped(name: str) -> Path:
-    """Return the path of the user's file, or of one that comes with this program, from any working folder."""
-    return Path(name) if Path(name).exists() or not (ROOT / name).exists() else ROOT / name

@@ -1,0 +1,69 @@
+"""What sample.py answers to the mistakes of a first hour, and that it answers before the networks are loaded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+ANSWERS = {  # command line, separated by bars -> what the one message names
+    "skul=skull.png": "skul: ",
+    "skull.png": "skull=skull.png",
+    "other.png": "other.png",
+    "skull=": "skull: ",
+    "skull=missing.png": "missing.png",
+    "skull=empty": "empty",
+    "skull=skull.png,skull.png": "skull.png,skull.png",
+    "training.yaml": "train.py",
+    "skull=skull.png|num_samples=0": "num_samples: ",
+    "skull=skull.png|sex=F|age=forty|body_mass=4": "age: ",
+    "skull=skull.png|out=a.pdf": "out: ",
+    "skull=skull.png|weights=none.pth": "weights: ",
+    "skull=skull.png|weights=diffusers": "cldm.diffusers_folder import",
+    "skull=skull.png|weights=empty": "weights: ",
+    "skull=a.pdf": "PDF",
+    "skull=photo.heic": "HEIC",
+    "skull=letter.docx": "office document",
+    "skull=headless.csv": "headless.csv",
+    "skull=skull.png|repeat=record.json": "repeat: ",
+    "skull=skull.png|grid=height": "grid: ",
+}
+SCRIPT = """
+import contextlib, io, json, sys
+import sample
+answers = []
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stderr(io.StringIO()) as err:
+        answers.append((sample.main(words.split("|")), err.getvalue(), "torch" in sys.modules))
+print(json.dumps(answers))
+"""
+
+
+def test_every_mistake_has_an_answer_that_does_not_wait_for_torch(tmp_path: Path) -> None:
+    Image.fromarray(np.full((64, 64), 90, np.uint8)).save(tmp_path / "skull.png")
+    for folder, file in (("empty", None), ("diffusers", "model_index.json")):
+        (tmp_path / folder).mkdir()
+        if file:
+            (tmp_path / folder / file).write_text("{}")
+    for name, contents in {
+        "a.pdf": b"%PDF-1.7 ...",
+        "photo.heic": b"\0\0\0\x18ftypheic\0\0\0\0",
+        "letter.docx": b"PK\3\4 ...",
+        "headless.csv": b"skull.png,male,40\n",
+        "training.yaml": b"stage: control\n",
+    }.items():
+        (tmp_path / name).write_bytes(contents)
+    before = sorted(tmp_path.rglob("*"))
+    command = [sys.executable, "-c", SCRIPT, json.dumps([*ANSWERS])]
+    ended = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+    )
+    for (words, key), (code, err, loaded) in zip(ANSWERS.items(), json.loads(ended.stdout), strict=True):
+        assert code == 2 and key in err and not loaded, (words, err)
+        assert err.startswith("sample.py: ") and len(err.splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
