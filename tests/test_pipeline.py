@@ -20,7 +20,6 @@ from PIL import Image
 
 import muti_control.sampling.draw as reconstruction
 import muti_control.sampling.prepare as sampling_prepare
-import sample
 from cldm.sampling import reconstruct
 from data.images import read_image, to_uint8
 from muti_control.sampling.draw import read_ahead

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.cases import PersonInput, find_cases
 from data.ct.as_skull import is_scan
-from data.images import picture_size
+from data.images import ImageError, picture_size
 from muti_control.sampling.config import SampleConfig
 from settings.messages import ConfigError
 from settings.reading import parse_command_line
@@ -41,8 +41,11 @@ def check_request(arguments: Sequence[str]) -> SampleConfig:
     if cfg.skull is not None and not is_scan(Path(cfg.skull)):
         person = PersonInput(cfg.sex, cfg.age, cfg.ethnicity, cfg.body_mass)
         for case in find_cases(cfg.skull, person, cfg.images_dir, cfg.limit)[:_OPENED]:
-            if case.skull_path is not None:
-                picture_size(case.skull_path)
+            try:
+                if case.skull_path is not None:
+                    picture_size(case.skull_path)
+            except ImageError as error:
+                raise ConfigError(f"skull: {error}") from error
     return cfg
 
 
