@@ -12,7 +12,9 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import sys
+import tempfile
 import threading
 import zipfile
 from collections import defaultdict
@@ -159,6 +161,27 @@ def file_names(path: Path) -> frozenset[str]:
     if not path.is_dir():
         return frozenset()
     return frozenset(entry.name for entry in os.scandir(path) if entry.is_file())
+
+
+def check_output(folder: Path, num_bytes: int) -> None:
+    """Check that files of so many bytes can be written to a folder, which need not exist; nothing is left there.
+
+    Raises:
+        ValueError: it is read-only, no folder can be made there, or the disk is full.
+    """
+    place = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            free = shutil.disk_usage(place).free
+    except OSError as error:
+        raise ValueError(
+            f"{folder}: nothing can be written there ({error.strerror}): choose another folder"
+        ) from error
+    if free < num_bytes:
+        raise ValueError(
+            f"{folder}: {free / 1e6:.0f} MB are free there, the results may need {num_bytes / 1e6:.0f} MB: make room, "
+            "or choose another folder"
+        )
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ _OTHERS = (  # place and beginning of files that people take for pictures, and w
     ),
     (0, b"\xd0\xcf\x11\xe0", "it is an office document; save the picture in it as PNG"),
 )
+PHOTOMETRIC, SAMPLE_FORMAT = 262, 339  # tags of TIFF
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 # Pillow warns of its own size limit (ours is lower) and of odd metadata: neither matters here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -60,10 +62,17 @@ def read_image(path: str | os.PathLike[str], size: int = 256) -> tuple[np.ndarra
         if width * height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{width} x {height} px")
         frames = int(getattr(image, "n_frames", 1))
+        deep_colour = any(str(tile.args).find(";16") >= 0 for tile in image.tile) and image.mode[:3] == "RGB"
         image.load()
+        tags = getattr(image, "tag_v2", {})
+        if image.mode == "L" and tags.get(SAMPLE_FORMAT) in (2, (2,)):
+            raise ValueError("its 8-bit values have a sign")
         upright = ImageOps.exif_transpose(image)
     notes = [f"only the first of {frames} frames is used"] if frames > 1 else []
-    planes = _planes(path, upright, notes)
+    planes = _planes(path, upright, tags.get(PHOTOMETRIC) == 0, notes)
+    levels = 1 + max(int(np.asarray(plane).max()) for plane in planes) if deep_colour else 256
+    if levels <= 128:
+        notes.append(f"very dark 16-bit colour: {levels} of 256 levels are used; export it as 8-bit")
     square = _letterbox(planes, size, notes)
     if float(square.max()) == float(square.min()):
         notes.append("the picture is one flat colour")
@@ -150,21 +159,23 @@ def write_png(path: str | os.PathLike[str], array: np.ndarray, text: Mapping[str
         Image.fromarray(array).save(file, format="PNG", pnginfo=info)
 
 
-def _planes(path: Path, image: Image.Image, notes: list[str]) -> list[Image.Image]:
-    """Split into one (grey) or three (RGB) planes, each mode "L" (0 to 255) or "F" (0 to 1)."""
-    if image.mode == "F":
-        raise ImageError(
-            f"{path}: holds floating-point values of unknown range; export it as 8- or 16-bit grey"
-        )
-    if image.mode in _SIXTEEN_BIT or image.mode == "I":
+def _planes(path: Path, image: Image.Image, white_is_zero: bool, notes: list[str]) -> list[Image.Image]:
+    """Split into one (grey) or three (RGB) planes, each mode "L" (0 to 255) or "F" (0 to 1).
+
+    Grey of more than 8 bits whose brightest value is at most half of white, or beyond it, is read by its own maximum.
+    ``white_is_zero`` holds for such values alone: Pillow turns 8-bit ones itself.
+    """
+    if image.mode in (*_SIXTEEN_BIT, "I", "F"):
         values = np.asarray(image).astype(np.float32)
         low, high = float(values.min()), float(values.max())
-        if low < 0 or high > 65535:
+        if not (low >= 0 and math.isfinite(high)):
             span = f"values from {low:g} to {high:g}"
-            raise ImageError(f"{path}: {span}, expected 0 to 65535; export it as 8- or 16-bit grey")
-        if 0 < high < 65536 / 8:
-            notes.append(f"very dark: its brightest value is {high:g} of 65535 (was it meant as 12-bit?)")
-        return [Image.fromarray(values / 65535.0)]
+            raise ImageError(f"{path}: {span}, expected 0 or more; export it as 8- or 16-bit grey")
+        white = 1.0 if image.mode == "F" else 65535.0
+        if high and not white / 2 < high <= white:
+            notes.append(f"its brightest value is {high:g} of {white:g}: this was taken as white")
+            white = high
+        return [Image.fromarray(1 - values / white if white_is_zero else values / white)]
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))

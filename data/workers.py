@@ -26,6 +26,8 @@ Job = TypeVar("Job")
 # and leaves the cores to the processes.
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
+JOBS_EACH = 4  # jobs that are under way or wait, for each process
+
 
 @contextmanager
 def processes(
@@ -64,7 +66,7 @@ def work_off(
     killed = f"a worker process was killed (out of memory?): use fewer than num_workers={num_workers}{remedy}"
     jobs = iter(jobs)
     with processes(count, begin, (), f"{killed}; the same command goes on") as pool:
-        waiting = {pool.submit(work, job) for job in islice(jobs, 4 * count)}
+        waiting = {pool.submit(work, job) for job in islice(jobs, JOBS_EACH * count)}
         while waiting:
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             waiting |= {pool.submit(work, job) for job in islice(jobs, len(done))}

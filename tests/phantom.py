@@ -7,6 +7,8 @@ skull is the procedural one; a shell of bone behind and ear canals level with th
 
 from __future__ import annotations
 
+import gzip
+import struct
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import scipy.ndimage as ndimage
 import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from scipy.spatial.transform import Rotation
 
 PATH = Path(__file__).resolve().parent / "fixtures" / "phantom.npz"
 STEP = 2.5
@@ -91,6 +94,61 @@ def write_image(path: Path, values: np.ndarray, affine: np.ndarray) -> Path:
     image.SetOrigin(affine[:, 3].tolist())
     image.SetDirection((affine[:, :3] / spacing).ravel().tolist())
     sitk.WriteImage(image, str(path), useCompression=True)
+    return path
+
+
+def write_nifti(
+    path: Path,
+    values: np.ndarray,
+    sform: np.ndarray | None = None,
+    qform: np.ndarray | None = None,
+    codes: tuple[int, int] = (1, 1),
+    order: str = "<",
+    second: bool = False,
+    **fields: float,
+) -> Path:
+    """NIfTI-1, or -2, with either, both or no form, (3, 4) from index to LPS mm; a name that ends in gz is packed.
+
+    Args:
+        codes: of sform and qform, where there is one.
+        fields: slope, inter, units; spacing where there is no form.
+
+    Source: nifti.nimh.nih.gov, nifti1.h and nifti2.h.
+    """
+    forms = [None if form is None else np.diag([-1, -1, 1]) @ form for form in (sform, qform)]
+    steps = next(
+        (form[:, :3] for form in forms[::-1] if form is not None), fields.get("spacing", 5.0) * np.eye(3)
+    )
+    spacing = np.linalg.norm(steps, axis=0)
+    handed = -1.0 if np.linalg.det(steps) < 0 else 1.0
+    turn = (
+        Rotation.from_matrix(steps / spacing * [1, 1, handed]).as_quat()
+        if forms[1] is not None
+        else np.eye(4)[3]
+    )
+    turn *= -1 if turn[3] < 0 else 1
+    offset = np.zeros(3) if forms[1] is None else forms[1][:, 3]
+    rows = np.zeros((3, 4)) if forms[0] is None else forms[0]
+    datatype = {"u1": 2, "i2": 4, "i4": 8, "f4": 16, "f8": 64, "u2": 512}[values.dtype.str[1:]]
+    head, real = bytearray(544 if second else 352), "d" if second else "f"
+
+    def put(form: str, first: int, of_second: int, *numbers: float) -> None:
+        struct.pack_into(order + form, head, of_second if second else first, *numbers)
+
+    put("i", 0, 0, 540 if second else 348)
+    put("8q" if second else "8h", 40, 16, 3, *values.shape[::-1], 1, 1, 1, 1)
+    put("2h", 70, 12, datatype, 8 * values.itemsize)
+    put(f"8{real}", 76, 104, handed, *spacing, 0, 0, 0, 0)
+    put("q2d" if second else "3f", 108, 168, len(head), fields.get("slope", 1.0), fields.get("inter", 0.0))
+    used = [code if form is not None else 0 for code, form in zip(codes, forms, strict=True)]
+    put("2i" if second else "2h", 252, 344, used[1], used[0])
+    put(f"6{real}", 256, 352, *turn[:3], *offset)
+    put(f"12{real}", 280, 400, *rows.ravel())
+    put("i" if second else "B", 123, 500, int(fields.get("units", 2)))
+    magic, place = (b"n+2\0\r\n\032\n", 4) if second else (b"n+1\0", 344)
+    head[place : place + len(magic)] = magic
+    content = bytes(head) + values.astype(values.dtype.newbyteorder(order)).tobytes()
+    path.write_bytes(gzip.compress(content, 1) if path.name.lower().endswith("gz") else content)
     return path
 
 

@@ -33,7 +33,7 @@ from data.ct.surfaces import Mesh
 from data.ct.volume import FROM_LPS, find_head, resample
 from data.manifest import read_manifest
 from data.paired import PairedDataset
-from tests.phantom import SECRET, TO_LPS, sample, save, slice_dataset, write_dicom, write_image
+from tests.phantom import SECRET, TO_LPS, sample, save, slice_dataset, write_dicom, write_image, write_nifti
 
 QUICK = CtConfig(step=2.0, meshes=False)
 FINE = (2.5, 2.5, 2.5)
@@ -87,16 +87,19 @@ SAGITTAL = np.array([[0, 0, -1.0], [1, 0, 0], [0, -1, 0]])  # i to the back, j d
         ("spacing.nii.gz", (2.0, 2.4, 2.55), {}),
         ("axes.mha", FINE, {"axes": SAGITTAL}),
         ("dicom_tilted", (2.2, 2.2, 2.5), {"tilt": 15.0}),
+        ("sform.nii", (2.5, 2.5, 3.0), {"tilt": -12.0}),
     ],
 )
 def test_other_spacings_axes_formats_and_tilts_give_the_same_pictures(
     plain, tmp_path, name, spacing, changes
 ):
-    write = write_image if "." in name else write_dicom
+    write = {"dicom_tilted": write_dicom, "sform.nii": write_nifti}.get(name, write_image)
     case = draw_scan(write(tmp_path / name, *sample(spacing, **changes)), QUICK)
     (skulls, skull_grey), (faces, face_grey) = agreement(plain, case)
     assert min(skulls, faces) > 0.975 and skull_grey < 12 and face_grey < 9
     assert not flags(case)
+    if write is write_nifti:
+        assert next(f.value for f in case.findings if f.name == "gantry_tilt") == pytest.approx(12, abs=0.1)
     if write is write_dicom:
         assert case.facts["scan"]["gantry_tilt_deg"] == pytest.approx(15, abs=0.1)
 

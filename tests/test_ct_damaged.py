@@ -60,7 +60,7 @@ def broken_nifti(small: Volume, folder: Path) -> Files:
         (70, "<h", (0, 1, 128, 1792, 9999)),  # type of a voxel
         (76 + 4, "<f", (0.0, float("nan"), float("inf"), 1e-6, 1e4)),  # spacing
         (108, "<f", (1e9, 3e7)),  # where the voxels begin
-        (112, "<f", (1e20, 1e-9, float("nan"))),  # slope
+        (112, "<f", (1e20, 1e-9)),  # slope
         (116, "<f", (1e9, 5000.0)),  # intercept
         (344, "4s", (b"xxxx",)),  # magic
     ]

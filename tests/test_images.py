@@ -8,6 +8,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -102,6 +103,40 @@ def test_gigantic_is_refused_by_its_header(
     with pytest.raises(ImageError, match=r"a\.png: too large"):
         read_image(path)
     assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("kind", "high"),
+    [("<i2", 32640), (">i2", 255), ("<i2", 4095), ("<u2", 16383), ("<i4", 9e6), ("<u4", 70000), ("<f4", 250),
+     (">f4", 0.4), ("<f4", 0.8), ("<u2", 60000), ("<u2 white is zero", 60000), ("<u2 white is zero", 4095)],
+)  # fmt: skip
+def test_deep_grey_fills_the_range_by_its_own_maximum_and_says_so(
+    tmp_path: Path, kind: str, high: float
+) -> None:
+    """The file is written by hand. Source: TIFF 6.0, sections 3 and 19."""
+    values = (RAMP / 255 * high).astype(kind[:3])
+    order, inverted = kind[0], kind.endswith("zero")
+    fields = {256: 256, 257: 256, 258: 8 * values.itemsize, 259: 1, 262: 0 if inverted else 1, 273: 8 + 2 + 120 + 4,
+              277: 1, 278: 256, 279: values.nbytes, 339: {"u": 1, "i": 2, "f": 3}[kind[1]]}  # fmt: skip
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(fields))
+    entries = b"".join(struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in fields.items())
+    (tmp_path / "a.tif").write_bytes(head + entries + bytes(4) + values.tobytes())
+    picture, note = read_image(tmp_path / "a.tif")
+    white = 1 if kind[1] == "f" else 65535
+    own = high <= white / 2 or high > white
+    expected = values.astype(float) / (high if own else white)
+    np.testing.assert_allclose(picture[..., 1], 1 - expected if inverted else expected, atol=2e-4)
+    assert (f"{high:g} of {white}" in str(note)) if own else note is None
+
+
+def test_dark_16_bit_colour_is_noted_and_signed_bytes_are_refused(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.dstack([RAMP.astype(np.uint16) * 16] * 3))
+    assert "16 of 256" in str(read_image(tmp_path / "a.png")[1])
+    cv2.imwrite(str(tmp_path / "a.png"), np.dstack([RAMP.astype(np.uint16) * 257] * 3))
+    assert read_image(tmp_path / "a.png")[1] is None
+    image = Image.fromarray(RAMP)
+    with pytest.raises(ImageError, match="sign"):
+        read_image(saved(tmp_path / "b.tif", image, tiffinfo={339: 2}))
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.int32])

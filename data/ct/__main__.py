@@ -13,6 +13,7 @@ from pathlib import Path
 
 from data.cohort.config import check_packages
 from data.ct.config import PACKAGES, CtConfig
+from data.files import check_output
 from data.program import run_program
 
 
@@ -28,10 +29,11 @@ def _draw(config: CtConfig, scan: Path, out: Path) -> int:
 
 
 def _draw_one(path: Path, out: Path, config: CtConfig) -> int:
-    from data.ct.drawing import FILES, draw_scan  # after check_packages
+    from data.ct.drawing import FILES, bytes_of, draw_scan  # after check_packages
 
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: is a file, expected a folder for the results")
+    check_output(out, bytes_of(config))
     drawing = draw_scan(path, config)
     out.mkdir(parents=True, exist_ok=True)
     paths = {name: out / name for name in FILES}

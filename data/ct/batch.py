@@ -20,13 +20,13 @@ from typing import Any
 from tqdm import tqdm
 
 from data.ct.config import CtConfig
-from data.ct.drawing import draw_scan, refused
+from data.ct.drawing import bytes_of, draw_scan, refused
 from data.ct.findings import SEVERITIES, ScanError
 from data.ct.people import PeopleError, Person, read_people, read_salt, write_codes
 from data.ct.reading.volumes import suffix_of
 from data.ct.reference import reference
-from data.files import write_text
-from data.workers import alone, claim, make_folders, work_off
+from data.files import check_output, write_text
+from data.workers import JOBS_EACH, alone, claim, make_folders, work_off
 
 SPLITS = "split_data"
 FOLDERS = {
@@ -38,6 +38,10 @@ FOLDERS = {
 }
 STATUSES = ("ok", "flagged", "refused")
 _LISTED = 10  # ids in a message
+KILLED = (
+    "the process that worked on it was killed, also when it was alone: the scan is damaged, or larger than the memory "
+    "(a smaller max_gib refuses it); to try again, delete its report"
+)
 
 
 def run_batch(patients: Path, out: Path, config: CtConfig, progress: bool = True) -> dict[str, int]:
@@ -45,8 +49,7 @@ def run_batch(patients: Path, out: Path, config: CtConfig, progress: bool = True
 
     Raises:
         PeopleError: the CSV, the salt, or patients without a scan.
-        ValueError: ``out`` belongs to another run, or holds ``private``.
-        ChildProcessError: a worker was killed.
+        ValueError: ``out`` belongs to another run, holds ``private``, or cannot be written to.
     """
     reference()  # fails here, not in a worker
     private = Path(config.private) if config.private else out.with_name(out.name + ".private")
@@ -54,20 +57,25 @@ def run_batch(patients: Path, out: Path, config: CtConfig, progress: bool = True
         raise ValueError(
             f"private={private} lies in {out}, which is meant to be shared: choose a folder outside it"
         )
+    check_output(private, 0)
+    check_output(out, bytes_of(config))
     salt = read_salt(private)
     people = read_people(Path(config.biometrics), salt)
     scans = find_scans(patients, people)
     write_codes(private, people)
     claim(out / "ct.json", config.identity())
     with alone(out / "ct.json"):
-        used = (folder for name, folder in FOLDERS.items() if config.meshes or not name.endswith(".ply"))
+        used = [folder for name, folder in FOLDERS.items() if config.meshes or not name.endswith(".ply")]
         make_folders(out, ("", SPLITS, *used))
+        for folder in used:
+            check_output(out / folder, 0)
         jobs = [
             (p.code, scans[p.identity]) for p in people if not _paths(out, p.code)["report.json"].is_file()
         ]
         finished = len(people) - len(jobs)
         with tqdm(total=len(people), initial=finished, unit="scan", disable=not progress) as bar:
-            work_off(partial(_draw, out, config), jobs, config.num_workers, bar, ", or a smaller max_gib")
+            _draw_all(out, config, jobs, bar)
+        make_folders(out, used)  # what a killed process left
         return _write_lists(out, people)
 
 
@@ -102,6 +110,28 @@ def find_scans(patients: Path, people: list[Person]) -> dict[str, Path]:
 def _paths(out: Path, code: str) -> dict[str, Path]:
     """Return where the files of a scan go, by their names in ``data.ct.drawing``."""
     return {name: out / folder / f"{code}{Path(name).suffix}" for name, folder in FOLDERS.items()}
+
+
+def _draw_all(out: Path, config: CtConfig, jobs: list[tuple[str, Path]], bar: tqdm[Any]) -> None:
+    """Draw all scans. Where a process is killed, those under way are drawn again in one process, one after the other.
+
+    A scan that is first in the line when this process is killed as well is refused.
+    """
+    draw = partial(_draw, out, config)
+    suspects: list[tuple[str, Path]] = []
+    while jobs:
+        killed = False
+        try:
+            work_off(draw, suspects or jobs, 1 if suspects else config.num_workers, bar)
+        except ChildProcessError:
+            killed = True
+        jobs = [job for job in jobs if not _paths(out, job[0])["report.json"].is_file()]
+        if killed and suspects:
+            code, _ = jobs.pop(0)
+            refused(KILLED).write(_paths(out, code), subject=code)
+        bar.n = (bar.total or 0) - len(jobs)
+        under_way = suspects if suspects else jobs[: JOBS_EACH * config.num_workers]
+        suspects = [job for job in jobs if job in under_way] if killed else []
 
 
 def _draw(out: Path, config: CtConfig, job: tuple[str, Path]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -11,7 +11,7 @@ from settings.base import Settings
 
 FORMAT_VERSION = 1  # raise when the same scan no longer gives the same pictures
 # Module -> distribution: the extras `cohort` and `ct` of pyproject.toml.
-PACKAGES = {**cohort.PACKAGES, "pydicom": "pydicom", "SimpleITK": "SimpleITK", "vtkmodules": "vtk"}
+PACKAGES = {**cohort.PACKAGES, "pydicom": "pydicom", "vtkmodules": "vtk"}
 
 
 class CtConfig(Settings):
@@ -25,6 +25,8 @@ class CtConfig(Settings):
         step: of the grid the scan is resampled to, in mm.
         bone_hu: density at which bone begins.
         offset: added to every value, for volumes stored without their rescaling (-1024 is usual).
+        rescale: "header", or "auto": where the values are no Hounsfield units, the linear map that brings air to -1000
+            and soft tissue to 40 is applied.
         max_gib: largest volume that is read.
         size, half_field, center_y: of the pictures; the cohort's.
         meshes: also write both surfaces as PLY.
@@ -38,6 +40,7 @@ class CtConfig(Settings):
     step: Annotated[float, Field(ge=0.5, le=2.5)] = 1.0
     bone_hu: Annotated[float, Field(ge=100, le=800)] = 220.0
     offset: Annotated[float, Field(ge=-40000, le=40000)] = 0.0
+    rescale: Literal["header", "auto"] = "header"
     max_gib: Annotated[float, Field(ge=0.01, le=64)] = 1.5
     size: Annotated[int, Field(ge=64, le=1024)] = 256
     half_field: Annotated[float, Field(ge=135, le=400)] = 140.0
@@ -51,4 +54,6 @@ class CtConfig(Settings):
         settings = self.model_dump()
         for key in ("num_workers", "private", "biometrics", "max_gib"):
             del settings[key]
+        if self.rescale == "header":  # as in folders of before
+            del settings["rescale"]
         return {"format": FORMAT_VERSION, **settings}

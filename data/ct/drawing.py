@@ -25,6 +25,7 @@ from data.images import write_png
 from data.render import BONE, SKIN, Camera, Scene
 
 FILES = ("skull.png", "face.png", "skull.ply", "face.ply", "report.json")  # of one scan
+PICTURE_BYTES, MESH_BYTES = 1 << 20, 40 << 20  # at most, for one scan
 FACE_BELOW_CHIN_MM = 22.0  # as in the cohort
 JAW_MM = (20.0, 40.0)  # the lowest skin of the face: behind its foremost point, to each side of the midline
 
@@ -80,7 +81,7 @@ def draw_scan(path: Path, config: CtConfig) -> Drawing:
         ScanError: it could not even be read, or holds no head; other bad scans come back refused.
     """
     ref = reference()
-    scan = read_scan(path, config.series, int(config.max_gib * 2**30), config.offset)
+    scan = read_scan(path, config.series, int(config.max_gib * 2**30), config.offset, config.rescale)
     head = find_head(resample(scan, config.step))
     bone, skin = bone_surface(head, config.bone_hu), skin_surface(head)
     pose = find_pose(bone, config.pose)
@@ -110,6 +111,11 @@ def draw_scan(path: Path, config: CtConfig) -> Drawing:
         for mesh, material in ((bone, BONE), (skin, SKIN))
     )
     return Drawing(findings, facts, skull, face, *((bone, skin) if config.meshes else ()))
+
+
+def bytes_of(config: CtConfig) -> int:
+    """Return how much room the files of one scan may take."""
+    return MESH_BYTES if config.meshes else PICTURE_BYTES
 
 
 def refused(reason: str) -> Drawing:

@@ -116,7 +116,20 @@ RULES = {
         flag=2,
     ),
     "side_not_stored": Rule(
-        "", "an InVesalius project does not say which side is left: the first column is taken for it", note=0
+        "",
+        "{chosen} does not say which side is left: the first column is taken for the {place} one; left and right may "
+        "be swapped",
+        note=0,
+    ),
+    "forms_differ": Rule(
+        "mm",
+        "the sform and the qform of the NIfTI header lie up to {value:.1f} mm apart{more}; the {chosen} was used",
+        note=0.5,
+    ),
+    "form_damaged": Rule("", "the {reason} of the NIfTI header is damaged; the {chosen} was used", flag=0),
+    "rescale_unclear": Rule("", "the NIfTI header's {reason}", note=0),
+    "rescaled": Rule(
+        "", "the stored values are no Hounsfield units: {reason} was applied (rescale=auto){more}", note=0
     ),
     # the volume
     "spacing": Rule(

@@ -1,7 +1,8 @@
-"""Checks of the headers of volume files before a library decodes them.
+"""Headers of volume files: where the voxels lie, in the files and in the patient, checked before any is read.
 
-ITK's readers end the whole process on some damaged headers, take a spacing of zero for 1 mm, and reserve whatever
-memory a header asks for. A file that passes here can be given to them.
+No library reads these files: those that do may end the whole process on a damaged header, read files anywhere on the
+disk, or drop what a header says (a shear, a missing side). Here every field is checked, memory is bounded by the
+header's own numbers, and the files that a header names must lie in its folder.
 
 Sources: nifti.nimh.nih.gov (nifti1.h, nifti2.h); teem.sourceforge.net/nrrd/format.html; itk.org/Wiki/ITK/MetaIO.
 """
@@ -9,47 +10,140 @@ Sources: nifti.nimh.nih.gov (nifti1.h, nifti2.h); teem.sourceforge.net/nrrd/form
 from __future__ import annotations
 
 import gzip
+import re
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
-from data.ct.findings import ScanError
-from data.ct.reading.geometry import check_size
+from data.ct.findings import Finding, ScanError, judge
+from data.ct.reading.geometry import affine_of, check_affine, check_size
 
-HEADER_BYTES = 1 << 16
+HEADER_BYTES = 1 << 20
 LONGEST_LINE = 4096
-# The types of voxels that are read: datatype code or name in the header -> bytes a voxel.
-NIFTI_BYTES = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 256: 1, 512: 2, 768: 4}
-NRRD_BYTES = {
-    **dict.fromkeys(("signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"), 1),
-    **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), 2),
-    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), 2),
-    **dict.fromkeys(("int", "signed int", "int32", "int32_t", "float"), 4),
-    **dict.fromkeys(("uint", "unsigned int", "uint32", "uint32_t"), 4),
-    "double": 8,
-}
-META_BYTES = {
-    "MET_CHAR": 1, "MET_UCHAR": 1, "MET_SHORT": 2, "MET_USHORT": 2, "MET_INT": 4, "MET_UINT": 4, "MET_FLOAT": 4,
-    "MET_DOUBLE": 8,
+MOST_LINES = 10_000  # that a header may skip in its data file
+BLOCK_BYTES = 1 << 18
+# The types of voxels that are read: datatype code or name in the header -> numpy's code.
+NIFTI_TYPES = {
+    2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8",
 }  # fmt: skip
+NRRD_TYPES = {
+    **dict.fromkeys(("signed char", "int8", "int8_t"), "i1"),
+    **dict.fromkeys(("uchar", "unsigned char", "uint8", "uint8_t"), "u1"),
+    **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), "i2"),
+    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), "u2"),
+    **dict.fromkeys(("int", "signed int", "int32", "int32_t"), "i4"),
+    **dict.fromkeys(("uint", "unsigned int", "uint32", "uint32_t"), "u4"),
+    **dict.fromkeys(("longlong", "long long", "signed long long", "int64", "int64_t"), "i8"),
+    **dict.fromkeys(("ulonglong", "unsigned long long", "uint64", "uint64_t"), "u8"),
+    "float": "f4",
+    "double": "f8",
+}
+META_TYPES = {
+    "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4",
+    "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4", "MET_DOUBLE": "f8",
+}  # fmt: skip
+_TO_LPS = np.diag([-1.0, -1.0, 1.0])  # from RAS
+TEMPLATE_CODE = 3  # NIfTI forms from this code on lead to a template's space (Talairach, MNI)
+SAME_LENGTH = 0.01  # share within which a form's steps are those of the header's spacing
+NUMBERED = re.compile(r"([^%]*%0?\d{0,2}[diu][^%]*?)\s+(\d{1,6})\s+(\d{1,6})\s+(\d{1,6})(?:\s+\d)?")
 
 
-def check_header(path: Path, kind: str, max_bytes: int) -> None:
-    """Raises: ScanError naming the field that is damaged or too large, or how much of the file is missing."""
+@dataclass(frozen=True)
+class Layout:
+    """Where the voxels of a volume lie.
+
+    Attributes:
+        parts: the files that hold them, in order, with equal shares.
+        start: byte at which they begin in each file; -1: they end where the file ends.
+        packed: each file is a gzip or zlib stream from ``start`` on.
+        skip: bytes before the voxels in what was unpacked.
+        dtype, shape: of the voxels; (I, J, K), i runs fastest.
+        affine: (3, 4), see ``Scan``.
+        slope, intercepts: HU = slope * value + intercept; the first intercept that gives Hounsfield units holds.
+        findings: what is doubtful in the header.
+    """
+
+    parts: list[Path]
+    start: int
+    packed: bool
+    skip: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    affine: np.ndarray
+    slope: float = 1.0
+    intercepts: Sequence[float] = (0.0,)
+    findings: list[Finding] = field(default_factory=list)
+
+
+def read_layout(path: Path, kind: str, max_bytes: int) -> Layout:
+    """Return the layout of a NIfTI, NRRD or MetaImage file.
+
+    Raises:
+        ScanError: names the field that is damaged or too large.
+    """
     try:
-        {"NIfTI": _check_nifti, "NRRD": _check_nrrd, "MetaImage": _check_meta}[kind](path, max_bytes)
+        return {"NIfTI": _nifti, "NRRD": _nrrd, "MetaImage": _meta}[kind](path, max_bytes)
     except ScanError:
         raise
     except (ValueError, struct.error, OverflowError) as error:
         raise ScanError(f"its header is no {kind} header, or a damaged one: export it again") from error
 
 
-def _check_nifti(path: Path, max_bytes: int) -> None:
-    packed = path.name.lower().endswith(".gz")
+def read_voxels(layout: Layout) -> np.ndarray:
+    """Return the (K, J, I) stored values. Raises: ScanError where some are missing or their coding is damaged."""
+    expected = layout.dtype.itemsize * int(np.prod(layout.shape, dtype=np.int64))
+    if expected % len(layout.parts) or layout.shape[2] % len(layout.parts):
+        raise ScanError(
+            f"its header names {len(layout.parts)} files for {layout.shape[2]} slices: they do not share them evenly"
+        )
+    each = expected // len(layout.parts)
+    parts = [_read_part(path, layout, each) for path in layout.parts]
+    length = sum(map(len, parts))
+    if length < expected:
+        raise ScanError(f"it is cut short: {length} bytes of voxels, its header promises {expected}")
+    return np.frombuffer(parts[0] if len(parts) == 1 else b"".join(parts), layout.dtype).reshape(
+        layout.shape[::-1]
+    )
+
+
+def _read_part(path: Path, layout: Layout, length: int) -> memoryview:
+    """Return the ``length`` bytes of voxels that a file holds, or fewer."""
+    with path.open("rb") as file:
+        file.seek(layout.start if layout.start >= 0 else max(0, path.stat().st_size - length))
+        wanted = layout.skip + length
+        try:
+            data = _unpack(file, wanted) if layout.packed else file.read(wanted)
+        except zlib.error as error:
+            raise ScanError("its compressed voxels are damaged: copy or export it again") from error
+    return memoryview(data)[layout.skip : wanted]
+
+
+def _unpack(file: BinaryIO, wanted: int) -> bytearray:
+    """Return the first bytes of a zlib stream or of gzip members; one more than wanted, to reach the checksum."""
+    result, unpack = bytearray(), zlib.decompressobj(zlib.MAX_WBITS + 32)
+    block = file.read(BLOCK_BYTES)
+    while block and len(result) <= wanted:
+        result += unpack.decompress(block, min(1 << 22, wanted + 1 - len(result)))
+        block = unpack.unconsumed_tail
+        if unpack.eof:
+            if len(result) >= wanted:
+                break
+            block, unpack = unpack.unused_data, zlib.decompressobj(zlib.MAX_WBITS + 32)
+        block = block or file.read(BLOCK_BYTES)
+    return result
+
+
+def _nifti(path: Path, max_bytes: int) -> Layout:
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"  # whatever the file is called
+    if not packed and path.name.lower().endswith(".gz") and path.stat().st_size < 348:
+        raise ScanError("it is no gzip file, or a damaged one: copy or export it again")
     try:
         with gzip.open(path) if packed else path.open("rb") as file:
             head = file.read(544)
@@ -62,134 +156,309 @@ def _check_nifti(path: Path, max_bytes: int) -> None:
     )
     if not order:
         raise ScanError("it is no NIfTI file, or its header is damaged")
-    if length == 540:
-        dim = struct.unpack_from(order + "8q", head, 16)
-        (datatype,), magic = struct.unpack_from(order + "h", head, 12), head[4:8]
-        pixdim = struct.unpack_from(order + "8d", head, 104)
-        start, slope, inter = struct.unpack_from(order + "q2d", head, 168)
-    else:
-        dim = struct.unpack_from(order + "8h", head, 40)
-        (datatype,), magic = struct.unpack_from(order + "h", head, 70), head[344:348]
-        pixdim = struct.unpack_from(order + "8f", head, 76)
-        start, slope, inter = struct.unpack_from(order + "3f", head, 108)
+    second = length == 540
+    real, whole, code = "dqi" if second else "fhh"
+
+    def numbers(form: str, first: int, of_second: int) -> tuple[float, ...]:
+        return struct.unpack_from(order + form, head, of_second if second else first)
+
+    dim = struct.unpack_from(f"{order}8{whole}", head, 16 if second else 40)
+    (datatype,) = struct.unpack_from(order + "h", head, 12 if second else 70)
+    magic = head[4:8] if second else head[344:348]
+    pixdim = np.array(numbers(f"8{real}", 76, 104))
+    start, slope, inter = numbers("q2d" if second else "3f", 108, 168)
+    forms = numbers(f"2{code}", 252, 344)
+    quaternion, rows = numbers(f"6{real}", 256, 352), numbers(f"12{real}", 280, 400)
+    (units,) = struct.unpack_from(order + "i", head, 500) if second else (head[123],)
     if magic[:3] not in (b"n+1", b"n+2"):
         raise ScanError("it is no single-file NIfTI (.nii): convert it, for example with dcm2niix")
     if not 3 <= dim[0] <= 7 or any(n != 1 for n in dim[4 : dim[0] + 1]):
         raise ScanError(f"its header tells of {dim[0]} dimensions, expected one volume of three")
-    if datatype not in NIFTI_BYTES:
+    if datatype not in NIFTI_TYPES:
         raise ScanError(f"its voxels are of type {datatype}, expected plain numbers")
-    if not (abs(slope) < 1e4 and abs(inter) < 1e6) or 0 < abs(slope) < 1e-6:
-        raise ScanError(f"its header's rescaling ({slope:g}, {inter:g}) is damaged")
     if not 352 <= start < 1 << 24:
         raise ScanError(f"its header puts the voxels at byte {start:g}: it is damaged")
-    size = _size(dim[1:4], pixdim[1:4], NIFTI_BYTES[datatype], max_bytes)
-    if packed:
-        _check_length(path, 0, int(start) + size, True)
-    else:
-        _check_length(path, int(start), size, False)
+    slope, intercepts, findings = _nifti_rescaling(slope, inter)
+    unit_mm = {1: 1000.0, 3: 0.001}.get(units & 7, 1.0)
+    dtype = np.dtype(order + NIFTI_TYPES[datatype])
+    check_size(dim[1:4], (pixdim[1:4] * unit_mm).tolist(), dtype.itemsize, max_bytes)
+    affine, more = _nifti_affine(forms, pixdim, np.array(quaternion), np.reshape(rows, (3, 4)), dim[1:4])
+    place = (0, True, int(start)) if packed else (int(start), False, 0)
+    return Layout([path], *place, dtype, dim[1:4], affine * unit_mm, slope, intercepts, [*findings, *more])
 
 
-def _check_nrrd(path: Path, max_bytes: int) -> None:
+def _nifti_rescaling(slope: float, inter: float) -> tuple[float, tuple[float, ...], list[Finding]]:
+    """Return the slope, the intercepts to try and what is odd: a slope of 0 or no number means that none is stored."""
+    if np.isfinite(slope) and slope != 0:
+        inter = inter if np.isfinite(inter) else np.nan
+        if not 1e-6 < abs(slope) < 1e4 or abs(inter) > 1e6:
+            raise ScanError(f"its header's rescaling ({slope:g}, {inter:g}) is damaged")
+        if np.isfinite(inter):
+            return slope, (inter,), []
+        reason = "intercept is no number: 0 was taken"
+        return slope, (0.0,), judge("rescale_unclear", 1, reason=reason)
+    if np.isfinite(slope) and inter == 0:
+        return 1.0, (0.0,), []
+    if not np.isfinite(inter) or inter == 0 or abs(inter) > 1e6:
+        reason = f"slope is {slope:g}: the stored values were taken as they are"
+        return 1.0, (0.0,), judge("rescale_unclear", 1, reason=reason)
+    reason = f"slope is {slope:g}: its intercept of {inter:g} is added only where this alone gives Hounsfield units"
+    return 1.0, (0.0, inter), judge("rescale_unclear", 1, reason=reason)
+
+
+def _nifti_affine(
+    codes: Sequence[float], pixdim: np.ndarray, quaternion: np.ndarray, rows: np.ndarray, shape: Sequence[int]
+) -> tuple[np.ndarray, list[Finding]]:
+    """Return the affine of the sform, else of the qform, else of the spacing alone; and how the two forms differ.
+
+    Args:
+        codes: of qform and sform; 0: not stored.
+        pixdim: qform's handedness, then the spacing.
+        quaternion: b, c, d and the offset.
+        rows: (3, 4) of the sform, RAS.
+    """
+    spacing = pixdim[1:4]
+    forms: dict[str, np.ndarray] = {}
+    if codes[1] > 0:
+        forms["sform"] = _TO_LPS @ rows
+    if codes[0] > 0:
+        b, c, d = quaternion[:3]
+        a = np.sqrt(max(0.0, 1 - b * b - c * c - d * d))
+        turn = Rotation.from_quat([b, c, d, a]).as_matrix() if np.isfinite(quaternion).all() else np.nan
+        sided = spacing * [1, 1, -1 if pixdim[0] < 0 else 1]
+        forms["qform"] = _TO_LPS @ affine_of(turn * np.ones((3, 3)), sided, quaternion[3:])
+    if not forms:
+        unsided = affine_of(np.eye(3), spacing, (0.0, 0.0, 0.0))
+        return unsided, side_not_stored("a NIfTI header without sform and qform", "right")
+    usable = {name: form for name, form in forms.items() if _is_usable(form)}
+    if len(usable) < len(forms):
+        for form in [] if usable else forms.values():
+            check_affine(form)
+        (chosen,) = usable
+        damaged = next(name for name in forms if name not in usable)
+        return usable[chosen], judge("form_damaged", 1, reason=damaged, chosen=chosen)
+    if len(usable) == 1:
+        return next(iter(usable.values())), []
+    sform, qform = usable["sform"], usable["qform"]
+    lengths = np.linalg.norm(sform[:, :3], axis=0)
+    chosen = (
+        "qform"
+        if codes[1] >= TEMPLATE_CODE and np.abs(lengths / spacing - 1).max() > SAME_LENGTH
+        else "sform"
+    )
+    corners = np.array([[*np.unravel_index(n, (2, 2, 2)), 1] for n in range(8)]) * [
+        *(np.array(shape) - 1), 1
+    ]  # fmt: skip
+    apart = float(np.linalg.norm(corners @ (sform - qform).T, axis=1).max())
+    mirrored = np.linalg.det(sform[:, :3]) * np.linalg.det(qform[:, :3]) < 0
+    more = " and mirror each other: left and right may be swapped" if mirrored else ""
+    severity = "flag" if mirrored else None
+    return usable[chosen], judge("forms_differ", apart, severity=severity, chosen=chosen, more=more)
+
+
+def _is_usable(affine: np.ndarray) -> bool:
+    try:
+        check_affine(affine)
+    except ScanError:
+        return False
+    return True
+
+
+def side_not_stored(what: str, first: str) -> list[Finding]:
+    """Return the note that ``what`` states no side, and which side the first column is taken for."""
+    return judge("side_not_stored", 1, chosen=what, place=first)
+
+
+def _nrrd(path: Path, max_bytes: int) -> Layout:
     with path.open("rb") as file:
         head = file.read(HEADER_BYTES)
     if not head.startswith(b"NRRD000"):
         raise ScanError("it is no NRRD file, or its first line is damaged")
-    end, gap = next(((i, gap) for gap in (b"\n\n", b"\r\n\r\n") if (i := head.find(gap)) > 0), (-1, b""))
+    end, gap = min(((i, gap) for gap in (b"\n\n", b"\n\r\n") if (i := head.find(gap)) > 0), default=(-1, b""))
     detached = end < 0
-    lines = (head if detached else head[:end]).decode("ascii", "replace").splitlines()[1:]
-    parts = [line.partition(":") for line in lines if ":" in line and not line.startswith("#")]
-    fields = {key.strip().lower(): value.strip() for key, _, value in parts}
-    shape = [int(n) for n in _numbers(fields, "sizes", 3)]
-    voxel_bytes = NRRD_BYTES.get(fields.get("type", ""))
+    lines = _lines(head if detached else head[:end])[1:]
+    listed = next(
+        (n for n, line in enumerate(lines) if re.match(r"data ?file:\s*LIST", line, re.I)), len(lines)
+    )
+    pairs = (line.split(":", 1) for line in lines[: listed + 1] if re.match(r"[^#:][^:]*:(?!=)", line))
+    fields = _fields((key.lower().replace("datafile", "data file"), value) for key, value in pairs)
+    shape, axes = _axes([int(n) for n in _numbers(fields, "sizes")], fields.get("dimension", ""))
+    code = NRRD_TYPES.get(fields.get("type", "").lower())
     encoding = fields.get("encoding", "").lower()
-    if fields.get("dimension") != "3" or voxel_bytes is None or encoding not in ("raw", "gzip", "gz"):
-        raise ScanError(
-            "its header's dimension, type or encoding is damaged, or not supported (raw and gzip are)"
+    if code is None or encoding not in ("raw", "gzip", "gz"):
+        raise ScanError("its header's type or encoding is damaged, or not supported (raw and gzip are)")
+    order = {"little": "<", "big": ">"}.get(fields.get("endian", "").lower(), "" if code[1] == "1" else None)
+    if order is None:
+        raise ScanError("endian in the header is damaged: expected little or big")
+    dtype = np.dtype(order + code)
+    affine, findings = _nrrd_affine(fields, axes)
+    spacing = np.linalg.norm(affine[:, :3], axis=0).tolist()
+    check_size(shape, spacing, dtype.itemsize, max_bytes)
+    name = fields.get("data file", "")
+    parts = _parts(path, name, lines[listed + 1 :]) if detached or name else [path]
+    start = 0 if detached or name else end + len(gap)
+    lines_skipped, skip = (int(fields.get(key, "0")) for key in ("line skip", "byte skip"))
+    if not (0 <= lines_skipped <= MOST_LINES and -1 <= skip <= HEADER_BYTES):
+        raise ScanError("line skip or byte skip in the header is damaged")
+    start = _after_lines(parts[0], start, lines_skipped)
+    if encoding == "raw":
+        return Layout(
+            parts, start + skip if skip >= 0 else -1, False, 0, dtype, shape, affine, findings=findings
         )
+    return Layout(parts, start, True, max(0, skip), dtype, shape, affine, findings=findings)
+
+
+def _nrrd_affine(fields: dict[str, str], axes: list[int]) -> tuple[np.ndarray, list[Finding]]:
+    """Return the affine of three axes; the sides are stored only where space and directions are."""
+    space = fields.get("space", "").lower().removesuffix("-time")
+    letters = "".join(word[0] for word in space.split("-")) if "-" in space else space.removesuffix("t")
+    sided = re.fullmatch("[rl][ap]s", letters) is not None
+    signs = (
+        np.array([-1.0 if letters[0] == "r" else 1.0, -1.0 if letters[1] == "a" else 1.0, 1]) if sided else 1
+    )
+    origin = np.array(_vector(fields.get("space origin", "(0,0,0)"), "space origin"))
     if "space directions" in fields:
-        steps = np.reshape(_numbers(fields, "space directions", 9), (3, 3))
-        spacing = np.linalg.norm(steps, axis=1).tolist()
+        vectors = re.findall(r"none|\([^()]*\)", fields["space directions"])
+        if len(vectors) <= max(axes):
+            raise ScanError("space directions in the header is damaged: expected one vector for each axis")
+        steps = np.array([_vector(vectors[axis], "space directions") for axis in axes]).T
     else:
-        spacing = _numbers(fields, "spacings", 3)
-    size = _size(shape, spacing, voxel_bytes, max_bytes)
-    name = fields.get("data file", fields.get("datafile", ""))
-    if detached or name:
-        _check_length(_beside(path, name), 0, size, encoding != "raw")
-    else:
-        _check_length(path, end + len(gap), size, encoding != "raw")
+        spacings = _numbers(fields, "spacings")
+        if len(spacings) <= max(axes):
+            raise ScanError("spacings in the header is damaged: expected one number for each axis")
+        steps, sided = np.diag([spacings[axis] for axis in axes]), False
+    affine = (np.column_stack([steps, origin]).T * signs).T
+    return affine, [] if sided else side_not_stored("an NRRD header without an anatomical space", "right")
 
 
-def _check_meta(path: Path, max_bytes: int) -> None:
-    fields: dict[str, str] = {}
+def _vector(text: str, key: str) -> list[float]:
+    values = _numbers({key: text}, key)
+    if len(values) not in (3, 4):  # the fourth is time
+        raise ScanError(f"{key} in the header is damaged: expected vectors of 3 numbers")
+    return values[:3]
+
+
+def _meta(path: Path, max_bytes: int) -> Layout:
+    pairs: list[tuple[str, str]] = []
     with path.open("rb") as file:
-        while "ElementDataFile" not in fields:
+        while not pairs or pairs[-1][0] != "ElementDataFile":
             line = file.readline(LONGEST_LINE)
-            key, equals, value = line.decode("ascii", "replace").partition("=")
-            if not (equals and line.endswith(b"\n")):
+            key, equals, value = line.decode("utf-8", "surrogateescape").partition("=")
+            if not (equals and line.endswith(b"\n")) or file.tell() > HEADER_BYTES:
                 raise ScanError("its header is no MetaImage header, or a damaged one")
-            fields[key.strip()] = value.strip()
-        start = file.tell()
-    voxel_bytes = META_BYTES.get(fields.get("ElementType", ""))
-    one_value = fields.get("ElementNumberOfChannels", "1") == "1"
-    if fields.get("NDims") != "3" or voxel_bytes is None or not one_value:
-        raise ScanError("its header's NDims or ElementType is damaged, or is not that of one grey volume")
-    shape = [int(n) for n in _numbers(fields, "DimSize", 3)]
-    spacing = _numbers(fields, "ElementSpacing" if "ElementSpacing" in fields else "ElementSize", 3)
-    for key in fields.keys() & {"TransformMatrix", "Rotation", "Orientation"}:
-        _numbers(fields, key, 9)
-    size = _size(shape, spacing, voxel_bytes, max_bytes)
-    packed = fields.get("CompressedData", "False").lower() == "true"
-    if fields["ElementDataFile"] == "LOCAL":
-        _check_length(path, start, size, packed)
-    else:
-        _check_length(_beside(path, fields["ElementDataFile"]), 0, size, packed)
+            pairs.append((key.strip(), value.strip()))
+        begin = file.tell()
+        name = pairs[-1][1]
+        listed = _lines(file.read(HEADER_BYTES)) if name.split()[:1] == ["LIST"] else []
+    fields = _fields(pairs)
+    code = META_TYPES.get(fields.get("ElementType", ""))
+    text = fields.get("BinaryData", "True").lower() == "false"
+    if code is None or text or fields.get("ElementNumberOfChannels", "1") != "1":
+        raise ScanError("its header's ElementType is damaged, or is not that of one binary grey volume")
+    shape, axes = _axes([int(n) for n in _numbers(fields, "DimSize")], fields.get("NDims", ""))
+    most = int(fields["NDims"])
+    orders = {
+        fields[key].lower() for key in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB") if key in fields
+    }
+    dtype = np.dtype((">" if orders == {"true"} else "<") + code)
+    spacing = np.array(
+        _numbers(fields, "ElementSpacing" if "ElementSpacing" in fields else "ElementSize", most)
+    )
+    origin, turn = np.zeros(most), np.eye(most)
+    for key in fields.keys() & {"Offset", "Position", "Origin"}:
+        origin = np.array(_numbers(fields, key, most))
+    turns = fields.keys() & {"TransformMatrix", "Rotation", "Orientation"}
+    for key in turns:
+        turn = np.reshape(
+            _numbers(fields, key, most * most), (most, most)
+        )  # a row is the direction of an axis
+    affine = affine_of(turn[axes, :3].T, spacing[axes], origin[:3])
+    steps = np.linalg.norm(affine[:, :3], axis=0).tolist()
+    check_size(shape, steps, dtype.itemsize, max_bytes)
+    start, packed = (
+        int(fields.get("HeaderSize", "0")),
+        fields.get("CompressedData", "False").lower() == "true",
+    )
+    if not -1 <= start <= HEADER_BYTES or (packed and start < 0):
+        raise ScanError("HeaderSize in the header is damaged")
+    start = start or (begin if name == "LOCAL" else 0)
+    parts = [path] if name == "LOCAL" else _parts(path, name, listed)
+    sided = turns or fields.get("AnatomicalOrientation", "???").upper() == "RAI"
+    findings = [] if sided else side_not_stored("a MetaImage header without TransformMatrix", "right")
+    return Layout(parts, start, packed, 0, dtype, shape, affine, findings=findings)
 
 
-def _numbers(fields: dict[str, str], key: str, count: int) -> list[float]:
+def _lines(text: bytes) -> list[str]:
+    """Return lines that end at a line feed, and nowhere else."""
+    return [line.removesuffix("\r") for line in text.decode("utf-8", "surrogateescape").split("\n")]
+
+
+def _fields(pairs: Iterable[Sequence[str]]) -> dict[str, str]:
+    """Return the fields of a text header. Raises: ScanError where one stands there twice."""
+    fields: dict[str, str] = {}
+    for key, value in pairs:
+        if key.strip() in fields:
+            raise ScanError(f"{key.strip()[:40]!a} stands twice in its header: it is damaged")
+        fields[key.strip()] = value.strip()
+    return fields
+
+
+def _numbers(fields: dict[str, str], key: str, count: int = 0) -> list[float]:
     """Return the numbers of a text header's field; commas and brackets may stand between them."""
     try:
         values = [float(part) for part in fields.get(key, "").translate(_SEPARATORS).split()]
     except ValueError:
         values = []
-    if len(values) != count:
-        raise ScanError(f"{key} in the header is damaged: expected {count} numbers")
+    if len(values) != (count or len(values)) or not values:
+        raise ScanError(f"{key} in the header is damaged: expected {count or 'its'} numbers")
     return values
 
 
 _SEPARATORS = str.maketrans(",()", "   ")
 
 
-def _size(shape: Sequence[int], spacing: Sequence[float], voxel_bytes: int, max_bytes: int) -> int:
-    """Return the bytes of all voxels. Raises: ScanError, see ``check_size``."""
-    check_size(shape, spacing, voxel_bytes, max_bytes)
-    return voxel_bytes * shape[0] * shape[1] * shape[2]
+def _axes(sizes: list[int], dimension: str) -> tuple[tuple[int, ...], list[int]]:
+    """Return the three sizes of a volume and their axes; further axes may have one place each."""
+    axes = [axis for axis, size in enumerate(sizes) if size != 1 or len(sizes) == 3]
+    if dimension != str(len(sizes)) or len(axes) != 3:
+        raise ScanError(
+            f"its header describes {' x '.join(map(str, sizes[:8]))} voxels in {dimension[:8] or 'no'} dimensions, "
+            "expected one volume of three"
+        )
+    return tuple(sizes[axis] for axis in axes), axes
+
+
+def _parts(path: Path, name: str, listed: list[str]) -> list[Path]:
+    """Return the data files that a header names: one, a list, or numbered ones (pattern, first, last, step)."""
+    numbered = NUMBERED.fullmatch(name)
+    if name.split()[:1] == ["LIST"]:
+        names = [line.strip() for line in listed if line.strip()]
+    elif numbered:
+        first, last, step = (int(n) for n in numbered.groups()[1:])
+        names = [numbered[1] % n for n in range(first, last + 1, max(1, step))]
+    else:
+        names = [name]
+    return [_beside(path, one) for one in names] or [_beside(path, "")]
 
 
 def _beside(path: Path, name: str) -> Path:
-    """Return the data file that a header names: in the same folder, nowhere else."""
-    if not name or Path(name).name != name or not (path.parent / name).is_file():
+    """Return a data file that a header names: an ordinary file in the header's folder, or below it."""
+    folder, name = path.parent, name.replace("\\", "/")
+    place = folder / name
+    try:
+        inside = name and ".." not in place.parts[len(folder.parts) :] and place.is_file()
+        inside = inside and place.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError):  # no name of a file
+        inside = False
+    if not inside:
         raise ScanError("the file with its voxels, named in its header, is not beside it")
-    return path.parent / name
+    return place
 
 
-def _check_length(path: Path, start: int, expected: int, packed: bool) -> None:
-    """Check that all voxels are in the file, without keeping them."""
-    length = max(0, path.stat().st_size - start)
-    if packed:
-        try:
-            with path.open("rb") as file:
-                file.seek(start)
-                length = _unpacked_length(file, expected)
-        except zlib.error as error:
-            raise ScanError("its compressed voxels are damaged: copy or export it again") from error
-    if length < expected:
-        raise ScanError(f"it is cut short: {length} bytes of voxels, its header promises {expected}")
-
-
-def _unpacked_length(file: BinaryIO, enough: int) -> int:
-    """Return how many bytes a gzip or zlib stream gives, counted up to about ``enough``."""
-    unpack = zlib.decompressobj(zlib.MAX_WBITS + 32)
-    length = 0
-    while length < enough and (block := unpack.unconsumed_tail or file.read(1 << 18)):
-        length += len(unpack.decompress(block, 1 << 22))
-    return length
+def _after_lines(path: Path, start: int, count: int) -> int:
+    """Return the byte after so many lines."""
+    with path.open("rb") as file:
+        file.seek(start)
+        for _ in range(count):
+            file.readline(LONGEST_LINE)
+        return file.tell()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from data.ct.findings import Finding, ScanError
+from data.ct.findings import Finding, ScanError, Severity, judge
 from data.ct.reading.geometry import check_affine
 
 OUTSIDE_HU = -1024  # what stands where the scanner measured nothing
 AIR_HU, DENSEST_HU, UNMEASURED_HU = -1024, 32000, -4096
+USUAL_OFFSETS = (1024, 1000, 32768)  # that volumes are stored with
+SCALE_HU = (-1000.0, 40.0)  # air and soft tissue: what an unknown scale is fitted to
+DENSEST_BONE_HU = 4000
 
 
 @dataclass
@@ -46,22 +50,92 @@ def to_hounsfield(values: np.ndarray, offset: float) -> np.ndarray:
     return np.clip(finite + offset, UNMEASURED_HU, DENSEST_HU).round().astype(np.int16)
 
 
-def check_hounsfield(values: np.ndarray) -> None:
-    """Raises: ScanError where the values cannot be a CT's Hounsfield units (air about -1000, soft tissue 0 to 100)."""
-    sample = values.reshape(-1)[:: max(1, values.size // 2_000_000)]
+def hounsfield(
+    stored: np.ndarray,
+    slope: float = 1.0,
+    intercepts: Sequence[float] = (0.0,),
+    offset: float = 0.0,
+    rescale: str = "header",
+) -> tuple[np.ndarray, list[Finding]]:
+    """Return the (K, J, I) stored values of a volume as int16 HU, and what is doubtful about them.
+
+    Args:
+        slope, intercepts: HU = slope * value + intercept + ``offset``; the first intercept that gives HU holds.
+        rescale: "auto" applies the linear map that brings air to -1000 and soft tissue to 40, where they are no HU.
+
+    Raises:
+        ScanError: the values cannot be those of a head CT; names the linear map that would make them so.
+    """
+    sample = stored.reshape(-1)[:: max(1, stored.size // 2_000_000)] * float(slope)
+    sample = sample[np.isfinite(sample)] + offset
+    problems = [_not_hounsfield(sample + intercept) for intercept in intercepts]
+    inter, findings = offset + intercepts[0], []
+    if None in problems:
+        inter = offset + intercepts[problems.index(None)]
+    else:
+        sample += intercepts[0]
+        guess = _linear_map(sample)
+        formula = "" if guess is None else f"HU = {guess[0]:.6g} x value {guess[1]:+.6g}"
+        if guess is None or rescale != "auto":
+            remedy = f"; {formula} would make air -1000 HU and soft tissue plausible: rescale=auto applies it"
+            raise ScanError(f"{problems[0]}{remedy if formula else ''}")
+        exact = guess[0] == 1
+        more = "" if exact else ", estimated from the volume itself: densities are inexact"
+        severity: Severity = "note" if exact else "flag"
+        findings = judge("rescaled", 1, severity=severity, reason=formula, more=more)
+        slope, inter = guess[0] * slope, guess[0] * inter + guess[1]
+    values = np.empty(stored.shape, np.int16)
+    with np.errstate(all="ignore"):
+        for k, plane in enumerate(stored):
+            values[k] = to_hounsfield(plane * float(slope) if slope != 1 else plane, inter)
+    return values, findings
+
+
+def _linear_map(sample: np.ndarray) -> tuple[float, float] | None:
+    """Return slope and intercept that make Hounsfield units of a head CT's values, or None."""
+    known = {-offset: air for offset in USUAL_OFFSETS if (air := _air(sample - offset)) is not None}
+    if known:
+        return 1.0, float(min(known, key=lambda offset: abs(known[offset] - SCALE_HU[0])))
+    low, high = np.percentile(sample, [0.1, 99.5]) if sample.size else (0.0, 0.0)
+    if not high > low:
+        return None
+    counts, edges = np.histogram(sample, 256, (low, high))
+    peaks = [
+        int(np.argmax(counts[:32])),
+        40 + int(np.argmax(counts[40:])),
+    ]  # air; soft tissue, some way above
+    air, soft = (float(np.median(sample[(sample >= edges[n]) & (sample <= edges[n + 1])])) for n in peaks)
+    slope = (SCALE_HU[1] - SCALE_HU[0]) / (soft - air)
+    intercept = SCALE_HU[0] - slope * air
+    plausible = (
+        _not_hounsfield(slope * sample + intercept) is None and slope * high + intercept < DENSEST_BONE_HU
+    )
+    return (slope, intercept) if plausible else None
+
+
+def _air(sample: np.ndarray) -> float | None:
+    """Return the HU of the air in a sample of Hounsfield units, None for other values."""
+    if _not_hounsfield(sample) is not None:
+        return None
+    return float(np.median(sample[(sample > -1100) & (sample < -850)]))
+
+
+def _not_hounsfield(sample: np.ndarray) -> str | None:
+    """Return why a sample's values cannot be a head CT's Hounsfield units (air about -1000, soft tissue 0 to 100)."""
     bulk = sample[(sample > -1500) & (sample < 4000)]
-    low, high = (int(v) for v in np.percentile(bulk, [1, 99.5])) if bulk.size else (0, 0)
+    low, high = (float(v) for v in np.percentile(bulk, [1, 99.5])) if bulk.size else (0.0, 0.0)
     air, soft, bone = (
-        float(((sample > least) & (sample < most)).mean())
+        float(((sample > least) & (sample < most)).mean()) if sample.size else 0.0
         for least, most in ((-1100, -850), (-150, 250), (250, 3500))
     )
     if low == high:
-        raise ScanError("every voxel has the same value: there is nothing in it")
+        return "every voxel has the same value: there is nothing in it"
     if air < 0.005 or soft < 0.02:
-        raise ScanError(
-            f"the values ({low} to {high} for the bulk) are not Hounsfield units: {air:.1%} are air (-1100 to -850), "
-            f"{soft:.1%} soft tissue; this is no CT (MR?), or it was stored without its rescaling (then offset=-1024 "
-            "may mend it)"
+        return (
+            f"the values ({low:.4g} to {high:.4g} for the bulk) are not Hounsfield units: {air:.1%} are air (-1100 to "
+            f"-850), {soft:.1%} soft tissue; this is no CT (MR?), or it was stored without its rescaling (then "
+            "offset=-1024 may mend it)"
         )
     if bone < 0.002:
-        raise ScanError(f"only {bone:.2%} of the volume is as dense as bone: no head CT, or a damaged one")
+        return f"only {bone:.2%} of the volume is as dense as bone: no head CT, or a damaged one"
+    return None

@@ -1,0 +1,336 @@
+"""Volume files as people have them: the right place, side and HU, or one sentence that says what is wrong."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import resource
+import signal
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy.spatial.transform import Rotation
+
+import data.ct.batch as batch
+import data.files
+from data.ct.__main__ import main
+from data.ct.config import CtConfig
+from data.ct.drawing import refused
+from data.ct.findings import ScanError
+from data.ct.reading.read import read_scan
+from tests.phantom import sample, write_image, write_nifti
+
+Volume = tuple[np.ndarray, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def small() -> Volume:
+    return sample((5.0, 5.0, 5.0))
+
+
+def names(scan) -> dict[str, str]:
+    return {finding.name: finding.severity for finding in scan.findings}
+
+
+def sheared(affine: np.ndarray, degrees: float) -> np.ndarray:
+    """The stack leans: its slices stay where they are level, each moved to the back by its height."""
+    result = affine.copy()
+    result[1, 2] += np.tan(np.radians(degrees)) * affine[2, 2]
+    return result
+
+
+# ---------------------------------------------------------------- where voxels lie
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nrrd", "a.mha", "a.mhd", "a.nhdr"])
+def test_any_orientation_is_read_as_another_reader_reads_it(name, seed, small, tmp_path):
+    values, affine = small[0], small[1].copy()
+    turn = Rotation.random(random_state=seed).as_matrix() @ np.diag([1, 1, (-1) ** seed])
+    affine[:, :3] = turn * [5, 4.5, 5.5]
+    stored = values.astype(["i2", "f4", "i4", "f8"][seed])
+    scan = read_scan(path := write_image(tmp_path / name, stored, affine))
+    image = sitk.ReadImage(str(path))
+    steps = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    assert np.array_equal(scan.values, values) and not scan.findings
+    assert np.abs(scan.affine - np.column_stack([steps, image.GetOrigin()])).max() < 1e-3
+
+
+@pytest.mark.parametrize(("order", "second"), [("<", False), (">", False), ("<", True), (">", True)])
+@pytest.mark.parametrize("degrees", [0.0, 0.6, -15.0, 27.0])
+def test_the_shear_of_a_nifti_sform_is_kept(order, second, degrees, small, tmp_path):
+    values, affine = small
+    tilted = sheared(affine, degrees)
+    alone = read_scan(write_nifti(tmp_path / "a.nii.gz", values, tilted, order=order, second=second))
+    both = read_scan(write_nifti(tmp_path / "b.nii", values, tilted, affine, order=order, second=second))
+    only_q = read_scan(write_nifti(tmp_path / "c.nii", values, None, affine, order=order, second=second))
+    for scan, expected in ((alone, tilted), (both, tilted), (only_q, affine)):
+        assert np.array_equal(scan.values, values) and np.abs(scan.affine - expected).max() < 1e-3
+    assert not alone.findings and not only_q.findings
+    assert names(both) == ({"forms_differ": "note"} if degrees else {})
+    assert not degrees or "the sform was used" in both.findings[0].text
+
+
+def test_forms_that_mirror_each_other_or_lead_to_a_template_or_are_damaged_are_named(small, tmp_path):
+    values, affine = small
+    mirrored, larger, flat = affine * [[-1], [1], [1]], affine * 1.1, affine * [[1], [1], [0]]
+    scan = read_scan(write_nifti(tmp_path / "a.nii", values, mirrored, affine))
+    assert names(scan) == {"forms_differ": "flag"} and "mirror" in scan.findings[0].text
+    assert np.linalg.det(scan.affine[:, :3]) < 0
+    scan = read_scan(write_nifti(tmp_path / "b.nii", values, larger, affine, codes=(4, 1)))
+    assert np.allclose(scan.spacing, 5) and "the qform was used" in scan.findings[0].text
+    scan = read_scan(write_nifti(tmp_path / "c.nii", values, flat, affine))
+    assert names(scan) == {"form_damaged": "flag"} and np.abs(scan.affine - affine).max() < 1e-3
+    with pytest.raises(ScanError, match="spacing"):
+        read_scan(write_nifti(tmp_path / "d.nii", values, flat * 0))
+    micrometres = read_scan(write_nifti(tmp_path / "e.nii", values, affine * 1000, units=3))
+    assert np.abs(micrometres.affine - affine).max() < 1e-3
+
+
+def text_file(path: Path, header: str, data: bytes = b"") -> Path:
+    path.write_bytes(header.encode("utf-8", "surrogateescape") + data)
+    return path
+
+
+def nrrd(values: np.ndarray, *more: str, space: str = "space: LPS", steps: str = "") -> str:
+    sizes, steps = (
+        " ".join(map(str, values.shape[::-1])),
+        steps or "space directions: (5,0,0) (0,5,0) (0,0,5)",
+    )
+    lines = [
+        "NRRD0005",
+        "type: int16",
+        "dimension: 3",
+        space,
+        f"sizes: {sizes}",
+        steps,
+        "endian: little",
+        *more,
+    ]
+    return "\n".join([*lines, ""])
+
+
+def meta(values: np.ndarray, *more: str) -> str:
+    lines = ["ObjectType = Image", "NDims = 3", f"DimSize = {' '.join(map(str, values.shape[::-1]))}"]
+    return "\n".join([*lines, "ElementType = MET_SHORT", "ElementSpacing = 5 5 5", *more, ""])
+
+
+def test_a_file_without_sides_says_so(small, tmp_path):
+    values, _ = small
+    raw = values.tobytes()
+    no_space = nrrd(values, "encoding: raw", "", space="kinds: domain domain domain", steps="spacings: 5 5 5")
+    sided = meta(values, "TransformMatrix = 1 0 0 0 1 0 0 0 1", "ElementDataFile = LOCAL")
+    spaces = ("space: left-posterior-superior", "space: RAST", "space dimension: 3", "space: scanner-xyz")
+    headers = [nrrd(values, "encoding: raw", "", space=space) for space in spaces]
+    files = [text_file(tmp_path / f"{n}.nrrd", header, raw) for n, header in enumerate([*headers, no_space])]
+    files += [text_file(tmp_path / f"{name}.mha", header, raw)
+              for name, header in (("a", sided), ("b", meta(values, "ElementDataFile = LOCAL")))]  # fmt: skip
+    known, unknown = [*files[:2], files[5]], [*files[2:5], files[6], write_nifti(tmp_path / "d.nii", values)]
+    for path in (*known, *unknown):
+        scan = read_scan(path)
+        assert names(scan) == ({"side_not_stored": "note"} if path in unknown else {}), path.name
+        assert np.array_equal(scan.values, values) and np.allclose(np.abs(scan.affine[:, :3]), 5 * np.eye(3))
+    assert np.allclose(np.diag(read_scan(known[1]).affine[:, :3]), [-5, -5, 5])  # RAS
+
+
+# ---------------------------------------------------------------- values
+@pytest.mark.parametrize(
+    ("shift", "slope", "inter"),
+    [(0, np.nan, 0), (0, np.nan, np.nan), (0, np.inf, 0), (0, 0, -1024), (1024, 0, -1024), (0, 1, np.nan)],
+)
+def test_a_rescaling_that_is_none_is_left_out_and_named(shift, slope, inter, small, tmp_path):
+    values, affine = small
+    stored = (values + shift).astype(np.int16)
+    scan = read_scan(write_nifti(tmp_path / "a.nii", stored, affine, affine, slope=slope, inter=inter))
+    assert np.array_equal(scan.values, values) and names(scan) == {"rescale_unclear": "note"}
+
+
+def test_stored_scales_are_named_and_undone_by_rescale_auto(small, tmp_path):
+    values, affine = small
+    stored = {
+        "1024": (values + 1024).astype(np.int16),
+        "1000": (values + 1000).astype(np.uint16),
+        "32768": (values.astype(np.int32) + 32768).astype(np.uint16),
+        "eight bits": np.rint((values.clip(-1000, 1500) + 1000) / 2500 * 255).astype(np.uint8),
+        "unit": ((values + 1000) / 4000).astype(np.float32),
+        "tenths": (10.0 * values).astype(np.float64),
+    }
+    for name, changed in stored.items():
+        path = write_nifti(tmp_path / f"{name}.nii", changed, affine)
+        with pytest.raises(ScanError, match=r"HU = .* x value .*rescale=auto"):
+            read_scan(path)
+        scan = read_scan(path, rescale="auto")
+        exact = name.isdigit()
+        assert names(scan) == {"rescaled": "note" if exact else "flag"}, name
+        assert np.abs(scan.values.astype(int) - values)[values < 1500].max() <= (0 if exact else 25), name
+    assert not read_scan(write_nifti(tmp_path / "a.nii", values, affine), rescale="auto").findings
+    with pytest.raises(ScanError, match="nothing in it"):
+        read_scan(write_nifti(tmp_path / "b.nii", values * 0, affine), rescale="auto")
+
+
+# ---------------------------------------------------------------- files
+def test_names_and_hidden_files_do_not_matter(small, tmp_path):
+    values, affine = small
+    packed = write_nifti(tmp_path / "a.nii.gz", values, affine).read_bytes()
+    plain = write_nifti(tmp_path / "a.nii", values, affine).read_bytes()
+    two = gzip.compress(plain[:5000]) + gzip.compress(plain[5000:])
+    for n, (name, content) in enumerate(
+        [("b.nii", packed), ("b.nii.gz", plain), ("b.Nii", plain), ("b.NII.GZ", packed), ("c.nii.gz", two)]
+    ):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        (folder / name).write_bytes(content)
+        (folder / f"._{name}").write_bytes(b"\0\5\26\7")
+        assert np.array_equal(read_scan(folder).values, values), name
+        assert np.array_equal(read_scan(folder / name).values, values), name
+
+
+def test_detached_voxels_are_read(small, tmp_path):
+    values, _ = small
+    raw, slices = values.tobytes(), [plane.tobytes() for plane in values]
+    listed = "\n".join(f"s{k:03d}.raw" for k in range(len(values)))
+    last = len(values) - 1
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "my scan.raw").write_bytes(raw)
+    for k, one in enumerate(slices):
+        (tmp_path / f"s{k:03d}.raw").write_bytes(one)
+    (tmp_path / "a.raw").write_bytes(raw)
+    (tmp_path / "a.z").write_bytes(zlib.compress(raw))
+    (tmp_path / "a.gz").write_bytes(b"two\nlines\n" + gzip.compress(b"12345" + raw))
+    (tmp_path / "skip.raw").write_bytes(b"x" * 77 + raw)
+    sizes = " ".join(map(str, values.shape[::-1]))
+    four = nrrd(
+        values, "encoding: raw", "data file: a.raw", steps="space directions: none (5,0,0) (0,5,0) (0,0,5)"
+    )
+    headers = {
+        "a.nhdr": nrrd(values, "encoding: raw", "data file: ./a.raw"),
+        "b.nhdr": nrrd(values, "encoding: raw", f"data file: LIST\n{listed}"),
+        "c.nhdr": nrrd(values, "encoding: raw", f"datafile: s%03d.raw 0 {last} 1 2"),
+        "d.nhdr": nrrd(values, "encoding: gzip", "line skip: 2", "byte skip: 5", "data file: a.gz"),
+        "e.nhdr": nrrd(values, "encoding: raw", "byte skip: -1", "data file: skip.raw", "key:=sizes: 1 1 1"),
+        "f.nhdr": four.replace("dimension: 3", "dimension: 4").replace(f"sizes: {sizes}", f"sizes: 1 {sizes}"),
+        "a.mhd": meta(values, "ElementDataFile = ./a.raw"),
+        "b.mhd": meta(values, f"ElementDataFile = LIST\n{listed}"),
+        "c.mhd": meta(values, f"ElementDataFile = s%03d.raw 0 {last} 1"),
+        "d.mhd": meta(values, "CompressedData = True", "ElementDataFile = a.z"),
+        "e.mhd": meta(values, "HeaderSize = -1", "ElementDataFile = .\\skip.raw"),
+        "f.mhd": meta(values, "ElementDataFile = sub/my scan.raw"),
+        "g.mhd": meta(values, "ElementDataFile = a.raw").replace("NDims = 3", "NDims = 4")
+        .replace(f"DimSize = {sizes}", f"DimSize = {sizes} 1").replace("5 5 5", "5 5 5 1"),
+    }  # fmt: skip
+    for name, header in headers.items():
+        scan = read_scan(text_file(tmp_path / name, header))
+        assert np.array_equal(scan.values, values) and np.allclose(scan.spacing, 5), name
+
+
+def test_no_header_reaches_a_file_outside_its_folder(small, tmp_path):
+    values, _ = small
+    outside, folder = tmp_path / "secret.raw", tmp_path / "scan"
+    folder.mkdir()
+    outside.write_bytes(values.tobytes())
+    (folder / "link.raw").symlink_to(outside)
+    (folder / "up").symlink_to(tmp_path)
+    os.mkfifo(folder / "pipe.raw")
+    wrong = [str(outside), "../secret.raw", "./../secret.raw", "..\\secret.raw", "link.raw", "up/secret.raw",
+             "pipe.raw", "LIST\n../secret.raw", "../secre%%d.raw 1 1 1", "x\0.raw", ".", "", "a" * 5000]  # fmt: skip
+    separators = ["\x0b", "\x0c", "\x1c", "\x1d", "\x85", "\u2028", "\r"]
+    for n, name in enumerate([*wrong, *(f"x{mark}data file: ../secret.raw" for mark in separators)]):
+        text_file(folder / f"{n}.nhdr", nrrd(values, "encoding: raw", f"data file: {name}"))
+        text_file(folder / f"{n}.mhd", meta(values, f"ElementDataFile = {name}"))
+        for ending in (".nhdr", ".mhd"):
+            with pytest.raises(ScanError):
+                read_scan(folder / f"{n}{ending}")
+    (folder / "own.raw").write_bytes(values.tobytes())
+    twice = nrrd(values, "encoding: raw", "data file: own.raw", "datafile: ../secret.raw")
+    with pytest.raises(ScanError, match="twice"):
+        read_scan(text_file(folder / "twice.nhdr", twice))
+
+
+def test_hostile_headers_are_refused_within_little_memory(small, tmp_path):
+    values, affine = small
+    long, before = "y" * 5000, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    bomb = gzip.compress(bytes(300 << 20), 1)
+    (tmp_path / "b.gz").write_bytes(bomb)
+    small_size = values[:20, :20, :20]
+    packed = [nrrd(small_size, "encoding: gzip", "data file: b.gz"),
+              meta(small_size, "CompressedData = True", "ElementDataFile = b.gz")]  # fmt: skip
+    files = [
+        text_file(tmp_path / f"a{end}", text) for end, text in zip((".nhdr", ".mhd"), packed, strict=True)
+    ]
+    keys = (
+        "type",
+        "encoding",
+        "space",
+        "endian",
+        "sizes",
+        "space directions",
+        "dimension",
+        "space origin",
+        long,
+    )
+    for n, key in enumerate(keys):
+        files.append(text_file(tmp_path / f"{n}.nrrd", nrrd(values, f"{key}: {long}", "encoding: raw", "")))
+    sources = [write_image(tmp_path / f"w{ending}", values, affine) for ending in (".nii", ".nrrd", ".mha")]
+    rng = np.random.default_rng(0)
+    for n in range(240):
+        whole = bytearray(sources[n % 3].read_bytes())
+        for place in rng.integers(0, 352 if n % 3 == 0 else 420, rng.integers(1, 6)):
+            whole[place] = rng.integers(0, 256)
+        (tmp_path / f"m{n}{sources[n % 3].suffix}").write_bytes(whole)
+        files.append(tmp_path / f"m{n}{sources[n % 3].suffix}")
+    messages: list[str] = []
+    for path in files:
+        try:
+            scan = read_scan(path, max_bytes=64 << 20)
+        except ScanError as error:
+            messages.append(str(error))
+        else:
+            assert path.name.startswith("m") and min(scan.values.shape) >= 16  # a change that means little
+    assert len(messages) > 100 and not [one for one in messages if "\n" in one or len(one) > 900]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10  # KiB
+
+
+# ---------------------------------------------------------------- the command
+def test_an_output_folder_that_takes_nothing_is_named_before_the_work(tmp_path, small, monkeypatch, capsys):
+    path = write_image(tmp_path / "p1.nrrd", *small)
+    table = tmp_path / "people.csv"
+    table.write_text("id,sex,age,bmi\np1,F,30,20\n")
+    monkeypatch.setattr("data.ct.drawing.draw_scan", None)  # the work itself would fail
+    monkeypatch.setattr(batch, "work_off", None)
+    (tmp_path / "file").write_text("")
+    single, many = [str(path)], [str(tmp_path), f"biometrics={table}", f"private={tmp_path / 'own'}"]
+    for first, *settings in (single, many):
+        for out in ("/proc/none/out", str(tmp_path / "file" / "out")):
+            assert main([first, out, *settings]) == 2
+            assert out in capsys.readouterr().err
+    monkeypatch.setattr(data.files.shutil, "disk_usage", lambda _: SimpleNamespace(free=9))
+    for first, *settings in (single, many):
+        assert main([first, str(tmp_path / "out"), *settings]) == 2
+        assert "free" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def killing(out: Path, config: CtConfig, job: tuple[str, Path]) -> None:
+    """Stand for a scan that kills the process that reads it; any other one is refused."""
+    if "killer" in job[1].name:
+        os.kill(os.getpid(), signal.SIGKILL)
+    refused("read").write(batch._paths(out, job[0]), subject=job[0])
+
+
+def test_a_scan_that_kills_its_process_is_one_refused_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, "_draw", killing)
+    patients, table, out = tmp_path / "in", tmp_path / "people.csv", tmp_path / "out"
+    patients.mkdir()
+    ids = ["a", "killer", *"bcd"]
+    for identity in ids:
+        (patients / f"{identity}.nii").write_bytes(b"")
+    table.write_text("id,sex,age,bmi\n" + "".join(f"{i},F,30,20\n" for i in ids))
+    config = CtConfig(biometrics=str(table), num_workers=2)
+    for _ in range(2):  # the second run has nothing left to do
+        counts = batch.run_batch(patients, out, config, progress=False)
+        assert counts == {"ok": 0, "flagged": 0, "refused": 5}
+    reasons = [row["refused_because"] for row in json.loads((out / "summary.json").read_text())["scans"]]
+    assert sorted(reason == "read" for reason in reasons) == [False, *[True] * 4]
+    assert sum("killed" in reason for reason in reasons) == 1
