@@ -26,6 +26,7 @@ from data.ct.reading.read import read_scan
 from tests.phantom import sample, write_image, write_nifti
 
 Volume = tuple[np.ndarray, np.ndarray]
+STEPS = "space directions: (5,0,0) (0,5,0) (0,0,5)"
 
 
 @pytest.fixture(scope="module")
@@ -95,27 +96,16 @@ def text_file(path: Path, header: str, data: bytes = b"") -> Path:
     return path
 
 
-def nrrd(values: np.ndarray, *more: str, space: str = "space: LPS", steps: str = "") -> str:
-    sizes, steps = (
-        " ".join(map(str, values.shape[::-1])),
-        steps or "space directions: (5,0,0) (0,5,0) (0,0,5)",
-    )
-    lines = [
-        "NRRD0005",
-        "type: int16",
-        "dimension: 3",
-        space,
-        f"sizes: {sizes}",
-        steps,
-        "endian: little",
-        *more,
-    ]
-    return "\n".join([*lines, ""])
+def nrrd(values: np.ndarray, *more: str, space: str = "space: LPS", steps: str = STEPS) -> str:
+    sizes = " ".join(map(str, values.shape[::-1]))
+    head = f"NRRD0005|type: int16|dimension: 3|{space}|sizes: {sizes}|{steps}|endian: little"
+    return "\n".join([*head.split("|"), *more, ""])
 
 
 def meta(values: np.ndarray, *more: str) -> str:
-    lines = ["ObjectType = Image", "NDims = 3", f"DimSize = {' '.join(map(str, values.shape[::-1]))}"]
-    return "\n".join([*lines, "ElementType = MET_SHORT", "ElementSpacing = 5 5 5", *more, ""])
+    sizes = " ".join(map(str, values.shape[::-1]))
+    head = f"ObjectType = Image|NDims = 3|DimSize = {sizes}|ElementType = MET_SHORT|ElementSpacing = 5 5 5"
+    return "\n".join([*head.split("|"), *more, ""])
 
 
 def test_a_file_without_sides_says_so(small, tmp_path):
@@ -202,9 +192,7 @@ def test_detached_voxels_are_read(small, tmp_path):
     (tmp_path / "a.gz").write_bytes(b"two\nlines\n" + gzip.compress(b"12345" + raw))
     (tmp_path / "skip.raw").write_bytes(b"x" * 77 + raw)
     sizes = " ".join(map(str, values.shape[::-1]))
-    four = nrrd(
-        values, "encoding: raw", "data file: a.raw", steps="space directions: none (5,0,0) (0,5,0) (0,0,5)"
-    )
+    four = nrrd(values, "encoding: raw", "data file: a.raw", steps=STEPS.replace("(5", "none (5", 1))
     headers = {
         "a.nhdr": nrrd(values, "encoding: raw", "data file: ./a.raw"),
         "b.nhdr": nrrd(values, "encoding: raw", f"data file: LIST\n{listed}"),
@@ -244,6 +232,9 @@ def test_no_header_reaches_a_file_outside_its_folder(small, tmp_path):
             with pytest.raises(ScanError):
                 read_scan(folder / f"{n}{ending}")
     (folder / "own.raw").write_bytes(values.tobytes())
+    hidden = nrrd(values, "encoding: raw", "content: x\x0bdata file: ../secret.raw", "data file: own.raw")
+    outside.write_bytes(bytes(len(values.tobytes())))
+    assert np.array_equal(read_scan(text_file(folder / "own.nhdr", hidden)).values, values)
     twice = nrrd(values, "encoding: raw", "data file: own.raw", "datafile: ../secret.raw")
     with pytest.raises(ScanError, match="twice"):
         read_scan(text_file(folder / "twice.nhdr", twice))
@@ -252,26 +243,13 @@ def test_no_header_reaches_a_file_outside_its_folder(small, tmp_path):
 def test_hostile_headers_are_refused_within_little_memory(small, tmp_path):
     values, affine = small
     long, before = "y" * 5000, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    bomb = gzip.compress(bytes(300 << 20), 1)
-    (tmp_path / "b.gz").write_bytes(bomb)
+    (tmp_path / "b.gz").write_bytes(gzip.compress(bytes(300 << 20), 1))
     small_size = values[:20, :20, :20]
-    packed = [nrrd(small_size, "encoding: gzip", "data file: b.gz"),
-              meta(small_size, "CompressedData = True", "ElementDataFile = b.gz")]  # fmt: skip
-    files = [
-        text_file(tmp_path / f"a{end}", text) for end, text in zip((".nhdr", ".mhd"), packed, strict=True)
-    ]
-    keys = (
-        "type",
-        "encoding",
-        "space",
-        "endian",
-        "sizes",
-        "space directions",
-        "dimension",
-        "space origin",
-        long,
-    )
-    for n, key in enumerate(keys):
+    packed = {".nhdr": nrrd(small_size, "encoding: gzip", "data file: b.gz"),
+              ".mhd": meta(small_size, "CompressedData = True", "ElementDataFile = b.gz")}  # fmt: skip
+    files = [text_file(tmp_path / f"a{ending}", text) for ending, text in packed.items()]
+    keys = "type,encoding,space,endian,sizes,space directions,dimension,space origin"
+    for n, key in enumerate([*keys.split(","), long]):
         files.append(text_file(tmp_path / f"{n}.nrrd", nrrd(values, f"{key}: {long}", "encoding: raw", "")))
     sources = [write_image(tmp_path / f"w{ending}", values, affine) for ending in (".nii", ".nrrd", ".mha")]
     rng = np.random.default_rng(0)
