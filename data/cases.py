@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from data.biometrics import Biometrics, BiometricsError, prompt
+from data.biometrics import Attributes, Biometrics, BiometricsError, prompt
 from data.images import IMAGE_SUFFIXES, ImageError, read_image
 from data.manifest import (
     SKULL_FOLDERS,
@@ -27,12 +27,8 @@ MANIFEST_SUFFIXES = (".json", ".jsonl", *TABLE_SUFFIXES)
 _SHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 _T = TypeVar("_T")
 NO_SKULL = "none"
+NOTHING_KNOWN = Attributes()
 _SHOWN = 20
-_REQUIRED = {
-    "sex": "sex=male (or female)",
-    "age": "age=YEARS",
-    "body_mass": "body_mass=1..5 (4 is normal)",
-}
 
 
 class CaseError(ValueError):
@@ -53,23 +49,10 @@ class PersonInput:
         """Return what is said, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
-    def biometrics(self) -> Biometrics | None:
-        """Return the person, or None where nothing is said.
-
-        Raises:
-            CaseError: a part that the prompt needs is missing, or a value is impossible.
-        """
-        if not self.values:
-            return None
-        missing = [name for name in _REQUIRED if name not in self.values]
-        if missing:
-            raise CaseError(
-                f"{', '.join(self.values)} given, but {', '.join(missing)} missing: the prompt needs all of "
-                f"{', '.join(_REQUIRED)}. Add {' '.join(_REQUIRED[name] for name in missing)}, or leave all out to "
-                "reconstruct from the skull alone"
-            )
+    def attributes(self) -> Attributes:
+        """Return what is known. Raises: CaseError: a value is impossible."""
         try:
-            return Biometrics.parse(**self.values)
+            return Attributes(**self.values)
         except BiometricsError as error:
             raise CaseError(str(error)) from error
 
@@ -81,24 +64,36 @@ class Case:
     Attributes:
         name: unique among the cases of a run, and safe as a file name.
         skull_path: None where there is no skull: landmarks, texture and text are then the only conditions.
-        biometrics: None where nothing is known about the person.
+        biometrics: of whom a face is drawn. None: nothing is known about the person, or not all that is needed; each
+            face is then drawn with values that are possible (muti_control.sampling.assumed).
         face_path: the true face.
-        ethnicity_given: False where ``biometrics`` has the default ethnicity.
+        attributes: what is known about the person.
         seed_offset: added to the seeds of the run, where cases shall not share their noise.
         landmarks_path: of the face.
         texture_path: exemplar of the skin's look.
         missing: region of bone (of ``data.partial``) that is removed.
+        picture: PNG in memory that is drawn in place of the file at ``skull_path``.
+        mm_per_px: of the skull's picture. None: unknown.
     """
 
     name: str
     skull_path: Path | None
     biometrics: Biometrics | None
     face_path: Path | None = None
-    ethnicity_given: bool = True
+    attributes: Attributes = NOTHING_KNOWN
     seed_offset: int = 0
     landmarks_path: Path | None = None
     texture_path: Path | None = None
     missing: str | None = None
+    picture: bytes | None = field(default=None, repr=False)
+    mm_per_px: float | None = None
+
+    @property
+    def source(self) -> Path | bytes:
+        """What ``read_image`` reads the skull from. Raises: CaseError: there is no skull."""
+        if self.picture is None and self.skull_path is None:
+            raise CaseError(f"{self.name} has no skull")
+        return self.picture or self.skull_path  # type: ignore[return-value]  # one of them is there
 
     @property
     def missing_seed(self) -> int:
@@ -127,7 +122,7 @@ def find_cases(
         limit: at most that many cases, spread evenly over the list. None: all.
 
     Raises:
-        CaseError: there is nothing, or a part of the biometrics is missing.
+        CaseError: there is nothing, or an attribute has an impossible value.
         ManifestError, ContentError: the list has mistakes.
     """
     path = Path(skull)
@@ -142,15 +137,16 @@ def find_cases(
         raise CaseError(f"skull: {path} is a spreadsheet; save it as CSV (in Excel: CSV UTF-8)")
     if images_dir is not None and not no_skull:
         raise CaseError(f"images_dir: goes with a manifest, but skull={path} is none")
-    biometrics = person.biometrics()
-    own_ethnicity = biometrics is None or "ethnicity" in person.values
+    attributes = person.attributes()
     if no_skull:
-        return [Case("no_skull", None, biometrics, ethnicity_given=own_ethnicity)]
+        return [_of_person(Case("no_skull", None, None), attributes)]
     paths = _spread(_pictures(path) if path.is_dir() else [path], limit)
     names = _distinct([picture.stem for picture in paths])
-    return [
-        Case(name, p, biometrics, ethnicity_given=own_ethnicity) for name, p in zip(names, paths, strict=True)
-    ]
+    return [_of_person(Case(name, p, None), attributes) for name, p in zip(names, paths, strict=True)]
+
+
+def _of_person(case: Case, attributes: Attributes) -> Case:
+    return replace(case, attributes=attributes, biometrics=attributes.biometrics)
 
 
 def _listed(path: Path, images_dir: str | os.PathLike[str] | None, person: PersonInput) -> list[Case]:
@@ -162,14 +158,13 @@ def _listed(path: Path, images_dir: str | os.PathLike[str] | None, person: Perso
         said = PersonInput(**{**line.person, **person.values})
         paths = {"landmarks_path": line.landmarks_path, "texture_path": line.texture_path}
         try:
-            own = said.biometrics()
+            known = said.attributes()
         except CaseError as error:
             problems.append(
                 ManifestProblem(line.line, "", str(error), "mend or empty the cell", "biometrics")
             )
             continue
-        given = own is None or "ethnicity" in said.values
-        cases.append(Case(name, line.skull_path, own, line.face_path, given, **paths))
+        cases.append(_of_person(Case(name, line.skull_path, None, line.face_path, **paths), known))
     if problems:
         raise ManifestError(path, problems)
     return cases
@@ -184,7 +179,7 @@ def cases_of(records: Sequence[Record]) -> list[Case]:
             record.skull_path,
             record.biometrics,
             record.face_path,
-            record.ethnicity_given,
+            Attributes(**vars(record.biometrics) | ({} if record.ethnicity_given else {"ethnicity": None})),
             landmarks_path=record.landmarks_path,
             texture_path=record.texture_path,
         )
@@ -200,7 +195,7 @@ def read_skull(case: Case, size: int) -> np.ndarray:
     """
     if case.skull_path is None:
         return np.zeros((size, size, 3), np.float32)
-    picture, _ = read_image(case.skull_path, size)
+    picture, _ = read_image(case.source, size)
     if case.missing is None:
         return picture
     try:
@@ -220,11 +215,11 @@ def check_pictures(cases: list[Case], size: int) -> dict[Path, str]:
     """
     notes: dict[Path, str] = {}
     errors: list[str] = []
-    skulls = dict.fromkeys(case.skull_path for case in cases if case.skull_path is not None)
+    skulls = {case.skull_path: case.picture for case in cases if case.skull_path is not None}
     faces = dict.fromkeys(case.face_path for case in cases if case.face_path is not None)
-    for path in skulls | faces:
+    for path, contents in (faces | skulls).items():
         try:
-            picture, note = read_image(path, size)
+            picture, note = read_image(contents or path, size)
         except ImageError as error:
             errors.append(str(error))
             continue

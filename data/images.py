@@ -39,14 +39,14 @@ class ImageError(ValueError):
     """A picture cannot be used; the message names the file, what is wrong and what to do."""
 
 
-def read_image(path: str | os.PathLike[str], size: int = 256) -> tuple[np.ndarray, str | None]:
+def read_image(path: str | os.PathLike[str] | bytes, size: int = 256) -> tuple[np.ndarray, str | None]:
     """Read any sane picture as a square RGB array.
 
     Grey, RGB, palette, CMYK, 16-bit grey, and transparent pictures (laid over black) are read; EXIF
     orientation is applied. A picture that is not square is scaled to fit and centred on black.
 
     Args:
-        path: the file, also one in a pack (data.files). Its contents tell the format, not its name.
+        path: the file, also one in a pack (data.files), or its contents. These tell the format, not its name.
         size: side of the result in px.
 
     Returns:
@@ -56,7 +56,7 @@ def read_image(path: str | os.PathLike[str], size: int = 256) -> tuple[np.ndarra
     Raises:
         ImageError: missing, empty, broken or gigantic (above 64 million px; nothing is decoded then).
     """
-    path = Path(path)
+    name = "the picture" if isinstance(path, bytes) else Path(path)
     with _opened(path) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
@@ -69,7 +69,7 @@ def read_image(path: str | os.PathLike[str], size: int = 256) -> tuple[np.ndarra
             raise ValueError("its 8-bit values have a sign")
         upright = ImageOps.exif_transpose(image)
     notes = [f"only the first of {frames} frames is used"] if frames > 1 else []
-    planes = _planes(path, upright, tags.get(PHOTOMETRIC) == 0, notes)
+    planes = _planes(name, upright, tags.get(PHOTOMETRIC) == 0, notes)
     levels = 1 + max(int(np.asarray(plane).max()) for plane in planes) if deep_colour else 256
     if levels <= 128:
         notes.append(f"very dark 16-bit colour: {levels} of 256 levels are used; export it as 8-bit")
@@ -81,23 +81,24 @@ def read_image(path: str | os.PathLike[str], size: int = 256) -> tuple[np.ndarra
     return np.ascontiguousarray(square), "; ".join(notes) or None
 
 
-def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+def picture_size(path: str | os.PathLike[str] | bytes) -> tuple[int, int]:
     """Return width and height in px, upright, from the head of the file.
 
     Raises:
         ImageError: missing, empty or no picture.
     """
-    with _opened(Path(path)) as image:
+    with _opened(path) as image:
         width, height = image.size
         turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientation
     return (height, width) if turned else (width, height)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(source: str | os.PathLike[str] | bytes) -> Iterator[Image.Image]:
     """Open a picture for reading. Raises: ImageError for whatever goes wrong meanwhile."""
+    path = "the picture" if isinstance(source, bytes) else Path(source)
     try:
-        with Image.open(_source(path)) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else _source(Path(source))) as image:
             yield image
     except ImageError:
         raise
@@ -159,7 +160,34 @@ def write_png(path: str | os.PathLike[str], array: np.ndarray, text: Mapping[str
         Image.fromarray(array).save(file, format="PNG", pnginfo=info)
 
 
-def _planes(path: Path, image: Image.Image, white_is_zero: bool, notes: list[str]) -> list[Image.Image]:
+def png_of(picture: Image.Image | np.ndarray) -> bytes:
+    """Return a picture in memory as the contents of a PNG file, which ``read_image`` reads as it reads a file.
+
+    Args:
+        picture: of Pillow, or an array (H, W) or (H, W, 3 or 4): uint8, uint16 (grey), bool, or floats in [0, 1].
+
+    Raises:
+        ImageError: another shape, type or range.
+    """
+    if isinstance(picture, np.ndarray) or picture.mode == "F":
+        values = np.asarray(picture)
+        low, high = (float(values.min()), float(values.max())) if values.size else (np.nan, np.nan)
+        if values.dtype.kind == "f" and low >= 0 and high <= 1:
+            values = to_uint8(values)
+        grey = values.ndim == 2 and values.dtype in (np.uint8, np.uint16, bool)
+        if not values.size or not (grey or (values.ndim == 3 and values.shape[2] in (3, 4) and values.dtype == np.uint8)):
+            got = f"an array {values.shape} of {values.dtype} from {low:g} to {high:g}"
+            expected = "(H, W) or (H, W, 3), uint8, or floats in [0, 1]"
+            raise ImageError(f"the picture: got {got}, expected {expected}")
+        picture = Image.fromarray(values)
+    if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", *_SIXTEEN_BIT[:2]):
+        picture = picture.convert("RGB")
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _planes(path: Path | str, image: Image.Image, white_is_zero: bool, notes: list[str]) -> list[Image.Image]:
     """Split into one (grey) or three (RGB) planes, each mode "L" (0 to 255) or "F" (0 to 1).
 
     Grey of more than 8 bits whose brightest value is at most half of white, or beyond it, is read by its own maximum.

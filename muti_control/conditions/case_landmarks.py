@@ -212,7 +212,7 @@ def _hashes(files: Mapping[str, Path]) -> dict[str, str]:
 
 def _pixels(case: Case) -> tuple[int, int]:
     """Width and height of the picture that a case's landmarks lie in: its skull, or 256 px without one."""
-    return (WITHOUT_SKULL, WITHOUT_SKULL) if case.skull_path is None else picture_size(case.skull_path)
+    return (WITHOUT_SKULL, WITHOUT_SKULL) if case.skull_path is None else picture_size(case.source)
 
 
 def landmarks_name(case: Case) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from cldm.config import SamplingConfig, SpgdStepConfig
 from data.partial import Region
@@ -102,8 +102,10 @@ class SampleConfig(Settings):
     skull: picture, folder or manifest; none: the other conditions draw the face.
     images_dir: folder of a manifest's pictures, if they are not where it expects them.
     limit: at most that many skulls, spread evenly over the list.
-    sex, age (years), ethnicity, body_mass (1 very thin ... 5 slightly fat): of the person; over a manifest's.
-    num_samples: faces for each skull, with seeds seed, seed + 1, ...
+    sex, age (years, or a range such as 35-50), ethnicity, body_mass (1 very thin ... 5 slightly fat): of the person;
+        over a manifest's. What is unknown, or left out, is drawn: each face assumes values that are possible.
+    mm_per_px: of the skull pictures, for lengths in mm; pictures of data.ct and data.cohort have 280 mm / 256 px = 1.094.
+    num_samples: faces for each skull, with seeds seed, seed + 1, ... Default: 8 of one skull, 1 each of many.
     landmarks: for weights with a landmark branch: auto (read off the skull), none, or a file of points in px of the
     skull picture, or a folder of them, such as an earlier run wrote and you have edited. landmark_weights: the network
     that reads them off skulls.
@@ -125,11 +127,12 @@ class SampleConfig(Settings):
     skull: PathText | None = None
     images_dir: PathText | None = None
     limit: PositiveInt | None = None
-    sex: str | None = None
-    age: float | None = None
-    ethnicity: str | None = None
+    sex: Any = None
+    age: Any = None
+    ethnicity: Any = None
     body_mass: Any = None
-    num_samples: PositiveInt = 1
+    mm_per_px: PositiveFloat | None = None
+    num_samples: PositiveInt | None = None
     seed: NonNegativeInt = 0
     landmarks: PathText = "auto"
     landmark_weights: PathText = SKULL_LANDMARKS
@@ -151,7 +154,7 @@ class SampleConfig(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        last = 2**63 - self.num_samples
+        last = 2**63 - (self.num_samples or 1000)
         expect(self.seed < last, "seed", self.seed, f"a number below {last}")
         expect_one_of_resume_and_overwrite(self.resume, self.overwrite)
         return self

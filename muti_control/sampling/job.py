@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion
 from data.cases import Case
+from muti_control.case.calibration import Population
 from muti_control.conditions.case_landmarks import CaseLandmarks, landmarks_name, picture_name
 from muti_control.conditions.case_textures import CaseTextures
 from muti_control.distributed import Team
+from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.record import RECORD
+from muti_control.sampling.assumed import draw_people
 from muti_control.sampling.spgd import SpgdRun
 from muti_control.sampling.trace import trace_names
 
 ROWS_PER_SHEET = 12
 _NUM_NOTES = 20
 
+OUTPUTS = ("mean", "spread", "overlay")
+"""What a run writes for each case of two or more faces, beside the faces: ``NAME_mean.png`` and so on."""
+
 Draw = tuple[Case, int, int]
-"""A face: its case, its number within the case, its seed."""
+"""A face: its case with the biometrics that it is drawn with, its number within the case, its seed."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,9 @@ class Job:
     hashes: sha256 of every skull and true face, by its path. weights: file name, sha256 and step.
     environment: of ``muti_control.record``. config: all settings as YAML. manifest: of the skulls, path and sha256.
     landmarks, textures: sources of the conditions. spgd: moves the samples. remarks: notes on the settings.
+    population: what is possible where an attribute is unknown. outputs: whether mean, spread and overlay of each case's
+    faces are written. face_reader: reads landmarks off faces, for the spread. spread_factor: standard deviations of a
+    landmark whose ellipse holds the true one in 90 %; None: not measured for these weights.
     team: the processes that share the work. Its first process alone has notes, hashes, weights and the folder's
     content before ``reconstruct_cases``, which sends them to the others.
     """
@@ -75,16 +85,36 @@ class Job:
     spgd: SpgdRun | None = None
     textures: CaseTextures | None = None
     remarks: Sequence[str] = ()
+    population: Population | None = None
+    outputs: bool = False
+    face_reader: LandmarkReader | None = None
+    spread_factor: float | None = None
     team: Team = field(default_factory=Team)
 
     def seeds_of(self, case: Case) -> list[int]:
         """Return the seeds of a case's faces."""
         return [seed + case.seed_offset for seed in self.seeds]
 
-    @property
+    def draws_of(self, case: Case) -> list[Draw]:
+        """Return every face of a case."""
+        seeds = self.seeds_of(case)
+        if case.biometrics is not None or not case.attributes.known or self.population is None:
+            return [(case, k, seed) for k, seed in enumerate(seeds)]
+        people = draw_people(case.attributes, self.population, len(seeds), seeds[0])
+        return [
+            (replace(case, biometrics=person), k, seed)
+            for k, (person, seed) in enumerate(zip(people, seeds, strict=True))
+        ]
+
+    @cached_property
     def draws(self) -> list[Draw]:
         """Every face of the run."""
-        return [(case, k, seed) for case in self.cases for k, seed in enumerate(self.seeds_of(case))]
+        return [draw for case in self.cases for draw in self.draws_of(case)]
+
+    def outputs_of(self, case: Case) -> dict[str, str]:
+        """Return the names of the files that show all faces of a case together."""
+        shown = OUTPUTS if case.skull_path is not None else OUTPUTS[:2]
+        return {name: f"{case.name}_{name}.png" for name in shown} if self.outputs and len(self.seeds) > 1 else {}
 
     @property
     def missing(self) -> list[tuple[int, list[Draw]]]:
@@ -120,6 +150,7 @@ class Job:
             *self.sheet_names,
             *faces,
             *(name(case) for case in landmarks for name in (landmarks_name, picture_name)),
+            *(name for case in self.cases for name in self.outputs_of(case).values()),
             *(name for face in faces if self.traced for name in trace_names(face)),
             RECORD,
         ]
@@ -157,17 +188,17 @@ class Job:
                 f"contact sheets for the first {on_sheets} of {num} skulls; "
                 f"max_sheets={-(-num // ROWS_PER_SHEET)} makes all"
             )
-        if any(case.biometrics is None for case in self.cases):
-            shaping = (
-                "only the skull shapes the face"
-                if any_skull
-                else "nothing known of the person shapes the face"
-            )
-            notes.append(f"no sex, age or body mass given: the prompt is empty, {shaping}")
-        assumed = {c.biometrics.ethnicity for c in self.cases if c.biometrics and not c.ethnicity_given}
-        if assumed:
+        if any(not (case.biometrics or case.attributes.known) for case in self.cases):
+            shaping = "only the skull shapes" if any_skull else "nothing known of the person shapes"
             notes.append(
-                f"ethnicity not given: the prompt says {' or '.join(sorted(assumed))}; ethnicity=... changes it"
+                f"nothing known of the person: the prompt is empty, {shaping} the face; a wide age=20-80 draws faces "
+                "across what is possible"
+            )
+        partly = {str(case.attributes) for case in self.cases if not case.biometrics and case.attributes.known}
+        if partly and self.population is not None:
+            notes.append(
+                f"{'; '.join(sorted(partly)[:3])}{'; ...' * (len(partly) > 3)}: each face assumes values that are possible, "
+                "as frequent as among the people of the training"
             )
         return lines + [f"note: {note}" for note in notes]
 

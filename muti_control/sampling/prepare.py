@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, architecture_of, load_model
@@ -17,10 +21,13 @@ from data.files import picture_sha256
 from ldm.checkpoint import read_state_dict, sha256
 from ldm.compiled import check_compiler, compile_blocks
 from ldm.device import choose_device, choose_precision
+from muti_control.case.calibration import Calibration, Population, load_calibration
 from muti_control.conditions.case_landmarks import StoredLandmarks, choose_landmarks
 from muti_control.conditions.case_textures import choose_textures
-from muti_control.distributed import find_team
+from muti_control.distributed import Team, find_team
+from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.record import check_overwriting, claim_folder, environment, latest_folder, unused_folder
+from muti_control.sampling.assumed import uniform_population
 from muti_control.sampling.config import SKULL_LANDMARKS, SampleConfig, SpgdConfig
 from muti_control.sampling.job import Job, RunFolder
 from muti_control.sampling.record import resumed
@@ -28,6 +35,7 @@ from muti_control.sampling.request import shipped
 from muti_control.sampling.spgd import load_spgd
 from settings.reading import parse_command_line, to_yaml
 
+ONE_SKULL = 8  # faces, where there is one skull and nobody says how many
 DEMO_SKULLS, DEMO_LIMIT = "data/split_data/test.json", 4
 
 
@@ -41,6 +49,46 @@ def prepare(arguments: Sequence[str]) -> Job:
         SampleConfig, arguments, base=_recommended, base_name="settings in the weights", file_key="skull"
     )
     return make_job(cfg, [Path(argument) for argument in arguments if "=" not in argument])
+
+
+@dataclass(frozen=True)
+class Networks:
+    """A checkpoint that was loaded, and what is known of it.
+
+    weights: file name, sha256 and step. population: what is possible where an attribute of a person is unknown.
+    calibration: of ``muti_control.case.calibration``; None: these weights have none.
+    """
+
+    model: ControlledLatentDiffusion
+    metadata: Mapping[str, str]
+    dtype: torch.dtype
+    weights: Mapping[str, str]
+    population: Population
+    calibration: Calibration | None
+
+    @classmethod
+    def load(cls, cfg: SampleConfig, device: torch.device, dtype: torch.dtype) -> Networks:
+        """Load what the settings name. Raises: ValueError, in words for the user."""
+        path = shipped(cfg.weights)
+        model, metadata = load_model(path, cfg.model, device, dtype)
+        if cfg.compile:
+            compile_blocks(model)
+        digest = sha256(path)
+        calibration = load_calibration(path, digest)
+        if calibration is not None:
+            population = calibration.population
+        else:
+            skulls = shipped(cfg.landmark_weights)
+            uses = cfg.landmarks == "auto" and model.has_trained("landmarks") and skulls.is_file()
+            population = uniform_population((uses and LandmarkReader.load(skulls).net.cfg.ethnicities) or ["Asian"])
+        return cls(
+            model,
+            metadata,
+            dtype,
+            {"file": path.name, "sha256": digest, "step": metadata.get("step", "unknown")},
+            population,
+            calibration,
+        )
 
 
 def make_job(cfg: SampleConfig, config_files: Sequence[Path] = ()) -> Job:
@@ -60,15 +108,46 @@ def make_job(cfg: SampleConfig, config_files: Sequence[Path] = ()) -> Job:
     person = PersonInput(cfg.sex, cfg.age, cfg.ethnicity, cfg.body_mass)
     skull = shipped(DEMO_SKULLS) if cfg.skull is None else Path(cfg.skull)
     limit = DEMO_LIMIT if cfg.skull is None and cfg.limit is None else cfg.limit
-    cases = [replace(case, missing=cfg.missing) for case in find_cases(skull, person, cfg.images_dir, limit)]
-    pictures = {path for case in cases for path in (case.skull_path, case.face_path) if path is not None}
+    cases = find_cases(skull, person, cfg.images_dir, limit)
     folder = _folder(cfg, skull)
     earlier = claim_folder(folder, cfg.overwrite, cfg.resume) if team.is_first else None
-    weights = shipped(cfg.weights)
-    model, metadata = load_model(weights, cfg.model, device, dtype)
-    if cfg.compile:
-        compile_blocks(model)
+    job = job_of(cfg, Networks.load(cfg, device, dtype), cases, folder, team)
+    if not team.is_first:
+        return job
+    job = replace(job, manifest=_manifest(skull))
+    if earlier is not None:
+        job = replace(job, folder=resumed(job, earlier) if cfg.resume else RunFolder(folder, earlier.files))
+    exemplars = () if job.textures is None else (job.textures.path(case) for case in cases)
+    inputs = [
+        *([skull] if skull.exists() else []),
+        shipped(cfg.weights),
+        *([] if cfg.model is None else [Path(cfg.model)]),
+        *config_files,
+        *job.hashes,
+        *(job.landmarks.files.values() if isinstance(job.landmarks, StoredLandmarks) else []),
+        *([] if job.spgd is None else job.spgd.inputs),
+        *(path for path in exemplars if path is not None),
+    ]
+    earlier_files = [] if earlier is None else earlier.files
+    retained = {*earlier_files} - {*job.folder.outdated}
+    written = [folder / file for file in job.files if folder / file not in retained]
+    check_overwriting(job.folder.outdated, written, inputs)
+    return job
+
+
+def job_of(
+    cfg: SampleConfig, networks: Networks, cases: Sequence[Case], folder: Path, team: Team | None = None
+) -> Job:
+    """Return the checked run that draws some cases: of ``sample.py``, of the Python interface, of any program.
+
+    Raises:
+        ValueError: an input that cannot be used; the message says what to do.
+    """
+    model, team = networks.model, team or Team()
+    cases = [replace(case, missing=cfg.missing, mm_per_px=case.mm_per_px or cfg.mm_per_px) for case in cases]
+    cfg = cfg.with_(num_samples=cfg.num_samples or (ONE_SKULL if len(cases) == 1 else 1))
     _check_steps(cfg, model)
+    _check_ethnicities(cases, networks.population)
     skull_landmarks = shipped(cfg.landmark_weights)
     if cfg.landmark_weights != SKULL_LANDMARKS and not skull_landmarks.is_file():
         raise ValueError(
@@ -77,53 +156,74 @@ def make_job(cfg: SampleConfig, config_files: Sequence[Path] = ()) -> Job:
     landmarks, landmark_note = choose_landmarks(cfg.landmarks, skull_landmarks, cases, model)
     spgd = load_spgd(with_shipped_networks(cfg.spgd), model, cases, landmarks, skull_landmarks)
     textures, texture_note = choose_textures(cfg.texture, cases, model)
-    notes = landmark_note, texture_note, _untrained(model), _without_skull(cases, metadata), cfg.spgd.idle
+    face_landmarks = shipped(cfg.spgd.face_landmark_weights)
+    notes = (
+        landmark_note,
+        texture_note,
+        _untrained(model),
+        _without_skull(cases, networks.metadata),
+        cfg.spgd.idle,
+        _uncounted(cases, networks),
+    )
     job = Job(
         model=model,
         cases=cases,
         notes={},
         hashes={},
-        seeds=range(cfg.seed, cfg.seed + cfg.num_samples),
+        seeds=range(cfg.seed, cfg.seed + (cfg.num_samples or 1)),
         sampling=cfg.sampling,
         batch_size=cfg.batch_size,
         max_sheets=cfg.max_sheets,
         folder=RunFolder(folder),
-        weights={},
-        environment=environment(device, dtype) | {"processes": team.size},
+        weights=networks.weights,
+        environment=environment(model.device, networks.dtype) | {"processes": team.size},
         config=to_yaml(cfg),
-        manifest=_manifest(skull),
         landmarks=landmarks,
         spgd=spgd,
         textures=textures,
         remarks=[note for note in notes if note is not None],
+        population=networks.population,
+        outputs=True,
+        face_reader=LandmarkReader.load(face_landmarks, model.device) if face_landmarks.is_file() else None,
+        spread_factor=None if networks.calibration is None else networks.calibration.spread_factor,
         team=team,
     )
     if not team.is_first:
         return job
-    job = replace(
-        job,
-        notes=check_pictures(cases, model.cfg.image_size),
-        hashes={path: picture_sha256(path) for path in pictures},
-        weights={"file": weights.name, "sha256": sha256(weights), "step": metadata.get("step", "unknown")},
+    return replace(job, notes=check_pictures(list(cases), model.cfg.image_size), hashes=hashes_of(cases))
+
+
+def hashes_of(cases: Sequence[Case]) -> dict[Path, str]:
+    """Return the sha256 of every skull and true face, by path."""
+    faces = {case.face_path: picture_sha256(case.face_path) for case in cases if case.face_path is not None}
+    in_memory = {case.skull_path: case.picture for case in cases if case.skull_path is not None}
+    return faces | {
+        path: picture_sha256(path) if contents is None else hashlib.sha256(contents).hexdigest()
+        for path, contents in in_memory.items()
+    }
+
+
+def _check_ethnicities(cases: Sequence[Case], population: Population) -> None:
+    """Raise ValueError for the misspelling of an ethnicity that the weights were trained on."""
+    known = {word.lower(): word for word in population.ethnicities}
+    for word in sorted({case.attributes.ethnicity for case in cases} - {None}):
+        near = get_close_matches(word.lower(), known, 1, cutoff=0.75)
+        if word.lower() not in known and near:
+            raise ValueError(
+                f"ethnicity: got {word!r}, did you mean {known[near[0]]}? These weights know "
+                f"{', '.join(population.ethnicities)}; unknown draws faces across these"
+            )
+
+
+def _uncounted(cases: Sequence[Case], networks: Networks) -> str | None:
+    """Return the note for assumed attributes of weights whose training population was not counted."""
+    partly = any(not case.biometrics and case.attributes.known for case in cases)
+    if not partly or networks.calibration is not None:
+        return None
+    return (
+        "these weights have no calibration file: all that is unknown is taken as equally frequent, among adults, "
+        f"ethnicity {' or '.join(networks.population.ethnicities)}"
     )
-    if earlier is not None:
-        job = replace(job, folder=resumed(job, earlier) if cfg.resume else RunFolder(folder, earlier.files))
-    exemplars = () if textures is None else (textures.path(case) for case in cases)
-    inputs = [
-        *([skull] if skull.exists() else []),
-        weights,
-        *([] if cfg.model is None else [Path(cfg.model)]),
-        *config_files,
-        *pictures,
-        *(landmarks.files.values() if isinstance(landmarks, StoredLandmarks) else []),
-        *([] if spgd is None else spgd.inputs),
-        *(path for path in exemplars if path is not None),
-    ]
-    earlier_files = [] if earlier is None else earlier.files
-    retained = {*earlier_files} - {*job.folder.outdated}
-    written = [folder / file for file in job.files if folder / file not in retained]
-    check_overwriting(job.folder.outdated, written, inputs)
-    return job
 
 
 def _recommended(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,10 +13,11 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from data.biometrics import describe_briefly
+from data.biometrics import ATTRIBUTES, BODY_MASS_WORDS, describe_briefly
 from data.cases import Case, read_skull
 from data.images import read_image, to_uint8, write_png
 from data.sheet import NOTICE, SheetRow, contact_sheet
+from muti_control.conditions.case_landmarks import StoredLandmarks
 from muti_control.record import FORMAT, RECORD, EarlierRun, OutputError
 from muti_control.sampling.job import ROWS_PER_SHEET, Job, RunFolder, face_name
 from muti_control.sampling.trace import trace_names
@@ -36,14 +37,23 @@ def run_record(job: Job) -> dict[str, Any]:
             "skull": _picture(case.skull_path, job.hashes),
             "note": None if case.skull_path is None else job.notes.get(case.skull_path),
             "true_face": _picture(case.face_path, job.hashes),
+            "attributes": case.attributes.sources(case.biometrics),
             "biometrics": None if case.biometrics is None else asdict(case.biometrics),
-            "prompt": case.prompt,
+            "prompt": case.prompt if case.biometrics or not case.attributes.known else None,  # None: each face's own
             "missing_bone": _missing(case),
+            "mm_per_px": case.mm_per_px,
             "landmarks": None if job.landmarks is None else job.landmarks.describe(case),
             "texture": None if job.textures is None else job.textures.describe(case),
             "spgd_target": None if job.spgd is None else job.spgd.target(case),
+            "outputs": job.outputs_of(case),
             "faces": [
-                {"file": face_name(case, k), "seed": seed} for k, seed in enumerate(job.seeds_of(case))
+                {
+                    "file": face_name(own, k),
+                    "seed": seed,
+                    "prompt": own.prompt,
+                    "attributes": own.attributes.sources(own.biometrics),
+                }
+                for own, k, seed in job.draws_of(case)
             ],
         }
         for case in job.cases
@@ -70,6 +80,11 @@ def _picture(path: Path | None, hashes: Mapping[Path, str]) -> dict[str, str] | 
     return None if path is None else {"path": str(path), "sha256": hashes[path]}
 
 
+def _assumes(case: Case) -> bool:
+    """Return whether a drawn face has values that nobody stated; the sources of others follow from the prompt."""
+    return bool(case.attributes.known) and case.attributes.biometrics is None
+
+
 def _missing(case: Case) -> dict[str, Any] | None:
     return None if case.missing is None else {"region": case.missing, "seed": case.missing_seed}
 
@@ -84,6 +99,7 @@ def face_text(job: Job, case: Case, seed: int) -> dict[str, Any]:
         "notice": NOTICE,
         "skull": None if skull is None else {"file": skull.name, "sha256": job.hashes[skull]},
         "prompt": case.prompt,
+        **({"attributes": case.attributes.sources(case.biometrics)} if _assumes(case) else {}),
         **({} if case.missing is None else {"missing_bone": _missing(case)}),
         **({} if job.landmarks is None else {"landmarks": job.landmarks.describe(case)}),
         **({} if job.textures is None else {"texture": job.textures.describe(case)}),
@@ -110,21 +126,42 @@ def write_sheet(job: Job, page: int) -> None:
 
 
 def _sheet_row(job: Job, case: Case) -> SheetRow:
-    size, person = job.model.cfg.image_size, case.biometrics
-    exemplar = None if job.textures is None else job.textures.path(case)
-    skin = "" if exemplar is None else f", skin as in {exemplar.stem}"
-    faces = []
-    for k in range(len(job.seeds)):
-        with Image.open(job.folder.path / face_name(case, k)) as image:
-            faces.append(np.asarray(image))
+    size = job.model.cfg.image_size
+    draws, person = job.draws_of(case), case.attributes.biometrics
     return SheetRow(
         title=case.name,
-        detail=describe_briefly(person) if person else "nothing known of the person",
+        detail=describe_briefly(person) if person else str(case.attributes),
         skull=to_uint8(read_skull(case, size)),
-        faces=faces,
-        face_labels=[f"seed {seed}{skin}" for seed in job.seeds_of(case)],
+        faces=[read_face(job, own, k) for own, k, _ in draws],
+        face_labels=[f"seed {seed}{_shaped_by(job, own)}" for own, _, seed in draws],
         truth=None if case.face_path is None else to_uint8(read_image(case.face_path, size)[0]),
     )
+
+
+def read_face(job: Job, case: Case, k: int) -> np.ndarray:
+    """Return face ``k`` of a case as it was written, (H, W, 3) uint8."""
+    with Image.open(job.folder.path / face_name(case, k)) as image:
+        return np.asarray(image)
+
+
+def _shaped_by(job: Job, case: Case) -> str:
+    """Return what shaped a face beside skull, prompt and landmarks that were read off the skull, for its caption."""
+    parts = []
+    if _assumes(case) and case.biometrics is not None:
+        known = case.attributes.known
+        values = {**vars(case.biometrics), "age": f"{case.biometrics.age:g} y"}
+        values["body_mass"] = BODY_MASS_WORDS[case.biometrics.body_mass]
+        told = [str(values[name]) for name in ATTRIBUTES if name not in known or isinstance(known[name], tuple)]
+        parts.append(f"assumed {', '.join(told)}")
+    if isinstance(job.landmarks, StoredLandmarks):
+        parts.append("own landmarks" if job.landmarks.source == "given" else "landmarks of the true face")
+    elif job.landmarks is None and job.model.has_trained("landmarks"):
+        parts.append("no landmarks")
+    exemplar = None if job.textures is None else job.textures.path(case)
+    parts += [] if exemplar is None else [f"skin as in {exemplar.stem}"]
+    parts += [] if case.missing is None else [f"without {case.missing} bone"]
+    parts += [] if job.spgd is None else [f"SPGD {job.spgd.cfg.mode}"]
+    return "".join(f", {part}" for part in parts)
 
 
 def resumed(job: Job, earlier: EarlierRun) -> RunFolder:
