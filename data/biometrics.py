@@ -139,7 +139,11 @@ class Attributes:
         """A short description, such as ``male, 35-50 y, body mass unknown``."""
         if not self.known:
             return "nothing known of the person"
-        words = {"sex": self.sex, "ethnicity": self.ethnicity, "body_mass": BODY_MASS_WORDS.get(self.body_mass)}
+        words = {
+            "sex": self.sex,
+            "ethnicity": self.ethnicity,
+            "body_mass": BODY_MASS_WORDS.get(self.body_mass),
+        }
         if self.age is not None:
             words["age"] = f"{age_text(self.age)} y"
         told = [str(words[name]) for name in ATTRIBUTES if words.get(name)]

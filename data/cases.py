@@ -72,7 +72,8 @@ class Case:
         landmarks_path: of the face.
         texture_path: exemplar of the skin's look.
         missing: region of bone (of ``data.partial``) that is removed.
-        picture: PNG in memory that is drawn in place of the file at ``skull_path``.
+        picture: contents of the file at ``skull_path``, where it is in memory alone.
+        prepared: PNG that is drawn in place of the skull's own picture.
         mm_per_px: of the skull's picture. None: unknown.
     """
 
@@ -86,14 +87,16 @@ class Case:
     texture_path: Path | None = None
     missing: str | None = None
     picture: bytes | None = field(default=None, repr=False)
+    prepared: bytes | None = field(default=None, repr=False)
     mm_per_px: float | None = None
 
     @property
     def source(self) -> Path | bytes:
         """What ``read_image`` reads the skull from. Raises: CaseError: there is no skull."""
-        if self.picture is None and self.skull_path is None:
+        source = self.prepared or self.picture or self.skull_path
+        if source is None:
             raise CaseError(f"{self.name} has no skull")
-        return self.picture or self.skull_path  # type: ignore[return-value]  # one of them is there
+        return source
 
     @property
     def missing_seed(self) -> int:
@@ -141,7 +144,7 @@ def find_cases(
     if no_skull:
         return [_of_person(Case("no_skull", None, None), attributes)]
     paths = _spread(_pictures(path) if path.is_dir() else [path], limit)
-    names = _distinct([picture.stem for picture in paths])
+    names = safe_names([picture.stem for picture in paths])
     return [_of_person(Case(name, p, None), attributes) for name, p in zip(names, paths, strict=True)]
 
 
@@ -172,7 +175,7 @@ def _listed(path: Path, images_dir: str | os.PathLike[str] | None, person: Perso
 
 def cases_of(records: Sequence[Record]) -> list[Case]:
     """Return a case for each line of a manifest, named after its skull picture."""
-    names = _distinct([Path(record.source).stem for record in records])
+    names = safe_names([Path(record.source).stem for record in records])
     return [
         Case(
             name,
@@ -216,8 +219,8 @@ def check_pictures(cases: list[Case], size: int) -> dict[Path, str]:
     notes: dict[Path, str] = {}
     errors: list[str] = []
     skulls = {case.skull_path: case.picture for case in cases if case.skull_path is not None}
-    faces = dict.fromkeys(case.face_path for case in cases if case.face_path is not None)
-    for path, contents in (faces | skulls).items():
+    faces = {case.face_path: None for case in cases if case.face_path is not None}
+    for path, contents in (skulls | {path: skulls.get(path) for path in faces}).items():
         try:
             picture, note = read_image(contents or path, size)
         except ImageError as error:
@@ -249,8 +252,8 @@ def _spread(items: list[_T], limit: int | None) -> list[_T]:
     return [items[i * len(items) // limit] for i in range(limit)]
 
 
-def _distinct(names: list[str]) -> list[str]:
-    """Return file-safe names, made unique (on file systems without case too) by numbers."""
+def safe_names(names: list[str]) -> list[str]:
+    """Return names for files, made unique (on file systems without case too) by numbers."""
     result: list[str] = []
     taken: set[str] = set()
     for name in names:

@@ -175,7 +175,9 @@ def png_of(picture: Image.Image | np.ndarray) -> bytes:
         if values.dtype.kind == "f" and low >= 0 and high <= 1:
             values = to_uint8(values)
         grey = values.ndim == 2 and values.dtype in (np.uint8, np.uint16, bool)
-        if not values.size or not (grey or (values.ndim == 3 and values.shape[2] in (3, 4) and values.dtype == np.uint8)):
+        if not values.size or not (
+            grey or (values.ndim == 3 and values.shape[2] in (3, 4) and values.dtype == np.uint8)
+        ):
             got = f"an array {values.shape} of {values.dtype} from {low:g} to {high:g}"
             expected = "(H, W) or (H, W, 3), uint8, or floats in [0, 1]"
             raise ImageError(f"the picture: got {got}, expected {expected}")

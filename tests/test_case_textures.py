@@ -53,7 +53,7 @@ def with_branch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*arguments: str) -> int:
-    return sample.main([*arguments, "device=cpu", "precision=fp32", "devices=1"])
+    return sample.main([*arguments, "device=cpu", "precision=fp32", "devices=1", "num_samples=1"])
 
 
 def face(folder: Path, name: str = "skull_0.png") -> np.ndarray:

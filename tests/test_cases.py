@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.biometrics import Biometrics
-from data.cases import Case, CaseError, PersonInput, _distinct, check_pictures, find_cases
+from data.biometrics import Attributes, Biometrics
+from data.cases import Case, CaseError, PersonInput, check_pictures, find_cases, safe_names
 
-WOMAN = PersonInput(sex="F", age=43, body_mass=4)
+WOMAN = PersonInput(sex="F", age=43, ethnicity="Asian", body_mass=4)
 
 
 def picture(path: Path, level: int = 0) -> Path:
@@ -27,9 +27,10 @@ def picture(path: Path, level: int = 0) -> Path:
 
 def test_one_picture_with_and_without_a_person(tmp_path: Path) -> None:
     (case,) = find_cases(picture(tmp_path / "my skull.png"), WOMAN)
-    assert (case.name, case.face_path, case.ethnicity_given) == ("my_skull", None, False)
-    assert case.biometrics == Biometrics("female", 43.0)
+    assert (case.name, case.face_path, case.biometrics) == ("my_skull", None, Biometrics("female", 43.0))
     assert case.prompt == "3D face scan,Asian female,age level 3,normal face."
+    (case,) = find_cases(tmp_path / "my skull.png", PersonInput(sex="F", age="35-50"))
+    assert (case.biometrics, case.attributes) == (None, Attributes("female", (35, 50)))
     (case,) = find_cases(tmp_path / "my skull.png", PersonInput())
     assert (case.biometrics, case.prompt) == (None, "")
 
@@ -64,9 +65,12 @@ def test_a_manifest_brings_its_own_and_explicit_values_override(make_pairs: Call
     manifest = make_pairs(test=4) / "split_data/test.json"
     cases = find_cases(manifest, PersonInput())
     assert [case.biometrics.sex for case in cases if case.biometrics] == ["male", "female", "male", "female"]
-    assert all(case.face_path is not None and case.ethnicity_given for case in cases)
+    assert all(case.face_path is not None and case.attributes.ethnicity == "Asian" for case in cases)
     older = find_cases(manifest, PersonInput(sex="F", age=70))
     assert all(case.biometrics == Biometrics("female", 70.0) for case in older)
+    unknown = find_cases(manifest, PersonInput(body_mass="unknown", age="30-40"))
+    assert [(case.biometrics, case.attributes.age) for case in unknown] == [(None, (30, 40))] * 4
+    assert [case.attributes.sex for case in unknown] == ["male", "female", "male", "female"]
 
 
 def test_limit_spreads_evenly(make_pairs: Callable[..., Path]) -> None:
@@ -79,8 +83,8 @@ def test_limit_spreads_evenly(make_pairs: Callable[..., Path]) -> None:
 
 
 @given(st.lists(st.sampled_from(["a", "A", "a-2", "a/b", "..", "", "颅", "CON"]), max_size=8))
-def test_names_are_distinct_and_safe(names: list[str]) -> None:
-    distinct = _distinct(names)
+def test_names_aresafe_names_and_safe(names: list[str]) -> None:
+    distinct = safe_names(names)
     assert len({name.lower() for name in distinct}) == len(names)
     assert not any("/" in name or name in ("", ".", "..") for name in distinct)
 

@@ -14,6 +14,7 @@ from PIL import Image
 import muti_control.sampling.draw as reconstruction
 import sample
 from data.images import write_png
+from muti_control.sampling import outputs
 
 COMMON = ("num_samples=2", "batch_size=3", "device=cpu", "precision=fp32", "seed=4")
 
@@ -24,6 +25,7 @@ def run(
 ) -> Callable[..., int]:
     """Calls sample.main for five skulls of two faces each, in batches of three, in an empty folder."""
     manifest = make_pairs(test=5) / "split_data/test.json"
+    monkeypatch.setattr(outputs, "PANEL", 64)  # their size is of no interest here
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     return lambda *more: sample.main([f"weights={weights}", f"skull={manifest}", *COMMON, *more])
@@ -42,7 +44,7 @@ def broken_off(run: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> list
     with monkeypatch.context() as patch:
         patch.setattr(reconstruction, "draw_faces", interrupted)
         assert run() == 130
-    faces = sorted(path.name for path in Path("results/test").glob("test_*.png"))
+    faces = sorted(path.name for path in Path("results/test").glob("test_?_?.png"))
     assert len(faces) == 6
     return faces
 
@@ -80,7 +82,7 @@ def test_resume_begins_where_there_is_nothing_adds_samples_and_changes_no_face_o
     assert "continuing" not in capsys.readouterr().out
     assert run("resume=true", "out=o") == 0
     first = {path.name: path.read_bytes() for path in Path("o").glob("*.png")}
-    assert len(first) == 11
+    assert len(first) == 10 + 1 + 5 * 3  # faces, sheet, and mean, spread and overlay of each skull
     monkeypatch.setattr(reconstruction, "draw_faces", None)  # nothing is left to draw
     assert run("resume=true", "out=o") == 0
     assert {path.name: path.read_bytes() for path in Path("o").glob("*.png")} == first

@@ -32,7 +32,12 @@ def run(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
     """Calls sample.main in an empty folder with the tiny weights."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    return lambda *arguments: sample.main([f"weights={weights}", *map(str, arguments)])
+
+    def run(*arguments: object) -> int:
+        words = [f"weights={weights}", *map(str, arguments)]
+        return sample.main(words + ["num_samples=1"] * ("num_samples" not in str(words)))
+
+    return run
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -56,7 +61,8 @@ def test_a_manifest_becomes_faces_sheet_and_record(
     names = sorted(path.name for path in Path("o").iterdir())
     faces = [f"test_{i}_{k}.png" for i in range(3) for k in range(2)]
     names.remove("local.json")
-    assert names == sorted([*faces, "contact_sheet.png", "record.json"])
+    together = [f"test_{i}_{name}.png" for i in range(3) for name in ("mean", "spread", "overlay")]
+    assert names == sorted([*faces, *together, "contact_sheet.png", "record.json"])
     assert pixels(Path("o/test_0_0.png")).shape == (64, 64, 3)
 
     record = json.loads(Path("o/record.json").read_text(encoding="utf-8"))
@@ -99,25 +105,51 @@ def test_a_bare_picture_is_letterboxed_and_gives_an_empty_prompt(
     assert Path("results/deep-2/deep_0.png").read_bytes() == Path("results/deep/deep_0.png").read_bytes()
 
 
-def test_an_assumed_ethnicity_is_reported(
+def test_what_is_unknown_is_assumed_and_said(
     run: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("L", (64, 64)).save("a.png")
-    person = ("skull=a.png", "sex=F", "age=43", "body_mass=4", "precision=bf16")
-    assert run(*person, "out=a") == 0
-    assert "ethnicity not given" in capsys.readouterr().out
-    assert run(*person, "ethnicity=European", "out=b") == 0
-    assert "ethnicity not given" not in capsys.readouterr().out
+    person = (
+        "skull=a.png",
+        "sex=woman",
+        "age=35-50",
+        "body_mass=unknown",
+        "precision=bf16",
+        "sampling.steps=1",
+    )
+    assert run(*person, "num_samples=8", "out=a") == 0
+    output = capsys.readouterr().out
+    assert "female, 35-50 y, ethnicity, body mass unknown" in output and "no calibration file" in output
+    case = json.loads(Path("a/record.json").read_text())["cases"][0]
+    assert case["attributes"]["sex"] == {"value": "female", "source": "stated"}
+    assert case["attributes"]["age"] == {"value": None, "source": "assumed", "range": [35, 50]}
+    assert (case["biometrics"], case["prompt"]) == (None, None)
+    assert case["outputs"] == {name: f"a_{name}.png" for name in ("mean", "spread", "overlay")}
+    chunks = [text(Path(f"a/a_{k}.png")) for k in range(8)]
+    assert [face["attributes"] for face in case["faces"]] == [chunk["attributes"] for chunk in chunks]
+    assert [face["prompt"] for face in case["faces"]] == [chunk["prompt"] for chunk in chunks]
+    assert {chunk["attributes"]["body_mass"]["value"] for chunk in chunks} == {1, 2, 3, 4, 5}
+    assert all(35 <= chunk["attributes"]["age"]["value"] <= 50 for chunk in chunks)
+    assert all(
+        chunk["attributes"]["ethnicity"] == {"value": "Asian", "source": "assumed"} for chunk in chunks
+    )
+    assert run(*person, "num_samples=8", "out=a", "resume=true") == 0
+    assert "8 faces are there already" in capsys.readouterr().out
+    whole = ("skull=a.png", "sex=F", "age=43", "body_mass=4", "ethnicity=European")
+    assert run(*whole, "sampling.steps=1", "out=b") == 0
+    assert "unknown" not in capsys.readouterr().out
     face = text(Path("b/a_0.png"))
-    assert face["prompt"] == "3D face scan,European female,age level 3,normal face."
-    assert face["environment"]["precision"] == "bfloat16"
+    assert (
+        face["prompt"] == "3D face scan,European female,age level 3,normal face." and "attributes" not in face
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ("skull=none.png", "skull: none.png does not exist"),
-        ("skull=a.png sex=F", "age, body_mass missing"),
+        ("skull=a.png age=forty", "age: got 'forty'"),
+        ("skull=a.png sex=F ethnicity=asain", "ethnicity: got 'asain', did you mean Asian?"),
         ("skull=a.png stesp=3", "stesp: unknown setting; did you mean sampling.steps?"),
         ("skull=a.png sampling.control_scales=[1,2]", "sampling.control_scales: "),
         ("skull=a.png weights=short.safetensors", "sampling.steps: got 50, expected 1..19"),

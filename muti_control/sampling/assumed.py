@@ -26,8 +26,9 @@ def uniform_population(ethnicities: Sequence[str]) -> Population:
 def draw_people(known: Attributes, population: Population, num: int, seed: int) -> list[Biometrics]:
     """Return ``num`` people who have the known attributes, the others as frequent as in a population.
 
-    The points of a Sobol sequence, moved by the seed, choose: eight people cover what is possible evenly, and person k
-    does not depend on ``num``. Where the population has nobody with the known attributes, all others are equally frequent.
+    The points of a Sobol sequence, moved by the seed, choose: eight people cover what is possible evenly, and
+    person k does not depend on ``num``. Where the population has nobody with the known attributes, all others are
+    equally frequent.
     """
     ages, shares = _ages(known.age, population)
     counts, ethnicities = population.table.astype(float), list(population.ethnicities)
@@ -37,11 +38,19 @@ def draw_people(known: Attributes, population: Population, num: int, seed: int) 
         ethnicities = [known.ethnicity]
     sexes = list(SEXES) if known.sex is None else [known.sex]
     masses = list(BODY_MASS_WORDS) if known.body_mass is None else [known.body_mass]
-    places = [SEXES.index(sex) for sex in sexes], range(len(ethnicities)), [age_level(age) - 1 for age in ages]
+    places = (
+        [SEXES.index(sex) for sex in sexes],
+        range(len(ethnicities)),
+        [age_level(age) - 1 for age in ages],
+    )
     table = counts[np.ix_(*places, [mass - 1 for mass in masses])] * shares[:, None]
-    table = (table if table.any() else np.ones_like(table)).transpose(0, 2, 1, 3)  # in the order of ATTRIBUTES
+    table = (table if table.any() else np.ones_like(table)).transpose(
+        0, 2, 1, 3
+    )  # in the order of ATTRIBUTES
     choices: tuple[Sequence[Any], ...] = (sexes, ages, ethnicities, masses)
-    points = SobolEngine(len(ATTRIBUTES)).draw(num).numpy() + np.random.default_rng(seed).random(len(ATTRIBUTES))
+    points = SobolEngine(len(ATTRIBUTES)).draw(num).numpy() + np.random.default_rng(seed).random(
+        len(ATTRIBUTES)
+    )
     return [_person(point, table, choices) for point in points % 1]
 
 

@@ -104,7 +104,7 @@ class SampleConfig(Settings):
     limit: at most that many skulls, spread evenly over the list.
     sex, age (years, or a range such as 35-50), ethnicity, body_mass (1 very thin ... 5 slightly fat): of the person;
         over a manifest's. What is unknown, or left out, is drawn: each face assumes values that are possible.
-    mm_per_px: of the skull pictures, for lengths in mm; pictures of data.ct and data.cohort have 280 mm / 256 px = 1.094.
+    mm_per_px: of the skull pictures, for lengths in mm; those of data.ct and data.cohort have 280 mm / 256 px = 1.094.
     num_samples: faces for each skull, with seeds seed, seed + 1, ... Default: 8 of one skull, 1 each of many.
     landmarks: for weights with a landmark branch: auto (read off the skull), none, or a file of points in px of the
     skull picture, or a folder of them, such as an earlier run wrote and you have edited. landmark_weights: the network

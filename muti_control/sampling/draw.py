@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,13 +27,15 @@ from cldm.controlled import ControlledLatentDiffusion
 from cldm.sampling import reconstruct
 from cldm.spgd import Spgd
 from data.cases import read_skull
+from data.files import replacing
 from data.images import write_png
 from data.sheet import NOTICE
 from ldm.checkpoint import sha256
 from muti_control.conditions.case_landmarks import CaseLandmarks, write_landmarks
 from muti_control.conditions.case_textures import CaseTextures
 from muti_control.record import write_record
-from muti_control.sampling.job import Draw, Job, face_name
+from muti_control.sampling.job import Draw, Job, face_name, pictures_of
+from muti_control.sampling.outputs import write_outputs
 from muti_control.sampling.record import TEXT_KEY, face_text, run_record, write_sheet
 from muti_control.sampling.trace import write_trace
 
@@ -65,12 +68,13 @@ def reconstruct_cases(job: Job, advance: Callable[[int], None] | None = None) ->
         write_record(job.folder.path, record)
     folder, hashes, weights = team.broadcast((job.folder, job.hashes, job.weights))
     job = replace(job, folder=folder, hashes=hashes, weights=weights)
-    model, size, num_faces = job.model, job.model.cfg.image_size, len(job.draws)
-    batches, pin = team.share(job.missing), model.device.type == "cuda"
+    batches, num_faces = team.share(job.missing), len(job.draws)
     suffix = f", {team.name}" if team.size > 1 else ""
 
-    def step(_done: int, _total: int) -> None:
+    def step(first: int, batch: Sequence[Draw]) -> None:
         team.check()
+        of = f"face {first + 1} to {first + len(batch)} of {num_faces}{suffix}"
+        bar.set_description(of, refresh=False)
         bar.update(1)
         if advance is not None:
             advance(len(batch))
@@ -78,7 +82,7 @@ def reconstruct_cases(job: Job, advance: Callable[[int], None] | None = None) ->
     writing: list[Future[None]] = []
     with (  # the writers come first: when a batch fails, they still write the faces before it
         ThreadPoolExecutor(WRITERS, "write") as writers,
-        closing(read_ahead(lambda batch: read_skulls(batch[1], size, pin), batches)) as read,
+        closing(draw_batches(job, batches, step)) as drawn,
         tqdm(
             total=len(batches) * job.sampling.steps,
             unit=" steps",
@@ -86,24 +90,46 @@ def reconstruct_cases(job: Job, advance: Callable[[int], None] | None = None) ->
             dynamic_ncols=True,
         ) as bar,
     ):
-        for (first, batch), skulls in read:
-            bar.set_description(f"face {first + 1} to {first + len(batch)} of {num_faces}{suffix}")
-            cases = [case for case, _, _ in batch]
-            spgd = None if job.spgd is None else job.spgd.of(model, cases, skulls)
-            faces = draw_faces(model, batch, skulls, job.sampling, step, job.landmarks, spgd, job.textures)
+        for batch, faces, spgd in drawn:
             _finish(writing)
             writing = [
-                writers.submit(_write_face, job, draw, faces, spgd, i)
+                writers.submit(write_face, job, draw, faces, spgd, i)
                 for i, draw in enumerate(batch)
                 if face_name(*draw[:2]) not in job.folder.done
             ]
         _finish(writing)
     team.wait_for_all()
     if team.is_first:
-        _write_summary(job)
-        for face in (face for case in record["cases"] for face in case["faces"]):
-            face["sha256"] = sha256(job.folder.path / face["file"])
-        write_record(job.folder.path, record | {"finished": True})
+        finish(job, record)
+
+
+def finish(job: Job, record: Mapping[str, Any]) -> None:
+    """Write what shows all faces of the folder together, and the record with their hashes: the run is finished then."""
+    _write_summary(job)
+    for face in (face for case in record["cases"] for face in case["faces"]):
+        face["sha256"] = sha256(job.folder.path / face["file"])
+    write_record(job.folder.path, {**record, "finished": True})
+
+
+def draw_batches(
+    job: Job, batches: Sequence[tuple[int, list[Draw]]], step: Callable[[int, Sequence[Draw]], None]
+) -> Generator[tuple[list[Draw], DrawnFaces, Spgd | None], None, None]:
+    """Yield each batch of ``Job.missing`` with its faces, and the SPGD behind them; nothing is written.
+
+    Args:
+        step: called after every denoising step with the number of faces before the batch, and the batch. What it
+            raises ends the drawing.
+    """
+    model, size, pin = job.model, job.model.cfg.image_size, job.model.device.type == "cuda"
+    with closing(read_ahead(lambda batch: read_skulls(batch[1], size, pin), batches)) as read:
+        for (first, batch), skulls in read:
+            spgd = None if job.spgd is None else job.spgd.of(model, [case for case, _, _ in batch], skulls)
+            progress = partial(lambda first, batch, _done, _total: step(first, batch), first, batch)
+            yield (
+                batch,
+                draw_faces(model, batch, skulls, job.sampling, progress, job.landmarks, spgd, job.textures),
+                spgd,
+            )
 
 
 def draw_faces(
@@ -209,7 +235,7 @@ def _finish(calls: Iterable[Future[None]]) -> None:
         call.result()
 
 
-def _write_face(job: Job, draw: Draw, faces: DrawnFaces, spgd: Spgd | None, i: int) -> None:
+def write_face(job: Job, draw: Draw, faces: DrawnFaces, spgd: Spgd | None, i: int) -> None:
     """Write face ``i`` of a batch, and what SPGD did to it if the run is traced."""
     case, k, seed = draw
     text = json.dumps(face_text(job, case, seed), ensure_ascii=False)
@@ -220,12 +246,16 @@ def _write_face(job: Job, draw: Draw, faces: DrawnFaces, spgd: Spgd | None, i: i
 
 
 def _write_summary(job: Job) -> None:
-    """Write the contact sheets and every case's landmarks."""
+    """Write contact sheets, skulls that are in memory alone, and each case's landmarks, mean, spread and overlay."""
     folder, size = job.folder.path, job.model.cfg.image_size
+    for name, contents in (item for case in job.cases for item in pictures_of(case).items()):
+        with replacing(folder / name) as temporary:
+            temporary.write_bytes(contents)
     with ThreadPoolExecutor(WRITERS, "write") as writers:
         calls = [writers.submit(write_sheet, job, page) for page in range(len(job.sheet_names))]
         if job.landmarks is not None:
-            for case in job.cases:
-                face = folder / face_name(case, 0)
+            for case, k, _ in (job.draws_of(case)[0] for case in job.cases):
+                face = folder / face_name(case, k)
                 calls.append(writers.submit(write_landmarks, folder, case, job.landmarks, face, size))
+        calls += [writers.submit(write_outputs, job, case) for case in job.cases if job.outputs_of(case)]
         _finish(calls)

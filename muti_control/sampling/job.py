@@ -114,7 +114,11 @@ class Job:
     def outputs_of(self, case: Case) -> dict[str, str]:
         """Return the names of the files that show all faces of a case together."""
         shown = OUTPUTS if case.skull_path is not None else OUTPUTS[:2]
-        return {name: f"{case.name}_{name}.png" for name in shown} if self.outputs and len(self.seeds) > 1 else {}
+        return (
+            {name: f"{case.name}_{name}.png" for name in shown}
+            if self.outputs and len(self.seeds) > 1
+            else {}
+        )
 
     @property
     def missing(self) -> list[tuple[int, list[Draw]]]:
@@ -150,10 +154,36 @@ class Job:
             *self.sheet_names,
             *faces,
             *(name(case) for case in landmarks for name in (landmarks_name, picture_name)),
-            *(name for case in self.cases for name in self.outputs_of(case).values()),
+            *(name for case in self.cases for name in (*self.outputs_of(case).values(), *pictures_of(case))),
             *(name for face in faces if self.traced for name in trace_names(face)),
             RECORD,
         ]
+
+    @property
+    def cautions(self) -> list[str]:
+        """What the user should know of the settings, the pictures and what is assumed of the person."""
+        notes = [*self.remarks, *(f"{path}: {note}" for path, note in list(self.notes.items())[:_NUM_NOTES])]
+        if len(self.notes) > _NUM_NOTES:
+            notes.append(f"... and on {len(self.notes) - _NUM_NOTES} more pictures; all are in {RECORD}")
+        if any(not (case.biometrics or case.attributes.known) for case in self.cases):
+            shaping = (
+                "only the skull shapes"
+                if any(case.skull_path for case in self.cases)
+                else "nothing known of the person shapes"
+            )
+            notes.append(
+                f"nothing known of the person: the prompt is empty, {shaping} the face; a wide age=20-80 draws faces "
+                "across what is possible"
+            )
+        partly = {
+            str(case.attributes) for case in self.cases if not case.biometrics and case.attributes.known
+        }
+        if partly and self.population is not None:
+            notes.append(
+                f"{'; '.join(sorted(partly)[:3])}{'; ...' * (len(partly) > 3)}: each face assumes values "
+                "that are possible, as frequent as among the people of the training"
+            )
+        return notes
 
     def introduction(self) -> list[str]:
         """Return what the user should know before the run starts, a line each."""
@@ -172,9 +202,7 @@ class Job:
             lines.append(f"SPGD at {guided} of {self.sampling.steps} steps: {self.spgd.cfg.summary}")
         if self.folder.done:
             lines.append(f"continuing {self.folder.path}: {len(self.folder.done)} faces are there already")
-        notes = [*self.remarks, *(f"{path}: {note}" for path, note in list(self.notes.items())[:_NUM_NOTES])]
-        if len(self.notes) > _NUM_NOTES:
-            notes.append(f"... and on {len(self.notes) - _NUM_NOTES} more pictures; all are in {RECORD}")
+        notes = self.cautions
         missing = self.missing
         if 0 < len(missing) < processes:
             smaller = max(1, -(-sum(len(batch) for _, batch in missing) // processes))
@@ -188,18 +216,6 @@ class Job:
                 f"contact sheets for the first {on_sheets} of {num} skulls; "
                 f"max_sheets={-(-num // ROWS_PER_SHEET)} makes all"
             )
-        if any(not (case.biometrics or case.attributes.known) for case in self.cases):
-            shaping = "only the skull shapes" if any_skull else "nothing known of the person shapes"
-            notes.append(
-                f"nothing known of the person: the prompt is empty, {shaping} the face; a wide age=20-80 draws faces "
-                "across what is possible"
-            )
-        partly = {str(case.attributes) for case in self.cases if not case.biometrics and case.attributes.known}
-        if partly and self.population is not None:
-            notes.append(
-                f"{'; '.join(sorted(partly)[:3])}{'; ...' * (len(partly) > 3)}: each face assumes values that are possible, "
-                "as frequent as among the people of the training"
-            )
         return lines + [f"note: {note}" for note in notes]
 
 
@@ -210,3 +226,10 @@ def _count(num: int, noun: str, plural: str | None = None) -> str:
 def face_name(case: Case, k: int) -> str:
     """Return the file name of face ``k`` of a case."""
     return f"{case.name}_{k}.png"
+
+
+def pictures_of(case: Case) -> dict[str, bytes]:
+    """Return the PNG files that a run writes of a case's skull: what was in memory alone, and what was prepared."""
+    files = {f"{case.name}_prepared.png": case.prepared}
+    files |= {} if case.skull_path is None else {case.skull_path.name: case.picture}
+    return {name: contents for name, contents in files.items() if contents is not None}

@@ -80,7 +80,9 @@ class Networks:
         else:
             skulls = shipped(cfg.landmark_weights)
             uses = cfg.landmarks == "auto" and model.has_trained("landmarks") and skulls.is_file()
-            population = uniform_population((uses and LandmarkReader.load(skulls).net.cfg.ethnicities) or ["Asian"])
+            population = uniform_population(
+                (uses and LandmarkReader.load(skulls).net.cfg.ethnicities) or ["Asian"]
+            )
         return cls(
             model,
             metadata,
@@ -156,7 +158,9 @@ def job_of(
     landmarks, landmark_note = choose_landmarks(cfg.landmarks, skull_landmarks, cases, model)
     spgd = load_spgd(with_shipped_networks(cfg.spgd), model, cases, landmarks, skull_landmarks)
     textures, texture_note = choose_textures(cfg.texture, cases, model)
-    face_landmarks = shipped(cfg.spgd.face_landmark_weights)
+    face_reader, face_landmarks = None, shipped(cfg.spgd.face_landmark_weights)
+    if (cfg.num_samples or 1) > 1 and face_landmarks.is_file():
+        face_reader = LandmarkReader.load(face_landmarks, model.device)
     notes = (
         landmark_note,
         texture_note,
@@ -184,13 +188,13 @@ def job_of(
         remarks=[note for note in notes if note is not None],
         population=networks.population,
         outputs=True,
-        face_reader=LandmarkReader.load(face_landmarks, model.device) if face_landmarks.is_file() else None,
+        face_reader=face_reader,
         spread_factor=None if networks.calibration is None else networks.calibration.spread_factor,
         team=team,
     )
     if not team.is_first:
         return job
-    return replace(job, notes=check_pictures(list(cases), model.cfg.image_size), hashes=hashes_of(cases))
+    return replace(job, notes=check_pictures(cases, model.cfg.image_size), hashes=hashes_of(cases))
 
 
 def hashes_of(cases: Sequence[Case]) -> dict[Path, str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from muti_control.record import FORMAT, RECORD, EarlierRun, OutputError
 from muti_control.sampling.job import ROWS_PER_SHEET, Job, RunFolder, face_name
 from muti_control.sampling.trace import trace_names
 
+ReadFace = Callable[[Case, int], np.ndarray]
 TEXT_KEY = "iccr-diff"
 MAY_DIFFER = ("environment.iccr_diff", "environment.git", "environment.torch", "environment.device")
 """What may differ between the beginning of a run and its end; the record keeps it for each."""
@@ -39,7 +41,9 @@ def run_record(job: Job) -> dict[str, Any]:
             "true_face": _picture(case.face_path, job.hashes),
             "attributes": case.attributes.sources(case.biometrics),
             "biometrics": None if case.biometrics is None else asdict(case.biometrics),
-            "prompt": case.prompt if case.biometrics or not case.attributes.known else None,  # None: each face's own
+            "prompt": case.prompt
+            if case.biometrics or not case.attributes.known
+            else None,  # None: each face's own
             "missing_bone": _missing(case),
             "mm_per_px": case.mm_per_px,
             "landmarks": None if job.landmarks is None else job.landmarks.describe(case),
@@ -114,25 +118,31 @@ def face_text(job: Job, case: Case, seed: int) -> dict[str, Any]:
 
 def write_sheet(job: Job, page: int) -> None:
     """Draw and write contact sheet ``page`` (from 0) from the faces in the run's folder."""
-    sampling, cases = job.sampling, job.cases[page * ROWS_PER_SHEET : (page + 1) * ROWS_PER_SHEET]
+    cases = job.cases[page * ROWS_PER_SHEET : (page + 1) * ROWS_PER_SHEET]
+    sheet = sheet_of(job, cases, partial(read_face, job))
+    write_png(job.folder.path / job.sheet_names[page], sheet, {"Comment": NOTICE})
+
+
+def sheet_of(job: Job, cases: Sequence[Case], read: ReadFace) -> np.ndarray:
+    """Return the contact sheet of some cases, (H, W, 3) uint8; ``read`` returns face k of a case."""
+    sampling = job.sampling
     footer = [
         f"weights {job.weights['file']} (sha256 {job.weights['sha256'][:12]}), {sampling.steps} {sampling.sampler} "
         f"steps ({sampling.spacing}), eta {sampling.eta:g}, guidance {sampling.guidance_summary}"
     ]
     if job.spgd is not None:
         footer.append(f"SPGD: {job.spgd.cfg.summary}")
-    sheet = contact_sheet([_sheet_row(job, case) for case in cases], footer)
-    write_png(job.folder.path / job.sheet_names[page], sheet, {"Comment": NOTICE})
+    return contact_sheet([_sheet_row(job, case, read) for case in cases], footer)
 
 
-def _sheet_row(job: Job, case: Case) -> SheetRow:
+def _sheet_row(job: Job, case: Case, read: ReadFace) -> SheetRow:
     size = job.model.cfg.image_size
     draws, person = job.draws_of(case), case.attributes.biometrics
     return SheetRow(
         title=case.name,
         detail=describe_briefly(person) if person else str(case.attributes),
         skull=to_uint8(read_skull(case, size)),
-        faces=[read_face(job, own, k) for own, k, _ in draws],
+        faces=[read(own, k) for own, k, _ in draws],
         face_labels=[f"seed {seed}{_shaped_by(job, own)}" for own, _, seed in draws],
         truth=None if case.face_path is None else to_uint8(read_image(case.face_path, size)[0]),
     )
@@ -151,7 +161,9 @@ def _shaped_by(job: Job, case: Case) -> str:
         known = case.attributes.known
         values = {**vars(case.biometrics), "age": f"{case.biometrics.age:g} y"}
         values["body_mass"] = BODY_MASS_WORDS[case.biometrics.body_mass]
-        told = [str(values[name]) for name in ATTRIBUTES if name not in known or isinstance(known[name], tuple)]
+        told = [
+            str(values[name]) for name in ATTRIBUTES if name not in known or isinstance(known[name], tuple)
+        ]
         parts.append(f"assumed {', '.join(told)}")
     if isinstance(job.landmarks, StoredLandmarks):
         parts.append("own landmarks" if job.landmarks.source == "given" else "landmarks of the true face")

@@ -1,0 +1,215 @@
+"""What the faces of one skull show together: their mean, their spread in grey levels and landmarks, and the overlay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+
+from data.cases import Case, read_skull
+from data.images import picture_size, to_uint8, write_png
+from data.landmarks import pixels_of
+from data.sheet import NOTICE, ONE, wrapped, write_lines
+from muti_control.networks.pipnet.reader import LandmarkReader
+from muti_control.sampling.job import Job
+from muti_control.sampling.record import read_face
+
+PANEL = 512  # px of each picture's side
+SCALE_WIDTH = 150  # px, of the grey levels' scale with its numbers
+AT_ONCE = 8  # faces that are in memory together
+FULL = 40.0  # grey levels of the scale's end, unless the spread goes beyond
+ELLIPSE, OUTLINE = (255, 90, 60), (90, 200, 255)
+BONE = 0.12  # brightness from which a pixel of a skull or a face is not background
+
+
+@dataclass(frozen=True)
+class Together:
+    """Several faces of one skull.
+
+    mean: (H, W, 3) uint8. spread: (H, W) float32, standard deviation in grey levels of 255. points: (n, N, 2), the
+    landmarks read off each face, px of the faces; None where no network reads them.
+    """
+
+    num: int
+    mean: NDArray[np.uint8]
+    spread: NDArray[np.float32]
+    points: NDArray[np.float32] | None
+
+    @classmethod
+    def of(cls, faces: Iterable[NDArray[np.uint8]], reader: LandmarkReader | None) -> Together:
+        """Put (H, W, 3) faces together, two at least, some of them in memory at a time."""
+        num, points = 0, []
+        total: NDArray[np.float64] = np.zeros(())
+        squares: NDArray[np.float64] = np.zeros(())
+        faces = iter(faces)
+        while some := list(islice(faces, AT_ONCE)):
+            batch = np.stack(some)  # (b, H, W, 3)
+            total = total + batch.sum(0, dtype=np.float64)
+            grey = batch.mean(3)
+            squares = squares + (grey * grey).sum(0)
+            num += len(batch)
+            if reader is not None:
+                points.append(read_points(batch, reader))
+        mean = total / num  # (H, W, 3)
+        variance = (squares - num * mean.mean(2) ** 2) / (num - 1)
+        spread = np.sqrt(variance.clip(min=0)).astype(np.float32)
+        return cls(num, to_uint8(mean / 255), spread, np.concatenate(points) if points else None)
+
+    @property
+    def covariances(self) -> NDArray[np.float64] | None:
+        """The covariance of each landmark over the faces, (N, 2, 2) px^2; see ``landmark_covariances``."""
+        return None if self.points is None else landmark_covariances(self.points)
+
+
+@torch.no_grad()
+def read_points(faces: NDArray[np.uint8], reader: LandmarkReader) -> NDArray[np.float32]:
+    """Return the landmarks of faces (n, H, W, 3), (n, N, 2) px of these pictures."""
+    side = reader.net.cfg.image_size
+    pictures = torch.from_numpy(faces).permute(0, 3, 1, 2).to(reader.reverse.device).float() / 255
+    if pictures.shape[-1] != side:
+        pictures = F.interpolate(pictures, (side, side), mode="bilinear", antialias=True)
+    points, _ = reader(pictures)
+    return np.stack([pixels_of(own, faces.shape[2:0:-1]) for own in points.float().cpu().numpy()])
+
+
+def landmark_covariances(points: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the covariance of each landmark, (N, 2, 2), over faces (n, N, 2), n >= 2.
+
+    The few faces say little of an ellipse's direction: 2 / n of it is a circle of the same size.
+    """
+    num = len(points)
+    moved = points.astype(float) - points.mean(0, dtype=float)
+    sample = np.einsum("nki,nkj->kij", moved, moved) / (num - 1)
+    circle = np.trace(sample, axis1=1, axis2=2)[:, None, None] / 2 * np.eye(2)
+    share = min(1.0, 2 / num)
+    return (1 - share) * sample + share * circle
+
+
+def write_outputs(job: Job, case: Case) -> None:
+    """Write mean, spread and overlay of the faces of a case, which are read from the run's folder."""
+    together = Together.of((read_face(job, own, k) for own, k, _ in job.draws_of(case)), job.face_reader)
+    names, size = job.outputs_of(case), job.model.cfg.image_size
+    pictures = {"mean": together.mean}
+    pictures["spread"] = spread_picture(together, case.name, job.spread_factor, mm_of_face(case, size))
+    if "overlay" in names:
+        pictures["overlay"] = overlay_picture(to_uint8(read_skull(case, size)), together, case.name)
+    for name, file in names.items():
+        write_png(job.folder.path / file, pictures[name], {"Comment": NOTICE})
+
+
+def mm_of_face(case: Case, size: int) -> float | None:
+    """Return mm per px of a case's faces of ``size`` px, which show what its skull's picture shows; None: unknown."""
+    if case.mm_per_px is None or case.skull_path is None:
+        return None
+    return case.mm_per_px * max(picture_size(case.source)) / size
+
+
+def spread_picture(
+    together: Together, name: str, factor: float | None = None, mm: float | None = None
+) -> NDArray[np.uint8]:
+    """Return the spread over the faces with its scale, beside the mean face with an ellipse for each landmark.
+
+    Args:
+        factor: standard deviations of an ellipse that holds the true landmark in 90 %; None: one is drawn.
+        mm: millimetres per px of the faces.
+    """
+    end = max(FULL, float(np.ceil(together.spread.max() / 10) * 10))
+    colours = _coloured(together.spread / end)
+    bar = _coloured(np.linspace(1, 0, PANEL)[:, None].repeat(30, 1))
+    scale = Image.new("RGB", (SCALE_WIDTH, PANEL), (24,) * 3)
+    scale.paste(Image.fromarray(bar), (0, 0))
+    for level in range(0, int(end) + 1, 10 if end <= 60 else 20):
+        y = round((1 - level / end) * (PANEL - 1))
+        write_lines(scale, (40, min(max(y - ONE.font // 2, 0), PANEL - ONE.line)), [f"{level}"], ONE)
+    lines = [
+        f"Spread over {together.num} faces of one skull: {together.spread.mean():.1f} grey levels of 255 on average."
+    ]
+    mean = _enlarged(together.mean)
+    deviations = together.covariances
+    if deviations is None:
+        lines.append("No network reads landmarks off these faces: no ellipses.")
+    else:
+        assert together.points is not None
+        radius = 1.0 if factor is None else factor
+        axes = radius * np.sqrt(np.linalg.eigvalsh(deviations).clip(min=0))  # (N, 2) px
+        _draw_ellipses(mean, together.points.mean(0), deviations, radius, together.mean.shape[0])
+        length = np.sqrt(axes.prod(1))
+        sizes = [f"{value:.1f} px" + (f" ({value * mm:.1f} mm)" if mm else "") for value in
+                 (np.median(length), length.max())]  # fmt: skip
+        meaning = "90 % regions" if factor is not None else "one standard deviation, not calibrated"
+        lines.append(f"Ellipses of landmarks: {meaning}. Radius: median {sizes[0]}, largest {sizes[1]}.")
+        if mm is None:
+            lines.append("The scale in mm is unknown (mm_per_px=...).")
+    panels = [("grey levels: standard deviation", np.hstack([_enlarged(colours), np.asarray(scale)])),
+              ("mean face, ellipses of landmarks", mean)]  # fmt: skip
+    return _side_by_side(panels, [f"{name}: {lines[0]}", *lines[1:], NOTICE])
+
+
+def overlay_picture(skull: NDArray[np.uint8], together: Together, name: str) -> NDArray[np.uint8]:
+    """Return skull, mean face, their blend, and the outline of the face on the skull, side by side."""
+    bone, face = _enlarged(skull), _enlarged(together.mean)
+    outlined = bone.copy()
+    for picture, colour in ((face, ELLIPSE), (bone, OUTLINE)):
+        mask = (picture.max(2) > BONE * 255).astype(np.uint8)
+        contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        largest = sorted(contours, key=cv2.contourArea)[-1:]
+        cv2.drawContours(outlined, largest, -1, colour, 2, cv2.LINE_AA)
+    blend = cv2.addWeighted(bone, 0.5, face, 0.5, 0)
+    panels = [("skull", bone), ("mean face", face), ("both", blend), ("outlines on the skull", outlined)]
+    return _side_by_side(
+        panels, [f"{name}: mean of {together.num} faces; outline of face red, of bone blue.", NOTICE]
+    )
+
+
+def _draw_ellipses(
+    canvas: NDArray[np.uint8],
+    centres: NDArray[np.floating],
+    covariances: NDArray[np.float64],
+    radius: float,
+    size: int,
+) -> None:
+    """Draw an ellipse of ``radius`` standard deviations for each landmark, px of a picture of ``size``, in place."""
+    scale, shift = PANEL / size, 4  # OpenCV draws at sixteenths of a px
+    for centre, covariance in zip(centres, covariances, strict=True):
+        values, vectors = np.linalg.eigh(covariance)
+        x, y = (round(float(value) * 2**shift) for value in (centre + 0.5) * scale - 0.5)
+        axes = tuple(round(float(a) * 2**shift) for a in radius * scale * np.sqrt(values[::-1].clip(min=0)))
+        angle = float(np.degrees(np.arctan2(vectors[1, 1], vectors[0, 1])))
+        cv2.ellipse(canvas, (x, y), axes, angle, 0, 360, ELLIPSE, 1, cv2.LINE_AA, shift)
+
+
+def _coloured(share: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Return shares of the scale (H, W) as colours (H, W, 3) RGB."""
+    return cv2.cvtColor(cv2.applyColorMap(to_uint8(share), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB).astype(
+        np.uint8
+    )
+
+
+def _enlarged(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return cv2.resize(picture, (PANEL, PANEL), interpolation=cv2.INTER_CUBIC).astype(np.uint8)
+
+
+def _side_by_side(panels: list[tuple[str, NDArray[np.uint8]]], lines: list[str]) -> NDArray[np.uint8]:
+    """Return titled pictures of one height in a row (four: in two), above lines of text."""
+    rows = [panels] if len(panels) < 4 else [panels[:2], panels[2:]]
+    width = ONE.gap + max(sum(picture.shape[1] + ONE.gap for _, picture in row) for row in rows)
+    text = [part for line in lines for part in wrapped(line, ONE.font, width - 2 * ONE.gap)]
+    row_height = ONE.line + PANEL + ONE.gap
+    sheet = Image.new(
+        "RGB", (width, ONE.gap + row_height * len(rows) + ONE.line * len(text) + ONE.gap), (24,) * 3
+    )
+    for i, row in enumerate(rows):
+        x = ONE.gap
+        for title, picture in row:
+            write_lines(sheet, (x, ONE.gap // 2 + i * row_height), [title], ONE)
+            sheet.paste(Image.fromarray(picture), (x, ONE.gap // 2 + i * row_height + ONE.line))
+            x += picture.shape[1] + ONE.gap
+    write_lines(sheet, (ONE.gap, row_height * len(rows) + ONE.gap // 2), text, ONE)
+    return np.asarray(sheet)

@@ -1,0 +1,242 @@
+"""The Python interface: load a model once, then draw faces of skulls. Programs and interfaces use the same functions.
+
+    from data.biometrics import Attributes
+    from muti_control.sampling.reconstructor import Reconstructor
+
+    reconstructor = Reconstructor.load("models/demo/iccr_demo.safetensors")
+    result = reconstructor.reconstruct("my_skull.png", Attributes(sex="female", age="35-50"))
+    result.save("results/my_skull")
+
+Nothing is printed, nothing is written but by ``save``, and mistakes are ValueErrors in words for the user.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from data.biometrics import Attributes
+from data.cases import NO_SKULL, Case, CaseError, PersonInput, find_cases, safe_names
+from data.images import png_of
+from ldm.device import choose_device, choose_precision
+from muti_control.record import check_overwriting, claim_folder, write_record
+from muti_control.sampling.config import DEMO_WEIGHTS, SKULL_LANDMARKS, SampleConfig
+from muti_control.sampling.draw import DrawnFaces, draw_batches, finish, write_face
+from muti_control.sampling.job import Draw, Job, RunFolder, face_name
+from muti_control.sampling.outputs import Together, mm_of_face, spread_picture
+from muti_control.sampling.prepare import Networks, job_of, recommended_sampling
+from muti_control.sampling.record import run_record, sheet_of
+
+Skull = str | Path | Image.Image | NDArray[Any]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Reconstructor:
+    """A loaded model. It does not change: several threads may draw with it, one after the other or side by side."""
+
+    networks: Networks
+    settings: SampleConfig
+
+    @classmethod
+    def load(
+        cls,
+        weights: str | Path = DEMO_WEIGHTS,
+        device: str = "auto",
+        precision: str = "auto",
+        *,
+        model: str | None = None,
+        landmark_weights: str | Path = SKULL_LANDMARKS,
+        compile: bool = False,
+    ) -> Reconstructor:
+        """Load weights onto a device; the settings are those of ``sample.py`` (``SampleConfig``).
+
+        Raises:
+            ValueError: weights, device or precision that cannot be used.
+        """
+        cfg = SampleConfig.of(
+            weights=str(weights),
+            device=device,
+            precision=precision,
+            model=model,
+            landmark_weights=str(landmark_weights),
+            compile=compile,
+        )
+        place = choose_device(device)
+        networks = Networks.load(cfg, place, choose_precision(cfg.precision, place))
+        outputs = networks.model.cfg.unet.num_control_outputs
+        recommended = cfg.sampling.with_(**recommended_sampling(networks.metadata, outputs))
+        return cls(networks, cfg.with_(sampling=recommended))
+
+    def reconstruct(
+        self,
+        skull: Skull | None,
+        attributes: Attributes | None = None,
+        num_samples: int = 8,
+        seed: int = 0,
+        landmarks: str | Path = "auto",
+        texture: str | Path | None = None,
+        spgd: Mapping[str, Any] | None = None,
+        sampling: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+        *,
+        name: str | None = None,
+        **settings: Any,
+    ) -> Reconstruction:
+        """Draw faces of one skull.
+
+        Args:
+            skull: a file, a picture of Pillow, or an array (H, W) or (H, W, 3), uint8 or floats in [0, 1]; None: no
+                skull, what else is given draws the face.
+            attributes: what is known of the person; each face assumes what is not.
+            landmarks: auto (read off the skull), none, or a file of points in px of the skull's picture.
+            texture: picture of a face whose look of the skin is wanted; None: what suits the weights.
+            spgd, sampling: settings by name that differ from the defaults and from what the weights recommend.
+            progress: called as (steps done, steps in all) after every denoising step. What it raises ends the drawing.
+            name: of the case, in names of files. settings: others of ``SampleConfig``, such as mm_per_px, missing.
+
+        Raises:
+            ValueError: an input that cannot be used; the message says what to do.
+        """
+        attributes = attributes or Attributes()
+        cfg = self.settings.with_(
+            skull=NO_SKULL if skull is None else str(skull) if isinstance(skull, (str, Path)) else None,
+            **{
+                key: list(value) if isinstance(value, tuple) else value
+                for key, value in attributes.known.items()
+            },
+            num_samples=num_samples,
+            seed=seed,
+            landmarks=str(landmarks),
+            texture="auto" if texture is None else str(texture),
+            spgd=self.settings.spgd.with_(**(spgd or {})),
+            sampling=self.settings.sampling.with_(**(sampling or {})),
+            **settings,
+        )
+        case = _case_of(skull, name, attributes)
+        job = job_of(cfg, self.networks, [case], Path())
+        faces: dict[str, tuple[Draw, DrawnFaces, Any, int]] = {}
+        done, batches = 0, job.missing
+        total = len(batches) * job.sampling.steps
+
+        def step(_first: int, _batch: Sequence[Draw]) -> None:
+            nonlocal done
+            done += 1
+            if progress is not None:
+                progress(done, total)
+
+        with closing(draw_batches(job, batches, step)) as drawn:
+            for batch, pixels, guided in drawn:
+                pixels.wait()
+                faces |= {face_name(*draw[:2]): (draw, pixels, guided, i) for i, draw in enumerate(batch)}
+        return Reconstruction(job, list(faces.values()))
+
+
+def _case_of(skull: Skull | None, name: str | None, attributes: Attributes) -> Case:
+    """Return the case of a skull. Raises: ValueError: it cannot be read."""
+    if skull is None or isinstance(skull, (str, Path)):
+        cases = find_cases(NO_SKULL if skull is None else skull, PersonInput(**attributes.known))
+        if len(cases) > 1:
+            raise CaseError(
+                f"skull: {skull} holds {len(cases)} skulls, expected one; reconstruct each of its files"
+            )
+        case = cases[0]
+        return case if name is None else replace(case, name=safe_names([name])[0])
+    own = safe_names([name or "skull"])[0]
+    return Case(
+        own, Path(f"{own}_skull.png"), attributes.biometrics, attributes=attributes, picture=png_of(skull)
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """Faces of one skull. job: the run behind them."""
+
+    job: Job
+    drawn: Sequence[tuple[Draw, DrawnFaces, Any, int]] = field(repr=False)
+
+    @cached_property
+    def faces(self) -> list[NDArray[np.uint8]]:
+        """The faces, (H, W, 3) uint8 each."""
+        return [pixels.wait()[i] for _, pixels, _, i in self.drawn]
+
+    @property
+    def people(self) -> list[dict[str, dict[str, Any]]]:
+        """Each face's attributes: value, and source (stated, assumed, or unknown where nothing is known)."""
+        return [case.attributes.sources(case.biometrics) for (case, _, _), *_ in self.drawn]
+
+    @cached_property
+    def together(self) -> Together | None:
+        """Mean, spread and landmarks of the faces; None of a single face."""
+        return Together.of(self.faces, self.job.face_reader) if len(self.faces) > 1 else None
+
+    @property
+    def mean(self) -> NDArray[np.uint8]:
+        """The mean face, (H, W, 3) uint8."""
+        return self.faces[0] if self.together is None else self.together.mean
+
+    @property
+    def spread(self) -> NDArray[np.float32] | None:
+        """Standard deviation over the faces, (H, W), grey levels of 255; None of a single face."""
+        return None if self.together is None else self.together.spread
+
+    @property
+    def landmarks(self) -> NDArray[np.float32] | None:
+        """Landmarks read off each face, (n, N, 2) px; None of a single face, or where no network reads them."""
+        return None if self.together is None else self.together.points
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the user should know of the input and the settings."""
+        return self.job.cautions
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What is needed to repeat the faces, as in ``record.json``; their hashes come with ``save``."""
+        return run_record(self.job)
+
+    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
+        """Write what ``sample.py`` writes: faces, mean, spread, overlay, sheet, landmarks and record.
+
+        Raises:
+            ValueError: the folder holds something else, or cannot be written to.
+        """
+        folder = Path(folder)
+        earlier = claim_folder(folder, overwrite)
+        job = replace(self.job, folder=RunFolder(folder, () if earlier is None else earlier.files))
+        check_overwriting(job.folder.outdated, [folder / file for file in job.files], job.hashes)
+        job.folder.start()
+        record = run_record(job)
+        write_record(folder, record)
+        for draw, pixels, guided, i in self.drawn:
+            write_face(job, draw, pixels, guided, i)
+        finish(job, record)
+        return folder
+
+    def _repr_png_(self) -> bytes:
+        """Show the sheet of all faces in a notebook."""
+        return png_of(sheet_of(self.job, self.job.cases, lambda case, k: self.faces[k]))
+
+    def _repr_html_(self) -> str:
+        """Show the faces, and what a reader should know of them, in a notebook."""
+        case = self.job.cases[0]
+        pictures = [self._repr_png_()]
+        if self.together is not None:
+            mm = mm_of_face(case, self.job.model.cfg.image_size)
+            pictures.append(png_of(spread_picture(self.together, case.name, self.job.spread_factor, mm)))
+        shown = "".join(
+            f'<img style="max-width:100%" alt="{html.escape(case.name)}" '
+            f'src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+            for png in pictures
+        )
+        return shown + "".join(f"<p>{html.escape(warning)}</p>" for warning in self.warnings)
