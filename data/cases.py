@@ -157,7 +157,7 @@ def _listed(path: Path, images_dir: str | os.PathLike[str] | None, person: Perso
     lines = read_skulls(path, images_dir)
     cases: list[Case] = []
     problems: list[ManifestProblem] = []
-    for name, line in zip(_distinct([one.name or one.skull_path.stem for one in lines]), lines, strict=True):
+    for name, line in zip(safe_names([one.name or one.skull_path.stem for one in lines]), lines, strict=True):
         said = PersonInput(**{**line.person, **person.values})
         paths = {"landmarks_path": line.landmarks_path, "texture_path": line.texture_path}
         try:
