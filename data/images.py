@@ -108,7 +108,7 @@ def _opened(source: str | os.PathLike[str] | bytes) -> Iterator[Image.Image]:
     except Exception as error:  # Pillow's decoders raise anything on damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            head = read_bytes(path)[:256]
+            head = source[:256] if isinstance(source, bytes) else read_bytes(Path(source))[:256]
             kinds = (kind for place, start, kind in _OTHERS if head.startswith(start, place))
             reason = next(kinds, "unknown format")
         expected = "expected a whole PNG, JPEG, TIFF, BMP or WebP file"

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data.biometrics import Biometrics
+from data.biometrics import Attributes
 from data.cases import PersonInput, find_cases
 from data.manifest import COLUMNS, ManifestError, main, read_skulls
 from settings.parsing import ContentError
 
-WOMAN, MAN = Biometrics("female", 43.5), Biometrics("male", 70.0, body_mass=3)
+WOMAN, MAN = Attributes("female", 43.5, None, 4), Attributes("male", 70, None, 3)
 COMMA, DECOMPOSED = "F\u00e4lle/Sch\u00e4del.png", "Fa\u0308lle/Scha\u0308del.png"
 
 
@@ -42,7 +42,7 @@ def test_what_spreadsheets_write_is_read(folder: Path, text: str, encoding: str)
     path = folder / "list.csv"
     path.write_bytes(text.encode(encoding))
     cases = find_cases(path, PersonInput())
-    assert [(case.name, case.biometrics) for case in cases] == [("a", WOMAN), ("b", MAN)]
+    assert [(case.name, case.attributes) for case in cases] == [("a", WOMAN), ("b", MAN)]
     assert [case.skull_path for case in cases] == [folder / "a.png", folder / "sub/b.png"]
 
 
@@ -72,7 +72,7 @@ def test_a_list_may_be_json_lines_and_say_little(folder: Path) -> None:
     path.write_text("\n".join(map(json.dumps, rows)))
     assert [line.person for line in read_skulls(path)] == [{"sex": "F", "age": "35-50"}, {}]
     cases = find_cases(path, PersonInput(sex="M", age=70, body_mass=3), limit=1)
-    assert [case.biometrics for case in cases] == [MAN]
+    assert [case.attributes for case in cases] == [MAN]
 
 
 @pytest.mark.parametrize(
