@@ -26,8 +26,10 @@ from data.ct.drawing import Drawing, draw_scan
 from data.ct.findings import RULES, ScanError, judge
 from data.ct.people import PeopleError, read_people, read_salt, study_code
 from data.ct.pose import POINT_NAMES, find_pose, manual_rotation, turn
+from data.ct.quality import _metal
 from data.ct.reading.geometry import Slice, stack
 from data.ct.reading.read import read_scan
+from data.ct.reading.scan import Scan
 from data.ct.reference import made_from, make_reference, reference
 from data.ct.surfaces import Mesh
 from data.ct.volume import FROM_LPS, find_head, resample
@@ -88,6 +90,7 @@ SAGITTAL = np.array([[0, 0, -1.0], [1, 0, 0], [0, -1, 0]])  # i to the back, j d
         ("axes.mha", FINE, {"axes": SAGITTAL}),
         ("dicom_tilted", (2.2, 2.2, 2.5), {"tilt": 15.0}),
         ("sform.nii", (2.2, 2.2, 2.5), {"tilt": -12.0}),
+        ("dicom_sagittal", FINE, {"axes": SAGITTAL}),
     ],
 )
 def test_other_spacings_axes_formats_and_tilts_give_the_same_pictures(
@@ -101,7 +104,21 @@ def test_other_spacings_axes_formats_and_tilts_give_the_same_pictures(
     if write is write_nifti:
         assert next(f.value for f in case.findings if f.name == "gantry_tilt") == pytest.approx(12, abs=0.1)
     if write is write_dicom:
-        assert case.facts["scan"]["gantry_tilt_deg"] == pytest.approx(15, abs=0.1)
+        assert case.facts["scan"]["gantry_tilt_deg"] == pytest.approx(changes.get("tilt", 0), abs=0.1)
+
+
+def test_a_spacing_that_changes_from_base_to_vertex_is_interpolated(plain, tmp_path):
+    values, affine = sample((2.5, 2.5, 1.25))
+    middle, series = len(values) // 4 * 2, generate_uid()
+    for k in (*range(0, middle, 2), *range(middle, len(values), 4)):
+        save(slice_dataset(values, affine, k, series), tmp_path / f"{k}")
+    case = draw_scan(tmp_path, QUICK)
+    (skulls, skull_grey), (faces, face_grey) = agreement(plain, case)
+    assert min(skulls, faces) > 0.975 and skull_grey < 12 and face_grey < 9
+    found = {f.name: f for f in case.findings}
+    assert flags(case) == {"spacing"} and found["spacing"].value == pytest.approx(5)
+    assert "2.50 to 5.00 mm" in found["uneven_slices"].text
+    assert case.facts["scan"]["spacing_mm"][2] == pytest.approx(2.5, abs=0.02)
 
 
 def test_a_turned_head_is_turned_back(plain, tmp_path):
@@ -124,11 +141,43 @@ def test_a_cut_off_mandible_and_a_hole_are_flagged(tmp_path):
     assert case.facts["frame"]["chin_y_mm"] is None
 
 
-def test_a_cut_vault_metal_and_thick_slices_are_flagged(tmp_path):
+def with_streaks(values: np.ndarray, affine: np.ndarray, reach: float, limit: int) -> np.ndarray:
+    """Return a volume with a ball of metal at a molar and rays in its slices, cut off at ``limit`` HU."""
+    rng = np.random.default_rng(0)
+    index = np.moveaxis(np.indices(values.shape)[::-1], 0, -1)
+    x, y, z = np.moveaxis((index @ affine[:, :3].T + affine[:, 3]) @ FROM_LPS.T - (26, -68, 62), -1, 0)
+    distance, angle = np.hypot(x, z), np.arctan2(z, x)
+    result = values.astype(float)
+    for k in np.flatnonzero(np.abs(y[:, 0, 0]) < 4):
+        for n, ray in enumerate(rng.uniform(-np.pi, np.pi, 14)):
+            across = np.abs((angle[k] - ray + np.pi) % (2 * np.pi) - np.pi) * distance[k]
+            result[k] += (-1) ** n * 1500 * np.exp(-((across / 1.5) ** 2) - distance[k] / reach)
+    result[np.hypot(distance, y) < 3.5] = 9000
+    return np.clip(np.rint(result), -1024, limit).astype(np.int16)
+
+
+@pytest.mark.parametrize("limit", [1976, 2248, 3071, 20000])
+def test_metal_is_flagged_where_its_values_are_cut_off_and_where_it_streaks(limit):
+    values, affine = sample(FINE)
+    before = {f.name for f in _metal(Scan(values, affine))}
+    clean, streaked = (
+        _metal(Scan(with_streaks(values, affine, reach, limit), affine)) for reach in (0.001, 40.0)
+    )
+    assert not before and {f.name: f.severity for f in clean}.keys() <= {"metal", "saturated"}
+    found = {f.name: f for f in streaked if f.severity == "flag"}
+    assert {"streaks", "saturated"} <= set(found)
+    assert str(limit if limit != 20000 else 9000) in found["saturated"].text
+    assert (
+        0.1 < found["saturated"].value < 0.5 and 1.5 < found["streaks"].value < 8
+    )  # a ball of 0.18 ml, and more
+    bone = np.where(values > 800, 1400, values)  # a plateau as dense as bone is none
+    assert not _metal(Scan(bone.astype(np.int16), affine))
+
+
+def test_a_cut_vault_metal_with_streaks_and_thick_slices_are_flagged(tmp_path):
     values, affine = sample((2.5, 2.5, 3.4), keep=(0.0, 0.85))
-    values[len(values) // 4, 20:30, 30:40] = 3071
-    case = drawn(tmp_path, values, affine)
-    assert flags(case) >= {"vault_cut", "metal", "spacing"}
+    case = drawn(tmp_path, with_streaks(values, affine, 40.0, 2248), affine)
+    assert flags(case) >= {"vault_cut", "saturated", "streaks", "spacing"}
     assert case.facts["cut_cm2"]["top"] > 1
 
 

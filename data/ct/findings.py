@@ -147,8 +147,17 @@ RULES = {
     "field_cut_left": _cut("left", 3.0, 40.0),
     "field_cut_right": _cut("right", 3.0, 40.0),
     "field_cut_back": _cut("back", 3.0),  # the neck is cut in every scan
-    "metal": Rule(
-        "ml", "{value:.2f} ml are denser than {hu} HU (metal): surfaces near it may show streaks", 0.05, 0.5
+    "metal": Rule("ml", "{value:.2f} ml reach {hu} HU (metal): surfaces near it may show streaks", 0.05, 0.5),
+    "saturated": Rule(
+        "ml",
+        "{value:.2f} ml stand at the largest value, {hu} HU: the scanner cut off what is denser (metal)",
+        flag=0.1,
+    ),
+    "streaks": Rule(
+        "ml",
+        "{value:.1f} ml in the slices with metal are bone or skin where the slices above and below are not: streaks of "
+        "the metal may show in both pictures",
+        flag=1.5,
     ),
     # the surfaces
     "mandible_missing": Rule(

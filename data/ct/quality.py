@@ -14,14 +14,20 @@ from data.ct.pose import Pose
 from data.ct.reading.geometry import gantry_tilt
 from data.ct.reading.scan import Scan
 from data.ct.reference import Reference
-from data.ct.surfaces import Mesh
-from data.ct.volume import HeadVolume
+from data.ct.surfaces import BONE_HU, METAL_CLIP_HU, Mesh
+from data.ct.volume import SKIN_HU, HeadVolume
 
 NEAR_MM = {"mandible": 10.0, "vault": 12.0}
 VAULT_ABOVE_MM = 40.0  # above the orbits
 DEFECT_DEEP_MM = 7.0
 DEFECT_VIEWS = ((0.0, 0.0), (45.0, 0.0), (90.0, 0.0), (135.0, 0.0), (0.0, 45.0), (45.0, 45.0), (0.0, 80.0))
 METAL_HU = 3000
+PLATEAU_HU, PLATEAU_TIMES = (
+    64,
+    8,
+)  # the largest value is a limit where it is so much more frequent than those below it
+ABOVE_MM, BESIDE_MM = 2.0, 2.5  # around metal and its streaks
+SOFT_HU, AIR_HU = 150, -700  # soft tissue and air are darker, even when bone or skin is near
 
 
 def inspect(
@@ -127,8 +133,54 @@ def _hole(looker: Looker, yaw: float, pitch: float, orbit_height: float) -> tupl
 
 
 def _metal(scan: Scan) -> list[Finding]:
-    millilitres = int((scan.values >= METAL_HU).sum()) * abs(float(np.linalg.det(scan.affine[:, :3]))) / 1000
-    return judge("metal", millilitres, hu=METAL_HU)
+    """Judge metal, also where the scanner cuts its values off, and its streaks."""
+    voxel = abs(float(np.linalg.det(scan.affine[:, :3]))) / 1000  # ml
+    highest = int(scan.values.max())
+    below, at = (int(n.sum()) for n in np.split(_counts(scan.values, highest - PLATEAU_HU, highest), [-1]))
+    saturated = highest > METAL_CLIP_HU and at >= PLATEAU_TIMES * max(1, below / PLATEAU_HU)
+    level = min(METAL_HU, highest) if saturated else METAL_HU
+    metal = scan.values >= level
+    return [
+        *judge("metal", int(metal.sum()) * voxel, hu=level),
+        *(judge("saturated", at * voxel, hu=highest) if saturated else ()),
+        *judge("streaks", _streaks(scan, metal) * voxel),
+    ]
+
+
+def _counts(values: np.ndarray, low: int, high: int) -> np.ndarray:
+    """Return how many voxels have each value from ``low`` to ``high``."""
+    near = values[values >= low].astype(int) - low
+    return np.bincount(near, minlength=high - low + 1)
+
+
+def _streaks(scan: Scan, metal: np.ndarray) -> int:
+    """Return how many voxels are bone, or stand in air, in level slices with metal alone.
+
+    Streaks lie in the plane of the scanner's turn, anatomy goes on in the slices above and below. What does not is
+    counted in as many slices above and below too; the smaller number is taken off.
+    """
+    axis = int(np.argmax(np.abs(scan.affine[2, :3]) / scan.spacing))
+    values, metal = (np.moveaxis(v, 2 - axis, 0) for v in (scan.values, metal))
+    around = 2 * max(1, round(BESIDE_MM / float(np.delete(scan.spacing, axis).min()))) + 1
+    band = ndimage.binary_dilation(metal.any((1, 2)), iterations=max(1, round(ABOVE_MM / scan.spacing[axis])))
+    streaks = 0
+    for (slices,) in ndimage.find_objects(ndimage.label(band)[0]):
+        height = slices.stop - slices.start + 1
+        own, *others = (
+            _only_between(values, slices.start + n, slices.stop + n, around) for n in (0, -height, height)
+        )
+        streaks += max(0, own - min(others))
+    return streaks
+
+
+def _only_between(values: np.ndarray, first: int, end: int, around: int) -> int:
+    """Return how many voxels of slices ``first`` to ``end - 1`` are bone or skin and neither neighbouring slice is."""
+    if first < 1 or end >= len(values):
+        return 0
+    ends = ndimage.maximum_filter(np.maximum(values[first - 1], values[end]), around)
+    slices = values[first:end]
+    bone, skin = slices > BONE_HU, slices > SKIN_HU
+    return int((bone & (ends < SOFT_HU)).sum()) + int((skin & ~bone & (ends < AIR_HU)).sum())
 
 
 def _pose_findings(pose: Pose, ref: Reference) -> list[Finding]:
