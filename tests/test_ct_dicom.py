@@ -163,7 +163,9 @@ def test_an_unusable_rescaling_is_flagged(tmp_path, changes):
     assert scan.findings[0].severity == "flag" and scan.findings[0].value == COUNT
 
 
-@pytest.mark.parametrize("axes", [[[0, 0, -1.0], [1, 0, 0], [0, -1, 0]], [[1.0, 0, 0], [0, 0, 1], [0, -1, 0]]])
+@pytest.mark.parametrize(
+    "axes", [[[0, 0, -1.0], [1, 0, 0], [0, -1, 0]], [[1.0, 0, 0], [0, 0, 1], [0, -1, 0]]]
+)
 def test_sagittal_and_coronal_series_are_read_and_axial_ones_preferred(tmp_path, axes):
     values, affine = sample((6.0, 6.0, 6.5), axes=np.array(axes))
     scan = read_scan(write_dicom(tmp_path, values, affine, SeriesNumber=9))
