@@ -14,6 +14,7 @@ from cldm.convolutions import variance_preserving
 from cldm.texture import TextureBranch
 from ldm.attention import zero_module
 from ldm.config import ControlConfig, LandmarkConfig, ModelConfig
+from settings.parsing import parse_json
 
 BRANCHES = "control_model.branches."
 NAMES = ("skull", "landmarks", "texture")  # the skull's is the hint encoder that every ControlNet has
@@ -132,11 +133,8 @@ def untrained_branches(metadata: Mapping[str, str]) -> frozenset[str]:
     Raises:
         ValueError: the entry is not a JSON list of branch names.
     """
-    try:
-        names = json.loads(metadata.get(UNTRAINED, "[]"))
-    except ValueError as error:
-        raise ValueError(f"checkpoint metadata: {UNTRAINED!r} is no JSON ({error})") from error
-    if not isinstance(names, list) or not set(map(str, names)) <= set(NAMES):
+    names = parse_json(metadata.get(UNTRAINED, "[]"), f"checkpoint metadata: {UNTRAINED!r}", list[str])
+    if not set(names) <= set(NAMES):
         raise ValueError(f"checkpoint metadata: {UNTRAINED!r} is {names!r:.60}, expected names of {NAMES}")
     return frozenset(names)
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from ldm.device import preferred_layout
 from ldm.foreign import CONTROL, MODEL_PARTS, recognise
 from ldm.latent_diffusion import LatentDiffusion
 from ldm.schedule import eps_from_v, schedule_buffers
+from settings.parsing import ContentError, parse_json
 from settings.reading import parse_command_line
 
 _NAME_CONFIG = "name the model's YAML instead"
@@ -147,11 +149,9 @@ def model_config_from_metadata(metadata: dict[str, str]) -> ModelConfig | None:
     if "config" not in metadata:
         return None
     try:
-        base = json.loads(metadata["config"])
-    except ValueError as error:
-        raise ValueError(f"checkpoint metadata: 'config' is no JSON ({error}); {_NAME_CONFIG}") from error
-    if not isinstance(base, dict):
-        raise ValueError(f"checkpoint metadata: 'config' is {base!r:.60}, no settings; {_NAME_CONFIG}")
+        base = parse_json(metadata["config"], "checkpoint metadata: 'config'", dict[str, Any])
+    except ContentError as error:
+        raise ValueError(f"{error}; {_NAME_CONFIG}") from error
     return parse_command_line(ModelConfig, [], base=base, base_name="checkpoint metadata")
 
 

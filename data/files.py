@@ -26,6 +26,8 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
+from settings.parsing import read_json
+
 PACK_SUFFIX = ".zip"
 OLD_INDEX_SUFFIX = ".shards.json"  # of the tar shards that commit 62346ae wrote and read
 _REMEDY = "copy the pack again, or make it anew (python -m data.pack)"
@@ -197,9 +199,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all."""
+    """Write UTF-8 text, whole or not at all. Bytes of file names that are no UTF-8 are escaped, as JSON does."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_text(text, "utf-8", errors="backslashreplace", newline="\n")
 
 
 class FileHashes:
@@ -260,7 +262,7 @@ class FileHashes:
         if not self.index.is_file():
             return {}
         try:
-            content = json.loads(self.index.read_bytes())
+            content = read_json(self.index)
             if content["format"] != _INDEX_FORMAT:
                 return {}
             return {

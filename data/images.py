@@ -154,7 +154,8 @@ def write_png(path: str | os.PathLike[str], array: np.ndarray, text: Mapping[str
         raise ValueError(f"write_png: got {array.dtype} {array.shape}, expected uint8 (H, W) or (H, W, 3)")
     info = PngInfo()
     for key, value in (text or {}).items():
-        info.add_text(key, value)  # Latin-1 as tEXt, anything else as iTXt
+        # Latin-1 as tEXt, anything else as iTXt; bytes of file names that are no UTF-8 are escaped.
+        info.add_text(key, value.encode("utf-8", "backslashreplace").decode())
     # The user's umask says who may read a face.
     with replacing(Path(path)) as temporary, temporary.open("xb") as file:
         Image.fromarray(array).save(file, format="PNG", pnginfo=info)

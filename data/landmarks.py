@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from data.files import read_bytes, replacing
 from data.images import ImageError, picture_size
 from data.manifest import Record
+from settings.parsing import decoded, parse_json
 
 MAX_BYTES = 4_000_000
 MAX_POINTS = 10_000
@@ -191,8 +192,8 @@ def _read_json(path: Path) -> Any:
         contents = read_bytes(path)
         if len(contents) > MAX_BYTES:
             raise ValueError(f"{len(contents)} bytes are too many")
-        return json.loads(contents)
-    except (OSError, ValueError, RecursionError) as error:
+        return parse_json(decoded(contents, ""), "")
+    except (OSError, ValueError) as error:
         raise _no_landmarks(path, error) from error
 
 

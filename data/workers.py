@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from data.files import write_text
+from settings.parsing import ContentError, read_json
 
 Job = TypeVar("Job")
 # How a sum is divided over threads changes its last bits: one thread gives the same bytes for any number of workers,
@@ -90,9 +91,11 @@ def claim(record: Path, settings: Mapping[str, Any]) -> None:
     out = record.parent
     if record.is_file():
         try:
-            stored = dict(json.loads(record.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{record} holds no settings: choose another folder or delete it") from error
+            stored = read_json(record, dict[str, Any])
+        except ContentError as error:
+            raise ValueError(
+                f"{error}; it should hold settings: choose another folder or delete it"
+            ) from error
         changes = ", ".join(
             f"{key} is {stored.get(key)} there, asked for {settings.get(key)}"
             for key in sorted({*stored, *settings})

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ldm.containers import SAFETENSORS_SUFFIXES, SUFFIXES, container, read_pickle, read_safetensors
+from ldm.containers import SAFETENSORS_SUFFIXES, SUFFIXES, container, read_pickle, read_safetensors, utf8_path
 from ldm.containers import CheckpointError as CheckpointError
 
 SCHEDULE_BUFFERS = (
@@ -112,15 +112,17 @@ def write_state_dict(path: str | Path, state: Mapping[str, Tensor], metadata: Ma
     path = Path(path)
     check_writable(path, sum(value.numel() * value.element_size() for value in state.values()))
     text = {str(key): str(value) for key, value in metadata.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    name = path.name.encode("utf-8", "replace").decode()  # of bytes that the libraries take
+    temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
     try:
-        if path.suffix.lower() in SAFETENSORS_SUFFIXES:
-            temporary.touch()
-            mode = temporary.stat().st_mode  # the usual permissions; the library gives its file others
-            save_file(_separate(state), temporary, metadata=text)
-            temporary.chmod(mode)
-        else:
-            torch.save({"state_dict": _separate(state), "metadata": text}, temporary)
+        with utf8_path(temporary) as usable:
+            if path.suffix.lower() in SAFETENSORS_SUFFIXES:
+                usable.touch()
+                mode = temporary.stat().st_mode  # the usual permissions; the library gives its file others
+                save_file(_separate(state), usable, metadata=text)
+                temporary.chmod(mode)
+            else:
+                torch.save({"state_dict": _separate(state), "metadata": text}, usable)
         _flush(temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError, KeyError, SafetensorError) as error:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import pickle
 import re
+import tempfile
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +90,30 @@ def container(path: Path) -> str:
     )
 
 
+def is_utf8(path: Path) -> bool:
+    """Return whether a path is UTF-8 text, which libraries in C++ and Rust need."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in str(path))
+
+
+@contextmanager
+def utf8_path(path: Path) -> Iterator[Path]:
+    """Give the path, or where it is no UTF-8 a link to the file, or to its folder where there is no file yet."""
+    if is_utf8(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / f"link{path.suffix}"
+        if path.exists():
+            link.symlink_to(path.absolute())
+        else:
+            link.symlink_to(path.absolute().parent)
+            link /= path.name
+        yield link
+
+
 def read_safetensors(path: Path, mmap: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with utf8_path(path) as name, safe_open(name, framework="pt", device="cpu") as file:
             metadata = dict(file.metadata() or {})
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
@@ -121,7 +144,9 @@ def _load_pickle(path: Path, kind: str, mmap: bool) -> Any:
     try:
         with torch.serialization.safe_globals(list(_INERT_GLOBALS)), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about pickle protocols
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and kind == "zip")
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=mmap and kind == "zip" and is_utf8(path)
+            )
     except MemoryError:
         raise
     except Exception as error:  # a damaged or hostile pickle can fail in any way

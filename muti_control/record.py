@@ -19,6 +19,7 @@ import torch
 
 from data.files import write_text
 from ldm.checkpoint import git_revision
+from settings.parsing import read_json
 
 _ROOT = Path(__file__).resolve().parent.parent
 _LIBRARIES = ("numpy", "pillow", "transformers", "open_clip_torch", "safetensors", "omegaconf")
@@ -134,11 +135,11 @@ def read_record(folder: Path, local_paths: bool = True) -> dict[str, Any]:
     """Return a run's record, with the paths of ``local.json`` where that is there and they are wanted.
 
     Raises:
-        OSError: there is no record. ValueError: it or ``local.json`` is damaged.
+        ContentError: there is no record, or it or ``local.json`` is damaged.
     """
-    record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    record: dict[str, Any] = read_json(folder / RECORD, dict[str, Any])
     local = folder / LOCAL
-    paths = json.loads(local.read_text(encoding="utf-8")) if local_paths and local.is_file() else {}
+    paths = read_json(local, dict[str, str]) if local_paths and local.is_file() else {}
     try:
         for place, path in paths.items():
             *parents, last = place.split(".")
@@ -198,7 +199,7 @@ def claim_folder(folder: Path, overwrite: bool = False, resume: bool = False) ->
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = read_json(folder / RECORD)
         names = {str(name) for name in record["files"]} if record["format"] == FORMAT else None
         unfinished = record.get("finished") is False
     except (OSError, ValueError, KeyError, TypeError):

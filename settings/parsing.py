@@ -58,19 +58,22 @@ def decoded(raw: bytes, name: object) -> str:
     return text
 
 
-def parse_json(text: str, name: object, kind: Any = Any) -> Any:
+def parse_json(text: str, name: object, kind: Any = Any, *, finite: bool = False) -> Any:
     """Return the content of a JSON text.
 
     Args:
         name: the file or metadata entry, for messages; it may be empty.
         kind: a type as pydantic takes it; the content must have it, without conversions.
+        finite: refuse NaN and Infinity, which Python writes although JSON has none.
 
     Raises:
         ContentError: no JSON, a key twice in one object, nested too deep, or of another type.
     """
     start = f"{name}: " if name else ""
     try:
-        content = json.loads(text, object_pairs_hook=_distinct)
+        content = json.loads(
+            text, object_pairs_hook=_distinct, parse_constant=_refuse_constant if finite else None
+        )
         if text.count("[") + text.count("{") > MAX_DEPTH:
             _check_depth(content)
         return content if kind is Any else TypeAdapter(kind).validate_python(content, strict=True)
@@ -94,6 +97,10 @@ def parse_json(text: str, name: object, kind: Any = Any) -> Any:
 def read_json(path: Path, kind: Any = Any) -> Any:
     """Return the content of a JSON file: see :func:`read_text` and :func:`parse_json`. Raises: ContentError."""
     return parse_json(read_text(path), path, kind)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ContentError(f"is not valid JSON: {name} is no number")
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
 
+from data.biometrics import Biometrics
 from data.cohort.heads.anatomy import build_head
 from data.cohort.heads.subject import draw_subject
 from data.cohort.heads.template import HeadTemplate
@@ -24,7 +25,7 @@ from data.ct.__main__ import main
 from data.ct.config import CtConfig
 from data.ct.drawing import Drawing, draw_scan
 from data.ct.findings import RULES, ScanError, judge
-from data.ct.people import PeopleError, read_people, read_salt, study_code
+from data.ct.people import PeopleError, make_salt, read_people, read_salt, study_code
 from data.ct.pose import POINT_NAMES, find_pose, manual_rotation, turn
 from data.ct.quality import _metal
 from data.ct.reading.geometry import Slice, stack
@@ -364,6 +365,13 @@ def test_people_and_their_codes(tmp_path):
     assert [p.manifest_fields()["body_mass"] for p in people] == ["3", "5"]
     assert people[1].manifest_fields()["age"] == 90
     assert people[0].code == study_code("p1", salt) != study_code("p1", bytes(32))
+    texts = ["sep=;\nPatient ID;Gender;Age (years);Body mass;;\n;;;;;\nMu\u0308ller;F;43,5;4,0;;\n",
+             "id\tsex\tage\tHeight (cm)\tWeight (kg)\nM\u00fcller\tF\t43,5\t170,5\t62,5\n"]  # fmt: skip
+    for text, encoding in product(texts, ("utf-8", "utf-8-sig", "utf-16")):
+        table.write_text(text, encoding)
+        (person,) = read_people(table, salt)
+        assert (person.identity, person.code) == ("M\u00fcller", study_code("Mu\u0308ller", salt))
+        assert person.biometrics == Biometrics("female", 43.5, body_mass=4)
     for lines in ("age\np1,M,4", "age,bmi\np1,M,400,20", "age,bmi\np1,M,40,20\np1,M,40,20", "age,bmi\np1,M,40,",
                   "age,height,weight\np1,M,40,1.8,80"):  # fmt: skip
         table.write_text(f"id,sex,{lines}\n")
@@ -372,7 +380,7 @@ def test_people_and_their_codes(tmp_path):
 
 
 def test_a_salt_is_for_its_owner_alone(tmp_path):
-    salt, path = read_salt(tmp_path / "private"), tmp_path / "private" / "salt"
+    salt, path = make_salt(tmp_path / "private"), tmp_path / "private" / "salt"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert read_salt(tmp_path / "private") == salt
     path.chmod(0o644)
@@ -422,3 +430,16 @@ def test_a_batch_is_anonymous_restartable_and_a_data_set(tmp_path, capfd):
     table.write_text(table.read_text() + "nobody,M,40,Asian,22\n")
     assert main(command) == 2
     assert "nobody" in capfd.readouterr().err
+    for text in (
+        table.read_text(),
+        "id,sex,age\n",
+        "id,sex,age,bmi\nx,M,forty,22\n",
+    ):  # leaves no salt either
+        table.write_text(text)
+        assert main([command[0], str(tmp_path / "new"), f"biometrics={table}"]) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "out",
+        "out.private",
+        "patients",
+        "patients.csv",
+    ]

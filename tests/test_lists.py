@@ -10,7 +10,9 @@ from PIL import Image
 
 from data.biometrics import Attributes
 from data.cases import PersonInput, find_cases
-from data.manifest import COLUMNS, ManifestError, main, read_skulls
+from data.manifest import COLUMNS, ManifestError, Record, main, read_skulls
+from muti_control.evaluation.methods.elsewhere import find_faces
+from muti_control.evaluation.protocol.inputs import InputError
 from settings.parsing import ContentError
 
 WOMAN, MAN = Attributes("female", 43.5, None, 4), Attributes("male", 70, None, 3)
@@ -121,3 +123,20 @@ def test_the_template_lists_the_pictures_at_hand(
     (case,) = find_cases("skulls.csv", PersonInput())
     assert (case.name, case.skull_path, case.biometrics) == ("Sch\u00e4del", Path(COMMA), None)
     assert main(["template", "none"]) == main(["template"]) == 2
+
+
+def test_the_mapping_of_faces_is_read_by_the_same_rules(tmp_path: Path) -> None:
+    faces, mapping = tmp_path / "faces", tmp_path / "whose.csv"
+    faces.mkdir()
+    Image.new("L", (32, 32), 9).save(faces / "Gesi\u0308cht.png")
+    probe = Record("A\u0308/1.png", None, WOMAN, "s1", None, None, 1, tmp_path / "1.png", None)
+    for text in (
+        "probe,picture\ns1,Ges\u00efcht.png\n",
+        "Picture;;PROBE \r\n;;\r\nGes\u00efcht.png;;\u00c4/1\r\n",
+    ):
+        for encoding in ("utf-8-sig", "utf-16"):
+            mapping.write_bytes(text.encode(encoding))
+            assert find_faces(faces, str(mapping), [probe]) == [(faces / "Gesi\u0308cht.png",)]
+    mapping.write_text("s1,x.png\n")
+    with pytest.raises(InputError, match=r"^mapping: .*probe,picture"):
+        find_faces(faces, str(mapping), [probe])

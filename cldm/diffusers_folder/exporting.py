@@ -27,6 +27,7 @@ from ldm.checkpoint import SD_OPTIONAL, match_keys, write_state_dict
 from ldm.config import ModelConfig
 from ldm.latent_diffusion import LatentDiffusion
 from ldm.text import BOS_TOKEN, EOS_TOKEN, vocabulary
+from settings.parsing import parse_json
 from settings.reading import parse_command_line
 
 NOTES = "iccr_diff"  # folder inside an exported one, for all that diffusers has no place for
@@ -130,9 +131,7 @@ def recommended(metadata: Mapping[str, str]) -> SamplingConfig | None:
     if "sampling" not in metadata:
         return None
     try:
-        content = json.loads(metadata["sampling"])
-        if not isinstance(content, dict):
-            raise ValueError(f"got {content!r}, expected a JSON object")
+        content = parse_json(metadata["sampling"], "sampling", dict[str, Any])
         sampling = parse_command_line(SamplingConfig, [], base=content, base_name="sampling")
     except ValueError as error:
         raise FolderError(f"its metadata entry 'sampling' cannot be used: {error}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +27,8 @@ from cldm.diffusers_folder.keys import PREFIXES, their_keys, to_ours
 from ldm.checkpoint import SD_OPTIONAL, git_revision, match_keys, read_state_dict
 from ldm.config import ModelConfig
 from ldm.schedule import schedule_buffers
+from settings import parsing
+from settings.parsing import ContentError
 
 INDEX = "model_index.json"
 CONTROL = PREFIXES["controlnet"]
@@ -167,12 +168,9 @@ def read_part(folder: Path, part: str, names: Mapping[str, str], variant: str | 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the content of a JSON file. Raises: FolderError: it is not there, or does not hold an object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FolderError(f"{path} cannot be read as JSON: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise FolderError(f"{path} holds a {type(content).__name__}, expected settings")
-    return content
+        return dict(parsing.read_json(path, dict[str, Any]))
+    except ContentError as error:
+        raise FolderError(str(error)) from error
 
 
 def _choose_weights(folder: Path, preferred: str | None) -> tuple[str | None, torch.dtype]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from data.biometrics import Biometrics, BiometricsError
 from data.check.config import CheckConfig
 from data.check.flaws import Flaw
 from data.manifest import Finder, ManifestError, ManifestProblem, name_within, read_lines, read_manifest
+from settings.parsing import ContentError, parse_json
 
 if TYPE_CHECKING:
     from data.check.measure import PairFacts, PictureFacts
@@ -183,8 +183,8 @@ def _lines(list_name: str, rows: Iterable[tuple[int, str]], finder: Finder) -> l
     lines = []
     for number, text in rows:
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
+            value = parse_json(text, list_name)
+        except ContentError:
             continue  # read_manifest reports it
         if isinstance(value, dict):
             lines.append(_line(list_name, number, value, finder))

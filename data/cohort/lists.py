@@ -21,6 +21,7 @@ from data.cohort.protocols import draw_face_style
 from data.cohort.variants import EXPECTED, variant_labels, view_labels
 from data.files import write_text
 from data.manifest import FIELDS
+from settings.parsing import ContentError, read_json
 
 SPLITS = ("train", "valid", "test")
 
@@ -100,7 +101,10 @@ def write_lists(out: Path, config: CohortConfig) -> None:
 
 def _line(out: Path, name: str, exemplars: Exemplars, with_changed: bool) -> dict[str, Any]:
     """Return the manifest line of a picture. Its body mass is a level: the BMI is left out."""
-    record = json.loads((out / SUBJECT_DIR / f"{name}.json").read_text(encoding="utf-8"))
+    path = out / SUBJECT_DIR / f"{name}.json"
+    record = read_json(path, dict[str, Any])
+    if lacking := {"subject", "style", "yaw", "pitch"} - record.keys():
+        raise ContentError(f"{path}: {', '.join(sorted(lacking))}: missing; delete the file to make it again")
     line = {key: value for key, value in record.items() if key in FIELDS and key != "changed"}
     texture = exemplars.of(record["subject"], record["style"])
     if texture is not None:

@@ -6,7 +6,6 @@ variants share and where they differ), across=4 (subjects side by side). Landmar
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,8 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field
 
 from data.cohort.config import SPLIT_DIR
-from data.files import read_bytes
 from data.images import picture_size, read_image, to_uint8, write_png
+from data.landmarks import read_landmarks
 from data.manifest import Record, read_manifest
 from data.program import run_program
 from settings.base import Settings
@@ -68,12 +67,12 @@ def _marked(record: Record, face: Image.Image) -> Image.Image:
     size = face.size[0]
     if record.landmarks_path is None or record.face_path is None:
         return face
-    marks = json.loads(read_bytes(record.landmarks_path))
+    points, visible = read_landmarks(record.landmarks_path)
     scale = 2 * size / picture_size(record.face_path)[0]
     canvas = face.resize((2 * size, 2 * size), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(canvas)
-    for (x, y), visible in zip(marks["points"], marks["visible"], strict=True):
-        pen.circle(((x + 0.5) * scale, (y + 0.5) * scale), 2.2, fill=_VISIBLE if visible else _HIDDEN)
+    for (x, y), seen in zip(points.tolist(), visible, strict=True):
+        pen.circle(((x + 0.5) * scale, (y + 0.5) * scale), 2.2, fill=_VISIBLE if seen else _HIDDEN)
     return canvas.resize((size, size), Image.Resampling.BOX)
 
 

@@ -15,18 +15,21 @@ import sys
 from collections import Counter
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from unicodedata import normalize
 
+from pydantic import BaseModel
 from tqdm import tqdm
 
 from data.ct.config import CtConfig
 from data.ct.drawing import bytes_of, draw_scan, refused
 from data.ct.findings import SEVERITIES, ScanError
-from data.ct.people import PeopleError, Person, read_people, read_salt, write_codes
+from data.ct.people import SALT_BYTES, PeopleError, Person, make_salt, read_people, read_salt, write_codes
 from data.ct.reading.volumes import suffix_of
 from data.ct.reference import reference
 from data.files import check_output, write_text
 from data.workers import JOBS_EACH, alone, claim, make_folders, work_off
+from settings.parsing import ContentError, read_json
 
 SPLITS = "split_data"
 FOLDERS = {
@@ -42,6 +45,17 @@ KILLED = (
     "the process that worked on it was killed, also when it was alone: the scan is damaged, or larger than the memory "
     "(a smaller max_gib refuses it); to try again, delete its report"
 )
+
+
+class _Finding(BaseModel):
+    name: str
+    severity: str
+    text: str
+
+
+class _Report(BaseModel):
+    status: Literal["ok", "flagged", "refused"]
+    findings: list[_Finding]
 
 
 def run_batch(patients: Path, out: Path, config: CtConfig, progress: bool = True) -> dict[str, int]:
@@ -60,10 +74,12 @@ def run_batch(patients: Path, out: Path, config: CtConfig, progress: bool = True
     check_output(private, 0)
     check_output(out, bytes_of(config))
     salt = read_salt(private)
-    people = read_people(Path(config.biometrics), salt)
+    people = read_people(Path(config.biometrics), salt or bytes(SALT_BYTES))
     scans = find_scans(patients, people)
-    write_codes(private, people)
     claim(out / "ct.json", config.identity())
+    if salt is None:  # all that may be refused was accepted
+        people = read_people(Path(config.biometrics), make_salt(private))
+    write_codes(private, people)
     with alone(out / "ct.json"):
         used = [folder for name, folder in FOLDERS.items() if config.meshes or not name.endswith(".ply")]
         make_folders(out, ("", SPLITS, *used))
@@ -90,7 +106,8 @@ def find_scans(patients: Path, people: list[Person]) -> dict[str, Path]:
     for path in sorted(patients.iterdir()):
         suffix = suffix_of(path) if path.is_file() else ""
         if suffix is not None and not path.name.startswith("."):
-            scans.setdefault(path.name[: len(path.name) - len(suffix)], []).append(path)
+            identity = normalize("NFC", path.name[: len(path.name) - len(suffix)])
+            scans.setdefault(identity, []).append(path)
     ids = [person.identity for person in people]
     problems = []
     for what, some in (
@@ -163,12 +180,13 @@ def _write_lists(out: Path, people: list[Person]) -> dict[str, int]:
     writer = csv.writer(table)
     writer.writerow(["code", "status", "refused_because", "flags", "notes"])
     for person in sorted(people, key=lambda p: p.code):
-        report = json.loads(_paths(out, person.code)["report.json"].read_text(encoding="utf-8"))
-        code, status, findings = person.code, report["status"], report["findings"]
-        named: dict[str, list[str]] = {
-            s: [f["name"] for f in findings if f["severity"] == s] for s in SEVERITIES
-        }
-        why = "; ".join(f["text"] for f in findings if f["severity"] == "refuse")
+        try:
+            report = read_json(_paths(out, person.code)["report.json"], _Report)
+        except ContentError as error:
+            raise ContentError(f"{error}; delete it and the scan is drawn again") from error
+        code, status, findings = person.code, report.status, report.findings
+        named: dict[str, list[str]] = {s: [f.name for f in findings if f.severity == s] for s in SEVERITIES}
+        why = "; ".join(f.text for f in findings if f.severity == "refuse")
         rows.append({"code": code, "status": status, "refused_because": why, **named})
         writer.writerow([code, status, why, " ".join(named["flag"]), " ".join(named["note"])])
         if status != "refused":

@@ -11,15 +11,19 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from data.biometrics import Biometrics, BiometricsError
 from data.cohort.heads.subject import body_mass_level
 from data.files import replacing
+from settings.parsing import ContentError, read_table
 
 OLDEST = 90  # higher ages are written as this: so few reach them that the age alone would point at someone
 SALT_BYTES = 32
 _LISTED = 20  # wrong rows in a message
 MASS_COLUMNS: tuple[set[str], ...] = ({"body_mass"}, {"bmi"}, {"height", "weight"})
+_COLUMNS = ("id", "sex", "age", "body_mass", "bmi", "height", "weight", "ethnicity")
+_OTHER_COLUMNS = {"gender": "sex", "patient": "id", "patientid": "id", "race": "ethnicity"}
 COLUMNS = "id, sex, age, and body_mass or bmi or height and weight (cm, kg); ethnicity may follow"
 
 
@@ -50,7 +54,7 @@ def read_people(path: Path, salt: bytes) -> list[Person]:
     """Return all rows of the CSV. Raises: PeopleError with every wrong row."""
     people: dict[str, Person] = {}
     problems = []
-    for number, fields in enumerate(_read_table(path), 2):
+    for number, fields in _read_table(path):
         identity = fields["id"]
         try:
             if not identity:
@@ -68,28 +72,21 @@ def read_people(path: Path, salt: bytes) -> list[Person]:
     return list(people.values())
 
 
-def _read_table(path: Path) -> list[dict[str, str]]:
-    """Return the stripped texts of each row by column, names in lower case; commas, semicolons or tabs part them."""
+def _read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Return the line number and the cells by column of each row. Raises: PeopleError."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise PeopleError(
-            f"{path}: there is no such file; expected a CSV with the columns {COLUMNS}"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise PeopleError(f"{path}: cannot be read as UTF-8 text; save it as a CSV in UTF-8") from error
-    rows = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=text.partition("\n")[0].count))
-    names = {name.strip().lower(): name for name in rows.fieldnames or [] if name}
-    has_mass = any(columns <= set(names) for columns in MASS_COLUMNS)
-    if not {"id", "sex", "age"} <= set(names) or not has_mass:
-        raise PeopleError(f"{path}: its columns are {', '.join(names) or 'none'}; expected {COLUMNS}")
-    return [{name: (row.get(column) or "").strip() for name, column in names.items()} for row in rows]
+        table = read_table(path, _COLUMNS, _COLUMNS[:3], _OTHER_COLUMNS)
+    except ContentError as error:
+        raise PeopleError(f"{error} (columns: {COLUMNS})") from error
+    if not any(columns <= set(table.columns) for columns in MASS_COLUMNS):
+        raise PeopleError(f"{path}: its columns are {', '.join(table.columns)}; expected {COLUMNS}")
+    return table.rows
 
 
 def _biometrics(fields: dict[str, str]) -> Biometrics:
-    level: object = fields.get("body_mass") or _level(fields)
-    ethnicity = fields.get("ethnicity") or "Asian"
-    return Biometrics.parse(sex=fields["sex"], age=fields["age"], body_mass=level, ethnicity=ethnicity)
+    level: object = (fields.get("body_mass") or "").replace(",", ".") or _level(fields)
+    age, ethnicity = fields["age"].replace(",", "."), fields.get("ethnicity") or "Asian"
+    return Biometrics.parse(sex=fields["sex"], age=age, body_mass=level, ethnicity=ethnicity)
 
 
 def _level(fields: dict[str, str]) -> int:
@@ -117,19 +114,18 @@ def _number(fields: dict[str, str], name: str) -> float | None:
 
 def study_code(identity: str, salt: bytes) -> str:
     """Return twelve characters: the same for the same patient and salt, and of no use without the salt."""
-    return "c" + hmac.new(salt, identity.encode("utf-8"), hashlib.sha256).hexdigest()[:11]
+    return "c" + hmac.new(salt, normalize("NFC", identity).encode("utf-8"), hashlib.sha256).hexdigest()[:11]
 
 
-def read_salt(private: Path) -> bytes:
-    """Return the salt in folder ``private``; make one, readable for its owner alone, where there is none.
+def read_salt(private: Path) -> bytes | None:
+    """Return the salt in folder ``private``, None where there is none yet.
 
     Raises: PeopleError for a salt that others can read, or that is damaged.
     """
-    private.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = private / "salt"
     if not path.exists():
-        _write_private(path, secrets.token_bytes(SALT_BYTES).hex() + "\n")
-    elif os.name == "posix" and path.stat().st_mode & 0o077:
+        return None
+    if os.name == "posix" and path.stat().st_mode & 0o077:
         raise PeopleError(f"{path}: others may read it; run: chmod 600 on it, or make a new salt")
     try:
         salt = bytes.fromhex(path.read_text(encoding="ascii").strip())
@@ -137,6 +133,14 @@ def read_salt(private: Path) -> bytes:
         salt = b""
     if len(salt) < SALT_BYTES // 2:
         raise PeopleError(f"{path}: expected a salt of at least {SALT_BYTES} hexadecimal digits")
+    return salt
+
+
+def make_salt(private: Path) -> bytes:
+    """Write a new salt, readable for its owner alone, and return it."""
+    private.mkdir(parents=True, exist_ok=True, mode=0o700)
+    salt = secrets.token_bytes(SALT_BYTES)
+    _write_private(private / "salt", salt.hex() + "\n")
     return salt
 
 

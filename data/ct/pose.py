@@ -6,7 +6,6 @@ Frankfurt plane the nod, and its own orbits the height.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from itertools import permutations, product
 from pathlib import Path
@@ -21,6 +20,7 @@ from data.ct.findings import ScanError
 from data.ct.reference import Reference, reference
 from data.ct.surfaces import Mesh
 from data.ct.volume import FROM_LPS
+from settings.parsing import read_json
 
 AROUND = (
     *((float(yaw), 0.0) for yaw in range(0, 360, 45)),
@@ -183,7 +183,7 @@ def manual_rotation(how: str) -> tuple[np.ndarray, str]:
     if not path.is_file():
         raise ScanError("pose: expected auto, yaw,pitch,roll in degrees, or a JSON file of landmarks")
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path)
         points = np.array([stored[name] for name in POINT_NAMES], float)
     except (OSError, ValueError, TypeError, KeyError):
         points = np.zeros(0)

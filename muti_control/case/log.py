@@ -24,6 +24,7 @@ from filelock import FileLock
 from ldm.checkpoint import git_revision, sha256
 from muti_control.record import LOCAL, package_version
 from settings.base import Settings
+from settings.parsing import decoded, parse_json
 
 LOG, LOCK = "log.jsonl", ".log.lock"
 UNLISTED = frozenset({LOG, LOCK, LOCAL})
@@ -181,8 +182,8 @@ def _digest(lines: Sequence[bytes]) -> str | None:
 def _entry(line: bytes) -> dict[str, Any] | None:
     """Return the entry of a line, or None where it is none."""
     try:
-        entry: dict[str, Any] = json.loads(line)
+        entry: dict[str, Any] = parse_json(decoded(line, ""), "", dict[str, Any])
         _Entry.model_validate(entry)
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
     return entry

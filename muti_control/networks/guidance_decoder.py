@@ -21,6 +21,7 @@ from ldm.checkpoint import CheckpointError, read_state_dict
 from ldm.latent_diffusion import LatentDiffusion
 from muti_control.networks.config import GuidanceDecoderConfig
 from muti_control.networks.files import load_frozen, save_network, usable_as
+from settings.parsing import parse_json
 from settings.reading import from_json
 
 METADATA = "guidance_decoder"
@@ -92,7 +93,7 @@ def load_guidance_decoder(path: str | Path, model: LatentDiffusion | None = None
         )
     with usable_as("guidance decoder", path):
         net = load_frozen(GuidanceDecoder(from_json(GuidanceDecoderConfig, metadata[METADATA])), state)
-        own = [float(value) for value in json.loads(metadata[FIRST_STAGE])]
+        own = parse_json(metadata[FIRST_STAGE], FIRST_STAGE, list[float])
     net = net.to(memory_format=torch.channels_last)
     if model is None:
         return net

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 
 from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, architecture_of, load_model
@@ -33,6 +33,7 @@ from muti_control.sampling.job import Job, RunFolder
 from muti_control.sampling.record import resumed
 from muti_control.sampling.request import shipped
 from muti_control.sampling.spgd import load_spgd
+from settings.parsing import parse_json
 from settings.reading import parse_command_line, to_yaml
 
 ONE_SKULL = 8  # faces, where there is one skull and nobody says how many
@@ -257,12 +258,20 @@ def _untrained(model: ControlledLatentDiffusion) -> str | None:
     return f"these weights were never trained on {names}: these do not change the faces" if names else None
 
 
+class _Skull(BaseModel):
+    dropout: float = 0
+
+
+class _Conditions(BaseModel):
+    skull: _Skull = _Skull()
+
+
 def _without_skull(cases: Sequence[Case], metadata: Mapping[str, str]) -> str | None:
     """Return the note for faces without a skull."""
     if all(case.skull_path is not None for case in cases):
         return None
-    dropout = json.loads(metadata.get("conditions", "{}")).get("skull", {}).get("dropout", 0)
-    if dropout > 0:
+    conditions = parse_json(metadata.get("conditions", "{}"), "weights: 'conditions'", _Conditions)
+    if conditions.skull.dropout > 0:
         return "no skull: what else is given draws the face"
     return "no skull, and these weights were not trained to do without (skull.dropout): expect little"
 
@@ -294,13 +303,8 @@ def recommended_sampling(metadata: Mapping[str, str], num_control_outputs: int) 
     if "sampling" not in metadata:
         standard = len(SamplingConfig().control_scales) == num_control_outputs
         return {} if standard else {"control_scales": [1.0]}
-    try:
-        settings = json.loads(metadata["sampling"])
-    except ValueError as error:
-        raise ValueError(f"weights: their metadata entry 'sampling' is no JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"weights: their metadata entry 'sampling' is {settings!r}, expected a JSON object")
-    return settings
+    entry = "weights: their metadata entry 'sampling'"
+    return dict(parse_json(metadata["sampling"], entry, dict[str, Any]))
 
 
 def with_shipped_networks(cfg: SpgdConfig) -> SpgdConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ from muti_control.conditions.case_landmarks import StoredLandmarks
 from muti_control.record import FORMAT, RECORD, EarlierRun, OutputError
 from muti_control.sampling.job import ROWS_PER_SHEET, Job, RunFolder, face_name
 from muti_control.sampling.trace import trace_names
+from settings.parsing import parse_json
 
 ReadFace = Callable[[Case, int], np.ndarray]
 TEXT_KEY = "iccr-diff"
@@ -222,7 +222,7 @@ def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
     try:
         with Image.open(path) as image:
             image.load()
-            text = json.loads(image.info[TEXT_KEY])
+            text = parse_json(image.info[TEXT_KEY], TEXT_KEY)
             text["spgd"] = text.get("spgd", text.pop("guidance", None))  # as it was called at first
             old = dict(_flat(text))
     except (OSError, ValueError, KeyError, SyntaxError, AttributeError, TypeError) as error:

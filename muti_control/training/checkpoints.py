@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -11,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from ldm.checkpoint import CheckpointError
 from ldm.containers import load_pickle
 from muti_control.record import write_json
 from settings.messages import ConfigError
+from settings.parsing import ContentError, read_json
 
 FORMAT = 2  # of last.ckpt; up to commit 62346ae it had no number
 LAST, PREVIOUS, BEST_INDEX = "last.ckpt", "previous.ckpt", "best.json"
@@ -103,6 +104,16 @@ def read_run(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
+class _Entry(BaseModel):
+    step: int
+    score: float
+    file: str
+
+
+class _Index(BaseModel):
+    best: list[_Entry]
+
+
 class BestCheckpoints:
     """The averaged weights of the ``keep`` best validations, with an index ``best.json``, best first.
 
@@ -117,12 +128,10 @@ class BestCheckpoints:
         """Return ``step``, ``score`` and ``file`` of the kept validations whose files exist, best first."""
         path = self.folder / BEST_INDEX
         try:
-            listed = json.loads(path.read_text(encoding="utf-8"))["best"] if path.is_file() else []
-            return [{**e, "score": float(e["score"])} for e in listed if (self.folder / e["file"]).is_file()]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{path} cannot be read ({error}); delete it to go on without the best checkpoints so far"
-            ) from error
+            listed = read_json(path, _Index).best if path.is_file() else []
+        except ContentError as error:
+            raise ConfigError(f"{error}; delete it to go on without the best checkpoints so far") from error
+        return [entry.model_dump() for entry in listed if (self.folder / entry.file).is_file()]
 
     def offer(self, step: int, score: float, content: Mapping[str, Any]) -> bool:
         """Keep ``content`` if it is among the best; return whether it is. A score that is NaN never is."""

@@ -20,6 +20,7 @@ from data.paired import PairedDataset
 from ldm.autoencoder import AutoencoderKL
 from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
 from muti_control.distributed import is_first, wait_for
+from settings.parsing import parse_json
 
 FORMAT = "1"  # of what is stored; another number computes everything anew
 ROWS_PER_PART = 512  # 16 MiB at 256 px, and what a killed run loses at most
@@ -103,7 +104,7 @@ class RowStore:
 def _read(path: Path) -> tuple[Tensor, list[str]]:
     try:
         state, metadata = read_state_dict(path)
-        keys = json.loads(metadata["keys"])
+        keys = parse_json(metadata["keys"], "keys", list[str])
         if len(keys) != len(state[_ENTRY]):
             raise ValueError(f"{len(keys)} keys for {len(state[_ENTRY])} rows")
         return state[_ENTRY], keys

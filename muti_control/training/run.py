@@ -301,6 +301,7 @@ def build_trainer(cfg: ExperimentConfig, stage: Stage) -> tuple[pl.Trainer, Save
     settings = trainer_settings(cfg)
     several = settings["devices"] * settings["num_nodes"] > 1
     best = BestCheckpoints(save_last.path.parent, stage.monitor, stage.monitor_mode, cfg.train.keep_best)
+    best.entries()  # a damaged index is refused now, not at the first validation
     trainer = pl.Trainer(
         strategy=ddp if several or cfg.train.strategy == "ddp" else "auto",
         precision=precision,

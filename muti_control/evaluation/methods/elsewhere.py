@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from unicodedata import normalize
 
 from data.images import IMAGE_SUFFIXES
-from data.manifest import Record, name_within
+from data.manifest import Finder, Record, name_within
 from muti_control.evaluation.protocol.inputs import InputError, common_size, some
+from settings.parsing import ContentError, read_table
 
 COLUMNS = ("probe", "picture")
 
@@ -60,14 +61,16 @@ def _names(record: Record) -> list[str]:
     """Return the names that a picture of this probe may have, without ending."""
     sources = [record.target or record.source, record.source, record.subject]
     stems = [name if name == record.subject else str(Path(name).with_suffix("")) for name in sources]
-    return list(dict.fromkeys([*stems, *(Path(stem).name for stem in stems)]))
+    return list(
+        dict.fromkeys(normalize("NFC", name) for name in [*stems, *(Path(stem).name for stem in stems)])
+    )
 
 
 def _by_name(folder: Path, probes: Sequence[Record]) -> list[list[Path]]:
     files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
-            stem = path.relative_to(folder).with_suffix("").as_posix()
+            stem = normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
             if stem in files:
                 raise InputError(f"faces: {files[stem]} and {path} have one name; keep one of them")
             files[stem] = path
@@ -90,12 +93,19 @@ def _by_mapping(folder: Path, mapping: Path, probes: Sequence[Record]) -> list[l
     place: dict[str, set[int]] = defaultdict(set)
     for i, record in enumerate(probes):
         for name in [*_names(record), record.source, record.target or record.source]:
-            place[name].add(i)
+            place[normalize("NFC", name)].add(i)
     faces: list[list[Path]] = [[] for _ in probes]
     problems: list[str] = []
-    for line, (probe, picture) in _rows(mapping):
-        path = folder / (name_within(picture) or "")
-        if name_within(picture) is None or not path.is_file():
+    try:
+        rows = read_table(mapping, COLUMNS, COLUMNS, {}).rows
+    except ContentError as error:
+        raise InputError(f"mapping: {error} (its first line must name {' and '.join(COLUMNS)})") from error
+    finder = Finder.of(mapping, folder)
+    for line, cells in rows:
+        probe, picture = cells["probe"], cells["picture"]
+        name = name_within(picture)
+        path = finder.file(folder, name) if name else None
+        if path is None:
             problems.append(f"line {line}: no file {folder / picture}")
         elif len(place.get(probe, ())) > 1:
             problems.append(f"line {line}: {probe!r} may be several probes; give the skull's file name")
@@ -104,22 +114,3 @@ def _by_mapping(folder: Path, mapping: Path, probes: Sequence[Record]) -> list[l
     if problems:
         raise InputError(f"{mapping}: {len(problems)} problem(s): {some(problems, '; ')}")
     return faces
-
-
-def _rows(mapping: Path) -> list[tuple[int, tuple[str, str]]]:
-    if not mapping.is_file():
-        raise InputError(
-            f"mapping: {mapping} does not exist; give a CSV file with the columns {' and '.join(COLUMNS)}"
-        )
-    try:
-        with mapping.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restval="")
-            heads = reader.fieldnames or []
-            if not set(COLUMNS) <= set(heads):
-                raise InputError(
-                    f"mapping: {mapping} has the columns {list(heads)}; its first line must name "
-                    f"{' and '.join(COLUMNS)}"
-                )
-            return [(reader.line_num, (row["probe"].strip(), row["picture"].strip())) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"mapping: {mapping} cannot be read as UTF-8 CSV ({error})") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from muti_control.evaluation.methods.baselines import Group
 from muti_control.evaluation.protocol.config import EvaluateConfig
 from muti_control.evaluation.protocol.registry import CEILINGS
 from muti_control.evaluation.results.results import HashedFile
+from settings.parsing import read_json
 
 ASKED_GALLERY = 500  # faces that the protocol asks for
 _SHOWN = 10  # names in a message
@@ -138,7 +138,7 @@ def read_inputs(cfg: EvaluateConfig) -> Inputs:
         turned={record.subject: record for record in reversed(views)},
         variants=[record for record in read("variants") if record.subject in own],
         manifests=hashes,
-        cohort=json.loads(made_with.read_text(encoding="utf-8")) if made_with.is_file() else {},
+        cohort=read_json(made_with, dict[str, Any]) if made_with.is_file() else {},
         remarks=tuple(_remarks(cfg, len(gallery), len(rows), len(train))),
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 from muti_control.evaluation.protocol.config import EvaluateConfig
 from muti_control.evaluation.results.results import METRICS, REPORT
 from muti_control.record import OutputError, check_creatable, latest_folder, unused_folder, write_json
+from settings.parsing import ContentError, read_json
 
 NOTE = "evaluation.json"
 FORMAT = "iccr-diff evaluation run 1"
@@ -92,10 +93,11 @@ def release(folder: Path) -> None:
 
 def _read(note: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content: dict[str, Any] = read_json(note, dict[str, Any])
+    except ContentError:
         return None
-    return content if isinstance(content, dict) and content.get("format") == FORMAT else None
+    whole = all(isinstance(content.get(part, {}), dict) for part in ("settings", "read"))
+    return content if whole and content.get("format") == FORMAT else None
 
 
 def _check_same(folder: Path, earlier: Mapping[str, Any], identity: Mapping[str, Any]) -> None:

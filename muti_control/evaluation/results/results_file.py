@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from muti_control.evaluation.results.results import METRICS, NAME, VERSION, Diversity, Evaluation, Sensitivity
 from muti_control.record import write_json
+from settings.parsing import ContentError, parse_json, read_text
 
 
 class ResultsError(ValueError):
@@ -43,17 +43,11 @@ def read_results(path: str | os.PathLike[str]) -> Evaluation:
     path = Path(path)
     file = path / METRICS if path.is_dir() else path
     try:
-        text = file.read_text(encoding="utf-8")
-        content = json.loads(text, parse_constant=_refuse_constant)
-    except OSError as error:
-        raise ResultsError(
-            f"{file}: cannot be read ({error.strerror}); give a folder of evaluate.py or its {METRICS}"
-        ) from error
-    except ValueError as error:
-        raise ResultsError(
-            f"{file}: not a whole {METRICS} ({error}); make it again with evaluate.py"
-        ) from error
-    if not isinstance(content, dict) or content.get("name") != NAME:
+        text = read_text(file)
+        content = parse_json(text, file, dict[str, Any], finite=True)
+    except ContentError as error:
+        raise ResultsError(f"{error}; give a whole {METRICS} of evaluate.py, or its folder") from error
+    if content.get("name") != NAME:
         raise ResultsError(f'{file}: not the {METRICS} of evaluate.py (its "name" is not {NAME!r})')
     if content.get("version") != VERSION:
         raise ResultsError(
@@ -133,10 +127,6 @@ def _unique(names: list[str], where: str) -> set[str]:
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ResultsError(f"{where}: these names occur more than once: {twice[:5]}")
     return set(names)
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"it holds {name}")
 
 
 def _first_of(error: ValidationError) -> str:

@@ -18,6 +18,7 @@ from muti_control.networks.files import load_frozen, save_network, usable_as
 from muti_control.networks.pipnet.meanface import neighbours, read_meanface, reverse_index
 from muti_control.networks.pipnet.network import Maps, PipNet, encode
 from muti_control.networks.pipnet.readout import MIN_TEMPERATURE, read_points, soft_points
+from settings.parsing import parse_json
 from settings.reading import from_json
 
 MEANFACE = "meanface.txt"
@@ -72,8 +73,16 @@ class LandmarkReader(nn.Module):
 
         Returns:
             Points (B, N, 2), fractions of the picture (px = fraction * size - 0.5), and confidences (B, N) in [0, 1].
+
+        Raises:
+            ValueError: they are no numbers.
         """
-        return read_points(self.maps(pictures, people), self.reverse)
+        points, confidences = read_points(self.maps(pictures, people), self.reverse)
+        if not (points.isfinite().all() and confidences.isfinite().all()):
+            raise ValueError(
+                f"the landmark network for {self.role}s answers with NaN: its weights are damaged; give another file"
+            )
+        return points, confidences
 
     def soft(
         self,
@@ -112,7 +121,7 @@ class LandmarkReader(nn.Module):
         with usable_as("landmark network", path):
             if {"pipnet", "meanface"} <= set(metadata):
                 cfg = from_json(PipNetConfig, metadata["pipnet"])
-                mean = np.array(json.loads(metadata["meanface"]), np.float64).reshape(-1, 2)
+                mean = np.array(parse_json(metadata["meanface"], "meanface", list[float])).reshape(-1, 2)
             else:
                 cfg, mean = infer_config(state, image_size), read_meanface(path.parent / MEANFACE)
             net = load_frozen(PipNet(cfg), state, allow_unexpected=(r"^fc\.",))
