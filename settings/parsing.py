@@ -183,8 +183,8 @@ def read_table(path: Path, names: Sequence[str], required: Sequence[str], others
     used = [column for column in columns if column]
     if not set(required) <= set(columns):
         raise ContentError(
-            f"{path}: its first line has the columns {short(', '.join(used[:20]))}; expected a line with "
-            f"{separator.join(required)}, and what is known of {separator.join(names)}"
+            f"{path}: its first line is {short(separator.join(used[:20]))}; expected the names of the columns, such as "
+            f"{separator.join(names)} ({', '.join(required)} must be there)"
         )
     twice, number = Counter(used).most_common(1)[0]
     if number > 1:

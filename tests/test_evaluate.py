@@ -133,7 +133,7 @@ MAPPED = "faces=made mapping=whose.csv"
         ("", "test_2.png (128 x 128)", resize("pairedCS/craniofacial/test_2.png", 128)),
         ("faces=made", "test_4.png (80 x 80)", resize("work/made/test_4.png", 80)),
         ("faces=made", "lacks 1 of 6 probes", lambda _: Path("made/test_4.png").unlink()),
-        (MAPPED, "must name probe and picture", mapping("subject,file\na,b")),
+        (MAPPED, "probe,picture", mapping("subject,file\na,b")),
         (MAPPED, "line 2: no file", mapping("probe,picture\ntest0,../test_0.png")),
         (MAPPED, "lacks 5 of 6", mapping("probe,picture\ntest0,test_0.png")),
     ],

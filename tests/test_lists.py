@@ -80,8 +80,8 @@ def test_a_list_may_be_json_lines_and_say_little(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a.png,F,43\nsub/b.png,M,3\n", "'a.png, F, 43'; expected a line with skull"),
-        ("", "expected a line with skull"),
+        ("a.png,F,43\nsub/b.png,M,3\n", "first line is 'a.png,F,43'; expected .* such as skull,name"),
+        ("", "first line is ''"),
         ("skull,sex\n", "holds no skulls"),
         ("skull,sex,gender\na.png,F,M\n", "sex: two columns"),
         ("skull,age,sex\na.png,43,5,F\n", "line 2: 'F' stands in no column"),

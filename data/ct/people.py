@@ -77,7 +77,7 @@ def _read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
         table = read_table(path, _COLUMNS, _COLUMNS[:3], _OTHER_COLUMNS)
     except ContentError as error:
-        raise PeopleError(f"{error} (columns: {COLUMNS})") from error
+        raise PeopleError(str(error)) from error
     if not any(columns <= set(table.columns) for columns in MASS_COLUMNS):
         raise PeopleError(f"{path}: its columns are {', '.join(table.columns)}; expected {COLUMNS}")
     return table.rows

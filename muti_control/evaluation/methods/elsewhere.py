@@ -99,7 +99,7 @@ def _by_mapping(folder: Path, mapping: Path, probes: Sequence[Record]) -> list[l
     try:
         rows = read_table(mapping, COLUMNS, COLUMNS, {}).rows
     except ContentError as error:
-        raise InputError(f"mapping: {error} (its first line must name {' and '.join(COLUMNS)})") from error
+        raise InputError(f"mapping: {error}") from error
     finder = Finder.of(mapping, folder)
     for line, cells in rows:
         probe, picture = cells["probe"], cells["picture"]
