@@ -82,7 +82,10 @@ def _sources(manifests: list[Path], config: PackConfig) -> dict[str, Path]:
         for record in records:
             for path in (record.skull_path, record.face_path, record.landmarks_path, record.texture_path):
                 if path is not None:
-                    sources[path.relative_to(root).as_posix()] = path
+                    name = path.relative_to(root).as_posix()
+                    if name != name.encode("utf-8", "replace").decode():
+                        raise ValueError(f"{path}: a zip file takes names in UTF-8 alone; rename it")
+                    sources[name] = path
     return sources
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,16 @@ import torch
 from PIL import Image
 
 import sample
+import train
 from cldm.branches import untrained_branches
 from cldm.controlled import model_config_from_metadata
+from data import pack
 from data.landmarks import LandmarksError, read_landmarks
 from data.manifest import ManifestError, read_manifest
 from data.workers import claim
 from ldm.checkpoint import read_state_dict, write_state_dict
+from muti_control.evaluation.results.results import HashedFile
+from muti_control.evaluation.results.results_file import to_json
 from muti_control.networks.config import PipNetConfig
 from muti_control.networks.pipnet.network import PipNet
 from muti_control.networks.pipnet.reader import LandmarkReader
@@ -162,3 +168,21 @@ def test_names_that_are_no_utf_8_work_and_are_escaped(
     assert record["weights"]["file"] == "w\udcff.safetensors"
     with Image.open(Path(folder, "o/sk_ll_0.png")) as face:
         assert json.loads(face.info["iccr-diff"])["weights"]["file"] == "w\udcff.safetensors"
+
+
+def test_names_that_a_format_cannot_hold_are_named(
+    make_pairs: Callable[..., Path],
+    make_tiny_run: Callable[..., list[str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root, name = make_pairs(train=2), os.fsdecode(b"\xff.png")
+    line = json.loads((root / "split_data/train.json").read_text().splitlines()[0])
+    (root / "pairedCS/skull" / line["source"]).rename(root / "pairedCS/skull" / name)
+    (root / "split_data/train.json").write_text(json.dumps(line | {"source": name}))
+    with redirect_stderr(io.StringIO()) as errors:  # takes what the standard stream escapes
+        assert pack.main([str(root), str(root.with_name("packed"))]) == 2
+        assert train.main([*make_tiny_run(1), f"name={name}", "train.logger=tensorboard"]) == 2
+    first, second = errors.getvalue().splitlines()[-2:]
+    assert f"skull/{name}: " in first and "train.logger=csv" in second
+    assert not root.with_name("packed").exists()
+    assert to_json(HashedFile(name, "0")) == {"path": "\\udcff.png", "sha256": "0"}

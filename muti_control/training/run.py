@@ -21,6 +21,7 @@ from cldm.controlled import ControlledLatentDiffusion
 from data.files import write_text
 from ldm.checkpoint import sha256
 from ldm.compiled import check_compiler, compile_blocks
+from ldm.containers import is_utf8
 from ldm.device import compute_in_fp32, prefers_bf16
 from muti_control.distributed import end_with_parent
 from muti_control.record import check_creatable
@@ -123,6 +124,10 @@ def prepare(cfg: ExperimentConfig) -> Training:
     """
     end_with_parent()
     check_files(cfg)
+    if cfg.train.logger == "tensorboard" and not is_utf8(cfg.run_dir):
+        raise ConfigError(
+            f"out: TensorBoard takes names in UTF-8 alone, got {cfg.run_dir}; rename it, or give train.logger=csv"
+        )
     check_creatable(cfg.run_dir)
     folder = cfg.run_dir / "checkpoints"
     if (folder / LAST).is_file() and not cfg.resume:

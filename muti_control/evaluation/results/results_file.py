@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,13 @@ class ResultsError(ValueError):
 
 
 def to_json(value: Any) -> Any:
-    """Return one of the classes of ``results.py`` as dicts, lists, strings, numbers, booleans and None."""
-    return TypeAdapter(type(value)).dump_python(value, mode="json")
+    """Return one of the classes of ``results.py`` as dicts, lists, strings, numbers, booleans and None.
+
+    Bytes of file names that are no UTF-8 become text such as ``\\udcff``: strict readers of JSON take nothing else.
+    """
+    content = TypeAdapter(type(value)).dump_python(value, mode="json")
+    text = json.dumps(content, ensure_ascii=False)
+    return json.loads(re.sub("[\ud800-\udfff]", lambda letter: f"\\\\u{ord(letter[0]):x}", text))
 
 
 def write_results(folder: Path, evaluation: Evaluation) -> Path:
