@@ -157,6 +157,7 @@ def spoil_files(s: Spoilt) -> None:
     s.expect("lossy", k)
     write_png(path.with_name("forgotten.png"), np.zeros((9, 9), np.uint8))
     s.expect("unreferenced", "craniofacial/forgotten.png")
+    path.with_name("._forgotten.png").write_bytes(b"\0\5\26\7")  # as macOS leaves it, no flaw
 
 
 def spoil_pairs(s: Spoilt) -> None:
@@ -231,6 +232,7 @@ def examined(tmp_path_factory: pytest.TempPathFactory) -> Examined:
     valid = spoil_people(s)
     train = [*s.heads.lines[:140], s.heads.lines[113], '{"source": "h001.png", ']
     s.heads.save(train=train, valid=valid, test=s.heads.lines[160:])
+    (root / "split_data" / "._train.json").write_bytes(b"\0\5\26\7")
     config = CheckConfig()
     data = read_lists(find_lists([root]), config)
     measure(data, 1, progress=False)

@@ -6,7 +6,6 @@ import gzip
 import json
 import os
 import resource
-import signal
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,9 +19,9 @@ import data.ct.batch as batch
 import data.files
 from data.ct.__main__ import main
 from data.ct.config import CtConfig
-from data.ct.drawing import refused
 from data.ct.findings import ScanError
 from data.ct.reading.read import read_scan
+from tests import killing
 from tests.phantom import sample, write_image, write_nifti
 
 Volume = tuple[np.ndarray, np.ndarray]
@@ -200,7 +199,7 @@ def test_detached_voxels_are_read(small, tmp_path):
         "d.nhdr": nrrd(values, "encoding: gzip", "line skip: 2", "byte skip: 5", "data file: a.gz"),
         "e.nhdr": nrrd(values, "encoding: raw", "byte skip: -1", "data file: skip.raw", "key:=sizes: 1 1 1"),
         "f.nhdr": four.replace("dimension: 3", "dimension: 4").replace(f"sizes: {sizes}", f"sizes: 1 {sizes}"),
-        "a.mhd": meta(values, "ElementDataFile = ./a.raw"),
+        "a.mhd": meta(values, "ElementDataFile = ./a.raw").rstrip("\n"),
         "b.mhd": meta(values, f"ElementDataFile = LIST\n{listed}"),
         "c.mhd": meta(values, f"ElementDataFile = s%03d.raw 0 {last} 1"),
         "d.mhd": meta(values, "CompressedData = True", "ElementDataFile = a.z"),
@@ -223,7 +222,8 @@ def test_no_header_reaches_a_file_outside_its_folder(small, tmp_path):
     (folder / "up").symlink_to(tmp_path)
     os.mkfifo(folder / "pipe.raw")
     wrong = [str(outside), "../secret.raw", "./../secret.raw", "..\\secret.raw", "link.raw", "up/secret.raw",
-             "pipe.raw", "LIST\n../secret.raw", "../secre%%d.raw 1 1 1", "x\0.raw", ".", "", "a" * 5000]  # fmt: skip
+             "pipe.raw", "LIST\n../secret.raw", "../secre%%d.raw 1 1 1", "x\0.raw", ".", "", "a" * 5000,
+             "LIST\n" + "x\n" * 60_000, "%d" + " " * 900_000 + "x"]  # fmt: skip
     separators = ["\x0b", "\x0c", "\x1c", "\x1d", "\x85", "\u2028", "\r"]
     for n, name in enumerate([*wrong, *(f"x{mark}data file: ../secret.raw" for mark in separators)]):
         text_file(folder / f"{n}.nhdr", nrrd(values, "encoding: raw", f"data file: {name}"))
@@ -290,15 +290,8 @@ def test_an_output_folder_that_takes_nothing_is_named_before_the_work(tmp_path, 
         assert "free" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def killing(out: Path, config: CtConfig, job: tuple[str, Path]) -> None:
-    """Stand for a scan that kills the process that reads it; any other one is refused."""
-    if "killer" in job[1].name:
-        os.kill(os.getpid(), signal.SIGKILL)
-    refused("read").write(batch._paths(out, job[0]), subject=job[0])
-
-
 def test_a_scan_that_kills_its_process_is_one_refused_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(batch, "_draw", killing)
+    monkeypatch.setattr(batch, "_draw", killing.draw)
     patients, table, out = tmp_path / "in", tmp_path / "people.csv", tmp_path / "out"
     patients.mkdir()
     ids = ["a", "killer", *"bcd"]

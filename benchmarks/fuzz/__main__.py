@@ -36,7 +36,7 @@ PROGRAMS = {
 }
 PROGRAMS |= {f"data.{name}": f"data.{name}.__main__" for name in ("ct", "cohort", "check")}
 MAKERS = (*programs.MAKERS, *scans.MAKERS)
-LIBRARIES = ("SimpleITK", "pydicom", "scipy", "cv2", "onnxruntime", "data.ct.drawing", "data.cohort.generate")
+LIBRARIES = ("pydicom", "scipy", "cv2", "onnxruntime", "data.ct.drawing", "data.cohort.generate")
 _PRINTED = 40  # failures
 
 

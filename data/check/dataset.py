@@ -130,7 +130,9 @@ def find_lists(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def _lists_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix in LIST_SUFFIXES and path.is_file())
+    """Return the lists of a folder, without hidden files: macOS leaves ``._NAME`` beside NAME."""
+    files = (path for path in folder.iterdir() if path.suffix in LIST_SUFFIXES and path.is_file())
+    return sorted(path for path in files if not path.name.startswith("."))
 
 
 def role(list_name: str) -> str | None:

@@ -80,9 +80,9 @@ def _unreferenced(data: DataSet) -> Iterator[Flaw]:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Yield all files below a folder, packed or not, sorted."""
+    """Yield all files below a folder that are not hidden, packed or not, sorted."""
     if is_folder(folder):
-        yield from (folder / name for name in sorted(file_names(folder)))
+        yield from (folder / name for name in sorted(file_names(folder)) if not name.startswith("."))
         for name in sorted(folder_names(folder)):
             yield from _files_below(folder / name)
 

@@ -26,6 +26,7 @@ from data.ct.reading.geometry import affine_of, check_affine, check_size
 
 HEADER_BYTES = 1 << 20
 LONGEST_LINE = 4096
+LONGEST_NAME = 1024  # of data files
 MOST_LINES = 10_000  # that a header may skip in its data file
 BLOCK_BYTES = 1 << 18
 # The types of voxels that are read: datatype code or name in the header -> numpy's code.
@@ -98,10 +99,6 @@ def read_layout(path: Path, kind: str, max_bytes: int) -> Layout:
 def read_voxels(layout: Layout) -> np.ndarray:
     """Return the (K, J, I) stored values. Raises: ScanError where some are missing or their coding is damaged."""
     expected = layout.dtype.itemsize * int(np.prod(layout.shape, dtype=np.int64))
-    if expected % len(layout.parts) or layout.shape[2] % len(layout.parts):
-        raise ScanError(
-            f"its header names {len(layout.parts)} files for {layout.shape[2]} slices: they do not share them evenly"
-        )
     each = expected // len(layout.parts)
     parts = [_read_part(path, layout, each) for path in layout.parts]
     length = sum(map(len, parts))
@@ -295,7 +292,7 @@ def _nrrd(path: Path, max_bytes: int) -> Layout:
     spacing = np.linalg.norm(affine[:, :3], axis=0).tolist()
     check_size(shape, spacing, dtype.itemsize, max_bytes)
     name = fields.get("data file", "")
-    parts = _parts(path, name, lines[listed + 1 :]) if detached or name else [path]
+    parts = _parts(path, name, lines[listed + 1 :], shape[2]) if detached or name else [path]
     start = 0 if detached or name else end + len(gap)
     lines_skipped, skip = (int(fields.get(key, "0")) for key in ("line skip", "byte skip"))
     if not (0 <= lines_skipped <= MOST_LINES and -1 <= skip <= HEADER_BYTES):
@@ -344,7 +341,7 @@ def _meta(path: Path, max_bytes: int) -> Layout:
         while not pairs or pairs[-1][0] != "ElementDataFile":
             line = file.readline(LONGEST_LINE)
             key, equals, value = line.decode("utf-8", "surrogateescape").partition("=")
-            if not (equals and line.endswith(b"\n")) or file.tell() > HEADER_BYTES:
+            if not equals or len(line) == LONGEST_LINE or file.tell() > HEADER_BYTES:
                 raise ScanError("its header is no MetaImage header, or a damaged one")
             pairs.append((key.strip(), value.strip()))
         begin = file.tell()
@@ -382,7 +379,7 @@ def _meta(path: Path, max_bytes: int) -> Layout:
     if not -1 <= start <= HEADER_BYTES or (packed and start < 0):
         raise ScanError("HeaderSize in the header is damaged")
     start = start or (begin if name == "LOCAL" else 0)
-    parts = [path] if name == "LOCAL" else _parts(path, name, listed)
+    parts = [path] if name == "LOCAL" else _parts(path, name, listed, shape[2])
     sided = turns or fields.get("AnatomicalOrientation", "???").upper() == "RAI"
     findings = [] if sided else side_not_stored("a MetaImage header without TransformMatrix", "right")
     return Layout(parts, start, packed, 0, dtype, shape, affine, findings=findings)
@@ -428,17 +425,20 @@ def _axes(sizes: list[int], dimension: str) -> tuple[tuple[int, ...], list[int]]
     return tuple(sizes[axis] for axis in axes), axes
 
 
-def _parts(path: Path, name: str, listed: list[str]) -> list[Path]:
+def _parts(path: Path, name: str, listed: list[str], slices: int) -> list[Path]:
     """Return the data files that a header names: one, a list, or numbered ones (pattern, first, last, step)."""
-    numbered = NUMBERED.fullmatch(name)
+    numbered = NUMBERED.fullmatch(name) if len(name) < LONGEST_NAME else None
+    names = [name]
     if name.split()[:1] == ["LIST"]:
         names = [line.strip() for line in listed if line.strip()]
     elif numbered:
         first, last, step = (int(n) for n in numbered.groups()[1:])
         names = [numbered[1] % n for n in range(first, last + 1, max(1, step))]
-    else:
-        names = [name]
-    return [_beside(path, one) for one in names] or [_beside(path, "")]
+    if not names or slices % len(names):
+        raise ScanError(
+            f"its header names {len(names)} files for {slices} slices: they do not share them evenly"
+        )
+    return [_beside(path, one) for one in names]
 
 
 def _beside(path: Path, name: str) -> Path:

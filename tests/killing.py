@@ -1,0 +1,18 @@
+"""What stands for the drawing of a scan in the processes of a batch; it imports nothing that takes time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+
+def draw(out: Path, config: Any, job: tuple[str, Path]) -> None:
+    """Kill the process at a scan called killer; write that any other one is refused."""
+    if "killer" in job[1].name:
+        os.kill(os.getpid(), signal.SIGKILL)
+    finding = {"name": "unreadable", "severity": "refuse", "text": "read"}
+    report = {"status": "refused", "findings": [finding]}
+    (out / "reports" / f"{job[0]}.json").write_text(json.dumps(report))
