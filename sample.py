@@ -38,6 +38,7 @@ def main(arguments: Sequence[str]) -> int:
         return _fail(str(error))
     import torch  # seconds, which mistakes in settings and paths do not have to wait for
 
+    from muti_control.case.runs import begin, end
     from muti_control.distributed import ProcessError
     from muti_control.sampling.draw import reconstruct_cases
     from muti_control.sampling.prepare import prepare
@@ -55,7 +56,10 @@ def main(arguments: Sequence[str]) -> int:
         print("\n".join(job.introduction()), flush=True)
     try:
         with job.team:
+            if first:
+                begin(job)
             reconstruct_cases(job)
+        report = end(job) if first else []
     except torch.OutOfMemoryError:
         smaller = f"batch_size={max(1, job.batch_size // 2)}"
         if job.spgd is not None:  # its memory does not depend on the batch
@@ -70,7 +74,8 @@ def main(arguments: Sequence[str]) -> int:
     if first:
         faces = f"{len(job.draws)} face{'s' * (len(job.draws) != 1)}"
         print(f"{faces} in {time.monotonic() - started:.1f} s: {job.folder.path}")
-        print(f"Contact sheet: {job.folder.path / 'contact_sheet.png'}\n{NOTICE}")
+        print(f"Contact sheet: {job.folder.path / 'contact_sheet.png'}")
+        print("\n".join([*(f"Report: {path}" for path in report), NOTICE]))
     return 0
 
 

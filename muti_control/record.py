@@ -94,6 +94,7 @@ def check_creatable(folder: Path, key: str = "out") -> None:
 
 
 RECORD = "record.json"
+LOG, LOCK = "log.jsonl", ".log.lock"
 LOCAL = "local.json"
 """The paths behind the file names of a record. It stays on the machine: neither log nor zip of a case holds it."""
 _NO_PATHS = {"sex", "age", "ethnicity", "body_mass", "case_number", "examiner", "notes"}
@@ -196,7 +197,7 @@ def claim_folder(folder: Path, overwrite: bool = False, resume: bool = False) ->
         OutputError: the folder holds something, and neither is asked for, or what it holds is no earlier run.
     """
     check_creatable(folder)
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} <= {LOG, LOCK, LOCAL}:
         return None
     try:
         record = read_json(folder / RECORD)

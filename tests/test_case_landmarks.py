@@ -14,6 +14,9 @@ from PIL import Image
 import sample
 from data.cases import Case
 from data.landmarks import LandmarksError, point_name, read_landmarks
+from ldm.checkpoint import sha256
+from muti_control.case.log import read_log
+from muti_control.case.verify import verify
 from muti_control.conditions.case_landmarks import given_landmarks
 from muti_control.networks.pipnet.meanface import flip_table
 from muti_control.networks.pipnet.reader import LandmarkReader
@@ -77,6 +80,13 @@ def test_points_are_read_edited_and_given_back(
     assert np.abs(face(again, "a") - face(moved, "a")).max() == 0
     assert np.abs(face(again, "b") - face(moved, "b")).max() > 2
     note = next(line for line in capsys.readouterr().out.splitlines() if "b_landmarks.json" in line)
+    (edited,) = (
+        e["details"]["landmarks"] for e in read_log(first).entries if e["action"] == "landmarks edited"
+    )
+    own = read_log(moved).entries[0]["details"]["landmarks"]
+    assert edited == own and [entry["file"] for entry in edited] == ["a_landmarks.json", "b_landmarks.json"]
+    assert edited[1]["sha256"] == sha256(first / "b_landmarks.json") != edited[1]["before"]
+    assert verify(first).differences == []
     assert "6 points were edited" in note and "point 4" in note and "30.1 px from where it was" in note
     record = json.loads((moved / "record.json").read_text())
     assert (

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muti_control.case.log import LOCK, LOG, append, canonical, read_log
+from muti_control.case.log import append, canonical, read_log
 from muti_control.case.verify import main, verify
-from muti_control.record import LOCAL, RECORD, read_record, write_record
+from muti_control.record import LOCAL, LOCK, LOG, RECORD, read_record, write_record
 
 
 def case_folder(folder: Path) -> Path:

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import sample
 from data.sheet import NOTICE
+from ldm.checkpoint import sha256
 from muti_control.case.contents import Heading, Pictures, Points, Section, Table, contents
 from muti_control.case.log import append, read_log
 from muti_control.case.pages import html_page, pdf_pages
@@ -236,3 +238,38 @@ def test_long_text_and_tall_pictures_stay_on_their_pages(written: Path, tmp_path
     blocks.append(Pictures([(tmp_path / "tall.png", "tall " * 100)], 1))
     report = type(report)("T", "R" * 200, report.date, [Section("t" * 200, blocks)])
     assert pdf_pages(report).count(b"/Type /Page\n") >= 2 and b"tall" in html_page(report)
+
+
+def test_a_run_logs_what_it_does_and_writes_its_report(weights: Path, tmp_path: Path, capsys) -> None:
+    Image.new("L", (64, 64), 90).save(tmp_path / "a.png")
+    run = [f"weights={weights}", f"skull={tmp_path}/a.png", f"out={tmp_path}/o", "num_samples=2"]
+    assert sample.main([*run, "report=html", "case_number=12/7"]) == 0
+    folder = tmp_path / "o"
+    assert f"Report: {folder / 'report.html'}" in capsys.readouterr().out
+    page = (folder / "report.html").read_text()
+    assert "Case 12/7" in page and "a.png" in page and str(tmp_path) not in page
+    begun, drawn, _ = (verified := verify(folder)).log.entries
+    assert verified.differences == [] and str(tmp_path) not in (folder / "log.jsonl").read_text()
+    assert begun["details"]["seeds"] == [0, 1] and begun["details"]["skulls"][0]["sha256"] == sha256(
+        tmp_path / "a.png"
+    )
+    assert (begun["files"], drawn["action"]) == ({}, "faces drawn") and "a_1.png" in drawn["files"]
+
+    assert sample.main([*run, "seed=5", "overwrite=true"]) == 0  # the report of other faces goes
+    assert not (folder / "report.html").exists() and verify(folder).differences == []
+    (folder / "a_0.png").write_bytes(b"other")  # and what is not the run's doing stays a difference
+    assert sample.main([*run, "seed=6", "overwrite=true"]) == 0
+    assert [line.split(",")[0] for line in verify(folder).differences] == [
+        "a_0.png: changed before entry 6 (drawing begun)"
+    ]
+
+
+def test_a_report_that_cannot_be_made_is_refused_before_anything_is_drawn(
+    weights: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    for k in range(3):
+        Image.new("L", (64, 64), 90).save(tmp_path / f"{k}.png")
+    monkeypatch.setattr("muti_control.case.runs.MAX_SKULLS", 2)
+    run = [f"weights={weights}", f"skull={tmp_path}", f"out={tmp_path}/o", "num_samples=1", "report=html"]
+    assert sample.main(run) == 2 and "report: got 3 skulls" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()

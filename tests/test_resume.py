@@ -14,6 +14,8 @@ from PIL import Image
 import muti_control.sampling.draw as reconstruction
 import sample
 from data.images import write_png
+from muti_control.case.log import read_log
+from muti_control.case.verify import verify
 from muti_control.sampling import outputs
 
 COMMON = ("num_samples=2", "batch_size=3", "device=cpu", "precision=fp32", "seed=4")
@@ -68,6 +70,9 @@ def test_a_continued_run_gives_the_files_of_one_that_never_stopped(
     assert {name: (there / name).stat().st_mtime_ns for name in kept} == kept
     record = json.loads((there / "record.json").read_text())
     assert record["finished"] is True
+    assert verify(there).differences == []
+    actions = [entry["action"] for entry in read_log(there).entries]
+    assert actions == ["drawing begun", "drawing resumed", "faces drawn"]
     assert record["earlier_runs"] == [
         {"date": before["date"], "environment": before["environment"], "faces_kept": 5}
     ]

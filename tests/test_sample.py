@@ -26,6 +26,8 @@ from muti_control.sampling import prepare as preparation
 from muti_control.sampling import record as run_record
 from muti_control.sampling.prepare import recommended_sampling
 
+BESIDE = (".log.lock", "local.json", "log.jsonl")  # in the folder of each run
+
 
 @pytest.fixture
 def run(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
@@ -60,14 +62,13 @@ def test_a_manifest_becomes_faces_sheet_and_record(
     assert run(f"skull={root}/split_data/test.json", "num_samples=2", "seed=5", "batch_size=4", "out=o") == 0
     names = sorted(path.name for path in Path("o").iterdir())
     faces = [f"test_{i}_{k}.png" for i in range(3) for k in range(2)]
-    names.remove("local.json")
     together = [f"test_{i}_{name}.png" for i in range(3) for name in ("mean", "spread", "overlay")]
-    assert names == sorted([*faces, *together, "contact_sheet.png", "record.json"])
+    assert names == sorted([*faces, *together, "contact_sheet.png", "record.json", *BESIDE])
     assert pixels(Path("o/test_0_0.png")).shape == (64, 64, 3)
 
     record = json.loads(Path("o/record.json").read_text(encoding="utf-8"))
     assert record["finished"] is True and record["notice"] == NOTICE
-    assert sorted(record["files"]) == names
+    assert {*record["files"], *BESIDE} == set(names)
     assert record["weights"] == {"file": "tiny.safetensors", "sha256": sha256(weights), "step": "7"}
     assert record["architecture"] == tiny_model_config().model_dump()
     manifest = root / "split_data/test.json"
@@ -192,7 +193,7 @@ def test_overwrite_destroys_neither_its_input_nor_a_file_of_the_user(
     assert json.loads(Path("o/record.json").read_text(encoding="utf-8"))["finished"] is True
     assert run("skull=a.png", "out=o", "overwrite=true") == 0
     names = sorted(path.name for path in Path("o").iterdir())
-    assert names == ["a_0.png", "b_0.png", "contact_sheet.png", "local.json", "record.json"]
+    assert names == sorted(["a_0.png", "b_0.png", "contact_sheet.png", "record.json", *BESIDE])
 
 
 def test_results_are_named_after_the_skull_however_it_is_spelled(

@@ -22,11 +22,10 @@ from typing import Any
 from filelock import FileLock
 
 from ldm.checkpoint import git_revision, sha256
-from muti_control.record import LOCAL, package_version
+from muti_control.record import LOCAL, LOCK, LOG, package_version
 from settings.base import Settings
 from settings.parsing import decoded, parse_json
 
-LOG, LOCK = "log.jsonl", ".log.lock"
 UNLISTED = frozenset({LOG, LOCK, LOCAL})
 FORMAT = "iccr-diff case log 1"
 _BROKEN_OFF = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")

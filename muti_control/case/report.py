@@ -17,10 +17,10 @@ from typing import Literal
 from data.files import replacing
 from data.program import run_program
 from muti_control.case.contents import REPORT_WRITTEN, Heading, contents
-from muti_control.case.log import LOG, append, files_of, read_log
+from muti_control.case.log import append, files_of, read_log
 from muti_control.case.pages import check_installed, html_page, pdf_pages
 from muti_control.case.verify import verify
-from muti_control.record import RECORD, read_record, write_record
+from muti_control.record import LOG, RECORD, read_record, write_record
 from settings.base import Settings
 
 Format = Literal["pdf", "html"]

@@ -16,8 +16,8 @@ from pathlib import Path
 from pydantic import Field
 
 from data.program import run_program
-from muti_control.case.log import LOG, UNLISTED, Files, Log, files_of, read_log
-from muti_control.record import RECORD
+from muti_control.case.log import UNLISTED, Files, Log, files_of, read_log
+from muti_control.record import LOG, RECORD
 from settings.base import Settings
 
 

@@ -120,6 +120,7 @@ class SampleConfig(Settings):
     max_sheets: contact sheets at most, of twelve skulls each.
     out: folder to write. Default: results/NAME, numbered if it exists. overwrite: replace an earlier run there.
     resume: continue an earlier run there (without out: the latest results/NAME), drawing the faces it lacks.
+    report: pdf (and a page) or html: a report of the case, in ``out``. case_number, examiner: printed in it.
     sampling: the sampler's settings. Default: what the weights recommend.
     spgd: moves the samples towards what can be measured on the face; spgd.mode=spgd switches it on.
     """
@@ -149,6 +150,9 @@ class SampleConfig(Settings):
     out: PathText | None = None
     overwrite: bool = False
     resume: bool = False
+    report: Literal["pdf", "html"] | None = None
+    case_number: str = ""
+    examiner: str = ""
     sampling: SamplingConfig = SamplingConfig()
     spgd: SpgdConfig = SpgdConfig()
 

@@ -80,8 +80,11 @@ def run_record(job: Job) -> dict[str, Any]:
     }
 
 
-def _picture(path: Path | None, hashes: Mapping[Path, str]) -> dict[str, str] | None:
-    return None if path is None else {"path": str(path), "sha256": hashes[path]}
+def _picture(path: Path | None, hashes: Mapping[Path, str]) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    size = {"size": path.stat().st_size} if path.is_file() else {}  # not within a pack
+    return {"path": str(path), "sha256": hashes[path], **size}
 
 
 def _assumes(case: Case) -> bool:
