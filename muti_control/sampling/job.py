@@ -64,6 +64,7 @@ class Job:
     population: what is possible where an attribute is unknown. outputs: whether mean, spread and overlay of each case's
     faces are written. face_reader: reads landmarks off faces, for the spread. spread_factor: standard deviations of a
     landmark whose ellipse holds the true one in 90 %; None: not measured for these weights.
+    calibration: its error rates and coverage, for the record.
     team: the processes that share the work. Its first process alone has notes, hashes, weights and the folder's
     content before ``reconstruct_cases``, which sends them to the others.
     """
@@ -89,6 +90,7 @@ class Job:
     outputs: bool = False
     face_reader: LandmarkReader | None = None
     spread_factor: float | None = None
+    calibration: Mapping[str, Any] | None = None
     team: Team = field(default_factory=Team)
 
     def seeds_of(self, case: Case) -> list[int]:

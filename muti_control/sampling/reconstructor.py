@@ -29,6 +29,7 @@ from data.biometrics import Attributes
 from data.cases import NO_SKULL, Case, CaseError, PersonInput, find_cases, safe_names
 from data.images import png_of
 from ldm.device import choose_device, choose_precision
+from muti_control.case.runs import begin, end
 from muti_control.record import check_overwriting, claim_folder, write_record
 from muti_control.sampling.config import DEMO_WEIGHTS, SKULL_LANDMARKS, SampleConfig
 from muti_control.sampling.draw import DrawnFaces, draw_batches, finish, write_face
@@ -215,12 +216,14 @@ class Reconstruction:
         earlier = claim_folder(folder, overwrite)
         job = replace(self.job, folder=RunFolder(folder, () if earlier is None else earlier.files))
         check_overwriting(job.folder.outdated, [folder / file for file in job.files], job.hashes)
+        begin(job)
         job.folder.start()
         record = run_record(job)
         write_record(folder, record)
         for draw, pixels, guided, i in self.drawn:
             write_face(job, draw, pixels, guided, i)
         finish(job, record)
+        end(job)
         return folder
 
     def _repr_png_(self) -> bytes:

@@ -36,7 +36,7 @@ def run_record(job: Job) -> dict[str, Any]:
     cases = [
         {
             "name": case.name,
-            "skull": _picture(case.skull_path, job.hashes),
+            "skull": _picture(case.skull_path, job.hashes, case.picture),
             "note": None if case.skull_path is None else job.notes.get(case.skull_path),
             "true_face": _picture(case.face_path, job.hashes),
             "attributes": case.attributes.sources(case.biometrics),
@@ -68,6 +68,7 @@ def run_record(job: Job) -> dict[str, Any]:
         "finished": False,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "weights": dict(job.weights),
+        "calibration": None if job.calibration is None else dict(job.calibration),
         "architecture": job.model.cfg.model_dump(),
         "manifest": None if job.manifest is None else dict(job.manifest),
         "sampling": job.sampling.model_dump(),
@@ -80,11 +81,14 @@ def run_record(job: Job) -> dict[str, Any]:
     }
 
 
-def _picture(path: Path | None, hashes: Mapping[Path, str]) -> dict[str, Any] | None:
+def _picture(
+    path: Path | None, hashes: Mapping[Path, str], in_memory: bytes | None = None
+) -> dict[str, Any] | None:
+    """Return path, SHA-256 and size in bytes; a file in a pack has no size."""
     if path is None:
         return None
-    size = {"size": path.stat().st_size} if path.is_file() else {}  # not within a pack
-    return {"path": str(path), "sha256": hashes[path], **size}
+    size = len(in_memory) if in_memory is not None else path.stat().st_size if path.is_file() else None
+    return {"path": str(path), "sha256": hashes[path]} | ({} if size is None else {"size": size})
 
 
 def _assumes(case: Case) -> bool:
