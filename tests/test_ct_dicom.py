@@ -115,6 +115,13 @@ def test_a_series_number_or_the_geometry_joins_images_with_a_series_each(tmp_pat
         read_scan(write(tmp_path / "two", lambda k: numbered | {"SeriesInstanceUID": generate_uid()})),
         "joined_series",
     )
+    low = AFFINE @ np.diag([1, 1, 0.5, 1])  # base and vault of the skull, less than 70 mm each
+    (tmp_path / "half").mkdir()
+    for k in range(COUNT):
+        data = slice_dataset(VALUES, low, k, f"1.2.{2 * k // COUNT}", SeriesNumber=2 * k // COUNT)
+        save(data, tmp_path / "half" / f"{k}")
+    scan = read_scan(tmp_path / "half")
+    assert np.array_equal(scan.values, VALUES) and [f.name for f in scan.findings] == ["joined_series"]
     folder = tmp_path / "three"  # two reconstructions, told apart by their number alone
     for number, values in ((3, VALUES), (4, np.maximum(VALUES, -500))):
         folder.mkdir(exist_ok=True)

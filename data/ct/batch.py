@@ -25,7 +25,7 @@ from data.ct.config import CtConfig
 from data.ct.drawing import bytes_of, draw_scan, refused
 from data.ct.findings import SEVERITIES, ScanError
 from data.ct.people import SALT_BYTES, PeopleError, Person, make_salt, read_people, read_salt, write_codes
-from data.ct.reading.volumes import suffix_of
+from data.ct.reading.read import scan_suffix
 from data.ct.reference import reference
 from data.files import check_output, write_text
 from data.workers import JOBS_EACH, alone, claim, make_folders, work_off
@@ -104,7 +104,7 @@ def find_scans(patients: Path, people: list[Person]) -> dict[str, Path]:
         raise PeopleError(f"{patients}: expected a folder with one folder or file a patient")
     scans: dict[str, list[Path]] = {}
     for path in sorted(patients.iterdir()):
-        suffix = suffix_of(path) if path.is_file() else ""
+        suffix = scan_suffix(path) if path.is_file() else ""
         if suffix is not None and not path.name.startswith("."):
             identity = normalize("NFC", path.name[: len(path.name) - len(suffix)])
             scans.setdefault(identity, []).append(path)

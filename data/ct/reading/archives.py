@@ -15,7 +15,7 @@ from typing import IO
 
 from data.ct.findings import ScanError
 
-SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".gz")
+SUFFIXES = (".dcm.gz", ".tar.gz", ".zip", ".tar", ".tgz", ".gz")  # the longest first
 MAX_FILES = 20_000
 LARGEST_RATIO = 200  # of unpacked to packed bytes; images reach about 50, zeros 1,000
 SMALL_BYTES = 256 << 20  # up to this the ratio does not matter
@@ -26,8 +26,11 @@ _DAMAGED = (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zi
 
 def is_packed(path: Path) -> bool:
     """Return whether a file's content is that of a zip or tar archive or of a gzip file."""
-    with path.open("rb") as file:
-        start = file.read(265)
+    try:
+        with path.open("rb") as file:
+            start = file.read(265)
+    except OSError:
+        return False
     return start[:4] == b"PK\3\4" or start[:2] == b"\x1f\x8b" or start[257:262] == b"ustar"
 
 
@@ -62,7 +65,7 @@ def unpacked(path: Path, max_bytes: int) -> Iterator[Path]:
         yield folder
 
 
-def _members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
+def _members(path: Path) -> Iterator[tuple[str, IO[bytes] | gzip.GzipFile]]:
     """Return name and content of each plain file that is no hidden one. Raises: ScanError, or one of ``_DAMAGED``."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -102,7 +105,7 @@ def _target(folder: Path, name: str) -> Path:
     return path
 
 
-def _write(file: IO[bytes], path: Path, left: int) -> int:
+def _write(file: IO[bytes] | gzip.GzipFile, path: Path, left: int) -> int:
     """Write a member; return how many of the bytes that are ``left`` remain. Raises: ScanError where none do."""
     with path.open("xb") as target:
         while block := file.read(BLOCK):

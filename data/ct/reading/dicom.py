@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import scipy.ndimage as ndimage
-from pydicom.pixels import pixel_array
+from pydicom.pixels.utils import pixel_array
 
 from data.ct.findings import Finding, ScanError, Severity, judge
 from data.ct.reading import archives
@@ -170,19 +170,20 @@ def _people(series: list[Series]) -> list[Finding]:
 
 
 def _series(headers: list[Header]) -> list[Series]:
-    """Return the series; the images of one person whose series are too small for a head are joined by geometry."""
-    groups = _grouped(headers, lambda h: (h.series, h.person))
-    series = [Series(group) for group in groups if len(group) >= SMALLEST_SIDE]
-    small = [h for group in groups if len(group) < SMALLEST_SIDE for h in group]
+    """Return the series; one person's series that are each too small for a head are joined, by geometry."""
+    series = [Series(group) for group in _grouped(headers, lambda h: (h.series, h.person))]
+    covered = any(one.covers_a_head for one in series)
     for key in (lambda h: (h.person, h.number), lambda h: h.person):
-        for group in _grouped(small, key):
-            whole = Series(group)
-            whole = Series(whole.slices, len({h.series for h in whole.slices}))
-            if len(whole.heights) >= SMALLEST_SIDE:
-                series.append(whole)
-                used = {id(h) for h in whole.headers}
-                small = [h for h in small if id(h) not in used]
-    return series + [Series(group) for group in _grouped(small, lambda h: (h.series, h.person))]
+        small = [one for one in series if not covered or len(one.headers) < SMALLEST_SIDE]
+        for group in _grouped((h for one in small for h in one.headers), key):
+            slices = Series(group).slices
+            whole = Series(slices, len({h.series for h in slices}))
+            if whole.joined > 1 and len(whole.heights) >= SMALLEST_SIDE:
+                used = {id(h) for h in slices}
+                rest = [Series([h for h in one.headers if id(h) not in used], one.joined) for one in series]
+                series = [*(one for one in rest if one.headers), whole]
+                covered |= whole.covers_a_head
+    return series
 
 
 def _grouped(headers: Iterable[Header], key: Any) -> list[list[Header]]:
@@ -284,7 +285,11 @@ def _decode(series: Series, max_bytes: int, offset: float) -> Scan:
     along_i, along_j = axes * spacing[::-1, None] * 2**halvings
     values, affine, more = stack(slices, along_i, along_j)
     facts: dict[str, Any] = {"format": "DICOM", "stored_size": [first.shape[1], first.shape[0], len(headers)]}
-    optional = {"slice_thickness_mm": first.thickness, "kvp": first.kvp, "kernel": first.kernel}
+    optional = {
+        "slice_thickness_mm": max(h.thickness or 0 for h in headers),
+        "kvp": first.kvp,
+        "kernel": first.kernel,
+    }
     facts |= {name: value for name, value in optional.items() if value}
     measured = gantry_tilt(affine)
     facts["gantry_tilt_deg"] = round(measured, 2)

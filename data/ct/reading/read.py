@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data.ct.findings import ScanError
+from data.ct.reading.archives import SUFFIXES as ARCHIVES
 from data.ct.reading.archives import is_packed, unpacked
 from data.ct.reading.dicom import read_folder, read_image
 from data.ct.reading.dicom_headers import is_dicom
@@ -32,6 +33,12 @@ def read_scan(
         scan.values, findings = hounsfield(scan.values, rescale=rescale)
         scan.findings += findings
     return scan
+
+
+def scan_suffix(path: Path) -> str | None:
+    """Return the ending of a file's name that says it may hold a scan, such as ``.nii.gz``; None for any other."""
+    others = (suffix for suffix in (".dcm", *ARCHIVES) if path.name.lower().endswith(suffix))
+    return suffix_of(path) or next(others, None)
 
 
 def _read(path: Path, series: str, max_bytes: int, offset: float, rescale: str) -> Scan:
