@@ -63,4 +63,4 @@ def run_program(
 
 def _is_setting(argument: str) -> bool:
     key, equals, _ = argument.partition("=")
-    return bool(equals) and key.isidentifier() and not Path(argument).exists()
+    return bool(equals) and key.replace(".", "_").isidentifier() and not Path(argument).exists()

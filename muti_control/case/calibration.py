@@ -7,7 +7,7 @@ the SHA-256 of its weights: other weights refuse it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -24,6 +24,7 @@ from settings.reading import from_json
 SUFFIX = ".calibration.safetensors"
 FORMAT = 1
 MAX_BYTES = 2 * 2**20
+PRIOR = 8  # the mean covariance over people counts as so many faces
 SEXES = ("female", "male")
 AGE_LEVELS = BODY_MASSES = (1, 2, 3, 4, 5)
 COMMAND = "python -m muti_control.case.calibrate weights={weights} data.root=FOLDER_OF_THE_TRAINING_DATA"
@@ -72,10 +73,11 @@ class Calibration(Settings):
         limits: of the input check, by name; see ``muti_control.case.check``.
         spread_factor: an ellipse of this many standard deviations of a landmark over drawn faces holds the true
             landmark in 90 %. None: not measured.
+        check: false alarms of the input check, and detections of planted alterations, on test skulls.
         coverage: share of true landmarks within these ellipses on the test list, in all and by group, with intervals.
         error_rates: rank-1, best of k and landmark error of an evaluation of these weights. None: none exists.
         made_with: settings and revision of the program that made the file.
-        arrays: reference of the input check, float32 by name; in the file they are tensors beside the rest.
+        arrays: references of the input check and of the spread, float32 by name; in the file tensors beside the rest.
     """
 
     format: int = FORMAT
@@ -83,6 +85,7 @@ class Calibration(Settings):
     population: Population
     limits: dict[str, float] = {}
     spread_factor: PositiveFloat | None = None
+    check: dict[str, Any] | None = None
     coverage: dict[str, Any] | None = None
     error_rates: dict[str, Any] | None = None
     made_with: dict[str, Any] = {}
@@ -111,7 +114,7 @@ def load_calibration(weights: Path, sha256: str) -> Calibration | None:
     Raises:
         CalibrationError: it belongs to other weights, or it cannot be read; the message says how to make another.
     """
-    path, remedy = calibration_path(weights), f"make its own: {COMMAND.format(weights=weights)}"
+    path, remedy = calibration_path(weights), f"remove it, or make its own: {COMMAND.format(weights=weights)}"
     if not path.is_file():
         return None
     try:
@@ -128,3 +131,23 @@ def load_calibration(weights: Path, sha256: str) -> Calibration | None:
         )
     calibration.arrays = {name: value.float().numpy() for name, value in state.items()}
     return calibration
+
+
+def landmark_spread(
+    points: NDArray[np.floating], arrays: Mapping[str, NDArray[np.float32]] | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean (N, 2) and covariance (N, 2, 2) of landmarks of K drawn faces, (K, N, 2).
+
+    Points are fractions of the picture. arrays: of a calibration; with its ``spread`` (px of 256, squared) a point's
+    covariance, which few faces leave uncertain, is drawn towards the mean over people, and scaled for that point.
+    """
+    mean = points.mean(0, dtype=np.float64)
+    away = points - mean
+    covariance = np.einsum("kni,knj->nij", away, away) / max(len(points) - 1, 1)
+    if arrays is not None and "spread" in arrays:
+        xx, xy, yy = np.float64(arrays["spread"]).T / 256**2
+        usual = np.stack([np.stack([xx, xy], -1), np.stack([xy, yy], -1)], -1)
+        num = len(points) - 1
+        covariance = (num * covariance + PRIOR * usual) / (num + PRIOR)
+        covariance = covariance * arrays.get("spread_scale", np.ones(len(usual)))[:, None, None] ** 2
+    return mean, covariance

@@ -109,6 +109,8 @@ class SampleConfig(Settings):
     landmarks: for weights with a landmark branch: auto (read off the skull), none, or a file of points in px of the
     skull picture, or a folder of them, such as an earlier run wrote and you have edited. landmark_weights: the network
     that reads them off skulls.
+    prepare: auto (a skull that is turned, shifted, off scale, inverted or on a bright background is brought to what the
+        weights know; NAME_prepared.png shows it) or off. force: draw what is no skull, too.
     texture: for weights with a texture branch: a face whose look of the skin (and nothing else) is wanted; auto (what a
     manifest names, else none) or none. missing: bone to take away first: mandible, vault, left or right.
     weights: checkpoint. model: YAML of its architecture, where the file does not carry it.
@@ -138,6 +140,8 @@ class SampleConfig(Settings):
     landmarks: PathText = "auto"
     landmark_weights: PathText = SKULL_LANDMARKS
     texture: PathText = "auto"
+    prepare: Literal["auto", "off"] = "auto"
+    force: bool = False
     missing: Region | None = None
     weights: PathText = DEMO_WEIGHTS
     model: PathText | None = None

@@ -18,6 +18,7 @@ from muti_control.distributed import Team
 from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.record import RECORD
 from muti_control.sampling.assumed import draw_people
+from muti_control.sampling.checking import check_lines
 from muti_control.sampling.spgd import SpgdRun
 from muti_control.sampling.trace import trace_names
 
@@ -60,6 +61,7 @@ class Job:
     max_sheets: the most contact sheets, of twelve cases each.
     hashes: sha256 of every skull and true face, by its path. weights: file name, sha256 and step.
     environment: of ``muti_control.record``. config: all settings as YAML. manifest: of the skulls, path and sha256.
+    checks: of the skulls, by the case's name, as the record has them; also of those that are not drawn.
     landmarks, textures: sources of the conditions. spgd: moves the samples. remarks: notes on the settings.
     population: what is possible where an attribute is unknown. outputs: whether mean, spread and overlay of each case's
     faces are written. face_reader: reads landmarks off faces, for the spread. spread_factor: standard deviations of a
@@ -82,6 +84,7 @@ class Job:
     environment: Mapping[str, Any]
     config: str
     manifest: Mapping[str, str] | None = None
+    checks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     landmarks: CaseLandmarks | None = None
     spgd: SpgdRun | None = None
     textures: CaseTextures | None = None
@@ -218,7 +221,11 @@ class Job:
                 f"contact sheets for the first {on_sheets} of {num} skulls; "
                 f"max_sheets={-(-num // ROWS_PER_SHEET)} makes all"
             )
-        return lines + [f"note: {note}" for note in notes]
+        return (
+            lines
+            + [f"note: {note}" for note in notes]
+            + [f"check: {line}" for line in check_lines(self.checks)]
+        )
 
 
 def _count(num: int, noun: str, plural: str | None = None) -> str:

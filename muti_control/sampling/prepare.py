@@ -28,6 +28,7 @@ from muti_control.distributed import Team, find_team
 from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.record import check_overwriting, claim_folder, environment, latest_folder, unused_folder
 from muti_control.sampling.assumed import uniform_population
+from muti_control.sampling.checking import check_cases, uncalibrated
 from muti_control.sampling.config import SKULL_LANDMARKS, SampleConfig, SpgdConfig
 from muti_control.sampling.job import Job, RunFolder
 from muti_control.sampling.record import resumed
@@ -152,6 +153,10 @@ def job_of(
     cfg = cfg.with_(num_samples=cfg.num_samples or (ONE_SKULL if len(cases) == 1 else 1))
     _check_steps(cfg, model)
     _check_ethnicities(cases, networks.population)
+    picture_notes = check_pictures(cases, model.cfg.image_size) if team.is_first else {}
+    # Points in px of a picture must not lie beside it.
+    may_prepare = cfg.prepare == "auto" and cfg.landmarks in ("auto", "none") and not cfg.spgd.fixes_points
+    cases, checks = check_cases(cases, model.cfg.image_size, networks.calibration, may_prepare, cfg.force)
     skull_landmarks = shipped(cfg.landmark_weights)
     if cfg.landmark_weights != SKULL_LANDMARKS and not skull_landmarks.is_file():
         raise ValueError(
@@ -170,12 +175,14 @@ def job_of(
         _without_skull(cases, networks.metadata),
         cfg.spgd.idle,
         _uncounted(cases, networks),
+        uncalibrated(networks.calibration, cfg.weights) if checks else None,
     )
     job = Job(
         model=model,
         cases=cases,
         notes={},
         hashes={},
+        checks=checks,
         seeds=range(cfg.seed, cfg.seed + (cfg.num_samples or 1)),
         sampling=cfg.sampling,
         batch_size=cfg.batch_size,
@@ -199,7 +206,7 @@ def job_of(
     )
     if not team.is_first:
         return job
-    return replace(job, notes=check_pictures(cases, model.cfg.image_size), hashes=hashes_of(cases))
+    return replace(job, notes=picture_notes, hashes=hashes_of(cases))
 
 
 def hashes_of(cases: Sequence[Case]) -> dict[Path, str]:

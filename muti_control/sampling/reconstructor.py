@@ -27,8 +27,9 @@ from PIL import Image
 
 from data.biometrics import Attributes
 from data.cases import NO_SKULL, Case, CaseError, PersonInput, find_cases, safe_names
-from data.images import png_of
+from data.images import png_of, read_image
 from ldm.device import choose_device, choose_precision
+from muti_control.case.check import SkullCheck, check_skull
 from muti_control.case.runs import begin, end
 from muti_control.record import check_overwriting, claim_folder, write_record
 from muti_control.sampling.config import DEMO_WEIGHTS, SKULL_LANDMARKS, SampleConfig
@@ -78,6 +79,12 @@ class Reconstructor:
         outputs = networks.model.cfg.unet.num_control_outputs
         recommended = cfg.sampling.with_(**recommended_sampling(networks.metadata, outputs))
         return cls(networks, cfg.with_(sampling=recommended))
+
+    def check(self, skull: Skull, attributes: Attributes | None = None) -> SkullCheck:
+        """Return the traffic light of a skull and its reasons, before anything is done to it. Raises: ValueError."""
+        case = _case_of(skull, None, attributes or Attributes())
+        picture, _ = read_image(case.source, self.networks.model.cfg.image_size)
+        return check_skull(picture, self.networks.calibration, case.attributes)
 
     def reconstruct(
         self,

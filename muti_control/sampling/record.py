@@ -19,6 +19,7 @@ from data.images import read_image, to_uint8, write_png
 from data.sheet import NOTICE, SheetRow, contact_sheet
 from muti_control.conditions.case_landmarks import StoredLandmarks
 from muti_control.record import FORMAT, RECORD, EarlierRun, OutputError
+from muti_control.sampling.checking import doubts, worst
 from muti_control.sampling.job import ROWS_PER_SHEET, Job, RunFolder, face_name
 from muti_control.sampling.trace import trace_names
 from settings.parsing import parse_json
@@ -44,6 +45,7 @@ def run_record(job: Job) -> dict[str, Any]:
             "prompt": case.prompt
             if case.biometrics or not case.attributes.known
             else None,  # None: each face's own
+            "check": job.checks.get(case.name),
             "missing_bone": _missing(case),
             "mm_per_px": case.mm_per_px,
             "landmarks": None if job.landmarks is None else job.landmarks.describe(case),
@@ -76,6 +78,8 @@ def run_record(job: Job) -> dict[str, Any]:
         "config": yaml.safe_load(job.config),
         "environment": dict(job.environment),
         "earlier_runs": [dict(run) for run in job.folder.earlier_runs],
+        "check": worst(job.checks),
+        "not_drawn": [name for name, check in job.checks.items() if not check["drawn"]],
         "cases": cases,
         "files": job.files,
     }
@@ -111,6 +115,7 @@ def face_text(job: Job, case: Case, seed: int) -> dict[str, Any]:
         "skull": None if skull is None else {"file": skull.name, "sha256": job.hashes[skull]},
         "prompt": case.prompt,
         **({"attributes": case.attributes.sources(case.biometrics)} if _assumes(case) else {}),
+        **({"prepared": job.checks[case.name]["prepared"]} if case.prepared else {}),
         **({} if case.missing is None else {"missing_bone": _missing(case)}),
         **({} if job.landmarks is None else {"landmarks": job.landmarks.describe(case)}),
         **({} if job.textures is None else {"texture": job.textures.describe(case)}),
@@ -147,7 +152,8 @@ def _sheet_row(job: Job, case: Case, read: ReadFace) -> SheetRow:
     draws, person = job.draws_of(case), case.attributes.biometrics
     return SheetRow(
         title=case.name,
-        detail=describe_briefly(person) if person else str(case.attributes),
+        detail=(describe_briefly(person) if person else str(case.attributes))
+        + doubts(job.checks.get(case.name)),
         skull=to_uint8(read_skull(case, size)),
         faces=[read(own, k) for own, k, _ in draws],
         face_labels=[f"seed {seed}{_shaped_by(job, own)}" for own, _, seed in draws],

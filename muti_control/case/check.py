@@ -1,0 +1,225 @@
+"""Is a skull picture what the model was trained on? A traffic light with its reasons, before anything is drawn.
+
+``stop``: no skull at all. ``warning``: it is drawn, and the finding says what to doubt. This module only looks;
+:mod:`muti_control.case.prepare` mends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.check.measure import Silhouette, silhouette
+from muti_control.case.calibration import Calibration
+from muti_control.case.measure import Array, Measures, measure
+from muti_control.case.prepare import cleared, inverted
+
+Level = Literal["ok", "warning", "stop"]
+
+
+class Person(Protocol):
+    """What is said of the person, as ``data.biometrics`` has it; None: unknown. age: years, or a range of years."""
+
+    @property
+    def age(self) -> Any: ...
+    @property
+    def ethnicity(self) -> Any: ...
+
+
+LEVELS: tuple[Level, ...] = ("ok", "warning", "stop")
+BACKGROUND, UNEVEN = 0.03, 0.015  # grey level of the border; its median deviation
+EMPTY, FULL = 0.02, 0.9  # share of the picture that a head fills at least, at most
+CUT_SIDES = ("top", "left", "right", "bottom")
+CUT = {  # share of its extent in which an outline runs straight
+    "top": 0.28,
+    "left": 0.42,
+    "right": 0.42,
+    "bottom": 0.5,
+}
+TEXTS = {  # measure with a usual range -> its finding, the reason, and the unit of the reason
+    "angle": ("turned", "by {0:.0f} degrees in the picture's plane", 1.0),
+    "yaw": (
+        "turned",
+        "the head looks to the side by about {0:.0f} degrees",
+        1.1,
+    ),  # degrees per px, from renderings
+    "pitch": ("turned", "the head nods or leans back by about {0:.0f} degrees", 1.8),
+    "right": ("shifted", "{0:.0f} px beside the usual place", 1.0),
+    "down": ("shifted", "{0:.0f} px above or below the usual place", 1.0),
+    "scale": ("scaled", "{0:.0f} % larger or smaller than usual", 100.0),
+    "light_x": ("lit", "from the side: brightness changes by {0:.0f} % per quarter of the picture", 100.0),
+    "light_y": (
+        "lit",
+        "from above or below: brightness changes by {0:.0f} % per quarter of the picture",
+        100.0,
+    ),
+}
+RANGED, LIGHTS = tuple(TEXTS), ("light_x", "light_y")
+LIT = 4.0  # light from the side moves what is read off: the other ranges are so much wider then
+RIM = 0.03  # share of a side of the picture on which bone may lie
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One reason. value: what was measured; limit: where the finding begins; None where it is no number."""
+
+    name: str
+    severity: Level
+    value: float | None
+    limit: float | None
+    text: str
+
+
+@dataclass(frozen=True)
+class SkullCheck:
+    """The result of the check.
+
+    Attributes:
+        findings: none for a sound skull.
+        measures: None where there is no skull, or no calibration. negative: whether the picture is one.
+        away: names of measures that lie outside their usual range.
+        less_alike: share of the training skulls that are less alike than this one; None without calibration.
+    """
+
+    findings: tuple[Finding, ...]
+    measures: Measures | None = None
+    negative: bool = False
+    less_alike: float | None = None
+    away: frozenset[str] = frozenset()
+
+    @property
+    def level(self) -> Level:
+        """The worst of the findings."""
+        return max((finding.severity for finding in self.findings), key=LEVELS.index, default="ok")
+
+    @property
+    def names(self) -> set[str]:
+        return {finding.name for finding in self.findings}
+
+    def record(self) -> dict[str, Any]:
+        """Return level and findings for a record, JSON."""
+        return {
+            "level": self.level,
+            "findings": [asdict(finding) for finding in self.findings],
+            "training_skulls_less_alike": self.less_alike,
+        }
+
+
+def check_skull(
+    picture: NDArray[np.float32], calibration: Calibration | None, attributes: Person | None = None
+) -> SkullCheck:
+    """Check a skull picture, (H, H, 3) float32 in [0, 1], and what is said about the person.
+
+    Without a calibration only background, cropping and an empty picture are checked.
+    """
+    grey = picture.mean(2)
+    shape = silhouette(grey)
+    share = float(shape.filled.mean())
+    comparable = calibration is not None and "mean" in calibration.arrays
+    people = tuple(_outside_training(attributes, calibration))
+    if not EMPTY < share < FULL:
+        limit = EMPTY if share <= EMPTY else FULL
+        text = f"no skull: what stands out from the background fills {share:.0%} of the picture"
+        severity: Level = "stop" if comparable else "warning"
+        return SkullCheck((Finding("no_skull", severity, share, limit, text), *people))
+    ground = tuple(_background(grey, shape))
+    if not comparable or calibration is None:
+        return SkullCheck((*ground, *_cropped(shape), *people))
+    limits, reference = calibration.limits, calibration.arrays
+    own = measure(cleared(grey, shape) if ground else grey, reference)
+    negative = False
+    if own.fit < limits["fit"] or shape.background > 0.5:
+        other = measure(inverted(grey, shape), reference)
+        negative = other.fit > max(own.fit, limits["fit"])
+        own = other if negative else own
+    findings, away = [*_no_skull(own, limits)], {}
+    quantiles = reference["residuals"]
+    less_alike = 1 - float(np.interp(own.residual, quantiles, np.linspace(0, 1, len(quantiles))))
+    if not findings:
+        if negative:
+            text = "inverted: bone is dark where it should be bright"
+            findings.append(Finding("inverted", "warning", None, None, text))
+        away = _away(own, limits)
+        findings += [*_pose(away), *_jaw(own, limits), *_unlike(own, limits, less_alike)]
+    findings += _cropped(shape)
+    if not negative:
+        findings += ground
+    return SkullCheck((*findings, *people), own, negative, less_alike, frozenset(away))
+
+
+def _no_skull(own: Measures, limits: dict[str, float]) -> Iterator[Finding]:
+    if own.fit < limits["fit"]:
+        least = limits["fit"]
+        text = f"no skull: its likeness to the mean training skull is {own.fit:.2f}, expected {least:.2f} and more"
+        yield Finding("no_skull", "stop", own.fit, limits["fit"], text)
+    elif own.face_residual is not None and own.face_residual < own.residual:
+        text = "no skull: it is more like a face than like a skull"
+        yield Finding("no_skull", "stop", own.residual, own.face_residual, text)
+
+
+def _away(own: Measures, limits: dict[str, float]) -> dict[str, tuple[float, float]]:
+    """Return distance from the usual value and limit of what lies outside its usual range."""
+    away = {name: own.numbers[name] - limits[f"{name}_usual"] for name in RANGED}
+    lit = any(abs(away[name]) > limits[name] for name in LIGHTS)
+    allowed = {name: limits[name] * (LIT if lit and name not in LIGHTS else 1) for name in RANGED}
+    return {name: (value, allowed[name]) for name, value in away.items() if abs(value) > allowed[name]}
+
+
+def _pose(away: dict[str, tuple[float, float]]) -> Iterator[Finding]:
+    """Yield what lies outside the usual range: place, size, turn, and light."""
+    for name, (value, limit) in away.items():
+        kind, text, unit = TEXTS[name]
+        yield Finding(kind, "warning", value, limit, f"{kind}: {text.format(abs(value) * unit)}")
+
+
+def _cropped(shape: Silhouette) -> Iterator[Finding]:
+    """Yield a finding where bone lies on the picture's border, or ends in a straight line along it."""
+    bone = shape.filled
+    for side, mask in zip(CUT_SIDES, (bone, bone.T, bone[:, ::-1].T, bone[::-1]), strict=True):
+        first = int(mask.any(1).argmax())
+        straight = float(mask[first].sum() / mask.any(0).sum())
+        if mask[0].mean() > RIM or straight > CUT[side]:
+            value, limit = (float(mask[0].mean()), RIM) if mask[0].mean() > RIM else (straight, CUT[side])
+            yield Finding(
+                "cropped", "warning", value, limit, f"cropped: the skull ends in a straight cut at the {side}"
+            )
+
+
+def _jaw(own: Measures, limits: dict[str, float]) -> Iterator[Finding]:
+    if own.mandible < limits["mandible"]:
+        text = "no mandible: mouth and chin will be invented"
+        yield Finding("no_mandible", "warning", own.mandible, limits["mandible"], text)
+
+
+def _unlike(own: Measures, limits: dict[str, float], less_alike: float) -> Iterator[Finding]:
+    if own.residual > limits["residual"]:
+        text = f"unlike the training skulls: {less_alike:.1%} of them are less alike"
+        yield Finding("unlike", "warning", own.residual, limits["residual"], text)
+
+
+def _background(grey: Array, shape: Silhouette) -> Iterator[Finding]:
+    rim = np.concatenate([grey[:2].ravel(), grey[-2:].ravel(), grey[:, :2].ravel(), grey[:, -2:].ravel()])
+    uneven = float(np.median(np.abs(rim - shape.background)))
+    if shape.background > BACKGROUND:
+        text = f"background: grey level {255 * shape.background:.0f}, expected black"
+        yield Finding("background", "warning", shape.background, BACKGROUND, text)
+    elif uneven > UNEVEN:
+        yield Finding("background", "warning", uneven, UNEVEN, "background: it is not even, expected black")
+
+
+def _outside_training(person: Person | None, calibration: Calibration | None) -> Iterator[Finding]:
+    if person is None or calibration is None:
+        return
+    people = calibration.population
+    low, high = people.ages
+    ages = () if person.age is None else person.age if isinstance(person.age, tuple) else (person.age,)
+    for age in [age for age in ages if not low <= age <= high][:1]:
+        text = f"outside training: {age:g} years, the weights saw {low:g} to {high:g}"
+        yield Finding("outside_training", "warning", age, low if age < low else high, text)
+    if person.ethnicity is not None and person.ethnicity.lower() not in map(str.lower, people.ethnicities):
+        text = f"outside training: {person.ethnicity}, the weights saw {', '.join(people.ethnicities)}"
+        yield Finding("outside_training", "warning", None, None, text)
