@@ -62,7 +62,7 @@ def read_image(path: str | os.PathLike[str] | bytes, size: int = 256) -> tuple[n
         if width * height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{width} x {height} px")
         frames = int(getattr(image, "n_frames", 1))
-        deep_colour = any(str(tile.args).find(";16") >= 0 for tile in image.tile) and image.mode[:3] == "RGB"
+        deep_colour = image.mode[:3] == "RGB" and f"{image.mode};16" in str(getattr(image, "tile", ""))
         image.load()
         tags = getattr(image, "tag_v2", {})
         if image.mode == "L" and tags.get(SAMPLE_FORMAT) in (2, (2,)):

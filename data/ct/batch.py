@@ -88,6 +88,7 @@ def run_batch(patients: Path, out: Path, config: CtConfig, progress: bool = True
         jobs = [
             (p.code, scans[p.identity]) for p in people if not _paths(out, p.code)["report.json"].is_file()
         ]
+        check_output(out, bytes_of(config) * len(jobs))
         finished = len(people) - len(jobs)
         with tqdm(total=len(people), initial=finished, unit="scan", disable=not progress) as bar:
             _draw_all(out, config, jobs, bar)

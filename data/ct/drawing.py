@@ -25,7 +25,7 @@ from data.images import write_png
 from data.render import BONE, SKIN, Camera, Scene
 
 FILES = ("skull.png", "face.png", "skull.ply", "face.ply", "report.json")  # of one scan
-PICTURE_BYTES, MESH_BYTES = 1 << 20, 40 << 20  # at most, for one scan
+PICTURE_BYTES, MESH_BYTES = 1 << 20, 20 << 20  # of one scan, its meshes at a step of 1 mm
 FACE_BELOW_CHIN_MM = 22.0  # as in the cohort
 JAW_MM = (20.0, 40.0)  # the lowest skin of the face: behind its foremost point, to each side of the midline
 
@@ -115,7 +115,7 @@ def draw_scan(path: Path, config: CtConfig) -> Drawing:
 
 def bytes_of(config: CtConfig) -> int:
     """Return how much room the files of one scan may take."""
-    return MESH_BYTES if config.meshes else PICTURE_BYTES
+    return PICTURE_BYTES + (round(MESH_BYTES / config.step**2) if config.meshes else 0)
 
 
 def refused(reason: str) -> Drawing:

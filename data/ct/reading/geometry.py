@@ -66,7 +66,9 @@ def check_affine(affine: np.ndarray) -> None:
         )
 
 
-def affine_of(directions: np.ndarray, spacing: Sequence[float], origin: Sequence[float]) -> np.ndarray:
+def affine_of(
+    directions: np.ndarray, spacing: Sequence[float] | np.ndarray, origin: Sequence[float] | np.ndarray
+) -> np.ndarray:
     """Return the (3, 4) affine of a volume: the columns of ``directions`` (3, 3) are those of i, j and k."""
     return np.column_stack([directions * np.array(spacing), origin])
 

@@ -21,7 +21,7 @@ from typing import BinaryIO
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from data.ct.findings import Finding, ScanError, judge
+from data.ct.findings import Finding, ScanError, Severity, judge
 from data.ct.reading.geometry import affine_of, check_affine, check_size
 
 HEADER_BYTES = 1 << 20
@@ -142,8 +142,8 @@ def _nifti(path: Path, max_bytes: int) -> Layout:
     if not packed and path.name.lower().endswith(".gz") and path.stat().st_size < 348:
         raise ScanError("it is no gzip file, or a damaged one: copy or export it again")
     try:
-        with gzip.open(path) if packed else path.open("rb") as file:
-            head = file.read(544)
+        with gzip.open(path) if packed else path.open("rb") as start_of_file:
+            head = start_of_file.read(544)
     except (OSError, EOFError, zlib.error) as error:
         raise ScanError("it is no gzip file, or a damaged one: copy or export it again") from error
     if len(head) < 348:
@@ -249,7 +249,7 @@ def _nifti_affine(
     apart = float(np.linalg.norm(corners @ (sform - qform).T, axis=1).max())
     mirrored = np.linalg.det(sform[:, :3]) * np.linalg.det(qform[:, :3]) < 0
     more = " and mirror each other: left and right may be swapped" if mirrored else ""
-    severity = "flag" if mirrored else None
+    severity: Severity | None = "flag" if mirrored else None
     return usable[chosen], judge("forms_differ", apart, severity=severity, chosen=chosen, more=more)
 
 
