@@ -159,7 +159,6 @@ def _listed(path: Path, images_dir: str | os.PathLike[str] | None, person: Perso
     problems: list[ManifestProblem] = []
     for name, line in zip(safe_names([one.name or one.skull_path.stem for one in lines]), lines, strict=True):
         said = PersonInput(**{**line.person, **person.values})
-        paths = {"landmarks_path": line.landmarks_path, "texture_path": line.texture_path}
         try:
             known = said.attributes()
         except CaseError as error:
@@ -167,7 +166,9 @@ def _listed(path: Path, images_dir: str | os.PathLike[str] | None, person: Perso
                 ManifestProblem(line.line, "", str(error), "mend or empty the cell", "biometrics")
             )
             continue
-        cases.append(_of_person(Case(name, line.skull_path, None, line.face_path, **paths), known))
+        case = Case(name, line.skull_path, None, line.face_path, known)
+        case = replace(case, landmarks_path=line.landmarks_path, texture_path=line.texture_path)
+        cases.append(_of_person(case, known))
     if problems:
         raise ManifestError(path, problems)
     return cases

@@ -514,9 +514,9 @@ class _SkullReader(_Reader):
                 self.unused.add(name)
         paths = {_PATHS[field]: self._file(line, fields, column) for column, field in _COLUMN_PATHS.items()}
         skull = paths.pop("skull_path")
-        name = fields.get("name")
-        if not isinstance(name, str | int | None):
-            self._problem(line, "name", f"got {name!r}", "give a text")
+        label = fields.get("name")
+        if not isinstance(label, str | int | None):
+            self._problem(line, "name", f"got {label!r}", "give a text")
         if paths["texture_path"] is not None and paths["texture_path"] == paths["face_path"]:
             self._problem(
                 line, "texture", "is the person's own face", "name another person's, or leave it out"
@@ -528,13 +528,13 @@ class _SkullReader(_Reader):
             for key in ("sex", "age", "ethnicity", "body_mass")
             if (value := fields.get(key)) not in (None, "")
         }
-        key = (skull, paths["face_path"], name, *(person.items() if paths["face_path"] is None else ()))
+        key = (skull, paths["face_path"], label, *(person.items() if paths["face_path"] is None else ()))
         first = self._line_of.setdefault(tuple(map(str, key)), line)
         if first != line:
             self._problem(
                 line, "skull", f"{skull} is already on line {first}", "remove one of the two", "listed_twice"
             )
-        return SkullLine(line, str(name) if name not in (None, "") else None, person, skull, **paths)
+        return SkullLine(line, str(label) if label not in (None, "") else None, person, skull, **paths)
 
     def _file(self, line: int, fields: Mapping[str, Any], column: str) -> Path | None:
         value = fields.get(column)
