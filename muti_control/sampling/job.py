@@ -11,7 +11,7 @@ from typing import Any
 from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion
 from data.cases import Case
-from muti_control.case.calibration import Population
+from muti_control.case.calibration import Calibration, Population
 from muti_control.conditions.case_landmarks import CaseLandmarks, landmarks_name, picture_name
 from muti_control.conditions.case_textures import CaseTextures
 from muti_control.distributed import Team
@@ -64,9 +64,8 @@ class Job:
     checks: of the skulls, by the case's name, as the record has them; also of those that are not drawn.
     landmarks, textures: sources of the conditions. spgd: moves the samples. remarks: notes on the settings.
     population: what is possible where an attribute is unknown. outputs: whether mean, spread and overlay of each case's
-    faces are written. face_reader: reads landmarks off faces, for the spread. spread_factor: standard deviations of a
-    landmark whose ellipse holds the true one in 90 %; None: not measured for these weights.
-    calibration: its error rates and coverage, for the record.
+    faces are written. face_reader: reads landmarks off faces, for the spread. calibration: of the weights, if they
+    have one.
     team: the processes that share the work. Its first process alone has notes, hashes, weights and the folder's
     content before ``reconstruct_cases``, which sends them to the others.
     """
@@ -92,8 +91,7 @@ class Job:
     population: Population | None = None
     outputs: bool = False
     face_reader: LandmarkReader | None = None
-    spread_factor: float | None = None
-    calibration: Mapping[str, Any] | None = None
+    calibration: Calibration | None = None
     team: Team = field(default_factory=Team)
 
     def seeds_of(self, case: Case) -> list[int]:

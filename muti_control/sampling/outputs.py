@@ -17,6 +17,7 @@ from data.cases import Case, read_skull
 from data.images import picture_size, to_uint8, write_png
 from data.landmarks import pixels_of
 from data.sheet import NOTICE, ONE, wrapped, write_lines
+from muti_control.case.calibration import Calibration, landmark_spread
 from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.sampling.job import Job
 from muti_control.sampling.record import read_face
@@ -62,11 +63,6 @@ class Together:
         spread = np.sqrt(variance.clip(min=0)).astype(np.float32)
         return cls(num, to_uint8(mean / 255), spread, np.concatenate(points) if points else None)
 
-    @property
-    def covariances(self) -> NDArray[np.float64] | None:
-        """The covariance of each landmark over the faces, (N, 2, 2) px^2; see ``landmark_covariances``."""
-        return None if self.points is None else landmark_covariances(self.points)
-
 
 @torch.no_grad()
 def read_points(faces: NDArray[np.uint8], reader: LandmarkReader) -> NDArray[np.float32]:
@@ -79,25 +75,12 @@ def read_points(faces: NDArray[np.uint8], reader: LandmarkReader) -> NDArray[np.
     return np.stack([pixels_of(own, faces.shape[2:0:-1]) for own in points.float().cpu().numpy()])
 
 
-def landmark_covariances(points: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return the covariance of each landmark, (N, 2, 2), over faces (n, N, 2), n >= 2.
-
-    The few faces say little of an ellipse's direction: 2 / n of it is a circle of the same size.
-    """
-    num = len(points)
-    moved = points.astype(float) - points.mean(0, dtype=float)
-    sample = np.einsum("nki,nkj->kij", moved, moved) / (num - 1)
-    circle = np.trace(sample, axis1=1, axis2=2)[:, None, None] / 2 * np.eye(2)
-    share = min(1.0, 2 / num)
-    return (1 - share) * sample + share * circle
-
-
 def write_outputs(job: Job, case: Case) -> None:
     """Write mean, spread and overlay of the faces of a case, which are read from the run's folder."""
     together = Together.of((read_face(job, own, k) for own, k, _ in job.draws_of(case)), job.face_reader)
     names, size = job.outputs_of(case), job.model.cfg.image_size
     pictures = {"mean": together.mean}
-    pictures["spread"] = spread_picture(together, case.name, job.spread_factor, mm_of_face(case, size))
+    pictures["spread"] = spread_picture(together, case.name, job.calibration, mm_of_face(case, size))
     if "overlay" in names:
         pictures["overlay"] = overlay_picture(to_uint8(read_skull(case, size)), together, case.name)
     for name, file in names.items():
@@ -112,12 +95,12 @@ def mm_of_face(case: Case, size: int) -> float | None:
 
 
 def spread_picture(
-    together: Together, name: str, factor: float | None = None, mm: float | None = None
+    together: Together, name: str, calibration: Calibration | None = None, mm: float | None = None
 ) -> NDArray[np.uint8]:
     """Return the spread over the faces with its scale, beside the mean face with an ellipse for each landmark.
 
     Args:
-        factor: standard deviations of an ellipse that holds the true landmark in 90 %; None: one is drawn.
+        calibration: with a factor of the spread, ellipses are 90 % regions; else one standard deviation.
         mm: millimetres per px of the faces.
     """
     end = max(FULL, float(np.ceil(together.spread.max() / 10) * 10))
@@ -132,14 +115,15 @@ def spread_picture(
         f"Spread over {together.num} faces of one skull: {together.spread.mean():.1f} grey levels of 255 on average."
     ]
     mean = _enlarged(together.mean)
-    deviations = together.covariances
-    if deviations is None:
+    factor = None if calibration is None else calibration.spread_factor
+    if together.points is None:
         lines.append("No network reads landmarks off these faces: no ellipses.")
     else:
-        assert together.points is not None
-        radius = 1.0 if factor is None else factor
-        axes = radius * np.sqrt(np.linalg.eigvalsh(deviations).clip(min=0))  # (N, 2) px
-        _draw_ellipses(mean, together.points.mean(0), deviations, radius, together.mean.shape[0])
+        size, radius = len(together.mean), 1.0 if factor is None else factor
+        arrays = None if factor is None or calibration is None else calibration.arrays
+        centres, covariances = landmark_spread((together.points + 0.5) / size, arrays)
+        axes = radius * size * np.sqrt(np.linalg.eigvalsh(covariances).clip(min=0))  # (N, 2) px
+        _draw_ellipses(mean, centres, covariances, radius)
         length = np.sqrt(axes.prod(1))
         sizes = [f"{value:.1f} px" + (f" ({value * mm:.1f} mm)" if mm else "") for value in
                  (np.median(length), length.max())]  # fmt: skip
@@ -170,19 +154,18 @@ def overlay_picture(skull: NDArray[np.uint8], together: Together, name: str) -> 
 
 def _draw_ellipses(
     canvas: NDArray[np.uint8],
-    centres: NDArray[np.floating],
+    centres: NDArray[np.float64],
     covariances: NDArray[np.float64],
     radius: float,
-    size: int,
 ) -> None:
-    """Draw an ellipse of ``radius`` standard deviations for each landmark, px of a picture of ``size``, in place."""
-    scale, shift = PANEL / size, 4  # OpenCV draws at sixteenths of a px
+    """Draw an ellipse of ``radius`` standard deviations for each landmark, fractions of the canvas, in place."""
+    side, shift = len(canvas), 4  # OpenCV draws at sixteenths of a px
     for centre, covariance in zip(centres, covariances, strict=True):
         values, vectors = np.linalg.eigh(covariance)
-        x, y = (round(float(value) * 2**shift) for value in (centre + 0.5) * scale - 0.5)
-        axes = tuple(round(float(a) * 2**shift) for a in radius * scale * np.sqrt(values[::-1].clip(min=0)))
+        place = [round(float(value) * 2**shift) for value in centre * side - 0.5]
+        axes = [round(float(axis) * 2**shift) for axis in radius * side * np.sqrt(values[::-1].clip(min=0))]
         angle = float(np.degrees(np.arctan2(vectors[1, 1], vectors[0, 1])))
-        cv2.ellipse(canvas, (x, y), axes, angle, 0, 360, ELLIPSE, 1, cv2.LINE_AA, shift)
+        cv2.ellipse(canvas, place, axes, angle, 0, 360, ELLIPSE, 1, cv2.LINE_AA, shift)
 
 
 def _coloured(share: NDArray[np.floating]) -> NDArray[np.uint8]:

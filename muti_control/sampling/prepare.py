@@ -37,7 +37,6 @@ from muti_control.sampling.spgd import load_spgd
 from settings.parsing import parse_json
 from settings.reading import parse_command_line, to_yaml
 
-MEASURED = {"spread_factor", "coverage", "error_rates", "made_with"}  # of a calibration, for the record
 ONE_SKULL = 8  # faces, where there is one skull and nobody says how many
 DEMO_SKULLS, DEMO_LIMIT = "data/split_data/test.json", 4
 
@@ -198,10 +197,7 @@ def job_of(
         population=networks.population,
         outputs=True,
         face_reader=face_reader,
-        spread_factor=None if networks.calibration is None else networks.calibration.spread_factor,
-        calibration=None
-        if networks.calibration is None
-        else networks.calibration.model_dump(include=MEASURED),
+        calibration=networks.calibration,
         team=team,
     )
     if not team.is_first:

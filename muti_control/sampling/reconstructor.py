@@ -243,7 +243,7 @@ class Reconstruction:
         pictures = [self._repr_png_()]
         if self.together is not None:
             mm = mm_of_face(case, self.job.model.cfg.image_size)
-            pictures.append(png_of(spread_picture(self.together, case.name, self.job.spread_factor, mm)))
+            pictures.append(png_of(spread_picture(self.together, case.name, self.job.calibration, mm)))
         shown = "".join(
             f'<img style="max-width:100%" alt="{html.escape(case.name)}" '
             f'src="data:image/png;base64,{base64.b64encode(png).decode()}">'

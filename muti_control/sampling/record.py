@@ -24,6 +24,7 @@ from muti_control.sampling.job import ROWS_PER_SHEET, Job, RunFolder, face_name
 from muti_control.sampling.trace import trace_names
 from settings.parsing import parse_json
 
+MEASURED = {"spread_factor", "coverage", "error_rates", "made_with"}  # of a calibration
 ReadFace = Callable[[Case, int], np.ndarray]
 TEXT_KEY = "iccr-diff"
 MAY_DIFFER = ("environment.iccr_diff", "environment.git", "environment.torch", "environment.device")
@@ -70,7 +71,7 @@ def run_record(job: Job) -> dict[str, Any]:
         "finished": False,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "weights": dict(job.weights),
-        "calibration": None if job.calibration is None else dict(job.calibration),
+        "calibration": None if job.calibration is None else job.calibration.model_dump(include=MEASURED),
         "architecture": job.model.cfg.model_dump(),
         "manifest": None if job.manifest is None else dict(job.manifest),
         "sampling": job.sampling.model_dump(),
