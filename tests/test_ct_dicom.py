@@ -256,6 +256,9 @@ def test_a_multi_frame_file_is_a_series(tmp_path):
     with gzip.open(tmp_path / "head.dcm.gz", "wb") as file:
         file.write((tmp_path / "head.dcm").read_bytes())
     check(read_scan(tmp_path / "head.dcm.gz"))
+    save(one_slice(0, NumberOfFrames=2), tmp_path / "old.dcm")
+    with pytest.raises(ScanError, match="without a place for each"):
+        read_scan(tmp_path / "old.dcm")
     save(enhanced(order, NumberOfFrames=COUNT - 3, PixelData=bytes(100)), tmp_path / "head.dcm")
     with pytest.raises(ScanError, match=f"0 of its {COUNT} images"):
         read_scan(tmp_path / "head.dcm")

@@ -107,7 +107,7 @@ def _target(folder: Path, name: str) -> Path:
 
 def _write(file: IO[bytes] | gzip.GzipFile, path: Path, left: int) -> int:
     """Write a member; return how many of the bytes that are ``left`` remain. Raises: ScanError where none do."""
-    with path.open("xb") as target:
+    with path.open("wb") as target:
         while block := file.read(BLOCK):
             left -= len(block)
             if left < 0:

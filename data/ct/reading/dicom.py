@@ -132,6 +132,8 @@ def read_image(path: Path, requested: str, max_bytes: int, offset: float) -> Sca
     own, _ = read_headers([path])
     if not own:
         raise ScanError("a DICOM file without an image in it: give the folder of the series")
+    if own[0].problem and len(own) == 1:
+        raise ScanError(f"the DICOM file cannot be used: {own[0].problem}")
     if len(own) > 1:
         series = _series(own)
         return _read(series, _choose(series, requested), 0, max_bytes, offset)
@@ -164,7 +166,9 @@ def _people(series: list[Series]) -> list[Finding]:
     """Judge whether all images are of one person, and all series that hold a head of one examination."""
     people = {h.person for one in series for h in one.headers}
     persons = max(len({value for value in values if value}) for values in zip(*people, strict=True))
-    heads = [one for one in series if one.axial and one.covers_a_head and one.joined == 1]
+    heads = [
+        s for s in series if s.covers_a_head and s.axial and s.joined == 1 and not s.slices[0].projection
+    ]
     studies = {one.slices[0].study for one in heads} - {""}
     return judge("several_people", persons) or judge("several_studies", len(studies))
 
