@@ -100,7 +100,7 @@ $(VENV)/.runtime: pyproject.toml | $(PY)
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(PY)
-	@$(PY) -c '$(LIST)' dev cohort ct eval > $(VENV)/requirements-dev.txt
+	@$(PY) -c '$(LIST)' dev cohort ct eval report > $(VENV)/requirements-dev.txt
 	@echo "installing what the programs and their tests need (the first time: some minutes, mostly PyTorch)"
 	@$(PY) -m pip install --disable-pip-version-check -r $(VENV)/requirements-dev.txt
 	@touch $@ $(VENV)/.runtime

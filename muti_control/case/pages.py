@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 FONT, INK, SOFT = "DejaVu", 28, 105  # grey levels of text
 MARGIN, GAP = 16, 4  # mm
 HEADING_WITH = 40  # mm that must be free below a heading
+TALLEST = 112  # mm of a picture, so that two fit a page
 
 
 class ReportError(ValueError):
@@ -59,7 +60,8 @@ def pdf_pages(contents: Contents) -> bytes:
     pdf.set_font(FONT, "B", 20)
     _text(pdf, contents.title, 9)
     for section in contents.sections:
-        if pdf.will_page_break(HEADING_WITH):
+        shown = any(isinstance(block, Pictures) for block in section.blocks)
+        if pdf.will_page_break(90 if shown else HEADING_WITH):
             pdf.add_page()
         pdf.ln(GAP)
         pdf.set_font(FONT, "B", 13)
@@ -146,7 +148,7 @@ def _draw_row(pdf: FPDF, files: Sequence[tuple[Path, str]], across: int) -> None
         words = max(
             words, pdf.multi_cell(width, 3.6, _printable(caption), align="L", dry_run=True, output="HEIGHT")
         )
-    room = pdf.eph - words - 16
+    room = min(TALLEST, pdf.eph - words - 16)
     shrink = min(1.0, room / max(heights))  # a tall picture is made smaller rather than cut
     height = max(heights) * shrink
     if pdf.will_page_break(height + words + 2):
