@@ -26,7 +26,7 @@ _LIGHTS = {
 }
 _SOURCES = {
     "stated": "Stated: given to the program by the examiner or in the list of skulls.",
-    "assumed": "Assumed: not stated. The program chose a possible value for each face. It says nothing about the person.",
+    "assumed": "Assumed: not stated. The program chose a possible value for each face; it tells nothing of the person.",
     "estimated": "Estimated by the program, with the error that its row of error rates gives.",
     "unknown": "Unknown. Nothing was assumed, and the program was told nothing.",
 }
