@@ -46,7 +46,8 @@ def made_up_record(root: Path) -> dict[str, Any]:
         "skull": {"path": str(root / "in" / "s.png"), "sha256": "ab" * 32, "size": 1234},
         "note": "letterboxed from 60 x 90 px",
         "attributes": {"sex": sex, "age": age},
-        "check": {"level": "warning", "findings": [finding]},
+        "check": {"level": "warning", "findings": [finding], "prepared": ["turned by 9 degrees"]}
+        | {"findings_before": [finding | {"text": "turned"}]},
         "landmarks": {"source": "given", "file": "mine.json", "sha256": "cd" * 32},
         "outputs": {"mean": "s_mean.png"},
         "faces": faces,
@@ -115,7 +116,8 @@ def test_the_report_says_where_each_thing_comes_from(written: Path) -> None:
     assert "Age | stated as 35 to 50; drawn: 40 years, 41 years, 42 years | assumed" in text
     assert "s_1.png\nseed 6\nassumed: age 41 years" in text and "Seeds | 5, 6, 7" in text
     assert "YELLOW" in text and "no mandible | no lower jaw | 0.2 (0.1)" in text
-    assert "letterboxed from 60 x 90 px" in text and "iccr-diff 9.8, revision f00" in text
+    assert "letterboxed from 60 x 90 px; turned by 9 degrees." in text and "was prepared: turned." in text
+    assert "iccr-diff 9.8, revision f00" in text
     assert "Mouth, chin" in text and "Forehead" not in text and "Soft tissue is invented always" in text
     entry = read_log(written).entries[0]
     assert f"head={entry['hash']}" in text and all(f["sha256"] in text for f in entry["files"].values())
@@ -137,10 +139,18 @@ def test_missing_bone_is_named(written: Path, region: str | None, key: str) -> N
 
 def test_error_rates_are_those_of_the_weights_or_none(written: Path) -> None:
     assert "No error rates exist for these weights" in text_of(written)
-    rates = {"rank1": {"all": FIGURE, "sex": {"female": FIGURE | {"n": 250}}}, "landmark_error_mm": FIGURE}
-    text = text_of(written, calibration={"error_rates": rates, "spread_factor": 2.345})
-    assert "rank1 | all | 12.3 % [10.0 to 15.0], n = 500" in text and "rank1 | sex female | 12.3 %" in text
-    assert "landmark error mm | all | 0.12 mm [0.10 to 0.15]" in text and "2.35" in text
+    best = {"dlib": FIGURE | {"draws": 8, "within": 10}}
+    error = {"unit": "% of the eyes' distance", "all": FIGURE | {"value": 3.21, "low": 3, "high": 4}}
+    rates = {
+        "people": 500,
+        "rank1": {"dlib": {"all": FIGURE, "female": FIGURE | {"n": 250}}},
+        "best_of": best,
+    }
+    calibration = {"error_rates": rates | {"landmark_error": error}, "spread_factor": 2.345}
+    text = text_of(written, calibration=calibration)
+    assert "True face ranked first | dlib all | 12.3 % [10.0 to 15.0], n = 500" in text and "n = 250" in text
+    assert "dlib (8 faces, among the first 10) | 12.3 %" in text and "People: 500" in text and "2.35" in text
+    assert "landmark error | all | 3.21 % of the eyes' distance [3.00 to 4.00]" in text
     assert "No error rates" not in text
 
 
@@ -255,10 +265,10 @@ def test_a_run_logs_what_it_does_and_writes_its_report(weights: Path, tmp_path: 
     )
     assert (begun["files"], drawn["action"]) == ({}, "faces drawn") and "a_1.png" in drawn["files"]
 
-    assert sample.main([*run, "seed=5", "overwrite=true"]) == 0  # the report of other faces goes
+    assert sample.main([*run, "num_samples=1", "overwrite=true"]) == 0  # the report of other faces goes
     assert not (folder / "report.html").exists() and verify(folder).differences == []
     (folder / "a_0.png").write_bytes(b"other")  # and what is not the run's doing stays a difference
-    assert sample.main([*run, "seed=6", "overwrite=true"]) == 0
+    assert sample.main([*run, "num_samples=1", "overwrite=true"]) == 0
     assert [line.split(",")[0] for line in verify(folder).differences] == [
         "a_0.png: changed before entry 6 (drawing begun)"
     ]

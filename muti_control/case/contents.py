@@ -79,6 +79,10 @@ class Points:
     lines: Sequence[str]
 
 
+_MEASURES = {
+    "rank1": "True face ranked first",
+    "best of": "At least one of several faces finds the true face",
+}
 _BASIS = Table(
     ("Part of the face", "Rests on"),
     [
@@ -158,6 +162,7 @@ def _summary(cases: Sequence[Mapping[str, Any]], record: Mapping[str, Any], head
         ("Examiner", heading.examiner or "not stated"),
         ("Faces drawn on", _time(record["date"])),
         ("Input check", _LIGHTS.get(_level(cases), "not made")),
+        *([("Skulls not drawn", ", ".join(record["not_drawn"]))] if record.get("not_drawn") else []),
         *([("Notes of the examiner", heading.notes)] if heading.notes else []),
     ]
     return Section(
@@ -270,7 +275,9 @@ def _check(case: Mapping[str, Any]) -> Iterator[Block]:
         if less is not None:
             yield f"Of the skulls that the model learnt from, {less:.0%} are less alike to the others than this one."
     prepared = (check or {}).get("prepared") or []
-    steps = [*([note] if note else []), *([prepared] if isinstance(prepared, str) else prepared)]
+    steps = [*([note] if note else []), *prepared]
+    if before := (check or {}).get("findings_before"):
+        yield f"Before the picture was prepared: {'; '.join(finding['text'] for finding in before)}."
     yield f"What was done to the picture: {'; '.join(steps) or 'nothing'}."
 
 
@@ -328,7 +335,7 @@ def _error_rates(calibration: Mapping[str, Any]) -> Iterator[Block]:
         yield from (
             f"{name.replace('_', ' ').capitalize()}: {text}"
             for name, text in rates.items()
-            if isinstance(text, str)
+            if isinstance(text, str | int)
         )
     else:
         yield (
@@ -350,7 +357,11 @@ def _figures(
     for key, inner in rates.items():
         own = (*path, str(key).replace("_", " "))
         if isinstance(inner, Mapping) and "value" in inner:
-            yield (own[0], " ".join(own[1:]) or "all"), {"unit": _unit(own), **inner}
+            faces = (
+                f" ({inner['draws']} faces, among the first {inner['within']})" if "draws" in inner else ""
+            )
+            group = (" ".join(own[1:]) or "all") + faces
+            yield (_MEASURES.get(own[0], own[0]), group), {"unit": rates.get("unit") or _unit(own), **inner}
         elif isinstance(inner, Mapping):
             yield from _figures(inner, own)
 
