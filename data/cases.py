@@ -51,6 +51,11 @@ class PersonInput:
 
     def attributes(self) -> Attributes:
         """Return what is known. Raises: CaseError: a value is impossible."""
+        for name, value in self.values.items():
+            if (
+                value != value
+            ):  # a table in memory says so where it knows nothing; a person writes something else
+                raise CaseError(f"{name}: got {value}, expected a value, or unknown")
         try:
             return Attributes(**self.values)
         except BiometricsError as error:

@@ -162,7 +162,14 @@ def file_names(path: Path) -> frozenset[str]:
         return open_pack(packed[0]).folders.get(packed[1], frozenset())
     if not path.is_dir():
         return frozenset()
-    return frozenset(entry.name for entry in os.scandir(path) if entry.is_file())
+    return frozenset(entry.name for entry in os.scandir(path) if _is_file(entry))
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def check_output(folder: Path, num_bytes: int) -> None:

@@ -56,6 +56,7 @@ def test_names_of_files_are_whole_relative_or_differ_in_the_form_of_accents(
     (case,) = find_cases(path, PersonInput())
     assert (case.name, case.skull_path, case.face_path) == ("Fall_3", folder / COMMA, folder / "a.png")
     path.write_text("skull\nsub/b.png\n")
+    (tmp_path / "loop.png").symlink_to("loop.png")
     monkeypatch.chdir(folder)  # a list that was moved away
     assert find_cases(path, PersonInput())[0].skull_path == Path("sub/b.png")
     (tmp_path / "skull/sub").mkdir(parents=True), (tmp_path / "sub").mkdir()
@@ -92,6 +93,7 @@ def test_a_list_may_be_json_lines_and_say_little(folder: Path) -> None:
         ("skull,bmi\na.png,22\n", "line 2: bmi: .*'body_mass'"),
         ("skull\na.png\n\na.png\n", "line 4: skull: .* already on line 2"),
         ("skull,age\n\n,43\n", "line 3: skull: is missing"),
+        ("skull,age\na.png,nan\n", "line 2: age: got 'nan'"),
         ("skull\nno.png\n", "line 2: skull: no file"),
         ("skull,sex,age,body_mass\na.png,F,43,4\nsub/b.png,F,forty,4\n", "line 3: age: got 'forty'"),
         ("skull,sex\n\u00e4.png,F\n".encode("latin-1"), "line 2: byte 0xe4"),
