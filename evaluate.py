@@ -30,36 +30,43 @@ from muti_control.evaluation.report import figures
 from muti_control.evaluation.report.tables import results_as_text
 from muti_control.evaluation.results.results import REPORT, Evaluation
 from muti_control.evaluation.run import evaluate, open_folder
+from settings.program import Program
 from settings.reading import to_yaml
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run, and return the exit code: 0, 2 for what the user can mend, 130 when interrupted."""
-    if any(argument in ("-h", "--help", "help") for argument in arguments):
-        print(f"{__doc__}\n{EvaluateConfig.__doc__}")
-        print(f"Defaults, before configs/evaluate/quick.yaml or your YAML:\n\n{to_yaml(EvaluateConfig)}")
-        return 0
+    """Run, and return the exit code: 0, or one of :class:`settings.program.Program`."""
     if arguments[:1] == ["compare"]:
         return compare(arguments[1:])
-    folder, first = Path(), True
+    with Program("evaluate.py", "interrupted") as end:
+        if any(argument in ("-h", "--help", "help") for argument in arguments):
+            print(f"{__doc__}\n{EvaluateConfig.__doc__}")
+            print(f"Defaults, before configs/evaluate/quick.yaml or your YAML:\n\n{to_yaml(EvaluateConfig)}")
+        else:
+            _run(arguments, end)
+    return end.status
+
+
+def _run(arguments: Sequence[str], end: Program) -> None:
+    folder = Path()
     try:
         plan = make_plan(arguments)
-        first = plan.team.is_first
-        folder = open_folder(plan) if first else folder
+        end.quiet = not plan.team.is_first
+        if plan.team.is_first:
+            folder = end.place = open_folder(plan)
+            end.stopped = f"interrupted; what is done is kept in {folder}: resume=true continues"
         evaluation = evaluate(plan, folder)
     except torch.OutOfMemoryError:
-        return _complain("out of GPU memory; try batch_size=1 or device=cpu", 2)
-    except (ValueError, OSError) as error:
+        end.quiet = False
+        end.fail("out of GPU memory; try batch_size=1 or device=cpu")
+        return
+    except (ValueError, OSError):
         release(folder)
-        return _complain(str(error), 2) if first else 2
-    except KeyboardInterrupt:
-        kept = f"; what is done is kept in {folder}: resume=true continues" if folder.name else ""
-        return _complain(f"interrupted{kept}", 130) if first else 130
+        raise
     if evaluation is not None:
         print(f"\n{results_as_text(evaluation)}\n\n{evaluation.notice}\n{folder / REPORT}")
         if plan.cfg.sweep is not None:
             _recommend(plan, plan.cfg.sweep, evaluation, folder)
-    return 0
 
 
 def _recommend(plan: Plan, settings: SweepConfig, evaluation: Evaluation, folder: Path) -> None:
@@ -70,13 +77,7 @@ def _recommend(plan: Plan, settings: SweepConfig, evaluation: Evaluation, folder
     print(f"\n{sweep.table(rows)}\n\n{folder / sweep.PLOT}\n\n{line}")
 
 
-def _complain(message: str, code: int) -> int:
-    print(f"evaluate.py: {message}", file=sys.stderr)
-    return code
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop acts like Ctrl-C
     code = main(sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the rest is tidying up
     sys.exit(code)

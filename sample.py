@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from data.sheet import NOTICE
 from muti_control.sampling.config import SampleConfig
 from muti_control.sampling.request import check_request
+from settings.program import Program
 from settings.reading import to_yaml
 
 if TYPE_CHECKING:
@@ -26,19 +27,22 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run, and return the exit code: 0, 2 for an error that the user can mend, 130 when interrupted."""
-    if any(argument in ("-h", "--help", "help") for argument in arguments):
-        print(f"{__doc__}\n{SampleConfig.__doc__}")
-        print(f"Defaults, before what the weights recommend:\n\n{to_yaml(SampleConfig)}")
-        return 0
+    """Run, and return the exit code: 0, or one of :class:`settings.program.Program`."""
+    with Program("sample.py", "interrupted; nothing was written") as end:
+        if any(argument in ("-h", "--help", "help") for argument in arguments):
+            print(f"{__doc__}\n{SampleConfig.__doc__}")
+            print(f"Defaults, before what the weights recommend:\n\n{to_yaml(SampleConfig)}")
+        else:
+            _run(arguments, end)
+    return end.status
+
+
+def _run(arguments: Sequence[str], end: Program) -> None:
     started = time.monotonic()
-    try:
-        check_request(arguments)
-    except (ValueError, OSError) as error:
-        return _fail(str(error))
+    check_request(arguments)
     import torch  # seconds, which mistakes in settings and paths do not have to wait for
 
-    from muti_control.case.runs import begin, end
+    from muti_control.case import runs
     from muti_control.distributed import ProcessError
     from muti_control.sampling.draw import reconstruct_cases
     from muti_control.sampling.prepare import prepare
@@ -46,37 +50,37 @@ def main(arguments: Sequence[str]) -> int:
     try:
         job = prepare(arguments)
     except torch.OutOfMemoryError:
-        return _fail("out of GPU memory while loading the weights; try precision=bf16 or device=cpu")
-    except (ValueError, OSError) as error:
-        return _fail(str(error))
-    except KeyboardInterrupt:
-        return _fail("interrupted; nothing was written", 130)
-    first, name = job.team.is_first, "" if job.team.is_first else f"{job.team.name}: "
+        end.fail("out of GPU memory while loading the weights; try precision=bf16 or device=cpu")
+        return
+    first, end.place = job.team.is_first, job.folder.path
     if first:
         print("\n".join(job.introduction()), flush=True)
+    else:
+        end.name += f": {job.team.name}"
     try:
         with job.team:
             if first:
-                begin(job)
+                runs.begin(job)
             reconstruct_cases(job)
-        report = end(job) if first else []
+        report = runs.end(job) if first else []
     except torch.OutOfMemoryError:
         smaller = f"batch_size={max(1, job.batch_size // 2)}"
         if job.spgd is not None:  # its memory does not depend on the batch
             smaller = f"spgd.at_once=1 spgd.recompute=true, or {smaller}"
-        return _fail(f"{name}out of GPU memory; try {smaller}")
+        end.fail(f"out of GPU memory; try {smaller}")
+        return
     except ProcessError as error:
-        return _fail(f"{error}; {_progress(job)}") if first else 2
-    except (ValueError, OSError) as error:
-        return _fail(f"{name}{error}")
+        end.quiet = not first
+        end.fail(f"{error}; {_progress(job)}")
+        return
     except KeyboardInterrupt:
-        return _fail(f"interrupted; {_progress(job)}", 130) if first else 130
+        end.quiet, end.stopped = not first, f"interrupted; {_progress(job)}"
+        raise
     if first:
         faces = f"{len(job.draws)} face{'s' * (len(job.draws) != 1)}"
         print(f"{faces} in {time.monotonic() - started:.1f} s: {job.folder.path}")
         print(f"Contact sheet: {job.folder.path / 'contact_sheet.png'}")
         print("\n".join([*(f"Report: {path}" for path in report), NOTICE]))
-    return 0
 
 
 def _progress(job: Job) -> str:
@@ -86,13 +90,7 @@ def _progress(job: Job) -> str:
     return "nothing was written"
 
 
-def _fail(message: str, code: int = 2) -> int:
-    print(f"sample.py: {message}", file=sys.stderr)
-    return code
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop acts like Ctrl-C
     code = main(sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the rest is tidying up
     sys.exit(code)

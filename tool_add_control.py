@@ -26,14 +26,12 @@ control=FILE takes a ready-made control network instead of a copy: a public Cont
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import yaml
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -53,6 +51,7 @@ from ldm.config import LandmarkConfig, ModelConfig, TextureConfig
 from ldm.foreign import CONTROL, MODEL_PARTS
 from settings.base import Settings, expect
 from settings.messages import RENAMED, known_keys
+from settings.program import Program
 from settings.reading import parse_command_line
 
 USAGE = (__doc__ or "").strip()
@@ -79,10 +78,8 @@ def parse(argv: Sequence[str]) -> tuple[Path, Path, AddControlConfig]:
     """Return IN, OUT and the settings. The paths may contain `=`, as Lightning's file names do.
 
     Raises:
-        ValueError: too few paths, an unknown key, or a value that is not allowed.
+        ValueError: an unknown key, or a value that is not allowed.
     """
-    if len(argv) < 2:
-        raise ValueError(f"expected IN and OUT, got {len(argv)} argument(s)\n\n{USAGE}")
     for path in argv[:2]:
         key, equals, _ = path.partition("=")
         if not path or (equals and key in {*known_keys(AddControlConfig), *RENAMED}):
@@ -186,22 +183,16 @@ def named(path: Path) -> Iterator[None]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Return the exit status: 0; 2 after one line on stderr; 130 when interrupted."""
-    if any(argument in ("-h", "--help") for argument in argv):
-        print(USAGE)
-        return 0
-    try:
-        run(*parse(argv))
-    except (ValueError, OSError, yaml.YAMLError) as error:
-        message = str(error) if USAGE in str(error) else " ".join(str(error).split())
-        print(f"tool_add_control.py: {message}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("tool_add_control.py: interrupted, nothing written", file=sys.stderr)
-        return 130
-    return 0
+    """Return the exit status (see :class:`settings.program.Program`)."""
+    with Program("tool_add_control.py", "interrupted, nothing written") as end:
+        if any(argument in ("-h", "--help") for argument in argv):
+            print(USAGE)
+        elif len(argv) < 2:
+            end.fail(f"expected IN and OUT, got {len(argv)} argument(s)\n\n{USAGE}")
+        else:
+            run(*parse(argv))
+    return end.status
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is stopped leaves nothing behind
     sys.exit(main(sys.argv[1:]))

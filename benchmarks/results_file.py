@@ -15,6 +15,7 @@ import torch
 from ldm.checkpoint import git_revision
 from muti_control.record import write_json
 from settings.base import Settings
+from settings.program import Program
 from settings.reading import parse_command_line
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -31,20 +32,14 @@ def run(
     """Read the settings and do the work of the benchmark ``benchmarks.MODULE``.
 
     Returns:
-        The exit code: what ``work`` returns, 0 for None; 2 with one message for what the user can mend (ValueError,
-        OSError); 130 after Ctrl-C.
+        The exit code: what ``work`` returns, 0 for None, or one of :class:`settings.program.Program`.
     """
-    if any(argument in ("-h", "--help") for argument in arguments):
-        print(f"{sys.modules[schema.__module__].__doc__}\n{schema.__doc__}")
-        return 0
-    try:
-        return work(parse_command_line(schema, arguments, file_key=file_key)) or 0
-    except (ValueError, OSError) as error:
-        print(f"benchmarks.{module}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\nbenchmarks.{module}: interrupted; no figures were written", file=sys.stderr)
-        return 130
+    with Program(f"benchmarks.{module}", "interrupted; no figures were written") as end:
+        if any(argument in ("-h", "--help") for argument in arguments):
+            print(f"{sys.modules[schema.__module__].__doc__}\n{schema.__doc__}")
+        else:
+            end.status = work(parse_command_line(schema, arguments, file_key=file_key)) or 0
+    return end.status
 
 
 def machine(device: torch.device) -> str:

@@ -13,7 +13,7 @@ from cldm.branches import fresh_branches
 from cldm.controlled import ControlledLatentDiffusion
 from cldm.controlnet import ControlNet
 from ldm.autoencoder import fresh_grain
-from ldm.checkpoint import SD_OPTIONAL, CheckpointError
+from ldm.checkpoint import DAMAGED, SD_OPTIONAL, CheckpointError, check_size, is_finite
 from ldm.config import ModelConfig
 from ldm.foreign import CONTROL, MODEL_PARTS, UNET, recognise
 from ldm.schedule import schedule_buffers
@@ -65,6 +65,9 @@ def add_control(
     }
     _check(base, needed, foreign, "name the right model with config=YAML")
 
+    check_size(
+        "control", [target[key] for key in target if key.startswith(CONTROL) and _source(key) not in base]
+    )
     fresh = _fresh_control(base, cfg, seed) if control is None else fresh_branches(control, cfg, seed)
     fresh |= grain | schedule_buffers(cfg.schedule) | {"logvar": torch.zeros(cfg.schedule.num_timesteps)}
     passed = [key for key in extra if optional.search(key) and key.startswith(MODEL_PARTS)]
@@ -165,11 +168,13 @@ def _check(
         if state[key].shape != target[key]
     ]
     integers = [f"{key} is {state[key].dtype}" for key in present if not state[key].is_floating_point()]
+    damaged = [key for key in present if not is_finite(state[key])]
     kinds = {
         "of another shape": other,
         "missing": missing,
         "unknown": unknown,
         "not floating-point": integers,
+        "not finite": damaged,
     }
     problems = [
         f"{len(keys)} {kind} ({keys[0]}{', ...' if len(keys) > 1 else ''})"
@@ -180,4 +185,6 @@ def _check(
         what = "its weights do not have the expected architecture"
         if name := recognise(state):
             what = f"it is {name}; expected Stable Diffusion 1.5"
+        if damaged:
+            remedy = DAMAGED.rstrip(".")
         raise CheckpointError(f"{what}: {'; '.join(problems)}; {remedy}")

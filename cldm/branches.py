@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cldm.convolutions import variance_preserving
 from cldm.texture import TextureBranch
 from ldm.attention import zero_module
+from ldm.checkpoint import check_size
 from ldm.config import ControlConfig, LandmarkConfig, ModelConfig
 from settings.parsing import parse_json
 
@@ -107,7 +108,12 @@ def fresh_branches(state: Mapping[str, Tensor], cfg: ModelConfig, seed: int = 0)
     """Return the weights, by checkpoint key, of the branches in ``cfg`` that ``state`` lacks: they add zero yet.
 
     A checkpoint from before a branch existed loads with these.
+
+    Raises:
+        CheckpointError: the architecture asks for branches of a gigabyte or more.
     """
+    with torch.device("meta"):
+        check_size("control", make_branches(cfg.control, cfg.unet.model_channels).state_dict().values())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         branches = make_branches(cfg.control, cfg.unet.model_channels)

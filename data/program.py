@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from data.manifest import ManifestError
 from settings.base import Settings
+from settings.program import Program
 from settings.reading import defaults_line, parse_command_line
 
 S = TypeVar("S", bound=Settings)
@@ -34,31 +34,26 @@ def run_program(
             that name; all else is a path.
         paths: the paths that are expected, such as ``"FOLDER OUT"``. One in brackets may be missing; dots after the
             last one stand for any number of them.
-        stopped: the message after Ctrl-C.
+        stopped: the message after Ctrl-C or SIGTERM.
 
     Returns:
-        The exit status: that of ``work``, 2 after one message on stderr, 130 after Ctrl-C.
+        The exit status: that of ``work``, or one of :class:`settings.program.Program`.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    if "-h" in arguments or "--help" in arguments:
-        print(f"{description}\n\nKeys: {defaults_line(schema)}")
-        return 0
     overrides = [one for one in arguments if _is_setting(one)]
     places = [Path(one) for one in arguments if not _is_setting(one)]
     names = paths.split()
     fewest, most = sum(not name.startswith("[") for name in names), len(names)
-    try:
-        if len(places) < fewest or (len(places) > most and not paths.endswith("...")):
+    with Program(program, stopped) as end:
+        if "-h" in arguments or "--help" in arguments:
+            print(f"{description}\n\nKeys: {defaults_line(schema)}")
+        elif len(places) < fewest or (len(places) > most and not paths.endswith("...")):
             got = " ".join(map(str, places)) or "no path"
             raise ValueError(f"got {got}, expected {paths} [key=value ...] (a path with '=' as ./PATH)")
-        return work(parse_command_line(schema, overrides), *places) or 0
-    except (ValueError, OSError) as error:
-        message = str(error) if isinstance(error, ManifestError) else " ".join(str(error).split())
-        print(f"{program}: {message}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{program}: {stopped}", file=sys.stderr)
-        return 130
+        else:
+            end.place = places[-1] if places else None
+            end.status = work(parse_command_line(schema, overrides), *places) or 0
+    return end.status
 
 
 def _is_setting(argument: str) -> bool:

@@ -77,8 +77,9 @@ def work_off(
 
 
 def begin() -> None:
-    """To be called by ``start``: the process leaves Ctrl-C to its parent, and ends with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """To be called by ``start``: the process leaves Ctrl-C and SIGTERM to its parent, and ends with it."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -129,10 +130,12 @@ def is_left_over(path: Path) -> bool:
 def alone(record: Path) -> Iterator[None]:
     """Nobody else writes beside ``record`` meanwhile, so that what a killed run left half-written may be cleared away.
 
+    The lock is on the file, and it goes when the process ends, however it ends.
+
     Raises:
-        ValueError: another run is at work there.
+        ValueError: another run is at work there; the message says which process, if this machine runs it.
     """
-    with record.open("rb") as file:
+    with record.open("r+b") as file:  # NFS locks only what may be written
         if sys.platform != "win32":  # which has no such locks
             import fcntl
 
@@ -140,9 +143,42 @@ def alone(record: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise ValueError(
-                    f"{record.parent}: another run is at work there; wait for it, or stop it"
+                    f"{record.parent}: another run{_holder(file.fileno())} is at work there; wait for it, or stop it"
                 ) from error
-        yield
+            except OSError as error:
+                print(
+                    f"note: {record.parent} has no locks ({error.strerror}): start no second run there",
+                    file=sys.stderr,
+                )
+        _locks.add(file.fileno())
+        try:
+            yield
+        finally:
+            _locks.discard(file.fileno())
+
+
+_locks: set[int] = set()
+
+
+def _drop_locks() -> None:
+    """Close the locks in a forked process, which would hold them after the end of its parent."""
+    while _locks:
+        os.close(_locks.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_drop_locks)
+
+
+def _holder(file: int) -> str:
+    """Return `` (process 123)``, of the one that has the lock on an open file; "" where that is not to be learnt."""
+    try:
+        inode = os.fstat(file).st_ino
+        locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+        number = next(words[4] for words in locks if words[1] == "FLOCK" and words[5].endswith(f":{inode}"))
+    except (OSError, StopIteration, IndexError):
+        return ""
+    return f" (process {number})"
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ldm.checkpoint import check_size
 from ldm.config import AutoencoderConfig
 from ldm.grain import Grain, summary
 from ldm.unet import Upsample
@@ -260,9 +261,14 @@ def fresh_grain(state: Mapping[str, Tensor], cfg: AutoencoderConfig, seed: int =
     """Return the weights, by checkpoint key, of a grain head that ``cfg`` has and ``state`` lacks: it adds nothing yet.
 
     A checkpoint from before the head existed loads with these. If its head follows no exemplar, only that part is new.
+
+    Raises:
+        CheckpointError: the architecture asks for a head of a gigabyte or more.
     """
     if not cfg.grain:
         return {}
+    with torch.device("meta"):
+        check_size("first_stage.grain", _grain_head(cfg).state_dict().values())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         grain = _grain_head(cfg)

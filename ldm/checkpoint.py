@@ -47,6 +47,24 @@ SD_OPTIONAL = (
     r"^(" + "|".join(SCHEDULE_BUFFERS) + r")$",
 )
 
+_WRAPPERS = ("module.", "_orig_mod.", "state_dict.", "model.")
+_OTHER_NAMES = [
+    (re.compile(pattern), name)
+    for pattern, name in (
+        (r"^diffusion_model\.", "model.diffusion_model."),
+        (r"^(cond_stage_model\.transformer\.)(?=embeddings\.|encoder\.|final_layer_norm\.|text_projection\.)",
+         r"\1text_model."),
+        (r"^(first_stage_model\..*attn_1\.)(?:to_([qkv])|to_out\.0)\.", lambda m: f"{m[1]}{m[2] or 'proj_out'}."),
+        (r"^(first_stage_model\..*attn_1\.)group_norm\.", r"\1norm."),
+    )
+]  # fmt: skip
+_CONVOLUTION = re.compile(
+    r"^first_stage_model\..*attn_1\.(q|k|v|proj_out)\.weight$"
+    r"|^(model\.diffusion_model|control_model)\..*\.\d+\.proj_(in|out)\.weight$"
+)
+
+DAMAGED = "The file is damaged (NaN or infinite weights): use the checkpoint before it, or download it again."
+_FITTING = "Use the config this checkpoint was made with, or the checkpoint this config was made for."
 _DISK_MARGIN = 16 << 20  # bytes kept free beyond the file itself
 
 
@@ -79,17 +97,22 @@ def read_state_dict(path: str | Path, mmap: bool = True) -> tuple[dict[str, Tens
 
 
 def _canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under the names of the files of 2023.
+    """The same tensors under the names, and in the shapes, of the files of 2023.
 
-    Recent transformers versions drop the text encoder's `text_model.` level, and some public ControlNet files
-    have no `control_model.` in front.
+    Trainers put a name in front of all keys. Recent transformers versions drop the text encoder's `text_model.` level,
+    some public ControlNet files have no `control_model.` in front, and some UNets no `model.`. Files that came back
+    from diffusers hold 1x1 convolutions of attention as matrices, and those of the autoencoder under its names.
     """
+    while front := next((one for one in _WRAPPERS if all(key.startswith(one) for key in state)), ""):
+        state = {key.removeprefix(front): value for key, value in state.items()}
     bare = "zero_convs.0.0.weight" in state and "input_hint_block.0.weight" in state
-    front = "control_model." if bare else ""
-    level = re.compile(
-        r"^(cond_stage_model\.transformer\.)(?=embeddings\.|encoder\.|final_layer_norm\.|text_projection\.)"
-    )
-    return {front + level.sub(r"\1text_model.", key): value for key, value in state.items()}
+    canonical = {}
+    for key, value in state.items():
+        for pattern, name in _OTHER_NAMES:
+            key = pattern.sub(name, key)
+        is_matrix = value.ndim == 2 and _CONVOLUTION.search(key) is not None
+        canonical["control_model." * bare + key] = value[:, :, None, None] if is_matrix else value
+    return canonical
 
 
 # --- writing ---------------------------------------------------------------------------------------------
@@ -218,7 +241,7 @@ def match_keys(
     may_lack = [re.compile(pattern) for pattern in allow_missing]
     may_add = [re.compile(pattern) for pattern in allow_unexpected]
 
-    kinds = ("missing", "unexpected", "another shape", "another type")
+    kinds = ("missing", "unexpected", "another shape", "another type", "not finite")
     problems: dict[str, list[str]] = {kind: [] for kind in kinds}
     for key, value in own.items():
         if key not in weights:
@@ -229,6 +252,8 @@ def match_keys(
             problems["another shape"].append(f"{prefix + key} ({shapes})")
         elif weights[key].is_floating_point() != value.is_floating_point():  # quantised weights, say
             problems["another type"].append(f"{prefix + key} ({weights[key].dtype} in the file)")
+        elif not is_finite(weights[key]):
+            problems["not finite"].append(prefix + key)
     for key in sorted(weights.keys() - own.keys()):
         if not any(pattern.search(prefix + key) for pattern in may_add):
             problems["unexpected"].append(prefix + key)
@@ -236,8 +261,18 @@ def match_keys(
     if differences:
         raise CheckpointError(
             f"the weights do not fit {type(module).__name__}: {'; '.join(differences)}. "
-            "Use the config this checkpoint was made with, or the checkpoint this config was made for."
+            + (DAMAGED if problems["not finite"] else _FITTING)
         )
+
+
+def is_finite(value: Tensor) -> bool:
+    """Return whether all numbers are finite; a tensor without numbers (on the meta device) counts as such."""
+    if not value.is_floating_point() or value.is_meta or not value.numel():
+        return True
+    least, most = (
+        value.float() if value.element_size() < 2 else value
+    ).aminmax()  # NaN is both; takes no memory
+    return bool(least.isfinite() & most.isfinite())
 
 
 def _without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -246,6 +281,15 @@ def _without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tenso
 
 def _first(keys: list[str], num: int) -> str:
     return ", ".join(keys[:num]) + (", ..." if len(keys) > num else "")
+
+
+def check_size(key: str, values: Iterable[Tensor | torch.Size]) -> None:
+    """Raise CheckpointError if new weights, of a part called ``key`` in the architecture, would take 1 GiB or more."""
+    size = sum(4 * value.numel() for value in values)
+    if size >= 1 << 30:
+        raise CheckpointError(
+            f"config {key}: asks for new weights of {size / 2**30:.3g} GiB, expected less than 1"
+        )
 
 
 def load_strict(
@@ -268,8 +312,8 @@ def load_strict(
         assign: let the module's parameters become the given tensors (for one built on the meta device).
 
     Raises:
-        CheckpointError: keys missing, unexpected, of another shape, or integers where fractions belong (or the
-            other way round); the first of each are listed.
+        CheckpointError: keys missing, unexpected, of another shape, integers where fractions belong (or the other way
+            round), or numbers that are not finite; the first of each are listed.
     """
     match_keys(module, state, prefix=prefix, allow_missing=allow_missing, allow_unexpected=allow_unexpected)
     weights = _without_prefix(state, prefix)

@@ -14,6 +14,7 @@ from settings.base import Settings, expect
 
 Size = Annotated[int, Field(ge=1, le=2**20)]  # a width or count; SD1.5's largest is its 49,408 words
 SizeOrNone = Annotated[int, Field(ge=0, le=2**20)]  # 0: the part is left out
+Side = Annotated[int, Field(ge=1, le=4096)]  # of pictures, px
 Depth = Annotated[int, Field(ge=1, le=128)]  # blocks or levels
 Sizes = Annotated[list[Size], Field(min_length=1, max_length=128)]  # one for each level
 
@@ -145,7 +146,7 @@ class LandmarkConfig(Settings):
     widths: of the branch's convolutions before the last.
     """
 
-    num_points: Size = 106
+    num_points: Annotated[int, Field(ge=1, le=1000)] = 106
     sigma: PositiveFloat = 1.0
     widths: Sizes = [64, 96]
 
@@ -183,7 +184,7 @@ class ModelConfig(Settings):
     diffusion, so that their standard deviation is about 1.
     """
 
-    image_size: Size = 256
+    image_size: Side = 256
     scale_factor: PositiveFloat = 0.18215
     unet: UNetConfig = UNetConfig()
     first_stage: AutoencoderConfig = AutoencoderConfig()

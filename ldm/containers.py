@@ -6,14 +6,15 @@ The first bytes of a file say which one it is. Reading never executes anything i
 from __future__ import annotations
 
 import pickle
+import pickletools
 import re
 import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +23,12 @@ from torch import Tensor
 SAFETENSORS_SUFFIXES = (".safetensors",)
 PICKLE_SUFFIXES = (".ckpt", ".pth", ".pt")
 SUFFIXES = SAFETENSORS_SUFFIXES + PICKLE_SUFFIXES
+
+
+_NESTED = ("state_dict", "model_state_dict", "model", "module", "weights", "params_ema", "params", "ema")
+"""Where the weights lie in the dictionaries of the usual trainers, the most likely first."""
+_SIZED = re.compile(r"(builtins|__builtin__)\.bytearray|torch(\.\w+)*\.\w+Tensor")
+_LEGACY_PICKLES = 4  # before the numbers: a mark, the version, the system, and the content
 
 
 class CheckpointError(ValueError):
@@ -141,47 +148,81 @@ def load_pickle(path: str | Path, mmap: bool = True) -> Any:
 def _load_pickle(path: Path, kind: str, mmap: bool) -> Any:
     if kind == "zip":
         _check_archive(path)
+    _check_calls(path, kind)
     try:
         with torch.serialization.safe_globals(list(_INERT_GLOBALS)), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about pickle protocols
+            if path.suffix == ".safetensors":  # by such a name torch takes it for the other container
+                with path.open("rb") as file:
+                    return torch.load(file, map_location="cpu", weights_only=True)
             return torch.load(
                 path, map_location="cpu", weights_only=True, mmap=mmap and kind == "zip" and is_utf8(path)
             )
-    except MemoryError:
-        raise
     except Exception as error:  # a damaged or hostile pickle can fail in any way
         raise CheckpointError(_refusal(path, error, isinstance(error, pickle.UnpicklingError))) from error
 
 
 def read_pickle(path: Path, kind: str, mmap: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
-    content = _load_pickle(path, kind, mmap)
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a dictionary of tensors.")
-    weights = content.get("state_dict", content)
-    if not isinstance(weights, Mapping):
-        raise CheckpointError(
-            f"{path}: its state_dict is a {type(weights).__name__}; expected a dictionary of tensors."
-        )
-    state = {
-        key: value.detach()
-        for key, value in weights.items()
-        if isinstance(key, str) and torch.is_tensor(value)
-    }
-    if not state:
-        keys = ", ".join(str(key) for key in list(weights)[:8]) or "none"
-        raise CheckpointError(
-            f"{path} holds no tensors at its top level or under state_dict; its keys are: {keys}."
-        )
+    content = weights = _load_pickle(path, kind, mmap)
+    where, state = "", {}
+    while not state:
+        if not isinstance(weights, Mapping):
+            what = f"{path}: its {where} is" if where else f"{path} holds"
+            raise CheckpointError(f"{what} a {type(weights).__name__}; expected a dictionary of tensors.")
+        where = next((name for name in _NESTED if name in weights), "")
+        if where and not torch.is_tensor(weights[where]):
+            weights = weights[where]
+            continue
+        state = {
+            key: value.detach()
+            for key, value in weights.items()
+            if isinstance(key, str) and torch.is_tensor(value)
+        }
+        if not state:
+            keys = ", ".join(str(key) for key in list(weights)[:8]) or "none"
+            raise CheckpointError(
+                f"{path} holds no tensors at its top level or under {', '.join(_NESTED)}; its keys are: {keys}."
+            )
     odd = [key for key, value in state.items() if value.layout != torch.strided or value.is_quantized]
     if odd:
         raise CheckpointError(
             f"{path}: {odd[0]} is sparse or quantised; save the weights as plain tensors (to_dense, dequantize)."
+        )
+    size, held = sum(value.numel() * value.element_size() for value in state.values()), path.stat().st_size
+    if size > 2 * held + (1 << 30):
+        raise CheckpointError(
+            f"{path} has {held / 2**30:.3g} GiB, but its tensors claim {size / 2**30:.3g} GiB; save them as plain, "
+            "contiguous tensors."
         )
     entry = content.get("metadata")
     metadata = {str(k): str(v) for k, v in entry.items()} if isinstance(entry, Mapping) else {}
     if isinstance(content.get("global_step"), int):
         metadata.setdefault("step", str(content["global_step"]))
     return state, metadata
+
+
+def _check_calls(path: Path, kind: str) -> None:
+    """Raise CheckpointError for a pickle that makes objects of a size it names: a few bytes would fill the memory.
+
+    torch's restricted unpickler lets them pass.
+    """
+    try:
+        with ExitStack() as stack:
+            if kind == "zip":
+                archive = stack.enter_context(zipfile.ZipFile(path))
+                name = next(one for one in archive.namelist() if one.split("/")[1:] == ["data.pkl"])
+                file: IO[bytes] = stack.enter_context(archive.open(name))
+            else:
+                file = stack.enter_context(path.open("rb"))
+            for _ in range(1 if kind == "zip" else _LEGACY_PICKLES):
+                for operation, argument, _place in pickletools.genops(file):
+                    name = str(argument).replace(" ", ".") if operation.name == "GLOBAL" else ""
+                    if _SIZED.fullmatch(name):
+                        raise pickle.UnpicklingError(f"GLOBAL {name}")
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(_refusal(path, error, True)) from error
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise CheckpointError(_refusal(path, error, False)) from error
 
 
 def _check_archive(path: Path) -> None:

@@ -40,6 +40,11 @@ def _by_names(state: Mapping[str, Tensor]) -> str | None:
             "a training checkpoint of this program, which holds the trained part only (net.* keys): use the "
             "model.safetensors that the finished run exports"
         )
+    if has("model_ema.diffusion_model") and not has(UNET):
+        return (
+            "a file with the running averages of a training alone (model_ema.* keys): use the one of the same model that has "
+            "model.diffusion_model.* keys"
+        )
     for start, ours in _OURS.items():
         if has(start):
             return ours

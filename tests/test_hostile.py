@@ -202,7 +202,7 @@ def test_a_job_that_is_stopped_while_writing_leaves_nothing(workshop: Path) -> N
     stopped += "checkpoint._flush = lambda path: os.kill(os.getpid(), signal.SIGTERM); "
     stopped += "runpy.run_path(script, run_name='__main__')"
     done = program(workshop, "-c", stopped, str(ROOT / "tool_add_control.py"), "base.ckpt", "out.ckpt")
-    assert (done.returncode, done.stderr) == (130, b"tool_add_control.py: interrupted, nothing written\n")
+    assert (done.returncode, done.stderr) == (143, b"tool_add_control.py: interrupted, nothing written\n")
     assert listing(workshop) == before
 
 

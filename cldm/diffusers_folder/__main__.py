@@ -25,6 +25,7 @@ from cldm.controlled import architecture_of
 from ldm.checkpoint import check_writable, key_table, read_state_dict, sha256, write_state_dict
 from settings.base import Settings
 from settings.messages import ConfigError
+from settings.program import Program
 from settings.reading import parse_command_line
 
 PROGRAM = "python -m cldm.diffusers_folder"
@@ -142,24 +143,18 @@ def quieten() -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Return the exit status: 0; 2 after one line on stderr; 130 when interrupted."""
-    if any(argument in ("-h", "--help") for argument in argv):
-        print(USAGE)
-        return 0
-    try:
-        quieten()
-        run(argv)
-    except ImportError as error:
-        hint = "python -m pip install diffusers  (the `diffusers` extra) reads and writes such folders"
-        print(f"{PROGRAM}: {error}; {hint}", file=sys.stderr)
-        return 2
-    except (ValueError, OSError) as error:
-        print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted, nothing written", file=sys.stderr)
-        return 130
-    return 0
+    """Return the exit status (see :class:`settings.program.Program`)."""
+    with Program(PROGRAM, "interrupted, nothing written") as end:
+        if any(argument in ("-h", "--help") for argument in argv):
+            print(USAGE)
+            return end.status
+        try:
+            quieten()
+            run(argv)
+        except ImportError as error:
+            hint = "python -m pip install diffusers  (the `diffusers` extra) reads and writes such folders"
+            end.fail(f"{error}; {hint}")
+    return end.status
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ The table is printed, and ``compare.html`` is written into the second folder (or
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from muti_control.evaluation.report.page import comparison_page
 from muti_control.evaluation.report.tables import as_text
 from muti_control.evaluation.results.comparison import Comparison, cells, compare, summary
 from muti_control.evaluation.results.results_file import ResultsError, read_results
+from settings.program import Program
 
 PAGE = "compare.html"
 USAGE = (
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command and return the exit code: 0, or 2 with one message on stderr."""
     paths = [argument for argument in arguments if "=" not in argument]
     options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    try:
+    with Program("evaluate.py compare") as end:
         if len(paths) != 2 or set(options) - {"out"}:
             raise ResultsError(f"got {' '.join(arguments) or 'nothing'}; expected {USAGE}")
         runs = [read_results(path) for path in paths]
@@ -50,10 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         second = Path(paths[1])
         out = Path(options.get("out") or (second if second.is_dir() else second.parent) / PAGE)
         write_text(out, comparison_page(comparison))
-    except (ValueError, OSError) as error:
-        print(f"evaluate.py compare: {error}", file=sys.stderr)
-        return 2
-    print(f"first: {paths[0]}\nsecond: {paths[1]}\n\n{terminal(comparison)}\n")
-    print(_plain("\n".join(summary(comparison))))
-    print(f"\n{out}")
-    return 0
+        print(f"first: {paths[0]}\nsecond: {paths[1]}\n\n{terminal(comparison)}\n")
+        print(_plain("\n".join(summary(comparison))))
+        print(f"\n{out}")
+    return end.status

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
+from ldm.config import Side
 from muti_control.optim import OptimConfig
 from settings.base import Settings, Share, expect
 
@@ -39,7 +40,7 @@ class GeneratorConfig(Settings):
     ethnicities: words it knows; null takes those of the training data.
     """
 
-    image_size: PositiveInt = 256
+    image_size: Side = 256
     width: PositiveInt = 64
     levels: Annotated[int, Field(ge=2, le=12)] = 8
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
@@ -72,9 +73,9 @@ class PipNetConfig(Settings):
     ethnicities: words the modulation by biometrics knows; null: the network takes no biometrics.
     """
 
-    num_landmarks: Annotated[int, Field(ge=2)] = 106
+    num_landmarks: Annotated[int, Field(ge=2, le=1000)] = 106
     num_neighbours: PositiveInt = 10
-    image_size: Annotated[int, Field(ge=2 * STRIDE, multiple_of=STRIDE)] = 256
+    image_size: Annotated[int, Field(ge=2 * STRIDE, le=4096, multiple_of=STRIDE)] = 256
     width: Annotated[float, Field(ge=1 / 16, le=4)] = 1.0
     ethnicities: list[str] | None = None
     attribute_width: PositiveInt = 64

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint import CheckpointError, load_strict, write_state_dict
+from ldm.checkpoint import CheckpointError, load_strict, match_keys, write_state_dict
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -23,8 +23,16 @@ def save_network(
     write_state_dict(path, state, dict(metadata))
 
 
-def load_frozen(net: Net, state: Mapping[str, Tensor], allow_unexpected: tuple[str, ...] = ()) -> Net:
-    """Load the weights strictly; return the network frozen, in evaluation mode, fp32. Raises: CheckpointError."""
+def load_frozen(
+    make: Callable[[], Net], state: Mapping[str, Tensor], allow_unexpected: tuple[str, ...] = ()
+) -> Net:
+    """Load the weights strictly; return the network frozen, in evaluation mode, fp32.
+
+    ``make`` builds it, at first without memory: a file may claim any architecture. Raises: CheckpointError.
+    """
+    with torch.device("meta"):
+        match_keys(make(), state, allow_unexpected=allow_unexpected)
+    net = make()
     load_strict(net, as_fp32(state), allow_unexpected=allow_unexpected)
     return net.eval().requires_grad_(False)
 

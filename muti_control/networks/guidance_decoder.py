@@ -92,7 +92,8 @@ def load_guidance_decoder(path: str | Path, model: LatentDiffusion | None = None
             f"{path} is no guidance decoder; give what `python train.py configs/demo/guidance_decoder.yaml` writes"
         )
     with usable_as("guidance decoder", path):
-        net = load_frozen(GuidanceDecoder(from_json(GuidanceDecoderConfig, metadata[METADATA])), state)
+        cfg = from_json(GuidanceDecoderConfig, metadata[METADATA])
+        net = load_frozen(lambda: GuidanceDecoder(cfg), state)
         own = parse_json(metadata[FIRST_STAGE], FIRST_STAGE, list[float])
     net = net.to(memory_format=torch.channels_last)
     if model is None:

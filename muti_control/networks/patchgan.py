@@ -85,7 +85,7 @@ class PatchGan(nn.Module):
         with usable_as("discriminator", path):
             text = metadata.get(METADATA)
             cfg = infer_config(state) if text is None else from_json(PatchGanConfig, text)
-            return load_frozen(cls(cfg), state).to(device)
+            return load_frozen(lambda: cls(cfg), state).to(device)
 
 
 def _layers(cfg: PatchGanConfig) -> list[nn.Sequential]:

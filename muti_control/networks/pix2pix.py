@@ -143,7 +143,8 @@ class Generator(nn.Module):
                 f"{path} is no Pix2Pix; give what `python train.py configs/demo/pix2pix.yaml` writes"
             )
         with usable_as("Pix2Pix", path):
-            net = load_frozen(cls(from_json(GeneratorConfig, metadata[METADATA])), state)
+            cfg = from_json(GeneratorConfig, metadata[METADATA])
+            net = load_frozen(lambda: cls(cfg), state)
         return net.to(device).to(memory_format=torch.channels_last), metadata
 
 

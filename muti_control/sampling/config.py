@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -135,7 +135,7 @@ class SampleConfig(Settings):
     ethnicity: Any = None
     body_mass: Any = None
     mm_per_px: PositiveFloat | None = None
-    num_samples: PositiveInt | None = None
+    num_samples: Annotated[int, Field(ge=1, le=10_000)] | None = None
     seed: NonNegativeInt = 0
     landmarks: PathText = "auto"
     landmark_weights: PathText = SKULL_LANDMARKS

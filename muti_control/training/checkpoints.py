@@ -21,6 +21,7 @@ from settings.parsing import ContentError, read_json
 
 FORMAT = 2  # of last.ckpt; up to commit 62346ae it had no number
 LAST, PREVIOUS, BEST_INDEX = "last.ckpt", "previous.ckpt", "best.json"
+LOCK = ".lock"  # in the run's folder; a process that trains there has it locked
 
 
 def write_checkpoint(content: Mapping[str, Any], target: Path) -> None:
@@ -65,9 +66,12 @@ class WholeFiles(TorchCheckpointIO):
             second.unlink(missing_ok=True)
             with suppress(OSError):
                 os.link(target, second)
-        write_checkpoint(checkpoint, target)
-        if second.is_file():
-            os.replace(second, target.with_name(PREVIOUS))
+        try:
+            write_checkpoint(checkpoint, target)
+            if second.is_file():
+                os.replace(second, target.with_name(PREVIOUS))
+        finally:
+            second.unlink(missing_ok=True)
         self._step = checkpoint["updates"]
 
 

@@ -44,7 +44,7 @@ class DataConfig(Settings):
     valid: str = "valid.json"
     skull_folder: str | None = None
     face_folder: str | None = None
-    num_workers: NonNegativeInt = 0
+    num_workers: Annotated[int, Field(ge=0, le=256)] = 0
     how_to_get: str = "python -m data.cohort OUT makes a synthetic cohort; then pass data.root=OUT"
 
 
@@ -64,7 +64,7 @@ class TrainConfig(Settings):
     """
 
     max_steps: PositiveInt = 1000
-    batch_size: PositiveInt = 8
+    batch_size: Annotated[int, Field(ge=1, le=2**16)] = 8
     accumulate: PositiveInt = 1
     val_every: PositiveInt = 500
     save_every: PositiveInt = 250

@@ -25,6 +25,7 @@ from muti_control.training.config import ExperimentConfig
 from muti_control.training.landmark_pairs import LandmarkDataset, collate, fold_of
 from muti_control.training.model import read_list
 from settings.messages import ConfigError
+from settings.program import Program
 from settings.reading import parse_command_line
 
 
@@ -83,21 +84,16 @@ def crossfit(cfg: ExperimentConfig) -> Path | None:
 
 def main(arguments: Sequence[str]) -> int:
     """The command. Returns the exit code: 0, 2 with one message on stderr, or 130 where it was stopped."""
-    if not arguments or any(word in ("-h", "--help") for word in arguments):
-        print(__doc__)
-        return 0
-    try:
-        path = crossfit(parse_command_line(ExperimentConfig, arguments))
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"crossfit: {error}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, SystemExit):
-        print("crossfit: interrupted; the same command continues", file=sys.stderr)
-        return 130
-    if path is None:
-        return 130
-    print(f"landmarks of every training pair, each by a network that did not know its subject: {path}")
-    return 0
+    with Program("crossfit", "interrupted; the same command continues") as end:
+        if not arguments or any(word in ("-h", "--help") for word in arguments):
+            print(__doc__)
+        elif (path := crossfit(parse_command_line(ExperimentConfig, arguments))) is None:
+            end.status = 130
+        else:
+            print(
+                f"landmarks of every training pair, each by a network that did not know its subject: {path}"
+            )
+    return end.status
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from muti_control.training.config import DataConfig
 from muti_control.training.model import read_list
 from settings.base import Settings, expect
 from settings.messages import ConfigError
+from settings.program import Program
 from settings.reading import parse_command_line
 
 BY_HEART = 0.9  # of the error on the validation list: on the training list it may not be smaller
@@ -129,15 +130,16 @@ def predict(cfg: PredictConfig) -> list[float | None]:
 
 def main(arguments: Sequence[str]) -> int:
     """The command. Returns the exit code."""
-    if not arguments or any(word in ("-h", "--help") for word in arguments):
-        print(f"{__doc__}\n{PredictConfig.__doc__}")
-        return 0
-    try:
-        cfg = parse_command_line(PredictConfig, arguments)
-        errors = predict(cfg)
-    except (ValueError, OSError) as error:
-        print(f"predict: {error}", file=sys.stderr)
-        return 2
+    with Program("predict") as end:
+        if not arguments or any(word in ("-h", "--help") for word in arguments):
+            print(f"{__doc__}\n{PredictConfig.__doc__}")
+        else:
+            _predict(parse_command_line(PredictConfig, arguments))
+    return end.status
+
+
+def _predict(cfg: PredictConfig) -> None:
+    errors = predict(cfg)
     first, last = errors[0], errors[-1]
     if first is not None and last is not None and first < BY_HEART * last:
         print(
@@ -146,7 +148,6 @@ def main(arguments: Sequence[str]) -> int:
             file=sys.stderr,
         )
     print(f"written: {cfg.out}; for training: landmarks.predicted=[{cfg.out}]")
-    return 0
 
 
 if __name__ == "__main__":

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pytorch_lightning as pl
 import torch
@@ -19,13 +20,14 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from cldm.controlled import ControlledLatentDiffusion
 from data.files import write_text
+from data.workers import alone
 from ldm.checkpoint import sha256
 from ldm.compiled import check_compiler, compile_blocks
 from ldm.containers import is_utf8
 from ldm.device import compute_in_fp32, prefers_bf16
-from muti_control.distributed import end_with_parent
+from muti_control.distributed import end_with_parent, is_first
 from muti_control.record import check_creatable
-from muti_control.training.checkpoints import LAST, BestCheckpoints, WholeFiles, read_run
+from muti_control.training.checkpoints import LAST, LOCK, BestCheckpoints, WholeFiles, read_run
 from muti_control.training.config import ExperimentConfig
 from muti_control.training.loop import LogAndProgress, SaveLast, Validate
 from muti_control.training.model import check_files
@@ -52,6 +54,7 @@ class Training:
     steps_done: int = 0
 
     def __post_init__(self) -> None:
+        self._alone = ExitStack()
         self.exported = self.cfg.run_dir / "model.safetensors"  # written when the run is finished
         self.finished = self.steps_done >= self.cfg.train.max_steps and self.exported.is_file()
 
@@ -60,11 +63,29 @@ class Training:
 
         Raises:
             SystemExit: a second Ctrl-C (Lightning turns it into that); the last checkpoint written stays.
+            ValueError: another process trains in the same folder.
         """
-        self.start()
-        if not self.finished:
-            self.trainer.fit(self.stage, ckpt_path=self.resumed, weights_only=True)
-        return self.finish()
+        with self:
+            if not self.finished:
+                self.trainer.fit(self.stage, ckpt_path=self.resumed, weights_only=True)
+            return self.finish()
+
+    def __enter__(self) -> Self:
+        """Keep other trainings out of the folder, and start. Raises: ValueError: one is at work there."""
+        if self.trainer.is_global_zero and not self.finished:
+            lock = self.cfg.run_dir / LOCK
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            lock.touch()
+            self._alone.enter_context(alone(lock))
+        try:
+            self.start()
+        except BaseException:
+            self._alone.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._alone.close()
 
     def start(self) -> None:
         """Write the run's config, set a damaged checkpoint aside, and print what is trained, where."""
@@ -76,7 +97,6 @@ class Training:
             )
             return
         if trainer.is_global_zero:
-            cfg.run_dir.mkdir(parents=True, exist_ok=True)
             write_text(cfg.run_dir / "config.yaml", to_yaml(cfg))
             if self.resumed not in (None, last) and last.is_file():
                 os.replace(last, last.with_name("damaged.ckpt"))
@@ -129,6 +149,9 @@ def prepare(cfg: ExperimentConfig) -> Training:
             f"out: TensorBoard takes names in UTF-8 alone, got {cfg.run_dir}; rename it, or give train.logger=csv"
         )
     check_creatable(cfg.run_dir)
+    if is_first() and (cfg.run_dir / LOCK).is_file():
+        with alone(cfg.run_dir / LOCK):  # a second run is refused before the faces are encoded
+            pass
     folder = cfg.run_dir / "checkpoints"
     if (folder / LAST).is_file() and not cfg.resume:
         raise ConfigError(

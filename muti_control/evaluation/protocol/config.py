@@ -85,7 +85,7 @@ class EvaluateConfig(Settings):
     data: DataConfig = DataConfig()
     split: str = "test"
     num: NonNegativeInt = 64
-    samples: PositiveInt = 1
+    samples: Annotated[int, Field(ge=1, le=1000)] = 1
     covered: NonNegativeInt = 32
     edited: NonNegativeInt = 16
     told: NonNegativeInt = 16
@@ -100,7 +100,7 @@ class EvaluateConfig(Settings):
     picture_distance: Literal["rms", "face_rms", "mean_absolute", "deviation"] = "mean_absolute"
     rectangle: Annotated[list[Share], Field(max_length=4)] = [0.264, 0.365, 0.735, 0.835]
     train_limit: NonNegativeInt = 6000
-    bootstrap: PositiveInt = 4000
+    bootstrap: Annotated[int, Field(ge=1, le=100_000)] = 4000
     sampling: SamplingConfig = SamplingConfig()
     spgd: SpgdConfig = SpgdConfig()
     guided: dict[str, dict[str, Any]] = {}

@@ -124,7 +124,7 @@ class LandmarkReader(nn.Module):
                 mean = np.array(parse_json(metadata["meanface"], "meanface", list[float])).reshape(-1, 2)
             else:
                 cfg, mean = infer_config(state, image_size), read_meanface(path.parent / MEANFACE)
-            net = load_frozen(PipNet(cfg), state, allow_unexpected=(r"^fc\.",))
+            net = load_frozen(lambda: PipNet(cfg), state, allow_unexpected=(r"^fc\.",))
             reader = cls(net, mean, metadata.get("role", "face"))
         # as the pictures come to it: else every call would lay the weights out anew
         return reader.eval().to(device).to(memory_format=torch.channels_last)

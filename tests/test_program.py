@@ -1,0 +1,144 @@
+"""How programs end: signals, a standard output that closes or fills up, one run in a folder, and full disks."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_hostile import ENTRY, ROOT
+
+from data.workers import alone
+
+ERRORS = {BrokenPipeError(errno.EPIPE, "closed"): 141, OSError(errno.ENOSPC, "full"): 2}
+WORK = """
+import pathlib, sys, time
+from settings.program import Program
+with Program("work", "stopped; half is kept") as end:
+    print("the first line", flush=True)
+    {}
+    pathlib.Path(sys.argv[1]).write_text("whole")
+    print("done")
+sys.exit(end.status)
+"""
+
+
+def start(code: str, *arguments: object, **streams: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
+    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, **streams)
+
+
+@pytest.mark.parametrize(("error", "status"), ERRORS.items(), ids=("closed", "full"))
+@pytest.mark.parametrize("name", [name for name in ENTRY if name != "folders"])
+def test_every_program_outlives_its_output(
+    name: str,
+    error: OSError,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Broken(io.StringIO):
+        def write(self, text: str) -> int:
+            raise error
+
+    monkeypatch.setattr(sys, "stdout", Broken())
+    assert ENTRY[name][0](["--help"]) == status
+    text = capsys.readouterr().err
+    assert text.startswith(ENTRY[name][1]) if status == 2 else text == ""
+
+
+@pytest.mark.parametrize(
+    ("sink", "status", "message"),
+    [
+        ("pipe", 141, ""),
+        ("/dev/full", 2, "work: standard output could not be written (No space left on device)"),
+    ],
+)
+def test_a_result_is_whole_though_nobody_reads_the_output(
+    tmp_path: Path, sink: str, status: int, message: str
+) -> None:
+    code, out = WORK.format("time.sleep(0.3); print('x' * 70000)"), tmp_path / "out"
+    if sink == "pipe":
+        process = start(code, out)
+        assert process.stdout is not None and process.stdout.readline() == "the first line\n"
+        process.stdout.close()
+    else:
+        with open(sink, "w") as full:
+            process = start(code, out, stdout=full)
+    assert process.stderr is not None
+    text = process.stderr.read()
+    assert (process.wait(), out.read_text()) == (status, "whole")
+    assert text.startswith(message) and text.count("\n") == (status == 2)
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_program_says_what_is_kept(tmp_path: Path, signum: int, status: int) -> None:
+    process = start(WORK.format("time.sleep(60)"), tmp_path / "out")
+    assert process.stdout is not None and process.stdout.readline()
+    process.send_signal(signum)
+    assert process.communicate(timeout=30)[1] == "work: stopped; half is kept\n"
+    assert process.returncode == status
+
+
+@pytest.mark.parametrize(
+    ("fault", "part"),
+    [
+        ("raise ValueError('one\\ntwo')", "work: one two\n"),
+        ("raise MemoryError", "work: out of memory"),
+        ("raise RuntimeError('not enough memory: you tried to allocate memory')", "work: out of memory"),
+        (
+            "end.place = 'out'; pathlib.Path('/dev/full').write_text('x')",
+            "work: out: No space left on device",
+        ),
+        ("import json; json.loads('[' * 10**6)", "work: an input is nested too deeply"),
+        ("1 / 0", "Traceback"),  # a fault of the program is not hidden
+    ],
+)
+def test_errors_are_one_message(tmp_path: Path, fault: str, part: str) -> None:
+    process = start(WORK.format(fault), tmp_path / "out")
+    text = process.communicate()[1]
+    assert part in text and process.returncode == (1 if "Traceback" in part else 2), text
+
+
+def test_one_run_in_a_folder_and_a_dead_one_never_blocks(tmp_path: Path) -> None:
+    """A killed run's forked children may live on for a while: the lock is gone all the same."""
+    record = tmp_path / "ct.json"
+    record.touch()
+    hold = "import os, sys, time; from pathlib import Path; from data.workers import alone\n"
+    hold += "with alone(Path(sys.argv[1])):\n    os.fork() and print('locked', flush=True); time.sleep(5)"
+    process = start(hold, record)
+    assert process.stdout is not None and process.stdout.readline() == "locked\n"
+    with pytest.raises(ValueError, match=f"process {process.pid}"), alone(record):
+        pass
+    process.kill()
+    process.wait()
+    with alone(record):
+        pass
+
+
+def test_a_second_training_in_a_folder_is_refused(
+    make_tiny_run: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    import train
+    from muti_control.training.checkpoints import LOCK
+    from muti_control.training.config import ExperimentConfig
+    from muti_control.training.run import prepare
+    from settings.reading import parse_command_line
+
+    command = make_tiny_run(1)
+    run = prepare(parse_command_line(ExperimentConfig, command))
+    with run:
+        before = sorted(run.cfg.run_dir.rglob("*"))
+        assert train.main(command) == 2
+        assert f"process {os.getpid()}" in capsys.readouterr().err
+        assert sorted(run.cfg.run_dir.rglob("*")) == before
+    assert (run.cfg.run_dir / LOCK).is_file()
+    with prepare(run.cfg):  # free again
+        pass
