@@ -48,9 +48,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str], end: Program) -> None:
-    folder = Path()
+    folder, resumed = Path(), False
     try:
         plan = make_plan(arguments)
+        resumed = plan.cfg.resume
         end.quiet = not plan.team.is_first
         if plan.team.is_first:
             folder = end.place = open_folder(plan)
@@ -61,7 +62,7 @@ def _run(arguments: Sequence[str], end: Program) -> None:
         end.fail("out of GPU memory; try batch_size=1 or device=cpu")
         return
     except (ValueError, OSError):
-        release(folder)
+        release(folder, resumed)
         raise
     if evaluation is not None:
         print(f"\n{results_as_text(evaluation)}\n\n{evaluation.notice}\n{folder / REPORT}")

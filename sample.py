@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from data.files import drop_aside
 from data.sheet import NOTICE
 from muti_control.sampling.config import SampleConfig
 from muti_control.sampling.request import check_request
@@ -58,7 +59,7 @@ def _run(arguments: Sequence[str], end: Program) -> None:
     else:
         end.name += f": {job.team.name}"
     try:
-        with job.team:
+        with job.all_or_nothing(runs.stale(job.folder.path)), job.team:
             if first:
                 runs.begin(job)
             reconstruct_cases(job)
@@ -77,6 +78,7 @@ def _run(arguments: Sequence[str], end: Program) -> None:
         end.quiet, end.stopped = not first, f"interrupted; {_progress(job)}"
         raise
     if first:
+        drop_aside(job.folder.path)  # of a run that was killed, if this one continued it
         faces = f"{len(job.draws)} face{'s' * (len(job.draws) != 1)}"
         print(f"{faces} in {time.monotonic() - started:.1f} s: {job.folder.path}")
         print(f"Contact sheet: {job.folder.path / 'contact_sheet.png'}")

@@ -186,5 +186,5 @@ def _check(
         if name := recognise(state):
             what = f"it is {name}; expected Stable Diffusion 1.5"
         if damaged:
-            remedy = DAMAGED.rstrip(".")
+            what, remedy = "its weights are damaged", DAMAGED.rstrip(".")
         raise CheckpointError(f"{what}: {'; '.join(problems)}; {remedy}")

@@ -20,7 +20,7 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
@@ -195,14 +195,100 @@ def check_output(folder: Path, num_bytes: int) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; rename it to ``path`` at the end, or remove it after an error."""
+    """Give a temporary path beside ``path``; rename it to ``path`` at the end, or remove it after an error.
+
+    An error of the system names ``path``: that of a full disk names none.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            error.filename, error.filename2 = str(path), None
         raise
+
+
+ASIDE = ".replaced"  # in a folder of results: the earlier result, while another one is written in its place
+_GONE = ".replaced.tmp"
+
+
+@contextmanager
+def replacing_result(
+    folder: Path, old: Sequence[str], new: Sequence[str], marker: str, resumable: bool = False
+) -> Iterator[None]:
+    """Write a result in place of an earlier one: afterwards ``folder`` holds all of the one or all of the other.
+
+    Args:
+        folder: made if need be. old, marker: of :func:`set_aside`. new: of :func:`put_back`.
+        resumable: Ctrl-C and SIGTERM count as a kill, so that the new result can be continued: both stay.
+
+    Raises:
+        OSError: the earlier result cannot be moved.
+    """
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    set_aside(folder, old, marker)
+    try:
+        yield
+    except BaseException as error:
+        if not (resumable and isinstance(error, KeyboardInterrupt)):
+            put_back(folder, new)
+            with suppress(OSError):
+                if made:
+                    folder.rmdir()
+        raise
+    drop_aside(folder)
+
+
+def set_aside(folder: Path, names: Sequence[str], marker: str) -> None:
+    """Move the earlier result to ``folder/.replaced``: the files and folders of these names, ``marker`` last.
+
+    If a killed run left a whole result there, it stays the earlier one, and the rest of that run is removed.
+
+    Raises:
+        OSError: nothing was moved.
+    """
+    aside = folder / ASIDE
+    _remove(folder / _GONE)
+    is_whole = os.path.lexists(aside / marker)
+    try:
+        for name in sorted(names, key=lambda name: name == marker):
+            if is_whole:
+                _remove(folder / name)
+            elif os.path.lexists(folder / name):
+                aside.mkdir(exist_ok=True)
+                (folder / name).rename(aside / name)
+    except BaseException:
+        put_back(folder, ())
+        raise
+
+
+def put_back(folder: Path, new: Sequence[str]) -> None:
+    """Remove the files and folders of these names, then move the earlier result back."""
+    for name in new:
+        _remove(folder / name)
+    if (folder / ASIDE).is_dir():
+        for path in (folder / ASIDE).iterdir():
+            path.rename(folder / path.name)
+        (folder / ASIDE).rmdir()
+
+
+def drop_aside(folder: Path) -> None:
+    """Remove the earlier result: the one in its place is whole."""
+    with suppress(OSError):  # the next run removes it
+        (folder / ASIDE).rename(folder / _GONE)
+        _remove(folder / _GONE)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

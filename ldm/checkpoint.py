@@ -63,7 +63,7 @@ _CONVOLUTION = re.compile(
     r"|^(model\.diffusion_model|control_model)\..*\.\d+\.proj_(in|out)\.weight$"
 )
 
-DAMAGED = "The file is damaged (NaN or infinite weights): use the checkpoint before it, or download it again."
+DAMAGED = "Use the checkpoint before it, or copy the file again."
 _FITTING = "Use the config this checkpoint was made with, or the checkpoint this config was made for."
 _DISK_MARGIN = 16 << 20  # bytes kept free beyond the file itself
 
@@ -259,10 +259,10 @@ def match_keys(
             problems["unexpected"].append(prefix + key)
     differences = [f"{len(keys)} {kind} ({_first(keys, 5)})" for kind, keys in problems.items() if keys]
     if differences:
-        raise CheckpointError(
-            f"the weights do not fit {type(module).__name__}: {'; '.join(differences)}. "
-            + (DAMAGED if problems["not finite"] else _FITTING)
-        )
+        what, remedy = f"the weights do not fit {type(module).__name__}", _FITTING
+        if problems["not finite"]:
+            what, remedy = "the weights are damaged", DAMAGED
+        raise CheckpointError(f"{what}: {'; '.join(differences)}. {remedy}")
 
 
 def is_finite(value: Tensor) -> bool:

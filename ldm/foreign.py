@@ -42,7 +42,7 @@ def _by_names(state: Mapping[str, Tensor]) -> str | None:
         )
     if has("model_ema.diffusion_model") and not has(UNET):
         return (
-            "a file with the running averages of a training alone (model_ema.* keys): use the one of the same model that has "
+            "a file with the averages of a training alone (model_ema.* keys): use the one of the same model that has "
             "model.diffusion_model.* keys"
         )
     for start, ours in _OURS.items():

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from data.files import write_text
+from data.files import put_back, write_text
 from ldm.checkpoint import git_revision
 from settings.parsing import read_json
 
@@ -200,6 +200,8 @@ def claim_folder(folder: Path, overwrite: bool = False, resume: bool = False) ->
     if not folder.is_dir() or {path.name for path in folder.iterdir()} <= {LOG, LOCK, LOCAL}:
         return None
     try:
+        if not (folder / RECORD).exists():  # a run was killed as it began to replace this one
+            put_back(folder, ())
         record = read_json(folder / RECORD)
         names = {str(name) for name in record["files"]} if record["format"] == FORMAT else None
         unfinished = record.get("finished") is False

@@ -217,7 +217,7 @@ def test_truncated_file(tmp_path: Path, suffix: str, share: float) -> None:
         b"\x80\x02garbage",
         b"PK\x03\x04garbage",
         b"\xff\xff\xff\xff\xff\xff\xff\x7f{}",
-        {"params": {"a": torch.ones(1)}},
+        {"others": {"a": torch.ones(1)}},
         {"state_dict": [1]},
         [torch.ones(1)],
         None,  # no such file

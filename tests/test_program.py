@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from test_hostile import ENTRY, ROOT
 
+from data.files import ASIDE, replacing, replacing_result, set_aside
 from data.workers import alone
 
 ERRORS = {BrokenPipeError(errno.EPIPE, "closed"): 141, OSError(errno.ENOSPC, "full"): 2}
@@ -142,3 +145,89 @@ def test_a_second_training_in_a_folder_is_refused(
     assert (run.cfg.run_dir / LOCK).is_file()
     with prepare(run.cfg):  # free again
         pass
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+OLD, NEW = (
+    {"a.png": b"old a", "b.png": b"old b", "record.json": b"old"},
+    {"a.png": b"new a", "record.json": b"new"},
+)
+
+
+def replace_in(folder: Path, stop: Callable[[str], None], **more: bool) -> None:
+    with replacing_result(folder, [*OLD], [*NEW], "record.json", **more):
+        for name, content in NEW.items():
+            stop(name)
+            with replacing(folder / name) as temporary:
+                temporary.write_bytes(content)
+        stop("end")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("function", ["rename", "replace", "mkdir", "write_bytes"])
+@pytest.mark.parametrize("begun", ["old", "nothing", "kept by a killed run"])
+def test_a_result_is_replaced_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: str, function: str, error: BaseException
+) -> None:
+    """Whichever call of the file system fails first: the folder is exactly the old or exactly the new result."""
+    outcomes = set()
+    owner: object = os if function == "replace" else Path
+    original = getattr(owner, function)
+    for number in range(12):
+        folder = tmp_path / str(number)
+        if begun != "nothing":
+            folder.mkdir()
+            for name, content in OLD.items():
+                (folder / name).write_bytes(content)
+        if begun == "kept by a killed run":
+            set_aside(folder, [*OLD], "record.json")
+            (folder / "a.png").write_bytes(b"half")
+        before = contents(folder)
+        calls = itertools.count(-number)
+
+        def failing(*arguments: object, calls: Iterator[int] = calls, **more: object) -> object:
+            if next(calls) == 0:
+                raise error
+            return original(*arguments, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, function, failing)
+            with suppress(OSError, KeyboardInterrupt):
+                replace_in(folder, lambda _: None)
+        after = contents(folder)
+        outcomes.add(after == NEW)
+        if next(calls) > 0 and after not in (
+            before,
+            OLD,
+            NEW,
+        ):  # the last move, which drops the old result, failed
+            assert after == NEW | {f"{ASIDE}/{name}": content for name, content in OLD.items()}
+            assert function == "rename"
+    assert outcomes == {False, True} or begun == "nothing"
+
+
+def test_a_stopped_run_that_can_be_resumed_keeps_both_results(tmp_path: Path) -> None:
+    for name, content in OLD.items():
+        (tmp_path / name).write_bytes(content)
+
+    def stop(name: str) -> None:
+        if name == "record.json":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replace_in(tmp_path, stop, resumable=True)
+    aside = {f"{ASIDE}/{name}": content for name, content in OLD.items()}
+    assert contents(tmp_path) == {"a.png": b"new a"} | aside
+    replace_in(tmp_path, lambda _: None)
+    assert contents(tmp_path) == NEW
+
+
+def test_an_error_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"a\.png"), replacing(tmp_path / "a.png"):
+        Path("/dev/full").write_bytes(b"x")
+    assert contents(tmp_path) == {}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data.cohort.config import check_packages
 from data.ct.config import PACKAGES, CtConfig
-from data.files import check_output
+from data.files import check_output, replacing_result
 from data.program import run_program
 
 
@@ -35,11 +35,9 @@ def _draw_one(path: Path, out: Path, config: CtConfig) -> int:
         raise ValueError(f"{out}: is a file, expected a folder for the results")
     check_output(out, bytes_of(config))
     drawing = draw_scan(path, config)
-    out.mkdir(parents=True, exist_ok=True)
     paths = {name: out / name for name in FILES}
-    for old in paths.values():
-        old.unlink(missing_ok=True)  # an earlier scan's files must not stand beside this one's
-    drawing.write(paths)
+    with replacing_result(out, FILES, FILES, "report.json"):  # no file of an earlier scan beside this one's
+        drawing.write(paths)
     for finding in drawing.findings:
         print(f"{finding.severity:6} {finding.name}: {finding.text}")
     if drawing.status == "refused":

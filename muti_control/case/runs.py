@@ -34,8 +34,7 @@ def begin(job: Job) -> None:
             )
     folder.mkdir(parents=True, exist_ok=True)
     before = read_record(folder) if (folder / RECORD).is_file() else {"finished": True, "files": ()}
-    stale = [name for name in REPORTS if name in read_log(folder).files]  # of the run that this one replaces
-    for name in stale:
+    for name in (reports := stale(folder)):
         (folder / name).unlink(missing_ok=True)
     details: dict[str, Any] = {
         "skulls": [
@@ -51,7 +50,12 @@ def begin(job: Job) -> None:
         "faces_kept": len(job.folder.done),
     }
     action = "drawing resumed" if job.folder.earlier_runs else "drawing begun"
-    append(folder, action, details, [*stale, *(() if before["finished"] else before["files"])])
+    append(folder, action, details, [*reports, *(() if before["finished"] else before["files"])])
+
+
+def stale(folder: Path) -> list[str]:
+    """Return the names of the reports of the run in a folder, which another run there replaces."""
+    return [name for name in REPORTS if name in read_log(folder).files]
 
 
 def end(job: Job) -> list[Path]:

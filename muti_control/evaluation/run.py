@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data.cases import cases_of, read_skull
-from data.files import picture_sha256
+from data.files import drop_aside, picture_sha256
 from data.images import to_uint8, write_png
 from data.sheet import NOTICE
 from muti_control.evaluation.judges.ood import SIDE, OddityError, score_skulls
@@ -76,6 +76,7 @@ def evaluate(plan: Plan, folder: Path) -> Evaluation | None:
         evaluation = _measure(plan, folder, made, sightings, started)
         write_results(folder, evaluation)
         write_report(folder)
+        drop_aside(folder)
         return evaluation
 
 

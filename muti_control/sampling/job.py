@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion
 from data.cases import Case
+from data.files import replacing_result
 from muti_control.case.calibration import Calibration, Population
 from muti_control.conditions.case_landmarks import CaseLandmarks, landmarks_name, picture_name
 from muti_control.conditions.case_textures import CaseTextures
@@ -93,6 +95,17 @@ class Job:
     face_reader: LandmarkReader | None = None
     calibration: Calibration | None = None
     team: Team = field(default_factory=Team)
+
+    def all_or_nothing(self, reports: Sequence[str] = ()) -> AbstractContextManager[None]:
+        """Return a context for the drawing. An earlier run that is replaced comes back if an error ends this one.
+
+        reports: names of further files of the earlier run, and of this one.
+        """
+        folder = self.folder
+        if not self.team.is_first or not folder.outdated or folder.earlier_runs:
+            return nullcontext()
+        old = [*(file.name for file in folder.outdated), *reports]
+        return replacing_result(folder.path, old, [*self.files, *reports], RECORD, resumable=True)
 
     def seeds_of(self, case: Case) -> list[int]:
         """Return the seeds of a case's faces."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from data.files import ASIDE, put_back, set_aside
 from muti_control.evaluation.protocol.config import EvaluateConfig
 from muti_control.evaluation.results.results import METRICS, REPORT
 from muti_control.record import OutputError, check_creatable, latest_folder, unused_folder, write_json
@@ -59,6 +59,8 @@ def claim(folder: Path, cfg: EvaluateConfig, identity: Mapping[str, Any], inputs
     check_creatable(folder)
     note = folder / NOTE
     if folder.is_dir() and any(path.name != f".{NOTE}.part" for path in folder.iterdir()):
+        if not note.exists():  # a run was killed as it began to replace this one
+            put_back(folder, ())
         earlier = _read(note)
         if earlier is None:
             raise OutputError(
@@ -77,16 +79,20 @@ def claim(folder: Path, cfg: EvaluateConfig, identity: Mapping[str, Any], inputs
             raise OutputError(
                 f"out: {inside[0]} is read by this run, and overwrite=true would remove it; give another name"
             )
-        for name in _OURS:
-            path = folder / name
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        set_aside(folder, _OURS, NOTE)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(note, {"format": FORMAT, **identity})
+    try:
+        write_json(note, {"format": FORMAT, **identity})
+    except OSError:
+        release(folder)
+        raise
 
 
-def release(folder: Path) -> None:
-    """Remove a claimed folder that holds nothing but the note: a refused run leaves no trace."""
-    if folder.name and folder.is_dir() and [path.name for path in folder.iterdir()] == [NOTE]:
+def release(folder: Path, resumed: bool = False) -> None:
+    """Take back what a failed run did: it leaves no trace, or the run that it replaced, unless it can be resumed."""
+    if folder.name and not resumed and (folder / ASIDE).is_dir():
+        put_back(folder, _OURS)
+    elif folder.name and folder.is_dir() and [path.name for path in folder.iterdir()] == [NOTE]:
         (folder / NOTE).unlink()
         folder.rmdir()
 
