@@ -11,6 +11,7 @@ import json
 import math
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,6 +239,8 @@ def pixels_of(fractions: NDArray[np.floating], size: tuple[int, int]) -> NDArray
 # --- landmarks that a network predicted -------------------------------------------------------------------
 
 KEYS = ("sources", "targets", "points", "confidences", "folds")
+_KINDS = ("U", "U", "f", "f", "iu")  # of their numbers
+_MOST_BYTES = 1 << 30
 
 
 class PredictionsError(ValueError):
@@ -305,9 +308,26 @@ class PredictedLandmarks:
             PredictionsError: missing, broken, or no such file.
         """
         try:
+            if not os.path.isfile(path):
+                raise FileNotFoundError("no such file")
+            with zipfile.ZipFile(path) as archive:
+                if (size := sum(entry.file_size for entry in archive.infolist())) > _MOST_BYTES:
+                    raise ValueError(f"{size} bytes unpacked, expected at most {_MOST_BYTES}")
             with np.load(path, allow_pickle=False) as file:
                 content = {key: file[key] for key in KEYS}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            for key, kind in zip(KEYS, _KINDS, strict=True):
+                if content[key].dtype.kind not in kind or not content[key].ndim:
+                    raise ValueError(f"{key} is {content[key].dtype}, {content[key].ndim}-dimensional")
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            EOFError,
+            MemoryError,
+            RuntimeError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
             reason = " ".join(str(error).split())[:120]
             raise PredictionsError(
                 f"{path} holds no predicted landmarks ({type(error).__name__}: {reason}); python -m "

@@ -13,7 +13,6 @@ from pydantic import Field, PositiveFloat, model_validator
 from settings.base import Settings, expect
 
 Size = Annotated[int, Field(ge=1, le=2**20)]  # a width or count; SD1.5's largest is its 49,408 words
-SizeOrNone = Annotated[int, Field(ge=0, le=2**20)]  # 0: the part is left out
 Side = Annotated[int, Field(ge=1, le=4096)]  # of pictures, px
 Depth = Annotated[int, Field(ge=1, le=128)]  # blocks or levels
 Sizes = Annotated[list[Size], Field(min_length=1, max_length=128)]  # one for each level
@@ -36,8 +35,8 @@ class AutoencoderConfig(Settings):
     z_channels: Size = 4
     norm_groups: Size = 32
     gradient_checkpointing: bool = False
-    grain: SizeOrNone = 0
-    grain_exemplar: SizeOrNone = 0
+    grain: Annotated[int, Field(ge=0, le=256)] = 0
+    grain_exemplar: Annotated[int, Field(ge=0, le=4096)] = 0
 
     @property
     def downscale(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from ldm.checkpoint import (
     sha256,
     write_state_dict,
 )
+from ldm.foreign import recognise
 
 METADATA = {"format": "iccr-diff", "config": '{"image_size": 64}', "step": "12", "git": "unknown"}
 
@@ -158,6 +160,63 @@ def test_keys_get_their_level_back(tmp_path: Path) -> None:
         assert set(read_state_dict(tmp_path / "a.pth")[0]) == expected
 
 
+ATTENTION, UNET = "first_stage_model.decoder.mid.attn_1.", "model.diffusion_model.input_blocks.1."
+SHAPES = {
+    f"{UNET}1.proj_in.weight": (4, 4, 1, 1), f"{UNET}0.out_layers.3.weight": (4, 4, 3, 3),
+    f"{UNET}1.transformer_blocks.0.attn1.to_q.weight": (4, 4), f"{ATTENTION}norm.weight": (4,),
+    **{f"{ATTENTION}{name}.weight": (4, 4, 1, 1) for name in ("q", "k", "v", "proj_out")},
+    f"{ATTENTION}q.bias": (4,), "cond_stage_model.transformer.text_model.final_layer_norm.bias": (4,),
+}  # fmt: skip
+PLAIN = {key: torch.full(shape, i + 0.5) for i, (key, shape) in enumerate(SHAPES.items())}
+MATRICES = {k: v[:, :, 0, 0] if v.shape[2:] == (1, 1) else v for k, v in PLAIN.items()}
+NAMES = {"attn_1.q.": "attn_1.to_q.", "attn_1.k.": "attn_1.to_k.", "attn_1.v.": "attn_1.to_v."}
+NAMES |= {"attn_1.proj_out": "attn_1.to_out.0", "attn_1.norm": "attn_1.group_norm"}
+
+
+def renamed(key: str) -> str:
+    for name, other in NAMES.items():
+        key = key.replace(name, other)
+    return key
+
+
+@pytest.mark.parametrize("name", ["a.ckpt", "a.safetensors", "A.PTH"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        MATRICES,
+        {renamed(key): value for key, value in MATRICES.items()},
+        {key.removeprefix("model."): value for key, value in PLAIN.items()},
+        {f"module.{key}": value for key, value in PLAIN.items()},
+        {f"model._orig_mod.{key}": value for key, value in PLAIN.items()},
+        {"model": PLAIN, "optimizer": {"state": {}}, "epoch": 3},
+        {"module": {"state_dict": PLAIN}},
+        {"state_dict": {key: value.double() for key, value in PLAIN.items()}},
+        {"state_dict": {key: value.half() for key, value in PLAIN.items()}},
+        {"state_dict": {key: value.bfloat16() for key, value in PLAIN.items()}},
+    ],
+)
+def test_files_as_people_have_them(tmp_path: Path, content: dict[str, Any], name: str) -> None:
+    """Matrices for convolutions, other names, wrappers, types; a pickle by any name, with and without a zip archive."""
+    for legacy in (True, False):
+        torch.save(content, tmp_path / name, _use_new_zipfile_serialization=not legacy)
+        state, _ = read_state_dict(tmp_path / name)
+        assert_same({key: value.float() for key, value in state.items()}, PLAIN)
+
+
+def test_a_safetensors_file_by_another_name(tmp_path: Path) -> None:
+    write_state_dict(tmp_path / "a.safetensors", PLAIN, {"step": "3"})
+    os.replace(tmp_path / "a.safetensors", tmp_path / "a.ckpt")
+    state, metadata = read_state_dict(tmp_path / "a.ckpt")
+    assert_same(state, PLAIN)
+    assert metadata == {"step": "3"}
+
+
+def test_averages_alone_are_named_as_such() -> None:
+    state = {f"model_ema.{key.removeprefix('model.').replace('.', '')}": x for key, x in PLAIN.items()}
+    assert "model_ema" in str(recognise(state))
+    assert recognise(state | PLAIN) is None
+
+
 # --- hostile and damaged files ---------------------------------------------------------------------------
 
 
@@ -182,6 +241,46 @@ def test_hostile_pickle_is_refused_and_never_runs(tmp_path: Path, legacy: bool) 
         assert not marker.exists()
         pickle.loads(pickle.dumps(bomb))  # the bomb is a real one
         marker.unlink()
+
+
+BIG = 7_000_000_000
+SMALL_FILES = {
+    "bytes": Bomb(bytearray, BIG),
+    "floats": Bomb(torch.FloatTensor, BIG),
+    "tensor": Bomb(torch.Tensor, BIG),
+    "repeated": torch.ones(1).expand(BIG),
+}
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("name", SMALL_FILES)
+def test_a_small_file_never_takes_much_memory(tmp_path: Path, name: str, legacy: bool) -> None:
+    path = tmp_path / "small.ckpt"
+    content = {"a": torch.ones(1), "x": SMALL_FILES[name]}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), limit[1]))
+    try:
+        with pytest.raises(CheckpointError, match="small"):
+            read_state_dict(path, mmap=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_that_are_no_numbers_are_named(dtype: torch.dtype, value: float) -> None:
+    module = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    state = {key: x.clone().to(dtype) for key, x in module.state_dict().items()}
+    load_strict(module, state)
+    before = {key: x.clone() for key, x in module.state_dict().items()}
+    state["1.weight"][0, 1] = value
+    with pytest.raises(CheckpointError, match=r"1 not finite \(1.weight\)"):
+        load_strict(module, state)
+    assert_same(module.state_dict(), before)
+    state["1.weight"] = torch.full((1, 2), torch.finfo(dtype).max, dtype=dtype)  # whose sum is infinite
+    load_strict(module, state)
 
 
 def test_compressed_archive_is_refused(tmp_path: Path) -> None:

@@ -131,3 +131,14 @@ def test_others_are_drawn_without_replacement_and_are_others(seed, size, num):
         donors = shuffle_within_groups(["g"] * len(subjects), ["g"] * size, subjects, pool, rng)
         assert len(set(donors[donors >= 0].tolist())) == min(len(subjects), size)
         assert all(pool[j] != subject for j, subject in zip(donors, subjects, strict=True) if j >= 0)
+
+
+@pytest.mark.parametrize("num", [1, 2])
+def test_one_training_pair_and_two_of_one_skull_give_their_mean(num: int) -> None:
+    rng = np.random.default_rng(0)
+    skull, faces, attributes = rng.random((1, 50)), rng.random((num, 40)), np.ones((num, 1))
+    train = (np.repeat(skull, num, axis=0), attributes, faces)
+    valid = (rng.random((1, 50)), attributes[:1], rng.random((1, 40)))
+    ridge, strength, _ = choose_ridge(train, valid, num_components=(5, 60))
+    np.testing.assert_allclose(ridge.predict(*valid[:2], strength), faces.mean(0)[None], atol=1e-9)
+    np.testing.assert_allclose(ridge.weights(*valid[:2], strength), np.full((1, num), 1 / num), atol=1e-9)

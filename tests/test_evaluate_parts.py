@@ -86,6 +86,31 @@ def test_an_onnx_network_gets_the_aligned_face(tmp_path):
     np.testing.assert_allclose(cosine_distances(a, b), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("shape", "usable"),
+    [
+        (["n", 3, 56, 56], True), ([1, 3, "h", "w"], True), (["n", "c", "h", "w"], True),
+        ([1, 3, 0, 0], False), ([1, 3, 2**20, 2**20], False), ([1, 56, 56, 3], False), ([3, 56, 56], False),
+        ([1, 3, 56, 112], False), ([8, 3, 56, 56], False), ([], False),
+    ],
+)  # fmt: skip
+def test_inputs_of_onnx_networks(tmp_path, shape, usable):
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph([helper.make_node("Flatten", ["x"], ["y"])], "flat", [x], [y])
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 13)])
+    path = tmp_path / "flat.onnx"
+    path.write_bytes(model.SerializeToString())
+    picture, face = made_up_face()
+    dlib = SimpleNamespace(identity={}, look=lambda _: np.concatenate([np.zeros(128), face.ravel()]))
+    if usable:
+        side = 56 if 56 in shape else 112
+        assert OnnxEye(path, dlib).look(picture).shape == (3 * side * side,)
+    else:
+        with pytest.raises(RecogniserError, match=r"onnx: .*flat\.onnx"):
+            OnnxEye(path, dlib)
+
+
 def made_up_face(size: int = 256) -> tuple[np.ndarray, np.ndarray]:
     """A picture with a bright spot at each of five of 68 points."""
     face = np.random.default_rng(0).uniform(60, 190, (68, 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -174,7 +175,8 @@ def test_broken_landmarks_and_a_set_of_different_layouts_are_refused(tmp_path):
         LandmarkDataset(read_manifest(root / "split_data/train.json"), "face", 64)
 
 
-def test_predictions_read_back_by_pair(tmp_path):
+def test_predictions_read_back_by_pair(tmp_path, monkeypatch):
+    monkeypatch.setattr(landmarks, "_MOST_BYTES", 2**20)
     records = read_manifest(write_landmark_pairs(tmp_path, train=3) / "split_data/train.json")
     points = np.random.default_rng(0).random((3, 12, 2)).astype(np.float32)
     names = [r.source for r in records]
@@ -182,7 +184,30 @@ def test_predictions_read_back_by_pair(tmp_path):
     again = PredictedLandmarks.read(tmp_path / "p.npz")
     assert np.array_equal(again.points[again.rows_of(records[::-1])], points[::-1])
     (tmp_path / "bad.npz").write_bytes(b"PK")
-    for name in ("bad.npz", "gone.npz"):
+    whole = (tmp_path / "p.npz").read_bytes()
+    middle = whole.index(b"points.npy") + 60
+    (tmp_path / "flipped.npz").write_bytes(whole[:middle] + bytes(20) + whole[middle + 20 :])
+    good = dict(np.load(tmp_path / "p.npz"))
+    for key, value in {
+        "points": np.full((3, 12, 2), "x"),
+        "sources": np.array("a"),
+        "folds": points[:, 0, 0],
+    }.items():
+        np.savez(tmp_path / f"{key}.npz", **(good | {key: value}))
+    np.savez_compressed(tmp_path / "bomb.npz", **(good | {"extra": np.zeros(2**20)}))
+    np.save(tmp_path / "array.npz.npy", points)
+    os.mkfifo(tmp_path / "pipe.npz")
+    bad = (
+        "bad.npz",
+        "gone.npz",
+        "flipped.npz",
+        "points.npz",
+        "sources.npz",
+        "folds.npz",
+        "bomb.npz",
+        "array.npz.npy",
+    )
+    for name in (*bad, "pipe.npz"):
         with pytest.raises(landmarks.PredictionsError, match=name):
             PredictedLandmarks.read(tmp_path / name)
     with pytest.raises(landmarks.PredictionsError, match="lack 1 of 3"):

@@ -55,6 +55,15 @@ class OnnxEye:
                 f"onnx: {path} cannot be read as a network ({str(error).splitlines()[0]})"
             ) from error
         self._side = _side(path, self._session)
+        try:
+            answer = self._answer(np.linspace(0, 255, self._side**2).reshape(self._side, self._side))
+        except Exception as error:  # a batch or a type of numbers that it does not take
+            reason = " ".join(str(error).split())[:200]
+            raise RecogniserError(
+                f"onnx: {path} fails on a picture (1, 3, S, S) of float32: {reason}"
+            ) from error
+        if answer.size < 2 or not np.isfinite(answer).all():
+            raise RecogniserError(f"onnx: {path} gives {answer.size} numbers that tell no face from another")
         self._dlib = dlib
         self.identity: dict[str, Any] = {
             "onnx": sha256(contents).hexdigest(),
@@ -67,20 +76,26 @@ class OnnxEye:
         vector = self._dlib.look(picture)
         if vector is None:
             return None
-        chip = aligned(picture, points(vector[None])[0], self._side).astype(np.float32)
-        planes = np.repeat(((chip - 127.5) / 127.5)[None, None], 3, axis=1)
+        return self._answer(aligned(picture, points(vector[None])[0], self._side))
+
+    def _answer(self, chip: NDArray[Any]) -> Vector:
+        planes = np.repeat(((chip.astype(np.float32) - 127.5) / 127.5)[None, None], 3, axis=1)
         (answer, *_) = self._session.run(None, {self._session.get_inputs()[0].name: planes})
         return np.asarray(answer, np.float32).ravel()
 
 
 def _side(path: Path, session: Any) -> int:
+    """Return the side of the pictures that the network takes; one that takes any gets the usual one."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
     shape = inputs[0].shape if len(inputs) == 1 else []
-    fits = len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3]
-    if not fits or not isinstance(shape[2], int) or not outputs:
+    sides = {side if isinstance(side, int) else TEMPLATE_SIDE for side in shape[2:]}
+    fits = len(shape) == 4 and (shape[1] == 3 or not isinstance(shape[1], int)) and len(sides) == 1
+    if not fits or not outputs or not 16 <= min(sides) <= 1024:
         shapes = [tuple(one.shape) for one in inputs]
-        raise RecogniserError(f"onnx: {path} takes {shapes}; expected one input (1, 3, S, S), S a number")
-    return int(shape[2])
+        raise RecogniserError(
+            f"onnx: {path} takes {shapes}; expected one input (1, 3, S, S), S a number from 16 to 1024, or free"
+        )
+    return sides.pop()
 
 
 def five_points(face: Floats) -> Floats:

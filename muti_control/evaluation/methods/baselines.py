@@ -136,8 +136,9 @@ class Ridge:
         self._num = len(inputs)
 
     def _inputs(self, skulls: Floats, attributes: Floats) -> Floats:
-        # one scale for all skull components: whitening would give noise the weight of signal
-        return np.hstack([self._skull.project(skulls) / self._skull.deviations[0], attributes])
+        # one scale for all skull components: whitening would give noise the weight of signal; skulls that are all the
+        # same have no component
+        return np.hstack([self._skull.project(skulls) / (self._skull.deviations[:1].sum() or 1), attributes])
 
     def predict(self, skulls: Floats, attributes: Floats, strength: float) -> Floats:
         """Return faces (P, D) for a ridge penalty `strength` >= 0 per training subject."""
