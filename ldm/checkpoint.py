@@ -48,6 +48,7 @@ SD_OPTIONAL = (
 )
 
 _WRAPPERS = ("module.", "_orig_mod.", "state_dict.", "model.")
+_PARTS = (*_WRAPPERS, "diffusion_model.", "first_stage_model.", "cond_stage_model.", "control_model.")
 _OTHER_NAMES = [
     (re.compile(pattern), name)
     for pattern, name in (
@@ -103,7 +104,9 @@ def _canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     some public ControlNet files have no `control_model.` in front, and some UNets no `model.`. Files that came back
     from diffusers hold 1x1 convolutions of attention as matrices, and those of the autoencoder under its names.
     """
-    while front := next((one for one in _WRAPPERS if all(key.startswith(one) for key in state)), ""):
+    while (
+        front := next((one for one in _WRAPPERS if all(key.startswith(one) for key in state)), "")
+    ) and any(key.startswith(tuple(front + part for part in _PARTS)) for key in state):
         state = {key.removeprefix(front): value for key, value in state.items()}
     bare = "zero_convs.0.0.weight" in state and "input_hint_block.0.weight" in state
     canonical = {}

@@ -65,6 +65,8 @@ def _checkpoints(root: Path) -> None:
         "sdxl": {"conditioner.embedders.0.x": torch.ones(1), first: base[first]},
         "diffusers": {"down_blocks.0.resnets.0.conv1.weight": torch.ones(1)},
         "lora": {"lora_unet_down.weight": torch.ones(1)},
+        "nan": base | {some: torch.full_like(base[some], torch.nan)},
+        "ema": {f"model_ema.{key.removeprefix('model.').replace('.', '')}": x for key, x in base.items()},
         "vae": {"first_stage_model.encoder.conv_in.weight": torch.ones(1)},
     }
     for name, weights in small.items():
@@ -80,6 +82,9 @@ def _checkpoints(root: Path) -> None:
         "no_heads": {"unet": {"num_heads": 0}},
         "endless": {"unet": {"num_res_blocks": 10**9}},
         "gigantic": {"unet": {"model_channels": 2**40}},
+        "points": {"control": {"landmarks": {"num_points": 1_500_000}}},
+        "side": {"image_size": 2**20},
+        "wide": {"control": {"landmarks": {"widths": [2**19, 2**19]}}},
         "no_levels": {"unet": {"channel_mult": [], "attention_levels": []}},
         "no_steps": {"schedule": {"num_timesteps": 0}},
         "text_in_numbers": {"image_size": "wide"},

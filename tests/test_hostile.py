@@ -48,6 +48,7 @@ tool | {} out.ckpt | cut.ckpt cut.safetensors evil.ckpt evil_legacy.ckpt evil.pk
 tool | {} out.ckpt | list.ckpt tensorless.ckpt text_state.ckpt skull.png sparse.ckpt
 tool | {}.safetensors out.ckpt | lying_beyond lying_overlap lying_type lying_shape lying_backwards lying_length
 tool | {}.safetensors out.ckpt | lying_json sd2 sdxl inpainting diffusers lora vae control resumable missing int8
+tool | {}.safetensors out.ckpt | nan ema config_points config_side config_wide
 tool | config_{}.safetensors out.ckpt | no_json list unknown_key negative no_groups no_heads endless gigantic no_levels
 tool | config_{}.safetensors out.ckpt | no_steps text_in_numbers
 tool | unknown_make.safetensors out.ckpt |
@@ -73,6 +74,7 @@ sample | skull=skull.png sex=F body_mass=4 age={} | .nan -5 1e400
 sample | skull=skull.png age=40 {} | sex=F body_mass=4 sex=X+body_mass=4 sex=F+body_mass=9 sex=F+body_mass={}
 sample | skull=pairs/split_data/test.json images_dir={} | a_file
 sample | skull=skull.png {} | images_dir=pairs limit=0 seed=-1 seed=99999999999999999999 num_samples=0
+sample | skull=skull.png {} | num_samples=1000000000
 sample | skull=skull.png {} | batch_size=-3 device=tpu device= precision=half
 sample | skull=skull.png out={} | a_file a_file/deep pairs NOWHERE LONG pairs+overwrite=true
 train | {} | none.yaml LONG.yaml list.yaml folder.yaml unknown.yaml skull.png tag.yaml+stage=control
@@ -81,7 +83,7 @@ train | demo.yaml train.{} | max_steps=0 max_steps=many seed=-1 precision=fp8 ac
 train | demo.yaml train.{} | accelerator=gpu+train.devices=64
 train | demo.yaml init={}.safetensors | none base control sdxl unknown_make config_no_groups
 train | demo.yaml {} | init=evil.ckpt sampling.control_scales=[1,2]
-train | demo.yaml data.{} | num_workers=-1 root=nowhere train=nested.json train=lost.json
+train | demo.yaml data.{} | num_workers=-1 num_workers=1000000000 root=nowhere train=nested.json train=lost.json
 train | demo.yaml data.{} | valid=train.json skull_folder=heads root=cut_pairs
 train | demo.yaml name={} | broken evil other list
 train | demo.yaml out={} | a_file NOWHERE

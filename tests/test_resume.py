@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,3 +145,29 @@ def test_another_run_and_damage_are_not_continued(
     error = capsys.readouterr().err
     assert key in error and error.count("\n") == 1
     assert {path: path.read_bytes() for path in there.iterdir()} == before
+
+
+@pytest.mark.parametrize("last_words", ["contact_sheet.png", "test_2_1.png", "record.json"])
+def test_an_overwriting_run_that_meets_a_full_disk_leaves_the_earlier_one(
+    run: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    last_words: str,
+) -> None:
+    assert run("out=o") == 0
+    before = {path.name: path.read_bytes() for path in Path("o").iterdir()}
+    replace = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if target.name == last_words:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    assert run("out=o", "overwrite=true", "seed=9", "num_samples=3") == 2
+    message = capsys.readouterr().err
+    assert "No space left on device" in message and last_words in message
+    assert {path.name: path.read_bytes() for path in Path("o").iterdir()} == before
+    monkeypatch.setattr(os, "replace", replace)
+    assert run("out=o", "overwrite=true", "seed=9") == 0
+    assert {path.name for path in Path("o").iterdir()} == set(before)

@@ -18,7 +18,7 @@ from muti_control.conditions.case_landmarks import CaseLandmarks, landmarks_name
 from muti_control.conditions.case_textures import CaseTextures
 from muti_control.distributed import Team
 from muti_control.networks.pipnet.reader import LandmarkReader
-from muti_control.record import RECORD
+from muti_control.record import LOCAL, RECORD
 from muti_control.sampling.assumed import draw_people
 from muti_control.sampling.checking import check_lines
 from muti_control.sampling.spgd import SpgdRun
@@ -104,8 +104,9 @@ class Job:
         folder = self.folder
         if not self.team.is_first or not folder.outdated or folder.earlier_runs:
             return nullcontext()
-        old = [*(file.name for file in folder.outdated), *reports]
-        return replacing_result(folder.path, old, [*self.files, *reports], RECORD, resumable=True)
+        more = (*reports, LOCAL)
+        old = [*(file.name for file in folder.outdated), *more]
+        return replacing_result(folder.path, old, [*self.files, *more], RECORD, resumable=True)
 
     def seeds_of(self, case: Case) -> list[int]:
         """Return the seeds of a case's faces."""

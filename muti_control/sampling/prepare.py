@@ -34,11 +34,13 @@ from muti_control.sampling.job import Job, RunFolder
 from muti_control.sampling.record import resumed
 from muti_control.sampling.request import shipped
 from muti_control.sampling.spgd import load_spgd
+from settings.messages import ConfigError
 from settings.parsing import parse_json
 from settings.reading import parse_command_line, to_yaml
 
 ONE_SKULL = 8  # faces, where there is one skull and nobody says how many
 DEMO_SKULLS, DEMO_LIMIT = "data/split_data/test.json", 4
+_MOST_FACES = 10**6
 
 
 def prepare(arguments: Sequence[str]) -> Job:
@@ -150,6 +152,10 @@ def job_of(
     model, team = networks.model, team or Team()
     cases = [replace(case, missing=cfg.missing, mm_per_px=case.mm_per_px or cfg.mm_per_px) for case in cases]
     cfg = cfg.with_(num_samples=cfg.num_samples or (ONE_SKULL if len(cases) == 1 else 1))
+    if len(cases) * (cfg.num_samples or 1) > _MOST_FACES:
+        raise ConfigError(
+            f"num_samples: got {cfg.num_samples} for {len(cases)} skulls, expected at most {_MOST_FACES} faces in a run"
+        )
     _check_steps(cfg, model)
     _check_ethnicities(cases, networks.population)
     picture_notes = check_pictures(cases, model.cfg.image_size) if team.is_first else {}
