@@ -16,9 +16,9 @@ from PIL import Image
 import muti_control.sampling.draw as reconstruction
 import sample
 from data.images import write_png
-from muti_control.record import LOCK, LOG
 from muti_control.case.log import read_log
 from muti_control.case.verify import verify
+from muti_control.record import LOCK, LOG
 from muti_control.sampling import outputs
 
 COMMON = ("num_samples=2", "batch_size=3", "device=cpu", "precision=fp32", "seed=4")
