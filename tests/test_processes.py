@@ -223,4 +223,4 @@ def test_a_run_that_loses_a_process_or_is_stopped_ends_at_once_with_whole_faces(
     for face in faces:
         with Image.open(face) as image:
             image.load()
-    assert how == "killed" or not list(out.glob(".*"))
+    assert how == "killed" or not list(out.glob(".*.tmp"))
