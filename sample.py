@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from data.files import drop_aside
 from data.sheet import NOTICE
+from muti_control.case.repeat import compare_runs
 from muti_control.sampling.config import SampleConfig
 from muti_control.sampling.request import check_request
 from settings.program import Program
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run, and return the exit code: 0, or one of :class:`settings.program.Program`."""
+    """Run, and return the exit code: 0, 1 where repeated faces differ, or one of :class:`settings.program.Program`."""
     with Program("sample.py", "interrupted; nothing was written") as end:
         if any(argument in ("-h", "--help", "help") for argument in arguments):
             print(f"{__doc__}\n{SampleConfig.__doc__}")
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(arguments: Sequence[str], end: Program) -> None:
     started = time.monotonic()
-    check_request(arguments)
+    repeat = check_request(arguments).repeat
     import torch  # seconds, which mistakes in settings and paths do not have to wait for
 
     from muti_control.case import runs
@@ -83,6 +84,9 @@ def _run(arguments: Sequence[str], end: Program) -> None:
         print(f"{faces} in {time.monotonic() - started:.1f} s: {job.folder.path}")
         print(f"Contact sheet: {job.folder.path / 'contact_sheet.png'}")
         print("\n".join([*(f"Report: {path}" for path in report), NOTICE]))
+        if repeat is not None:
+            end.status, lines = compare_runs(repeat, job.folder.path)
+            print("\n".join(lines))
 
 
 def _progress(job: Job) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -80,6 +80,7 @@ class Case:
         picture: contents of the file at ``skull_path``, where it is in memory alone.
         prepared: PNG that is drawn in place of the skull's own picture.
         mm_per_px: of the skull's picture. None: unknown.
+        scan: what ``data.ct`` reports of the scan that the skull was drawn of. skin: PNG of the scan's own skin.
     """
 
     name: str
@@ -94,6 +95,8 @@ class Case:
     picture: bytes | None = field(default=None, repr=False)
     prepared: bytes | None = field(default=None, repr=False)
     mm_per_px: float | None = None
+    scan: Mapping[str, Any] | None = field(default=None, repr=False)
+    skin: bytes | None = field(default=None, repr=False)
 
     @property
     def source(self) -> Path | bytes:

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from data.files import put_back, write_text
-from ldm.checkpoint import git_revision
 from settings.parsing import read_json
+
+if TYPE_CHECKING:
+    import torch
 
 _ROOT = Path(__file__).resolve().parent.parent
 _LIBRARIES = ("numpy", "pillow", "transformers", "open_clip_torch", "safetensors", "omegaconf")
@@ -35,6 +35,10 @@ def package_version() -> str:
 
 def environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """Return the versions and the machine that pictures may depend on, without names of hosts or users."""
+    import torch  # programs read records without it
+
+    from ldm.checkpoint import git_revision
+
     name = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"

@@ -29,7 +29,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from benchmarks.results_file import run
 from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, load_model
-from data.biometrics import Biometrics, age_level
+from data.biometrics import Attributes, Biometrics, age_level
 from data.cases import Case, cases_of, check_pictures, read_skull
 from data.images import read_image, to_uint8, write_png
 from data.manifest import Record, read_manifest
@@ -42,6 +42,7 @@ from muti_control.evaluation.protocol.config import DataConfig
 from muti_control.record import check_creatable, environment, write_json
 from muti_control.sampling.config import DEMO_WEIGHTS, SKULL_LANDMARKS
 from muti_control.sampling.draw import draw_faces, read_skulls
+from muti_control.sampling.grid import VALUES, grid_people, grid_tiles
 from muti_control.sampling.plate import Bar, Pixels, Row, Tile, heat, plate
 from muti_control.sampling.prepare import recommended_sampling
 from muti_control.sampling.request import shipped
@@ -49,7 +50,8 @@ from settings.base import Settings, one_of
 from settings.messages import ConfigError
 
 PEOPLE, BOTH, SAMPLES, STYLES = 6, 2, 8, 4  # how many are shown
-AGES, MASSES = (22, 40, 57, 72), (1, 3, 5)  # of the edits: a year in each of the age levels 2 to 5
+EDITED = ("age", "body_mass")
+AGES, MASSES = (VALUES[name] for name in EDITED)
 CT_MASSES = (2, 3, 4, 5)
 SKIN = 20  # grey levels: darker than that is background
 ZOOM = 44 / 256  # side of the patch of skin that is shown larger
@@ -180,10 +182,10 @@ def edits(studio: Studio) -> Pixels:
     place = next((i for i, r in enumerate(studio.records) if _in_grid(r.biometrics)), 0)
     record = studio.records[place]
     case, own = cases_of([record])[0], record.biometrics
-    ages = [own.age if age_level(age) == age_level(own.age) else age for age in AGES]
-    faces = iter(
-        studio.one_each([with_biometrics(case, age=age, body_mass=mass) for mass in MASSES for age in ages])
-    )
+    people = grid_people(EDITED, own, Attributes(age=own.age, body_mass=own.body_mass), ())
+    ages, masses = [one.age for one in people[0]], [row[0].body_mass for row in people]
+    faces = studio.one_each([replace(case, biometrics=one) for row in people for one in row])
+    tiles = grid_tiles(EDITED, people, faces, own)
     truths = _truths(studio.variants, record)
 
     def true(age: float, mass: int, caption: str) -> Tile | None:
@@ -191,18 +193,14 @@ def edits(studio: Studio) -> Pixels:
         is_own = (age, mass) == (own.age, own.body_mass)
         return None if path is None else Tile(studio.picture(path), f"true: {caption}", is_own)
 
-    def reconstruction_tile(age: float, mass: int) -> Tile:
-        return Tile(next(faces), f"age {age:g}, mass {mass}", (age, mass) == (own.age, own.body_mass))
-
     first = [true(age, own.body_mass, f"age {age:g}") for age in ages]
     rows = [
         Row([Tile(studio.skull(case), "skull"), *first], {0: f"{describe(case)}: true faces at four ages"})
     ]
-    for mass in MASSES:
-        heading = {1: "reconstructions: one skull, one seed, told other ages and body masses"}
-        tiles = [true(own.age, mass, f"mass {mass}"), *(reconstruction_tile(age, mass) for age in ages)]
-        rows.append(Row(tiles, heading if mass == MASSES[0] else {}))
-    studio.notes |= {"person": case.name, "ages": ages, "masses": MASSES}
+    heading = {1: "reconstructions: one skull, one seed, told other ages and body masses"}
+    for k, (mass, row) in enumerate(zip(masses, tiles, strict=True)):
+        rows.append(Row([true(own.age, mass, f"mass {mass}"), *row], {} if k else heading))
+    studio.notes |= {"person": case.name, "ages": ages, "masses": masses}
     chosen = f"person {place + 1} of the test list, the first whose own values lie in the grid; seed {studio.cfg.seed}"
     return plate(rows, _footer(studio, chosen), wide=[0])
 

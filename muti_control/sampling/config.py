@@ -5,9 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from cldm.config import SamplingConfig, SpgdStepConfig
+from data.biometrics import ATTRIBUTES
+from data.ct.config import CtConfig
 from data.partial import Region
 from settings.base import PathText, Settings, expect
 
@@ -96,10 +106,20 @@ class SpgdConfig(SpgdStepConfig):
         return super().acts and any(self.weights.values())
 
 
+def _grid(text: str) -> str:
+    names = [name.strip() for name in text.strip("[]").split(",")]
+    if not 1 <= len({*names} & {*ATTRIBUTES}) == len(names) <= 2:
+        raise ValueError(
+            f"got {text!r}, expected one or two of {', '.join(ATTRIBUTES)}, such as age,body_mass"
+        )
+    return ",".join(names)
+
+
 class SampleConfig(Settings):
     """What to reconstruct, and how.
 
-    skull: picture, folder or manifest; none: the other conditions draw the face.
+    skull: picture, folder or manifest, or a head CT (DICOM folder, NIfTI, NRRD, MetaImage, zip), which is drawn as
+        data.ct does it; ct: its settings. none: the other conditions draw the face.
     images_dir: folder of a manifest's pictures, if they are not where it expects them.
     limit: at most that many skulls, spread evenly over the list.
     sex, age (years, or a range such as 35-50), ethnicity, body_mass (1 very thin ... 5 slightly fat): of the person;
@@ -120,6 +140,8 @@ class SampleConfig(Settings):
     devices: how many GPUs to use side by side (on the CPU: processes); auto: all. torchrun and srun work too.
     batch_size: faces drawn together; each depends on its own skull, prompt and seed alone.
     max_sheets: contact sheets at most, of twelve skulls each.
+    grid: one or two of sex, age, ethnicity, body_mass: also draw this skull with other values of these, with one seed.
+    repeat: record.json of a finished run: draw it again into a new folder, and compare. Exit code 0: all the same.
     out: folder to write. Default: results/NAME, numbered if it exists. overwrite: replace an earlier run there.
     resume: continue an earlier run there (without out: the latest results/NAME), drawing the faces it lacks.
     report: pdf (and a page) or html: a report of the case, in ``out``. case_number, examiner: printed in it.
@@ -157,8 +179,11 @@ class SampleConfig(Settings):
     report: Literal["pdf", "html"] | None = None
     case_number: str = ""
     examiner: str = ""
+    grid: Annotated[str, AfterValidator(_grid)] | None = None
+    repeat: PathText | None = None
     sampling: SamplingConfig = SamplingConfig()
     spgd: SpgdConfig = SpgdConfig()
+    ct: CtConfig = CtConfig()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

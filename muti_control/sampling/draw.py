@@ -6,6 +6,7 @@ well as processes here: decoding and encoding a picture release Python's lock.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections import deque
@@ -14,11 +15,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -26,14 +28,17 @@ from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion
 from cldm.sampling import reconstruct
 from cldm.spgd import Spgd
-from data.cases import read_skull
+from data.biometrics import ATTRIBUTES
+from data.cases import Case, read_skull
 from data.files import replacing
-from data.images import write_png
+from data.images import to_uint8, write_png
 from data.sheet import NOTICE
 from ldm.checkpoint import sha256
 from muti_control.conditions.case_landmarks import CaseLandmarks, write_landmarks
 from muti_control.conditions.case_textures import CaseTextures
 from muti_control.record import write_record
+from muti_control.sampling.assumed import draw_people, uniform_population
+from muti_control.sampling.grid import grid_people, grid_picture
 from muti_control.sampling.job import Draw, Job, face_name, pictures_of
 from muti_control.sampling.outputs import write_outputs
 from muti_control.sampling.record import TEXT_KEY, face_text, run_record, write_sheet
@@ -106,8 +111,12 @@ def reconstruct_cases(job: Job, advance: Callable[[int], None] | None = None) ->
 def finish(job: Job, record: Mapping[str, Any]) -> None:
     """Write what shows all faces of the folder together, and the record with their hashes: the run is finished then."""
     _write_summary(job)
+    for case in job.cases if job.grid else ():
+        _write_grid(job, case)
     for face in (face for case in record["cases"] for face in case["faces"]):
         face["sha256"] = sha256(job.folder.path / face["file"])
+        with Image.open(job.folder.path / face["file"]) as image:
+            face["pixels_sha256"] = hashlib.sha256(np.asarray(image).tobytes()).hexdigest()
     write_record(job.folder.path, {**record, "finished": True})
 
 
@@ -130,6 +139,35 @@ def draw_batches(
                 draw_faces(model, batch, skulls, job.sampling, progress, job.landmarks, spgd, job.textures),
                 spgd,
             )
+
+
+def _write_grid(job: Job, case: Case) -> None:
+    """Draw and write a case's grid: the attributes of ``job.grid`` change, the seed of the first face does not."""
+    first, _, seed = job.draws_of(case)[0]
+    population = job.population or uniform_population(["Asian"])
+    person = first.biometrics or draw_people(case.attributes, population, 1, seed)[0]
+    people = grid_people(job.grid, person, case.attributes, population.ethnicities)
+    draws = [(replace(case, biometrics=one), k, seed) for k, one in enumerate(chain(*people))]
+    batches = [(i, draws[i : i + job.batch_size]) for i in range(0, len(draws), job.batch_size)]
+    faces: list[np.ndarray] = []
+    with (
+        tqdm(total=len(batches) * job.sampling.steps, unit=" steps", desc="grid", disable=None) as bar,
+        closing(draw_batches(job, batches, lambda _first, _batch: bar.update(1))) as drawn,
+    ):
+        for _, pixels, _ in drawn:
+            faces += list(pixels.wait())
+    fixed = [str(value) for name, value in vars(person).items() if name not in job.grid]
+    sources = case.attributes.sources(person)
+    assumed = [name for name in ATTRIBUTES if name not in job.grid and sources[name]["source"] != "stated"]
+    weights = f"{job.weights['file']} (sha256 {job.weights['sha256'][:12]})"
+    footer = [
+        f"Seed {seed}; in all faces {', '.join(fixed) or 'all else the same'}"
+        + f"{f' ({chr(44).join(assumed)} assumed)' if assumed else ''}.",
+        f"{NOTICE} {weights}.",
+    ]
+    skull = to_uint8(read_skull(case, job.model.cfg.image_size))
+    picture = grid_picture(job.grid, people, faces, skull, case.attributes, footer)
+    write_png(job.folder.path / job.outputs_of(case)["grid"], picture, {"Comment": NOTICE})
 
 
 def draw_faces(

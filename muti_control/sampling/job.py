@@ -68,6 +68,7 @@ class Job:
     population: what is possible where an attribute is unknown. outputs: whether mean, spread and overlay of each case's
     faces are written. face_reader: reads landmarks off faces, for the spread. calibration: of the weights, if they
     have one.
+    grid: attributes whose values change in a grid of faces of each case.
     team: the processes that share the work. Its first process alone has notes, hashes, weights and the folder's
     content before ``reconstruct_cases``, which sends them to the others.
     """
@@ -94,6 +95,7 @@ class Job:
     outputs: bool = False
     face_reader: LandmarkReader | None = None
     calibration: Calibration | None = None
+    grid: Sequence[str] = ()
     team: Team = field(default_factory=Team)
 
     def all_or_nothing(self, reports: Sequence[str] = ()) -> AbstractContextManager[None]:
@@ -131,11 +133,8 @@ class Job:
     def outputs_of(self, case: Case) -> dict[str, str]:
         """Return the names of the files that show all faces of a case together."""
         shown = OUTPUTS if case.skull_path is not None else OUTPUTS[:2]
-        return (
-            {name: f"{case.name}_{name}.png" for name in shown}
-            if self.outputs and len(self.seeds) > 1
-            else {}
-        )
+        names = [*(shown if self.outputs and len(self.seeds) > 1 else ()), *(["grid"] if self.grid else [])]
+        return {name: f"{case.name}_{name}.png" for name in names}
 
     @property
     def missing(self) -> list[tuple[int, list[Draw]]]:
@@ -251,6 +250,6 @@ def face_name(case: Case, k: int) -> str:
 
 def pictures_of(case: Case) -> dict[str, bytes]:
     """Return the PNG files that a run writes of a case's skull: what was in memory alone, and what was prepared."""
-    files = {f"{case.name}_prepared.png": case.prepared}
+    files = {f"{case.name}_prepared.png": case.prepared, f"{case.name}_skin.png": case.skin}
     files |= {} if case.skull_path is None else {case.skull_path.name: case.picture}
     return {name: contents for name, contents in files.items() if contents is not None}

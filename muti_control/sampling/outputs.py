@@ -77,14 +77,16 @@ def read_points(faces: NDArray[np.uint8], reader: LandmarkReader) -> NDArray[np.
 
 def write_outputs(job: Job, case: Case) -> None:
     """Write mean, spread and overlay of the faces of a case, which are read from the run's folder."""
-    together = Together.of((read_face(job, own, k) for own, k, _ in job.draws_of(case)), job.face_reader)
     names, size = job.outputs_of(case), job.model.cfg.image_size
+    if "mean" not in names:
+        return
+    together = Together.of((read_face(job, own, k) for own, k, _ in job.draws_of(case)), job.face_reader)
     pictures = {"mean": together.mean}
     pictures["spread"] = spread_picture(together, case.name, job.calibration, mm_of_face(case, size))
     if "overlay" in names:
         pictures["overlay"] = overlay_picture(to_uint8(read_skull(case, size)), together, case.name)
-    for name, file in names.items():
-        write_png(job.folder.path / file, pictures[name], {"Comment": NOTICE})
+    for name, picture in pictures.items():
+        write_png(job.folder.path / names[name], picture, {"Comment": NOTICE})
 
 
 def mm_of_face(case: Case, size: int) -> float | None:

@@ -16,12 +16,16 @@ from pydantic import BaseModel
 from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, architecture_of, load_model
 from cldm.spacing import spaced_timesteps
+from data.biometrics import Attributes
 from data.cases import MANIFEST_SUFFIXES, NO_SKULL, Case, PersonInput, check_pictures, find_cases
+from data.ct.as_skull import draw_scan_skull, is_scan
 from data.files import picture_sha256
+from data.images import png_of
 from ldm.checkpoint import read_state_dict, sha256
 from ldm.compiled import check_compiler, compile_blocks
 from ldm.device import choose_device, choose_precision
 from muti_control.case.calibration import Calibration, Population, load_calibration
+from muti_control.case.repeat import repeated_settings
 from muti_control.conditions.case_landmarks import StoredLandmarks, choose_landmarks
 from muti_control.conditions.case_textures import choose_textures
 from muti_control.distributed import Team, find_team
@@ -39,6 +43,7 @@ from settings.parsing import parse_json
 from settings.reading import parse_command_line, to_yaml
 
 ONE_SKULL = 8  # faces, where there is one skull and nobody says how many
+SCAN = "scan"  # the name of a scan's case: that of its file may name a patient
 DEMO_SKULLS, DEMO_LIMIT = "data/split_data/test.json", 4
 _MOST_FACES = 10**6
 
@@ -50,7 +55,11 @@ def prepare(arguments: Sequence[str]) -> Job:
         ValueError: a setting or an input that cannot be used; the message says what to do.
     """
     cfg = parse_command_line(
-        SampleConfig, arguments, base=_recommended, base_name="settings in the weights", file_key="skull"
+        SampleConfig,
+        arguments,
+        base=_recommended,
+        base_name="settings of weights or record",
+        file_key="skull",
     )
     return make_job(cfg, [Path(argument) for argument in arguments if "=" not in argument])
 
@@ -114,10 +123,18 @@ def make_job(cfg: SampleConfig, config_files: Sequence[Path] = ()) -> Job:
     person = PersonInput(cfg.sex, cfg.age, cfg.ethnicity, cfg.body_mass)
     skull = shipped(DEMO_SKULLS) if cfg.skull is None else Path(cfg.skull)
     limit = DEMO_LIMIT if cfg.skull is None and cfg.limit is None else cfg.limit
-    cases = find_cases(skull, person, cfg.images_dir, limit)
-    folder = _folder(cfg, skull)
+    scanned = is_scan(skull)
+    cases = [] if scanned else find_cases(skull, person, cfg.images_dir, limit)
+    folder = _folder(cfg, Path(SCAN) if scanned else skull)
     earlier = claim_folder(folder, cfg.overwrite, cfg.resume) if team.is_first else None
-    job = job_of(cfg, Networks.load(cfg, device, dtype), cases, folder, team)
+    networks, remarks = Networks.load(cfg, device, dtype), list[str]()
+    if scanned:
+        cases, remarks = case_of_scan(cfg, skull, person.attributes(), networks.model.cfg.image_size)
+        cfg = cfg.with_(
+            skull=str(cases[0].skull_path), mm_per_px=cases[0].mm_per_px
+        )  # a path may name a patient
+    job = job_of(cfg, networks, cases, folder, team)
+    job = replace(job, remarks=[*remarks, *job.remarks])
     if not team.is_first:
         return job
     job = replace(job, manifest=_manifest(skull))
@@ -139,6 +156,32 @@ def make_job(cfg: SampleConfig, config_files: Sequence[Path] = ()) -> Job:
     written = [folder / file for file in job.files if folder / file not in retained]
     check_overwriting(job.folder.outdated, written, inputs)
     return job
+
+
+def case_of_scan(
+    cfg: SampleConfig, path: Path, attributes: Attributes, size: int
+) -> tuple[list[Case], list[str]]:
+    """Return the case of a scan, which is drawn in memory with ``size`` px, and what to tell of it.
+
+    Raises:
+        ValueError: packages that are missing, or a scan that is refused.
+    """
+    try:
+        drawn = draw_scan_skull(path, cfg.ct.with_(size=size))
+    except ValueError as error:
+        raise ValueError(f"skull: {error}") from error
+    case = Case(
+        SCAN,
+        Path(f"{SCAN}_skull.png"),
+        attributes.biometrics,
+        attributes=attributes,
+        picture=png_of(drawn.skull),
+        mm_per_px=drawn.mm_per_px,
+        scan=drawn.record,
+        skin=png_of(drawn.face),
+    )
+    remarks = [f"the scan was read and drawn, {drawn.mm_per_px:.3f} mm per px", *drawn.findings]
+    return [case], remarks
 
 
 def job_of(
@@ -204,6 +247,7 @@ def job_of(
         outputs=True,
         face_reader=face_reader,
         calibration=networks.calibration,
+        grid=cfg.grid.split(",") if cfg.grid else (),
         team=team,
     )
     if not team.is_first:
@@ -246,6 +290,8 @@ def _uncounted(cases: Sequence[Case], networks: Networks) -> str | None:
 
 def _recommended(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sampler's settings that the weights of a run recommend; the other settings overrule them."""
+    if settings["repeat"] is not None:
+        return repeated_settings(str(settings["repeat"]))
     path, config = shipped(str(settings["weights"])), settings["model"]
     _, metadata = read_state_dict(path)
     outputs = architecture_of(path, metadata, config).unet.num_control_outputs
@@ -293,6 +339,10 @@ def _folder(cfg: SampleConfig, skull: Path) -> Path:
     """Return the folder to write. By default it is called after the skull, for ``.`` and ``..`` too."""
     if cfg.out is not None:
         return Path(cfg.out)
+    if cfg.repeat is not None:
+        run = Path(cfg.repeat).absolute()
+        run = run if run.is_dir() else run.parent
+        return unused_folder(run.with_name(f"{run.name}-repeat"))
     whole = Path(os.path.abspath(skull))  # not resolved: a link keeps the name the user knows
     if str(skull) == NO_SKULL and not whole.exists():
         whole = Path("no_skull")

@@ -49,6 +49,7 @@ def run_record(job: Job) -> dict[str, Any]:
             "check": job.checks.get(case.name),
             "missing_bone": _missing(case),
             "mm_per_px": case.mm_per_px,
+            "scan": None if case.scan is None else dict(case.scan),
             "landmarks": None if job.landmarks is None else job.landmarks.describe(case),
             "texture": None if job.textures is None else job.textures.describe(case),
             "spgd_target": None if job.spgd is None else job.spgd.target(case),

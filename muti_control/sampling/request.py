@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from data.cases import PersonInput, find_cases
 from data.ct.as_skull import is_scan
 from data.images import ImageError, picture_size
+from muti_control.case.repeat import check_beside_repeat, repeated_settings
 from muti_control.sampling.config import SampleConfig
 from settings.messages import ConfigError
 from settings.reading import parse_command_line
@@ -25,8 +27,9 @@ def check_request(arguments: Sequence[str]) -> SampleConfig:
     Raises:
         ValueError: what cannot be used; the message says what to do.
     """
-    without_weights = {"sampling": {"eta": 0}}  # fits every sampler
-    cfg = parse_command_line(SampleConfig, arguments, base=without_weights, file_key="skull")
+    cfg = parse_command_line(SampleConfig, arguments, base=_without_weights, file_key="skull")
+    if cfg.repeat is not None:
+        check_beside_repeat(arguments)
     weights = shipped(cfg.weights)
     if (weights / "model_index.json").is_file():
         raise ConfigError(
@@ -47,6 +50,12 @@ def check_request(arguments: Sequence[str]) -> SampleConfig:
             except ImageError as error:
                 raise ConfigError(f"skull: {error}") from error
     return cfg
+
+
+def _without_weights(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    if settings["repeat"] is not None:
+        return repeated_settings(str(settings["repeat"]))
+    return {"sampling": {"eta": 0}}  # fits every sampler
 
 
 def shipped(name: str) -> Path:
