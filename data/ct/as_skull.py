@@ -67,7 +67,7 @@ def draw_scan_skull(path: Path, config: CtConfig) -> ScanSkull:
         drawing.face,
         2 * config.half_field / config.size,
         {"sha256": _sha256(path), **drawing.record()},
-        [f"{finding.severity}, {finding.name}: {finding.text}" for finding in drawing.findings],
+        [f"{'flagged, ' * (one.severity == 'flag')}{one.name}: {one.text}" for one in drawing.findings],
     )
 
 

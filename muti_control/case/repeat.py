@@ -16,7 +16,18 @@ MAY_CHANGE = {  # settings beside repeat=: where things are now, and where and h
 }  # fmt: skip
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 _COMPARED = ("weights", "architecture", "sampling", "spgd", "environment", "cases")
-_NOT_COMPARED = {"file", "path", "note", "processes", "files", "outputs", "check", "prepared", "faces"}
+_NOT_COMPARED = {  # beside what SHA-256 sums cover
+    "file",
+    "path",
+    "note",
+    "processes",
+    "files",
+    "outputs",
+    "check",
+    "prepared",
+    "faces",
+    "scan",
+}
 _SHOWN = 12
 
 

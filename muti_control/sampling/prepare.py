@@ -172,7 +172,7 @@ def case_of_scan(
         raise ValueError(f"skull: {error}") from error
     case = Case(
         SCAN,
-        Path(f"{SCAN}_skull.png"),
+        Path(f"{SCAN}.png"),
         attributes.biometrics,
         attributes=attributes,
         picture=png_of(drawn.skull),
@@ -180,7 +180,10 @@ def case_of_scan(
         scan=drawn.record,
         skin=png_of(drawn.face),
     )
-    remarks = [f"the scan was read and drawn, {drawn.mm_per_px:.3f} mm per px", *drawn.findings]
+    remarks = [
+        f"the scan was drawn, {drawn.mm_per_px:.3f} mm per px; it is called {SCAN}, as its own name may be a patient's"
+    ]
+    remarks += drawn.findings
     return [case], remarks
 
 
