@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from data.ct.as_skull import SCAN_SUFFIXES, is_scan
 from data.ct.config import CtConfig
 from data.ct.drawing import draw_scan
 from data.ct.reading.volumes import SUFFIXES
+from muti_control.sampling import config
 from muti_control.sampling.grid import grid_people, grid_tiles
 from tests.phantom import SECRET, write_dicom, write_image
 from tests.phantom import sample as phantom
@@ -37,13 +40,11 @@ def record_of(folder: str) -> dict:
 
 
 def test_a_scan_is_drawn_as_data_ct_does_and_names_nobody(
-    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(config, "CtConfig", SimpleNamespace(of=partial(CtConfig.of, step=2.5)))
     scan = write_dicom(tmp_path / SECRET, *phantom((2.5, 2.5, 2.5)))
-    assert (
-        run(f"skull={tmp_path / SECRET}", "ct.step=2.5", "num_samples=2", "sex=F", "age=40", "body_mass=4")
-        == 0
-    )
+    assert run(f"skull={tmp_path / SECRET}", "num_samples=2", "sex=F", "age=40", "body_mass=4") == 0
     out = capsys.readouterr().out
     expected = draw_scan(
         scan if scan.is_dir() else tmp_path / SECRET, CtConfig(step=2.5, size=64, meshes=False)
@@ -59,7 +60,7 @@ def test_a_scan_is_drawn_as_data_ct_does_and_names_nobody(
     for file in Path("results/scan").iterdir():
         assert not any(part in file.read_bytes() for part in (b"Musterfrau", b"Erika")), file.name
     assert "Musterfrau" not in out
-    assert run("repeat=results/scan/record.json") == 0  # of the pictures that lie beside the record
+    assert sample.main(["repeat=results/scan/record.json"]) == 0  # of the pictures that lie beside the record
     assert record_of("results/scan-repeat")["cases"][0]["mm_per_px"] == 280 / 64
 
 

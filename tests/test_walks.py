@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from unittest.mock import Mock
 
 import pytest
 
@@ -76,7 +77,9 @@ def test_walks_of_a_skull(
 
     def run() -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sample, "check_request", lambda _: None)  # the checks read the skull too
+            patch.setattr(
+                sample, "check_request", lambda _: Mock(repeat=None)
+            )  # the checks read the skull too
             patch.setattr(prepare, "prepare", lambda _: job)
             assert sample.main(command) == 0
 

@@ -58,7 +58,7 @@ def draw_scan_skull(path: Path, config: CtConfig) -> ScanSkull:
     check_packages(PACKAGES, "cohort,ct")
     from data.ct.drawing import draw_scan  # after check_packages
 
-    drawing = draw_scan(path, config.with_(meshes=False))
+    drawing = draw_scan(path, config)
     if drawing.skull is None or drawing.face is None:
         reasons = "; ".join(finding.text for finding in drawing.findings if finding.severity == "refuse")
         raise ValueError(f"the scan is refused: {reasons}")

@@ -106,6 +106,21 @@ class SpgdConfig(SpgdStepConfig):
         return super().acts and any(self.weights.values())
 
 
+class ScanConfig(Settings):
+    """How a scan as skull is read: settings of ``data.ct.config.CtConfig``, where the pictures do not fix them."""
+
+    series: str = ""
+    pose: str = "auto"
+    bone_hu: float = 220.0
+    offset: float = 0.0
+    rescale: str = "header"
+    max_gib: float = 1.5
+
+    def drawn_with(self, size: int) -> CtConfig:
+        """Return the settings of ``data.ct`` for pictures of ``size`` px. Raises: ConfigError."""
+        return CtConfig.of(size=size, meshes=False, **dict(self))
+
+
 def _grid(text: str) -> str:
     names = [name.strip() for name in text.strip("[]").split(",")]
     if not 1 <= len({*names} & {*ATTRIBUTES}) == len(names) <= 2:
@@ -183,7 +198,7 @@ class SampleConfig(Settings):
     repeat: PathText | None = None
     sampling: SamplingConfig = SamplingConfig()
     spgd: SpgdConfig = SpgdConfig()
-    ct: CtConfig = CtConfig()
+    ct: ScanConfig = ScanConfig()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -54,11 +54,12 @@ def prepare(arguments: Sequence[str]) -> Job:
     Raises:
         ValueError: a setting or an input that cannot be used; the message says what to do.
     """
+    source = "record" if any(argument.startswith("repeat=") for argument in arguments) else "weights"
     cfg = parse_command_line(
         SampleConfig,
         arguments,
         base=_recommended,
-        base_name="settings of weights or record",
+        base_name=f"settings in the {source}",
         file_key="skull",
     )
     return make_job(cfg, [Path(argument) for argument in arguments if "=" not in argument])
@@ -167,7 +168,7 @@ def case_of_scan(
         ValueError: packages that are missing, or a scan that is refused.
     """
     try:
-        drawn = draw_scan_skull(path, cfg.ct.with_(size=size))
+        drawn = draw_scan_skull(path, cfg.ct.drawn_with(size))
     except ValueError as error:
         raise ValueError(f"skull: {error}") from error
     case = Case(
