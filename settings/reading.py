@@ -94,20 +94,14 @@ def read_yaml(text: str, hint: Any = Any) -> Any:
     Raises:
         ConfigError: the text is no YAML, has a key twice, or is nested too deep.
     """
-    loader = None
+    if len(text) > _MAX_CHARS:
+        raise ConfigError(f"has {len(text)} letters, at most {_MAX_CHARS} are settings")
     try:
-        if len(text) > _MAX_CHARS:
-            raise ConfigError(f"has {len(text)} letters, at most {_MAX_CHARS} are settings")
         loader = _Loader(text)
         node = loader.get_single_node()
         return None if node is None else _content(loader, node, hint, 0)
-    except RecursionError:
-        raise ConfigError(_TOO_DEEP) from None
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
-    finally:
-        if loader is not None:
-            loader.dispose()
 
 
 _TOO_DEEP = f"has more than {MAX_DEPTH} levels of settings and lists within each other, or an endless alias"
@@ -118,6 +112,11 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2's core schema, where PyYAML has 1.1: ``no`` and ``1:30`` are text, ``1e-5`` is a number, 007 is 7."""
 
     num_nodes = 0
+
+    def fetch_more_tokens(self) -> None:
+        if self.flow_level + len(self.indents) > MAX_DEPTH + 1:  # PyYAML takes the longer, the more levels are open
+            raise ConfigError(_TOO_DEEP)
+        super().fetch_more_tokens()
 
 
 class _Dumper(yaml.SafeDumper):
