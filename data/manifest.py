@@ -21,7 +21,8 @@ from unicodedata import normalize
 from data.biometrics import Biometrics, BiometricsError
 from data.files import OLD_INDEX_SUFFIX, PACK_SUFFIX, PackError, file_names, folder_names, is_folder
 from data.images import IMAGE_SUFFIXES
-from settings.parsing import ContentError, column_name, decoded, parse_json, read_table
+from settings.parsing import ContentError, column_name, parse_json, read_table, read_text
+from settings.program import Program
 
 SKULL_FOLDERS = ("skull", "skulls", "Skull", "Skulls")
 FACE_FOLDERS = ("craniofacial", "Craniofacial", "face", "faces")
@@ -149,9 +150,15 @@ def read_manifest(
     Raises:
         ManifestError: with all mistakes of the file, missing picture files included.
     """
-    lines = read_lines(Path(path))
-    reader = _Reader(Finder.of(Path(path), images_dir, skull_folder, face_folder), need_target)
-    records = [record for number, line in lines if (record := reader.read(number, line)) is not None]
+    path = Path(path)
+    required = ("source", "target") if need_target else ("source",)
+    reader = _Reader(
+        Finder(path, images_dir, skull_folder, face_folder),
+        dict(zip(_PATHS, _PATHS, strict=True)),
+        required,
+        None,
+    )
+    records = [record for line, text in read_lines(path) if (record := reader.record(line, text)) is not None]
     if reader.problems:
         raise ManifestError(path, reader.problems)
     return records
@@ -197,16 +204,10 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     def error(got: str, remedy: str, line: int = 0) -> ManifestError:
         return ManifestError(path, [ManifestProblem(line, "", got, remedy, "file")])
 
-    if not path.is_file():
-        got = "is a folder, not a file" if path.is_dir() else "does not exist"
-        raise error(got, "give a JSON-lines file such as data/split_data/train.json")
-    raw = path.read_bytes()
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise error("is UTF-16 text", "save it as UTF-8")
     try:
-        text = decoded(raw, "").replace("\r\n", "\n")
+        text = read_text(path).replace("\r\n", "\n")
     except ContentError as reason:
-        got, _, remedy = str(reason).removeprefix(": ").rpartition("; ")
+        got, _, remedy = str(reason).removeprefix(f"{path}: ").rpartition("; ")
         raise error(got, remedy) from reason
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
@@ -244,39 +245,34 @@ def find_images_dir(manifest: Path, images_dir: str | os.PathLike[str] | None = 
     return home
 
 
-def _first_folder(root: Path, names: tuple[str, ...], name: str | None) -> Path:
-    present = folder_names(root)  # exact case, on any file system
-    candidates = names if name is None else (name,)
-    return root / next((one for one in candidates if one in present), candidates[0])
-
-
 class Finder:
-    """Finds the files of one manifest in ``root``, and in its folders ``skulls`` and ``faces``."""
+    """Finds the files of one manifest in ``root``, and in its folders ``skulls`` and ``faces``.
 
-    def __init__(self, root: Path, skull_folder: str | None, face_folder: str | None) -> None:
-        self.root = root
-        self.skulls = _first_folder(root, SKULL_FOLDERS, skull_folder)
-        self.faces = _first_folder(root, FACE_FOLDERS, face_folder)
-        self._listings: dict[Path, frozenset[str]] = {}
+    Args: see :func:`read_manifest`.
 
-    @classmethod
-    def of(
-        cls,
+    Raises:
+        ManifestError: ``images_dir`` is no folder, or the pack is damaged.
+    """
+
+    def __init__(
+        self,
         manifest: Path,
         images_dir: str | os.PathLike[str] | None = None,
         skull_folder: str | None = None,
         face_folder: str | None = None,
-    ) -> Finder:
-        """Return the finder that ``read_manifest`` uses.
-
-        Raises:
-            ManifestError: ``images_dir`` is no folder, or the pack is damaged.
-        """
+    ) -> None:
         try:
-            return cls(find_images_dir(manifest, images_dir), skull_folder, face_folder)
+            self.root = find_images_dir(manifest, images_dir)
+            self.skulls = self._first(SKULL_FOLDERS if skull_folder is None else (skull_folder,))
+            self.faces = self._first(FACE_FOLDERS if face_folder is None else (face_folder,))
         except PackError as error:
             got, _, remedy = str(error).rpartition("; ")
             raise ManifestError(manifest, [ManifestProblem(0, "images_dir", got, remedy, "file")]) from error
+        self._listings: dict[Path, frozenset[str]] = {}
+
+    def _first(self, names: tuple[str, ...]) -> Path:
+        present = folder_names(self.root)  # exact case, on any file system
+        return self.root / next((name for name in names if name in present), names[0])
 
     def folders(self, field: str) -> tuple[Path, ...]:
         """Return where the file of a field may be."""
@@ -299,27 +295,37 @@ class Finder:
 
 
 class _Reader:
-    """Reads lines into records, and collects the problems."""
+    """Reads lines into records or skulls, and collects the problems.
 
-    def __init__(self, finder: Finder, need_target: bool) -> None:
-        self.finder = finder
-        self.need_target = need_target
+    Args:
+        columns: those with the name of a file -> the field of a manifest that means the same.
+        required: those of them that no line may lack.
+        places: further folders where names may count from; they may be whole paths then, or lead out of a folder.
+            None: names within the pictures' folders alone.
+    """
+
+    def __init__(
+        self,
+        finder: Finder,
+        columns: Mapping[str, str],
+        required: Sequence[str],
+        places: tuple[Path, ...] | None,
+    ) -> None:
+        self.finder, self.columns, self.required, self.places = finder, columns, required, places
         self.problems: list[ManifestProblem] = []
-        self._line_of: dict[tuple[Any, ...], int] = {}
+        self.unused: set[str] = set()  # columns that serve nothing
+        self._line_of: dict[str, int] = {}
+        self._names = {*COLUMNS, *FIELDS}  # of columns that were checked
 
-    def read(self, line: int, text: str) -> Record | None:
-        """Return the record of a line, or None and at least one more problem."""
+    def record(self, line: int, text: str) -> Record | None:
+        """Return the pair of a line, or None and at least one more problem."""
         before = len(self.problems)
         fields = self._object(line, text)
         if fields is None:
             return None
-        self._check_names(line, fields)
-        names = {field: self._file_name(line, fields, field) for field in _PATHS}
+        self._check_fields(line, fields)
+        paths = self._paths(line, fields)
         biometrics = self._biometrics(line, fields)
-        paths = self.find_files(line, names)
-        if paths["texture_path"] is not None and paths["texture_path"] == paths["face_path"]:
-            got = f"{names['texture']!r} is the person's own face"
-            self._problem(line, "texture", got, "name another person's, or leave it out")
         for field, (types, remedy) in _TYPES.items():
             value = fields.get(field)
             fits = value is None or (isinstance(value, types) and not isinstance(value, bool))
@@ -327,13 +333,15 @@ class _Reader:
                 self._problem(line, field, f"got {value!r}", remedy)
         if len(self.problems) > before or biometrics is None:
             return None
-        self._check_twice(line, names, biometrics)
-        subject = fields.get("subject")
+        names = {field: name_within(fields[field]) if fields.get(field) else None for field in _PATHS}
+        source, target, subject = names["source"] or "", names["target"], fields.get("subject")
+        pair = f"{source} with {target}" if target is not None else source
+        self._once(line, "source", pair, None if target is not None else biometrics)
         return Record(
             **names,  # type: ignore[arg-type]  # source is not None: that would be a problem
             **paths,  # type: ignore[arg-type]
             biometrics=biometrics,
-            subject=str(subject) if subject not in (None, "") else PurePosixPath(names["source"] or "").stem,
+            subject=str(subject) if subject not in (None, "") else PurePosixPath(source).stem,
             line=line,
             ethnicity_given=fields.get("ethnicity") is not None,
             style=fields.get("style") or None,
@@ -341,17 +349,79 @@ class _Reader:
             extra=fields.get("extra"),
         )
 
-    def find_files(self, line: int, names: Mapping[str, str | None]) -> dict[str, Path | None]:
-        """Return the paths of a record's files by their names in Record."""
-        paths: dict[str, Path | None] = {}
-        for field, attribute in _PATHS.items():
-            name = names[field]
-            paths[attribute] = path = None if name is None else self.finder.find(name, field)
-            if name is not None and path is None:
-                places = " or ".join(str(folder / name) for folder in self.finder.folders(field))
-                remedy = "mend the name, or say where the pictures are (images_dir)"
-                self._problem(line, field, f"no file {places}", remedy, "missing_file")
+    def skull(self, line: int, fields: Mapping[str, Any]) -> SkullLine | None:
+        """Return the skull of a line by column, or None and at least one more problem."""
+        before = len(self.problems)
+        self._check_columns(line, fields)
+        paths = self._paths(line, fields)
+        skull, label = paths.pop("skull_path"), fields.get("name")
+        if not isinstance(label, str | int | None):
+            self._problem(line, "name", f"got {label!r}", "give a text")
+        if len(self.problems) > before or skull is None:
+            return None
+        person = {
+            key: value.replace(",", ".") if key in _NUMBERS and isinstance(value, str) else value
+            for key in ("sex", "age", "ethnicity", "body_mass")
+            if (value := fields.get(key)) not in (None, "")
+        }
+        face = paths["face_path"]
+        self._once(line, "skull", str(skull), (face, label, None if face is not None else person))
+        return SkullLine(line, str(label) if label not in (None, "") else None, person, skull, **paths)
+
+    def columns_of(self, line: int, text: str) -> dict[str, Any] | None:
+        """Return the fields of a JSON line by column of a list of skulls, or None and one more problem."""
+        fields = self._object(line, text)
+        columns: dict[str, Any] = {}
+        for name, value in (fields or {}).items():
+            column = column_name(name, COLUMNS, _OTHER_COLUMNS)
+            if column in columns:
+                self._problem(line, name, f"stands there as {column} already", "keep one")
+                return None
+            columns[column] = value
+        return None if fields is None else columns
+
+    def _paths(self, line: int, fields: Mapping[str, Any]) -> dict[str, Path | None]:
+        """Return the paths of a line's files by their names in Record."""
+        paths = {_PATHS[field]: self._file(line, fields, column) for column, field in self.columns.items()}
+        if paths["texture_path"] is not None and paths["texture_path"] == paths["face_path"]:
+            got = f"{fields['texture']!r} is the person's own face"
+            self._problem(line, "texture", got, "name another person's, or leave it out")
         return paths
+
+    def _file(self, line: int, fields: Mapping[str, Any], column: str) -> Path | None:
+        value = fields.get(column)
+        if value in (None, ""):
+            if column in self.required:
+                self._problem(line, column, "is missing", "give the picture's file name", "incomplete_pair")
+            return None
+        within = self.places is None
+        name = value.replace("\\", "/") if isinstance(value, str) and "\0" not in value else None
+        if name is None or (within and name_within(name) is None):
+            remedy = "give the name of a file" + " within the pictures' folder" * within + " as text"
+            self._problem(line, column, f"got {value!r}", remedy)
+            return None
+        folders, names = self.finder.folders(self.columns[column]), (name,)
+        if not within:
+            folders, names = (*self.places, *folders), (value, name)
+        for places in (folders, (Path(),) if self.places else ()):
+            paths = [path for name in names for place in places if (path := self.finder.file(place, name))]
+            files = {} if within else {os.path.realpath(path): str(path) for path in paths}
+            if len(files) > 1:
+                got = f"{value!r} may be {' or '.join(files.values())}"
+                self._problem(line, column, got, "give the whole path")
+            if paths:
+                return paths[0]
+        tried = " or ".join(dict.fromkeys(str(folder / name) for folder in folders))
+        remedy = "say where the pictures are (images_dir)" if within else "give the whole path"
+        self._problem(line, column, f"no file {tried}", f"mend the name, or {remedy}", "missing_file")
+        return None
+
+    def _once(self, line: int, field: str, got: str, more: object) -> None:
+        """Refuse the same pair twice, which would weigh double; one skull may have several faces."""
+        first = self._line_of.setdefault(f"{got} {more!r}", line)
+        if first != line:
+            got = f"{got} is already on line {first}"
+            self._problem(line, field, got, "remove one of the two", "listed_twice")
 
     def _problem(self, line: int, field: str, got: str, remedy: str, kind: str = "bad_line") -> None:
         self.problems.append(ManifestProblem(line, field, got, remedy, kind))
@@ -369,31 +439,26 @@ class _Reader:
         self._problem(line, "", got, "write one JSON object a line")
         return None
 
-    def _check_names(self, line: int, fields: Mapping[str, Any]) -> None:
+    def _check_fields(self, line: int, fields: Mapping[str, Any]) -> None:
         for name in fields:
             if name in FIELDS:
                 continue
-            key = name.strip().lower().replace("-", "_").replace(" ", "_")
-            near = [_SYNONYMS[key]] if key in _SYNONYMS else []
-            if not near and len(self.problems) < _NEAR_NAMES:  # a search takes a while
-                near = difflib.get_close_matches(key, FIELDS, n=1)
-            remedy = f"did you mean {near[0]!r}? " if near else f"known: {', '.join(FIELDS)}. "
+            near = _nearest(name, FIELDS) if len(self.problems) < _NEAR_NAMES else None  # it takes a while
+            remedy = f"did you mean {near!r}? " if near else f"known: {', '.join(FIELDS)}. "
             remedy += "Your own values go under 'extra'"
             if name == "prompt":
                 remedy = "leave it out: the prompt is written from gender, age, ethnicity and body_mass"
             self._problem(line, name, "is no field of a manifest", remedy, "unknown_field")
 
-    def _file_name(self, line: int, fields: Mapping[str, Any], field: str) -> str | None:
-        value = fields.get(field)
-        if value is None or value == "":
-            if field == "source" or (field == "target" and self.need_target):
-                self._problem(line, field, "is missing", "give the picture's file name", "incomplete_pair")
-            return None
-        name = name_within(value) if isinstance(value, str) else None
-        if name is None:
-            remedy = "give a name within the pictures' folder, as text, such as '1_0.png'"
-            self._problem(line, field, f"got {value!r}", remedy)
-        return name
+    def _check_columns(self, line: int, fields: Mapping[str, Any]) -> None:
+        for name in fields:
+            if name in self._names or len(self._names) > _NEAR_NAMES:
+                continue
+            self._names.add(name)
+            if near := _nearest(name, COLUMNS, 0.75):
+                self._problem(line, name, "is no column of a list of skulls", f"did you mean {near!r}?")
+            else:
+                self.unused.add(name)
 
     def _biometrics(self, line: int, fields: Mapping[str, Any]) -> Biometrics | None:
         """Return the person, or None after a problem for each field that is missing or impossible."""
@@ -414,15 +479,12 @@ class _Reader:
                 values[argument] = value
         return Biometrics.parse(**values) if len(self.problems) == before else None
 
-    def _check_twice(self, line: int, names: Mapping[str, str | None], biometrics: Biometrics) -> None:
-        """Refuse the same pair twice, which would weigh double; one skull may have several faces."""
-        source, target = names["source"], names["target"]
-        key = (source, target) if target is not None else (source, biometrics)
-        first = self._line_of.setdefault(key, line)
-        if first != line:
-            pair = f"{source} with {target}" if target is not None else source
-            got = f"{pair} is already on line {first}"
-            self._problem(line, "source", got, "remove one of the two", "listed_twice")
+
+def _nearest(name: str, names: Sequence[str], cutoff: float = 0.6) -> str | None:
+    """Return which of the names was probably meant: by another word for it, or by its spelling."""
+    key = name.strip().lower().replace("-", "_").replace(" ", "_")
+    near = difflib.get_close_matches(key, names, n=1, cutoff=cutoff)
+    return _SYNONYMS.get(key) or (near[0] if near else None)
 
 
 # --- skulls to draw ---------------------------------------------------------------------------------------
@@ -459,17 +521,16 @@ def read_skulls(
         ManifestError: with all mistakes of the lines. ContentError: the file cannot be read as CSV.
     """
     path = Path(path)
-    reader = _SkullReader(path, images_dir)
+    places = () if images_dir is not None else (path.parent,)
+    reader = _Reader(Finder(path, images_dir), _COLUMN_PATHS, COLUMNS[:1], places)
     if path.suffix.lower() in TABLE_SUFFIXES:
-        rows: list[tuple[int, dict[str, Any]]] = list(
-            read_table(path, COLUMNS, COLUMNS[:1], _OTHER_COLUMNS).rows
-        )
+        rows: list[tuple[int, Any]] = [*read_table(path, COLUMNS, COLUMNS[:1], _OTHER_COLUMNS).rows]
     else:
-        rows = [
-            (n, fields) for n, text in read_lines(path) if (fields := reader.read_object(n, text)) is not None
-        ]
-    skulls = [skull for line, fields in rows if (skull := reader.read_skull(line, fields)) is not None]
-    if not rows and not reader.problems:
+        rows = [(line, reader.columns_of(line, text)) for line, text in read_lines(path)]
+    skulls = [
+        skull for line, row in rows if row is not None and (skull := reader.skull(line, row)) is not None
+    ]
+    if not rows:
         raise ContentError(f"{path}: holds no skulls; write a line for each")
     if reader.problems:
         raise ManifestError(path, reader.problems)
@@ -478,98 +539,9 @@ def read_skulls(
     return skulls
 
 
-class _SkullReader(_Reader):
-    """Reads lines into skulls, and collects the problems and the names of columns that serve nothing."""
-
-    def __init__(self, path: Path, images_dir: str | os.PathLike[str] | None) -> None:
-        super().__init__(Finder.of(path, images_dir), False)
-        self.places = () if images_dir is not None else (path.parent,)
-        self.names: set[str] = {*COLUMNS, *FIELDS}  # that were checked
-        self.unused: set[str] = set()
-
-    def read_object(self, line: int, text: str) -> dict[str, Any] | None:
-        """Return the fields of a JSON line by column, or None and one more problem."""
-        fields = self._object(line, text)
-        columns: dict[str, Any] = {}
-        for name, value in (fields or {}).items():
-            column = column_name(name, COLUMNS, _OTHER_COLUMNS)
-            if column in columns:
-                self._problem(line, name, f"stands there as {column} already", "keep one")
-                return None
-            columns[column] = value
-        return None if fields is None else columns
-
-    def read_skull(self, line: int, fields: Mapping[str, Any]) -> SkullLine | None:
-        """Return the skull of a line, or None and at least one more problem."""
-        before = len(self.problems)
-        for name in fields:
-            if name in self.names or len(self.names) > _NEAR_NAMES:
-                continue
-            self.names.add(name)
-            near = difflib.get_close_matches(name.lower(), COLUMNS, n=1, cutoff=0.75)
-            if near or name.lower() in _SYNONYMS:
-                meant = near[0] if near else _SYNONYMS[name.lower()]
-                self._problem(line, name, "is no column of a list of skulls", f"did you mean {meant!r}?")
-            else:
-                self.unused.add(name)
-        paths = {_PATHS[field]: self._file(line, fields, column) for column, field in _COLUMN_PATHS.items()}
-        skull = paths.pop("skull_path")
-        label = fields.get("name")
-        if not isinstance(label, str | int | None):
-            self._problem(line, "name", f"got {label!r}", "give a text")
-        if paths["texture_path"] is not None and paths["texture_path"] == paths["face_path"]:
-            self._problem(
-                line, "texture", "is the person's own face", "name another person's, or leave it out"
-            )
-        if len(self.problems) > before or skull is None:
-            return None
-        person = {
-            key: value.replace(",", ".") if key in _NUMBERS and isinstance(value, str) else value
-            for key in ("sex", "age", "ethnicity", "body_mass")
-            if (value := fields.get(key)) not in (None, "")
-        }
-        key = (skull, paths["face_path"], label, *(person.items() if paths["face_path"] is None else ()))
-        first = self._line_of.setdefault(tuple(map(str, key)), line)
-        if first != line:
-            self._problem(
-                line, "skull", f"{skull} is already on line {first}", "remove one of the two", "listed_twice"
-            )
-        return SkullLine(line, str(label) if label not in (None, "") else None, person, skull, **paths)
-
-    def _file(self, line: int, fields: Mapping[str, Any], column: str) -> Path | None:
-        value = fields.get(column)
-        if value in (None, ""):
-            if column == "skull":
-                self._problem(line, column, "is missing", "give the picture's file name", "incomplete_pair")
-            return None
-        if not isinstance(value, str) or "\0" in value:
-            self._problem(line, column, f"got {value!r}", "give the name of a file as text")
-            return None
-        names = dict.fromkeys((value, value.replace("\\", "/")))
-        folders = (*self.places, *self.finder.folders(_COLUMN_PATHS[column]))
-        for places in (folders, (Path(),) if self.places else ()):
-            found = {
-                os.path.realpath(path): path
-                for name in names
-                for folder in places
-                if (path := self.finder.file(folder, name))
-            }
-            if len(found) > 1:
-                both = " or ".join(map(str, found.values()))
-                self._problem(line, column, f"{value!r} may be {both}", "give the whole path")
-            if found:
-                return next(iter(found.values()))
-        tried = " or ".join(dict.fromkeys(str(folder / value) for folder in folders))
-        self._problem(
-            line, column, f"no file {tried}", "mend the name, or give the whole path", "missing_file"
-        )
-        return None
-
-
 def template(folder: Path) -> str:
     """Return a CSV list of the pictures in a folder, for a person to fill in. Raises: ManifestError."""
-    names = sorted(name for name in file_names(folder) if Path(name).suffix.lower() in IMAGE_SUFFIXES)
-    names = [name for name in names if not name.startswith(".")]
+    names = sorted(n for n in file_names(folder) if Path(n).suffix.lower() in IMAGE_SUFFIXES and n[0] != ".")
     bad = [name for name in names if not (folder / name).as_posix().isprintable()]
     if not names or bad:
         got = f"{bad[0]!a} is no name that a list can hold" if bad else "holds no picture"
@@ -582,17 +554,14 @@ def template(folder: Path) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Return the exit status: 0, or 2 after one message on stderr."""
-    if len(arguments) != 2 or arguments[0] != "template":
-        print("python -m data.manifest: expected template FOLDER > skulls.csv", file=sys.stderr)
-        return 2
-    try:
+    """Return the exit status, see :class:`settings.program.Program`."""
+    with Program("data.manifest") as end:
+        if len(arguments) != 2 or arguments[0] != "template":
+            raise ValueError("expected template FOLDER > skulls.csv")
         text = template(Path(arguments[1]))
-    except (ManifestError, PackError, OSError) as error:
-        print(f"data.manifest: {error}", file=sys.stderr)
-        return 2
-    sys.stdout.buffer.write(text.encode("utf-8-sig"))  # Excel takes UTF-8 for such when it begins with a mark
-    return 0
+        sys.stdout.reconfigure(encoding="utf-8", newline="")  # type: ignore[union-attr]
+        sys.stdout.write("\ufeff" + text)  # Excel takes UTF-8 for such when it begins with a mark
+    return end.status
 
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ def read_lists(lists: Mapping[str, Path], config: CheckConfig) -> DataSet:
     for name, path in lists.items():
         try:
             rows = read_lines(path)
-            finder = Finder.of(path, *places)
+            finder = Finder(path, *places)
         except (ManifestError, OSError) as error:
             raise CheckError(" ".join(str(error).split())) from error
         try:

@@ -100,7 +100,7 @@ def _by_mapping(folder: Path, mapping: Path, probes: Sequence[Record]) -> list[l
         rows = read_table(mapping, COLUMNS, COLUMNS, {}).rows
     except ContentError as error:
         raise InputError(f"mapping: {error}") from error
-    finder = Finder.of(mapping, folder)
+    finder = Finder(mapping, folder)
     for line, cells in rows:
         probe, picture = cells["probe"], cells["picture"]
         name = name_within(picture)
