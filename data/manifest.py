@@ -134,7 +134,7 @@ def read_manifest(
     """Read and check a whole manifest.
 
     Args:
-        path: the file, UTF-8 (a byte-order mark, Windows line ends, blank lines are fine), one object a line:
+        path: the file, UTF-8 or UTF-16 (a byte-order mark, Windows line ends, blank lines are fine), one object a line:
             ``{"source": "1_0.png", "target": "1_1.png", "body_mass": "1", "gender": "M", "age": 82}`` and
             optionally ``ethnicity``, ``subject``, ``landmarks``, ``texture``, ``style`` (name of the surface style),
             ``changed`` (list of what differs from the subject's own face) and ``extra`` (the user's own).

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ldm.containers import SAFETENSORS_SUFFIXES, SUFFIXES, container, read_pickle, read_safetensors, utf8_path
+from ldm.containers import SUFFIXES, container, read_pickle, read_safetensors, utf8_path
 from ldm.containers import CheckpointError as CheckpointError
 
 SCHEDULE_BUFFERS = (
@@ -142,7 +142,7 @@ def write_state_dict(path: str | Path, state: Mapping[str, Tensor], metadata: Ma
     temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
     try:
         with utf8_path(temporary) as usable:
-            if path.suffix.lower() in SAFETENSORS_SUFFIXES:
+            if path.suffix.lower() == ".safetensors":
                 usable.touch()
                 mode = temporary.stat().st_mode  # the usual permissions; the library gives its file others
                 save_file(_separate(state), usable, metadata=text)

@@ -20,11 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-SAFETENSORS_SUFFIXES = (".safetensors",)
-PICKLE_SUFFIXES = (".ckpt", ".pth", ".pt")
-SUFFIXES = SAFETENSORS_SUFFIXES + PICKLE_SUFFIXES
-
-
+SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt")
 _NESTED = ("state_dict", "model_state_dict", "model", "module", "weights", "params_ema", "params", "ema")
 """Where the weights lie in the dictionaries of the usual trainers, the most likely first."""
 _SIZED = re.compile(r"(builtins|__builtin__)\.bytearray|torch(\.\w+)*\.\w+Tensor")
@@ -46,7 +42,7 @@ class _Inert:
 
 
 # What Lightning stored beside the tensors of the public Stable Diffusion files. None of it is needed.
-_INERT_GLOBALS = tuple(
+_INERT_GLOBALS = [
     (_Inert, name)
     for name in (
         "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
@@ -59,28 +55,20 @@ _INERT_GLOBALS = tuple(
         "numpy.dtypes.Int64DType",
         "_codecs.encode",
     )
-)
+]
 
 
 def container(path: Path) -> str:
     """Return "safetensors", "zip" or "legacy" (a pickle), from a file's first bytes. Raises: CheckpointError."""
     try:
-        if path.is_dir():
-            raise CheckpointError(f"{path} is a folder; expected a checkpoint file ({', '.join(SUFFIXES)}).")
-        if path.exists() and not path.is_file():
-            raise CheckpointError(
-                f"{path} is no regular file; expected a checkpoint ({', '.join(SUFFIXES)})."
-            )
+        if not path.is_file():
+            what = "a folder" if path.is_dir() else "no regular file" if path.exists() else "missing"
+            here = f"; a relative path starts at {Path.cwd()}" if what == "missing" else ""
+            raise CheckpointError(f"{path} is {what}, expected a checkpoint ({', '.join(SUFFIXES)}){here}.")
         with path.open("rb") as file:
             head = file.read(64)
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path}: no such file; check the path (a relative one starts at {Path.cwd()})."
-        ) from None
     except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be opened ({error.strerror or error}); check the path."
-        ) from error
+        raise CheckpointError(f"{path} cannot be opened ({error.strerror or error}).") from error
     if head[8:9] == b"{":  # before the pickles: the header's length, which stands first, may start like one
         return "safetensors"
     if head.startswith(b"PK\x03\x04"):
@@ -88,13 +76,13 @@ def container(path: Path) -> str:
     if head[:1] == b"\x80":
         return "legacy"
     if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
-            f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` or download it."
-        )
-    kind = "an empty file" if not head else f"a file starting with {head[:12]!r}"
-    raise CheckpointError(
-        f"{path} is {kind}; expected safetensors or a PyTorch checkpoint. Download it again?"
-    )
+        raise CheckpointError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull`.")
+    kind = f"a file starting with {head[:12]!r}" if head else "an empty file"
+    raise CheckpointError(f"{path} is {kind}, expected a checkpoint. Download it again?")
+
+
+def _damaged(path: Path, error: object) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged or cut short ({error}): copy it again.")
 
 
 def is_utf8(path: Path) -> bool:
@@ -124,9 +112,7 @@ def read_safetensors(path: Path, mmap: bool) -> tuple[dict[str, Tensor], dict[st
             metadata = dict(file.metadata() or {})
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is not a readable safetensors file ({error}); it is damaged or cut short: copy it again."
-        ) from error
+        raise _damaged(path, error) from error
     if not mmap:
         state = {key: value.clone() for key, value in state.items()}
     return state, metadata
@@ -150,16 +136,14 @@ def _load_pickle(path: Path, kind: str, mmap: bool) -> Any:
         _check_archive(path)
     _check_calls(path, kind)
     try:
-        with torch.serialization.safe_globals(list(_INERT_GLOBALS)), warnings.catch_warnings():
+        with torch.serialization.safe_globals(_INERT_GLOBALS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about pickle protocols
-            if path.suffix == ".safetensors":  # by such a name torch takes it for the other container
-                with path.open("rb") as file:
-                    return torch.load(file, map_location="cpu", weights_only=True)
-            return torch.load(
-                path, map_location="cpu", weights_only=True, mmap=mmap and kind == "zip" and is_utf8(path)
-            )
+            if mmap and kind == "zip" and is_utf8(path) and path.suffix != ".safetensors":
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            with path.open("rb") as file:  # torch takes a path of that name for the other container
+                return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile pickle can fail in any way
-        raise CheckpointError(_refusal(path, error, isinstance(error, pickle.UnpicklingError))) from error
+        raise _refusal(path, error) from error
 
 
 def read_pickle(path: Path, kind: str, mmap: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -173,11 +157,8 @@ def read_pickle(path: Path, kind: str, mmap: bool) -> tuple[dict[str, Tensor], d
         if where and not torch.is_tensor(weights[where]):
             weights = weights[where]
             continue
-        state = {
-            key: value.detach()
-            for key, value in weights.items()
-            if isinstance(key, str) and torch.is_tensor(value)
-        }
+        tensors = {key: value for key, value in weights.items() if torch.is_tensor(value)}
+        state = {key: value.detach() for key, value in tensors.items() if isinstance(key, str)}
         if not state:
             keys = ", ".join(str(key) for key in list(weights)[:8]) or "none"
             raise CheckpointError(
@@ -219,10 +200,8 @@ def _check_calls(path: Path, kind: str) -> None:
                     name = str(argument).replace(" ", ".") if operation.name == "GLOBAL" else ""
                     if _SIZED.fullmatch(name):
                         raise pickle.UnpicklingError(f"GLOBAL {name}")
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(_refusal(path, error, True)) from error
     except Exception as error:  # a damaged pickle can fail in any way
-        raise CheckpointError(_refusal(path, error, False)) from error
+        raise _refusal(path, error) from error
 
 
 def _check_archive(path: Path) -> None:
@@ -231,31 +210,20 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
-        raise CheckpointError(
-            f"{path} is not a readable PyTorch checkpoint ({error}); it is damaged or cut short: copy it again."
-        ) from error
+        raise _damaged(path, error) from error
     if sum(entry.filename.split("/")[1:] == ["data.pkl"] for entry in entries) != 1:
         names = ", ".join(entry.filename for entry in entries[:4]) or "nothing"
-        raise CheckpointError(
-            f"{path} is a zip archive but no PyTorch checkpoint (it holds {names}); "
-            "if the weights are in it, unpack it."
-        )
+        raise CheckpointError(f"{path} is a zip archive of {names}; if the weights are in it, unpack it.")
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise CheckpointError(
-            f"{path} is a compressed archive, which PyTorch does not write; use the file as it was downloaded."
-        )
+        raise CheckpointError(f"{path} is a compressed archive; use the file as it was downloaded.")
 
 
-def _refusal(path: Path, error: Exception, from_unpickler: bool) -> str:
-    """One sentence in place of the long message of torch's restricted unpickler."""
-    text = str(error)
-    call = re.search(r"GLOBAL (\S+)", text)
-    if from_unpickler and call:
-        return (
+def _refusal(path: Path, error: Exception) -> CheckpointError:
+    """Return one sentence in place of the long message of torch's restricted unpickler."""
+    call = re.search(r"GLOBAL (\S+)", str(error))
+    if isinstance(error, pickle.UnpicklingError) and call:
+        return CheckpointError(
             f"{path} wants to run {call[1]} while loading, which weights never need; nothing was executed. "
             "Use a .safetensors file of the same weights, or ask whoever made this one."
         )
-    first = text.strip().splitlines()[0][:200] if text.strip() else type(error).__name__
-    return (
-        f"{path} is not a readable PyTorch checkpoint ({first}); it is damaged or cut short: copy it again."
-    )
+    return _damaged(path, (str(error).strip() or type(error).__name__).splitlines()[0][:200])

@@ -10,11 +10,22 @@ UNET, CONTROL = "model.diffusion_model.", "control_model."
 MODEL_PARTS = (UNET, "first_stage_model.", "cond_stage_model.")
 _SD15_CONTEXT, _SD2_CONTEXT = 768, 1024
 _IMPORT = "python -m cldm.diffusers_folder import FOLDER OUT reads its folder"
-_OURS = {  # how keys of our other networks begin -> what such a network is
-    "cls_layer.": "a landmark network (PIPNet)",
-    "tell.": "a Pix2Pix generator",
-    "scale0_layer0.": "a discriminator (PatchGAN)",
-}
+_NAMES = (  # how keys begin -> what such a file is; the first that fits. Source: the key names of public files
+    (("net.model.", "net.first_stage_model.", "net.control_model."),
+     "a training checkpoint of this program, which holds the trained part only (net.* keys): use the model.safetensors "
+     "that the finished run exports"),
+    (("cls_layer.",), "a landmark network (PIPNet)"),
+    (("tell.",), "a Pix2Pix generator"),
+    (("scale0_layer0.",), "a discriminator (PatchGAN)"),
+    (("difference",), "the difference of a control network from its base ('difference' key), not the network"),
+    (("conditioner.",), "Stable Diffusion XL (conditioner.* keys)"),
+    ((UNET + "label_emb.",), "Stable Diffusion XL (label_emb.* keys)"),
+    ((UNET + "joint_blocks.", UNET + "double_blocks.", "double_blocks."),
+     "Stable Diffusion 3 or Flux (a transformer, not a UNet)"),
+    (("controlnet_cond_embedding.", "controlnet_down_blocks."),
+     f"a control network as a diffusers export, controlnet_* keys ({_IMPORT})"),
+    (("down_blocks.", "unet.down_blocks."), f"a diffusers export, down_blocks.* keys ({_IMPORT})"),
+)  # fmt: skip
 _DECODER = ("conv_in.", "blocks.", "conv_out.")  # all that the keys of a guidance decoder begin with
 _VARIANTS = {  # channels that enter the first convolution -> what such a model is for
     5: "depth-to-image",
@@ -35,31 +46,14 @@ def _by_names(state: Mapping[str, Tensor]) -> str | None:
     def has(*starts: str) -> bool:
         return any(key.startswith(starts) for key in state)
 
-    if has("net.model.", "net.first_stage_model.", "net.control_model."):
-        return (
-            "a training checkpoint of this program, which holds the trained part only (net.* keys): use the "
-            "model.safetensors that the finished run exports"
-        )
     if has("model_ema.diffusion_model") and not has(UNET):
         return (
             "a file with the averages of a training alone (model_ema.* keys): use the one of the same model that has "
             "model.diffusion_model.* keys"
         )
-    for start, ours in _OURS.items():
-        if has(start):
-            return ours
-    if "difference" in state:
-        return (
-            "the difference between a control network and its base ('difference' key), not the network itself"
-        )
-    if has("conditioner.", UNET + "label_emb."):
-        return f"Stable Diffusion XL ({'conditioner.*' if has('conditioner.') else 'label_emb.*'} keys)"
-    if has(UNET + "joint_blocks.", UNET + "double_blocks.", "double_blocks."):
-        return "Stable Diffusion 3 or Flux (a transformer, not a UNet)"
-    if has("controlnet_cond_embedding.", "controlnet_down_blocks."):
-        return f"a control network as a diffusers export, controlnet_* keys ({_IMPORT})"
-    if has("down_blocks.", "unet.down_blocks."):
-        return f"a diffusers export, down_blocks.* keys ({_IMPORT})"
+    for starts, name in _NAMES:
+        if has(*starts):
+            return name
     if any("lora_" in key for key in state):
         return "a LoRA (lora_* keys), which only changes another model"
     if state and all(key.startswith(_DECODER) for key in state):

@@ -172,7 +172,6 @@ def _data(root: Path) -> None:
     }
     for name, text in texts.items():
         (pairs / "split_data" / f"{name}.json").write_text(text)
-    (pairs / "split_data" / "utf16.json").write_text(json.dumps(line), encoding="utf-16")
     (pairs / "split_data" / "binary.json").write_bytes(b"\xff\x00\x80" * 9)
     cut = shutil.copytree(pairs, root / "cut_pairs")
     (cut / "pairedCS/craniofacial/train_2.png").write_bytes(b"\x89PNG\r\n\x1a\n")

@@ -61,7 +61,7 @@ tool | base.ckpt out.ckpt {} | seed=-1 seed=99999999999999999999 force=perhaps -
 sample | skull={}.png | none LONG aNULb pipe empty cut text bomb
 sample | skull={} | scan.dcm float.tif no_pictures pairs whole.safetensors
 sample | skull=pairs/split_data/{}.json | no_json no_lines lost absolute outside ancient infinite
-sample | skull=pairs/split_data/{}.json | digits nested twice array sex utf16 binary
+sample | skull=pairs/split_data/{}.json | digits nested twice array sex binary
 sample | skull=skull.png weights={} | none.safetensors folder.ckpt skull.png evil.ckpt cut.safetensors
 sample | skull=skull.png weights={}.safetensors | base control sdxl resumable lora config_no_groups config_gigantic
 sample | skull=skull.png weights={}.safetensors | bad_advice
@@ -104,7 +104,7 @@ folders | export {} new | none.safetensors evil.ckpt
 folders | export whole.safetensors {} | pairs a_file new+config=none.yaml new+colour=3
 folders | import pairs {} | new.ckpt new.bin base.ckpt
 pack | {} | nowhere+new pairs+pairs pairs+new pairs+new+colour=3 pairs+new+16 --check+pairs
-check | pairs/split_data/{}.json | no_lines array utf16 binary
+check | pairs/split_data/{}.json | no_lines array binary
 check | {} | no_pictures nowhere.json
 check | pairs/split_data/train.json {} | tolerence=2 tolerance=0 sheet_cases=many ignore=teeth images_dir=nowhere
 split | pairs/split_data/train.json new {} | test=1.5 valid=-1 valid=nan test=6 share=0.1 two by=extra.site

@@ -66,9 +66,12 @@ def test_reads_the_optional_fields(root: Path) -> None:
     assert record.ethnicity_given
 
 
-def test_byte_order_mark_windows_line_ends_and_blank_lines(root: Path) -> None:
-    lines = [json.dumps(row(0)), "", json.dumps(row(1)), "   ", ""]
-    assert [record.line for record in read(root, "\ufeff" + "\r\n".join(lines))] == [1, 3]
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_byte_order_mark_windows_line_ends_and_blank_lines(root: Path, encoding: str) -> None:
+    path = root / "split_data/some.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes("\r\n".join([json.dumps(row(0)), "", json.dumps(row(1)), "   ", ""]).encode(encoding))
+    assert [record.line for record in read_manifest(path)] == [1, 3]
 
 
 @pytest.mark.parametrize(
