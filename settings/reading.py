@@ -114,7 +114,9 @@ class _Loader(yaml.SafeLoader):
     num_nodes = 0
 
     def fetch_more_tokens(self) -> None:
-        if self.flow_level + len(self.indents) > MAX_DEPTH + 1:  # PyYAML takes the longer, the more levels are open
+        if (
+            self.flow_level + len(self.indents) > MAX_DEPTH + 1
+        ):  # PyYAML takes the longer, the more levels are open
             raise ConfigError(_TOO_DEEP)
         super().fetch_more_tokens()
 
