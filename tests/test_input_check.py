@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from data.biometrics import Biometrics
 from data.images import read_image
+from data.partial import remove_bone
 from ldm.checkpoint import sha256
 from muti_control.case.calibrate import make_reference
 from muti_control.case.calibration import load_calibration
 from muti_control.case.check import check_skull
-from muti_control.case.input import checked_skull
 from muti_control.case.measure import measure
 from muti_control.case.planted import PLANTED, cropped, lit, moved, on_background
+from muti_control.case.prepare import checked_skull
 
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ROOT / "models/demo/iccr_demo.safetensors"
@@ -59,13 +61,26 @@ def test_what_is_no_skull_stops(calibration):
     square = np.zeros((256, 256, 3), np.float32)
     square[80:180, 80:180, 0] = 1
     noise = np.random.default_rng(0).random((256, 256, 3)).astype(np.float32)
+    disc = cv2.circle(np.zeros_like(square), (128, 128), 80, (1, 1, 1), -1)
     face = read_image(sorted((ROOT / "data/pairedCS/craniofacial").glob("*.png"))[0])[0]
-    for picture in (square, noise, face, np.zeros_like(square), np.full_like(square, 0.7)):
+    for picture in (square, noise, disc, face, np.zeros_like(square), np.full_like(square, 0.7)):
         result = checked_skull(picture, calibration)
-        assert result.check.level == "stop" and result.check.names == {"no_skull"} | (
-            result.check.names - {"no_skull"}
-        )
-        assert "no_skull" in result.check.names and result.picture is picture
+        assert result.check.level == "stop" and result.picture is picture
+        assert "no_skull" in result.check.names
+
+
+@pytest.mark.parametrize("part", ["vault", "left", "right"])
+def test_a_skull_without_a_part_is_drawn_with_a_warning(part, skulls, calibration):
+    """It says which part, and nothing moves: what is left cannot tell place and size."""
+    for picture in [*skulls.values()][:3]:
+        result = checked_skull(remove_bone(picture, part, 1), calibration)
+        assert (result.check.level, result.done) == ("warning", ())
+        assert any(f.name == "unlike" and part in f.text for f in result.check.findings)
+
+
+def test_the_open_scan_has_no_mandible(calibration):
+    result = check_skull(read_image(ROOT / "data/ct/open_ct_skull.png")[0], calibration)
+    assert result.level == "warning" and "no_mandible" in result.names
 
 
 def test_turn_scale_and_place_are_measured(skull, calibration):

@@ -35,7 +35,7 @@ from muti_control.case.calibration import (
     calibration_path,
     load_calibration,
 )
-from muti_control.case.check import RANGED, check_skull
+from muti_control.case.check import TEXTS, check_skull
 from muti_control.case.measure import SIDE, Array, Measures, laid, lower_part, measure, principal, register
 from muti_control.case.planted import PLANTED, without_mandible
 from muti_control.evaluation.results.results import Evaluation, Method
@@ -125,7 +125,7 @@ def calibrate_check(
     rows = [measures.numbers for measures in (*held_out, *own)]
     limits: dict[str, float] = {}
     values = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    for name in RANGED:
+    for name in TEXTS:
         usual = float(np.median(values[name]))
         limits |= {f"{name}_usual": usual, name: BEYOND * float(np.abs(values[name] - usual).max())}
     held = {name: values[name][: len(held_out)] for name in ("residual", "fit")}

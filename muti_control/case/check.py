@@ -8,38 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data.biometrics import Attributes, Biometrics
 from data.check.measure import Silhouette, silhouette
 from muti_control.case.calibration import Calibration
-from muti_control.case.measure import Array, Measures, measure
-from muti_control.case.prepare import cleared, inverted
+from muti_control.case.measure import Array, Measures, cleared, inverted, measure
 
 Level = Literal["ok", "warning", "stop"]
-
-
-class Person(Protocol):
-    """What is said of the person, as ``data.biometrics`` has it; None: unknown. age: years, or a range of years."""
-
-    @property
-    def age(self) -> Any: ...
-    @property
-    def ethnicity(self) -> Any: ...
-
-
+Away = dict[str, tuple[float, float]]  # name -> distance from the usual value, and limit
 LEVELS: tuple[Level, ...] = ("ok", "warning", "stop")
 BACKGROUND, UNEVEN = 0.03, 0.015  # grey level of the border; its median deviation
 EMPTY, FULL = 0.02, 0.9  # share of the picture that a head fills at least, at most
-CUT_SIDES = ("top", "left", "right", "bottom")
-CUT = {  # share of its extent in which an outline runs straight
-    "top": 0.28,
-    "left": 0.42,
-    "right": 0.42,
-    "bottom": 0.5,
-}
+# Share of its extent in which an outline runs straight at most.
+CUT = {"top": 0.28, "left": 0.42, "right": 0.42, "bottom": 0.5}
+CHANGE = "brightness changes by {0:.0f} % per quarter of the picture"
 TEXTS = {  # measure with a usual range -> its finding, the reason, and the unit of the reason
     "angle": ("turned", "by {0:.0f} degrees in the picture's plane", 1.0),
     "yaw": (
@@ -51,15 +37,12 @@ TEXTS = {  # measure with a usual range -> its finding, the reason, and the unit
     "right": ("shifted", "{0:.0f} px beside the usual place", 1.0),
     "down": ("shifted", "{0:.0f} px above or below the usual place", 1.0),
     "scale": ("scaled", "{0:.0f} % larger or smaller than usual", 100.0),
-    "light_x": ("lit", "from the side: brightness changes by {0:.0f} % per quarter of the picture", 100.0),
-    "light_y": (
-        "lit",
-        "from above or below: brightness changes by {0:.0f} % per quarter of the picture",
-        100.0,
-    ),
+    "light_x": ("lit", f"from the side: {CHANGE}", 100.0),
+    "light_y": ("lit", f"from above or below: {CHANGE}", 100.0),
 }
-RANGED, LIGHTS = tuple(TEXTS), ("light_x", "light_y")
-LIT = 4.0  # light from the side moves what is read off: the other ranges are so much wider then
+LIGHTS = "light_x", "light_y"
+LIT = 4.0  # light from the side, or a missing part, moves what is read off: the other ranges are so much wider then
+MIDFACE = 0.55  # orbits and nose of a skull unlike the training ones are at least so like the mean skull's
 RIM = 0.03  # share of a side of the picture on which bone may lie
 
 
@@ -110,7 +93,9 @@ class SkullCheck:
 
 
 def check_skull(
-    picture: NDArray[np.float32], calibration: Calibration | None, attributes: Person | None = None
+    picture: NDArray[np.float32],
+    calibration: Calibration | None,
+    attributes: Attributes | Biometrics | None = None,
 ) -> SkullCheck:
     """Check a skull picture, (H, H, 3) float32 in [0, 1], and what is said about the person.
 
@@ -136,15 +121,15 @@ def check_skull(
         other = measure(inverted(grey, shape), reference)
         negative = other.fit > max(own.fit, limits["fit"])
         own = other if negative else own
-    findings, away = [*_no_skull(own, limits)], {}
+    findings = [*_no_skull(own, limits)]
     quantiles = reference["residuals"]
     less_alike = 1 - float(np.interp(own.residual, quantiles, np.linspace(0, 1, len(quantiles))))
+    away: Away = {} if findings else _away(own, limits)
     if not findings:
         if negative:
             text = "inverted: bone is dark where it should be bright"
             findings.append(Finding("inverted", "warning", None, None, text))
-        away = _away(own, limits)
-        findings += [*_pose(away), *_jaw(own, limits), *_unlike(own, limits, less_alike)]
+        findings += [*_pose(away), *_unlike(own, limits, less_alike)]
     findings += _cropped(shape)
     if not negative:
         findings += ground
@@ -155,50 +140,53 @@ def _no_skull(own: Measures, limits: dict[str, float]) -> Iterator[Finding]:
     if own.fit < limits["fit"]:
         least = limits["fit"]
         text = f"no skull: its likeness to the mean training skull is {own.fit:.2f}, expected {least:.2f} and more"
-        yield Finding("no_skull", "stop", own.fit, limits["fit"], text)
+        yield Finding("no_skull", "stop", own.fit, least, text)
     elif own.face_residual is not None and own.face_residual < own.residual:
         text = "no skull: it is more like a face than like a skull"
         yield Finding("no_skull", "stop", own.residual, own.face_residual, text)
+    elif own.residual > limits["residual"] and own.midface < MIDFACE and not own.missing:
+        text = "no skull: orbits and nose are not where a skull has them"
+        yield Finding("no_skull", "stop", own.midface, MIDFACE, text)
 
 
-def _away(own: Measures, limits: dict[str, float]) -> dict[str, tuple[float, float]]:
-    """Return distance from the usual value and limit of what lies outside its usual range."""
-    away = {name: own.numbers[name] - limits[f"{name}_usual"] for name in RANGED}
-    lit = any(abs(away[name]) > limits[name] for name in LIGHTS)
-    allowed = {name: limits[name] * (LIT if lit and name not in LIGHTS else 1) for name in RANGED}
+def _away(own: Measures, limits: dict[str, float]) -> Away:
+    """Return what lies outside its usual range; of a skull of which a part is missing only the angle is compared."""
+    names = ("angle",) if own.missing else tuple(TEXTS)
+    away = {name: own.numbers[name] - limits[f"{name}_usual"] for name in names}
+    wide = own.missing or any(abs(away[name]) > limits[name] for name in LIGHTS)
+    allowed = {name: limits[name] * (LIT if wide and name not in LIGHTS else 1) for name in names}
     return {name: (value, allowed[name]) for name, value in away.items() if abs(value) > allowed[name]}
 
 
-def _pose(away: dict[str, tuple[float, float]]) -> Iterator[Finding]:
+def _pose(away: Away) -> Iterator[Finding]:
     """Yield what lies outside the usual range: place, size, turn, and light."""
     for name, (value, limit) in away.items():
         kind, text, unit = TEXTS[name]
         yield Finding(kind, "warning", value, limit, f"{kind}: {text.format(abs(value) * unit)}")
 
 
-def _cropped(shape: Silhouette) -> Iterator[Finding]:
-    """Yield a finding where bone lies on the picture's border, or ends in a straight line along it."""
-    bone = shape.filled
-    for side, mask in zip(CUT_SIDES, (bone, bone.T, bone[:, ::-1].T, bone[::-1]), strict=True):
-        first = int(mask.any(1).argmax())
-        straight = float(mask[first].sum() / mask.any(0).sum())
-        if mask[0].mean() > RIM or straight > CUT[side]:
-            value, limit = (float(mask[0].mean()), RIM) if mask[0].mean() > RIM else (straight, CUT[side])
-            yield Finding(
-                "cropped", "warning", value, limit, f"cropped: the skull ends in a straight cut at the {side}"
-            )
-
-
-def _jaw(own: Measures, limits: dict[str, float]) -> Iterator[Finding]:
+def _unlike(own: Measures, limits: dict[str, float], less_alike: float) -> Iterator[Finding]:
     if own.mandible < limits["mandible"]:
         text = "no mandible: mouth and chin will be invented"
         yield Finding("no_mandible", "warning", own.mandible, limits["mandible"], text)
-
-
-def _unlike(own: Measures, limits: dict[str, float], less_alike: float) -> Iterator[Finding]:
-    if own.residual > limits["residual"]:
+    if own.missing:
+        text = f"unlike the training skulls: the {own.missing} is missing, and will be invented"
+        yield Finding("unlike", "warning", None, None, text)
+    elif own.residual > limits["residual"]:
         text = f"unlike the training skulls: {less_alike:.1%} of them are less alike"
         yield Finding("unlike", "warning", own.residual, limits["residual"], text)
+
+
+def _cropped(shape: Silhouette) -> Iterator[Finding]:
+    """Yield a finding where bone lies on the picture's border, or ends in a straight line along it."""
+    bone = shape.filled
+    for side, mask in zip(CUT, (bone, bone.T, bone[:, ::-1].T, bone[::-1]), strict=True):
+        on_rim = float(mask[0].mean())
+        straight = float(mask[int(mask.any(1).argmax())].sum() / mask.any(0).sum())
+        if on_rim > RIM or straight > CUT[side]:
+            value, limit = (on_rim, RIM) if on_rim > RIM else (straight, CUT[side])
+            text = f"cropped: the skull ends in a straight cut at the {side}"
+            yield Finding("cropped", "warning", value, limit, text)
 
 
 def _background(grey: Array, shape: Silhouette) -> Iterator[Finding]:
@@ -211,13 +199,16 @@ def _background(grey: Array, shape: Silhouette) -> Iterator[Finding]:
         yield Finding("background", "warning", uneven, UNEVEN, "background: it is not even, expected black")
 
 
-def _outside_training(person: Person | None, calibration: Calibration | None) -> Iterator[Finding]:
+def _outside_training(
+    person: Attributes | Biometrics | None, calibration: Calibration | None
+) -> Iterator[Finding]:
     if person is None or calibration is None:
         return
     people = calibration.population
     low, high = people.ages
-    ages = () if person.age is None else person.age if isinstance(person.age, tuple) else (person.age,)
-    for age in [age for age in ages if not low <= age <= high][:1]:
+    ages = person.age if isinstance(person.age, tuple) else (person.age,)
+    outside = [age for age in ages if age is not None and not low <= age <= high]
+    for age in outside[:1]:
         text = f"outside training: {age:g} years, the weights saw {low:g} to {high:g}"
         yield Finding("outside_training", "warning", age, low if age < low else high, text)
     if person.ethnicity is not None and person.ethnicity.lower() not in map(str.lower, people.ethnicities):

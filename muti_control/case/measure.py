@@ -13,18 +13,22 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data.check.measure import silhouette
+from data.check.measure import Silhouette, grow, silhouette
 
 Array = NDArray[np.float32]
-SIDE, COARSE, PX = (
-    128,
-    64,
-    2,
-)  # px of the registered pictures, of those that are compared; px at 256 of one of SIDE
+# px of the registered pictures, of those that are compared; px at 256 of one of SIDE
+SIDE, COARSE, PX = 128, 64, 2
 TEETH, JAW = (
     72,
     34,
 )  # rows: of SIDE, where the upper part ends; of COARSE, from where on the mandible is sought
+MISSING = {  # what is missing -> where the rest lies, and where it is compared
+    "": (np.s_[:], np.s_[:TEETH]),
+    "vault": (np.s_[46:], np.s_[52:78]),
+    "left side": (np.s_[:, :64], np.s_[:TEETH, :54]),
+    "right side": (np.s_[:, 64:], np.s_[:TEETH, 74:]),
+}
+BETTER = 0.01  # a part is easier to fit than the whole
 MIDFACE = slice(48, 78), slice(40, 88)  # orbits and nose
 REACH = 11  # px of SIDE by which they may be elsewhere
 FINE, ROUGH = 1.5, 6.0  # px of SIDE: details between these sizes are compared
@@ -32,6 +36,8 @@ TURNS = np.arange(-180, 180, 15)
 STARTS, GOOD_FIT = 3, 0.98
 UNEVEN, SMALLEST, LARGEST = 1.35, 0.2, 3.5  # a fit beyond these has run away
 LIGHT = 0.12  # uneven light beyond this is taken out before the picture is registered
+HIGHLIGHT = 0.8  # a hole in the bone whose rim is brighter is a highlight on a bright background, not a hole
+LEVEL_STEP = 0.01  # grey levels so near to the background's are background
 STEPS = cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-5
 
 
@@ -43,11 +49,13 @@ class Measures:
         grey: (SIDE, SIDE) on black, upright in grey levels.
         affine: (2, 3) px of the reference to px of ``grey``.
         aligned: ``grey`` laid over the reference.
+        missing: the part of the skull without which it fits the mean skull; "": none.
         fit: correlation with the mean skull above the teeth, at most 1.
         angle: degrees, positive where the skull is turned clockwise. scale: 1 is the mean size. right, down: px from
             the mean skull's place.
         light: brightness added per quarter of the picture to the right and downwards, as shares.
         nose: px that orbits and nose lie right and down of where the mean skull has them: the head is turned or nods.
+        midface: how like they are to the mean skull's, at most 1.
         mandible: about 1 for a skull with its mandible, about -1 for one without.
         residual: grey level (root mean square) that the principal skulls cannot explain above the teeth.
         face_residual: the same by the principal faces; None without any.
@@ -63,19 +71,25 @@ class Measures:
     down: float
     light: tuple[float, float]
     nose: tuple[float, float]
+    midface: float
     mandible: float
     residual: float
     face_residual: float | None = None
+    missing: str = ""
 
     @property
     def numbers(self) -> dict[str, float]:
         """The values that have a usual range, by the names of the limits."""
-        light, nose = dict(zip(("light_x", "light_y"), self.light, strict=True)), self.nose
         own = {
-            name: float(getattr(self, name))
-            for name in ("angle", "right", "down", "mandible", "residual", "fit")
+            name: getattr(self, name) for name in ("angle", "right", "down", "mandible", "residual", "fit")
         }
-        return own | light | {"scale": float(np.log(self.scale)), "yaw": nose[0], "pitch": nose[1]}
+        pairs = {
+            "light_x": self.light[0],
+            "light_y": self.light[1],
+            "yaw": self.nose[0],
+            "pitch": self.nose[1],
+        }
+        return own | pairs | {"scale": float(np.log(self.scale))}
 
 
 def measure(grey: Array, reference: Mapping[str, Array], even: int = 2) -> Measures:
@@ -84,8 +98,12 @@ def measure(grey: Array, reference: Mapping[str, Array], even: int = 2) -> Measu
     reference: arrays of the calibration. even: how often uneven light is taken out to register again.
     """
     small = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-    affine, fit = register(small, reference["mean"], reference["mask"])
-    measures = _read_off(small, affine, fit, reference)
+    affine, fit, missing = *register(small, reference["mean"], reference["mask"]), ""
+    for part in [*MISSING][1:] if fit < GOOD_FIT else ():
+        other = register(small, reference["mean"], reference["mask"], part)
+        if other[1] > fit + BETTER:
+            affine, fit, missing = *other, part
+    measures = _read_off(small, affine, fit, missing, reference)
     if even and fit > 0.5 and max(map(abs, measures.light)) > LIGHT:
         again = measure(evened(small, measures), reference, even - 1)
         light = (measures.light[0] + again.light[0], measures.light[1] + again.light[1])
@@ -103,17 +121,21 @@ def evened(picture: Array, measures: Measures) -> Array:
     return np.clip(picture / (gain if picture.ndim == 2 else gain[..., None]), 0, 1).astype(np.float32)
 
 
-def register(grey: Array, mean: Array, mask: Array) -> tuple[Array, float]:
-    """Return the affine map from px of the mean skull to px of a picture, both (SIDE, SIDE), and the correlation."""
+def register(grey: Array, mean: Array, mask: Array, missing: str = "") -> tuple[Array, float]:
+    """Return the affine map from px of the mean skull to px of a picture, both (SIDE, SIDE), and the correlation.
+
+    missing: a key of ``MISSING``: only the rest is compared.
+    """
     bone = silhouette(grey).filled
-    upper = np.zeros((SIDE, SIDE), np.uint8)
-    upper[:TEETH] = 1
-    blurred, goal = cv2.GaussianBlur(grey, (0, 0), 2.5), cv2.GaussianBlur(mean * upper, (0, 0), 2.5)
-    starts = []
-    for part in (mask > 0.5, (mask > 0.5) & (upper > 0)):  # the mandible may be missing
+    rest, compared = _region(missing, 0) & (mask > 0.5), _region(missing, 1)
+    weights = compared.astype(np.uint8)
+    blurred, goal = cv2.GaussianBlur(grey, (0, 0), 2.5), cv2.GaussianBlur(mean * weights, (0, 0), 2.5)
+    # A damaged skull is mostly where the program that drew it puts whole ones.
+    starts = [(1.0, np.eye(2, 3, dtype=np.float32))] if missing and bone.any() else []
+    for part in (rest, rest & _region("", 1)):  # the mandible may be missing
         for turn in TURNS if bone.any() else ():
             start = _similarity(turn, part, bone)
-            starts.append((correlation(laid(blurred, start) * upper, goal), start))
+            starts.append((correlation(laid(blurred, start) * weights, goal), start))
     starts.sort(key=lambda entry: -entry[0])
     best = np.eye(2, 3, dtype=np.float32), 0.0
     for _, start in starts[:STARTS]:
@@ -121,7 +143,7 @@ def register(grey: Array, mean: Array, mask: Array) -> tuple[Array, float]:
         try:
             for sigma in (3, 1):
                 pictures = [cv2.GaussianBlur(one, (0, 0), sigma) for one in (grey, mean)]
-                fit, back = cv2.findTransformECC(*pictures, back, cv2.MOTION_AFFINE, STEPS, upper * 255, 1)
+                fit, back = cv2.findTransformECC(*pictures, back, cv2.MOTION_AFFINE, STEPS, 255 * weights, 1)
         except cv2.error:  # no overlap is left: not the right start
             continue
         affine = cv2.invertAffineTransform(back).astype(np.float32)
@@ -174,19 +196,37 @@ def correlation(one: Array, other: Array) -> float:
     return float((one * other).sum() / np.sqrt((one * one).sum() * (other * other).sum() + 1e-12))
 
 
-def _read_off(grey: Array, affine: Array, fit: float, reference: Mapping[str, Array]) -> Measures:
+def _region(missing: str, kind: int) -> NDArray[np.bool_]:
+    """Return where the rest of a skull lies (kind 0), or is compared (1), (SIDE, SIDE)."""
+    region = np.zeros((SIDE, SIDE), bool)
+    region[MISSING[missing][kind]] = True
+    return region
+
+
+def _read_off(
+    grey: Array, affine: Array, fit: float, missing: str, reference: Mapping[str, Array]
+) -> Measures:
     mean, mask = reference["mean"], reference["mask"]
     aligned = laid(grey, affine)
     linear = affine[:, :2].astype(float)
     middle = np.full(2, (SIDE - 1) / 2)
     right, down = (linear @ middle + affine[:, 2] - middle) * PX
     inside = cv2.erode((mask > 0.98).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
-    inside[TEETH:] = False
+    inside &= _region("", 1) & _region(missing, 1)
     place = _centred(np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE)), -1).astype(np.float32))[inside]
     bright = mean[inside]
     basis = np.stack([bright, bright * place[:, 0], bright * place[:, 1]], 1)
     level, *slope = np.linalg.lstsq(basis, cv2.GaussianBlur(aligned, (0, 0), FINE)[inside], rcond=None)[0]
-    faces = "face_axes" in reference
+    nose, midface = _nose(aligned, mean)
+    rest = _region(missing, 0)
+    whole = np.where(
+        rest | ~rest[:, ::-1], aligned, aligned[:, ::-1]
+    )  # a missing side as the other one's mirror
+    residuals = {
+        kind: _residual(aligned, reference[f"{kind}_mean"], reference[f"{kind}_axes"], _region(missing, 1))
+        for kind in ("skull", "face")
+        if f"{kind}_axes" in reference
+    }
     return Measures(
         grey=grey,
         affine=affine,
@@ -197,22 +237,24 @@ def _read_off(grey: Array, affine: Array, fit: float, reference: Mapping[str, Ar
         right=float(right),
         down=float(down),
         light=(float(slope[0] / max(level, 0.05)), float(slope[1] / max(level, 0.05))),
-        nose=_nose(aligned, mean),
-        mandible=float(lower_part(aligned) @ reference["jaw"].ravel()) if "jaw" in reference else 1.0,
-        residual=_residual(aligned, reference["skull_mean"], reference["skull_axes"]),
-        face_residual=_residual(aligned, reference["face_mean"], reference["face_axes"]) if faces else None,
+        nose=nose,
+        midface=midface,
+        mandible=float(lower_part(whole) @ reference["jaw"].ravel()) if "jaw" in reference else 1.0,
+        residual=residuals["skull"],
+        face_residual=residuals.get("face"),
+        missing=missing,
     )
 
 
-def _nose(aligned: Array, mean: Array) -> tuple[float, float]:
-    """Return px (at 256) by which orbits and nose lie right and down of the mean skull's."""
-    own, goal = (
-        cv2.GaussianBlur(p, (0, 0), FINE) - cv2.GaussianBlur(p, (0, 0), ROUGH) for p in (aligned, mean)
-    )
+def _nose(aligned: Array, mean: Array) -> tuple[tuple[float, float], float]:
+    """Return px (at 256) by which orbits and nose lie right and down of the mean skull's, and how alike they are."""
+    fine, rough = ([cv2.GaussianBlur(p, (0, 0), sigma) for p in (aligned, mean)] for sigma in (FINE, ROUGH))
+    own, goal = (a - b for a, b in zip(fine, rough, strict=True))
     around = tuple(slice(part.start - REACH, part.stop + REACH) for part in MIDFACE)
     likeness = cv2.matchTemplate(own[around], goal[MIDFACE], cv2.TM_CCOEFF_NORMED)
     row, column = np.unravel_index(likeness.argmax(), likeness.shape)
-    return PX * (_peak(likeness[row], column) - REACH), PX * (_peak(likeness[:, column], row) - REACH)
+    place = _peak(likeness[row], column), _peak(likeness[:, column], row)
+    return (PX * (place[0] - REACH), PX * (place[1] - REACH)), float(likeness.max())
 
 
 def _peak(line: Array, place: int) -> float:
@@ -223,11 +265,10 @@ def _peak(line: Array, place: int) -> float:
     return float(place + 0.5 * (before - after) / min(before - 2 * here + after, -1e-9))
 
 
-def _residual(aligned: Array, mean: Array, axes: Array) -> float:
-    """Return what principal axes (K, COARSE, COARSE) cannot explain above the teeth, root mean square."""
-    rows = TEETH * COARSE // SIDE
-    basis = axes[:, :rows].reshape(len(axes), -1).T
-    own = (coarse(aligned) - mean)[:rows].ravel()
+def _residual(aligned: Array, mean: Array, axes: Array, region: NDArray[np.bool_]) -> float:
+    """Return what principal axes (K, COARSE, COARSE) cannot explain in a region (SIDE, SIDE), root mean square."""
+    region = region[::2, ::2]
+    basis, own = axes[:, region].T, (coarse(aligned) - mean)[region]
     score = np.linalg.solve(basis.T @ basis + 1e-2 * np.eye(basis.shape[1]), basis.T @ own)
     return float(np.sqrt(((own - basis @ score) ** 2).mean()))
 
@@ -249,3 +290,27 @@ def laid(grey: Array, affine: Array) -> Array:
 def _centred(place: Array) -> Array:
     """Return places in px of SIDE as quarters of the picture from the middle of the upper part."""
     return (place - np.array([63.5, 50], np.float32)) / 32
+
+
+def cleared(grey: Array, shape: Silhouette) -> Array:
+    """Return a picture, (H, W), on black: its background removed, also where it shows through the bone."""
+    rim = np.abs(grey - shape.background) <= LEVEL_STEP
+    holes = (
+        cv2.morphologyEx((shape.filled & rim).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0
+    )
+    count, labels = cv2.connectedComponents(holes.astype(np.uint8), connectivity=8)
+    bone = shape.filled.copy()
+    for label in range(1, count):
+        hole = labels == label
+        ring = grow(hole, 2) & ~grow(hole, 1)
+        if float(grey[ring].mean()) < HIGHLIGHT or shape.background < HIGHLIGHT:
+            bone &= ~hole
+    edge = bone & ~(cv2.erode(bone.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0)
+    inner = np.where(bone, grey, 1).astype(np.float32)
+    darkest = cv2.erode(inner, np.ones((3, 3), np.uint8))  # the outline is mixed with the background
+    return np.where(edge, darkest, grey) * bone
+
+
+def inverted(grey: Array, shape: Silhouette) -> Array:
+    """Return the negative of a picture, (H, W), on black."""
+    return np.where(shape.filled, 1 - grey, 0).astype(np.float32)

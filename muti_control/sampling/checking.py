@@ -10,7 +10,7 @@ from data.cases import Case
 from data.images import png_of, read_image, to_uint8
 from muti_control.case.calibration import COMMAND, Calibration
 from muti_control.case.check import LEVELS
-from muti_control.case.input import checked_skull
+from muti_control.case.prepare import checked_skull
 
 _NUM_LINES = 20
 
