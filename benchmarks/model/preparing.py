@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,22 +65,14 @@ def work(cfg: PreparingConfig, arguments: Sequence[str]) -> None:
     skulls = [read_image(record.skull_path)[0] for record in records]
     distances: dict[str, dict[str, list[float]]] = {}
     for k, record in enumerate(tqdm(records, unit="person", disable=None)):
-        b = record.biometrics
-        attributes = Attributes(sex=b.sex, age=b.age, ethnicity=b.ethnicity, body_mass=b.body_mass)
-
-        def face(skull: NDArray[np.float32], prepare: str = "off", seed: int = 0) -> NDArray[np.float32]:
-            drawn = reconstructor.reconstruct(
-                skull, attributes, 1, seed, sampling={"steps": cfg.steps}, prepare=prepare, force=True
-            )
-            return drawn.faces[0].astype(np.float32)
-
-        own = face(skulls[k])
+        draw = partial(_face, reconstructor, Attributes(**vars(record.biometrics)), cfg.steps)
+        own = draw(skulls[k])
         others = {
-            kind: {prepare: face(change(skulls[k]), prepare) for prepare in ("off", "auto")}
+            kind: {prepare: draw(change(skulls[k]), prepare) for prepare in ("off", "auto")}
             for kind, change in KINDS.items()
         }
-        others["another seed"] = {"off": face(skulls[k], seed=1)}
-        others["the next person's skull"] = {"off": face(skulls[(k + 1) % len(skulls)])}
+        others["another seed"] = {"off": draw(skulls[k], seed=1)}
+        others["the next person's skull"] = {"off": draw(skulls[(k + 1) % len(skulls)])}
         for kind, faces in others.items():
             for prepare, other in faces.items():
                 of_kind = distances.setdefault(kind, {}).setdefault(prepare, [])
@@ -90,6 +83,20 @@ def work(cfg: PreparingConfig, arguments: Sequence[str]) -> None:
     if cfg.append:
         command = " ".join(["python -m benchmarks.model.preparing", *arguments])
         append_section("Preparing a skull", command, torch.device("cpu"), text)
+
+
+def _face(
+    reconstructor: Reconstructor,
+    attributes: Attributes,
+    steps: int,
+    skull: NDArray[np.float32],
+    prepare: str = "off",
+    seed: int = 0,
+) -> NDArray[np.float32]:
+    drawn = reconstructor.reconstruct(
+        skull, attributes, 1, seed, sampling={"steps": steps}, prepare=prepare, force=True
+    )
+    return drawn.faces[0].astype(np.float32)
 
 
 def _cells(by: dict[str, list[float]]) -> list[str]:
