@@ -60,11 +60,9 @@ def _run(arguments: Sequence[str], end: Program) -> None:
     else:
         end.name += f": {job.team.name}"
     try:
-        with job.all_or_nothing(runs.stale(job.folder.path)), job.team:
-            if first:
-                runs.begin(job)
+        with runs.logged(job), job.all_or_nothing(), job.team:
             reconstruct_cases(job)
-        report = runs.end(job) if first else []
+        report = runs.report_of(job) if first else []
     except torch.OutOfMemoryError:
         smaller = f"batch_size={max(1, job.batch_size // 2)}"
         if job.spgd is not None:  # its memory does not depend on the batch

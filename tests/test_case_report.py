@@ -55,6 +55,7 @@ def made_up_record(root: Path) -> dict[str, Any]:
     environment = {"iccr_diff": "9.8", "git": "f00", "python": "3", "torch": "2", "libraries": {"numpy": "2"}}
     environment |= {"system": "Linux", "device": "cpu", "device_name": "x", "precision": "fp32", "threads": 1}
     return {
+        "check": {"level": "warning", "findings": [finding]},
         "format": FORMAT,
         "finished": True,
         "date": "2026-01-02T03:04:05+00:00",
@@ -113,7 +114,10 @@ def test_the_report_says_where_each_thing_comes_from(written: Path) -> None:
     assert f"Skull | s.png\n1,234 bytes | {'ab' * 16}\n{'ab' * 16}" in text
     assert "Landmarks, given | mine.json" in text and "SHA-256 " + "ef" * 32 in text
     assert "Sex | female | stated" in text
-    assert "Age | stated as 35 to 50; drawn: 40 years, 41 years, 42 years | assumed" in text
+    assert (
+        "Age | stated: 35 to 50 years; drawn: 40 years, 41 years, 42 years | range stated, value assumed"
+        in text
+    )
     assert "s_1.png\nseed 6\nassumed: age 41 years" in text and "Seeds | 5, 6, 7" in text
     assert "YELLOW" in text and "no mandible | no lower jaw | 0.2 (0.1)" in text
     assert "letterboxed from 60 x 90 px; turned by 9 degrees." in text and "was prepared: turned." in text

@@ -75,7 +75,7 @@ def test_a_continued_run_gives_the_files_of_one_that_never_stopped(
     assert record["finished"] is True
     assert verify(there).differences == []
     actions = [entry["action"] for entry in read_log(there).entries]
-    assert actions == ["drawing begun", "drawing resumed", "faces drawn"]
+    assert actions == ["drawing begun", "drawing broken off", "drawing resumed", "faces drawn"]
     assert record["earlier_runs"] == [
         {"date": before["date"], "environment": before["environment"], "faces_kept": 5}
     ]
@@ -168,10 +168,11 @@ def test_an_overwriting_run_that_meets_a_full_disk_leaves_the_earlier_one(
     assert run("out=o", "overwrite=true", "seed=9", "num_samples=3") == 2
     message = capsys.readouterr().err
     assert "No space left on device" in message and last_words in message
-    assert results_in("o") == before
+    assert results_in("o") == before and verify(Path("o")).differences == []
+    assert read_log(Path("o")).entries[-1]["action"] == "drawing broken off"
     monkeypatch.setattr(os, "replace", replace)
     assert run("out=o", "overwrite=true", "seed=9") == 0
-    assert results_in("o").keys() == before.keys()
+    assert results_in("o").keys() == before.keys() and verify(Path("o")).differences == []
 
 
 def results_in(folder: str) -> dict[str, bytes]:

@@ -21,6 +21,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from data.files import ASIDE
 from ldm.checkpoint import git_revision, sha256
 from muti_control.record import LOCAL, LOCK, LOG, package_version
 from settings.base import Settings
@@ -28,7 +29,7 @@ from settings.parsing import decoded, parse_json
 
 UNLISTED = frozenset({LOG, LOCK, LOCAL})
 FORMAT = "iccr-diff case log 1"
-_BROKEN_OFF = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+_BROKEN_OFF = re.compile(rf"{re.escape(ASIDE)}|(.*/)?\.[^/]+\.[0-9a-f]{{8}}\.tmp$")
 
 Files = Mapping[str, Mapping[str, Any]]
 """Size in bytes and SHA-256 of files, by their paths in the folder, with ``/``."""
@@ -118,7 +119,7 @@ def files_of(folder: Path) -> dict[str, dict[str, Any]]:
     files = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if name not in UNLISTED and not _BROKEN_OFF.fullmatch(path.name) and not path.is_dir():
+        if not (name in UNLISTED or _BROKEN_OFF.match(name) or path.is_dir()):
             files[name] = {"size": path.stat().st_size, "sha256": sha256(path)}
     return files
 

@@ -109,7 +109,7 @@ def _paper(contents: Contents) -> FPDF:
 
 
 def _draw(pdf: FPDF, block: Block) -> None:
-    from fpdf.enums import TableBordersLayout
+    from fpdf.enums import TableBordersLayout, VAlign
     from fpdf.fonts import FontFace
 
     pdf.set_font(FONT, "", 9)
@@ -127,6 +127,7 @@ def _draw(pdf: FPDF, block: Block) -> None:
             line_height=4.2,
             padding=(0.8, 1.5),
             first_row_as_headings=named,
+            v_align=VAlign.T,
             headings_style=FontFace(emphasis="BOLD"),
             borders_layout=TableBordersLayout.HORIZONTAL_LINES,
         ) as table:

@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from data.files import ASIDE
 from muti_control.case.contents import MAX_SKULLS, REPORTS, Heading
 from muti_control.case.log import append, read_log
 from muti_control.case.pages import check_installed
 from muti_control.case.report import write_report
 from muti_control.conditions.case_landmarks import StoredLandmarks
-from muti_control.record import RECORD, read_record
+from muti_control.record import RECORD, EarlierRun, claim_folder, read_record
 
 if TYPE_CHECKING:
     from muti_control.sampling.job import Job
 
 
-def begin(job: Job) -> None:
-    """Log that a run begins, before anything else is written; log edited landmarks where they were written.
+def claim_case(folder: Path, overwrite: bool = False, resume: bool = False) -> EarlierRun | None:
+    """Return what ``claim_folder`` does; the reports that the log names are files of the earlier run."""
+    earlier = claim_folder(folder, overwrite, resume)
+    if earlier is None:
+        return None
+    reports = [folder / name for name in REPORTS if name in read_log(folder).files]
+    return replace(earlier, files=[*earlier.files, *filter(Path.is_file, reports)])
+
+
+@contextmanager
+def logged(job: Job) -> Iterator[None]:
+    """Log that a run begins, before anything is written, and that it ends; log edited landmarks where they lie.
+
+    After an error the log says so too: what is in the folder then, of this run or of the earlier one, is as logged.
 
     Raises:
         ValueError: a report is wanted that cannot be made. OSError: the folder cannot be written to.
     """
+    if not job.team.is_first:
+        yield
+        return
     wanted, folder = yaml.safe_load(job.config)["report"], job.folder.path
     if wanted:
         check_installed(wanted == "pdf")
@@ -33,10 +51,7 @@ def begin(job: Job) -> None:
                 f"report: got {len(job.cases)} skulls, expected at most {MAX_SKULLS}; limit=N takes fewer"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    before = read_record(folder) if (folder / RECORD).is_file() else {"finished": True, "files": ()}
-    for name in (reports := stale(folder)):
-        (folder / name).unlink(missing_ok=True)
-    details: dict[str, Any] = {
+    details = {
         "skulls": [
             {"file": case.skull_path.name, "sha256": job.hashes[case.skull_path]}
             for case in job.cases
@@ -48,44 +63,56 @@ def begin(job: Job) -> None:
         "spgd": None if job.spgd is None else job.spgd.describe(),
         "landmarks": _edited(job),
         "faces_kept": len(job.folder.done),
+        "writes": sorted(
+            {*job.files, *(path.name for path in (*job.folder.outdated, *(folder / ASIDE).glob("*")))}
+        ),
     }
-    action = "drawing resumed" if job.folder.earlier_runs else "drawing begun"
-    append(folder, action, details, [*reports, *(() if before["finished"] else before["files"])])
+    unlogged = _unlogged(folder)
+    append(folder, "drawing resumed" if job.folder.earlier_runs else "drawing begun", details, unlogged)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            append(folder, "drawing broken off", wrote=[*details["writes"], *unlogged])
+        raise
+    append(folder, "faces drawn", {"faces": len(job.draws)}, details["writes"])
 
 
-def stale(folder: Path) -> list[str]:
-    """Return the names of the reports of the run in a folder, which another run there replaces."""
-    return [name for name in REPORTS if name in read_log(folder).files]
-
-
-def end(job: Job) -> list[Path]:
-    """Log that a run ended, and write the report that its settings ask for. Return the files of the report."""
-    folder, config = job.folder.path, yaml.safe_load(job.config)
-    append(
-        folder,
-        "faces drawn",
-        {"faces": len(job.draws)},
-        [*job.files, *(path.name for path in job.folder.outdated)],
-    )
+def report_of(job: Job) -> list[Path]:
+    """Write the report that the settings of a finished run ask for, and return its files."""
+    config = yaml.safe_load(job.config)
     heading = Heading(config["case_number"], config["examiner"])
-    return write_report(folder, heading, config["report"]) if config["report"] else []
+    return write_report(job.folder.path, heading, config["report"]) if config["report"] else []
 
 
-def _edited(job: Job) -> list[dict[str, str | None]]:
+def _unlogged(folder: Path) -> list[str]:
+    """Return the files of an unfinished run in the folder that differ from its log for a sound reason.
+
+    These are all that it writes, if it was killed, and else faces that were removed so that they are drawn again.
+    """
+    record = read_record(folder, local_paths=False) if (folder / RECORD).is_file() else {"finished": True}
+    runs = [entry for entry in read_log(folder).entries if entry["action"].startswith("drawing")]
+    if record["finished"] or not runs:
+        return []
+    gone = [name for name in record["files"] if not (folder / name).exists()]
+    return runs[-1]["details"].get("writes", gone)
+
+
+def _edited(job: Job) -> list[dict[str, Any]]:
     """Return the given landmarks with their hashes, and the hash of each before it was edited, where a log has it."""
     if not isinstance(job.landmarks, StoredLandmarks) or job.landmarks.source != "given":
         return []
-    logs = {
-        folder: read_log(folder).files for folder in {file.parent for file in job.landmarks.files.values()}
-    }
-    entries, edited = [], defaultdict[Path, list[dict[str, str | None]]](list)
-    for name, file in job.landmarks.files.items():
-        before = logs[file.parent].get(file.name, {}).get("sha256")
-        entries.append({"file": file.name, "before": before, "sha256": job.landmarks.hashes[name]})
-        if before not in (None, job.landmarks.hashes[name]):
-            edited[file.parent].append(entries[-1])
-    for folder, changes in edited.items():
-        append(
-            folder, "landmarks edited", {"landmarks": changes}, [str(change["file"]) for change in changes]
-        )
+    folder = next(iter(job.landmarks.files.values())).parent
+    before = read_log(folder).files
+    entries: list[dict[str, Any]] = [
+        {
+            "file": file.name,
+            "before": before.get(file.name, {}).get("sha256"),
+            "sha256": job.landmarks.hashes[name],
+        }
+        for name, file in job.landmarks.files.items()
+    ]
+    edited = [entry for entry in entries if entry["before"] not in (None, entry["sha256"])]
+    if edited:
+        append(folder, "landmarks edited", {"landmarks": edited}, [entry["file"] for entry in edited])
     return entries

@@ -98,17 +98,13 @@ class Job:
     grid: Sequence[str] = ()
     team: Team = field(default_factory=Team)
 
-    def all_or_nothing(self, reports: Sequence[str] = ()) -> AbstractContextManager[None]:
-        """Return a context for the drawing. An earlier run that is replaced comes back if an error ends this one.
-
-        reports: names of further files of the earlier run, and of this one.
-        """
+    def all_or_nothing(self) -> AbstractContextManager[None]:
+        """Return a context for the drawing. An earlier run that is replaced comes back if an error ends this one."""
         folder = self.folder
         if not self.team.is_first or not folder.outdated or folder.earlier_runs:
             return nullcontext()
-        more = (*reports, LOCAL)
-        old = [*(file.name for file in folder.outdated), *more]
-        return replacing_result(folder.path, old, [*self.files, *more], RECORD, resumable=True)
+        old = [*(file.name for file in folder.outdated), LOCAL]
+        return replacing_result(folder.path, old, [*self.files, LOCAL], RECORD, resumable=True)
 
     def seeds_of(self, case: Case) -> list[int]:
         """Return the seeds of a case's faces."""

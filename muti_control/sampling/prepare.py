@@ -26,11 +26,12 @@ from ldm.compiled import check_compiler, compile_blocks
 from ldm.device import choose_device, choose_precision
 from muti_control.case.calibration import Calibration, Population, load_calibration
 from muti_control.case.repeat import repeated_settings
+from muti_control.case.runs import claim_case
 from muti_control.conditions.case_landmarks import StoredLandmarks, choose_landmarks
 from muti_control.conditions.case_textures import choose_textures
 from muti_control.distributed import Team, find_team
 from muti_control.networks.pipnet.reader import LandmarkReader
-from muti_control.record import check_overwriting, claim_folder, environment, latest_folder, unused_folder
+from muti_control.record import check_overwriting, environment, latest_folder, unused_folder
 from muti_control.sampling.assumed import uniform_population
 from muti_control.sampling.checking import check_cases, uncalibrated
 from muti_control.sampling.config import SKULL_LANDMARKS, SampleConfig, SpgdConfig
@@ -127,7 +128,7 @@ def make_job(cfg: SampleConfig, config_files: Sequence[Path] = ()) -> Job:
     scanned = is_scan(skull)
     cases = [] if scanned else find_cases(skull, person, cfg.images_dir, limit)
     folder = _folder(cfg, Path(SCAN) if scanned else skull)
-    earlier = claim_folder(folder, cfg.overwrite, cfg.resume) if team.is_first else None
+    earlier = claim_case(folder, cfg.overwrite, cfg.resume) if team.is_first else None
     networks, remarks = Networks.load(cfg, device, dtype), list[str]()
     if scanned:
         cases, remarks = case_of_scan(cfg, skull, person.attributes(), networks.model.cfg.image_size)

@@ -30,8 +30,8 @@ from data.cases import NO_SKULL, Case, CaseError, PersonInput, find_cases, safe_
 from data.images import png_of, read_image
 from ldm.device import choose_device, choose_precision
 from muti_control.case.check import SkullCheck, check_skull
-from muti_control.case.runs import begin, end
-from muti_control.record import check_overwriting, claim_folder, write_record
+from muti_control.case.runs import claim_case, logged, report_of
+from muti_control.record import check_overwriting, write_record
 from muti_control.sampling.config import DEMO_WEIGHTS, SKULL_LANDMARKS, SampleConfig
 from muti_control.sampling.draw import DrawnFaces, draw_batches, finish, write_face
 from muti_control.sampling.job import Draw, Job, RunFolder, face_name
@@ -220,17 +220,17 @@ class Reconstruction:
             ValueError: the folder holds something else, or cannot be written to.
         """
         folder = Path(folder)
-        earlier = claim_folder(folder, overwrite)
+        earlier = claim_case(folder, overwrite)
         job = replace(self.job, folder=RunFolder(folder, () if earlier is None else earlier.files))
         check_overwriting(job.folder.outdated, [folder / file for file in job.files], job.hashes)
-        begin(job)
-        job.folder.start()
-        record = run_record(job)
-        write_record(folder, record)
-        for draw, pixels, guided, i in self.drawn:
-            write_face(job, draw, pixels, guided, i)
-        finish(job, record)
-        end(job)
+        with logged(job), job.all_or_nothing():
+            job.folder.start()
+            record = run_record(job)
+            write_record(folder, record)
+            for draw, pixels, guided, i in self.drawn:
+                write_face(job, draw, pixels, guided, i)
+            finish(job, record)
+        report_of(job)
         return folder
 
     def _repr_png_(self) -> bytes:
