@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ HERE = Path(__file__).parent
 REPORT_WRITTEN = "report written"
 REPORTS = ("report.pdf", "report.html")
 MAX_SKULLS = 50
-_TOGETHER = ("prepared", "overlay", "mean", "landmarks", "spread", "grid")  # pictures, in this order
+_TOGETHER = ("prepared", "landmarks", "overlay", "mean", "spread", "grid")  # pictures, in this order
 _WIDE = 1.3  # width to height from which a picture takes the whole width of a page
 _MEASURES = {
     "rank1": "True face ranked first",
@@ -202,9 +203,8 @@ def _together(
     names = {kind: f"{case['name']}_{kind}.png" for kind in _TOGETHER} | (case.get("outputs") or {})
     there = [(n, kind) for kind, n in names.items() if n in record["files"] and (folder / n).is_file()]
     sizes = {name: picture_size(folder / name) for name, _ in there}
-    wide = {name for name, (width, height) in sizes.items() if width > _WIDE * height}
-    narrow = [one for one in there if one[0] not in wide]
-    return [*([(2, narrow)] if narrow else []), *((1, [one]) for one in there if one[0] in wide)]
+    across = {name: 1 if width > _WIDE * height else 2 for name, (width, height) in sizes.items()}
+    return [(num, list(group)) for num, group in groupby(there, lambda one: across[one[0]])]
 
 
 def _drawn(case: Mapping[str, Any], name: str) -> str:

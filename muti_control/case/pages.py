@@ -10,8 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
+from data.images import picture_size
 from data.sheet import NOTICE
 from muti_control.case.contents import Block, Contents, Pictures, Points, Table
 
@@ -21,7 +20,8 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 FONT, INK, SOFT = "DejaVu", 28, 105  # grey levels of text
 MARGIN, GAP = 16, 4  # mm
-HEADING_WITH = 40  # mm that must be free below a heading
+HEADING_WITH = 40  # mm that must be free for a heading and its text
+HEADING = 14  # mm of a heading above pictures; a line below it takes 7
 TALLEST = 112  # mm of a picture, so that two fit a page
 
 
@@ -60,8 +60,9 @@ def pdf_pages(contents: Contents) -> bytes:
     pdf.set_font(FONT, "B", 20)
     _text(pdf, contents.title, 9)
     for section in contents.sections:
-        shown = any(isinstance(block, Pictures) for block in section.blocks)
-        if pdf.will_page_break(90 if shown else HEADING_WITH):
+        block = next((one for one in section.blocks if isinstance(one, Pictures)), None)
+        row = 0.0 if block is None else sum(_row_size(pdf, block.files[: block.across], block.across)[1:])
+        if pdf.will_page_break(HEADING_WITH if block is None else HEADING + 7 * section.blocks.index(block) + row):
             pdf.add_page()
         pdf.ln(GAP)
         pdf.set_font(FONT, "B", 13)
@@ -138,26 +139,28 @@ def _draw(pdf: FPDF, block: Block) -> None:
             _draw_row(pdf, block.files[k : k + block.across], block.across)
 
 
-def _draw_row(pdf: FPDF, files: Sequence[tuple[Path, str]], across: int) -> None:
-    """Draw pictures side by side with captions below, all on one page."""
+def _row_size(pdf: FPDF, files: Sequence[tuple[Path, str]], across: int) -> tuple[float, float, float]:
+    """Return mm of a row of pictures: the width of each, the height of the tallest, and that of the captions."""
     pdf.set_font(FONT, "", 7)
     width = (pdf.epw - GAP * (across - 1)) / across
-    heights, words = [], 0.0
-    for path, caption in files:
-        with Image.open(path) as picture:
-            heights.append(width * picture.height / picture.width)
-        words = max(
-            words, pdf.multi_cell(width, 3.6, _printable(caption), align="L", dry_run=True, output="HEIGHT")
-        )
-    room = min(TALLEST, pdf.eph - words - 16)
-    shrink = min(1.0, room / max(heights))  # a tall picture is made smaller rather than cut
-    height = max(heights) * shrink
+    sizes = [picture_size(path) for path, _ in files]
+    words = max(
+        pdf.multi_cell(width, 3.6, _printable(caption), align="L", dry_run=True, output="HEIGHT")
+        for _, caption in files
+    )
+    tallest = max(width * high / wide for wide, high in sizes)
+    return width, min(tallest, TALLEST, pdf.eph - words - 16), words  # smaller rather than cut
+
+
+def _draw_row(pdf: FPDF, files: Sequence[tuple[Path, str]], across: int) -> None:
+    """Draw pictures side by side with captions below, all on one page."""
+    width, height, words = _row_size(pdf, files, across)
     if pdf.will_page_break(height + words + 2):
         pdf.add_page()
     top = pdf.get_y()
-    for k, ((path, caption), own) in enumerate(zip(files, heights, strict=True)):
+    for k, (path, caption) in enumerate(files):
         left = pdf.l_margin + k * (width + GAP)
-        pdf.image(path, left, top, width * shrink, own * shrink)
+        pdf.image(path, left, top, width, height, keep_aspect_ratio=True)
         pdf.set_xy(left, top + height + 1)
         pdf.multi_cell(width, 3.6, _printable(caption), align="L")
     pdf.set_xy(pdf.l_margin, top + height + words + 3)
