@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muti_control.case.log import append, canonical, read_log
+from muti_control.case.log import append, read_log
 from muti_control.case.verify import main, verify
-from muti_control.record import LOCAL, LOCK, LOG, RECORD, read_record, write_record
+from muti_control.record import LOCAL, LOG, RECORD, read_record, write_record
 
 
 def case_folder(folder: Path) -> Path:
@@ -202,11 +202,3 @@ def test_a_record_holds_no_path_and_gets_them_back(tmp_path: Path) -> None:
         read_record(out)
     (out / LOCAL).unlink()
     assert read_record(out) == public
-
-
-def test_canonical_text_is_one_for_equal_values() -> None:
-    assert canonical({"b": 1, "a": "é"}) == canonical({"a": "é", "b": 1}) == '{"a":"é","b":1}'
-
-
-def test_the_lock_and_the_local_file_are_not_evidence(logged: Path) -> None:
-    assert LOCK not in read_log(logged).files and LOCAL not in read_log(logged).files
