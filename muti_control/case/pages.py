@@ -62,7 +62,9 @@ def pdf_pages(contents: Contents) -> bytes:
     for section in contents.sections:
         block = next((one for one in section.blocks if isinstance(one, Pictures)), None)
         row = 0.0 if block is None else sum(_row_size(pdf, block.files[: block.across], block.across)[1:])
-        if pdf.will_page_break(HEADING_WITH if block is None else HEADING + 7 * section.blocks.index(block) + row):
+        if pdf.will_page_break(
+            HEADING_WITH if block is None else HEADING + 7 * section.blocks.index(block) + row
+        ):
             pdf.add_page()
         pdf.ln(GAP)
         pdf.set_font(FONT, "B", 13)
