@@ -207,6 +207,19 @@ def test_two_people_or_examinations_in_a_folder_are_flagged(tmp_path, other, own
     assert SECRET not in str((scan.findings, scan.facts))
 
 
+@pytest.mark.parametrize("length", [COUNT // 2, 9, 1])
+def test_a_number_that_changes_within_a_series_is_named_and_leaves_the_head_whole(tmp_path, length):
+    scan = read_scan(write(tmp_path / "s", lambda k: {"PatientID": str(k // length)}))
+    check(scan, "several_people")
+    assert scan.findings[0].severity == "flag" and "drawn as one head" in scan.findings[0].text
+    apart = write(tmp_path / "no", lambda k: {"PatientID": str(k // length), "SeriesInstanceUID": ""})
+    if length >= 16:  # a part of the head, without a statement that all images are one series
+        assert severities(read_scan(apart))["several_people"] == "flag"
+    else:
+        with pytest.raises(ScanError, match="people"):
+            read_scan(apart)
+
+
 def test_one_name_written_in_two_ways_is_one_person(tmp_path):
     names = ("Doe^Jane", "DOE^JANE^^^", "")
     check(read_scan(write(tmp_path, lambda k: {"PatientName": names[k % 2]})))

@@ -8,11 +8,13 @@ Layout under OUT: ``pairedCS/{skull,craniofacial}/<code>.png``, ``meshes/{skull,
 from __future__ import annotations
 
 import csv
+import faulthandler
 import io
 import json
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -41,9 +43,10 @@ FOLDERS = {
 }
 STATUSES = ("ok", "flagged", "refused")
 _LISTED = 10  # ids in a message
+LONGEST_S = 3600.0  # of work on one scan: the largest take minutes
 KILLED = (
-    "the process that worked on it was killed, also when it was alone: the scan is damaged, or larger than the memory "
-    "(a smaller max_gib refuses it); to try again, delete its report"
+    "the process that worked on it was killed, also when it was alone: the scan is damaged, larger than the memory (a "
+    "smaller max_gib refuses it), or takes more than an hour; to try again, delete its report"
 )
 
 
@@ -110,13 +113,12 @@ def find_scans(patients: Path, people: list[Person]) -> dict[str, Path]:
             identity = normalize("NFC", path.name[: len(path.name) - len(suffix)])
             scans.setdefault(identity, []).append(path)
     ids = [person.identity for person in people]
-    problems = []
-    for what, some in (
-        ("no scan", [i for i in ids if i not in scans]),
-        ("several scans", [i for i in ids if len(scans.get(i, [])) > 1]),
-    ):
-        if some:
-            problems.append(f"{what} for {', '.join(some[:_LISTED])}{' ...' if some[_LISTED:] else ''}")
+    none, several = [i for i in ids if i not in scans], [i for i in ids if len(scans.get(i, [])) > 1]
+    problems = [
+        f"{what} for {', '.join(some[:_LISTED])}{' ...' if some[_LISTED:] else ''}"
+        for what, some in (("no scan", none), ("several scans", several))
+        if some
+    ]
     if problems:
         raise PeopleError(f"{patients}: {'; '.join(problems)}: name each folder or file by the id in the CSV")
     spare = len(set(scans) - set(ids))
@@ -135,7 +137,7 @@ def _draw_all(out: Path, config: CtConfig, jobs: list[tuple[str, Path]], bar: tq
 
     A scan that is first in the line when this process is killed as well is refused.
     """
-    draw = partial(_draw, out, config)
+    draw = partial(_in_time, _draw, LONGEST_S, out, config)
     suspects: list[tuple[str, Path]] = []
     while jobs:
         killed = False
@@ -152,9 +154,16 @@ def _draw_all(out: Path, config: CtConfig, jobs: list[tuple[str, Path]], bar: tq
         suspects = [job for job in jobs if job in under_way] if killed else []
 
 
-def _draw(out: Path, config: CtConfig, job: tuple[str, Path]) -> None:
-    """Draw one scan in a worker, its refusal included; ``job``: a study code and where the scan is."""
+def _in_time(work: Callable[..., None], seconds: float, *arguments: Any) -> None:
+    """Do ``work`` in a worker. Where it takes longer, as a decoder that hangs does, the process ends itself."""
     _silence()
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    work(*arguments)
+    faulthandler.cancel_dump_traceback_later()
+
+
+def _draw(out: Path, config: CtConfig, job: tuple[str, Path]) -> None:
+    """Draw one scan, its refusal included; ``job``: a study code and where the scan is."""
     code, path = job
     try:
         drawing = draw_scan(path, config)

@@ -13,7 +13,7 @@ import numpy as np
 
 from data.ct.anatomy import Looker, lowest_chin
 from data.ct.config import CtConfig
-from data.ct.findings import Finding, judge
+from data.ct.findings import Finding, judge, naming_flags
 from data.ct.pose import Pose, find_pose
 from data.ct.quality import cut_areas, inspect
 from data.ct.reading.read import read_scan
@@ -82,9 +82,10 @@ def draw_scan(path: Path, config: CtConfig) -> Drawing:
     """
     ref = reference()
     scan = read_scan(path, config.series, int(config.max_gib * 2**30), config.offset, config.rescale)
-    head = find_head(resample(scan, config.step))
-    bone, skin = bone_surface(head, config.bone_hu), skin_surface(head)
-    pose = find_pose(bone, config.pose)
+    with naming_flags(scan.findings):
+        head = find_head(resample(scan, config.step))
+        bone, skin = bone_surface(head, config.bone_hu), skin_surface(head)
+        pose = find_pose(bone, config.pose)
     bone, skin = (_without_lid(mesh, head).moved(pose.rotation, pose.shift) for mesh in (bone, skin))
     findings = inspect(scan, head, bone, Looker(bone), pose, ref)
     has_chin = all(finding.name != "mandible_missing" for finding in findings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -68,7 +70,7 @@ RULES = {
     "several_series": Rule("series", "{value} series in the folder; taken was {chosen}", note=1),
     "several_people": Rule(
         "people",
-        "the files are of {value} people (numbers, names or dates of birth differ), one was drawn: give one's folder",
+        "the files are of {value} people (numbers, names or dates of birth differ), {drawn}",
         flag=1,
     ),
     "several_studies": Rule(
@@ -156,7 +158,7 @@ RULES = {
     "streaks": Rule(
         "ml",
         "{value:.1f} ml in the slices with metal are bone or skin where the slices above and below are not: streaks of "
-        "the metal may show in both pictures",
+        "the metal may show in both pictures; or it is thin bone of palate or base, as in a tilted head",
         flag=1.5,
     ),
     # the surfaces
@@ -218,3 +220,13 @@ def judge(
             text = rule.text.format(value=value, **details)
             return [Finding(name, severity or level, value, bound, rule.unit, text)]
     return []
+
+
+@contextmanager
+def naming_flags(findings: list[Finding]) -> Iterator[None]:
+    """Add the flags among ``findings`` to the message of a ScanError from the block: they may be why."""
+    try:
+        yield
+    except ScanError as error:
+        flags = [finding.text for finding in findings if finding.severity == "flag"]
+        raise ScanError("; ".join([str(error), *flags])) from error

@@ -16,7 +16,7 @@ from unicodedata import normalize
 from data.biometrics import Biometrics, BiometricsError
 from data.cohort.heads.subject import body_mass_level
 from data.files import replacing
-from settings.parsing import ContentError, read_table
+from settings.parsing import read_table
 
 OLDEST = 90  # higher ages are written as this: so few reach them that the age alone would point at someone
 SALT_BYTES = 32
@@ -51,10 +51,13 @@ class Person:
 
 
 def read_people(path: Path, salt: bytes) -> list[Person]:
-    """Return all rows of the CSV. Raises: PeopleError with every wrong row."""
+    """Return all rows of the CSV. Raises: PeopleError with every wrong row; ContentError where it is no such table."""
     people: dict[str, Person] = {}
     problems = []
-    for number, fields in _read_table(path):
+    table = read_table(path, _COLUMNS, _COLUMNS[:3], _OTHER_COLUMNS)
+    if not any(columns <= set(table.columns) for columns in MASS_COLUMNS):
+        raise PeopleError(f"{path}: its columns are {', '.join(table.columns)}; expected {COLUMNS}")
+    for number, fields in table.rows:
         identity = fields["id"]
         try:
             if not identity:
@@ -72,17 +75,6 @@ def read_people(path: Path, salt: bytes) -> list[Person]:
     return list(people.values())
 
 
-def _read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Return the line number and the cells by column of each row. Raises: PeopleError."""
-    try:
-        table = read_table(path, _COLUMNS, _COLUMNS[:3], _OTHER_COLUMNS)
-    except ContentError as error:
-        raise PeopleError(str(error)) from error
-    if not any(columns <= set(table.columns) for columns in MASS_COLUMNS):
-        raise PeopleError(f"{path}: its columns are {', '.join(table.columns)}; expected {COLUMNS}")
-    return table.rows
-
-
 def _biometrics(fields: dict[str, str]) -> Biometrics:
     level: object = (fields.get("body_mass") or "").replace(",", ".") or _level(fields)
     age, ethnicity = fields["age"].replace(",", "."), fields.get("ethnicity") or "Asian"
@@ -91,9 +83,8 @@ def _biometrics(fields: dict[str, str]) -> Biometrics:
 
 def _level(fields: dict[str, str]) -> int:
     """Return the level of body mass from ``bmi``, or ``height`` and ``weight``. Raises: BiometricsError."""
-    bmi = _number(fields, "bmi")
+    bmi, height, weight = (_number(fields, name) for name in ("bmi", "height", "weight"))
     if bmi is None:
-        height, weight = _number(fields, "height"), _number(fields, "weight")
         if height is None or weight is None:
             raise BiometricsError("body_mass", "nothing", "a level, a bmi, or height (cm) and weight (kg)")
         if not 50 <= height <= 250:

@@ -9,7 +9,7 @@ import scipy.ndimage as ndimage
 from scipy.spatial import cKDTree
 
 from data.ct.anatomy import STEP_MM, Looker
-from data.ct.findings import RULES, SEVERITIES, Finding, judge
+from data.ct.findings import SEVERITIES, Finding, judge
 from data.ct.pose import Pose
 from data.ct.reading.geometry import gantry_tilt
 from data.ct.reading.scan import Scan
@@ -22,10 +22,8 @@ VAULT_ABOVE_MM = 40.0  # above the orbits
 DEFECT_DEEP_MM = 7.0
 DEFECT_VIEWS = ((0.0, 0.0), (45.0, 0.0), (90.0, 0.0), (135.0, 0.0), (0.0, 45.0), (45.0, 45.0), (0.0, 80.0))
 METAL_HU = 3000
-PLATEAU_HU, PLATEAU_TIMES = (
-    64,
-    8,
-)  # the largest value is a limit where it is so much more frequent than those below it
+# The largest value is a limit of the scanner where it is so many times as frequent as those so little below it.
+PLATEAU_HU, PLATEAU_TIMES = 64, 8
 ABOVE_MM, BESIDE_MM = 2.0, 2.5  # around metal and its streaks
 SOFT_HU, AIR_HU = 150, -700  # soft tissue and air are darker, even when bone or skin is near
 
@@ -70,12 +68,11 @@ def cut_areas(head: HeadVolume, pose: Pose) -> dict[str, float]:
 
 
 def _field_cut(head: HeadVolume, pose: Pose) -> list[Finding]:
-    findings = []
-    for side, area in cut_areas(head, pose).items():
-        name = "vault_cut" if side == "top" else f"field_cut_{side}"
-        if name in RULES:
-            findings += judge(name, area)
-    return findings
+    areas = cut_areas(head, pose)
+    names = {
+        side: "vault_cut" if side == "top" else f"field_cut_{side}" for side in areas if side != "bottom"
+    }
+    return [finding for side, name in names.items() for finding in judge(name, areas[side])]
 
 
 def _missing_parts(bone: Mesh, pose: Pose, ref: Reference) -> list[Finding]:
@@ -136,7 +133,8 @@ def _metal(scan: Scan) -> list[Finding]:
     """Judge metal, also where the scanner cuts its values off, and its streaks."""
     voxel = abs(float(np.linalg.det(scan.affine[:, :3]))) / 1000  # ml
     highest = int(scan.values.max())
-    below, at = (int(n.sum()) for n in np.split(_counts(scan.values, highest - PLATEAU_HU, highest), [-1]))
+    at = int((scan.values == highest).sum())
+    below = int((scan.values >= highest - PLATEAU_HU).sum()) - at
     saturated = highest > METAL_CLIP_HU and at >= PLATEAU_TIMES * max(1, below / PLATEAU_HU)
     level = min(METAL_HU, highest) if saturated else METAL_HU
     metal = scan.values >= level
@@ -145,12 +143,6 @@ def _metal(scan: Scan) -> list[Finding]:
         *(judge("saturated", at * voxel, hu=highest) if saturated else ()),
         *judge("streaks", _streaks(scan, metal) * voxel),
     ]
-
-
-def _counts(values: np.ndarray, low: int, high: int) -> np.ndarray:
-    """Return how many voxels have each value from ``low`` to ``high``."""
-    near = values[values >= low].astype(int) - low
-    return np.bincount(near, minlength=high - low + 1)
 
 
 def _streaks(scan: Scan, metal: np.ndarray) -> int:

@@ -19,18 +19,10 @@ import numpy as np
 import scipy.ndimage as ndimage
 from pydicom.pixels.utils import pixel_array
 
-from data.ct.findings import Finding, ScanError, Severity, judge
-from data.ct.reading import archives
-from data.ct.reading.dicom_headers import Header, list_files, read_dataset, read_headers
-from data.ct.reading.geometry import (
-    OFF_LINE_MM,
-    SMALLEST_SIDE,
-    Slice,
-    check_size,
-    gantry_tilt,
-    same_places,
-    stack,
-)  # fmt: skip
+from data.ct.findings import Finding, ScanError, Severity, judge, naming_flags
+from data.ct.reading import archives, geometry
+from data.ct.reading.dicom_headers import NO_SERIES, Header, list_files, read_dataset, read_headers
+from data.ct.reading.geometry import SMALLEST_SIDE, Slice
 from data.ct.reading.scan import UNMEASURED_HU, Scan, to_hounsfield
 
 MAX_HALVINGS = 2
@@ -76,7 +68,7 @@ class Series:
     def heights(self) -> np.ndarray:
         """Return the different places of the slices along their normal, mm, ascending."""
         heights = np.sort([float(h.position @ self._typical.normal) for h in self.slices])
-        return heights[np.unique(same_places(heights), return_index=True)[1]]
+        return heights[np.unique(geometry.same_places(heights), return_index=True)[1]]
 
     @property
     def coverage(self) -> float:
@@ -129,53 +121,60 @@ def read_image(path: Path, requested: str, max_bytes: int, offset: float) -> Sca
     Raises:
         ScanError: see ``read_scan``.
     """
-    own, _ = read_headers([path])
-    if not own:
+    headers, others = read_headers([path])
+    if not headers:
         raise ScanError("a DICOM file without an image in it: give the folder of the series")
-    if own[0].problem and len(own) == 1:
-        raise ScanError(f"the DICOM file cannot be used: {own[0].problem}")
-    if len(own) > 1:
-        series = _series(own)
-        return _read(series, _choose(series, requested), 0, max_bytes, offset)
-    files = sorted(p for p in path.parent.iterdir() if p.is_file() and not p.name.startswith("."))
-    headers, others = read_headers(files)
-    series = _series(headers)
-    holding = [one for one in series if any(h.path == path for h in one.headers)]
-    if len(holding[0].slices) < SMALLEST_SIDE and not requested:
-        raise ScanError(
-            f"the DICOM file is one image, and its folder holds {len(holding[0].headers)} of its series: give the "
-            "folder that holds the whole series"
-        )
-    scan = _read(series, _choose(series if requested else holding, requested), others, max_bytes, offset)
-    scan.findings += judge("one_slice_named", scan.facts["stored_size"][2])
+    one_slice = len(headers) == 1
+    if one_slice:
+        if headers[0].problem:
+            raise ScanError(f"the DICOM file cannot be used: {headers[0].problem}")
+        files = sorted(p for p in path.parent.iterdir() if p.is_file() and not p.name.startswith("."))
+        headers, others = read_headers(files)
+    series = among = _series(headers)
+    if one_slice and not requested:
+        among = [one for one in series if any(h.path == path for h in one.headers)]
+        if len(among[0].slices) < SMALLEST_SIDE:
+            raise ScanError(
+                f"the DICOM file is one image, and its folder holds {len(among[0].headers)} of its series: give the "
+                "folder that holds the whole series"
+            )
+    scan = _read(series, _choose(among, requested), others, max_bytes, offset)
+    scan.findings += judge("one_slice_named", scan.facts["stored_size"][2]) if one_slice else []
     return scan
 
 
 def _read(series: list[Series], chosen: Series, others: int, max_bytes: int, offset: float) -> Scan:
-    scan = _decode(chosen, max_bytes, offset)
+    people = _people(series, chosen)
+    with naming_flags(people):
+        scan = _decode(chosen, max_bytes, offset)
     scan.facts["series_found"] = [one.describe() for one in series]
     scan.facts["series_used"] = chosen.number
     scan.facts["other_files"] = others
     if sum(bool(one.slices) for one in series) > 1:
         scan.findings += judge("several_series", len(series), chosen=chosen.describe())
-    scan.findings += judge("joined_series", chosen.joined, images=len(chosen.headers)) + _people(series)
+    scan.findings += judge("joined_series", chosen.joined, images=len(chosen.headers)) + people
     return scan
 
 
-def _people(series: list[Series]) -> list[Finding]:
+def _people(series: list[Series], chosen: Series) -> list[Finding]:
     """Judge whether all images are of one person, and all series that hold a head of one examination."""
-    people = {h.person for one in series for h in one.headers}
-    persons = max(len({value for value in values if value}) for values in zip(*people, strict=True))
-    heads = [
-        s for s in series if s.covers_a_head and s.axial and s.joined == 1 and not s.slices[0].projection
-    ]
-    studies = {one.slices[0].study for one in heads} - {""}
-    return judge("several_people", persons) or judge("several_studies", len(studies))
+    one_head = _count_people(chosen.slices) > 1
+    drawn = "drawn as one head: look at it" if one_head else "one was drawn: give one's folder"
+    people = _count_people(h for one in series for h in one.headers)
+    heads = [s for s in series if s.covers_a_head and s.axial and s.joined == 1]
+    studies = {s.slices[0].study for s in heads if not s.slices[0].projection} - {""}
+    return judge("several_people", people, drawn=drawn) or judge("several_studies", len(studies))
+
+
+def _count_people(headers: Iterable[Header]) -> int:
+    """Return the largest number of different PatientIDs, names or dates of birth; what is empty does not count."""
+    columns = zip(*{h.person for h in headers}, strict=True)
+    return max(len({value for value in values if value}) for values in columns)
 
 
 def _series(headers: list[Header]) -> list[Series]:
     """Return the series; one person's series that are each too small for a head are joined, by geometry."""
-    series = [Series(group) for group in _grouped(headers, lambda h: (h.series, h.person))]
+    series = [one for group in _grouped(headers, lambda h: h.series) for one in _by_person(group)]
     covered = any(one.covers_a_head for one in series)
     for key in (lambda h: (h.person, h.number), lambda h: h.person):
         small = [one for one in series if not covered or len(one.headers) < SMALLEST_SIDE]
@@ -188,6 +187,17 @@ def _series(headers: list[Header]) -> list[Series]:
                 series = [*(one for one in rest if one.headers), whole]
                 covered |= whole.covers_a_head
     return series
+
+
+def _by_person(headers: list[Header]) -> list[Series]:
+    """Return the series with one SeriesInstanceUID, or one for each person where their slices share places.
+
+    A person's number that changes from slice to slice leaves the head whole; ``_people`` flags it.
+    """
+    whole = Series(headers)
+    parts = [Series(group) for group in _grouped(headers, lambda h: h.person)]
+    apart = sum(len(one.heights) for one in parts) == len(whole.heights)
+    return [whole] if len(parts) == 1 or (apart and headers[0].series != NO_SERIES) else parts
 
 
 def _grouped(headers: Iterable[Header], key: Any) -> list[list[Header]]:
@@ -221,7 +231,7 @@ def _on_line(headers: list[Header]) -> list[Header]:
     apart = steps > 0.5 * np.median(steps)
     rise = np.median(np.diff(places[order], axis=0)[apart] / steps[apart, None], 0) if apart.any() else normal
     beside = places - heights[:, None] * rise
-    stray = np.linalg.norm(beside - np.median(beside, 0), axis=1) > OFF_LINE_MM
+    stray = np.linalg.norm(beside - np.median(beside, 0), axis=1) > geometry.OFF_LINE_MM
     runs = np.zeros(len(headers), int)
     runs[order[1:]] = np.cumsum(steps > FAR_MM)
     stray |= runs != np.bincount(runs).argmax()
@@ -287,7 +297,7 @@ def _decode(series: Series, max_bytes: int, offset: float) -> Scan:
     findings += judge("rescale_missing", unscaled, total=len(headers))
     axes, spacing = (np.median([getattr(h, key) for h in headers], 0) for key in ("axes", "spacing"))
     along_i, along_j = axes * spacing[::-1, None] * 2**halvings
-    values, affine, more = stack(slices, along_i, along_j)
+    values, affine, more = geometry.stack(slices, along_i, along_j)
     facts: dict[str, Any] = {"format": "DICOM", "stored_size": [first.shape[1], first.shape[0], len(headers)]}
     optional = {
         "slice_thickness_mm": max(h.thickness or 0 for h in headers),
@@ -295,7 +305,7 @@ def _decode(series: Series, max_bytes: int, offset: float) -> Scan:
         "kernel": first.kernel,
     }
     facts |= {name: value for name, value in optional.items() if value}
-    measured = gantry_tilt(affine)
+    measured = geometry.gantry_tilt(affine)
     facts["gantry_tilt_deg"] = round(measured, 2)
     stated = abs(first.tilt or 0.0)
     if measured < NO_TILT_DEG and abs(stated - measured) > TILT_APART_DEG:
@@ -311,7 +321,7 @@ def _halvings(first: Header, count: int, max_bytes: int) -> int:
     ):
         halvings += 1
     shape = (first.shape[1] >> halvings, first.shape[0] >> halvings, max(count, SMALLEST_SIDE))
-    check_size(shape, (*(s * 2**halvings for s in first.spacing.tolist()), 1.0), 2, max_bytes)
+    geometry.check_size(shape, (*(s * 2**halvings for s in first.spacing.tolist()), 1.0), 2, max_bytes)
     return halvings
 
 

@@ -13,15 +13,8 @@ from typing import Any
 
 import numpy as np
 import pydicom
+from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import (
-    CTImageStorage,
-    EnhancedCTImageStorage,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    LegacyConvertedEnhancedCTImageStorage,
-)
 
 from data.ct.findings import ScanError
 
@@ -29,8 +22,9 @@ from data.ct.findings import ScanError
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 MAX_IMAGES = 20_000
 MAX_SIDE = 4096
+NO_SERIES = "none"  # stands for an empty SeriesInstanceUID
 DIRECTION_TOLERANCE = 0.01  # of the directions' lengths and of the cosine between them
-CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
+CT_CLASSES = (uid.CTImageStorage, uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage)
 SCOUTS = ("LOCALIZER", "SCOUT", "TOPOGRAM", "SURVIEW", "SCANO")
 PROJECTIONS = ("MIP", "MINIP", "PROJECTION IMAGE", "RENDERED", "VRT")
 _PEOPLE = ("PatientID", "PatientName", "PatientBirthDate")
@@ -129,9 +123,9 @@ def read_dataset(path: Path, **options: Any) -> Dataset:
     meta = getattr(data, "file_meta", None)
     if meta is None or "TransferSyntaxUID" not in meta:
         implicit, little = data.original_encoding
-        plain = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        plain = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
         data.file_meta = meta or FileMetaDataset()
-        data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else plain
+        data.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else plain
     return data
 
 
@@ -163,10 +157,7 @@ def _frames(data: Dataset) -> Iterator[Dataset]:
         flat = Dataset()
         flat.update(own)
         for group in (*shared, frame):
-            for sequence in group:
-                for element in sequence.value[0] if sequence.VR == "SQ" and sequence.value else ():
-                    if element.keyword in _TAGS:
-                        flat.add(element)
+            flat.update({one.tag: one for one in group.iterall() if one.keyword in _TAGS})
         flat.NumberOfFrames = 1
         yield flat
 
@@ -185,7 +176,7 @@ def _parse(path: Path, frame: int, data: Dataset) -> Header:
     return Header(
         path=path,
         frame=frame,
-        series=str(data.get("SeriesInstanceUID") or "none"),
+        series=str(data.get("SeriesInstanceUID") or NO_SERIES),
         study=str(data.get("StudyInstanceUID") or ""),
         person=tuple(" ".join(str(data.get(key) or "").upper().replace("^", " ").split()) for key in _PEOPLE),
         number="none" if number is None else str(int(number)),
@@ -230,11 +221,9 @@ def _geometry_problem(
         return "no ImageOrientationPatient or ImagePositionPatient"
     if spacing is None or min(spacing) <= 0 or max(spacing) > 10:
         return "no usable PixelSpacing"
-    row, column = axes.reshape(2, 3)
-    if max(abs(np.linalg.norm(row) - 1), abs(np.linalg.norm(column) - 1)) > DIRECTION_TOLERANCE:
-        return "ImageOrientationPatient that is no direction"
-    if abs(float(row @ column)) > DIRECTION_TOLERANCE:
-        return "ImageOrientationPatient whose directions are not at right angles"
+    directions = axes.reshape(2, 3)
+    if (np.abs(directions @ directions.T - np.eye(2)) > DIRECTION_TOLERANCE * (1 + np.eye(2))).any():
+        return "ImageOrientationPatient that is no pair of directions at right angles"
     return None
 
 
