@@ -75,25 +75,29 @@ def broken_nifti(small: Volume, folder: Path) -> Files:
 
 def broken_text_headers(small: Volume, folder: Path) -> Files:
     """NRRD and MetaImage headers are text; a line that starts as given is replaced."""
+    long = "y" * 5000
     edits = {
         ".nrrd": (
             "dimension: 9", "dimension: x", "sizes: 0 0 0", "sizes: 99999 99999 99999", "sizes: -1 4 4", "type: block",
             "space directions: (0,0,0) (0,0,0) (0,0,0)", "space directions: (nan,0,0) (0,5,0) (0,0,5)",
-            "encoding: raw", "encoding: bzip9", "NRRX0004",
+            "encoding: raw", "encoding: bzip9", "NRRX0004", "encoding: gzip\ndata file: bomb.gz",
+            *(f"{key}: {long}" for key in ("type", "encoding", "space", "endian", "sizes", "space directions",
+                                           "dimension", "space origin")),
         ),
         ".mha": (
             "NDims = 0", "NDims = 77", "DimSize = 0 0 0", "DimSize = 90000 90000 90000", "DimSize = -4 4 4",
             "ElementType = MET_NONE", "ElementType = MET_WHAT", "ElementSpacing = 1e9 1e9 1e9",
-            "CompressedData = False", "ElementDataFile = gone.raw",
+            "CompressedData = False", "ElementDataFile = gone.raw", "ElementDataFile = bomb.gz",
         ),
     }  # fmt: skip
+    (folder / "bomb.gz").write_bytes(gzip.compress(bytes(300 << 20), 1))
     for ending, lines in edits.items():
         whole = write_image(folder / f"head{ending}", *small).read_bytes()
         for n, line in enumerate(lines):
             first = max(0, whole.find(re.split("[:=]", line)[0].encode()))
             path = folder / f"text{n}{ending}"
             path.write_bytes(whole[:first] + line.encode() + whole[whole.index(b"\n", first) :])
-            yield f"{ending} {line}", path
+            yield f"{ending} {line[:40]}", path
 
 
 def no_images(small: Volume, folder: Path) -> Files:
@@ -108,13 +112,8 @@ def no_images(small: Volume, folder: Path) -> Files:
     (folder / "bomb.nii.gz").write_bytes(gzip.compress(bytes(header) + bytes(1 << 20)))
     yield "header of 54 TB", folder / "bomb.nii.gz"
     values, affine = small
-    volumes = {
-        "mr": np.abs(values) % 900,
-        "raw": values + 1024,
-        "soft": np.minimum(values, 40),
-        "thin": values[:9],
-    }
-    for name, changed in volumes.items():
+    volumes = [np.abs(values) % 900, values + 1024, np.minimum(values, 40), values[:9]]
+    for name, changed in zip(("mr", "raw", "soft", "thin"), volumes, strict=True):
         yield f"volume {name}", write_image(folder / f"{name}.mha", changed.astype(np.int16), affine)
     (folder / "letters" / SECRET).mkdir(parents=True)
     (folder / "letters" / SECRET / f"{SECRET}.txt").write_text("dear colleague")
@@ -137,9 +136,8 @@ def broken_invesalius(small: Volume, folder: Path) -> Files:
     for name, content in projects.items():
         project = folder / name
         project.mkdir()
-        (project / "main.plist").write_bytes(
-            content if isinstance(content, bytes) else plistlib.dumps(content)
-        )
+        text = content if isinstance(content, bytes) else plistlib.dumps(content)
+        (project / "main.plist").write_bytes(text)
         (project / "matrix.dat").write_bytes(bytes(1000))
         yield f"invesalius {name}", project
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import resource
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -238,37 +237,6 @@ def test_no_header_reaches_a_file_outside_its_folder(small, tmp_path):
     twice = nrrd(values, "encoding: raw", "data file: own.raw", "datafile: ../secret.raw")
     with pytest.raises(ScanError, match="twice"):
         read_scan(text_file(folder / "twice.nhdr", twice))
-
-
-def test_hostile_headers_are_refused_within_little_memory(small, tmp_path):
-    values, affine = small
-    long, before = "y" * 5000, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    (tmp_path / "b.gz").write_bytes(gzip.compress(bytes(300 << 20), 1))
-    small_size = values[:20, :20, :20]
-    packed = {".nhdr": nrrd(small_size, "encoding: gzip", "data file: b.gz"),
-              ".mhd": meta(small_size, "CompressedData = True", "ElementDataFile = b.gz")}  # fmt: skip
-    files = [text_file(tmp_path / f"a{ending}", text) for ending, text in packed.items()]
-    keys = "type,encoding,space,endian,sizes,space directions,dimension,space origin"
-    for n, key in enumerate([*keys.split(","), long]):
-        files.append(text_file(tmp_path / f"{n}.nrrd", nrrd(values, f"{key}: {long}", "encoding: raw", "")))
-    sources = [write_image(tmp_path / f"w{ending}", values, affine) for ending in (".nii", ".nrrd", ".mha")]
-    rng = np.random.default_rng(0)
-    for n in range(240):
-        whole = bytearray(sources[n % 3].read_bytes())
-        for place in rng.integers(0, 352 if n % 3 == 0 else 420, rng.integers(1, 6)):
-            whole[place] = rng.integers(0, 256)
-        (tmp_path / f"m{n}{sources[n % 3].suffix}").write_bytes(whole)
-        files.append(tmp_path / f"m{n}{sources[n % 3].suffix}")
-    messages: list[str] = []
-    for path in files:
-        try:
-            scan = read_scan(path, max_bytes=64 << 20)
-        except ScanError as error:
-            messages.append(str(error))
-        else:
-            assert path.name.startswith("m") and min(scan.values.shape) >= 16  # a change that means little
-    assert len(messages) > 100 and not [one for one in messages if "\n" in one or len(one) > 900]
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10  # KiB
 
 
 # ---------------------------------------------------------------- the command
