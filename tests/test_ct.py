@@ -185,7 +185,9 @@ def test_every_rule_has_a_limit_and_a_sentence(name):
     limits = [limit for limit in (rule.note, rule.flag, rule.refuse) if limit is not None]
     assert limits == sorted(limits) and limits
     details = dict.fromkeys(("low", "high", "step", "gap", "depth", "chin", "measured"), 1.0)
-    details |= dict.fromkeys(("reason", "chosen", "total", "more", "hu", "place", "size", "images"), "x")
+    details |= dict.fromkeys(
+        ("reason", "chosen", "total", "more", "hu", "place", "size", "images", "drawn"), "x"
+    )
     worse = limits[-1] - 0.01 if rule.at_least else limits[-1] + 1
     (finding,) = judge(name, worse, **details)
     assert finding.limit == limits[-1] and finding.text and "{" not in finding.text

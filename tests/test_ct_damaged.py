@@ -81,7 +81,7 @@ def broken_text_headers(small: Volume, folder: Path) -> Files:
             "dimension: 9", "dimension: x", "sizes: 0 0 0", "sizes: 99999 99999 99999", "sizes: -1 4 4", "type: block",
             "space directions: (0,0,0) (0,0,0) (0,0,0)", "space directions: (nan,0,0) (0,5,0) (0,0,5)",
             "encoding: raw", "encoding: bzip9", "NRRX0004", "encoding: gzip\ndata file: bomb.gz",
-            *(f"{key}: {long}" for key in ("type", "encoding", "space", "endian", "sizes", "space directions",
+            *(f"{key}: {long}" for key in ("type", "encoding", "endian", "sizes", "space directions",
                                            "dimension", "space origin")),
         ),
         ".mha": (

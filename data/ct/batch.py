@@ -15,7 +15,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from unicodedata import normalize
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from data.ct.config import CtConfig
 from data.ct.drawing import bytes_of, draw_scan, refused
-from data.ct.findings import SEVERITIES, ScanError
+from data.ct.findings import SEVERITIES, Finding, ScanError
 from data.ct.people import SALT_BYTES, PeopleError, Person, make_salt, read_people, read_salt, write_codes
 from data.ct.reading.read import scan_suffix
 from data.ct.reference import reference
@@ -50,15 +50,9 @@ KILLED = (
 )
 
 
-class _Finding(BaseModel):
-    name: str
-    severity: str
-    text: str
-
-
 class _Report(BaseModel):
     status: Literal["ok", "flagged", "refused"]
-    findings: list[_Finding]
+    findings: list[Finding]
 
 
 def run_batch(patients: Path, out: Path, config: CtConfig, progress: bool = True) -> dict[str, int]:
@@ -155,8 +149,9 @@ def _draw_all(out: Path, config: CtConfig, jobs: list[tuple[str, Path]], bar: tq
 
 
 def _in_time(work: Callable[..., None], seconds: float, *arguments: Any) -> None:
-    """Do ``work`` in a worker. Where it takes longer, as a decoder that hangs does, the process ends itself."""
-    _silence()
+    """Do ``work`` in a worker without stderr. If it takes longer, as a decoder that hangs, the process ends itself."""
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 2)  # decoders written in C write warnings there that quote file names
     faulthandler.dump_traceback_later(seconds, exit=True)
     work(*arguments)
     faulthandler.cancel_dump_traceback_later()
@@ -174,12 +169,6 @@ def _draw(out: Path, config: CtConfig, job: tuple[str, Path]) -> None:
             f"it could not be worked on ({type(error).__name__}): run this scan alone to see why"
         )
     drawing.write(_paths(out, code), subject=code)
-
-
-@cache
-def _silence() -> None:
-    """Close this process's stderr: decoders written in C write warnings there that quote file names."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _write_lists(out: Path, people: list[Person]) -> dict[str, int]:

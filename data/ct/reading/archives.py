@@ -57,9 +57,7 @@ def unpacked(path: Path, max_bytes: int) -> Iterator[Path]:
         except ScanError:
             raise
         except _DAMAGED as error:
-            raise ScanError(
-                "the archive cannot be unpacked: damaged, cut short, or the disk is full"
-            ) from error
+            raise ScanError("the archive cannot be unpacked: damaged, cut short, or a full disk") from error
         while len(inside := list(folder.iterdir())) == 1 and inside[0].is_dir():
             folder = inside[0]
         yield folder
@@ -97,9 +95,7 @@ def _target(folder: Path, name: str) -> Path:
     """Return where a member is written. Raises: ScanError for a name that leaves the folder."""
     parts = _parts(name)
     if not parts or parts[0] == "/" or ".." in parts or ":" in parts[0]:
-        raise ScanError(
-            "the archive holds names that leave its folder ('..' or absolute paths): pack it again"
-        )
+        raise ScanError("the archive holds names that leave its folder ('..', absolute paths): pack it again")
     path = folder.joinpath(*parts)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
@@ -111,8 +107,6 @@ def _write(file: IO[bytes] | gzip.GzipFile, path: Path, left: int) -> int:
         while block := file.read(BLOCK):
             left -= len(block)
             if left < 0:
-                raise ScanError(
-                    "the archive holds more than a scan: unpack it, and give the folder of one series"
-                )
+                raise ScanError("the archive holds more than a scan: unpack it, and give one series' folder")
             target.write(block)
     return left

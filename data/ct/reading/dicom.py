@@ -108,9 +108,7 @@ def read_folder(folder: Path, requested: str, max_bytes: int, offset: float) -> 
             files += [path] if inside is None else list_files(inside)
         headers, others = read_headers(files)
         if not headers:
-            raise ScanError(
-                f"no DICOM image among its {others} files: expected a DICOM folder or a volume file"
-            )
+            raise ScanError(f"no DICOM image in its {others} files: expected a DICOM folder or a volume file")
         series = _series(headers)
         return _read(series, _choose(series, requested), others, max_bytes, offset)
 
@@ -147,9 +145,8 @@ def _read(series: list[Series], chosen: Series, others: int, max_bytes: int, off
     people = _people(series, chosen)
     with naming_flags(people):
         scan = _decode(chosen, max_bytes, offset)
-    scan.facts["series_found"] = [one.describe() for one in series]
-    scan.facts["series_used"] = chosen.number
-    scan.facts["other_files"] = others
+    found = [one.describe() for one in series]
+    scan.facts |= {"series_found": found, "series_used": chosen.number, "other_files": others}
     if sum(bool(one.slices) for one in series) > 1:
         scan.findings += judge("several_series", len(series), chosen=chosen.describe())
     scan.findings += judge("joined_series", chosen.joined, images=len(chosen.headers)) + people
@@ -182,8 +179,8 @@ def _series(headers: list[Header]) -> list[Series]:
             slices = Series(group).slices
             whole = Series(slices, len({h.series for h in slices}))
             if whole.joined > 1 and len(whole.heights) >= SMALLEST_SIDE:
-                used = {id(h) for h in slices}
-                rest = [Series([h for h in one.headers if id(h) not in used], one.joined) for one in series]
+                used = set(slices)
+                rest = [Series([h for h in one.headers if h not in used], one.joined) for one in series]
                 series = [*(one for one in rest if one.headers), whole]
                 covered |= whole.covers_a_head
     return series
@@ -247,14 +244,12 @@ def _choose(series: list[Series], requested: str) -> Series:
     """
     listed = "; ".join(one.describe() for one in series[:12])
     if requested:
-        matching = [one for one in series if requested in one.uids or requested == one.number]
-        if len(matching) > 1:
+        series = [one for one in series if requested in one.uids or requested == one.number]
+        if len(series) != 1:
             raise ScanError(
-                f"{len(matching)} series have the number asked for: give the SeriesInstanceUID; there are: {listed}"
+                f"{len(series) or 'no'} series have the number asked for, expected one (SeriesInstanceUIDs are "
+                f"unique); there are: {listed}"
             )
-        if not matching:
-            raise ScanError(f"no series has the number asked for; there are: {listed}")
-        series = matching
     ct = [one for one in series if any(h.modality == "CT" for h in one.headers)]
     if not ct:
         modalities = ", ".join(sorted({one.headers[0].modality[:4] for one in series}))
@@ -285,13 +280,10 @@ def _decode(series: Series, max_bytes: int, offset: float) -> Scan:
         raise ScanError(
             f"{len(slices)} of its {len(headers)} images can be read, a head needs at least {SMALLEST_SIDE}"
         )
-    used = {id(h) for h in headers}
-    others = [h for h in series.headers if id(h) not in used]
-    scouts = all(
-        h.scout or (h.problem is None and abs(h.normal @ first.normal) < SCOUT_COSINE) for h in others
-    )
+    rest = set(series.headers) - set(headers)
+    scouts = all(h.scout or (not h.problem and abs(h.normal @ first.normal) < SCOUT_COSINE) for h in rest)
     severity: Severity | None = "note" if scouts else None
-    findings = judge("mixed_series", len(others), severity=severity, total=len(series.headers))
+    findings = judge("mixed_series", len(rest), severity=severity, total=len(series.headers))
     findings += judge("undecodable", len(headers) - len(slices), total=len(headers))
     unscaled = sum(h.slope is None or h.intercept is None for h in headers)
     findings += judge("rescale_missing", unscaled, total=len(headers))
@@ -299,27 +291,21 @@ def _decode(series: Series, max_bytes: int, offset: float) -> Scan:
     along_i, along_j = axes * spacing[::-1, None] * 2**halvings
     values, affine, more = geometry.stack(slices, along_i, along_j)
     facts: dict[str, Any] = {"format": "DICOM", "stored_size": [first.shape[1], first.shape[0], len(headers)]}
-    optional = {
-        "slice_thickness_mm": max(h.thickness or 0 for h in headers),
-        "kvp": first.kvp,
-        "kernel": first.kernel,
-    }
-    facts |= {name: value for name, value in optional.items() if value}
+    thickest = max(h.thickness or 0 for h in headers)
+    stated = {"slice_thickness_mm": thickest, "kvp": first.kvp, "kernel": first.kernel}
+    facts |= {name: value for name, value in stated.items() if value}
     measured = geometry.gantry_tilt(affine)
     facts["gantry_tilt_deg"] = round(measured, 2)
-    stated = abs(first.tilt or 0.0)
-    if measured < NO_TILT_DEG and abs(stated - measured) > TILT_APART_DEG:
-        more += judge("tilt_unclear", stated, measured=measured)
+    tilt = abs(first.tilt or 0.0)
+    if measured < NO_TILT_DEG and abs(tilt - measured) > TILT_APART_DEG:
+        more += judge("tilt_unclear", tilt, measured=measured)
     return Scan(values, affine, facts, findings + more)
 
 
 def _halvings(first: Header, count: int, max_bytes: int) -> int:
     """Return how often slices are halved in the plane: thin, wide series would not fit otherwise. Raises: ScanError."""
-    halvings = 0
-    while (
-        2 * count * first.shape[0] * first.shape[1] >> (2 * halvings) > max_bytes and halvings < MAX_HALVINGS
-    ):
-        halvings += 1
+    whole = 2 * count * first.shape[0] * first.shape[1]
+    halvings = next((n for n in range(MAX_HALVINGS) if whole >> (2 * n) <= max_bytes), MAX_HALVINGS)
     shape = (first.shape[1] >> halvings, first.shape[0] >> halvings, max(count, SMALLEST_SIDE))
     geometry.check_size(shape, (*(s * 2**halvings for s in first.spacing.tolist()), 1.0), 2, max_bytes)
     return halvings

@@ -38,9 +38,9 @@ _TAGS = [
 _GROUPS = ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Header:
-    """The part of an image that is read before its pixels.
+    """The part of an image that is read before its pixels; one equals itself alone.
 
     Attributes:
         frame: its place in the file, from 0.  person: number, name and date of birth, for comparison alone.
