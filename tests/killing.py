@@ -16,6 +16,6 @@ def draw(out: Path, config: Any, job: tuple[str, Path]) -> None:
         time.sleep(60)
     if "killer" in job[1].name:
         os.kill(os.getpid(), signal.SIGKILL)
-    finding = {"name": "unreadable", "severity": "refuse", "value": 1, "limit": 0, "unit": "", "text": "read"}
+    finding = {"name": "unreadable", "severity": "refuse", "text": "read"}
     report = {"status": "refused", "findings": [finding]}
     (out / "reports" / f"{job[0]}.json").write_text(json.dumps(report))

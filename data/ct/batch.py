@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from data.ct.config import CtConfig
 from data.ct.drawing import bytes_of, draw_scan, refused
-from data.ct.findings import SEVERITIES, Finding, ScanError
+from data.ct.findings import SEVERITIES, ScanError
 from data.ct.people import SALT_BYTES, PeopleError, Person, make_salt, read_people, read_salt, write_codes
 from data.ct.reading.read import scan_suffix
 from data.ct.reference import reference
@@ -50,9 +50,15 @@ KILLED = (
 )
 
 
+class _Finding(BaseModel):
+    name: str
+    severity: str
+    text: str
+
+
 class _Report(BaseModel):
     status: Literal["ok", "flagged", "refused"]
-    findings: list[Finding]
+    findings: list[_Finding]
 
 
 def run_batch(patients: Path, out: Path, config: CtConfig, progress: bool = True) -> dict[str, int]:
