@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,9 @@ from muti_control.case.calibration import (
 )
 from muti_control.case.check import TEXTS, check_skull
 from muti_control.case.measure import SIDE, Array, Measures, laid, lower_part, measure, principal, register
-from muti_control.case.planted import PLANTED, without_mandible
+from muti_control.case.planted import PLANTED, without
 from muti_control.evaluation.results.results import Evaluation, Method
 from muti_control.evaluation.results.results_file import read_results
-from muti_control.evaluation.results.statistics import bootstrap_interval
 from muti_control.sampling.config import DEMO_WEIGHTS
 from muti_control.sampling.prepare import shipped
 from settings.base import Settings
@@ -116,7 +116,7 @@ def calibrate_check(
     arrays = make_reference([skull.mean(2) for skull in skulls], [_grey(path) for path in faces])
     own = [measure(skull.mean(2), arrays) for skull in tqdm(skulls, desc="training skulls", disable=None)]
     jawless = [
-        measure(without_mandible(skull, record.source).mean(2), arrays)
+        measure(without("mandible", skull, record.source).mean(2), arrays)
         for skull, record in zip(skulls[:JAWLESS], train, strict=False)
     ]
     arrays["jaw"] = jaw_weights(own, jawless)
@@ -174,29 +174,24 @@ def make_reference(skulls: Sequence[Array], faces: Sequence[Array]) -> dict[str,
 
 def count_findings(calibration: Calibration, records: Sequence[Record], planted: int) -> dict[str, Any]:
     """Return how many sound skulls have any finding, and in how many of each planted kind the right one is there."""
-    false: dict[str, int] = {}
-    alarms = 0
-    for record in tqdm(records, desc="sound skulls", disable=None):
-        result = check_skull(read_image(record.skull_path)[0], calibration)
-        alarms += result.level != "ok"
-        for name in result.names:
-            false[name] = false.get(name, 0) + 1
+    sound = [
+        check_skull(read_image(record.skull_path)[0], calibration)
+        for record in tqdm(records, desc="sound skulls", disable=None)
+    ]
     some = spread_evenly(records, planted)
     found = {}
     for kind, (finding, change) in tqdm(PLANTED.items(), desc="planted", disable=None):
         pictures = (change(read_image(r.skull_path)[0], r.source).astype(np.float32) for r in some)
-        found[kind] = sum(finding in check_skull(picture, calibration).names for picture in pictures) / len(
-            some
-        )
-    faces = [r.face_path for r in some if r.face_path is not None]
-    stopped = sum(check_skull(read_image(path)[0], calibration).level == "stop" for path in faces)
-    found["a face"] = stopped / max(len(faces), 1)
+        found[kind] = np.mean([finding in check_skull(picture, calibration).names for picture in pictures])
+    faces = [read_image(r.face_path)[0] for r in some if r.face_path is not None]
+    stopped = [check_skull(face, calibration).level == "stop" for face in faces]
+    found["a face"] = np.mean(stopped) if faces else 0.0
     return {
         "sound_skulls": len(records),
-        "false_alarms": alarms / len(records),
-        "false_findings": false,
+        "false_alarms": sum(check.level != "ok" for check in sound) / len(records),
+        "false_findings": Counter(name for check in sound for name in check.names),
         "skulls_of_each_kind": len(some),
-        "found": found,
+        "found": {kind: float(share) for kind, share in found.items()},
     }
 
 
@@ -234,15 +229,15 @@ def error_rates(evaluation: Evaluation, digest: str) -> dict[str, Any]:
             f"evaluation: it is of {evaluation.subject.name}, not of weights {digest[:12]}...; evaluate these first: "
             "python evaluate.py weights=FILE data.root=FOLDER"
         )
-    rank1 = {}
-    for name, judged in method.identification.items():
-        groups = {
-            group.group: vars(group.rank1) for group in judged.groups if group.attribute in ("sex", "age")
-        }
-        rank1[name] = {"all": vars(judged.rank1), **groups}
+    rank1 = {
+        name: {"all": vars(judged.rank1)}
+        | {g.group: vars(g.rank1) for g in judged.groups if g.attribute in ("sex", "age")}
+        for name, judged in method.identification.items()
+    }
     best = {
-        c.recogniser: {"draws": c.draws, "within": c.within, "value": c.curves[method.name].value[-1]}
-        | {"low": c.curves[method.name].low[-1], "high": c.curves[method.name].high[-1], "n": len(c.probes)}
+        c.recogniser: {"draws": c.draws, "within": c.within}
+        | {key: getattr(c.curves[method.name], key)[-1] for key in ("value", "low", "high")}
+        | {"n": len(c.probes)}
         for c in evaluation.coverage
         if method.name in c.curves
     }
@@ -261,15 +256,11 @@ def _landmark_error(evaluation: Evaluation, method: Method) -> dict[str, Any] | 
     measured = method.pictures.get("nme")
     if measured is None or measured.values is None:
         return None
-    of_group: dict[str, list[float]] = {}
+    of_group: dict[str, list[float]] = defaultdict(list)
     for probe, value in zip(evaluation.probes, measured.values, strict=True):
         for group in ("all", *(probe.groups[name] for name in ("sex", "age") if name in probe.groups)):
-            of_group.setdefault(group, []).extend([] if value is None else [value])
-    figures = {}
-    for name, values in of_group.items():
-        if values:
-            low, high = bootstrap_interval(np.array(values), np.random.default_rng(0))
-            figures[name] = {"value": float(np.mean(values)), "low": low, "high": high, "n": len(values)}
+            of_group[group] += [] if value is None else [value]
+    figures = {name: spread.figure(np.array(values)) for name, values in of_group.items() if values}
     return {"unit": "% of the eyes' distance", **figures}
 
 

@@ -43,6 +43,7 @@ TEXTS = {  # measure with a usual range -> its finding, the reason, and the unit
 LIGHTS = "light_x", "light_y"
 LIT = 4.0  # light from the side, or a missing part, moves what is read off: the other ranges are so much wider then
 MIDFACE = 0.55  # orbits and nose of a skull unlike the training ones are at least so like the mean skull's
+HALF_JAW = -0.6  # limit of the mandible where a side is missing, and the jaw is judged by the other one
 RIM = 0.03  # share of a side of the picture on which bone may lie
 
 
@@ -166,9 +167,10 @@ def _pose(away: Away) -> Iterator[Finding]:
 
 
 def _unlike(own: Measures, limits: dict[str, float], less_alike: float) -> Iterator[Finding]:
-    if own.mandible < limits["mandible"]:
+    least = HALF_JAW if "side" in own.missing else limits["mandible"]
+    if own.mandible < least:
         text = "no mandible: mouth and chin will be invented"
-        yield Finding("no_mandible", "warning", own.mandible, limits["mandible"], text)
+        yield Finding("no_mandible", "warning", own.mandible, least, text)
     if own.missing:
         text = f"unlike the training skulls: the {own.missing} is missing, and will be invented"
         yield Finding("unlike", "warning", None, None, text)

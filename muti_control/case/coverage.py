@@ -80,11 +80,16 @@ def drawn_landmarks(
 
 def true_points(records: Sequence[Record]) -> Points:
     """Return the true landmarks, (P, N, 2) fractions. Raises: CalibrationError: a record without."""
-    places = [(record.landmarks_path, record.face_path) for record in records]
-    known = [(marks, face) for marks, face in places if marks is not None and face is not None]
-    if len(known) < len(records):
-        raise CalibrationError(f"{len(records) - len(known)} of {len(records)} people have no true landmarks")
-    return np.stack([fractions_of(read_landmarks(marks)[0], picture_size(face)) for marks, face in known])
+    points = [
+        fractions_of(read_landmarks(record.landmarks_path)[0], picture_size(record.face_path))
+        for record in records
+        if record.landmarks_path is not None and record.face_path is not None
+    ]
+    if len(points) < len(records):
+        raise CalibrationError(
+            f"{len(records) - len(points)} of {len(records)} people have no true landmarks"
+        )
+    return np.stack(points)
 
 
 def spread_reference(drawn: Sequence[Points], true: Points) -> tuple[dict[str, Points], float]:
@@ -97,12 +102,10 @@ def spread_reference(drawn: Sequence[Points], true: Points) -> tuple[dict[str, P
     Source: split conformal prediction (Lei et al. 2018), the score being the Mahalanobis distance.
     """
     variances = np.mean([landmark_spread(points)[1] for points in drawn], 0)  # (N, 2, 2)
-    arrays = {"spread": 256**2 * variances.reshape(-1, 4)[:, [0, 1, 3]]}
-    arrays = {name: np.float32(np.float16(array)) for name, array in arrays.items()}  # as the file keeps them
+    usual = 256**2 * variances.reshape(-1, 4)[:, [0, 1, 3]]
+    arrays = {"spread": np.float32(np.float16(usual))}  # as the file keeps it
     scores = distances(drawn, true, arrays)
-    of_point = _quantile(scores, 0)
-    factor = float(_quantile(scores.ravel(), 0))
-    arrays["spread_scale"] = (of_point / factor).astype(np.float32)
+    arrays["spread_scale"] = (_quantile(scores, 0) / _quantile(scores.ravel(), 0)).astype(np.float32)
     return arrays, float(_quantile(distances(drawn, true, arrays).ravel(), 0))
 
 
@@ -140,14 +143,14 @@ def coverage(
         "people": len(records),
         "faces_each": len(drawn[0]),
         "wanted": HELD,
-        "held": {name: _figure(inside[rows].mean(1)) for name, rows in everyone.items()},
-        "held_by_points": {name: _figure(inside[:, columns].mean(1)) for name, columns in of_points.items()},
-        "landmark_error_px": {name: _figure(errors[rows].mean(1)) for name, rows in everyone.items()},
+        "held": {name: figure(inside[rows].mean(1)) for name, rows in everyone.items()},
+        "held_by_points": {name: figure(inside[:, columns].mean(1)) for name, columns in of_points.items()},
+        "landmark_error_px": {name: figure(errors[rows].mean(1)) for name, rows in everyone.items()},
         "mm_per_px": mm_per_px,
     }
 
 
-def _figure(values: NDArray[np.floating]) -> dict[str, float | int]:
+def figure(values: NDArray[np.floating]) -> dict[str, float | int]:
     """Return mean and interval (95 %, bootstrap over people) of values (P,)."""
     low, high = bootstrap_interval(values, np.random.default_rng(0))
     return {"value": float(values.mean()), "low": low, "high": high, "n": len(values)}

@@ -24,7 +24,7 @@ TEETH, JAW = (
 )  # rows: of SIDE, where the upper part ends; of COARSE, from where on the mandible is sought
 MISSING = {  # what is missing -> where the rest lies, and where it is compared
     "": (np.s_[:], np.s_[:TEETH]),
-    "vault": (np.s_[46:], np.s_[52:78]),
+    "vault": (np.s_[46:], np.s_[58:84]),
     "left side": (np.s_[:, :64], np.s_[:TEETH, :54]),
     "right side": (np.s_[:, 64:], np.s_[:TEETH, 74:]),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from functools import partial
 
 import cv2
 import numpy as np
@@ -40,18 +41,18 @@ def cropped(picture: Array, side: str) -> Array:
     bone = np.argwhere(picture.max(2) > 0.05)
     (top, left), (_, last) = bone.min(0), bone.max(0)
     result = picture.copy()
-    part = {
-        "top": np.s_[: top + CROP],
-        "left": np.s_[:, : left + CROP],
-        "right": np.s_[:, last + 1 - CROP :],
-    }[side]
-    result[part] = 0
+    rest = {
+        "top": result[: top + CROP],
+        "left": result[:, : left + CROP],
+        "right": result[:, last + 1 - CROP :],
+    }
+    rest[side][:] = 0
     return result
 
 
-def without_mandible(picture: Array, name: str) -> Array:
-    """Remove the mandible, with an edge that follows from the name."""
-    return remove_bone(picture, "mandible", zlib.crc32(name.encode()))
+def without(region: str, picture: Array, name: str) -> Array:
+    """Remove a region of ``data.partial``, with an edge that follows from the name."""
+    return remove_bone(picture, region, zlib.crc32(name.encode()))
 
 
 PLANTED: dict[str, tuple[str, Change]] = {  # what is done -> the finding it must give, and the change
@@ -68,5 +69,11 @@ PLANTED: dict[str, tuple[str, Change]] = {  # what is done -> the finding it mus
     "cut at the top": ("cropped", lambda p, _: cropped(p, "top")),
     "cut at the left": ("cropped", lambda p, _: cropped(p, "left")),
     "cut at the right": ("cropped", lambda p, _: cropped(p, "right")),
-    "no mandible": ("no_mandible", without_mandible),
 }
+for region, finding in (
+    ("mandible", "no_mandible"),
+    ("vault", "unlike"),
+    ("left", "unlike"),
+    ("right", "unlike"),
+):
+    PLANTED[f"no {region}"] = finding, partial(without, region)
