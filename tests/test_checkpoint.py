@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import resource
-import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -124,25 +123,6 @@ def test_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch, suff
         write_state_dict(path, state(), METADATA)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == [path.name]
-
-
-def test_bad_targets(tmp_path: Path, monkeypatch) -> None:
-    def refuse(**_: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    (tmp_path / "folder.ckpt").mkdir()
-    for name in ("model.bin", "no/model.ckpt", "folder.ckpt"):
-        with pytest.raises(CheckpointError, match=str(Path(name).parts[0])):
-            write_state_dict(tmp_path / name, state(), {})
-    monkeypatch.setattr(checkpoint.tempfile, "TemporaryFile", refuse)
-    with pytest.raises(CheckpointError, match="Permission denied"):
-        write_state_dict(tmp_path / "model.ckpt", state(), {})
-    monkeypatch.undo()
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
-    with pytest.raises(CheckpointError, match=r"40 MiB.*1 MiB free"):
-        write_state_dict(tmp_path / "model.ckpt", {"a": torch.empty(10 << 20, device="meta")}, {})
-    assert os.listdir(tmp_path) == ["folder.ckpt"]
 
 
 # --- reading what others wrote ---------------------------------------------------------------------------
@@ -294,46 +274,6 @@ def test_compressed_archive_is_refused(tmp_path: Path) -> None:
     assert not torch.equal(torch.load(tmp_path / "b.ckpt", mmap=True)["a"], torch.arange(100.0))
     with pytest.raises(CheckpointError, match="compressed archive"):
         read_state_dict(tmp_path / "b.ckpt")
-
-
-@pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
-@pytest.mark.parametrize("share", [0.02, 0.99])
-def test_truncated_file(tmp_path: Path, suffix: str, share: float) -> None:
-    path = tmp_path / f"model.{suffix}"
-    write_state_dict(path, {"a": torch.randn(100, 100)}, METADATA)
-    content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(CheckpointError, match="damaged or cut short"):
-        read_state_dict(path)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"<html><body>404</body></html>",
-        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
-        b"\x80\x02garbage",
-        b"PK\x03\x04garbage",
-        b"\xff\xff\xff\xff\xff\xff\xff\x7f{}",
-        {"others": {"a": torch.ones(1)}},
-        {"state_dict": [1]},
-        [torch.ones(1)],
-        None,  # no such file
-    ],
-    ids=repr,
-)
-def test_other_content(tmp_path: Path, content: Any) -> None:
-    path = tmp_path / "model.ckpt"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content is not None:
-        torch.save(content, path)
-    for wrong in (path, tmp_path):  # and a folder
-        with pytest.raises(CheckpointError) as caught:
-            read_state_dict(wrong)
-        assert str(wrong) in str(caught.value)
-        assert "\n" not in str(caught.value)
 
 
 # --- strict loading --------------------------------------------------------------------------------------

@@ -165,7 +165,8 @@ def read_log(folder: Path) -> Log:
 def canonical(value: Mapping[str, Any]) -> str:
     """Return the one JSON text of a value: sorted keys, no blanks. Raises: ValueError: JSON cannot hold it."""
     try:
-        return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        return text.encode("utf-8", "backslashreplace").decode()  # names of files may be no UTF-8
     except TypeError as error:
         raise ValueError(f"{LOG}: {error}") from error
 
