@@ -241,6 +241,16 @@ def pixels_of(fractions: NDArray[np.floating], size: tuple[int, int]) -> NDArray
 KEYS = ("sources", "targets", "points", "confidences", "folds")
 _KINDS = ("U", "U", "f", "f", "iu")  # of their numbers
 _MOST_BYTES = 1 << 30
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class PredictionsError(ValueError):
@@ -318,16 +328,7 @@ class PredictedLandmarks:
             for key, kind in zip(KEYS, _KINDS, strict=True):
                 if content[key].dtype.kind not in kind or not content[key].ndim:
                     raise ValueError(f"{key} is {content[key].dtype}, {content[key].ndim}-dimensional")
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            EOFError,
-            MemoryError,
-            RuntimeError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
+        except _UNREADABLE as error:
             reason = " ".join(str(error).split())[:120]
             raise PredictionsError(
                 f"{path} holds no predicted landmarks ({type(error).__name__}: {reason}); python -m "
