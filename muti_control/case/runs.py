@@ -51,7 +51,7 @@ def logged(job: Job) -> Iterator[None]:
                 f"report: got {len(job.cases)} skulls, expected at most {MAX_SKULLS}; limit=N takes fewer"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    details = {
+    details: dict[str, Any] = {
         "skulls": [
             {"file": case.skull_path.name, "sha256": job.hashes[case.skull_path]}
             for case in job.cases
@@ -95,7 +95,7 @@ def _unlogged(folder: Path) -> list[str]:
     if record["finished"] or not runs:
         return []
     gone = [name for name in record["files"] if not (folder / name).exists()]
-    return runs[-1]["details"].get("writes", gone)
+    return list(runs[-1]["details"].get("writes", gone))
 
 
 def _edited(job: Job) -> list[dict[str, Any]]:
