@@ -22,11 +22,7 @@ _OTHERS = (  # place and beginning of files that people take for pictures, and w
     (0, b"%PDF", "it is a PDF; save the picture in it as PNG"),
     (4, b"ftyp", "it is a photo in HEIC or AVIF, or a film; save it as JPEG or PNG"),
     (0, b"PK", "it is a zip archive or an office document; take the picture out of it"),
-    (
-        128,
-        b"DICM",
-        "it is a DICOM file; python -m data.ct draws the skull of a head CT, other pictures are saved as PNG",
-    ),
+    (128, b"DICM", "it is a DICOM file; python -m data.ct draws the skull of a head CT, save others as PNG"),
     (0, b"\xd0\xcf\x11\xe0", "it is an office document; save the picture in it as PNG"),
 )
 PHOTOMETRIC, SAMPLE_FORMAT = 262, 339  # tags of TIFF
@@ -117,21 +113,19 @@ def _opened(source: str | os.PathLike[str] | bytes) -> Iterator[Image.Image]:
 
 def _source(path: Path) -> Path | io.BytesIO:
     """Return the file itself, or its contents where it is packed."""
-    source: Path | io.BytesIO
     if split_pack_path(path) is not None:
         try:
             contents = read_bytes(path)
         except PackError as error:
             raise ImageError(str(error)) from error
-        empty, source = not contents, io.BytesIO(contents)
-    elif path.is_file():
-        empty, source = not path.stat().st_size, path
-    else:
+        if contents:
+            return io.BytesIO(contents)
+    elif not path.is_file():
         kind = "is no regular file" if path.exists() else "does not exist"
         raise ImageError(f"{path}: {'is a folder, not a picture' if path.is_dir() else kind}")
-    if empty:
-        raise ImageError(f"{path}: the file is empty (0 bytes); copy or export it again")
-    return source
+    elif path.stat().st_size:
+        return path
+    raise ImageError(f"{path}: the file is empty (0 bytes); copy or export it again")
 
 
 def to_uint8(picture: np.ndarray) -> np.ndarray:
@@ -176,9 +170,8 @@ def png_of(picture: Image.Image | np.ndarray) -> bytes:
         if values.dtype.kind == "f" and low >= 0 and high <= 1:
             values = to_uint8(values)
         grey = values.ndim == 2 and values.dtype in (np.uint8, np.uint16, bool)
-        if not values.size or not (
-            grey or (values.ndim == 3 and values.shape[2] in (3, 4) and values.dtype == np.uint8)
-        ):
+        colour = values.ndim == 3 and values.shape[2] in (3, 4) and values.dtype == np.uint8
+        if not values.size or not (grey or colour):
             got = f"an array {values.shape} of {values.dtype} from {low:g} to {high:g}"
             expected = "(H, W) or (H, W, 3), uint8, or floats in [0, 1]"
             raise ImageError(f"the picture: got {got}, expected {expected}")
@@ -208,9 +201,8 @@ def _planes(path: Path | str, image: Image.Image, white_is_zero: bool, notes: li
             white = high
         return [Image.fromarray(1 - values / white if white_is_zero else values / white)]
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, rgba)
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, image.convert("RGBA"))
     if image.mode in ("1", "L"):
         return [image.convert("L")]
     return list(image.convert("RGB").split())

@@ -87,10 +87,12 @@ class LandmarkFile:
         if beyond.max() > longer:
             place = _place(int(beyond.argmax()), self.points)
             raise LandmarksError(f"{place}, far outside the picture of {size[0]} x {size[1]} px; correct it")
-        notes = [f"{_place(k, self.points)}, outside the picture" for k in np.flatnonzero(beyond > 0)]
+        notes = [
+            f"{_place(k, self.points)}, outside the picture" for k in np.flatnonzero(beyond > 0).tolist()
+        ]
         notes += [
             f"{_place(k, self.points)}, {moved[k]:.1f} px from where it was: a typing error?"
-            for k in np.flatnonzero(moved > FAR * longer)
+            for k in np.flatnonzero(moved > FAR * longer).tolist()
         ]
         more = [f"and {len(notes) - 8} more"] if len(notes) > 8 else []
         edited = int((moved > 0.05).sum())  # of two points that are written with one decimal

@@ -148,7 +148,8 @@ def _load_pickle(path: Path, kind: str, mmap: bool) -> Any:
 
 def read_pickle(path: Path, kind: str, mmap: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
     content = weights = _load_pickle(path, kind, mmap)
-    where, state = "", {}
+    where = ""
+    state: dict[str, Tensor] = {}
     while not state:
         if not isinstance(weights, Mapping):
             what = f"{path}: its {where} is" if where else f"{path} holds"

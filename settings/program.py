@@ -37,7 +37,7 @@ class Program:
     def __enter__(self) -> Self:
         self._streams = sys.stdout, sys.stderr
         self._guards = [_Guard(stream) for stream in self._streams]
-        sys.stdout, sys.stderr = self._guards  # type: ignore[assignment]
+        sys.stdout, sys.stderr = self._guards
         self._handler: Any = None
         if threading.current_thread() is threading.main_thread():
             self._handler = signal.signal(signal.SIGTERM, self._stop)
@@ -104,7 +104,8 @@ class _Guard:
     """A standard stream that may close or fill up: from then on its text goes nowhere, and ``error`` says why."""
 
     def __init__(self, stream: TextIO | None) -> None:
-        self.stream, self.error = stream, None
+        self.stream = stream
+        self.error: OSError | None = None
         with suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names that are no UTF-8
 
@@ -123,7 +124,7 @@ class _Guard:
             if self.stream is not None:
                 getattr(self.stream, name)(*arguments)
         except OSError as error:
-            self.error: OSError | None = error
+            self.error = error
             with suppress(OSError, ValueError):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self.stream.fileno())  # type: ignore[union-attr]  # what is in the buffers too

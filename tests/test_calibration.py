@@ -36,7 +36,7 @@ PEOPLE = [
 def calibration() -> Calibration:
     return Calibration(
         weights_sha256="ab" * 32,
-        population=Population.of(PEOPLE),
+        population=Population.of_people(PEOPLE),
         limits={"turned": 4.5},
         arrays={"mean": np.eye(3, dtype=np.float32)},
         spread_factor=1.5,

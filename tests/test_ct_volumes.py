@@ -63,9 +63,10 @@ def test_any_orientation_is_read_as_another_reader_reads_it(name, seed, small, t
 def test_the_shear_of_a_nifti_sform_is_kept(order, second, degrees, small, tmp_path):
     values, affine = small
     tilted = sheared(affine, degrees)
-    alone = read_scan(write_nifti(tmp_path / "a.nii.gz", values, tilted, order=order, second=second))
-    both = read_scan(write_nifti(tmp_path / "b.nii", values, tilted, affine, order=order, second=second))
-    only_q = read_scan(write_nifti(tmp_path / "c.nii", values, None, affine, order=order, second=second))
+    alone, both, only_q = (
+        read_scan(write_nifti(tmp_path / name, values, *forms, order=order, second=second))
+        for name, *forms in (("a.nii.gz", tilted), ("b.nii", tilted, affine), ("c.nii", None, affine))
+    )
     for scan, expected in ((alone, tilted), (both, tilted), (only_q, affine)):
         assert np.array_equal(scan.values, values) and np.abs(scan.affine - expected).max() < 1e-3
     assert not alone.findings and not only_q.findings
@@ -75,18 +76,19 @@ def test_the_shear_of_a_nifti_sform_is_kept(order, second, degrees, small, tmp_p
 
 def test_forms_that_mirror_each_other_or_lead_to_a_template_or_are_damaged_are_named(small, tmp_path):
     values, affine = small
-    mirrored, larger, flat = affine * [[-1], [1], [1]], affine * 1.1, affine * [[1], [1], [0]]
-    scan = read_scan(write_nifti(tmp_path / "a.nii", values, mirrored, affine))
-    assert names(scan) == {"forms_differ": "flag"} and "mirror" in scan.findings[0].text
-    assert np.linalg.det(scan.affine[:, :3]) < 0
-    scan = read_scan(write_nifti(tmp_path / "b.nii", values, larger, affine, codes=(4, 1)))
-    assert np.allclose(scan.spacing, 5) and "the qform was used" in scan.findings[0].text
-    scan = read_scan(write_nifti(tmp_path / "c.nii", values, flat, affine))
-    assert names(scan) == {"form_damaged": "flag"} and np.abs(scan.affine - affine).max() < 1e-3
-    with pytest.raises(ScanError, match="spacing"):
-        read_scan(write_nifti(tmp_path / "d.nii", values, flat * 0))
-    micrometres = read_scan(write_nifti(tmp_path / "e.nii", values, affine * 1000, units=3))
-    assert np.abs(micrometres.affine - affine).max() < 1e-3
+    mirrored, flat = affine * [[-1], [1], [1]], affine * [[1], [1], [0]]
+    for finding, severity, words, expected, forms, settings in (
+        ("forms_differ", "flag", "mirror", mirrored, (mirrored, affine), {}),
+        ("forms_differ", "note", "the qform was used", affine, (affine * 1.1, affine), {"codes": (4, 1)}),
+        ("form_damaged", "flag", "sform", affine, (flat, affine), {}),
+        (None, None, "", affine, (affine * 1000,), {"units": 3}),  # micrometres
+    ):
+        scan = read_scan(write_nifti(tmp_path / "a.nii", values, *forms, **settings))
+        assert names(scan) == ({finding: severity} if finding else {})
+        assert np.abs(scan.affine - expected).max() < 1e-3 and all(words in f.text for f in scan.findings)
+    for wrong in ((flat,), (flat * 0, flat)):
+        with pytest.raises(ScanError, match=r"0 mm apart|parallel|spacing"):
+            read_scan(write_nifti(tmp_path / "b.nii", values, *wrong))
 
 
 def text_file(path: Path, header: str, data: bytes = b"") -> Path:
@@ -109,19 +111,18 @@ def meta(values: np.ndarray, *more: str) -> str:
 def test_a_file_without_sides_says_so(small, tmp_path):
     values, _ = small
     raw = values.tobytes()
-    no_space = nrrd(values, "encoding: raw", "", space="kinds: domain domain domain", steps="spacings: 5 5 5")
-    sided = meta(values, "TransformMatrix = 1 0 0 0 1 0 0 0 1", "ElementDataFile = LOCAL")
     spaces = ("space: left-posterior-superior", "space: RAST", "space dimension: 3", "space: scanner-xyz")
     headers = [nrrd(values, "encoding: raw", "", space=space) for space in spaces]
-    files = [text_file(tmp_path / f"{n}.nrrd", header, raw) for n, header in enumerate([*headers, no_space])]
-    files += [text_file(tmp_path / f"{name}.mha", header, raw)
-              for name, header in (("a", sided), ("b", meta(values, "ElementDataFile = LOCAL")))]  # fmt: skip
-    known, unknown = [*files[:2], files[5]], [*files[2:5], files[6], write_nifti(tmp_path / "d.nii", values)]
-    for path in (*known, *unknown):
+    headers += [nrrd(values, "encoding: raw", "", space="kinds: domain domain domain", steps="spacings: 5 5 5"),
+                meta(values, "TransformMatrix = 1 0 0 0 1 0 0 0 1", "ElementDataFile = LOCAL"),
+                meta(values, "ElementDataFile = LOCAL")]  # fmt: skip
+    files = [text_file(tmp_path / f"{n}.{'mha' if n > 4 else 'nrrd'}", header, raw)
+             for n, header in enumerate(headers)]  # fmt: skip
+    for n, path in enumerate([*files, write_nifti(tmp_path / "d.nii", values)]):
         scan = read_scan(path)
-        assert names(scan) == ({"side_not_stored": "note"} if path in unknown else {}), path.name
-        assert np.array_equal(scan.values, values) and np.allclose(np.abs(scan.affine[:, :3]), 5 * np.eye(3))
-    assert np.allclose(np.diag(read_scan(known[1]).affine[:, :3]), [-5, -5, 5])  # RAS
+        assert names(scan) == ({} if n in (0, 1, 5) else {"side_not_stored": "note"}), headers[n]
+        signs = [-1, -1, 1] if n in (1, 7) else [1, 1, 1]  # RAS; the columns of a bare NIfTI run to the right
+        assert np.array_equal(scan.values, values) and np.allclose(scan.affine[:, :3], 5 * np.diag(signs))
 
 
 # ---------------------------------------------------------------- values
@@ -147,11 +148,10 @@ def test_stored_scales_are_named_and_undone_by_rescale_auto(small, tmp_path):
         "tenths": (10.0 * values).astype(np.float64),
     }
     for name, changed in stored.items():
-        path = write_nifti(tmp_path / f"{name}.nii", changed, affine)
+        path, exact = write_nifti(tmp_path / f"{name}.nii", changed, affine), name.isdigit()
         with pytest.raises(ScanError, match=r"HU = .* x value .*rescale=auto"):
             read_scan(path)
         scan = read_scan(path, rescale="auto")
-        exact = name.isdigit()
         assert names(scan) == {"rescaled": "note" if exact else "flag"}, name
         assert np.abs(scan.values.astype(int) - values)[values < 1500].max() <= (0 if exact else 25), name
     assert not read_scan(write_nifti(tmp_path / "a.nii", values, affine), rescale="auto").findings
@@ -178,17 +178,14 @@ def test_names_and_hidden_files_do_not_matter(small, tmp_path):
 
 def test_detached_voxels_are_read(small, tmp_path):
     values, _ = small
-    raw, slices = values.tobytes(), [plane.tobytes() for plane in values]
-    listed = "\n".join(f"s{k:03d}.raw" for k in range(len(values)))
-    last = len(values) - 1
+    raw, last = values.tobytes(), len(values) - 1
+    slices = {f"s{k:03d}.raw": plane.tobytes() for k, plane in enumerate(values)}
+    files = {"a.raw": raw, "sub/my scan.raw": raw, "a.z": zlib.compress(raw), "skip.raw": b"x" * 77 + raw,
+             "a.gz": b"two\nlines\n" + gzip.compress(b"12345" + raw), **slices}  # fmt: skip
     (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "my scan.raw").write_bytes(raw)
-    for k, one in enumerate(slices):
-        (tmp_path / f"s{k:03d}.raw").write_bytes(one)
-    (tmp_path / "a.raw").write_bytes(raw)
-    (tmp_path / "a.z").write_bytes(zlib.compress(raw))
-    (tmp_path / "a.gz").write_bytes(b"two\nlines\n" + gzip.compress(b"12345" + raw))
-    (tmp_path / "skip.raw").write_bytes(b"x" * 77 + raw)
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    listed = "\n".join(slices)
     sizes = " ".join(map(str, values.shape[::-1]))
     four = nrrd(values, "encoding: raw", "data file: a.raw", steps=STEPS.replace("(5", "none (5", 1))
     headers = {
@@ -241,21 +238,19 @@ def test_no_header_reaches_a_file_outside_its_folder(small, tmp_path):
 
 # ---------------------------------------------------------------- the command
 def test_an_output_folder_that_takes_nothing_is_named_before_the_work(tmp_path, small, monkeypatch, capsys):
-    path = write_image(tmp_path / "p1.nrrd", *small)
-    table = tmp_path / "people.csv"
+    path, table = write_image(tmp_path / "p1.nrrd", *small), tmp_path / "people.csv"
     table.write_text("id,sex,age,bmi\np1,F,30,20\n")
     monkeypatch.setattr("data.ct.drawing.draw_scan", None)  # the work itself would fail
     monkeypatch.setattr(batch, "work_off", None)
     (tmp_path / "file").write_text("")
-    single, many = [str(path)], [str(tmp_path), f"biometrics={table}", f"private={tmp_path / 'own'}"]
-    for first, *settings in (single, many):
-        for out in ("/proc/none/out", str(tmp_path / "file" / "out")):
-            assert main([first, out, *settings]) == 2
-            assert out in capsys.readouterr().err
-    monkeypatch.setattr(data.files.shutil, "disk_usage", lambda _: SimpleNamespace(free=9))
-    for first, *settings in (single, many):
-        assert main([first, str(tmp_path / "out"), *settings]) == 2
-        assert "free" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    usage = SimpleNamespace(free=1 << 50)
+    monkeypatch.setattr(data.files.shutil, "disk_usage", lambda _: usage)
+    for first, *settings in ([path], [tmp_path, f"biometrics={table}", f"private={tmp_path / 'own'}"]):
+        for out in (Path("/proc/none/out"), tmp_path / "file" / "out", tmp_path / "out"):
+            usage.free = 9 if out.parent == tmp_path else 1 << 50
+            assert main([str(first), str(out), *settings]) == 2
+            assert ("free" if usage.free == 9 else str(out)) in capsys.readouterr().err
+            assert not os.path.exists(out)
 
 
 def test_a_scan_that_kills_its_process_or_hangs_is_one_refused_row(tmp_path, monkeypatch):

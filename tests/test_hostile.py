@@ -59,7 +59,7 @@ tool | base.ckpt out.ckpt config={}.yaml | none folder binary tag nested
 tool | base.ckpt out.ckpt {} | control=none.pth control=evil.ckpt control=vae.safetensors control=
 tool | base.ckpt out.ckpt {} | seed=-1 seed=99999999999999999999 force=perhaps --force
 sample | skull={}.png | none LONG aNULb pipe empty cut text bomb
-sample | skull={} | scan.dcm float.tif no_pictures pairs whole.safetensors
+sample | skull={} | scan.dcm no_pictures pairs whole.safetensors
 sample | skull=pairs/split_data/{}.json | no_json no_lines lost absolute outside ancient infinite
 sample | skull=pairs/split_data/{}.json | digits nested twice array sex binary
 sample | skull=skull.png weights={} | none.safetensors folder.ckpt skull.png evil.ckpt cut.safetensors
@@ -71,7 +71,7 @@ sample | {} | list.yaml+broken.yaml --skull+skull.png
 sample | skull=skull.png sampling{} | =3 .eta=.nan .steps=1000 .steps=2.5 .guidance_scale=.inf
 sample | skull=skull.png sampling.control_scales={} | [1, [] [.nan]
 sample | skull=skull.png sex=F body_mass=4 age={} | .nan -5 1e400
-sample | skull=skull.png age=40 {} | sex=F body_mass=4 sex=X+body_mass=4 sex=F+body_mass=9 sex=F+body_mass={}
+sample | skull=skull.png age=40 {} | sex=X+body_mass=4 sex=F+body_mass=9 sex=F+body_mass={}
 sample | skull=pairs/split_data/test.json images_dir={} | a_file
 sample | skull=skull.png {} | images_dir=pairs limit=0 seed=-1 seed=99999999999999999999 num_samples=0
 sample | skull=skull.png {} | num_samples=1000000000

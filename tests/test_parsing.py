@@ -25,6 +25,7 @@ from data.landmarks import LandmarksError, read_landmarks
 from data.manifest import ManifestError, read_manifest
 from data.workers import claim
 from ldm.checkpoint import read_state_dict, write_state_dict
+from muti_control.case.verify import verify
 from muti_control.evaluation.results.results import HashedFile
 from muti_control.evaluation.results.results_file import to_json
 from muti_control.networks.config import PipNetConfig
@@ -163,7 +164,9 @@ def test_names_that_are_no_utf_8_work_and_are_escaped(
         "precision=fp32",
         "num_samples=1",
     ]
-    assert sample.main([*command, "landmarks=none"]) == 0
+    assert sample.main([*command, "landmarks=none", "report=html"]) == 0
+    assert verify(Path(folder, "o")).differences == []
+    assert "sk\\udcfcll.png" in Path(folder, "o/report.html").read_text()
     record = json.loads(Path(folder, "o/record.json").read_text(encoding="utf-8"))
     assert record["weights"]["file"] == "w\udcff.safetensors"
     with Image.open(Path(folder, "o/sk_ll_0.png")) as face:

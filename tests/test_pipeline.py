@@ -117,7 +117,6 @@ def test_the_pictures_in_memory_do_not_grow_with_the_run(
 
     monkeypatch.setattr(reconstruction, "draw_faces", counted)
     monkeypatch.setattr(reconstruction, "write_png", lambda *_: time.sleep(0.05))
-    monkeypatch.setattr(reconstruction, "_write_summary", lambda *_: None)
-    monkeypatch.setattr(reconstruction, "sha256", str)
+    monkeypatch.setattr(reconstruction, "finish", lambda *_: None)
     reconstruction.reconstruct_cases(prepared("num_samples=4", "batch_size=2", "sampling.steps=1"))
     assert 2 <= most[0] <= 4  # two waiting to be written, one just drawn, one in the hands of a thread

@@ -128,7 +128,7 @@ def test_attributes_that_are_none_are_refused_by_name(field: dict[str, object]) 
 
 def test_eight_people_cover_what_is_possible_as_the_training_population_has_it() -> None:
     people = [Biometrics("male", 40, "Asian", 4)] * 75 + [Biometrics("female", 70, "African", 2)] * 25
-    population = Population.of(people)
+    population = Population.of_people(people)
     drawn = draw_people(Attributes(body_mass=None, age=(20, 90)), population, 8, seed=5)
     assert sorted(person.sex for person in drawn) == ["female"] * 2 + ["male"] * 6
     for person in drawn:  # what goes together among people goes together among these

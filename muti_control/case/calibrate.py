@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveInt
 from tqdm import tqdm
 
@@ -37,12 +37,12 @@ from muti_control.case.calibration import (
     load_calibration,
 )
 from muti_control.case.check import TEXTS, check_skull
-from muti_control.case.measure import SIDE, Array, Measures, laid, lower_part, measure, principal, register
+from muti_control.case.measure import SIDE, Array, Measures, laid, lower_part, measure, principal, register, resized
 from muti_control.case.planted import PLANTED, without
 from muti_control.evaluation.results.results import Evaluation, Method
 from muti_control.evaluation.results.results_file import read_results
 from muti_control.sampling.config import DEMO_WEIGHTS
-from muti_control.sampling.prepare import shipped
+from muti_control.sampling.request import shipped
 from settings.base import Settings
 
 SKULL_AXES, FACE_AXES, NUM_FACES, ROUNDS = 40, 20, 200, (100, None)
@@ -91,7 +91,7 @@ def calibrate(cfg: CalibrateConfig) -> None:
     except CalibrationError as error:
         print(f"note: {error}; it is replaced")
         earlier = None
-    population = Population.of([record.biometrics for record in lists["train"]])
+    population = Population.of_people([record.biometrics for record in lists["train"]])
     result = earlier or Calibration(weights_sha256=digest, population=population)
     result = result.with_(
         population=population, made_with={"git": git_revision(), "settings": cfg.model_dump()}
@@ -146,7 +146,7 @@ def jaw_weights(sound: Sequence[Measures], jawless: Sequence[Measures]) -> Array
     kernel = rows @ rows.T
     strength = JAW_RIDGE * np.trace(kernel - kernel.mean(0)) / len(rows)
     weights = rows.T @ np.linalg.solve(kernel + strength * np.eye(len(rows)), sides)
-    return np.float32(np.float16(weights))
+    return _as_stored(weights)
 
 
 def make_reference(skulls: Sequence[Array], faces: Sequence[Array]) -> dict[str, Array]:
@@ -169,7 +169,7 @@ def make_reference(skulls: Sequence[Array], faces: Sequence[Array]) -> dict[str,
     if faces:
         over = np.stack([laid(face, register(face, mean, mask)[0]) for face in map(_small, faces)])
         arrays["face_mean"], arrays["face_axes"] = principal(over, FACE_AXES)
-    return {name: np.float32(np.float16(array)) for name, array in arrays.items()}  # as the file keeps them
+    return {name: _as_stored(array) for name, array in arrays.items()}
 
 
 def count_findings(calibration: Calibration, records: Sequence[Record], planted: int) -> dict[str, Any]:
@@ -276,7 +276,12 @@ def _grey(path: Path) -> Array:
 
 
 def _small(picture: Array) -> Array:
-    return cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    return resized(picture, SIDE)
+
+
+def _as_stored(array: NDArray[np.floating]) -> Array:
+    """Return an array as the file, which has half precision, gives it back."""
+    return array.astype(np.float16).astype(np.float32)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -48,7 +48,7 @@ class Population(Settings):
     counts: Counts
 
     @classmethod
-    def of(cls, people: Sequence[Biometrics]) -> Self:
+    def of_people(cls, people: Sequence[Biometrics]) -> Self:
         """Count people; at least one."""
         ethnicities = sorted({person.ethnicity for person in people})
         table = np.zeros((len(SEXES), len(ethnicities), len(AGE_LEVELS), len(BODY_MASSES)), int)
@@ -89,7 +89,7 @@ class Calibration(Settings):
     coverage: dict[str, Any] | None = None
     error_rates: dict[str, Any] | None = None
     made_with: dict[str, Any] = {}
-    arrays: dict[str, Any] = Field({}, exclude=True)
+    arrays: dict[str, Any] = Field(default={}, exclude=True)
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all. Raises: CheckpointError, CalibrationError: above 2 MiB."""
@@ -145,7 +145,7 @@ def landmark_spread(
     away = points - mean
     covariance = np.einsum("kni,knj->nij", away, away) / max(len(points) - 1, 1)
     if arrays is not None and "spread" in arrays:
-        xx, xy, yy = np.float64(arrays["spread"]).T / 256**2
+        xx, xy, yy = arrays["spread"].astype(np.float64).T / 256**2
         usual = np.stack([np.stack([xx, xy], -1), np.stack([xy, yy], -1)], -1)
         num = len(points) - 1
         covariance = (num * covariance + PRIOR * usual) / (num + PRIOR)

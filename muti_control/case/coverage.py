@@ -31,7 +31,8 @@ from muti_control.evaluation.results.statistics import bootstrap_interval
 from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.sampling.config import FACE_LANDMARKS, SKULL_LANDMARKS
 from muti_control.sampling.draw import draw_faces, read_skulls
-from muti_control.sampling.prepare import recommended_sampling, shipped
+from muti_control.sampling.prepare import recommended_sampling
+from muti_control.sampling.request import shipped
 
 HELD = 0.9
 AGE_GROUPS = ("under 14", "14 to 29", "30 to 49", "50 to 64", "65 and over")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -32,7 +33,7 @@ BETTER = 0.01  # a part is easier to fit than the whole
 MIDFACE = slice(48, 78), slice(40, 88)  # orbits and nose
 REACH = 11  # px of SIDE by which they may be elsewhere
 FINE, ROUGH = 1.5, 6.0  # px of SIDE: details between these sizes are compared
-TURNS = np.arange(-180, 180, 15)
+TURNS = range(-180, 180, 15)
 STARTS, GOOD_FIT = 3, 0.98
 UNEVEN, SMALLEST, LARGEST = 1.35, 0.2, 3.5  # a fit beyond these has run away
 LIGHT = 0.12  # uneven light beyond this is taken out before the picture is registered
@@ -97,7 +98,7 @@ def measure(grey: Array, reference: Mapping[str, Array], even: int = 2) -> Measu
 
     reference: arrays of the calibration. even: how often uneven light is taken out to register again.
     """
-    small = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    small = resized(grey, SIDE)
     affine, fit, missing = *register(small, reference["mean"], reference["mask"]), ""
     for part in [*MISSING][1:] if fit < GOOD_FIT else ():
         other = register(small, reference["mean"], reference["mask"], part)
@@ -129,7 +130,7 @@ def register(grey: Array, mean: Array, mask: Array, missing: str = "") -> tuple[
     bone = silhouette(grey).filled
     rest, compared = _region(missing, 0) & (mask > 0.5), _region(missing, 1)
     weights = compared.astype(np.uint8)
-    blurred, goal = cv2.GaussianBlur(grey, (0, 0), 2.5), cv2.GaussianBlur(mean * weights, (0, 0), 2.5)
+    blurred, goal = _blurred(grey, 2.5), _blurred(mean * weights, 2.5)
     # A damaged skull is mostly where the program that drew it puts whole ones.
     starts = [(1.0, np.eye(2, 3, dtype=np.float32))] if missing and bone.any() else []
     for part in (rest, rest & _region("", 1)):  # the mandible may be missing
@@ -142,8 +143,8 @@ def register(grey: Array, mean: Array, mask: Array, missing: str = "") -> tuple[
         back = cv2.invertAffineTransform(start)
         try:
             for sigma in (3, 1):
-                pictures = [cv2.GaussianBlur(one, (0, 0), sigma) for one in (grey, mean)]
-                fit, back = cv2.findTransformECC(*pictures, back, cv2.MOTION_AFFINE, STEPS, 255 * weights, 1)
+                own, usual = _blurred(grey, sigma), _blurred(mean, sigma)
+                fit, back = cv2.findTransformECC(own, usual, back, cv2.MOTION_AFFINE, STEPS, 255 * weights, 1)
         except cv2.error:  # no overlap is left: not the right start
             continue
         affine = cv2.invertAffineTransform(back).astype(np.float32)
@@ -174,7 +175,7 @@ def upright(measures: Measures, side: int, away: Collection[str]) -> Array:
 
 def principal(pictures: Array, num: int) -> tuple[Array, Array]:
     """Return mean (COARSE, COARSE) and principal axes (num, COARSE, COARSE) of aligned pictures (N, SIDE, SIDE)."""
-    rows = np.stack([coarse(picture).ravel() for picture in pictures])
+    rows = np.stack([resized(picture, COARSE).ravel() for picture in pictures])
     mean = rows.mean(0)
     axes = np.linalg.svd(rows - mean, full_matrices=False)[2][:num]
     return mean.reshape(COARSE, COARSE), axes.reshape(-1, COARSE, COARSE).astype(np.float32)
@@ -182,12 +183,12 @@ def principal(pictures: Array, num: int) -> tuple[Array, Array]:
 
 def lower_part(aligned: Array) -> Array:
     """Return the lower part of an aligned picture as a vector that ends in a 1."""
-    return np.append(coarse(aligned)[JAW:].ravel(), np.float32(1))
+    return np.append(resized(aligned, COARSE)[JAW:].ravel(), np.float32(1))
 
 
-def coarse(picture: Array) -> Array:
-    """Return a picture (SIDE, SIDE) at (COARSE, COARSE)."""
-    return cv2.resize(picture, (COARSE, COARSE), interpolation=cv2.INTER_AREA)
+def resized(picture: Array, side: int) -> Array:
+    """Return a grey picture at (side, side), averaged."""
+    return _exact(cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA))
 
 
 def correlation(one: Array, other: Array) -> float:
@@ -216,7 +217,7 @@ def _read_off(
     place = _centred(np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE)), -1).astype(np.float32))[inside]
     bright = mean[inside]
     basis = np.stack([bright, bright * place[:, 0], bright * place[:, 1]], 1)
-    level, *slope = np.linalg.lstsq(basis, cv2.GaussianBlur(aligned, (0, 0), FINE)[inside], rcond=None)[0]
+    level, *slope = np.linalg.lstsq(basis, _blurred(aligned, FINE)[inside], rcond=None)[0]
     nose, midface = _nose(aligned, mean)
     rest = _region(missing, 0)
     whole = np.where(
@@ -248,11 +249,10 @@ def _read_off(
 
 def _nose(aligned: Array, mean: Array) -> tuple[tuple[float, float], float]:
     """Return px (at 256) by which orbits and nose lie right and down of the mean skull's, and how alike they are."""
-    fine, rough = ([cv2.GaussianBlur(p, (0, 0), sigma) for p in (aligned, mean)] for sigma in (FINE, ROUGH))
-    own, goal = (a - b for a, b in zip(fine, rough, strict=True))
+    own, goal = (_blurred(p, FINE) - _blurred(p, ROUGH) for p in (aligned, mean))
     around = tuple(slice(part.start - REACH, part.stop + REACH) for part in MIDFACE)
-    likeness = cv2.matchTemplate(own[around], goal[MIDFACE], cv2.TM_CCOEFF_NORMED)
-    row, column = np.unravel_index(likeness.argmax(), likeness.shape)
+    likeness = _exact(cv2.matchTemplate(own[around], goal[MIDFACE], cv2.TM_CCOEFF_NORMED))
+    row, column = divmod(int(likeness.argmax()), likeness.shape[1])
     place = _peak(likeness[row], column), _peak(likeness[:, column], row)
     return (PX * (place[0] - REACH), PX * (place[1] - REACH)), float(likeness.max())
 
@@ -262,13 +262,13 @@ def _peak(line: Array, place: int) -> float:
     if not 0 < place < len(line) - 1:
         return float(place)
     before, here, after = line[place - 1 : place + 2]
-    return float(place + 0.5 * (before - after) / min(before - 2 * here + after, -1e-9))
+    return place + float(0.5 * (before - after) / min(before - 2 * here + after, -1e-9))
 
 
 def _residual(aligned: Array, mean: Array, axes: Array, region: NDArray[np.bool_]) -> float:
     """Return what principal axes (K, COARSE, COARSE) cannot explain in a region (SIDE, SIDE), root mean square."""
     region = region[::2, ::2]
-    basis, own = axes[:, region].T, (coarse(aligned) - mean)[region]
+    basis, own = axes[:, region].T, (resized(aligned, COARSE) - mean)[region]
     score = np.linalg.solve(basis.T @ basis + 1e-2 * np.eye(basis.shape[1]), basis.T @ own)
     return float(np.sqrt(((own - basis @ score) ** 2).mean()))
 
@@ -284,12 +284,21 @@ def _similarity(turn: float, part: NDArray[np.bool_], bone: NDArray[np.bool_]) -
 
 def laid(grey: Array, affine: Array) -> Array:
     """Lay a picture (SIDE, SIDE) over the reference by the map of :func:`register`."""
-    return cv2.warpAffine(grey, affine, (SIDE, SIDE), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    return _exact(cv2.warpAffine(grey, affine, (SIDE, SIDE), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP))
 
 
 def _centred(place: Array) -> Array:
     """Return places in px of SIDE as quarters of the picture from the middle of the upper part."""
-    return (place - np.array([63.5, 50], np.float32)) / 32
+    return (place - np.array([63.5, 50], np.float32)) / np.float32(32)
+
+
+def _blurred(picture: Array, sigma: float) -> Array:
+    return _exact(cv2.GaussianBlur(picture, (0, 0), sigma))
+
+
+def _exact(picture: NDArray[Any]) -> Array:
+    """Return what OpenCV made of float32 as the type that it has."""
+    return picture.astype(np.float32, copy=False)
 
 
 def cleared(grey: Array, shape: Silhouette) -> Array:

@@ -51,7 +51,11 @@ def html_page(contents: Contents) -> bytes:
     environment.filters["data"] = lambda path: (
         f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
     )
-    return environment.get_template("report.html").render(c=contents, notice=NOTICE).encode()
+    return (
+        environment.get_template("report.html")
+        .render(c=contents, notice=NOTICE)
+        .encode("utf-8", "backslashreplace")
+    )
 
 
 def pdf_pages(contents: Contents) -> bytes:
@@ -146,10 +150,11 @@ def _row_size(pdf: FPDF, files: Sequence[tuple[Path, str]], across: int) -> tupl
     pdf.set_font(FONT, "", 7)
     width = (pdf.epw - GAP * (across - 1)) / across
     sizes = [picture_size(path) for path, _ in files]
-    words = max(
+    heights = (
         pdf.multi_cell(width, 3.6, _printable(caption), align="L", dry_run=True, output="HEIGHT")
         for _, caption in files
     )
+    words = max(height for height in heights if isinstance(height, float))  # it can return much else
     tallest = max(width * high / wide for wide, high in sizes)
     return width, min(tallest, TALLEST, pdf.eph - words - 16), words  # smaller rather than cut
 

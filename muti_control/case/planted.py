@@ -20,7 +20,8 @@ def moved(picture: Array, angle: float = 0, scale: float = 1, right: float = 0, 
     """Turn a picture (H, W, 3) counter-clockwise by degrees, scale it about its middle, and shift it by px."""
     height, width = picture.shape[:2]
     affine = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, scale)
-    affine[:, 2] += right, down
+    affine = affine.astype(np.float64, copy=False)
+    affine[:, 2] += np.array([right, down])
     return np.clip(cv2.warpAffine(picture, affine, (width, height), flags=cv2.INTER_CUBIC), 0, 1)
 
 

@@ -227,11 +227,10 @@ def picture_name(case: Case) -> str:
 
 def write_landmarks(folder: Path, case: Case, source: CaseLandmarks, face: Path, size: int) -> None:
     """Write a case's landmarks, in px of its skull picture, and a picture of them over the skull and its face."""
-    pictures = [read_skull(case, size), read_image(face, size)[0]]  # (H, W, 3)
-    skull = torch.from_numpy(pictures[0]).permute(2, 0, 1)[None]
-    landmarks = source.of([case], skull)
+    skull, drawn = read_skull(case, size), read_image(face, size)[0]  # (H, W, 3)
+    landmarks = source.of([case], torch.from_numpy(skull).permute(2, 0, 1)[None])
     points, pixels = landmarks.points[0].numpy(), _pixels(case)
     head = {"about": _ABOUT, "width": pixels[0], "height": pixels[1], **source.describe(case)}
     text = landmarks_text(pixels_of(points, pixels), landmarks.confidence[0].numpy(), head)
     write_text(folder / landmarks_name(case), text)
-    write_png(folder / picture_name(case), numbered_picture(*map(to_uint8, pictures), points), None)
+    write_png(folder / picture_name(case), numbered_picture(to_uint8(skull), to_uint8(drawn), points), None)

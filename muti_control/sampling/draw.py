@@ -150,9 +150,13 @@ def _write_grid(job: Job, case: Case) -> None:
     draws = [(replace(case, biometrics=one), k, seed) for k, one in enumerate(chain(*people))]
     batches = [(i, draws[i : i + job.batch_size]) for i in range(0, len(draws), job.batch_size)]
     faces: list[np.ndarray] = []
+
+    def step(_first: int, _batch: Sequence[Draw]) -> None:
+        bar.update(1)
+
     with (
         tqdm(total=len(batches) * job.sampling.steps, unit=" steps", desc="grid", disable=None) as bar,
-        closing(draw_batches(job, batches, lambda _first, _batch: bar.update(1))) as drawn,
+        closing(draw_batches(job, batches, step)) as drawn,
     ):
         for _, pixels, _ in drawn:
             faces += list(pixels.wait())

@@ -147,7 +147,7 @@ def overlay_picture(skull: NDArray[np.uint8], together: Together, name: str) -> 
         contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         largest = sorted(contours, key=cv2.contourArea)[-1:]
         cv2.drawContours(outlined, largest, -1, colour, 2, cv2.LINE_AA)
-    blend = cv2.addWeighted(bone, 0.5, face, 0.5, 0)
+    blend = np.asarray(cv2.addWeighted(bone, 0.5, face, 0.5, 0), np.uint8)
     panels = [("skull", bone), ("mean face", face), ("both", blend), ("outlines on the skull", outlined)]
     return _side_by_side(
         panels, [f"{name}: mean of {together.num} faces; outline of face red, of bone blue.", NOTICE]

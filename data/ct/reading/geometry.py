@@ -5,6 +5,7 @@ Positions are LPS mm: x to the patient's left, y to the back, z up.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,28 +43,33 @@ def check_size(shape: Sequence[int], spacing: Sequence[float], voxel_bytes: int,
     extent = [n * s for n, s in zip(shape, spacing, strict=True)]
     if max(spacing) > LARGEST_SPACING_MM or not EXTENT_MM[0] <= max(extent) <= EXTENT_MM[1]:
         lengths = " x ".join(f"{e:.4g}" for e in extent)
-        raise ScanError(
-            f"the header's spacing gives a volume of {lengths} mm: no head scan (are the units mm?)"
-        )
-    size = voxel_bytes * int(shape[0]) * int(shape[1]) * int(shape[2])
+        raise ScanError(f"the header's spacing gives {lengths} mm: no head scan (are the units mm?)")
+    size = voxel_bytes * math.prod(map(int, shape))
     if size > max_bytes:
-        raise ScanError(
-            f"{voxels} voxels take {size / 2**30:.1f} GiB, the limit is {max_bytes / 2**30:.1f} GiB: crop it to the "
-            "head or resample it to about 1 mm, or raise max_gib"
-        )
+        large = f"{voxels} voxels take {size / 2**30:.1f} GiB, the limit is {max_bytes / 2**30:.1f} GiB"
+        raise ScanError(f"{large}: crop it to the head or resample it to about 1 mm, or raise max_gib")
+
+
+def affine_problem(affine: np.ndarray) -> str | None:
+    """Return what makes a (3, 4) affine useless: no numbers, steps of 0 mm, (nearly) parallel directions; or None."""
+    if not np.isfinite(affine).all():
+        return "the header's spacing, origin or direction holds values that are no numbers"
+    lengths = spacing_of(affine)
+    if (lengths < 1e-3).any():
+        return "the header says that voxels lie 0 mm apart; the true spacing is needed"
+    parallel = abs(np.linalg.det(affine[:, :3] / lengths)) < SMALLEST_VOLUME
+    return "the header's directions are (nearly) parallel: its geometry is damaged" if parallel else None
 
 
 def check_affine(affine: np.ndarray) -> None:
-    """Raises: ScanError where a (3, 4) affine holds no numbers, steps of 0 mm or (nearly) parallel directions."""
-    if not np.isfinite(affine).all():
-        raise ScanError("the header's spacing, origin or direction holds values that are no numbers")
-    lengths = np.linalg.norm(affine[:, :3], axis=0)
-    if (lengths < 1e-3).any():
-        raise ScanError("the header says that voxels lie 0 mm apart; the true spacing is needed")
-    if abs(np.linalg.det(affine[:, :3] / lengths)) < SMALLEST_VOLUME:
-        raise ScanError(
-            "the header's directions are (nearly) parallel to each other: its geometry is damaged"
-        )
+    """Raises: ScanError, see ``affine_problem``."""
+    if problem := affine_problem(affine):
+        raise ScanError(problem)
+
+
+def spacing_of(affine: np.ndarray) -> np.ndarray:
+    """Return (3,) mm between voxels along i, j and k."""
+    return np.linalg.norm(affine[:, :3], axis=0)
 
 
 def affine_of(
@@ -75,7 +81,7 @@ def affine_of(
 
 def gantry_tilt(affine: np.ndarray) -> float:
     """Return the degrees between the slices' normal and the direction in which they are stacked."""
-    i, j, k = (affine[:, :3] / np.linalg.norm(affine[:, :3], axis=0)).T
+    i, j, k = (affine[:, :3] / spacing_of(affine)).T
     return float(np.degrees(np.arccos(np.clip(abs(np.cross(i, j) @ k), 0, 1))))
 
 
@@ -104,9 +110,7 @@ def stack(
     normal /= np.linalg.norm(normal)
     slices, findings = _without_doubles(slices, normal)
     if len(slices) < SMALLEST_SIDE:
-        raise ScanError(
-            f"its slices lie at only {len(slices)} different places, a head needs at least {SMALLEST_SIDE}"
-        )
+        raise ScanError(f"its slices lie at only {len(slices)} places, a head needs at least {SMALLEST_SIDE}")
     places = np.array([s.position for s in slices])
     heights = places @ normal
     step, more = _judge_steps(np.diff(heights))
@@ -159,24 +163,20 @@ def _judge_steps(steps: np.ndarray) -> tuple[float, list[Finding]]:
     lost = int(missing.sum())
     widest = int(np.argmax(np.where(missing > 0, steps, 0)))
     gap = float(steps[widest])
-    if lost and (
-        gap > max(LARGEST_GAP_MM, 1.6 * local[widest]) or lost > LARGEST_LOSS * (len(steps) + 1 + lost)
-    ):
+    too_wide = gap > max(LARGEST_GAP_MM, 1.6 * local[widest])
+    if lost and (too_wide or lost > LARGEST_LOSS * (len(steps) + 1 + lost)):
         raise ScanError(
             f"{lost} slices are missing (the widest gap is {gap:.1f} mm where slices lie {local[widest]:.2f} mm apart; "
             f"up to {LARGEST_GAP_MM:g} mm, and {LARGEST_LOSS:.0%} of all, can be bridged): copy the series again"
         )
     low, high = float(whole.min()), float(whole.max())
     if high > max(LARGEST_GAP_MM, 1.6 * step):
-        raise ScanError(
-            f"its slices lie {low:.2f} to {high:.2f} mm apart, up to {LARGEST_GAP_MM:g} mm can be bridged: are "
-            "some missing?"
-        )
+        bridged = f"up to {LARGEST_GAP_MM:g} mm can be bridged"
+        raise ScanError(f"its slices lie {low:.2f} to {high:.2f} mm apart, {bridged}: are some missing?")
     spread = float(np.abs(whole - step).max())
     findings = judge("missing_slices", lost, gap=gap)
-    findings += judge(
-        "uneven_slices", spread, limit=round(UNEVEN_SHARE * step, 3), low=low, high=high, step=step
-    )
+    uneven = round(UNEVEN_SHARE * step, 3)
+    findings += judge("uneven_slices", spread, limit=uneven, low=low, high=high, step=step)
     if region.max() > 1.2 * step:
         findings += judge("spacing", float(region.max()))
     return step, findings
@@ -192,9 +192,7 @@ def _line(places: np.ndarray, heights: np.ndarray) -> tuple[np.ndarray, np.ndarr
     line, *_ = np.linalg.lstsq(design, places, rcond=None)
     off = np.linalg.norm(places - design @ line, axis=1).max()
     if off > OFF_LINE_MM:
-        raise ScanError(
-            f"its slices' positions stray {off:.1f} mm from a straight line, the limit is {OFF_LINE_MM:g} mm"
-        )
+        raise ScanError(f"its slices lie {off:.1f} mm off a straight line, the limit is {OFF_LINE_MM:g} mm")
     return line[0], line[1]
 
 

@@ -15,14 +15,15 @@ import struct
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from data.ct.findings import Finding, ScanError, Severity, judge
-from data.ct.reading.geometry import affine_of, check_affine, check_size
+from data.ct.reading.geometry import affine_of, affine_problem, check_affine, check_size, spacing_of
 
 HEADER_BYTES = 1 << 20
 LONGEST_LINE = 4096
@@ -33,18 +34,14 @@ BLOCK_BYTES = 1 << 18
 NIFTI_TYPES = {
     2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8",
 }  # fmt: skip
-NRRD_TYPES = {
-    **dict.fromkeys(("signed char", "int8", "int8_t"), "i1"),
-    **dict.fromkeys(("uchar", "unsigned char", "uint8", "uint8_t"), "u1"),
-    **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), "i2"),
-    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), "u2"),
-    **dict.fromkeys(("int", "signed int", "int32", "int32_t"), "i4"),
-    **dict.fromkeys(("uint", "unsigned int", "uint32", "uint32_t"), "u4"),
-    **dict.fromkeys(("longlong", "long long", "signed long long", "int64", "int64_t"), "i8"),
-    **dict.fromkeys(("ulonglong", "unsigned long long", "uint64", "uint64_t"), "u8"),
-    "float": "f4",
-    "double": "f8",
-}
+NRRD_TYPES = {name: code for code, names in (
+    ("i1", "signed char,int8,int8_t"), ("u1", "uchar,unsigned char,uint8,uint8_t"),
+    ("i2", "short,short int,signed short,signed short int,int16,int16_t"),
+    ("u2", "ushort,unsigned short,unsigned short int,uint16,uint16_t"),
+    ("i4", "int,signed int,int32,int32_t"), ("u4", "uint,unsigned int,uint32,uint32_t"), ("f4", "float"),
+    ("i8", "longlong,long long,signed long long,int64,int64_t"), ("f8", "double"),
+    ("u8", "ulonglong,unsigned long long,uint64,uint64_t"),
+) for name in names.split(",")}  # fmt: skip
 META_TYPES = {
     "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4",
     "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4", "MET_DOUBLE": "f8",
@@ -52,6 +49,7 @@ META_TYPES = {
 _TO_LPS = np.diag([-1.0, -1.0, 1.0])  # from RAS
 TEMPLATE_CODE = 3  # NIfTI forms from this code on lead to a template's space (Talairach, MNI)
 SAME_LENGTH = 0.01  # share within which a form's steps are those of the header's spacing
+_SEPARATORS = str.maketrans(",()", "   ")
 NUMBERED = re.compile(r"([^%]*%0?\d{0,2}[diu][^%]*?)\s+(\d{1,6})\s+(\d{1,6})\s+(\d{1,6})(?:\s+\d)?")
 
 
@@ -89,7 +87,9 @@ def read_layout(path: Path, kind: str, max_bytes: int) -> Layout:
         ScanError: names the field that is damaged or too large.
     """
     try:
-        return {"NIfTI": _nifti, "NRRD": _nrrd, "MetaImage": _meta}[kind](path, max_bytes)
+        layout = {"NIfTI": _nifti, "NRRD": _nrrd, "MetaImage": _meta}[kind](path, max_bytes)
+        check_affine(layout.affine)
+        return layout
     except ScanError:
         raise
     except (ValueError, struct.error, OverflowError) as error:
@@ -104,9 +104,8 @@ def read_voxels(layout: Layout) -> np.ndarray:
     length = sum(map(len, parts))
     if length < expected:
         raise ScanError(f"it is cut short: {length} bytes of voxels, its header promises {expected}")
-    return np.frombuffer(parts[0] if len(parts) == 1 else b"".join(parts), layout.dtype).reshape(
-        layout.shape[::-1]
-    )
+    whole = parts[0] if len(parts) == 1 else b"".join(parts)
+    return np.frombuffer(whole, layout.dtype).reshape(layout.shape[::-1])
 
 
 def _read_part(path: Path, layout: Layout, length: int) -> memoryview:
@@ -139,8 +138,6 @@ def _unpack(file: BinaryIO, wanted: int) -> bytearray:
 def _nifti(path: Path, max_bytes: int) -> Layout:
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"  # whatever the file is called
-    if not packed and path.name.lower().endswith(".gz") and path.stat().st_size < 348:
-        raise ScanError("it is no gzip file, or a damaged one: copy or export it again")
     try:
         with gzip.open(path) if packed else path.open("rb") as start_of_file:
             head = start_of_file.read(544)
@@ -148,25 +145,23 @@ def _nifti(path: Path, max_bytes: int) -> Layout:
         raise ScanError("it is no gzip file, or a damaged one: copy or export it again") from error
     if len(head) < 348:
         raise ScanError("it is cut short: its header is not whole")
-    order, length = next(
-        ((o, n) for o in "<>" if (n := struct.unpack_from(o + "i", head)[0]) in (348, 540)), ("", 0)
-    )
+    lengths = {order: struct.unpack_from(order + "i", head)[0] for order in "<>"}
+    order = next((o for o, length in lengths.items() if length in (348, 540)), "")
     if not order:
         raise ScanError("it is no NIfTI file, or its header is damaged")
-    second = length == 540
+    second = lengths[order] == 540
     real, whole, code = "dqi" if second else "fhh"
 
-    def numbers(form: str, first: int, of_second: int) -> tuple[float, ...]:
+    def numbers(form: str, first: int, of_second: int) -> tuple[Any, ...]:
         return struct.unpack_from(order + form, head, of_second if second else first)
 
-    dim = struct.unpack_from(f"{order}8{whole}", head, 16 if second else 40)
-    (datatype,) = struct.unpack_from(order + "h", head, 12 if second else 70)
+    dim, (datatype,) = numbers(f"8{whole}", 40, 16), numbers("h", 70, 12)
     magic = head[4:8] if second else head[344:348]
     pixdim = np.array(numbers(f"8{real}", 76, 104))
     start, slope, inter = numbers("q2d" if second else "3f", 108, 168)
     forms = numbers(f"2{code}", 252, 344)
     quaternion, rows = numbers(f"6{real}", 256, 352), numbers(f"12{real}", 280, 400)
-    (units,) = struct.unpack_from(order + "i", head, 500) if second else (head[123],)
+    (units,) = numbers("i" if second else "B", 123, 500)
     if magic[:3] not in (b"n+1", b"n+2"):
         raise ScanError("it is no single-file NIfTI (.nii): convert it, for example with dcm2niix")
     if not 3 <= dim[0] <= 7 or any(n != 1 for n in dim[4 : dim[0] + 1]):
@@ -187,13 +182,11 @@ def _nifti(path: Path, max_bytes: int) -> Layout:
 def _nifti_rescaling(slope: float, inter: float) -> tuple[float, tuple[float, ...], list[Finding]]:
     """Return the slope, the intercepts to try and what is odd: a slope of 0 or no number means that none is stored."""
     if np.isfinite(slope) and slope != 0:
-        inter = inter if np.isfinite(inter) else np.nan
-        if not 1e-6 < abs(slope) < 1e4 or abs(inter) > 1e6:
+        if not 1e-6 < abs(slope) < 1e4 or 1e6 < abs(inter) < np.inf:
             raise ScanError(f"its header's rescaling ({slope:g}, {inter:g}) is damaged")
         if np.isfinite(inter):
             return slope, (inter,), []
-        reason = "intercept is no number: 0 was taken"
-        return slope, (0.0,), judge("rescale_unclear", 1, reason=reason)
+        return slope, (0.0,), judge("rescale_unclear", 1, reason="intercept is no number: 0 was taken")
     if np.isfinite(slope) and inter == 0:
         return 1.0, (0.0,), []
     if not np.isfinite(inter) or inter == 0 or abs(inter) > 1e6:
@@ -227,38 +220,23 @@ def _nifti_affine(
     if not forms:
         unsided = affine_of(np.eye(3), spacing, (0.0, 0.0, 0.0))
         return unsided, side_not_stored("a NIfTI header without sform and qform", "right")
-    usable = {name: form for name, form in forms.items() if _is_usable(form)}
-    if len(usable) < len(forms):
-        for form in [] if usable else forms.values():
-            check_affine(form)
-        (chosen,) = usable
-        damaged = next(name for name in forms if name not in usable)
-        return usable[chosen], judge("form_damaged", 1, reason=damaged, chosen=chosen)
+    usable = {name: form for name, form in forms.items() if affine_problem(form) is None}
+    chosen, form = next(iter(usable.items() or forms.items()))
+    if len(forms) == 1 or not usable:
+        return form, []
     if len(usable) == 1:
-        return next(iter(usable.values())), []
+        (damaged,) = forms.keys() - usable
+        return form, judge("form_damaged", 1, reason=damaged, chosen=chosen)
     sform, qform = usable["sform"], usable["qform"]
     lengths = np.linalg.norm(sform[:, :3], axis=0)
-    chosen = (
-        "qform"
-        if codes[1] >= TEMPLATE_CODE and np.abs(lengths / spacing - 1).max() > SAME_LENGTH
-        else "sform"
-    )
-    corners = np.array([[*np.unravel_index(n, (2, 2, 2)), 1] for n in range(8)]) * [
-        *(np.array(shape) - 1), 1
-    ]  # fmt: skip
+    if codes[1] >= TEMPLATE_CODE and np.abs(lengths / spacing - 1).max() > SAME_LENGTH:
+        chosen = "qform"
+    corners = np.array([*product(*((0, n - 1) for n in shape), (1,))])
     apart = float(np.linalg.norm(corners @ (sform - qform).T, axis=1).max())
     mirrored = np.linalg.det(sform[:, :3]) * np.linalg.det(qform[:, :3]) < 0
     more = " and mirror each other: left and right may be swapped" if mirrored else ""
     severity: Severity | None = "flag" if mirrored else None
     return usable[chosen], judge("forms_differ", apart, severity=severity, chosen=chosen, more=more)
-
-
-def _is_usable(affine: np.ndarray) -> bool:
-    try:
-        check_affine(affine)
-    except ScanError:
-        return False
-    return True
 
 
 def side_not_stored(what: str, first: str) -> list[Finding]:
@@ -274,9 +252,8 @@ def _nrrd(path: Path, max_bytes: int) -> Layout:
     end, gap = min(((i, gap) for gap in (b"\n\n", b"\n\r\n") if (i := head.find(gap)) > 0), default=(-1, b""))
     detached = end < 0
     lines = _lines(head if detached else head[:end])[1:]
-    listed = next(
-        (n for n, line in enumerate(lines) if re.match(r"data ?file:\s*LIST", line, re.I)), len(lines)
-    )
+    lists = (n for n, line in enumerate(lines) if re.match(r"data ?file:\s*LIST", line, re.I))
+    listed = next(lists, len(lines))
     pairs = (line.split(":", 1) for line in lines[: listed + 1] if re.match(r"[^#:][^:]*:(?!=)", line))
     fields = _fields((key.lower().replace("datafile", "data file"), value) for key, value in pairs)
     shape, axes = _axes([int(n) for n in _numbers(fields, "sizes")], fields.get("dimension", ""))
@@ -289,8 +266,7 @@ def _nrrd(path: Path, max_bytes: int) -> Layout:
         raise ScanError("endian in the header is damaged: expected little or big")
     dtype = np.dtype(order + code)
     affine, findings = _nrrd_affine(fields, axes)
-    spacing = np.linalg.norm(affine[:, :3], axis=0).tolist()
-    check_size(shape, spacing, dtype.itemsize, max_bytes)
+    check_size(shape, spacing_of(affine).tolist(), dtype.itemsize, max_bytes)
     name = fields.get("data file", "")
     parts = _parts(path, name, lines[listed + 1 :], shape[2]) if detached or name else [path]
     start = 0 if detached or name else end + len(gap)
@@ -298,11 +274,9 @@ def _nrrd(path: Path, max_bytes: int) -> Layout:
     if not (0 <= lines_skipped <= MOST_LINES and -1 <= skip <= HEADER_BYTES):
         raise ScanError("line skip or byte skip in the header is damaged")
     start = _after_lines(parts[0], start, lines_skipped)
-    if encoding == "raw":
-        return Layout(
-            parts, start + skip if skip >= 0 else -1, False, 0, dtype, shape, affine, findings=findings
-        )
-    return Layout(parts, start, True, max(0, skip), dtype, shape, affine, findings=findings)
+    packed = encoding != "raw"
+    place = (start, packed, max(0, skip)) if packed else (start + skip if skip >= 0 else -1, packed, 0)
+    return Layout(parts, *place, dtype, shape, affine, findings=findings)
 
 
 def _nrrd_affine(fields: dict[str, str], axes: list[int]) -> tuple[np.ndarray, list[Finding]]:
@@ -310,9 +284,7 @@ def _nrrd_affine(fields: dict[str, str], axes: list[int]) -> tuple[np.ndarray, l
     space = fields.get("space", "").lower().removesuffix("-time")
     letters = "".join(word[0] for word in space.split("-")) if "-" in space else space.removesuffix("t")
     sided = re.fullmatch("[rl][ap]s", letters) is not None
-    signs = (
-        np.array([-1.0 if letters[0] == "r" else 1.0, -1.0 if letters[1] == "a" else 1.0, 1]) if sided else 1
-    )
+    signs = [-1.0 if letter in "ra" else 1.0 for letter in (letters if sided else "lps")]
     origin = np.array(_vector(fields.get("space origin", "(0,0,0)"), "space origin"))
     if "space directions" in fields:
         vectors = re.findall(r"none|\([^()]*\)", fields["space directions"])
@@ -324,7 +296,7 @@ def _nrrd_affine(fields: dict[str, str], axes: list[int]) -> tuple[np.ndarray, l
         if len(spacings) <= max(axes):
             raise ScanError("spacings in the header is damaged: expected one number for each axis")
         steps, sided = np.diag([spacings[axis] for axis in axes]), False
-    affine = (np.column_stack([steps, origin]).T * signs).T
+    affine = np.column_stack([steps, origin]) * np.reshape(signs, (3, 1))
     return affine, [] if sided else side_not_stored("an NRRD header without an anatomical space", "right")
 
 
@@ -354,28 +326,19 @@ def _meta(path: Path, max_bytes: int) -> Layout:
         raise ScanError("its header's ElementType is damaged, or is not that of one binary grey volume")
     shape, axes = _axes([int(n) for n in _numbers(fields, "DimSize")], fields.get("NDims", ""))
     most = int(fields["NDims"])
-    orders = {
-        fields[key].lower() for key in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB") if key in fields
-    }
+    orders = {fields.get(key, "").lower() for key in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")} - {""}
     dtype = np.dtype((">" if orders == {"true"} else "<") + code)
-    spacing = np.array(
-        _numbers(fields, "ElementSpacing" if "ElementSpacing" in fields else "ElementSize", most)
-    )
-    origin, turn = np.zeros(most), np.eye(most)
+    size = "ElementSpacing" if "ElementSpacing" in fields else "ElementSize"
+    spacing, origin, turn = np.array(_numbers(fields, size, most)), np.zeros(most), np.eye(most)
     for key in fields.keys() & {"Offset", "Position", "Origin"}:
         origin = np.array(_numbers(fields, key, most))
     turns = fields.keys() & {"TransformMatrix", "Rotation", "Orientation"}
-    for key in turns:
-        turn = np.reshape(
-            _numbers(fields, key, most * most), (most, most)
-        )  # a row is the direction of an axis
+    for key in turns:  # a row is the direction of an axis
+        turn = np.reshape(_numbers(fields, key, most * most), (most, most))
     affine = affine_of(turn[axes, :3].T, spacing[axes], origin[:3])
-    steps = np.linalg.norm(affine[:, :3], axis=0).tolist()
-    check_size(shape, steps, dtype.itemsize, max_bytes)
-    start, packed = (
-        int(fields.get("HeaderSize", "0")),
-        fields.get("CompressedData", "False").lower() == "true",
-    )
+    check_size(shape, spacing_of(affine).tolist(), dtype.itemsize, max_bytes)
+    start = int(fields.get("HeaderSize", "0"))
+    packed = fields.get("CompressedData", "False").lower() == "true"
     if not -1 <= start <= HEADER_BYTES or (packed and start < 0):
         raise ScanError("HeaderSize in the header is damaged")
     start = start or (begin if name == "LOCAL" else 0)
@@ -411,17 +374,12 @@ def _numbers(fields: dict[str, str], key: str, count: int = 0) -> list[float]:
     return values
 
 
-_SEPARATORS = str.maketrans(",()", "   ")
-
-
 def _axes(sizes: list[int], dimension: str) -> tuple[tuple[int, ...], list[int]]:
     """Return the three sizes of a volume and their axes; further axes may have one place each."""
     axes = [axis for axis, size in enumerate(sizes) if size != 1 or len(sizes) == 3]
     if dimension != str(len(sizes)) or len(axes) != 3:
-        raise ScanError(
-            f"its header describes {' x '.join(map(str, sizes[:8]))} voxels in {dimension[:8] or 'no'} dimensions, "
-            "expected one volume of three"
-        )
+        what = f"{' x '.join(map(str, sizes[:8]))} voxels in {dimension[:8] or 'no'} dimensions"
+        raise ScanError(f"its header describes {what}, expected one volume of three")
     return tuple(sizes[axis] for axis in axes), axes
 
 
@@ -435,9 +393,7 @@ def _parts(path: Path, name: str, listed: list[str], slices: int) -> list[Path]:
         first, last, step = (int(n) for n in numbered.groups()[1:])
         names = [numbered[1] % n for n in range(first, last + 1, max(1, step))]
     if not names or slices % len(names):
-        raise ScanError(
-            f"its header names {len(names)} files for {slices} slices: they do not share them evenly"
-        )
+        raise ScanError(f"its header names {len(names)} files, which cannot share {slices} slices evenly")
     return [_beside(path, one) for one in names]
 
 

@@ -64,7 +64,5 @@ def _read(path: Path, series: str, max_bytes: int, offset: float, rescale: str) 
             return _read(folder, series, max_bytes, offset, rescale)
     if is_dicom(path):
         return read_image(path, series, max_bytes, offset)
-    raise ScanError(
-        "unknown kind of file: expected a DICOM folder, file or archive, or a file that ends in one of "
-        f"{', '.join(SUFFIXES)}"
-    )
+    expected = f"a DICOM folder, file or archive, or a file that ends in one of {', '.join(SUFFIXES)}"
+    raise ScanError(f"unknown kind of file: expected {expected}")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data.ct.findings import Finding, ScanError, Severity, judge
-from data.ct.reading.geometry import check_affine
+from data.ct.reading.geometry import check_affine, spacing_of
 
 OUTSIDE_HU = -1024  # what stands where the scanner measured nothing
 AIR_HU, DENSEST_HU, UNMEASURED_HU = -1024, 32000, -4096
@@ -41,7 +41,7 @@ class Scan:
     @property
     def spacing(self) -> np.ndarray:
         """Return (3,) mm between voxels along i, j and k."""
-        return np.linalg.norm(self.affine[:, :3], axis=0)
+        return spacing_of(self.affine)
 
 
 def to_hounsfield(values: np.ndarray, offset: float) -> np.ndarray:
@@ -100,24 +100,18 @@ def _linear_map(sample: np.ndarray) -> tuple[float, float] | None:
     if not high > low:
         return None
     counts, edges = np.histogram(sample, 256, (low, high))
-    peaks = [
-        int(np.argmax(counts[:32])),
-        40 + int(np.argmax(counts[40:])),
-    ]  # air; soft tissue, some way above
+    peaks = int(np.argmax(counts[:32])), 40 + int(np.argmax(counts[40:]))  # air; soft tissue, some way above
     air, soft = (float(np.median(sample[(sample >= edges[n]) & (sample <= edges[n + 1])])) for n in peaks)
     slope = (SCALE_HU[1] - SCALE_HU[0]) / (soft - air)
     intercept = SCALE_HU[0] - slope * air
-    plausible = (
-        _not_hounsfield(slope * sample + intercept) is None and slope * high + intercept < DENSEST_BONE_HU
-    )
-    return (slope, intercept) if plausible else None
+    too_dense = slope * high + intercept >= DENSEST_BONE_HU
+    return None if too_dense or _not_hounsfield(slope * sample + intercept) else (slope, intercept)
 
 
 def _air(sample: np.ndarray) -> float | None:
     """Return the HU of the air in a sample of Hounsfield units, None for other values."""
-    if _not_hounsfield(sample) is not None:
-        return None
-    return float(np.median(sample[(sample > -1100) & (sample < -850)]))
+    air = sample[(sample > -1100) & (sample < -850)]
+    return None if _not_hounsfield(sample) else float(np.median(air))
 
 
 def _not_hounsfield(sample: np.ndarray) -> str | None:
@@ -131,11 +125,9 @@ def _not_hounsfield(sample: np.ndarray) -> str | None:
     if low == high:
         return "every voxel has the same value: there is nothing in it"
     if air < 0.005 or soft < 0.02:
-        return (
-            f"the values ({low:.4g} to {high:.4g} for the bulk) are not Hounsfield units: {air:.1%} are air (-1100 to "
-            f"-850), {soft:.1%} soft tissue; this is no CT (MR?), or it was stored without its rescaling (then "
-            "offset=-1024 may mend it)"
-        )
+        shares = f"{air:.1%} are air (-1100 to -850), {soft:.1%} soft tissue"
+        reason = "this is no CT (MR?), or it was stored without its rescaling (then offset=-1024 may mend it)"
+        return f"the values (mostly {low:.4g} to {high:.4g}) are not Hounsfield units: {shares}; {reason}"
     if bone < 0.002:
         return f"only {bone:.2%} of the volume is as dense as bone: no head CT, or a damaged one"
     return None

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data.ct.findings import ScanError
-from data.ct.reading.geometry import affine_of, check_affine, check_size
+from data.ct.reading.geometry import affine_of, check_size
 from data.ct.reading.headers import read_layout, read_voxels, side_not_stored
 from data.ct.reading.scan import Scan, hounsfield
 
@@ -40,9 +40,7 @@ def read_volume(path: Path, max_bytes: int, offset: float, rescale: str = "heade
     if kind == "InVesalius":
         return _read_invesalius_archive(path, max_bytes, offset, rescale)
     layout = read_layout(path, kind, max_bytes)
-    check_affine(layout.affine)
-    stored = read_voxels(layout)
-    values, findings = hounsfield(stored, layout.slope, layout.intercepts, offset, rescale)
+    values, findings = hounsfield(read_voxels(layout), layout.slope, layout.intercepts, offset, rescale)
     facts = {"format": kind, "stored_size": list(layout.shape)}
     return Scan(values, layout.affine, facts, [*layout.findings, *findings])
 
@@ -61,12 +59,10 @@ def _read_invesalius_archive(path: Path, max_bytes: int, offset: float, rescale:
                     raise ScanError("the .inv3 archive holds far more than one volume: it is damaged")
                 if member.isfile():
                     members[PurePosixPath(member.name).name] = member
-            return _read_invesalius(
-                lambda name: archive.extractfile(members[name]), max_bytes, offset, rescale
-            )
+            return _read_invesalius(lambda n: archive.extractfile(members[n]), max_bytes, offset, rescale)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ScanError(
-            "the .inv3 file is no InVesalius project (a tar archive), is cut short or damaged"
+            "the .inv3 file is no InVesalius project (a tar archive), or a damaged one"
         ) from error
 
 

@@ -103,8 +103,8 @@ def _by_mapping(folder: Path, mapping: Path, probes: Sequence[Record]) -> list[l
     finder = Finder(mapping, folder)
     for line, cells in rows:
         probe, picture = cells["probe"], cells["picture"]
-        name = name_within(picture)
-        path = finder.file(folder, name) if name else None
+        inside = name_within(picture)
+        path = finder.file(folder, inside) if inside else None
         if path is None:
             problems.append(f"line {line}: no file {folder / picture}")
         elif len(place.get(probe, ())) > 1:
