@@ -147,7 +147,7 @@ def _pictures(root: Path) -> None:
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
     chunk = whole[12:16] + header
     (root / "bomb.png").write_bytes(whole[:12] + chunk + struct.pack(">I", zlib.crc32(chunk)) + whole[33:])
-    Image.fromarray(np.ones((8, 8), np.float32)).save(root / "float.tif")
+    Image.fromarray(np.full((8, 8), -1, np.float32)).save(root / "float.tif")
     os.mkfifo(root / "pipe.png")
     (root / "no_pictures").mkdir()
     (root / "no_pictures" / "notes.txt").write_text("x")
@@ -168,7 +168,7 @@ def _data(root: Path) -> None:
         "nested": '{"age":' * 100_000,
         "twice": json.dumps(line)[:-1] + ', "age": 30}',
         "array": json.dumps([line], indent=1),
-        "sex": json.dumps(line | {"gender": "?"}),
+        "sex": json.dumps(line | {"gender": "robot"}),
     }
     for name, text in texts.items():
         (pairs / "split_data" / f"{name}.json").write_text(text)

@@ -59,7 +59,7 @@ tool | base.ckpt out.ckpt config={}.yaml | none folder binary tag nested
 tool | base.ckpt out.ckpt {} | control=none.pth control=evil.ckpt control=vae.safetensors control=
 tool | base.ckpt out.ckpt {} | seed=-1 seed=99999999999999999999 force=perhaps --force
 sample | skull={}.png | none LONG aNULb pipe empty cut text bomb
-sample | skull={} | scan.dcm no_pictures pairs whole.safetensors
+sample | skull={} | scan.dcm float.tif no_pictures pairs whole.safetensors
 sample | skull=pairs/split_data/{}.json | no_json no_lines lost absolute outside ancient infinite
 sample | skull=pairs/split_data/{}.json | digits nested twice array sex binary
 sample | skull=skull.png weights={} | none.safetensors folder.ckpt skull.png evil.ckpt cut.safetensors
