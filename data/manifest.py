@@ -400,9 +400,9 @@ class _Reader:
             remedy = "give the name of a file" + " within the pictures' folder" * within + " as text"
             self._problem(line, column, f"got {value!r}", remedy)
             return None
-        folders, names = self.finder.folders(self.columns[column]), (name,)
-        if not within:
-            folders, names = (*self.places, *folders), (value, name)
+        folders, names = self.finder.folders(self.columns[column]), [name]
+        if self.places is not None:
+            folders, names = (*self.places, *folders), [value, name]
         for places in (folders, (Path(),) if self.places else ()):
             paths = [path for name in names for place in places if (path := self.finder.file(place, name))]
             files = {} if within else {os.path.realpath(path): str(path) for path in paths}

@@ -11,7 +11,7 @@ import re
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -42,7 +42,7 @@ class _Inert:
 
 
 # What Lightning stored beside the tensors of the public Stable Diffusion files. None of it is needed.
-_INERT_GLOBALS = [
+_INERT_GLOBALS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_Inert, name)
     for name in (
         "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",

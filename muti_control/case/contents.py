@@ -31,7 +31,8 @@ _MEASURES = {
     "rank1": "True face ranked first",
     "best of": "At least one of several faces finds the true face",
 }
-_ESCAPES = {"\n": "\x1e", "|": "\x1f", "\r": ""}  # of values, so that none of them begins a cell or a block
+# Of values, so that none of them begins a cell or a block.
+_ESCAPES = str.maketrans({"\n": "\x1e", "|": "\x1f", "\r": ""})
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def _cells(line: str) -> tuple[str, ...]:
 
 
 def _escaped(value: object) -> str:
-    return str(value).translate(str.maketrans(_ESCAPES))
+    return str(value).translate(_ESCAPES)
 
 
 def _plain(text: str) -> str:

@@ -76,7 +76,8 @@ def prepare_skull(picture: Array, check: SkullCheck) -> tuple[Array, list[str]]:
     Uneven light stays: taking it out brought pictures of turned lamps hardly nearer to evenly lit ones. A picture
     without such findings is returned as it is, the same object.
     """
-    away, done, result = check.away, [], picture
+    away, result = check.away, picture
+    done: list[str] = []
     if check.measures is None or check.level == "stop":
         return picture, done
     shape = silhouette(picture.mean(2))

@@ -275,8 +275,10 @@ def _nrrd(path: Path, max_bytes: int) -> Layout:
         raise ScanError("line skip or byte skip in the header is damaged")
     start = _after_lines(parts[0], start, lines_skipped)
     packed = encoding != "raw"
-    place = (start, packed, max(0, skip)) if packed else (start + skip if skip >= 0 else -1, packed, 0)
-    return Layout(parts, *place, dtype, shape, affine, findings=findings)
+    if packed:
+        return Layout(parts, start, packed, max(0, skip), dtype, shape, affine, findings=findings)
+    start = start + skip if skip >= 0 else -1
+    return Layout(parts, start, packed, 0, dtype, shape, affine, findings=findings)
 
 
 def _nrrd_affine(fields: dict[str, str], axes: list[int]) -> tuple[np.ndarray, list[Finding]]:
