@@ -37,7 +37,17 @@ from muti_control.case.calibration import (
     load_calibration,
 )
 from muti_control.case.check import TEXTS, check_skull
-from muti_control.case.measure import SIDE, Array, Measures, laid, lower_part, measure, principal, register, resized
+from muti_control.case.measure import (
+    SIDE,
+    Array,
+    Measures,
+    laid,
+    lower_part,
+    measure,
+    principal,
+    register,
+    resized,
+)
 from muti_control.case.planted import PLANTED, without
 from muti_control.evaluation.results.results import Evaluation, Method
 from muti_control.evaluation.results.results_file import read_results

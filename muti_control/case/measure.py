@@ -24,8 +24,8 @@ TEETH, JAW = (
     34,
 )  # rows: of SIDE, where the upper part ends; of COARSE, from where on the mandible is sought
 MISSING = {  # what is missing -> where the rest lies, and where it is compared
-    "": (np.s_[:], np.s_[:TEETH]),
-    "vault": (np.s_[46:], np.s_[58:84]),
+    "": (np.s_[:, :], np.s_[:TEETH, :]),
+    "vault": (np.s_[46:, :], np.s_[58:84, :]),
     "left side": (np.s_[:, :64], np.s_[:TEETH, :54]),
     "right side": (np.s_[:, 64:], np.s_[:TEETH, 74:]),
 }
