@@ -55,6 +55,15 @@ def test_an_entry_is_bound_to_the_one_before(logged: Path) -> None:
     assert second["wrote"] == ["face_0.png", "scan/a b.json"] and first["details"] == {"seed": 3}
 
 
+def test_a_file_name_that_is_no_text_stays_itself_in_the_log(tmp_path: Path) -> None:
+    append(tmp_path, "drawing begun", {"skull": "\udcff\N{CJK UNIFIED IDEOGRAPH-9AA8}.png"})
+    log = read_log(tmp_path)
+    assert (
+        log.entries[0]["details"] == {"skull": "\udcff\N{CJK UNIFIED IDEOGRAPH-9AA8}.png"}
+        and log.faults == []
+    )
+
+
 def test_verify_lists_every_file_and_the_head(logged: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(logged)]) == 0
     output = capsys.readouterr().out

@@ -211,7 +211,9 @@ def test_a_changed_folder_is_reported_and_not_zipped(written: Path, tmp_path: Pa
     shutil.copytree(written, folder)
     (folder / "s_1.png").write_bytes((folder / "s_0.png").read_bytes())
     assert "s_1.png: changed" in text_of(folder)
-    assert main([str(folder), "zip=true"]) == 2
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert main([str(folder), "zip=true", "notes=other"]) == 2
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
     assert "s_1.png" in capsys.readouterr().err and not (tmp_path / "c.zip").exists()
 
 

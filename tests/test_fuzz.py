@@ -60,7 +60,7 @@ def says_nothing(_arguments: list[str]) -> int:
         (reads_outside, "either", "opened"),
         (takes_memory, "either", "traceback"),
         (fails, "either", "traceback"),
-        (says_nothing, "either", "refused without a word"),
+        (says_nothing, "either", "ended without a word"),
     ],
 )
 def test_a_broken_promise_is_noticed(main: Main, expected: str, first: str | None, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_an_earlier_result_is_kept_whole_on_a_full_disk(tmp_path: Path) -> None:
 
 def test_a_try_is_repeated_by_its_number() -> None:
     sound = Sound.make()
-    sound.result = {"record.json": b"{}", "face.png": sound.face}
+    sound.result = {"record.json": b"{}", "log.jsonl": b"{}\n", "face.png": sound.face}
 
     def make(number: int) -> list[tuple[str, list[str], list[str]]]:
         trials = [maker(random.Random(number), sound) for maker in (*programs.MAKERS, *scans.MAKERS)]

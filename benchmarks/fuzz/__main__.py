@@ -32,8 +32,18 @@ from settings.base import Settings
 from settings.reading import parse_command_line
 
 PROGRAMS = {
-    name: name for name in ("sample", "train", "evaluate", "tool_add_control", "data.split", "data.pack")
+    name: name
+    for name in (
+        "sample",
+        "train",
+        "evaluate",
+        "tool_add_control",
+        "data.split",
+        "data.pack",
+        "data.manifest",
+    )
 }
+PROGRAMS |= {name: name for name in ("muti_control.case.verify", "muti_control.case.report")}
 PROGRAMS |= {f"data.{name}": f"data.{name}.__main__" for name in ("ct", "cohort", "check")}
 MAKERS = (*programs.MAKERS, *scans.MAKERS)
 LIBRARIES = ("pydicom", "scipy", "cv2", "onnxruntime", "data.ct.drawing", "data.cohort.generate")

@@ -7,18 +7,16 @@ import random
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save
 
-from benchmarks.fuzz.sandbox import Try
+from benchmarks.fuzz.sandbox import ROOT, Try
 from cldm.controlled import ControlledLatentDiffusion, model_metadata
 from ldm.config import AutoencoderConfig, ControlConfig, LandmarkConfig, ModelConfig, TextConfig, UNetConfig
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 # Values that are wrong wherever a JSON document has another one.
 SHAPES: tuple[Any, ...] = (
     None, [], {}, "", "x", 0, -1, 1.5, 1e308, 10**30, True, [None], {"a": {}}, "\x00", "../../x", "/etc/hostname",
@@ -31,7 +29,8 @@ class Sound:
 
     Attributes:
         skull, face: PNG files. metadata, tensors: of a tiny model for 64 px pictures. line: of a manifest.
-        voxels: (K, J, I) int16 HU, no head. result: files of a finished run of ``sample.py`` by name.
+        voxels: (K, J, I) int16 HU, 8 mm, no head. head: NIfTI file of a head, 5 mm.
+        reader: a landmark network. result: files of a finished run of ``sample.py`` by name.
     """
 
     skull: bytes
@@ -40,6 +39,8 @@ class Sound:
     tensors: dict[str, torch.Tensor]
     line: dict[str, Any]
     voxels: np.ndarray
+    head: bytes
+    reader: bytes
     result: dict[str, bytes] = field(default_factory=dict)
 
     @classmethod
@@ -62,6 +63,12 @@ class Sound:
         sampling = json.dumps({"steps": 2, "control_scales": [1.0]})
         data = ROOT / "data"
         line = json.loads((data / "split_data" / "test.json").read_text(encoding="utf-8").splitlines()[0])
+        with np.load(ROOT / "tests/fixtures/phantom.npz") as stored:  # (X, Y, Z) from x left, y up, z forward
+            shape = tuple(stored["shape"].tolist())
+            skin, bone = (
+                np.unpackbits(stored[n], count=np.prod(shape)).reshape(shape) for n in ("skin", "bone")
+            )
+        head = np.select([bone > 0, skin > 0], [900, 40], -1000).astype(np.int16)[::2, ::2, ::-2]
         depth = np.hypot.outer(np.hypot.outer(np.arange(-9, 9), np.arange(-10, 10)), np.arange(-11, 11))
         return cls(
             skull=(data / "pairedCS" / "skull" / line["source"]).read_bytes(),
@@ -70,6 +77,8 @@ class Sound:
             tensors=ControlledLatentDiffusion(cfg).state_dict(),
             line={key: value for key, value in line.items() if key not in ("landmarks", "texture")},
             voxels=np.select([depth > 8, depth > 6], [-1000, 900], 40).astype(np.int16),
+            head=nifti_file(head.transpose(1, 2, 0), 5),
+            reader=(ROOT / "models/demo/pipnet_skull.safetensors").read_bytes(),
         )
 
     def weights(self, metadata: Mapping[str, str] | None = None) -> bytes:
@@ -79,6 +88,24 @@ class Sound:
     def files(self) -> dict[str, Any]:
         """Return the files of a run that draws one face."""
         return {"in/tiny.safetensors": self.weights(), "in/s.png": self.skull}
+
+
+def nifti_header(shape: tuple[int, ...], step: float) -> bytearray:
+    """Return the header of a (K, J, I) int16 volume from right to left, front to back, bottom to top; step in mm."""
+    header = bytearray(348)
+    struct.pack_into("<i", header, 0, 348)
+    struct.pack_into("<8h", header, 40, 3, *shape[::-1], 1, 1, 1, 1)
+    struct.pack_into("<hh", header, 70, 4, 16)
+    struct.pack_into("<8f", header, 76, 1, step, step, step, 0, 0, 0, 0)
+    struct.pack_into("<f2f", header, 108, 352, 1, 0)
+    struct.pack_into("<hh", header, 252, 1, 1)
+    struct.pack_into("<12f", header, 280, -step, 0, 0, 80, 0, -step, 0, 80, 0, 0, step, -80)
+    header[344:348] = b"n+1\0"
+    return header
+
+
+def nifti_file(voxels: np.ndarray, step: float) -> bytes:
+    return bytes(nifti_header(voxels.shape, step)) + bytes(4) + voxels.tobytes()
 
 
 Maker = Callable[[random.Random, Sound], Try]

@@ -9,12 +9,13 @@ import pickle
 import random
 import struct
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from benchmarks.fuzz.inputs import ROOT, Maker, Sound, broken_json, damaged
 from benchmarks.fuzz.sandbox import OUTSIDE, Try
@@ -209,6 +210,10 @@ def checkpoint_file(rng: random.Random, sound: Sound) -> Try:
     return _with_weights(rng, "checkpoint", {name: content, "in/s.png": sound.skull}, expected)
 
 
+def _endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
 def pair_list(rng: random.Random, sound: Sound) -> Try:
     """A damaged list of pairs."""
     line = dict(sound.line, source="s.png", target="s.png")
@@ -218,12 +223,15 @@ def pair_list(rng: random.Random, sound: Sound) -> Try:
         json.dumps(line | {"age": rng.choice(("forty", float("nan"), -1, 10**9, [], "1:30"))}).encode(),
         json.dumps(line | {f"k{i}": i for i in range(rng.choice((50, 100_000)))}).encode(),
         json.dumps(line | {"landmarks": rng.choice(("none.json", "/dev/zero", "../x.json", ""))}).encode(),
+        json.dumps(line | {rng.choice(("source", "target")): rng.choice(("../PIPE", "/dev/zero"))}).encode(),
         json.dumps(line | {"subject": rng.choice(("\udcff", "\x00", "a/b", "\u202e" * 9, "", 3))}).encode(),
         b'{"source": "s.png", "source": "t.png"}', b"\x00" * 50, b"\xff\xfe{\x00",
     )  # fmt: skip
     text = b"\n".join([rng.choice(bad), *(one.encode() for one in lines * rng.randrange(2))])
+    content: Any = text if rng.random() < 0.9 else rng.choice((os.mkfifo, _endless))
     files = sound.files | {
-        "split_data/l.json": text,
+        "split_data/l.json": content,
+        "pairedCS/PIPE": os.mkfifo,
         "pairedCS/skull/s.png": sound.skull,
         "pairedCS/craniofacial/s.png": sound.face,
     }
@@ -262,7 +270,7 @@ def csv_list(rng: random.Random, sound: Sound) -> Try:
         (content, b"\xef\xbb\xbf" + content, damaged(rng, content), text.encode("utf-16", "replace"), b"")
     )
     if rng.random() < 0.05:
-        content = os.mkfifo
+        content = rng.choice((os.mkfifo, _endless))
     files = sound.files | {
         "t.csv": content,
         "patients/p1/a.dcm": b"x",
@@ -358,6 +366,96 @@ def landmark_file(rng: random.Random, sound: Sound) -> Try:
     return Try("landmarks", "sample", [*line, *PERSON, "skull=in/s.png"], sound.files | {name: content})
 
 
+def landmark_network(rng: random.Random, sound: Sound) -> Try:
+    """A landmark network with NaN, of a size that would fill the memory, or with damaged metadata."""
+    size = struct.unpack_from("<Q", sound.reader)[0]
+    metadata, tensors = json.loads(sound.reader[8 : 8 + size])["__metadata__"], load(sound.reader)
+    what, expected = rng.randrange(4), "refused"
+    if what < 2:
+        key = rng.choice([key for key in tensors if tensors[key].is_floating_point()])
+        tensors[key] = torch.full_like(tensors[key], rng.choice((float("nan"), float("inf"))))
+    elif what == 2:
+        size = rng.choice((1_500_000, 0, -1, 10**12))
+        metadata["pipnet"] = json.dumps(json.loads(metadata["pipnet"]) | {"num_landmarks": size})
+    else:
+        key, expected = rng.choice(("pipnet", "meanface")), "either"
+        metadata[key] = broken_json(rng, json.loads(metadata[key])).decode("utf-8", "replace")
+    line = [one.replace("landmarks=none", "landmark_weights=in/p.safetensors") for one in DRAW]
+    files = sound.files | {"in/p.safetensors": save(tensors, metadata)}
+    return Try("landmark network", "sample", [*line, *PERSON, "skull=in/s.png"], files, expected)
+
+
+def case_folder(rng: random.Random, sound: Sound) -> Try:
+    """A finished case of which one file is damaged or missing: verified, reported, or drawn again."""
+    files: dict[str, Any] = {f"out/{name}": content for name, content in sound.result.items()}
+    name = rng.choice(("out/record.json", "out/log.jsonl", rng.choice(sorted(files))))
+    before = files[name]
+    if name == "out/log.jsonl":
+        lines = before.splitlines()
+        at = rng.randrange(len(lines))
+        before, lines[at] = (
+            json.dumps(json.loads(lines[at])).encode(),
+            broken_json(rng, json.loads(lines[at])),
+        )
+        after, files[name] = lines[at], b"\n".join([*lines, b""])
+    elif rng.random() < 0.1:
+        after = files.pop(name) + b"gone"
+    else:
+        after = broken_json(rng, json.loads(before)) if name.endswith(".json") else damaged(rng, before)
+        files[name] = after
+    again = ["repeat=out", "out=again", "skull=in/s.png", "weights=in/tiny.safetensors", "device=cpu"]
+    program, line, codes = rng.choice((
+        ("muti_control.case.verify", ["out"], (0, 1, 2)), ("muti_control.case.report", ["out", "format=html"], (0, 2)),
+        ("muti_control.case.report", ["out", "format=html", "zip=true"], (0, 2)), ("sample", again, (0, 1, 2)),
+    ))  # fmt: skip
+    seen = program.endswith("verify") and before != after and name != "out/local.json"
+    kept = "out/" if program.endswith("report") else None
+    return Try(
+        "case folder",
+        program,
+        line,
+        sound.files | files,
+        "refused" if seen else "either",
+        codes,
+        replaced=kept,
+    )
+
+
+def skull_template(rng: random.Random, sound: Sound) -> Try:
+    """A folder of which a list of skulls is to be made; names are odd, or there is no folder."""
+    names = ("a", "b,c", 'd"', "e\nf", "\udcff", "=g", "\u202eh", ".i")
+    files: dict[str, Any] = {f"d/{name}.png": sound.skull for name in names if rng.random() < 0.5}
+    files |= {
+        "d/x.png": sound.skull,
+        "d/e/y.png": b"",
+        "PIPE": os.mkfifo,
+        "LOOP": lambda path: path.symlink_to("LOOP"),
+    }
+    place = rng.choice(
+        ("d", "d", "d", "d/x.png", "none", "", "PIPE", "LOOP", "/dev/zero", "\udcff", "x" * 5000)
+    )
+    line = rng.choice(
+        (["template", place], ["template", place], ["template"], [], [place], ["template", place, "x"])
+    )
+    stdout: Any = rng.choice(("file", "file", "full", "closed"))
+    return Try("template", "data.manifest", line, files, stdout=stdout)
+
+
+def stopped(rng: random.Random, sound: Sound) -> Try:
+    """A program at work that gets SIGTERM."""
+    trial = small_set(rng, sound)
+    draw = [*(one for one in DRAW if "num" not in one), *PERSON, "skull=in/s.png", "num_samples=900"]
+    people = "id,sex,age,ethnicity,body_mass\n" + "".join(f"p{k},M,40,Asian,4\n" for k in range(9))
+    scans: dict[str, Any] = {"t.csv": people} | {f"patients/p{k}.nii": sound.head for k in range(9)}
+    program, line, files = rng.choice((
+        ("sample", draw, sound.files), ("data.cohort", ["out", "num_subjects=40"], {}),
+        ("data.ct", ["patients", "out", "biometrics=t.csv"], scans),
+        ("data.ct", ["patients/p1.nii", "out", "size=512"], scans), ("evaluate", list(trial.arguments), trial.files),
+    ))  # fmt: skip
+    stop = rng.choice((0, 0.1, 1, 3, 6)) * rng.random()
+    return Try("SIGTERM", program, line, files, codes=(0, 2), may_write=("out",), stop=stop)
+
+
 def small_set(rng: random.Random, sound: Sound) -> Try:
     """A data set of very few people, some of them with the same skull: it is evaluated, or refused."""
     files: dict[str, Any] = {f"pairedCS/craniofacial/{k}.png": sound.face for k in range(3)}
@@ -401,11 +499,18 @@ def bad_stdout(rng: random.Random, sound: Sound) -> Try:
     }  # fmt: skip
     stdout: Any = rng.choice(("full", "closed"))
     return Try(
-        "stdout", program, line, files, codes=(0, 1, 2), stdout=stdout, may_write=("out/", "new.safetensors")
+        "stdout",
+        program,
+        line,
+        files,
+        codes=(0, 1, 2),
+        stdout=stdout,
+        may_write=("out/", "results/", "new.safetensors"),
     )
 
 
 MAKERS: tuple[Maker, ...] = (
     sample_line, other_line, config_file, checkpoint_metadata, checkpoint_file, pair_list, csv_list, picture, odd_name,
-    damaged_record, settings_of_folder, landmark_file, small_set, full_disk, bad_stdout,
+    damaged_record, settings_of_folder, landmark_file, landmark_network, case_folder, skull_template, small_set,
+    full_disk, bad_stdout, stopped,
 )  # fmt: skip

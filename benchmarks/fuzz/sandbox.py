@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
+import re
 import resource
 import select
 import shutil
@@ -16,13 +18,16 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import filter as matching
 from pathlib import Path
 from typing import Any, Literal
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 OUTSIDE = "secret.raw"  # a pipe beside the folder of a try, which no program has a reason to open
 _MEMORY = 3 << 30  # bytes that a try may take beside the libraries
 _SECONDS = 60
 _LINES = 40  # of a message at most
+_UNHANDLED = 15  # seconds after which a program that does not handle SIGTERM gets it all the same
 
 Expectation = Literal["refused", "accepted", "either"]
 Stdout = Literal["file", "full", "closed"]
@@ -43,6 +48,9 @@ class Try:
         stdout: a file, a full device, or a pipe that nobody reads.
         disk: the size in bytes that no file may pass: a full disk. None: no limit.
         replaced: a folder with an earlier result; after a refusal it must be as before.
+        made: patterns of file names that must be there afterwards.
+        stop: seconds after which a process of its own gets SIGTERM, counted from when it handles that signal;
+            infinite: never.
     """
 
     kind: str
@@ -55,6 +63,8 @@ class Try:
     stdout: Stdout = "file"
     disk: int | None = None
     replaced: str | None = None
+    made: tuple[str, ...] = ()
+    stop: float | None = None
 
 
 def run(trial: Try, main: Callable[[list[str]], int | None], folder: Path) -> list[str]:
@@ -90,12 +100,20 @@ def _run_child(
         _child(trial, main, work, write)
     os.close(write)
     os.set_blocking(read, False)
-    printed, ended, deadline = bytearray(), False, time.monotonic() + _SECONDS
+    printed, ended, start = bytearray(), False, time.monotonic()
+    deadline, handled = start + _SECONDS, trial.stop is None
+    stop_at = math.inf if handled else start + max(_UNHANDLED, trial.stop)
     while not ended and time.monotonic() < deadline:
         done, status = os.waitpid(pid, os.WNOHANG)
         ended = bool(done)
         while select.select([read], [], [], 0 if ended else 0.02)[0] and (some := os.read(read, 1 << 16)):
             printed += some
+        if not handled and (handled := _handles_sigterm(pid)):
+            stop_at = time.monotonic() + (trial.stop or 0)
+        if not ended and time.monotonic() > stop_at:
+            if not handled or _handles_sigterm(pid):  # else it has ended, and tidies up
+                os.kill(pid, signal.SIGTERM)
+            stop_at = math.inf
     if not ended:
         os.killpg(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
@@ -103,6 +121,11 @@ def _run_child(
     code = os.waitstatus_to_exitcode(status)
     killed = None if code >= 0 else signal.Signals(-code).name if ended else "time limit"
     return code, killed, printed.decode("utf-8", "replace")
+
+
+def _handles_sigterm(pid: int) -> bool:
+    caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(encoding="utf-8"))
+    return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def _child(trial: Try, main: Callable[[list[str]], int | None], work: Path, printed: int) -> None:
@@ -130,6 +153,9 @@ def _child(trial: Try, main: Callable[[list[str]], int | None], work: Path, prin
         resource.setrlimit(resource.RLIMIT_FSIZE, (trial.disk, trial.disk))
     code: Any = 1
     try:
+        if trial.stop is not None:
+            os.environ["PYTHONPATH"] = str(ROOT)
+            os.execv(sys.executable, [sys.executable, "-m", trial.program, *trial.arguments])
         code = main(list(trial.arguments)) or 0
         sys.stdout.flush()
     except SystemExit as stop:
@@ -149,20 +175,28 @@ def _judge(
     wrong = []
     if "Traceback (most recent call last)" in text:
         wrong.append(f"traceback: {last}")
-    codes = (*trial.codes, 141) if trial.stdout == "closed" else trial.codes
+    codes = (
+        *trial.codes,
+        *([141] if trial.stdout == "closed" else []),
+        *([143] if trial.stop is not None else []),
+    )
     if code not in codes and not wrong:
         wrong.append(f"exit code {code}: {last}")
     if trial.expected == "refused" and code == 0:
         wrong.append(f"accepted in silence: {last}")
     if trial.expected == "accepted" and code == 2:
         wrong.append(f"refused, but sound: {last}")
-    if code == 2 and not text.strip():
-        wrong.append("refused without a word")
+    if code in (2, 143) and not text.strip():
+        wrong.append(f"ended without a word: exit code {code}")
     if code == 2 and len(text.splitlines()) > _LINES:
         wrong.append(f"a message of {len(text.splitlines())} lines")
     changed = [name for name, digest in before.items() if after.get(name) != digest]
     if trial.replaced is not None and code != 0:
-        lost = [name for name in changed if name.startswith(trial.replaced)]
+        earlier = [name for name in changed if name.startswith(trial.replaced)]
+        is_log = [
+            name.endswith(".jsonl") and after.get(name, "").startswith(before[name]) for name in earlier
+        ]
+        lost = [name for name, grown in zip(earlier, is_log, strict=True) if not grown]
         added = [name for name in after if name.startswith(trial.replaced) and name not in before]
         if lost or added:
             wrong.append(f"an earlier result is lost or mixed: {(lost or added)[0]}")
@@ -170,6 +204,7 @@ def _judge(
     if inputs:
         wrong.append(f"an input was changed: {inputs[0]}")
     new = [name for name in after if name not in before]
+    wrong += [f"not made: {pattern}: {last}" for pattern in trial.made if not matching(new, pattern)]
     left = [
         name for name in new if name.endswith(".tmp") or (code == 2 and not name.startswith(trial.may_write))
     ]
@@ -202,12 +237,14 @@ def _watched(pipe: Path) -> Iterator[list[bool]]:
 
 
 def _contents(folder: Path) -> dict[str, str]:
-    """Return the hash of every file by its name."""
+    """Return the hash of every file by its name; of a log, which may grow, the content."""
     result = {}
     for path in sorted(folder.rglob("*")):
         name = os.fsencode(path.relative_to(folder)).decode("utf-8", "backslashreplace")
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             result[name] = "no file"
         elif path.is_file():
-            result[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            content = path.read_bytes()
+            is_log = path.suffix == ".jsonl"
+            result[name] = content.hex() if is_log else hashlib.sha256(content).hexdigest()
     return result

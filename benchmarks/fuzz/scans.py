@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import os
 import random
 import struct
@@ -11,7 +12,7 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.fuzz.inputs import Maker, Sound, damaged
+from benchmarks.fuzz.inputs import Maker, Sound, damaged, nifti_header
 from benchmarks.fuzz.sandbox import OUTSIDE, Try
 
 
@@ -22,15 +23,7 @@ def _volume(rng: random.Random, files: Mapping[str, Any], name: str, expected: A
 
 def nifti(rng: random.Random, sound: Sound) -> Try:
     """A NIfTI file with damaged header or data."""
-    header = bytearray(348)
-    struct.pack_into("<i", header, 0, 348)
-    struct.pack_into("<8h", header, 40, 3, *sound.voxels.shape[::-1], 1, 1, 1, 1)
-    struct.pack_into("<hh", header, 70, 4, 16)
-    struct.pack_into("<8f", header, 76, 1, 8, 8, 8, 0, 0, 0, 0)
-    struct.pack_into("<f2f", header, 108, 352, 1, 0)
-    struct.pack_into("<hh", header, 252, 1, 1)
-    struct.pack_into("<12f", header, 280, 8, 0, 0, -80, 0, 8, 0, -80, 0, 0, 8, -80)
-    header[344:348] = b"n+1\0"
+    header = nifti_header(sound.voxels.shape, 8)
     for _ in range(rng.randrange(3)):
         at = rng.choice(
             (0, 40, 42, 44, 46, 48, 50, 70, 72, 80, 84, 88, 108, 112, 116, 252, 254, 256, 280, 296, 312)
@@ -55,50 +48,57 @@ def nifti(rng: random.Random, sound: Sound) -> Try:
     return _volume(rng, {name: content}, name)
 
 
+def _header(nrrd: bool, sound: Sound) -> tuple[list[str], str]:
+    """Return the lines of an NRRD or MetaImage header, and what stands before the name of the data file."""
+    shape = " ".join(map(str, sound.voxels.shape[::-1]))
+    if nrrd:
+        return [
+            "NRRD0004", "type: int16", "dimension: 3", "space: left-posterior-superior", f"sizes: {shape}",
+            "space directions: (8,0,0) (0,8,0) (0,0,8)", "encoding: raw", "endian: little",
+        ], "data file: "  # fmt: skip
+    return [
+        "ObjectType = Image", "NDims = 3", "BinaryData = True", "BinaryDataByteOrderMSB = False",
+        "ElementSpacing = 8 8 8", f"DimSize = {shape}", "ElementType = MET_SHORT",
+    ], "ElementDataFile = "  # fmt: skip
+
+
 def detached(rng: random.Random, sound: Sound) -> Try:
     """An NRRD or MetaImage header, with lines that are damaged, doubled, long, or lead out of the folder."""
-    shape = " ".join(map(str, sound.voxels.shape[::-1]))
-    size = sound.voxels.nbytes
     nrrd = rng.random() < 0.5
-    if nrrd:
-        lines = [
-            "NRRD0004", "type: int16", "dimension: 3", "space: left-posterior-superior", f"sizes: {shape}",
-            "space directions: (8,0,0) (0,8,0) (0,0,8)", "encoding: raw", "endian: little", "data file: d.raw",
-        ]  # fmt: skip
-    else:
-        lines = [
-            "ObjectType = Image", "NDims = 3", "BinaryData = True", "BinaryDataByteOrderMSB = False",
-            "ElementSpacing = 8 8 8", f"DimSize = {shape}", "ElementType = MET_SHORT", "ElementDataFile = d.raw",
-        ]  # fmt: skip
-    key = "data file: " if nrrd else "ElementDataFile = "
+    size, lines, key = sound.voxels.nbytes, *_header(nrrd, sound)
+    lines.append(key + "d.raw")
     expected: Any = "either"
     what = rng.randrange(5)
     if what == 0:
         at = rng.randrange(1, len(lines))
-        lines[at] = (
-            lines[at].split(" ")[0]
-            + " "
-            + rng.choice(
-                ("x" * rng.choice((1100, 70_000)), "", "nan nan nan", "-1", "9" * 30, "(" * 900, "1 1 1")
-            )
+        values = (
+            "x" * rng.choice((1100, 70_000)),
+            "",
+            "nan nan nan",
+            "-1",
+            "9" * 30,
+            "(" * 900,
+            "1 1 1",
+            "domain " * 400,
         )
+        lines[at] = f"{lines[at].split(' ')[0]} {rng.choice(values)}"
     elif what == 1:  # the last line is a path that leads out of the folder
         target = rng.choice((f"../{OUTSIDE}", "PIPE", "LINK", f"./../{OUTSIDE}", f"x/../../{OUTSIDE}"))
         trick = rng.choice(("", "", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\r"))
         lines[-1] = lines[-1] + trick + key + target if trick else key + target
         expected = "refused"
     elif what == 2:
-        lines.insert(
-            rng.randrange(1, len(lines)),
-            rng.choice(
-                (
-                    key + f"../{OUTSIDE}",
-                    key + "d.raw",
-                    lines[rng.randrange(1, len(lines))],
-                    "comment: " + "x" * 5000,
-                )
-            ),
+        long = "x" * rng.choice((1000, 5000, 70_000))
+        more = (key + f"../{OUTSIDE}", key + "d.raw", rng.choice(lines), f"comment: {long}", f"# {long}")
+        more = (
+            *more,
+            f"{long}: 1",
+            f"{long}:=1",
+            f"{long} = 1",
+            f"content: {long}",
+            "kinds: " + "domain " * 400,
         )
+        lines.insert(rng.randrange(1, len(lines)), rng.choice(more))
     elif what == 3:
         del lines[rng.randrange(len(lines))]
     files: dict[str, Any] = {"d.raw": sound.voxels.tobytes()[: rng.choice((size, size, size - 5, 0))]}
@@ -107,6 +107,72 @@ def detached(rng: random.Random, sound: Sound) -> Try:
     text = "\n".join(lines).encode("utf-8", "replace") + (b"\n\n" if nrrd else b"\n")
     files[name] = damaged(rng, text) if what == 4 else text
     return _volume(rng, files, name, expected)
+
+
+def slices(rng: random.Random, sound: Sound) -> Try:
+    """A header whose data lie in one file a slice, by a list or by number; a name or the numbers may be wrong."""
+    nrrd, last = rng.random() < 0.5, len(sound.voxels) - 1
+    lines, key = _header(nrrd, sound)
+    files: dict[str, Any] = {f"s{k:02}.raw": plane.tobytes() for k, plane in enumerate(sound.voxels)}
+    names, expected = list(files), "either"
+    files |= {"PIPE": os.mkfifo, "LINK": lambda path: path.symlink_to(path.parent.parent / OUTSIDE)}
+    if rng.random() < 0.6:
+        what = rng.randrange(3)
+        if what == 0:
+            names[rng.randrange(len(names))] = rng.choice(
+                (f"../{OUTSIDE}", "PIPE", "LINK", f"x/../../{OUTSIDE}")
+            )
+            expected = "refused"
+        elif what == 1:
+            names[rng.randrange(len(names))] = rng.choice(
+                ("", "x" * 1500, "none.raw", "s00.raw\ns01.raw", "\udcff", "v.nhdr")
+            )
+        lines += [key + "LIST", *names]
+    else:
+        numbers = rng.choice(
+            (f"0 {last} 1", f"0 {last} 1", "0 999999999 1", f"0 {last} 0", f"{last} 0 -1", "-5 12 1", "0 0 1")
+        )
+        pattern = rng.choice(
+            ("s%02d.raw", "s%02d.raw", "s%d.raw", "s%999999999d.raw", "s%n%s.raw", f"../{OUTSIDE}%d")
+        )
+        lines.append(f"{key}{pattern} {numbers}")
+    name = "v.nhdr" if nrrd else "v.mhd"
+    return _volume(rng, files | {name: "\n".join(lines) + "\n"}, name, expected)
+
+
+def batch(rng: random.Random, sound: Sound) -> Try:
+    """A batch of two scans, the first of which is damaged, huge, or ends the process that reads it."""
+    if rng.random() < 0.5:
+        lines, _ = _header(True, sound)
+        long = "x" * rng.choice((1100, 5000, 70_000))
+        lines.insert(
+            rng.randrange(1, len(lines)), rng.choice((f"kinds: {long}", f"{long}:=1", f"space units: {long}"))
+        )
+        first: dict[str, Any] = {"v.nrrd": "\n".join([*lines, "", ""]).encode() + sound.voxels.tobytes()}
+    else:
+        first = dict(rng.choice((nifti, detached))(rng, sound).files)
+    files = {
+        f"patients/{name}": content for name, content in first.items() if "." not in name or name == "d.raw"
+    }
+    files |= {f"patients/p1.{name.split('.', 1)[1]}": first[name] for name in first if name[0] in "v\udcff"}
+    files |= {
+        "patients/p2.nii": sound.head,
+        "t.csv": "id,sex,age,ethnicity,body_mass\np1,M,40,Asian,4\np2,M,40,Asian,4\n",
+    }
+    made = ("out/summary.csv", "out/pairedCS/skull/*.png")
+    line = ["patients", "out", "biometrics=t.csv", "step=2.5", "num_workers=1"]
+    return Try("batch of scans", "data.ct", line, files, codes=(0, 3), made=made, stop=math.inf)
+
+
+def scan_on_full_disk(rng: random.Random, sound: Sound) -> Try:
+    """A sound scan where an earlier result is; no file may grow beyond a limit, as on a full disk."""
+    names = ("skull.png", "face.png", "skull.ply", "face.ply", "report.json")
+    files = {"v.nii": sound.head} | {f"out/{name}": b"earlier" for name in names if rng.random() < 0.8}
+    disk = rng.choice((0, 1, 500, 3000, 10_000, 50_000, 200_000, None))
+    expected = "accepted" if disk is None else "either"
+    return Try(
+        "full disk", "data.ct", ["v.nii", "out", "step=2.5"], files, expected, disk=disk, replaced="out/"
+    )
 
 
 def dicom(rng: random.Random, sound: Sound) -> Try:
@@ -167,4 +233,4 @@ def dicom(rng: random.Random, sound: Sound) -> Try:
     return _volume(rng, files or {"d/x.dcm": b""}, "d")
 
 
-MAKERS: tuple[Maker, ...] = (nifti, detached, dicom)
+MAKERS: tuple[Maker, ...] = (nifti, detached, slices, dicom, batch, scan_on_full_disk)

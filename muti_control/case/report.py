@@ -80,11 +80,7 @@ def write_zip(folder: Path) -> Path:
     Raises:
         ValueError: the folder is not as its log says. OSError: the file cannot be written.
     """
-    differences = verify(folder).differences
-    if differences:
-        raise ValueError(
-            f"{folder}: is not as its log says, so it is not zipped: {'; '.join(differences[:5])}"
-        )
+    _check_as_logged(folder)
     path = folder.resolve().with_name(f"{folder.resolve().name}.zip")
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for name in [*files_of(folder), LOG]:
@@ -94,8 +90,18 @@ def write_zip(folder: Path) -> Path:
     return path
 
 
+def _check_as_logged(folder: Path) -> None:
+    differences = verify(folder).differences
+    if differences:
+        raise ValueError(
+            f"{folder}: is not as its log says, so it is not zipped: {'; '.join(differences[:5])}"
+        )
+
+
 def _report(config: ReportConfig, folder: Path) -> int:
     heading = Heading(config.case_number, config.examiner, config.notes)
+    if config.zip and (folder / LOG).exists():
+        _check_as_logged(folder)  # before the report is written
     for path in write_report(folder, heading, config.format):
         print(path)
     if config.zip:
