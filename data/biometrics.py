@@ -136,7 +136,7 @@ class Attributes:
         return result
 
     def __str__(self) -> str:
-        """A short description, such as ``male, 35-50 y, body mass unknown``."""
+        """A short description, such as ``male, 35-50 y; unknown: body mass``."""
         if not self.known:
             return "nothing known of the person"
         words = {
@@ -148,7 +148,7 @@ class Attributes:
             words["age"] = f"{age_text(self.age)} y"
         told = [str(words[name]) for name in ATTRIBUTES if words.get(name)]
         unknown = [name.replace("_", " ") for name in ATTRIBUTES if not words.get(name)]
-        return ", ".join(told + ([f"{', '.join(unknown)} unknown"] if unknown else []))
+        return ", ".join(told) + (f"; unknown: {', '.join(unknown)}" if unknown else "")
 
 
 ATTRIBUTES = tuple(field.name for field in fields(Attributes))

@@ -220,7 +220,7 @@ def check_pictures(cases: list[Case], size: int) -> dict[Path, str]:
     """Read every skull and true face once, so that nothing fails half-way.
 
     Returns:
-        Notes by skull path: of ``read_image``, and on a background that is not black.
+        Notes of ``read_image`` by skull path.
 
     Raises:
         CaseError: pictures cannot be used; it has a line for each of the first 20.
@@ -231,15 +231,12 @@ def check_pictures(cases: list[Case], size: int) -> dict[Path, str]:
     faces = {case.face_path: None for case in cases if case.face_path is not None}
     for path, contents in (skulls | {path: skulls.get(path) for path in faces}).items():
         try:
-            picture, note = read_image(contents or path, size)
+            _, note = read_image(contents or path, size)
         except ImageError as error:
             errors.append(str(error))
             continue
-        border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
-        bright = "its border is bright, but the model knows skulls on black" if border.mean() > 0.5 else None
-        text = "; ".join(one for one in (note, bright) if one)
-        if text and path in skulls and path not in faces:
-            notes[path] = text
+        if note and path in skulls and path not in faces:
+            notes[path] = note
     if errors:
         more = [f"... and {len(errors) - _SHOWN} more"] if len(errors) > _SHOWN else []
         raise CaseError("\n".join([*errors[:_SHOWN], *more]))

@@ -65,13 +65,15 @@ class LandmarkFile:
     """What a file of landmarks holds.
 
     points: (N, 2) in px, x right, y down, pixel centres at integers. visible: (N,). confidence: (N,) in [0, 1].
-    before: (N, 2), where the points lay when a run wrote the file; NaN where that is not known.
+    before: (N, 2), where a network read the points off the skull; NaN where that is not known.
+    prepared: whether the points lie in the prepared picture of the skull, not in its own.
     """
 
     points: NDArray[np.float32]
     visible: NDArray[np.bool_]
     confidence: NDArray[np.float32]
     before: NDArray[np.float32]
+    prepared: bool = False
 
     def doubts(self, size: tuple[int, int]) -> str | None:
         """Return what a person who edited the points should look at again, or None.
@@ -96,7 +98,14 @@ class LandmarkFile:
         ]
         more = [f"and {len(notes) - 8} more"] if len(notes) > 8 else []
         edited = int((moved > 0.05).sum())  # of two points that are written with one decimal
-        return "; ".join(([f"{edited} points were edited"] if edited else []) + notes[:8] + more) or None
+        return (
+            "; ".join(
+                ([f"{edited} point{'s were' if edited > 1 else ' was'} edited"] if edited else [])
+                + notes[:8]
+                + more
+            )
+            or None
+        )
 
 
 def point_name(number: int, num: int) -> tuple[str, str]:
@@ -110,15 +119,22 @@ def _place(number: int, points: NDArray[np.floating]) -> str:
 
 
 def landmarks_text(
-    points: NDArray[np.floating], confidence: NDArray[np.floating], head: Mapping[str, Any]
+    points: NDArray[np.floating],
+    confidence: NDArray[np.floating],
+    head: Mapping[str, Any],
+    before: NDArray[np.floating] | None = None,
 ) -> str:
-    """Return a file of points (N, 2) in px for people to edit: JSON, one point a line. head: entries before them."""
+    """Return a file of points (N, 2) in px for people to edit: JSON, one point a line.
+
+    head: entries before them. before: of LandmarkFile; where it is NaN, and by default, a point's own place.
+    """
+    origins = points if before is None else np.where(np.isnan(before), points, before)
     lines = []
-    for number, ((x, y), sure) in enumerate(zip(points.tolist(), confidence.tolist(), strict=True)):
+    for number, (place, sure, origin) in enumerate(zip(points, confidence.tolist(), origins, strict=True)):
         name, group = point_name(number, len(points))
-        place = [round(x, 1), round(y, 1)]
-        line = {"number": number, "name": name, "group": group, "x": place[0], "y": place[1]}
-        lines.append(json.dumps({**line, "confidence": round(sure, 3), "before": place}))
+        (x, y), was = ([round(value, 1) for value in one.tolist()] for one in (place, origin))
+        line = {"number": number, "name": name, "group": group, "x": x, "y": y}
+        lines.append(json.dumps({**line, "confidence": round(sure, 3), "before": was}))
     entries = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items()]
     points_entry = '"points": [\n' + ",\n".join(lines) + "\n]"
     return "{\n" + ",\n".join([*entries, points_entry]) + "\n}\n"
@@ -140,6 +156,7 @@ def read_landmark_file(path: Path) -> LandmarkFile:
     """
     value = _read_json(path)
     rows = value.get("points") if isinstance(value, dict) else value
+    prepared = isinstance(value, dict) and value.get("prepared") is True
     if isinstance(rows, list) and any(isinstance(row, dict) for row in rows):
         value = _columns(path, rows)
     more = {key: one for key, one in value.items() if one is not None} if isinstance(value, dict) else {}
@@ -158,7 +175,7 @@ def read_landmark_file(path: Path) -> LandmarkFile:
         raise LandmarksError(f"{path}: 'before', expected two numbers for each point")
     if confidence.shape != (len(points),) or not ((confidence >= 0) & (confidence <= 1)).all():
         raise LandmarksError(f"{path}: 'confidence', expected {len(points)} numbers from 0 to 1")
-    return LandmarkFile(points, visible, confidence, before)
+    return LandmarkFile(points, visible, confidence, before, prepared)
 
 
 def _columns(path: Path, rows: list[Any]) -> dict[str, list[Any]]:

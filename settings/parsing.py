@@ -52,7 +52,9 @@ def decoded(raw: bytes, name: object) -> str:
         text = raw.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
         where = f"line {raw[: error.start].count(10) + 1}: byte 0x{raw[error.start]:02x}"
-        raise ContentError(f"{name}: {where} is not UTF-8 text; save the file as UTF-8") from error
+        raise ContentError(
+            f"{name}: {where} is not UTF-8 text; save the file as UTF-8 (in Excel: CSV UTF-8)"
+        ) from error
     if "\0" in text:
         raise ContentError(f"{name}: holds zero bytes, so it is no UTF-8 text; save the file as UTF-8")
     return text

@@ -190,6 +190,9 @@ def _takes_text(alternatives: Sequence[Any]) -> bool:
     return bool(texts) and not {int, float, bool} & set(alternatives)
 
 
+_BLANKS = ', without blanks around =, and with quotes around a value that has blanks: key="A. Name"'
+
+
 def _split(arguments: Sequence[str], file_key: str | None) -> tuple[Path | None, list[tuple[str, str]]]:
     file: Path | None = None
     assignments: list[tuple[str, str]] = []
@@ -205,7 +208,7 @@ def _split(arguments: Sequence[str], file_key: str | None) -> tuple[Path | None,
         else:
             second = file is not None and argument.endswith("ml")
             kind = "a second config file" if second else "not understood"
-            hint = f", as in {file_key}={argument}" if file_key and Path(argument).exists() else ""
+            hint = f", as in {file_key}={argument}" if file_key and Path(argument).exists() else _BLANKS
             raise ConfigError(f"{argument}: {kind}; expected [CONFIG.yaml] [key=value ...]{hint}")
     return file, assignments
 

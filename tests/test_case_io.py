@@ -81,6 +81,10 @@ def test_a_scan_is_told_from_pictures_and_a_bad_one_is_refused(
         and not is_scan(tmp_path / "skull.png")
         and not is_scan(tmp_path / "no")
     )
+    (tmp_path / "dicom/series").rename(tmp_path / "pictures/series")  # a disk without a DICOMDIR
+    assert not is_scan(tmp_path / "pictures")
+    assert run(f"skull={tmp_path}/pictures", "num_samples=1", "out=drawn") == 0
+    assert "its pictures are drawn; the scan that lies there too is not" in capsys.readouterr().out
     (tmp_path / "broken.nii").write_bytes(b"no volume")
     assert run("skull=broken.nii") == 2
     assert capsys.readouterr().err.startswith("sample.py: skull: ") and not Path("results").exists()

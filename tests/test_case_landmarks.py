@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from data.landmarks import LandmarksError, point_name, read_landmarks
 from ldm.checkpoint import sha256
 from muti_control.case.log import read_log
 from muti_control.case.verify import verify
-from muti_control.conditions.case_landmarks import given_landmarks
+from muti_control.conditions.case_landmarks import given_landmarks, lie_in_prepared, write_landmarks
 from muti_control.networks.pipnet.meanface import flip_table
 from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.sampling import request
@@ -87,11 +88,37 @@ def test_points_are_read_edited_and_given_back(
     assert edited == own and [entry["file"] for entry in edited] == ["a_landmarks.json", "b_landmarks.json"]
     assert edited[1]["sha256"] == sha256(first / "b_landmarks.json") != edited[1]["before"]
     assert verify(first).differences == []
+    rows = json.loads((moved / "b_landmarks.json").read_text())["points"]
+    assert [row["before"] for row in rows] == [point["before"] for point in marks["b"]["points"]]
+    assert [row["y"] - row["before"][1] for row in rows] == pytest.approx(
+        [3] * NUM
+    )  # of the network's reading
     assert "6 points were edited" in note and "point 4" in note and "30.1 px from where it was" in note
     record = json.loads((moved / "record.json").read_text())
     assert (
         "point 4" in record["cases"][1]["landmarks"]["note"] and "note" not in record["cases"][0]["landmarks"]
     )
+
+
+def test_points_of_a_prepared_picture_are_not_laid_on_the_skull_as_it_was(
+    folder: Path, tmp_path: Path
+) -> None:
+    skull = folder / "skulls/b.png"
+    case = Case("b", skull, None, prepared=(folder / "skulls/a.png").read_bytes())  # 64 x 64 px
+    source = given_landmarks(_points(tmp_path, [[10.0, 20.0]] * NUM), [case], NUM)
+    write_landmarks(tmp_path, case, source, folder / "skulls/a.png", 64)
+    head = json.loads((tmp_path / "b_landmarks.json").read_text())
+    assert head["prepared"] and (head["width"], head["height"]) == (64, 64)
+    assert lie_in_prepared(tmp_path, case) and not lie_in_prepared(folder / "skulls", case)
+    again = given_landmarks(tmp_path, [case], NUM)
+    np.testing.assert_allclose(again.points["b"], source.points["b"])
+    with pytest.raises(LandmarksError, match=r"skull=b_prepared\.png"):
+        given_landmarks(tmp_path, [replace(case, prepared=None)], NUM)
+
+
+def _points(folder: Path, points: list[list[float]]) -> Path:
+    (folder / "points.json").write_text(json.dumps({"points": points}))
+    return folder / "points.json"
 
 
 def test_the_106_points_have_names_of_the_persons_sides() -> None:

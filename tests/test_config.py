@@ -119,6 +119,7 @@ def test_other_values_have_their_fields_types() -> None:
         ("names=[${x}]", "names"),
         ("--count=2", "--count=2: settings are written without dashes, as in count=2"),
         ("skull.png", "skull.png: not understood; expected "),
+        ("sex", "sex: not understood; expected [CONFIG.yaml] [key=value ...], without blanks around =, "),
         ("none.yaml", "none.yaml: no such config file"),
     ],
 )

@@ -120,7 +120,7 @@ def test_what_is_unknown_is_assumed_and_said(
     )
     assert run(*person, "num_samples=8", "out=a") == 0
     output = capsys.readouterr().out
-    assert "female, 35-50 y, ethnicity, body mass unknown" in output and "no calibration file" in output
+    assert "female, 35-50 y; unknown: ethnicity, body mass." in output and "no calibration file" in output
     case = json.loads(Path("a/record.json").read_text())["cases"][0]
     assert case["attributes"]["sex"] == {"value": "female", "source": "stated"}
     assert case["attributes"]["age"] == {"value": None, "source": "assumed", "range": [35, 50]}

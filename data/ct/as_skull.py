@@ -46,6 +46,11 @@ def is_scan(path: Path) -> bool:
     names = [name.lower() for name in os.listdir(path) if name[0] != "."]
     if "dicomdir" not in names and any(name.endswith(IMAGE_SUFFIXES) for name in names):
         return False  # a folder of pictures; a DICOM disk may have some beside its scan
+    return holds_scan(path)
+
+
+def holds_scan(path: Path) -> bool:
+    """Return whether one of the first files in a folder, and the folders within, is a scan's; False of no folder."""
     return any(_is_scan_file(file) for file in islice(_files(path), _LOOKED_AT))
 
 

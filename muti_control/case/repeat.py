@@ -34,6 +34,8 @@ _SHOWN = 12
 def read_first_run(path: str) -> dict[str, Any]:
     """Return the record of a finished run; ``path`` is its record.json or its folder. Raises: ConfigError."""
     folder = _folder(path)
+    if not Path(path).exists():
+        raise ConfigError(f"repeat: {path} does not exist; give results/NAME/{RECORD}")
     try:
         record = read_record(folder)
         whole = record["format"] == FORMAT and record["finished"] is True

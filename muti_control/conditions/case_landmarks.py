@@ -34,7 +34,7 @@ WITHOUT_SKULL = 256  # px of the picture that landmarks lie in where there is no
 _NUM_NOTES = 20
 _ABOUT = (
     "Edit x and y: px of the skull picture, x to the right, y down, 0 in the middle of the first pixel. Left and right "
-    "are the person's. 'before' is where the point was: leave it, it shows typing errors."
+    "are the person's. 'before' is where the network read the point: leave it, it shows typing errors."
 )
 
 
@@ -84,7 +84,7 @@ class ReadOffSkull:
 class StoredLandmarks:
     """Landmarks from files, by the case's name: (N, 2) fractions and (N,) confidences.
 
-    source: for the record. doubts: what people should look at again.
+    source: for the record. doubts: what people should look at again. before: of ``LandmarkFile``.
     """
 
     source: str
@@ -93,6 +93,7 @@ class StoredLandmarks:
     points: Mapping[str, NDArray[np.float32]]
     confidences: Mapping[str, NDArray[np.float32]] | None = None  # None: 1
     doubts: Mapping[str, str] = field(default_factory=dict)
+    before: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def of(self, cases: Sequence[Case], skulls: Tensor) -> Landmarks:
         points = torch.from_numpy(np.stack([self.points[case.name] for case in cases]))  # (B, N, 2)
@@ -180,7 +181,7 @@ def given_landmarks(
         raise ValueError(
             f"{key}: {path} is one file for {len(cases)} skulls; give a folder with NAME_landmarks.json for each"
         )
-    files = {case.name: path if path.is_file() else path / landmarks_name(case) for case in cases}
+    files = {case.name: file_of(path, case) for case in cases}
     lacking = [file.name for file in files.values() if not file.is_file()]
     if lacking:
         raise ValueError(
@@ -188,7 +189,7 @@ def given_landmarks(
             f"skull, {num_points} points in px of its picture; without landmarks=PATH sample.py writes such files, to "
             "be edited, if the weights have a landmark branch"
         )
-    points, confidences, doubts = {}, {}, {}
+    points, confidences, doubts, before = {}, {}, {}, {}
     for case in cases:
         file, size = files[case.name], _pixels(case)
         try:
@@ -196,13 +197,30 @@ def given_landmarks(
             num = len(content.points)
             if num != num_points:
                 raise LandmarksError(f"{file}: {num} points, expected {num_points}{reason}")
+            if content.prepared and case.prepared is None:
+                raise LandmarksError(
+                    f"{file}: its points lie in the prepared picture of the skull, but {case.name} is not prepared in "
+                    f"this run; give skull={case.name}_prepared.png, or leave prepare=auto"
+                )
             doubt = content.doubts(size)
         except LandmarksError as error:
             raise LandmarksError(f"{key}: {error}") from error
         if doubt is not None:
             doubts[case.name] = doubt
         points[case.name], confidences[case.name] = fractions_of(content.points, size), content.confidence
-    return StoredLandmarks("given", files, _hashes(files), points, confidences, doubts)
+        before[case.name] = content.before
+    return StoredLandmarks("given", files, _hashes(files), points, confidences, doubts, before)
+
+
+def file_of(path: Path, case: Case) -> Path:
+    """Return a case's file of landmarks, where ``path`` is this file or a folder of such files."""
+    return path if path.is_file() else path / landmarks_name(case)
+
+
+def lie_in_prepared(path: Path, case: Case) -> bool:
+    """Return whether the points of a case's file lie in its prepared picture. Raises: LandmarksError."""
+    file = file_of(path, case)
+    return file.is_file() and read_landmark_file(file).prepared
 
 
 def _hashes(files: Mapping[str, Path]) -> dict[str, str]:
@@ -231,6 +249,8 @@ def write_landmarks(folder: Path, case: Case, source: CaseLandmarks, face: Path,
     landmarks = source.of([case], torch.from_numpy(skull).permute(2, 0, 1)[None])
     points, pixels = landmarks.points[0].numpy(), _pixels(case)
     head = {"about": _ABOUT, "width": pixels[0], "height": pixels[1], **source.describe(case)}
-    text = landmarks_text(pixels_of(points, pixels), landmarks.confidence[0].numpy(), head)
+    head |= {} if case.prepared is None else {"prepared": True}
+    before = source.before.get(case.name) if isinstance(source, StoredLandmarks) else None
+    text = landmarks_text(pixels_of(points, pixels), landmarks.confidence[0].numpy(), head, before)
     write_text(folder / landmarks_name(case), text)
     write_png(folder / picture_name(case), numbered_picture(to_uint8(skull), to_uint8(drawn), points), None)

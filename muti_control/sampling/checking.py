@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,11 +20,15 @@ class NoSkullError(ValueError):
 
 
 def check_cases(
-    cases: Sequence[Case], size: int, calibration: Calibration | None, prepare: bool, force: bool
+    cases: Sequence[Case],
+    size: int,
+    calibration: Calibration | None,
+    prepare: Callable[[Case], bool],
+    force: bool,
 ) -> tuple[list[Case], dict[str, dict[str, Any]]]:
     """Return the cases to draw, with prepared pictures, and the check of every case by name, as the record has it.
 
-    size: side of the model's pictures, px. force: draw what is no skull, too.
+    size: side of the model's pictures, px. prepare: whether a picture may change. force: draw what is no skull, too.
 
     Raises:
         NoSkullError: nothing is left to draw.
@@ -35,7 +39,7 @@ def check_cases(
             drawn.append(case)
             continue
         picture, _ = read_image(case.source, size)
-        result = checked_skull(picture, calibration, case.attributes, prepare)
+        result = checked_skull(picture, calibration, case.attributes, prepare(case))
         stopped = result.check.level == "stop" and not force
         checks[case.name] = {**result.record(), "drawn": not stopped}
         if stopped:
@@ -45,10 +49,8 @@ def check_cases(
             case = replace(case, prepared=png_of(to_uint8(result.picture)), mm_per_px=mm)
         drawn.append(case)
     if cases and not drawn:
-        lines = check_lines(checks)
-        raise NoSkullError(
-            "\n".join([*lines, "nothing is drawn; give a picture of a skull, or force=true draws it"])
-        )
+        head = "nothing is drawn; give a picture of a skull, or force=true draws it"
+        raise NoSkullError("\n  ".join([head, *check_lines(checks)]))
     return drawn, checks
 
 
@@ -94,4 +96,4 @@ def doubts(check: Mapping[str, Any] | None) -> str:
     if check is None:
         return ""
     names = dict.fromkeys(finding["name"].replace("_", " ") for finding in check["findings"])
-    return (", prepared" if check["prepared"] else "") + (f"; check: {', '.join(names)}" if names else "")
+    return ("; prepared" if check["prepared"] else "") + (f"; check: {', '.join(names)}" if names else "")

@@ -192,7 +192,7 @@ class Job:
         }
         if partly and self.population is not None:
             notes.append(
-                f"{'; '.join(sorted(partly)[:3])}{'; ...' * (len(partly) > 3)}: each face assumes values "
+                f"{' | '.join(sorted(partly)[:3])}{' | ...' * (len(partly) > 3)}. Each face assumes values "
                 "that are possible, as frequent as among the people of the training"
             )
         return notes

@@ -18,7 +18,7 @@ from cldm.controlled import ControlledLatentDiffusion, architecture_of, load_mod
 from cldm.spacing import spaced_timesteps
 from data.biometrics import Attributes
 from data.cases import MANIFEST_SUFFIXES, NO_SKULL, Case, PersonInput, check_pictures, find_cases
-from data.ct.as_skull import draw_scan_skull, is_scan
+from data.ct.as_skull import draw_scan_skull, holds_scan, is_scan
 from data.files import picture_sha256
 from data.images import png_of
 from ldm.checkpoint import read_state_dict, sha256
@@ -27,7 +27,7 @@ from ldm.device import choose_device, choose_precision
 from muti_control.case.calibration import Calibration, Population, load_calibration
 from muti_control.case.repeat import repeated_settings
 from muti_control.case.runs import claim_case
-from muti_control.conditions.case_landmarks import StoredLandmarks, choose_landmarks
+from muti_control.conditions.case_landmarks import StoredLandmarks, choose_landmarks, lie_in_prepared
 from muti_control.conditions.case_textures import choose_textures
 from muti_control.distributed import Team, find_team
 from muti_control.networks.pipnet.reader import LandmarkReader
@@ -136,6 +136,10 @@ def make_job(cfg: SampleConfig, config_files: Sequence[Path] = ()) -> Job:
             skull=str(cases[0].skull_path), mm_per_px=cases[0].mm_per_px
         )  # a path may name a patient
     job = job_of(cfg, networks, cases, folder, team)
+    if not scanned and holds_scan(skull):
+        remarks.append(
+            f"{skull}: its pictures are drawn; the scan that lies there too is not: give a folder of its own"
+        )
     job = replace(job, remarks=[*remarks, *job.remarks])
     if not team.is_first:
         return job
@@ -207,8 +211,12 @@ def job_of(
     _check_steps(cfg, model)
     _check_ethnicities(cases, networks.population)
     picture_notes = check_pictures(cases, model.cfg.image_size) if team.is_first else {}
-    # Points in px of a picture must not lie beside it.
-    may_prepare = cfg.prepare == "auto" and cfg.landmarks in ("auto", "none") and not cfg.spgd.fixes_points
+
+    def may_prepare(case: Case) -> bool:  # points in px of a picture must not lie beside it
+        if cfg.prepare == "off" or cfg.spgd.fixes_points:
+            return False
+        return cfg.landmarks in ("auto", "none") or lie_in_prepared(Path(cfg.landmarks), case)
+
     cases, checks = check_cases(cases, model.cfg.image_size, networks.calibration, may_prepare, cfg.force)
     skull_landmarks = shipped(cfg.landmark_weights)
     if cfg.landmark_weights != SKULL_LANDMARKS and not skull_landmarks.is_file():
