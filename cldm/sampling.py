@@ -21,6 +21,8 @@ from cldm.texture import Texture
 
 DECODED_AT_ONCE = 8 * 512 * 512  # pixels of one pass of the decoder: its memory does not grow with B
 
+Preview = Callable[[Callable[[], Tensor]], None]
+"""Takes a function that returns faces, (B, 3, H, W) in [0, 1]."""
 
 SAMPLERS: dict[str, Callable[..., Tensor]] = {  # all are called as cldm.ddim.sample_ddim is
     "ddim": sample_ddim,
@@ -59,6 +61,7 @@ def reconstruct(
     negative_prompt: str = "",
     spgd: Spgd | None = None,
     progress: Callable[[int, int], None] | None = None,
+    preview: Preview | None = None,
     on_device: bool = False,
 ) -> Tensor:
     """Return faces (B, 3, H, W) in [0, 1], float32 on the CPU, for skulls (B, 3, H, W) in [0, 1] and prompts.
@@ -70,6 +73,7 @@ def reconstruct(
         landmarks, texture: of the faces; None for a model that has no branch for them, or to leave it out.
         skull_present: (B,) bool; False leaves a sample's skull out. None: all are present.
         spgd: moves the latents before each step. progress: called as (steps done, steps in all).
+        preview: called at each step, before ``progress``, with a function that decodes the faces as x_0 now is.
         on_device: leave the faces on the model's device, so that nothing waits for them here.
 
     Raises:
@@ -93,6 +97,14 @@ def reconstruct(
     if spgd is not None:
         spgd.attach(predicted, model.alphas_cumprod, len(timesteps))
         predicted, before_step = spgd.eps, spgd.before_step
+
+    def pictures(latents: Tensor) -> Tensor:
+        to = device if on_device else torch.device("cpu")
+        faces = torch.cat([face.float().to(to) for face in _decode(model, latents, seeds, texture, cfg)])
+        return ((faces + 1) / 2).clamp(0, 1)
+
+    if preview is not None:
+        predicted = _watched(predicted, model.alphas_cumprod, lambda x_0: preview(partial(pictures, x_0)))
     latents = SAMPLERS[cfg.sampler](
         predicted,
         noise(),
@@ -103,9 +115,19 @@ def reconstruct(
         before_step=before_step,
         progress=progress,
     )
-    to = device if on_device else torch.device("cpu")
-    faces = torch.cat([face.float().to(to) for face in _decode(model, latents, seeds, texture, cfg)])
-    return ((faces + 1) / 2).clamp(0, 1)
+    return pictures(latents)
+
+
+def _watched(eps_fn: EpsFn, alphas_cumprod: Tensor, watch: Callable[[Tensor], None]) -> EpsFn:
+    """Return ``eps_fn``, which then passes each estimate of x_0 (equation 1 of ``ddim_step``) to ``watch``."""
+
+    def watched(x_t: Tensor, t: Tensor, i: int) -> Tensor:
+        eps = eps_fn(x_t, t, i)
+        abar = alphas_cumprod[t].view(-1, 1, 1, 1)
+        watch((x_t - (1 - abar).sqrt() * eps) / abar.sqrt())
+        return eps
+
+    return watched
 
 
 def guided_eps(

@@ -36,33 +36,6 @@ class CaseError(ValueError):
 
 
 @dataclass(frozen=True)
-class PersonInput:
-    """What the user says about the person; None where nothing is said."""
-
-    sex: object = None
-    age: object = None
-    ethnicity: object = None
-    body_mass: object = None
-
-    @property
-    def values(self) -> dict[str, object]:
-        """Return what is said, by name."""
-        return {name: value for name, value in vars(self).items() if value is not None}
-
-    def attributes(self) -> Attributes:
-        """Return what is known. Raises: CaseError: a value is impossible."""
-        for name, value in self.values.items():
-            if (
-                value != value
-            ):  # a table in memory says so where it knows nothing; a person writes something else
-                raise CaseError(f"{name}: got {value}, expected a value, or unknown")
-        try:
-            return Attributes(**self.values)
-        except BiometricsError as error:
-            raise CaseError(str(error)) from error
-
-
-@dataclass(frozen=True)
 class Case:
     """One skull to reconstruct.
 
@@ -80,7 +53,8 @@ class Case:
         picture: contents of the file at ``skull_path``, where it is in memory alone.
         prepared: PNG that is drawn in place of the skull's own picture.
         mm_per_px: of the skull's picture. None: unknown.
-        scan: what ``data.ct`` reports of the scan that the skull was drawn of. skin: PNG of the scan's own skin.
+        scan: what ``data.ct`` reports of the scan that the skull was drawn of. remarks: on it, for people.
+        skin: PNG of the scan's own skin.
     """
 
     name: str
@@ -96,6 +70,7 @@ class Case:
     prepared: bytes | None = field(default=None, repr=False)
     mm_per_px: float | None = None
     scan: Mapping[str, Any] | None = field(default=None, repr=False)
+    remarks: Sequence[str] = ()
     skin: bytes | None = field(default=None, repr=False)
 
     @property
@@ -119,7 +94,7 @@ class Case:
 
 def find_cases(
     skull: str | os.PathLike[str],
-    person: PersonInput,
+    person: Mapping[str, object] = {},
     images_dir: str | os.PathLike[str] | None = None,
     limit: int | None = None,
 ) -> list[Case]:
@@ -128,12 +103,12 @@ def find_cases(
     Args:
         skull: a picture file, a folder (its pictures, not those of folders within), a list (CSV or JSON lines, see
             ``read_skulls``), or ``none`` for no skull.
-        person: of all pictures; for a list, it replaces the values of every line.
+        person: attributes of all pictures; for a list, they replace the values of every line. None: not stated.
         images_dir: of a list: see ``read_skulls``.
         limit: at most that many cases, spread evenly over the list. None: all.
 
     Raises:
-        CaseError: there is nothing, or an attribute has an impossible value.
+        CaseError: there is nothing. BiometricsError: an attribute has an impossible value.
         ManifestError, ContentError: the list has mistakes.
     """
     path = Path(skull)
@@ -148,35 +123,42 @@ def find_cases(
         raise CaseError(f"skull: {path} is a spreadsheet; save it as CSV (in Excel: CSV UTF-8)")
     if images_dir is not None and not no_skull:
         raise CaseError(f"images_dir: goes with a manifest, but skull={path} is none")
-    attributes = person.attributes()
+    known = attributes_of(person)
     if no_skull:
-        return [_of_person(Case("no_skull", None, None), attributes)]
+        return [Case("no_skull", None, known.biometrics, attributes=known)]
     paths = _spread(_pictures(path) if path.is_dir() else [path], limit)
     names = safe_names([picture.stem for picture in paths])
-    return [_of_person(Case(name, p, None), attributes) for name, p in zip(names, paths, strict=True)]
+    return [Case(name, p, known.biometrics, attributes=known) for name, p in zip(names, paths, strict=True)]
 
 
-def _of_person(case: Case, attributes: Attributes) -> Case:
-    return replace(case, attributes=attributes, biometrics=attributes.biometrics)
+def attributes_of(person: Mapping[str, object]) -> Attributes:
+    """Return what is known of a person, from settings or a line of a list. Raises: BiometricsError."""
+    for name, value in person.items():
+        if value != value:  # a table in memory says so where it knows nothing; a person writes something else
+            raise BiometricsError(name, value, "a value, or unknown")
+    return Attributes(**person)
 
 
-def _listed(path: Path, images_dir: str | os.PathLike[str] | None, person: PersonInput) -> list[Case]:
+def _listed(
+    path: Path, images_dir: str | os.PathLike[str] | None, person: Mapping[str, object]
+) -> list[Case]:
     """Return a case for each line of a list of skulls. Raises: ManifestError, ContentError."""
-    lines = read_skulls(path, images_dir)
+    lines, stated = (
+        read_skulls(path, images_dir),
+        {k: value for k, value in person.items() if value is not None},
+    )
     cases: list[Case] = []
     problems: list[ManifestProblem] = []
     for name, line in zip(safe_names([one.name or one.skull_path.stem for one in lines]), lines, strict=True):
-        said = PersonInput(**{**line.person, **person.values})
         try:
-            known = said.attributes()
-        except CaseError as error:
+            known = attributes_of({**line.person, **stated})
+        except BiometricsError as error:
             problems.append(
                 ManifestProblem(line.line, "", str(error), "mend or empty the cell", "biometrics")
             )
             continue
-        case = Case(name, line.skull_path, None, line.face_path, known)
-        case = replace(case, landmarks_path=line.landmarks_path, texture_path=line.texture_path)
-        cases.append(_of_person(case, known))
+        case = Case(name, line.skull_path, known.biometrics, line.face_path, known)
+        cases.append(replace(case, landmarks_path=line.landmarks_path, texture_path=line.texture_path))
     if problems:
         raise ManifestError(path, problems)
     return cases

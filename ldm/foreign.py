@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 UNET, CONTROL = "model.diffusion_model.", "control_model."
 MODEL_PARTS = (UNET, "first_stage_model.", "cond_stage_model.")
 _SD15_CONTEXT, _SD2_CONTEXT = 768, 1024
 _IMPORT = "python -m cldm.diffusers_folder import FOLDER OUT reads its folder"
-_NAMES = (  # how keys begin -> what such a file is; the first that fits. Source: the key names of public files
+_OURS = (  # how keys begin -> what such a file is; the first that fits
     (("net.model.", "net.first_stage_model.", "net.control_model."),
      "a training checkpoint of this program, which holds the trained part only (net.* keys): use the model.safetensors "
      "that the finished run exports"),
     (("cls_layer.",), "a landmark network (PIPNet)"),
     (("tell.",), "a Pix2Pix generator"),
     (("scale0_layer0.",), "a discriminator (PatchGAN)"),
+)  # fmt: skip
+_NAMES = (  # the same of public files. Source: their key names
     (("difference",), "the difference of a control network from its base ('difference' key), not the network"),
     (("conditioner.",), "Stable Diffusion XL (conditioner.* keys)"),
     ((UNET + "label_emb.",), "Stable Diffusion XL (label_emb.* keys)"),
@@ -42,6 +46,13 @@ def recognise(state: Mapping[str, Tensor]) -> str | None:
     return _by_names(state) or _by_shapes(state)
 
 
+def our_network(keys: Collection[str]) -> str | None:
+    """Return what a file of this program is by its keys, if it is no whole model; None: another file."""
+    if keys and all(key.startswith(_DECODER) for key in keys):
+        return "a small decoder for guidance"
+    return next((name for starts, name in _OURS if any(key.startswith(starts) for key in keys)), None)
+
+
 def _by_names(state: Mapping[str, Tensor]) -> str | None:
     def has(*starts: str) -> bool:
         return any(key.startswith(starts) for key in state)
@@ -51,13 +62,13 @@ def _by_names(state: Mapping[str, Tensor]) -> str | None:
             "a file with the averages of a training alone (model_ema.* keys): use the one of the same model that has "
             "model.diffusion_model.* keys"
         )
+    if ours := our_network(state):
+        return ours
     for starts, name in _NAMES:
         if has(*starts):
             return name
     if any("lora_" in key for key in state):
         return "a LoRA (lora_* keys), which only changes another model"
-    if state and all(key.startswith(_DECODER) for key in state):
-        return "a small decoder for guidance"
     if not has(UNET, CONTROL):
         return _part(has("encoder.conv_in.", "first_stage_model."), has("text_model.", "cond_stage_model."))
     return None

@@ -20,6 +20,7 @@ from data.ct.drawing import draw_scan
 from data.ct.reading.volumes import SUFFIXES
 from muti_control.sampling import config
 from muti_control.sampling.grid import grid_people, grid_tiles
+from muti_control.sampling.reconstructor import Reconstructor
 from tests.phantom import SECRET, write_dicom, write_image
 from tests.phantom import sample as phantom
 
@@ -40,10 +41,14 @@ def record_of(folder: str) -> dict:
 
 
 def test_a_scan_is_drawn_as_data_ct_does_and_names_nobody(
-    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: Run,
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(config, "CtConfig", SimpleNamespace(of=partial(CtConfig.of, step=2.5)))
-    scan = write_dicom(tmp_path / SECRET, *phantom((2.5, 2.5, 2.5)))
+    scan = write_dicom(tmp_path / SECRET, *phantom((5.0, 5.0, 5.0)))
     assert run(f"skull={tmp_path / SECRET}", "num_samples=2", "sex=F", "age=40", "body_mass=4") == 0
     out = capsys.readouterr().out
     expected = draw_scan(
@@ -57,7 +62,14 @@ def test_a_scan_is_drawn_as_data_ct_does_and_names_nobody(
     assert [one["name"] for one in case["scan"]["findings"]] == [one.name for one in expected.findings]
     assert all(one.text in out for one in expected.findings)
     assert len(case["scan"]["sha256"]) == 64
-    for file in Path("results/scan").iterdir():
+    same = Reconstructor.load(weights, "cpu", "fp32").reconstruct(
+        tmp_path / SECRET, Attributes("F", 40, None, 4), num_samples=2
+    )
+    same.save("saved")
+    assert record_of("saved")["cases"] == record["cases"] and all(
+        one.text in "".join(same.warnings) for one in expected.findings
+    )
+    for file in (*Path("results/scan").iterdir(), *Path("saved").iterdir()):
         assert not any(part in file.read_bytes() for part in (b"Musterfrau", b"Erika")), file.name
     assert "Musterfrau" not in out
     assert sample.main(["repeat=results/scan/record.json"]) == 0  # of the pictures that lie beside the record

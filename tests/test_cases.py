@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.biometrics import Attributes, Biometrics
-from data.cases import Case, CaseError, PersonInput, check_pictures, find_cases, safe_names
+from data.cases import Case, CaseError, check_pictures, find_cases, safe_names
 
-WOMAN = PersonInput(sex="F", age=43, ethnicity="Asian", body_mass=4)
+WOMAN = dict(sex="F", age=43, ethnicity="Asian", body_mass=4)
 
 
 def picture(path: Path, level: int = 0) -> Path:
@@ -29,9 +29,9 @@ def test_one_picture_with_and_without_a_person(tmp_path: Path) -> None:
     (case,) = find_cases(picture(tmp_path / "my skull.png"), WOMAN)
     assert (case.name, case.face_path, case.biometrics) == ("my_skull", None, Biometrics("female", 43.0))
     assert case.prompt == "3D face scan,Asian female,age level 3,normal face."
-    (case,) = find_cases(tmp_path / "my skull.png", PersonInput(sex="F", age="35-50"))
+    (case,) = find_cases(tmp_path / "my skull.png", dict(sex="F", age="35-50"))
     assert (case.biometrics, case.attributes) == (None, Attributes("female", (35, 50)))
-    (case,) = find_cases(tmp_path / "my skull.png", PersonInput())
+    (case,) = find_cases(tmp_path / "my skull.png")
     assert (case.biometrics, case.prompt) == (None, "")
 
 
@@ -63,23 +63,23 @@ def test_a_folder_without_pictures_says_where_they_are(tmp_path: Path, place: st
 
 def test_a_manifest_brings_its_own_and_explicit_values_override(make_pairs: Callable[..., Path]) -> None:
     manifest = make_pairs(test=4) / "split_data/test.json"
-    cases = find_cases(manifest, PersonInput())
+    cases = find_cases(manifest)
     assert [case.biometrics.sex for case in cases if case.biometrics] == ["male", "female", "male", "female"]
     assert all(case.face_path is not None and case.attributes.ethnicity == "Asian" for case in cases)
-    older = find_cases(manifest, PersonInput(sex="F", age=70))
+    older = find_cases(manifest, dict(sex="F", age=70))
     assert all(case.biometrics == Biometrics("female", 70.0) for case in older)
-    unknown = find_cases(manifest, PersonInput(body_mass="unknown", age="30-40"))
+    unknown = find_cases(manifest, dict(body_mass="unknown", age="30-40"))
     assert [(case.biometrics, case.attributes.age) for case in unknown] == [(None, (30, 40))] * 4
     assert [case.attributes.sex for case in unknown] == ["male", "female", "male", "female"]
 
 
 def test_limit_spreads_evenly(make_pairs: Callable[..., Path]) -> None:
     manifest = make_pairs(test=6) / "split_data/test.json"
-    cases = find_cases(manifest, PersonInput(), limit=3)
+    cases = find_cases(manifest, limit=3)
     assert [case.name for case in cases] == ["test_0", "test_2", "test_4"]
-    assert len(find_cases(manifest, PersonInput(), limit=99)) == 6
+    assert len(find_cases(manifest, limit=99)) == 6
     with pytest.raises(CaseError, match="limit: got 0"):
-        find_cases(manifest, PersonInput(), limit=0)
+        find_cases(manifest, limit=0)
 
 
 @given(st.lists(st.sampled_from(["a", "A", "a-2", "a/b", "..", "", "颅", "CON"]), max_size=8))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from data.biometrics import Attributes
-from data.cases import PersonInput, find_cases
+from data.cases import find_cases
 from data.manifest import COLUMNS, ManifestError, Record, main, read_skulls
 from muti_control.evaluation.methods.elsewhere import find_faces
 from muti_control.evaluation.protocol.inputs import InputError
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_spreadsheets_write_is_read(folder: Path, text: str, encoding: str) -> None:
     path = folder / "list.csv"
     path.write_bytes(text.encode(encoding))
-    cases = find_cases(path, PersonInput())
+    cases = find_cases(path)
     assert [(case.name, case.attributes) for case in cases] == [("a", WOMAN), ("b", MAN)]
     assert [case.skull_path for case in cases] == [folder / "a.png", folder / "sub/b.png"]
 
@@ -53,17 +53,17 @@ def test_names_of_files_are_whole_relative_or_differ_in_the_form_of_accents(
 ) -> None:
     path = tmp_path / "list.tsv"
     path.write_text(f"skull\tname\ttrue_face\n{folder / DECOMPOSED}\tFall 3\t{folder / 'a.png'}\n")
-    (case,) = find_cases(path, PersonInput())
+    (case,) = find_cases(path)
     assert (case.name, case.skull_path, case.face_path) == ("Fall_3", folder / COMMA, folder / "a.png")
     path.write_text("skull\nsub/b.png\n")
     (tmp_path / "loop.png").symlink_to("loop.png")
     monkeypatch.chdir(folder)  # a list that was moved away
-    assert find_cases(path, PersonInput())[0].skull_path == Path("sub/b.png")
+    assert find_cases(path)[0].skull_path == Path("sub/b.png")
     (tmp_path / "skull/sub").mkdir(parents=True), (tmp_path / "sub").mkdir()
     for place in ("sub", "skull/sub"):
         (tmp_path / place / "b.png").touch()
     with pytest.raises(ManifestError, match=r"line 2: skull: .* may be "):
-        find_cases(path, PersonInput())
+        find_cases(path)
 
 
 def test_a_list_may_be_json_lines_and_say_little(folder: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_list_may_be_json_lines_and_say_little(folder: Path) -> None:
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
     assert [line.person for line in read_skulls(path)] == [{"sex": "F", "age": "35-50"}, {}]
-    cases = find_cases(path, PersonInput(sex="M", age=70, body_mass=3), limit=1)
+    cases = find_cases(path, dict(sex="M", age=70, body_mass=3), limit=1)
     assert [case.attributes for case in cases] == [MAN]
 
 
@@ -104,13 +104,13 @@ def test_a_list_is_refused_by_line_and_column(folder: Path, text: str | bytes, m
     path = folder / "bad.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises((ContentError, ManifestError), match=message) as caught:
-        find_cases(path, PersonInput())
+        find_cases(path)
     assert str(caught.value).startswith(f"{path}: ")
 
 
 def test_a_column_that_serves_nothing_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "notes.csv").write_text("skull,Lab no.,Found by\na.png,1,2\n")
-    assert len(find_cases(folder / "notes.csv", PersonInput())) == 1
+    assert len(find_cases(folder / "notes.csv")) == 1
     assert "not used: Found by, Lab no." in capsys.readouterr().err
 
 
@@ -122,7 +122,7 @@ def test_the_template_lists_the_pictures_at_hand(
     text = capfdbinary.readouterr().out.decode("utf-8")
     assert text == f"\ufeff{','.join(COLUMNS)}\r\n{COMMA},Sch\u00e4del,,,,,,,\r\n"
     Path("skulls.csv").write_text(text, encoding="utf-8")
-    (case,) = find_cases("skulls.csv", PersonInput())
+    (case,) = find_cases("skulls.csv")
     assert (case.name, case.skull_path, case.biometrics) == ("Sch\u00e4del", Path(COMMA), None)
     assert main(["template", "none"]) == main(["template"]) == 2
 

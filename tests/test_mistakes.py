@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from safetensors.numpy import save_file
 
 ROOT = Path(__file__).resolve().parent.parent
 ANSWERS = {  # command line, separated by bars -> what the one message names
@@ -26,6 +27,10 @@ ANSWERS = {  # command line, separated by bars -> what the one message names
     "skull=skull.png|weights=none.pth": "weights: ",
     "skull=skull.png|weights=diffusers": "cldm.diffusers_folder import",
     "skull=skull.png|weights=empty": "weights: ",
+    "skull=skull.png|weights=cls_layer.safetensors": "a landmark network",
+    "skull=skull.png|weights=blocks.safetensors": "a small decoder",
+    "skull=skull.png|ethnicity=caucasion": "did you mean Caucasian?",
+    "skull=people.csv": "did you mean African?",
     "skull=a.pdf": "PDF",
     "skull=photo.heic": "HEIC",
     "skull=letter.docx": "office document",
@@ -55,9 +60,12 @@ def test_every_mistake_has_an_answer_that_does_not_wait_for_torch(tmp_path: Path
         "photo.heic": b"\0\0\0\x18ftypheic\0\0\0\0",
         "letter.docx": b"PK\3\4 ...",
         "headless.csv": b"skull.png,male,40\n",
+        "people.csv": b"skull,ethnicity\nskull.png,Asian\nskull.png,afrcan\n",
         "training.yaml": b"stage: control\n",
     }.items():
         (tmp_path / name).write_bytes(contents)
+    for name in ("cls_layer", "blocks"):
+        save_file({f"{name}.weight": np.zeros(1, np.float32)}, tmp_path / f"{name}.safetensors")
     before = sorted(tmp_path.rglob("*"))
     command = [sys.executable, "-c", SCRIPT, json.dumps([*ANSWERS])]
     ended = subprocess.run(

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from data.cases import PersonInput, find_cases
+from data.cases import find_cases
 from data.files import FileHashes, file_names, folder_names, is_folder, open_pack, read_bytes
 from data.images import ImageError, read_image
 from data.manifest import ManifestError, read_manifest
@@ -76,7 +76,7 @@ def test_the_pack_is_found_wherever_the_folder_would_be(folder: Path, packed: Pa
     archive = packed / ARCHIVE
     records = read_manifest(folder / "split_data/train.json", archive)
     assert records[0].skull_path == archive / "Skulls" / records[0].source
-    assert len(find_cases(packed / "split_data/valid.json", PersonInput())) == 4
+    assert len(find_cases(packed / "split_data/valid.json")) == 4
     assert folder_names(archive) == {"Skulls", "faces", "landmarks"}
     assert folder_names(archive / "faces") == {"sub folder"} and file_names(archive / "faces") == frozenset()
     assert [is_folder(archive / name) for name in ("", "faces", "fac", "faces/sub folder")] == [1, 1, 0, 1]

@@ -90,6 +90,13 @@ def test_progress_cancels_and_threads_share_a_model(reconstructor: Reconstructor
     with pytest.raises(InterruptedError):
         reconstructor.reconstruct(skull, WOMAN, num_samples=9, progress=stop)
     assert calls == [(1, 6), (2, 6)]  # two batches of three steps
+    seen: list[np.ndarray] = []
+    words = {"num_samples": 2, "sampling": {"steps": 2, "eta": 0}}
+    result = reconstructor.reconstruct(skull, WOMAN, preview=lambda decode: seen.append(decode()), **words)
+    plain = reconstructor.reconstruct(skull, WOMAN, **words)
+    assert all(np.array_equal(*pair) for pair in zip(result.faces, plain.faces, strict=True))
+    apart = [np.abs(faces.astype(int) - plain.faces).mean() for faces in seen]  # (2, 64, 64, 3) each
+    assert len(seen) == 2 and apart[1] < 2 < apart[0], apart
     alone = [reconstructor.reconstruct(skull, WOMAN, num_samples=1, seed=seed).faces[0] for seed in (0, 1)]
     together: dict[int, np.ndarray] = {}
 

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveFloat
 
 from data.biometrics import Biometrics, age_level
-from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
 from settings.base import Settings
 from settings.reading import from_json
 
@@ -93,6 +91,10 @@ class Calibration(Settings):
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all. Raises: CheckpointError, CalibrationError: above 2 MiB."""
+        import torch  # here and below: the rest serves checks that must not wait for it
+
+        from ldm.checkpoint import write_state_dict
+
         size = sum(array.size * 2 for array in self.arrays.values())
         if size > MAX_BYTES:
             raise CalibrationError(f"{path}: {size} bytes of arrays, expected at most {MAX_BYTES}")
@@ -114,6 +116,8 @@ def load_calibration(weights: Path, sha256: str) -> Calibration | None:
     Raises:
         CalibrationError: it belongs to other weights, or it cannot be read; the message says how to make another.
     """
+    from ldm.checkpoint import read_state_dict
+
     path, remedy = calibration_path(weights), f"remove it, or make its own: {COMMAND.format(weights=weights)}"
     if not path.is_file():
         return None
@@ -122,7 +126,7 @@ def load_calibration(weights: Path, sha256: str) -> Calibration | None:
             raise CalibrationError(f"{path.stat().st_size} bytes, expected at most {MAX_BYTES}")
         state, metadata = read_state_dict(path, mmap=False)
         calibration = from_json(Calibration, metadata.get("calibration", "null"))
-    except (CheckpointError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise CalibrationError(f"{path}: is no calibration that can be read ({error}); {remedy}") from error
     if calibration.format != FORMAT or calibration.weights_sha256 != sha256:
         raise CalibrationError(

@@ -200,6 +200,11 @@ class SampleConfig(Settings):
     spgd: SpgdConfig = SpgdConfig()
     ct: ScanConfig = ScanConfig()
 
+    @property
+    def person(self) -> dict[str, Any]:
+        """The attributes of the person, None where nothing is stated."""
+        return {name: getattr(self, name) for name in ATTRIBUTES}
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         last = 2**63 - (self.num_samples or 1000)

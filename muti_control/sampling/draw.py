@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion
-from cldm.sampling import reconstruct
+from cldm.sampling import Preview, reconstruct
 from cldm.spgd import Spgd
 from data.biometrics import ATTRIBUTES
 from data.cases import Case, read_skull
@@ -121,24 +121,24 @@ def finish(job: Job, record: Mapping[str, Any]) -> None:
 
 
 def draw_batches(
-    job: Job, batches: Sequence[tuple[int, list[Draw]]], step: Callable[[int, Sequence[Draw]], None]
+    job: Job,
+    batches: Sequence[tuple[int, list[Draw]]],
+    step: Callable[[int, Sequence[Draw]], None],
+    preview: Preview | None = None,
 ) -> Generator[tuple[list[Draw], DrawnFaces, Spgd | None], None, None]:
     """Yield each batch of ``Job.missing`` with its faces, and the SPGD behind them; nothing is written.
 
     Args:
         step: called after every denoising step with the number of faces before the batch, and the batch. What it
-            raises ends the drawing.
+            raises ends the drawing. preview: see ``cldm.sampling.reconstruct``.
     """
     model, size, pin = job.model, job.model.cfg.image_size, job.model.device.type == "cuda"
     with closing(read_ahead(lambda batch: read_skulls(batch[1], size, pin), batches)) as read:
         for (first, batch), skulls in read:
             spgd = None if job.spgd is None else job.spgd.of(model, [case for case, _, _ in batch], skulls)
             progress = partial(lambda first, batch, _done, _total: step(first, batch), first, batch)
-            yield (
-                batch,
-                draw_faces(model, batch, skulls, job.sampling, progress, job.landmarks, spgd, job.textures),
-                spgd,
-            )
+            sources = (job.landmarks, spgd, job.textures)
+            yield batch, draw_faces(model, batch, skulls, job.sampling, progress, *sources, preview), spgd
 
 
 def _write_grid(job: Job, case: Case) -> None:
@@ -183,12 +183,13 @@ def draw_faces(
     landmarks: CaseLandmarks | None = None,
     spgd: Spgd | None = None,
     textures: CaseTextures | None = None,
+    preview: Preview | None = None,
 ) -> DrawnFaces:
     """Draw one batch of faces. Each depends on its own skull, prompt and seed, not on the batch.
 
     Args:
         draws: of ``Job.draws``. skulls: of :func:`read_skulls`. progress: called as (steps done, steps in all).
-        landmarks, textures: sources of the conditions. spgd: of this batch.
+        landmarks, textures: sources of the conditions. spgd: of this batch. preview: of ``cldm.sampling.reconstruct``.
     """
     cases = [case for case, _, _ in draws]
     present = [case.skull_path is not None for case in cases]
@@ -203,6 +204,7 @@ def draw_faces(
         spgd=spgd,
         texture=None if textures is None else textures.of(cases),
         progress=progress,
+        preview=preview,
         on_device=True,
     )  # (B, 3, H, W) in [0, 1]
     finite = faces.isfinite().all()

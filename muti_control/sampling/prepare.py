@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from cldm.config import SamplingConfig
 from cldm.controlled import ControlledLatentDiffusion, architecture_of, load_model
 from cldm.spacing import spaced_timesteps
 from data.biometrics import Attributes
-from data.cases import MANIFEST_SUFFIXES, NO_SKULL, Case, PersonInput, check_pictures, find_cases
+from data.cases import MANIFEST_SUFFIXES, NO_SKULL, Case, attributes_of, check_pictures, find_cases
 from data.ct.as_skull import draw_scan_skull, holds_scan, is_scan
+from data.ct.config import CtConfig
 from data.files import picture_sha256
 from data.images import png_of
 from ldm.checkpoint import read_state_dict, sha256
@@ -37,7 +37,7 @@ from muti_control.sampling.checking import check_cases, uncalibrated
 from muti_control.sampling.config import SKULL_LANDMARKS, SampleConfig, SpgdConfig
 from muti_control.sampling.job import Job, RunFolder
 from muti_control.sampling.record import resumed
-from muti_control.sampling.request import shipped
+from muti_control.sampling.request import DEMO_SKULLS, check_ethnicities, shipped
 from muti_control.sampling.spgd import load_spgd
 from settings.messages import ConfigError
 from settings.parsing import parse_json
@@ -45,7 +45,7 @@ from settings.reading import parse_command_line, to_yaml
 
 ONE_SKULL = 8  # faces, where there is one skull and nobody says how many
 SCAN = "scan"  # the name of a scan's case: that of its file may name a patient
-DEMO_SKULLS, DEMO_LIMIT = "data/split_data/test.json", 4
+DEMO_LIMIT = 4  # of the shipped skulls
 _MOST_FACES = 10**6
 
 
@@ -122,28 +122,24 @@ def make_job(cfg: SampleConfig, config_files: Sequence[Path] = ()) -> Job:
     dtype = choose_precision(cfg.precision, device)
     if cfg.compile:
         check_compiler()
-    person = PersonInput(cfg.sex, cfg.age, cfg.ethnicity, cfg.body_mass)
     skull = shipped(DEMO_SKULLS) if cfg.skull is None else Path(cfg.skull)
     limit = DEMO_LIMIT if cfg.skull is None and cfg.limit is None else cfg.limit
     scanned = is_scan(skull)
-    cases = [] if scanned else find_cases(skull, person, cfg.images_dir, limit)
+    cases = [] if scanned else find_cases(skull, cfg.person, cfg.images_dir, limit)
     folder = _folder(cfg, Path(SCAN) if scanned else skull)
     earlier = claim_case(folder, cfg.overwrite, cfg.resume) if team.is_first else None
-    networks, remarks = Networks.load(cfg, device, dtype), list[str]()
+    networks = Networks.load(cfg, device, dtype)
     if scanned:
-        cases, remarks = case_of_scan(cfg, skull, person.attributes(), networks.model.cfg.image_size)
-        cfg = cfg.with_(
-            skull=str(cases[0].skull_path), mm_per_px=cases[0].mm_per_px
-        )  # a path may name a patient
+        drawn_with = cfg.ct.drawn_with(networks.model.cfg.image_size)
+        cases = [draw_scan_case(skull, attributes_of(cfg.person), drawn_with)]
     job = job_of(cfg, networks, cases, folder, team)
     if not scanned and holds_scan(skull):
-        remarks.append(
-            f"{skull}: its pictures are drawn; the scan that lies there too is not: give a folder of its own"
-        )
-    job = replace(job, remarks=[*remarks, *job.remarks])
+        left_out = f"{skull}: its pictures are drawn; the scan that lies there too is not: give a folder of its own"
+        job = replace(job, remarks=[left_out, *job.remarks])
     if not team.is_first:
         return job
-    job = replace(job, manifest=_manifest(skull))
+    if skull.is_file() and skull.suffix.lower() in MANIFEST_SUFFIXES:
+        job = replace(job, manifest={"path": str(skull), "sha256": sha256(skull)})
     if earlier is not None:
         job = replace(job, folder=resumed(job, earlier) if cfg.resume else RunFolder(folder, earlier.files))
     exemplars = () if job.textures is None else (job.textures.path(case) for case in cases)
@@ -164,19 +160,14 @@ def make_job(cfg: SampleConfig, config_files: Sequence[Path] = ()) -> Job:
     return job
 
 
-def case_of_scan(
-    cfg: SampleConfig, path: Path, attributes: Attributes, size: int
-) -> tuple[list[Case], list[str]]:
-    """Return the case of a scan, which is drawn in memory with ``size`` px, and what to tell of it.
-
-    Raises:
-        ValueError: packages that are missing, or a scan that is refused.
-    """
+def draw_scan_case(path: Path, attributes: Attributes, config: CtConfig) -> Case:
+    """Return the case of a scan, drawn in memory. Raises: ValueError: it is refused, or a package is missing."""
     try:
-        drawn = draw_scan_skull(path, cfg.ct.drawn_with(size))
+        drawn = draw_scan_skull(path, config)
     except ValueError as error:
         raise ValueError(f"skull: {error}") from error
-    case = Case(
+    own = f"it is called {SCAN}, as its own name may be a patient's"
+    return Case(
         SCAN,
         Path(f"{SCAN}.png"),
         attributes.biometrics,
@@ -184,13 +175,9 @@ def case_of_scan(
         picture=png_of(drawn.skull),
         mm_per_px=drawn.mm_per_px,
         scan=drawn.record,
+        remarks=[f"the scan was drawn, {drawn.mm_per_px:.3f} mm per px; {own}", *drawn.findings],
         skin=png_of(drawn.face),
     )
-    remarks = [
-        f"the scan was drawn, {drawn.mm_per_px:.3f} mm per px; it is called {SCAN}, as its own name may be a patient's"
-    ]
-    remarks += drawn.findings
-    return [case], remarks
 
 
 def job_of(
@@ -202,6 +189,8 @@ def job_of(
         ValueError: an input that cannot be used; the message says what to do.
     """
     model, team = networks.model, team or Team()
+    if any(case.scan is not None for case in cases):  # its path may name a patient
+        cfg = cfg.with_(skull=str(cases[0].skull_path), mm_per_px=cases[0].mm_per_px)
     cases = [replace(case, missing=cfg.missing, mm_per_px=case.mm_per_px or cfg.mm_per_px) for case in cases]
     cfg = cfg.with_(num_samples=cfg.num_samples or (ONE_SKULL if len(cases) == 1 else 1))
     if len(cases) * (cfg.num_samples or 1) > _MOST_FACES:
@@ -209,7 +198,7 @@ def job_of(
             f"num_samples: got {cfg.num_samples} for {len(cases)} skulls, expected at most {_MOST_FACES} faces in a run"
         )
     _check_steps(cfg, model)
-    _check_ethnicities(cases, networks.population)
+    check_ethnicities(cases, networks.population.ethnicities)
     picture_notes = check_pictures(cases, model.cfg.image_size) if team.is_first else {}
 
     def may_prepare(case: Case) -> bool:  # points in px of a picture must not lie beside it
@@ -229,15 +218,8 @@ def job_of(
     face_reader, face_landmarks = None, shipped(cfg.spgd.face_landmark_weights)
     if (cfg.num_samples or 1) > 1 and face_landmarks.is_file():
         face_reader = LandmarkReader.load(face_landmarks, model.device)
-    notes = (
-        landmark_note,
-        texture_note,
-        _untrained(model),
-        _without_skull(cases, networks.metadata),
-        cfg.spgd.idle,
-        _uncounted(cases, networks),
-        uncalibrated(networks.calibration, cfg.weights) if checks else None,
-    )
+    remarks = [note for case in cases for note in case.remarks]
+    remarks += [note for note in (landmark_note, texture_note) if note is not None]
     job = Job(
         model=model,
         cases=cases,
@@ -255,7 +237,7 @@ def job_of(
         landmarks=landmarks,
         spgd=spgd,
         textures=textures,
-        remarks=[note for note in notes if note is not None],
+        remarks=[*remarks, *_notes(cfg, networks, cases, bool(checks))],
         population=networks.population,
         outputs=True,
         face_reader=face_reader,
@@ -276,29 +258,6 @@ def hashes_of(cases: Sequence[Case]) -> dict[Path, str]:
         path: picture_sha256(path) if contents is None else hashlib.sha256(contents).hexdigest()
         for path, contents in in_memory.items()
     }
-
-
-def _check_ethnicities(cases: Sequence[Case], population: Population) -> None:
-    """Raise ValueError for the misspelling of an ethnicity that the weights were trained on."""
-    known = {word.lower(): word for word in population.ethnicities}
-    for word in sorted({case.attributes.ethnicity for case in cases} - {None}):
-        near = get_close_matches(word.lower(), known, 1, cutoff=0.75)
-        if word.lower() not in known and near:
-            raise ValueError(
-                f"ethnicity: got {word!r}, did you mean {known[near[0]]}? These weights know "
-                f"{', '.join(population.ethnicities)}; unknown draws faces across these"
-            )
-
-
-def _uncounted(cases: Sequence[Case], networks: Networks) -> str | None:
-    """Return the note for assumed attributes of weights whose training population was not counted."""
-    partly = any(not case.biometrics and case.attributes.known for case in cases)
-    if not partly or networks.calibration is not None:
-        return None
-    return (
-        "these weights have no calibration file: all that is unknown is taken as equally frequent, among adults, "
-        f"ethnicity {' or '.join(networks.population.ethnicities)}"
-    )
 
 
 def _recommended(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -324,12 +283,6 @@ def _check_steps(cfg: SampleConfig, model: ControlledLatentDiffusion) -> None:
     cfg.spgd.guided_steps(sampling.steps)
 
 
-def _untrained(model: ControlledLatentDiffusion) -> str | None:
-    """Return the note for a model with branches that were never trained."""
-    names = ", ".join(sorted(model.untrained_branches))
-    return f"these weights were never trained on {names}: these do not change the faces" if names else None
-
-
 class _Skull(BaseModel):
     dropout: float = 0
 
@@ -338,14 +291,24 @@ class _Conditions(BaseModel):
     skull: _Skull = _Skull()
 
 
-def _without_skull(cases: Sequence[Case], metadata: Mapping[str, str]) -> str | None:
-    """Return the note for faces without a skull."""
-    if all(case.skull_path is not None for case in cases):
-        return None
-    conditions = parse_json(metadata.get("conditions", "{}"), "weights: 'conditions'", _Conditions)
-    if conditions.skull.dropout > 0:
-        return "no skull: what else is given draws the face"
-    return "no skull, and these weights were not trained to do without (skull.dropout): expect little"
+def _notes(cfg: SampleConfig, networks: Networks, cases: Sequence[Case], checked: bool) -> Iterator[str]:
+    """Yield what the user should know of the weights, and of settings that change nothing."""
+    if untrained := ", ".join(sorted(networks.model.untrained_branches)):
+        yield f"these weights were never trained on {untrained}: these do not change the faces"
+    if any(case.skull_path is None for case in cases):
+        text = networks.metadata.get("conditions", "{}")
+        trained = parse_json(text, "weights: 'conditions'", _Conditions).skull.dropout > 0
+        lacking = "no skull, and these weights were not trained to do without (skull.dropout): expect little"
+        yield "no skull: what else is given draws the face" if trained else lacking
+    if cfg.spgd.idle is not None:
+        yield cfg.spgd.idle
+    if networks.calibration is None and any(not case.biometrics and case.attributes.known for case in cases):
+        yield (
+            "these weights have no calibration file: all that is unknown is taken as equally frequent, among adults, "
+            f"ethnicity {' or '.join(networks.population.ethnicities)}"
+        )
+    if checked and (note := uncalibrated(networks.calibration, cfg.weights)):
+        yield note
 
 
 def _folder(cfg: SampleConfig, skull: Path) -> Path:
@@ -361,11 +324,6 @@ def _folder(cfg: SampleConfig, skull: Path) -> Path:
         whole = Path("no_skull")
     name = ((whole.name if whole.is_dir() else whole.stem) or "skulls") if cfg.skull is not None else "demo"
     return (latest_folder if cfg.resume else unused_folder)(Path("results") / name)
-
-
-def _manifest(skull: Path) -> dict[str, str] | None:
-    is_manifest = skull.is_file() and skull.suffix.lower() in MANIFEST_SUFFIXES
-    return {"path": str(skull), "sha256": sha256(skull)} if is_manifest else None
 
 
 def recommended_sampling(metadata: Mapping[str, str], num_control_outputs: int) -> dict[str, Any]:

@@ -24,10 +24,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from data.biometrics import Attributes
-from data.cases import NO_SKULL, Case, CaseError, PersonInput, find_cases, safe_names
-from data.images import png_of, read_image
+from data.cases import NO_SKULL, Case, CaseError, find_cases, safe_names
+from data.ct.as_skull import is_scan
+from data.images import png_of, read_image, to_uint8
 from ldm.device import choose_device, choose_precision
 from muti_control.case.check import SkullCheck, check_skull
 from muti_control.case.runs import claim_case, logged, report_of
@@ -36,11 +38,12 @@ from muti_control.sampling.config import DEMO_WEIGHTS, SKULL_LANDMARKS, SampleCo
 from muti_control.sampling.draw import DrawnFaces, draw_batches, finish, write_face
 from muti_control.sampling.job import Draw, Job, RunFolder, face_name
 from muti_control.sampling.outputs import Together, mm_of_face, spread_picture
-from muti_control.sampling.prepare import Networks, job_of, recommended_sampling
+from muti_control.sampling.prepare import Networks, draw_scan_case, job_of, recommended_sampling
 from muti_control.sampling.record import run_record, sheet_of
 
 Skull = str | Path | Image.Image | NDArray[Any]
 Progress = Callable[[int, int], None]
+Preview = Callable[[Callable[[], NDArray[np.uint8]]], None]
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Reconstructor:
 
     def check(self, skull: Skull, attributes: Attributes | None = None) -> SkullCheck:
         """Return the traffic light of a skull and its reasons, before anything is done to it. Raises: ValueError."""
-        case = _case_of(skull, None, attributes or Attributes())
+        case = self._case(skull, None, attributes or Attributes(), self.settings)
         picture, _ = read_image(case.source, self.networks.model.cfg.image_size)
         return check_skull(picture, self.networks.calibration, case.attributes)
 
@@ -97,6 +100,7 @@ class Reconstructor:
         spgd: Mapping[str, Any] | None = None,
         sampling: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
+        preview: Preview | None = None,
         *,
         name: str | None = None,
         **settings: Any,
@@ -104,13 +108,15 @@ class Reconstructor:
         """Draw faces of one skull.
 
         Args:
-            skull: a file, a picture of Pillow, or an array (H, W) or (H, W, 3), uint8 or floats in [0, 1]; None: no
-                skull, what else is given draws the face.
+            skull: a file, a picture of Pillow, an array (H, W) or (H, W, 3), uint8 or floats in [0, 1], or a head CT
+                as ``sample.py`` takes it; None: no skull, what else is given draws the face.
             attributes: what is known of the person; each face assumes what is not.
             landmarks: auto (read off the skull), none, or a file of points in px of the skull's picture.
             texture: picture of a face whose look of the skin is wanted; None: what suits the weights.
             spgd, sampling: settings by name that differ from the defaults and from what the weights recommend.
             progress: called as (steps done, steps in all) after every denoising step. What it raises ends the drawing.
+            preview: called before each ``progress`` with a function that decodes the batch's faces as they are at this
+                step, (B, H, W, 3) uint8. Decoding costs time: call it where a picture is wanted.
             name: of the case, in names of files. settings: others of ``SampleConfig``, such as mm_per_px, missing.
 
         Raises:
@@ -119,10 +125,7 @@ class Reconstructor:
         attributes = attributes or Attributes()
         cfg = self.settings.with_(
             skull=NO_SKULL if skull is None else str(skull) if isinstance(skull, (str, Path)) else None,
-            **{
-                key: list(value) if isinstance(value, tuple) else value
-                for key, value in attributes.known.items()
-            },
+            **{name: list(x) if isinstance(x, tuple) else x for name, x in attributes.known.items()},
             num_samples=num_samples,
             seed=seed,
             landmarks=str(landmarks),
@@ -131,7 +134,7 @@ class Reconstructor:
             sampling=self.settings.sampling.with_(**(sampling or {})),
             **settings,
         )
-        case = _case_of(skull, name, attributes)
+        case = self._case(skull, name, attributes, cfg)
         job = job_of(cfg, self.networks, [case], Path())
         faces: dict[str, tuple[Draw, DrawnFaces, Any, int]] = {}
         done, batches = 0, job.missing
@@ -143,27 +146,32 @@ class Reconstructor:
             if progress is not None:
                 progress(done, total)
 
-        with closing(draw_batches(job, batches, step)) as drawn:
+        def show(decode: Callable[[], Tensor]) -> None:
+            if preview is not None:
+                preview(lambda: to_uint8(decode().permute(0, 2, 3, 1).cpu().numpy()))
+
+        with closing(draw_batches(job, batches, step, preview and show)) as drawn:
             for batch, pixels, guided in drawn:
                 pixels.wait()
                 faces |= {face_name(*draw[:2]): (draw, pixels, guided, i) for i, draw in enumerate(batch)}
         return Reconstruction(job, list(faces.values()))
 
-
-def _case_of(skull: Skull | None, name: str | None, attributes: Attributes) -> Case:
-    """Return the case of a skull. Raises: ValueError: it cannot be read."""
-    if skull is None or isinstance(skull, (str, Path)):
-        cases = find_cases(NO_SKULL if skull is None else skull, PersonInput(**attributes.known))
+    def _case(self, skull: Skull | None, name: str | None, attributes: Attributes, cfg: SampleConfig) -> Case:
+        """Return the case of a skull. Raises: ValueError: it cannot be read."""
+        if skull is not None and not isinstance(skull, (str, Path)):
+            own = safe_names([name or "skull"])[0]
+            path, picture = Path(f"{own}_skull.png"), png_of(skull)
+            return Case(own, path, attributes.biometrics, attributes=attributes, picture=picture)
+        if skull is not None and is_scan(Path(skull)):
+            drawn_with = cfg.ct.drawn_with(self.networks.model.cfg.image_size)
+            cases = [draw_scan_case(Path(skull), attributes, drawn_with)]
+        else:
+            cases = find_cases(NO_SKULL if skull is None else skull, attributes.known)
         if len(cases) > 1:
             raise CaseError(
                 f"skull: {skull} holds {len(cases)} skulls, expected one; reconstruct each of its files"
             )
-        case = cases[0]
-        return case if name is None else replace(case, name=safe_names([name])[0])
-    own = safe_names([name or "skull"])[0]
-    return Case(
-        own, Path(f"{own}_skull.png"), attributes.biometrics, attributes=attributes, picture=png_of(skull)
-    )
+        return cases[0] if name is None else replace(cases[0], name=safe_names([name])[0])
 
 
 @dataclass(frozen=True, eq=False)
