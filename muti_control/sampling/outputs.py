@@ -16,7 +16,7 @@ from PIL import Image
 from data.cases import Case, read_skull
 from data.images import picture_size, to_uint8, write_png
 from data.landmarks import pixels_of
-from data.sheet import NOTICE, ONE, wrapped, write_lines
+from data.sheet import NOTICE, Look, wrapped, write_lines
 from muti_control.case.calibration import Calibration, landmark_spread
 from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.sampling.job import Job
@@ -25,7 +25,8 @@ from muti_control.sampling.record import read_face
 PANEL = 512  # px of each picture's side
 SCALE_WIDTH = 150  # px, of the grey levels' scale with its numbers
 AT_ONCE = 8  # faces that are in memory together
-FULL = 40.0  # grey levels of the scale's end, unless the spread goes beyond
+FULL = 40  # grey levels, the end of the scale: all cases have the same colours
+LOOK = Look(line=46, font=36, gap=12)  # can be read where the picture is 390 px wide
 ELLIPSE, OUTLINE = (255, 90, 60), (90, 200, 255)
 BONE = 0.12  # brightness from which a pixel of a skull or a face is not background
 
@@ -105,14 +106,16 @@ def spread_picture(
         calibration: with a factor of the spread, ellipses are 90 % regions; else one standard deviation.
         mm: millimetres per px of the faces.
     """
-    end = max(FULL, float(np.ceil(together.spread.max() / 10) * 10))
-    colours = _coloured(together.spread / end)
+    colours = _coloured(together.spread / FULL)
     bar = _coloured(np.linspace(1, 0, PANEL)[:, None].repeat(30, 1))
     scale = Image.new("RGB", (SCALE_WIDTH, PANEL), (24,) * 3)
     scale.paste(Image.fromarray(bar), (0, 0))
-    for level in range(0, int(end) + 1, 10 if end <= 60 else 20):
-        y = round((1 - level / end) * (PANEL - 1))
-        write_lines(scale, (40, min(max(y - ONE.font // 2, 0), PANEL - ONE.line)), [f"{level}"], ONE)
+    for level in range(0, FULL + 1, 10):
+        y = round((1 - level / FULL) * (PANEL - 1))
+        beyond = "+" if level == FULL < together.spread.max() else ""
+        write_lines(
+            scale, (40, min(max(y - LOOK.font // 2, 0), PANEL - LOOK.line)), [f"{level}{beyond}"], LOOK
+        )
     lines = [
         f"Spread over {together.num} faces of one skull: {together.spread.mean():.1f} grey levels of 255 on average."
     ]
@@ -133,8 +136,8 @@ def spread_picture(
         lines.append(f"Ellipses of landmarks: {meaning}. Radius: median {sizes[0]}, largest {sizes[1]}.")
         if mm is None:
             lines.append("The scale in mm is unknown (mm_per_px=...).")
-    panels = [("grey levels: standard deviation", np.hstack([_enlarged(colours), np.asarray(scale)])),
-              ("mean face, ellipses of landmarks", mean)]  # fmt: skip
+    panels = [("standard deviation, grey levels", np.hstack([_enlarged(colours), np.asarray(scale)])),
+              ("mean face, landmarks", mean)]  # fmt: skip
     return _side_by_side(panels, [f"{name}: {lines[0]}", *lines[1:], NOTICE])
 
 
@@ -148,7 +151,7 @@ def overlay_picture(skull: NDArray[np.uint8], together: Together, name: str) -> 
         largest = sorted(contours, key=cv2.contourArea)[-1:]
         cv2.drawContours(outlined, largest, -1, colour, 2, cv2.LINE_AA)
     blend = np.asarray(cv2.addWeighted(bone, 0.5, face, 0.5, 0), np.uint8)
-    panels = [("skull", bone), ("mean face", face), ("both", blend), ("outlines on the skull", outlined)]
+    panels = [("skull", bone), ("mean face", face), ("both", blend), ("outlines", outlined)]
     return _side_by_side(
         panels, [f"{name}: mean of {together.num} faces; outline of face red, of bone blue.", NOTICE]
     )
@@ -167,7 +170,7 @@ def _draw_ellipses(
         place = [round(float(value) * 2**shift) for value in centre * side - 0.5]
         axes = [round(float(axis) * 2**shift) for axis in radius * side * np.sqrt(values[::-1].clip(min=0))]
         angle = float(np.degrees(np.arctan2(vectors[1, 1], vectors[0, 1])))
-        cv2.ellipse(canvas, place, axes, angle, 0, 360, ELLIPSE, 1, cv2.LINE_AA, shift)
+        cv2.ellipse(canvas, place, axes, angle, 0, 360, ELLIPSE, 2, cv2.LINE_AA, shift)
 
 
 def _coloured(share: NDArray[np.floating]) -> NDArray[np.uint8]:
@@ -184,17 +187,17 @@ def _enlarged(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _side_by_side(panels: list[tuple[str, NDArray[np.uint8]]], lines: list[str]) -> NDArray[np.uint8]:
     """Return titled pictures of one height in a row (four: in two), above lines of text."""
     rows = [panels] if len(panels) < 4 else [panels[:2], panels[2:]]
-    width = ONE.gap + max(sum(picture.shape[1] + ONE.gap for _, picture in row) for row in rows)
-    text = [part for line in lines for part in wrapped(line, ONE.font, width - 2 * ONE.gap)]
-    row_height = ONE.line + PANEL + ONE.gap
+    width = LOOK.gap + max(sum(picture.shape[1] + LOOK.gap for _, picture in row) for row in rows)
+    text = [part for line in lines for part in wrapped(line, LOOK.font, width - 2 * LOOK.gap)]
+    row_height = LOOK.line + PANEL + LOOK.gap
     sheet = Image.new(
-        "RGB", (width, ONE.gap + row_height * len(rows) + ONE.line * len(text) + ONE.gap), (24,) * 3
+        "RGB", (width, LOOK.gap + row_height * len(rows) + LOOK.line * len(text) + LOOK.gap), (24,) * 3
     )
     for i, row in enumerate(rows):
-        x = ONE.gap
+        x = LOOK.gap
         for title, picture in row:
-            write_lines(sheet, (x, ONE.gap // 2 + i * row_height), [title], ONE)
-            sheet.paste(Image.fromarray(picture), (x, ONE.gap // 2 + i * row_height + ONE.line))
-            x += picture.shape[1] + ONE.gap
-    write_lines(sheet, (ONE.gap, row_height * len(rows) + ONE.gap // 2), text, ONE)
+            write_lines(sheet, (x, LOOK.gap // 2 + i * row_height), [title], LOOK)
+            sheet.paste(Image.fromarray(picture), (x, LOOK.gap // 2 + i * row_height + LOOK.line))
+            x += picture.shape[1] + LOOK.gap
+    write_lines(sheet, (LOOK.gap, row_height * len(rows) + LOOK.gap // 2), text, LOOK)
     return np.asarray(sheet)
