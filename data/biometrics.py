@@ -172,14 +172,9 @@ def prompt(b: Biometrics) -> str:
     return f"3D face scan,{b.ethnicity} {b.sex},age level {age_level(b.age)},{body} face."
 
 
-def describe_briefly(b: Biometrics) -> str:
-    """Return a short description, such as ``Asian male, 43 y, normal``."""
-    return f"{b.ethnicity} {b.sex}, {b.age:g} y, {BODY_MASS_WORDS[b.body_mass]}"
-
-
-def describe(b: Biometrics) -> str:
-    """Return a description such as ``Asian male, 43 years (level 3), normal``."""
-    years = f"{b.age:g} years (level {age_level(b.age)})"
+def describe(b: Biometrics, with_level: bool = False) -> str:
+    """Return a description such as ``Asian male, 43 y, normal``, or ``Asian male, 43 years (level 3), normal``."""
+    years = f"{b.age:g} years (level {age_level(b.age)})" if with_level else f"{b.age:g} y"
     return f"{b.ethnicity} {b.sex}, {years}, {BODY_MASS_WORDS[b.body_mass]}"
 
 

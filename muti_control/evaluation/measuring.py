@@ -373,7 +373,8 @@ class Measuring:
         for role, path in zip(("before", "after", "true_before", "true_after"), paths, strict=True):
             names[role] = f"{CASES}/{plan.name}_{before.faces.info.name}_{probe}_{role}.png"
             write_png(self._folder / names[role], read_grey(path, self._size))
-        return EditPicture(probe=probe, caption=f"told: {describe(plan.variants[probe].biometrics)}", **names)
+        caption = f"told: {describe(plan.variants[probe].biometrics, with_level=True)}"
+        return EditPicture(probe=probe, caption=caption, **names)
 
     def _see(self, eye: Eye, path: Path) -> Vector | None:
         return self._sightings.look(eye, read_grey(path, self._size))

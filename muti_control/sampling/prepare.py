@@ -153,8 +153,7 @@ def make_job(cfg: SampleConfig, config_files: Sequence[Path] = ()) -> Job:
         *([] if job.spgd is None else job.spgd.inputs),
         *(path for path in exemplars if path is not None),
     ]
-    earlier_files = [] if earlier is None else earlier.files
-    retained = {*earlier_files} - {*job.folder.outdated}
+    retained = set[Path]() if earlier is None else {*earlier.files} - {*job.folder.outdated}
     written = [folder / file for file in job.files if folder / file not in retained]
     check_overwriting(job.folder.outdated, written, inputs)
     return job
@@ -252,11 +251,12 @@ def job_of(
 
 def hashes_of(cases: Sequence[Case]) -> dict[Path, str]:
     """Return the sha256 of every skull and true face, by path."""
-    faces = {case.face_path: picture_sha256(case.face_path) for case in cases if case.face_path is not None}
-    in_memory = {case.skull_path: case.picture for case in cases if case.skull_path is not None}
-    return faces | {
-        path: picture_sha256(path) if contents is None else hashlib.sha256(contents).hexdigest()
-        for path, contents in in_memory.items()
+    contents: dict[Path | None, bytes | None] = {case.face_path: None for case in cases}
+    contents |= {case.skull_path: case.picture for case in cases}
+    return {
+        path: picture_sha256(path) if own is None else hashlib.sha256(own).hexdigest()
+        for path, own in contents.items()
+        if path is not None
     }
 
 

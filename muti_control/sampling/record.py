@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from data.biometrics import ATTRIBUTES, BODY_MASS_WORDS, describe_briefly
+from data.biometrics import ATTRIBUTES, BODY_MASS_WORDS, describe
 from data.cases import Case, read_skull
 from data.images import read_image, to_uint8, write_png
 from data.sheet import NOTICE, SheetRow, contact_sheet
@@ -154,8 +154,7 @@ def _sheet_row(job: Job, case: Case, read: ReadFace) -> SheetRow:
     draws, person = job.draws_of(case), case.attributes.biometrics
     return SheetRow(
         title=case.name,
-        detail=(describe_briefly(person) if person else str(case.attributes))
-        + doubts(job.checks.get(case.name)),
+        detail=(describe(person) if person else str(case.attributes)) + doubts(job.checks.get(case.name)),
         skull=to_uint8(read_skull(case, size)),
         faces=[read(own, k) for own, k, _ in draws],
         face_labels=[f"seed {seed}{_shaped_by(job, own)}" for own, _, seed in draws],
