@@ -49,8 +49,7 @@ def check_request(arguments: Sequence[str]) -> SampleConfig:
     network = our_network(_header(weights)[0])
     if network is not None:
         raise ConfigError(
-            f"weights: {weights} is {network}, expected a Stable Diffusion 1.5 model with a control network; leave "
-            "the setting out for the demo's model"
+            f"weights: {weights}: this is {network}; expected a Stable Diffusion 1.5 model with a control network"
         )
     if cfg.out is not None and Path(cfg.out).exists() and not Path(cfg.out).is_dir():
         raise ConfigError(f"out: {cfg.out} is a file; give a folder")
