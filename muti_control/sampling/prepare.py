@@ -134,7 +134,9 @@ def make_job(cfg: SampleConfig, config_files: Sequence[Path] = ()) -> Job:
         cases = [draw_scan_case(skull, attributes_of(cfg.person), drawn_with)]
     job = job_of(cfg, networks, cases, folder, team)
     if not scanned and holds_scan(skull):
-        left_out = f"{skull}: its pictures are drawn; the scan that lies there too is not: give a folder of its own"
+        left_out = (
+            f"{skull}: its pictures are drawn; the scan that lies there too is not: give a folder of its own"
+        )
         job = replace(job, remarks=[left_out, *job.remarks])
     if not team.is_first:
         return job
