@@ -60,7 +60,7 @@ def _run(arguments: Sequence[str], end: Program) -> None:
     else:
         end.name += f": {job.team.name}"
     try:
-        with runs.logged(job), job.all_or_nothing(), job.team:
+        with job.team, runs.logged(job), job.all_or_nothing():
             reconstruct_cases(job)
         report = runs.report_of(job) if first else []
     except torch.OutOfMemoryError:

@@ -123,7 +123,7 @@ MAPPED = "faces=made mapping=whose.csv"
         ("faces=.", "lacks 6 of 6 probes", None),
         ("mapping=whose.csv", "mapping: ", None),
         ("methods=[model]", "weights=FILE", None),
-        ("weights=none.safetensors", "none.safetensors: ", None),
+        ("weights=none.safetensors", "none.safetensors is missing", None),
         ("data.root=nowhere", "data.root: nowhere", None),
         ("split=nothing", "nothing.json", None),
         ("rectangle=[0.5,0.1,0.2,0.9]", "rectangle: ", None),

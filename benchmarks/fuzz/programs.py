@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load, save
 
-from benchmarks.fuzz.inputs import ROOT, Maker, Sound, broken_json, damaged
-from benchmarks.fuzz.sandbox import OUTSIDE, Try
+from benchmarks.fuzz.inputs import Maker, Sound, broken_json, damaged
+from benchmarks.fuzz.sandbox import OUTSIDE, ROOT, Expectation, Try
 
 PERSON = ("sex=male", "age=40", "ethnicity=Asian", "body_mass=4")
 DRAW = (
@@ -370,7 +370,8 @@ def landmark_network(rng: random.Random, sound: Sound) -> Try:
     """A landmark network with NaN, of a size that would fill the memory, or with damaged metadata."""
     size = struct.unpack_from("<Q", sound.reader)[0]
     metadata, tensors = json.loads(sound.reader[8 : 8 + size])["__metadata__"], load(sound.reader)
-    what, expected = rng.randrange(4), "refused"
+    what = rng.randrange(4)
+    expected: Expectation = "refused"
     if what < 2:
         key = rng.choice([key for key in tensors if tensors[key].is_floating_point()])
         tensors[key] = torch.full_like(tensors[key], rng.choice((float("nan"), float("inf"))))

@@ -102,7 +102,7 @@ def _run_child(
     os.set_blocking(read, False)
     printed, ended, start = bytearray(), False, time.monotonic()
     deadline, handled = start + _SECONDS, trial.stop is None
-    stop_at = math.inf if handled else start + max(_UNHANDLED, trial.stop)
+    stop_at = math.inf if trial.stop is None else start + max(_UNHANDLED, trial.stop)
     while not ended and time.monotonic() < deadline:
         done, status = os.waitpid(pid, os.WNOHANG)
         ended = bool(done)
@@ -170,6 +170,8 @@ def _judge(
     trial: Try, code: int, killed: str | None, text: str, before: Mapping[str, str], after: Mapping[str, str]
 ) -> list[str]:
     last = " ".join(text.strip().splitlines()[-1:])[:200]
+    if killed == "SIGINT" and trial.stop is not None:  # CPython's end, if the signal came during an import
+        killed, code = None, 143
     if killed is not None:
         return [f"killed by {killed}: {last}"]
     wrong = []

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.fuzz.inputs import Maker, Sound, damaged, nifti_header
-from benchmarks.fuzz.sandbox import OUTSIDE, Try
+from benchmarks.fuzz.sandbox import OUTSIDE, Expectation, Try
 
 
 def _volume(rng: random.Random, files: Mapping[str, Any], name: str, expected: Any = "either") -> Try:
@@ -89,9 +89,12 @@ def detached(rng: random.Random, sound: Sound) -> Try:
         expected = "refused"
     elif what == 2:
         long = "x" * rng.choice((1000, 5000, 70_000))
-        more = (key + f"../{OUTSIDE}", key + "d.raw", rng.choice(lines), f"comment: {long}", f"# {long}")
         more = (
-            *more,
+            key + f"../{OUTSIDE}",
+            key + "d.raw",
+            rng.choice(lines),
+            f"comment: {long}",
+            f"# {long}",
             f"{long}: 1",
             f"{long}:=1",
             f"{long} = 1",
@@ -169,7 +172,7 @@ def scan_on_full_disk(rng: random.Random, sound: Sound) -> Try:
     names = ("skull.png", "face.png", "skull.ply", "face.ply", "report.json")
     files = {"v.nii": sound.head} | {f"out/{name}": b"earlier" for name in names if rng.random() < 0.8}
     disk = rng.choice((0, 1, 500, 3000, 10_000, 50_000, 200_000, None))
-    expected = "accepted" if disk is None else "either"
+    expected: Expectation = "accepted" if disk is None else "either"
     return Try(
         "full disk", "data.ct", ["v.nii", "out", "step=2.5"], files, expected, disk=disk, replaced="out/"
     )

@@ -104,7 +104,7 @@ def spread_reference(drawn: Sequence[Points], true: Points) -> tuple[dict[str, P
     """
     variances = np.mean([landmark_spread(points)[1] for points in drawn], 0)  # (N, 2, 2)
     usual = 256**2 * variances.reshape(-1, 4)[:, [0, 1, 3]]
-    arrays = {"spread": np.float32(np.float16(usual))}  # as the file keeps it
+    arrays = {"spread": usual.astype(np.float16).astype(np.float32)}  # as the file keeps it
     scores = distances(drawn, true, arrays)
     arrays["spread_scale"] = (_quantile(scores, 0) / _quantile(scores.ravel(), 0)).astype(np.float32)
     return arrays, float(_quantile(distances(drawn, true, arrays).ravel(), 0))

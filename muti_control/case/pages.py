@@ -64,11 +64,12 @@ def pdf_pages(contents: Contents) -> bytes:
     pdf.set_font(FONT, "B", 20)
     _text(pdf, contents.title, 9)
     for section in contents.sections:
-        block = next((one for one in section.blocks if isinstance(one, Pictures)), None)
-        row = 0.0 if block is None else sum(_row_size(pdf, block.files[: block.across], block.across)[1:])
-        if pdf.will_page_break(
-            HEADING_WITH if block is None else HEADING + 7 * section.blocks.index(block) + row
-        ):
+        height = float(HEADING_WITH)
+        first = next((one for one in section.blocks if isinstance(one, Pictures)), None)
+        if first is not None:
+            row = sum(_row_size(pdf, first.files[: first.across], first.across)[1:])
+            height = HEADING + 7 * section.blocks.index(first) + row
+        if pdf.will_page_break(height):
             pdf.add_page()
         pdf.ln(GAP)
         pdf.set_font(FONT, "B", 13)

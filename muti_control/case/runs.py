@@ -90,7 +90,9 @@ def _unlogged(folder: Path) -> list[str]:
 
     These are all that it writes, if it was killed, and else faces that were removed so that they are drawn again.
     """
-    record = read_record(folder, local_paths=False) if (folder / RECORD).is_file() else {"finished": True}
+    if not (folder / RECORD).is_file():
+        return []
+    record = read_record(folder, local_paths=False)
     runs = [entry for entry in read_log(folder).entries if entry["action"].startswith("drawing")]
     if record["finished"] or not runs:
         return []
