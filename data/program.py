@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -58,4 +59,5 @@ def run_program(
 
 def _is_setting(argument: str) -> bool:
     key, equals, _ = argument.partition("=")
-    return bool(equals) and key.replace(".", "_").isidentifier() and not Path(argument).exists()
+    is_key = bool(equals) and key.replace(".", "_").isidentifier()
+    return is_key and not os.path.exists(argument)  # Path.exists refuses names that are too long

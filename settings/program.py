@@ -32,7 +32,7 @@ class Program:
         self.status = 0
         self.place: object = None
         self.quiet = False
-        self._signal: int = signal.SIGINT
+        self._signal: int | None = None
 
     def __enter__(self) -> Self:
         self._streams = sys.stdout, sys.stderr
@@ -69,8 +69,9 @@ class Program:
 
     def _end(self, error: BaseException | None) -> bool:
         """Report an error; return whether it is one of the user's."""
-        if isinstance(error, KeyboardInterrupt | SystemExit):  # Lightning turns the first into the second
-            self.fail(self.stopped, 128 + self._signal)
+        # Lightning turns a Ctrl-C into SystemExit, the start of a compiled module turns a signal into ImportError.
+        if isinstance(error, KeyboardInterrupt | SystemExit) or (error is not None and self._signal):
+            self.fail(self.stopped, 128 + (self._signal or signal.SIGINT))
         elif isinstance(error, MemoryError | RuntimeError) and _is_memory(error):
             self.fail("out of memory; make the batch or the input smaller")
         elif isinstance(error, RecursionError):

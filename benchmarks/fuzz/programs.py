@@ -177,8 +177,9 @@ def checkpoint_file(rng: random.Random, sound: Sound) -> Try:
         content = damaged(rng, sound.weights(), rng.choice((16, 4000)))
         if what == 2:
             content = struct.pack("<Q", rng.choice((2**63, 2**40, 10**8, 1, 0))) + content[8:]
-    elif what == 3:
-        key = rng.choice([key for key in tensors if tensors[key].is_floating_point()])
+    elif what == 3:  # not of the control network, which replace=true leaves out
+        floating = [key for key in tensors if tensors[key].is_floating_point()]
+        key = rng.choice([key for key in floating if not key.startswith("control_model.")])
         tensors[key] = torch.full_like(tensors[key], rng.choice((float("nan"), float("inf"))))
         content, expected = save(tensors, sound.metadata), "refused"
     else:
