@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -108,6 +109,8 @@ def describe(error: ValidationError, schema: type[BaseModel], layers: Sequence[L
         expected = (name != "multiple_of" and _range(field)) or f"{words} {short(context[name])}"
     else:
         expected = EXPECTED.get(kind, first["msg"])
+        if kind == "float_type" and re.fullmatch(r"[+-]?\d+,\d+", str(got)):
+            expected += f" with a point: {got.replace(',', '.')}"
     return f"{origin}{key}: got {short(got)}, expected {expected}"
 
 

@@ -119,7 +119,7 @@ def test_the_report_says_where_each_thing_comes_from(written: Path) -> None:
         in text
     )
     assert "s_1.png\nseed 6\nassumed: age 41 years" in text and "Seeds | 5, 6, 7" in text
-    assert "YELLOW" in text and "no mandible | no lower jaw | 0.2 (0.1)" in text
+    assert "YELLOW" in text and "no mandible | no lower jaw" in text
     assert "letterboxed from 60 x 90 px; turned by 9 degrees." in text and "was prepared: turned." in text
     assert "iccr-diff 9.8, revision f00" in text
     assert "Mouth, chin" in text and "Forehead" not in text and "Soft tissue is invented always" in text

@@ -108,7 +108,7 @@ def _run_child(
         ended = bool(done)
         while select.select([read], [], [], 0 if ended else 0.02)[0] and (some := os.read(read, 1 << 16)):
             printed += some
-        if not handled and (handled := _handles_sigterm(pid)):
+        if not (ended or handled) and (handled := _handles_sigterm(pid)):
             stop_at = time.monotonic() + (trial.stop or 0)
         if not ended and time.monotonic() > stop_at:
             if not handled or _handles_sigterm(pid):  # else it has ended, and tidies up

@@ -28,11 +28,8 @@ CUT = {"top": 0.28, "left": 0.42, "right": 0.42, "bottom": 0.5}
 CHANGE = "brightness changes by {0:.0f} % per quarter of the picture"
 TEXTS = {  # measure with a usual range -> its finding, the reason, and the unit of the reason
     "angle": ("turned", "by {0:.0f} degrees in the picture's plane", 1.0),
-    "yaw": (
-        "turned",
-        "the head looks to the side by about {0:.0f} degrees",
-        1.1,
-    ),  # degrees per px, from renderings
+    # degrees per px, from renderings
+    "yaw": ("turned", "the head looks to the side by about {0:.0f} degrees", 1.1),
     "pitch": ("turned", "the head nods or leans back by about {0:.0f} degrees", 1.8),
     "right": ("shifted", "{0:.0f} px beside the usual place", 1.0),
     "down": ("shifted", "{0:.0f} px above or below the usual place", 1.0),
@@ -181,14 +178,15 @@ def _unlike(own: Measures, limits: dict[str, float], less_alike: float) -> Itera
 
 def _cropped(shape: Silhouette) -> Iterator[Finding]:
     """Yield a finding where bone lies on the picture's border, or ends in a straight line along it."""
-    bone = shape.filled
+    bone, cuts = shape.filled, {}
     for side, mask in zip(CUT, (bone, bone.T, bone[:, ::-1].T, bone[::-1]), strict=True):
         on_rim = float(mask[0].mean())
         straight = float(mask[int(mask.any(1).argmax())].sum() / mask.any(0).sum())
         if on_rim > RIM or straight > CUT[side]:
-            value, limit = (on_rim, RIM) if on_rim > RIM else (straight, CUT[side])
-            text = f"cropped: the skull ends in a straight cut at the {side}"
-            yield Finding("cropped", "warning", value, limit, text)
+            cuts[side] = (on_rim, RIM) if on_rim > RIM else (straight, CUT[side])
+    if cuts:
+        text = f"cropped: the skull ends in a straight cut at the {' and the '.join(cuts)}"
+        yield Finding("cropped", "warning", *next(iter(cuts.values())), text)
 
 
 def _background(grey: Array, shape: Silhouette) -> Iterator[Finding]:

@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 REPORT_WRITTEN = "report written"
 REPORTS = ("report.pdf", "report.html")
 MAX_SKULLS = 50
-_TOGETHER = ("prepared", "landmarks", "overlay", "mean", "spread", "grid")  # pictures, in this order
+_TOGETHER = ("prepared", "mean", "overlay", "grid", "landmarks", "spread")  # pictures, in this order
 _WIDE = 1.3  # width to height from which a picture takes the whole width of a page
 _MEASURES = {
     "rank1": "True face ranked first",
@@ -110,7 +110,6 @@ def contents(folder: Path, record: Mapping[str, Any], state: Verification, headi
         "time": _time,
         "inline": _inline,
         "drawn": _drawn,
-        "measured": _measured,
         "caption": _caption,
         "figures": _figures,
         "together": partial(_together, folder, record),
@@ -218,11 +217,6 @@ def _value(name: str, value: Any) -> str:
     if name == "body_mass" and value in BODY_MASS_WORDS:
         return f"{value} ({BODY_MASS_WORDS[value]})"
     return f"{value:g} years" if name == "age" and isinstance(value, int | float) else str(value)
-
-
-def _measured(finding: Mapping[str, Any]) -> str:
-    value, limit = finding.get("value"), finding.get("limit")
-    return "" if value is None else f"{value:.3g}" + ("" if limit is None else f" ({limit:.3g})")
 
 
 def _caption(face: Mapping[str, Any]) -> str:
