@@ -36,6 +36,9 @@ class DataConfig(Settings):
     train, valid: names of the manifests in ``split_data``.
     skull_folder, face_folder: names of the two folders in ``pairedCS``; null takes the usual names.
     num_workers: loader processes; 0 reads in the main process.
+    augment: alter the training skulls as users' pictures are (place, turn, size, light, slices, grey levels, blur,
+        noise, JPEG), at this strength; 1 takes the ranges of muti_control/conditions/altered.py. Faces and landmarks
+        move along. The control stage encodes the moved faces at every step.
     how_to_get: the remedy, where ``root`` is missing.
     """
 
@@ -45,6 +48,7 @@ class DataConfig(Settings):
     skull_folder: str | None = None
     face_folder: str | None = None
     num_workers: Annotated[int, Field(ge=0, le=256)] = 0
+    augment: Annotated[float, Field(ge=0, le=2)] = 0.0
     how_to_get: str = "python -m data.cohort OUT makes a synthetic cohort; then pass data.root=OUT"
 
 
@@ -189,6 +193,7 @@ class ExperimentConfig(Settings):
         return [
             ("control", "losses", self.losses.terms),
             (self.stage if self._reads_skulls else "control", "partial.share", self.partial.share),
+            (self.stage if self._reads_skulls else "control", "data.augment", self.data.augment),
             ("control", "skull.dropout", self.skull.dropout),
             ("control", "diffusion.control_dropout", self.diffusion.control_dropout),
             (

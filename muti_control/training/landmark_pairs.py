@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, default_collate
 from data.images import read_image, to_uint8
 from data.landmarks import LandmarksError, landmark_fractions
 from data.manifest import Record
+from muti_control.conditions.altered import alteration_of, moved_points, on_tensor
 from muti_control.networks.pipnet.network import encode
 from muti_control.training.seeded_batches import generator
 from settings.messages import ConfigError
@@ -37,6 +38,7 @@ class LandmarkDataset(Dataset[Item]):
         role: "face" reads landmarks off the face, "skull" the face's off the skull.
         size: side of the pictures in px.
         ethnicities: words that ``attributes.encode`` may meet; None: no biometrics.
+        augment, seed: alter the pictures at this strength, anew in each pass (``EndlessBatches.count_passes``).
 
     Raises:
         LandmarksError: landmarks that are missing, broken or of different number.
@@ -44,10 +46,17 @@ class LandmarkDataset(Dataset[Item]):
     """
 
     def __init__(
-        self, records: Sequence[Record], role: str, size: int, ethnicities: Sequence[str] | None = None
+        self,
+        records: Sequence[Record],
+        role: str,
+        size: int,
+        ethnicities: Sequence[str] | None = None,
+        augment: float = 0.0,
+        seed: int = 0,
     ) -> None:
         self.records = list(records)
         self.role, self.size = role, size
+        self.augment, self.seed = augment, seed
         found = [landmark_fractions(record) for record in self.records]
         for record, (points, _) in zip(self.records, found, strict=True):
             if len(points) != len(found[0][0]):
@@ -66,14 +75,15 @@ class LandmarkDataset(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, number: int) -> Item:
         """Raises: ImageError where the picture cannot be read."""
-        return Item(
-            picture=self.picture(index),
-            points=self.points[index],
-            attributes=self.attributes[index],
-            index=index,
-        )
+        epoch, index = divmod(number, len(self))
+        picture, points = self.picture(index), self.points[index]
+        if self.augment:
+            alteration = alteration_of(self.records[index].source, epoch, self.seed, self.augment)
+            picture = (on_tensor(alteration.skull, picture / 255) * 255).round().to(torch.uint8)
+            points = moved_points(points, torch.from_numpy(alteration.points(self.size)))
+        return Item(picture=picture, points=points, attributes=self.attributes[index], index=index)
 
     def picture(self, index: int) -> Tensor:
         """(1 or 3, H, W) uint8."""

@@ -19,6 +19,7 @@ from data.images import read_image, to_uint8
 from data.paired import PairedDataset
 from ldm.autoencoder import AutoencoderKL
 from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
+from muti_control.conditions.altered import alteration_of, on_tensor
 from muti_control.distributed import is_first, wait_for
 from settings.parsing import parse_json
 
@@ -125,24 +126,40 @@ class LatentPairs(Dataset[dict[str, Any]]):
 
     Items: those of PairedDataset less ``face``, and ``moments`` (2 z, h, w) float32: mean and log-variance of
     the unscaled latent. Without ``with_skull`` the skull picture is left out (the base stage needs none).
+    With ``augment`` > 0 the skull is altered at this strength, anew in each pass (``EndlessBatches.count_passes``), and
+    the item holds what moves along: ``face`` (3, H, W) in [-1, 1], moved, and ``affine`` (2, 3), where landmarks go.
     ``more``, set by a stage before the first item is asked for, adds to item i what it gives for i, by its name.
     """
 
     more: Mapping[str, Callable[[int], Tensor]] = {}
 
-    def __init__(self, pairs: PairedDataset, moments: Rows, with_skull: bool) -> None:
+    def __init__(
+        self, pairs: PairedDataset, moments: Rows, with_skull: bool, augment: float = 0.0, seed: int = 0
+    ) -> None:
         self.pairs, self.moments, self.with_skull = pairs, moments, with_skull
+        self.augment, self.seed = augment, seed
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        epoch, index = divmod(number, len(self))
         item: dict[str, Any] = {"moments": self.moments[index].float(), "index": index}
         if self.with_skull:
             item["skull"] = self.pairs.skull(index)
         item["prompt"] = self.pairs.prompt(index)
         item |= {name: give(index) for name, give in self.more.items()}
-        return item
+        return item | self._altered(epoch, index) if self.augment else item
+
+    def _altered(self, epoch: int, index: int) -> dict[str, Tensor]:
+        record, size = self.pairs.records[index], self.pairs.size
+        alteration = alteration_of(record.source, epoch, self.seed, self.augment)
+        skull, face = self.pairs.skull(index), (self.pairs.face(index) + 1) / 2
+        return {
+            "skull": on_tensor(alteration.skull, skull),
+            "face": on_tensor(alteration.moved, face) * 2 - 1,
+            "affine": torch.from_numpy(alteration.points(size)),
+        }
 
 
 def weights_hash(*modules: nn.Module) -> str:

@@ -209,6 +209,8 @@ def fingerprint(cfg: ExperimentConfig, stage: Stage) -> dict[str, str]:
         parts["losses"]["pipnet"] = sha256(Path(losses.pipnet)) if losses.lm else ""
         init = losses.discriminator.init
         parts["losses"]["discriminator"]["init"] = sha256(Path(init)) if init else ""
+    if cfg.data.augment:
+        parts["data"] = {"augment": cfg.data.augment}
     return facts | {f"{part}.{key}": str(x) for part, values in parts.items() for key, x in values.items()}
 
 

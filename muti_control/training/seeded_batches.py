@@ -27,7 +27,8 @@ def generator(seed: int, rank: int, batch: int, stream: str) -> torch.Generator:
 class EndlessBatches(Sampler[list[int]]):
     """Batches of indices without end: shuffled passes over the data, each rank its own share of every pass.
 
-    Batch number n holds the same indices whether the loader started at batch 0 or at batch n.
+    Batch number n holds the same indices whether the loader started at batch 0 or at batch n. With ``count_passes``
+    the indices of pass p are those of the items plus p times ``num_items``.
     """
 
     num_items: int
@@ -36,6 +37,7 @@ class EndlessBatches(Sampler[list[int]]):
     first_batch: int = 0
     rank: int = 0
     world_size: int = 1
+    count_passes: bool = False
 
     def __iter__(self) -> Iterator[list[int]]:
         order_of = lru_cache(maxsize=1)(self._order)
@@ -43,7 +45,8 @@ class EndlessBatches(Sampler[list[int]]):
             # Ranks interleave: this rank's k-th sample is the (k * world + rank)-th of all.
             samples = range(batch * self.batch_size, (batch + 1) * self.batch_size)
             places = [divmod(k * self.world_size + self.rank, self.num_items) for k in samples]
-            yield [int(order_of(pass_number)[offset]) for pass_number, offset in places]
+            more = self.num_items if self.count_passes else 0
+            yield [int(order_of(number)[offset]) + number * more for number, offset in places]
 
     def _order(self, pass_number: int) -> Tensor:
         return torch.randperm(self.num_items, generator=generator(self.seed, 0, pass_number, "order"))

@@ -206,6 +206,7 @@ class Stage(pl.LightningModule):
             first_batch=self.updates * self.cfg.train.accumulate,
             rank=self.global_rank,
             world_size=self.trainer.world_size,
+            count_passes=self.cfg.data.augment > 0,
         )
         return self._loader(self.train_set, batch_sampler=batches)
 

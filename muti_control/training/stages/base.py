@@ -96,11 +96,13 @@ def build_on_latents(
         )
     cache = Path(cfg.out) / "cache"
     moments = face_moments(model, train, cache, device, cfg.data.num_workers)
-    park(model.first_stage_model, "encoder")
+    if not cfg.data.augment:
+        park(model.first_stage_model, "encoder")
     if cfg.stage == "control" or not cfg.diffusion.train_text_encoder:
         prompts = {pairs.prompt(k) for pairs in (train, valid) for k in range(len(pairs))}
         tabulate_texts(model, prompts, cache, device)
-    return model, LatentPairs(train, moments, with_skull=cfg.stage == "control"), valid
+    latents = LatentPairs(train, moments, cfg.stage == "control", cfg.data.augment, cfg.train.seed)
+    return model, latents, valid
 
 
 def drop_prompts(prompts: Sequence[str], chance: float, generator: torch.Generator) -> list[str]:

@@ -18,6 +18,7 @@ from data.paired import PairedDataset
 from ldm.autoencoder import DiagonalGaussian
 from ldm.checkpoint import git_revision
 from ldm.schedule import predict_x0, q_sample
+from muti_control.conditions.altered import moved_points
 from muti_control.conditions.pair_landmarks import NO_LANDMARKS, PairLandmarks
 from muti_control.conditions.pair_textures import NO_EXEMPLARS, PairTextures
 from muti_control.conditions.partial import with_missing_bone
@@ -113,7 +114,7 @@ class ControlStage(Stage):
         cfg, model = self.cfg.diffusion, self.net
 
         # 1. Draw the latents, t and the noise.
-        z = model.cfg.scale_factor * DiagonalGaussian(batch["moments"]).sample(self.draw("posterior"))
+        z = model.cfg.scale_factor * self.posterior_of(batch).sample(self.draw("posterior"))
         steps = torch.randint(0, model.cfg.schedule.num_timesteps, (len(z),), generator=self.draw("t"))
         t = steps.to(z.device)  # (B,)
         eps = torch.randn(z.shape, generator=self.draw("eps")).to(z)  # (B, z, h, w)
@@ -139,6 +140,14 @@ class ControlStage(Stage):
         x_0_hat = predict_x0(x_t[rows], t[rows], eps_hat[rows], model.alphas_cumprod)  # (n, z, h, w)
         return scalars | self._picture_loss(batch, z, rows, x_0_hat, conditions, loss)
 
+    def posterior_of(self, batch: dict[str, Any]) -> DiagonalGaussian:
+        """Return the posterior over the latents of a batch's faces: cached, or of the faces as they were moved."""
+        if not self.cfg.data.augment:
+            return DiagonalGaussian(batch["moments"])
+        faces = batch["face"].contiguous(memory_format=torch.channels_last)
+        with torch.no_grad(), torch.autocast(faces.device.type, enabled=False):
+            return self.net.first_stage_model.encode(faces)
+
     def conditions_of(self, batch: dict[str, Any]) -> Conditions:
         """Return the conditions of a training batch; each is left out as often as its dropout says."""
         skull, index = batch["skull"].contiguous(memory_format=torch.channels_last), batch["index"]
@@ -150,6 +159,8 @@ class ControlStage(Stage):
             present = present.to(skull.device)
         if self._landmarks:
             landmarks = self._landmarks["train"].for_training(index, self.draw("landmarks")).to(skull.device)
+            if self.cfg.data.augment:
+                landmarks = replace(landmarks, points=moved_points(landmarks.points, batch["affine"]))
         if self._textures:
             textures = self._textures["train"]
             texture = textures.for_training(index, batch["texture"], self.draw("texture")).to(skull.device)
@@ -348,6 +359,8 @@ class ControlStage(Stage):
         """
         parts = ("skull", "partial", "texture", "landmarks")
         conditions = {part: getattr(self.cfg, part).model_dump() for part in parts}
+        if self.cfg.data.augment:
+            conditions["skull"]["augment"] = self.cfg.data.augment
         conditions["landmarks"].pop("predicted")  # file names, which tell of a machine
         metadata = {
             "sampling": json.dumps(self.cfg.sampling.model_dump()),

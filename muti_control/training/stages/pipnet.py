@@ -69,7 +69,7 @@ class PipStage(Stage):
         if part.role == "skull" and part.biometrics:  # the network may know more words than the data have
             words = part.network.ethnicities or sorted({record.biometrics.ethnicity for record in train})
         size = max(256, part.network.image_size)
-        train_set = LandmarkDataset(train, part.role, size, words)
+        train_set = LandmarkDataset(train, part.role, size, words, cfg.data.augment, cfg.train.seed)
         valid_set = LandmarkDataset(valid[: cfg.train.num_valid], part.role, size, words)
         num = train_set.points.shape[1]
         if valid_set.points.shape[1] != num:
