@@ -17,21 +17,17 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from data.files import write_text
-from muti_control.evaluation import sweep
 from muti_control.evaluation.compare import main as compare
-from muti_control.evaluation.plan import Plan, make_plan
 from muti_control.evaluation.protocol.config import EvaluateConfig, SweepConfig
-from muti_control.evaluation.protocol.run_folder import release
-from muti_control.evaluation.report import figures
-from muti_control.evaluation.report.tables import results_as_text
-from muti_control.evaluation.results.results import REPORT, Evaluation
-from muti_control.evaluation.run import evaluate, open_folder
+from muti_control.evaluation.request import check_request
 from settings.program import Program
 from settings.reading import to_yaml
+
+if TYPE_CHECKING:
+    from muti_control.evaluation.plan import Plan
+    from muti_control.evaluation.results.results import Evaluation
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -48,6 +44,15 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str], end: Program) -> None:
+    check_request(arguments)
+    import torch  # seconds, which mistakes in settings and paths do not have to wait for
+
+    from muti_control.evaluation.plan import make_plan
+    from muti_control.evaluation.protocol.run_folder import release
+    from muti_control.evaluation.report.tables import results_as_text
+    from muti_control.evaluation.results.results import REPORT
+    from muti_control.evaluation.run import evaluate, open_folder
+
     folder, resumed = Path(), False
     try:
         plan = make_plan(arguments)
@@ -71,6 +76,10 @@ def _run(arguments: Sequence[str], end: Program) -> None:
 
 
 def _recommend(plan: Plan, settings: SweepConfig, evaluation: Evaluation, folder: Path) -> None:
+    from data.files import write_text
+    from muti_control.evaluation import sweep
+    from muti_control.evaluation.report import figures
+
     rows = sweep.rows_of(evaluation, settings)
     if (plot := figures.sweep(rows)) is not None:
         write_text(folder / sweep.PLOT, plot)

@@ -30,29 +30,20 @@ import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
-from torch import Tensor
 
-from cldm.add_control import add_control, control_network, has_trained_control
-from cldm.branches import branches_among, untrained_branches, untrained_metadata
-from cldm.controlled import architecture_of, model_metadata
-from ldm.checkpoint import (
-    CheckpointError,
-    check_writable,
-    git_revision,
-    key_table,
-    read_state_dict,
-    sha256,
-    write_state_dict,
-)
-from ldm.config import LandmarkConfig, ModelConfig, TextureConfig
-from ldm.foreign import CONTROL, MODEL_PARTS
+from ldm.containers import CheckpointError, container
 from settings.base import Settings, expect
 from settings.messages import RENAMED, known_keys
 from settings.program import Program
 from settings.reading import parse_command_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ldm.config import ModelConfig
 
 USAGE = (__doc__ or "").strip()
 
@@ -94,7 +85,17 @@ def run(source: Path, target: Path, options: AddControlConfig) -> None:
         ValueError: anything that keeps the output from being made (nothing is written then).
     """
     control_file = None if options.control is None else Path(options.control)
-    check_output(target, [source] if control_file is None else [source, control_file], options.force)
+    inputs = [source] if control_file is None else [source, control_file]
+    for file in inputs:
+        container(file)
+    # Below: seconds, which mistakes in settings and paths do not have to wait for.
+    from cldm.add_control import add_control, control_network, has_trained_control
+    from cldm.branches import branches_among, untrained_branches, untrained_metadata
+    from cldm.controlled import architecture_of, model_metadata
+    from ldm.checkpoint import git_revision, key_table, read_state_dict, sha256, write_state_dict
+    from ldm.foreign import CONTROL, MODEL_PARTS
+
+    check_output(target, inputs, options.force)
     base, metadata = read_state_dict(source)
     cfg = architecture_of(source, metadata, options.config)
 
@@ -141,6 +142,8 @@ def run(source: Path, target: Path, options: AddControlConfig) -> None:
 
 def check_output(target: Path, inputs: Sequence[Path], force: bool) -> None:
     """Raise ValueError if ``target`` cannot be written, is an input, or exists (unless ``force``)."""
+    from ldm.checkpoint import check_writable
+
     check_writable(target)
     if not target.exists():
         return
@@ -162,6 +165,8 @@ def set_branches(
     Raises:
         ValueError: ``num_landmarks`` is not the number of the landmark branch that exists.
     """
+    from ldm.config import LandmarkConfig, TextureConfig
+
     landmarks, texture = cfg.control.landmarks or LandmarkConfig(), cfg.control.texture or TextureConfig()
     if num_landmarks is not None:
         if cfg.control.landmarks and "landmarks" in present and num_landmarks != landmarks.num_points:

@@ -10,6 +10,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from muti_control.training.config import ExperimentConfig, check_files
 from settings.program import Program
 from settings.reading import parse_command_line, to_yaml
 
@@ -21,8 +22,6 @@ def main(argv: list[str]) -> int:
     138 (SIGUSR1) where a signal stopped the run before its end: it is saved, and the same command continues it."""
     with Program("train.py", "interrupted before the training began") as end:
         if any(arg in ("-h", "--help") for arg in argv):
-            from muti_control.training.config import ExperimentConfig
-
             print(f"{__doc__}\n{ExperimentConfig.__doc__}\nEvery key with its default:\n")
             print(to_yaml(ExperimentConfig))
         else:
@@ -31,17 +30,18 @@ def main(argv: list[str]) -> int:
 
 
 def _train(argv: list[str], end: Program) -> None:
-    import torch
+    has_config = any("=" not in arg and Path(arg).suffix in (".yaml", ".yml") for arg in argv)
+    cfg = parse_command_line(ExperimentConfig, argv if has_config else [str(DEFAULT_CONFIG), *argv])
+    check_files(cfg)
+    import torch  # seconds, which mistakes in settings and paths do not have to wait for
 
-    from muti_control.training.config import ExperimentConfig
     from muti_control.training.run import prepare
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its tips would stand between our lines
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and torch
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # older torch lacks its new name
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # the run measures that
-    has_config = any("=" not in arg and Path(arg).suffix in (".yaml", ".yml") for arg in argv)
-    run = prepare(parse_command_line(ExperimentConfig, argv if has_config else [str(DEFAULT_CONFIG), *argv]))
+    run = prepare(cfg)
     end.stopped = "interrupted; the same command continues from the last checkpoint"
     end.place = run.cfg.run_dir
     try:

@@ -14,11 +14,12 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt")
 _NESTED = ("state_dict", "model_state_dict", "model", "module", "weights", "params_ema", "params", "ema")
@@ -132,6 +133,8 @@ def load_pickle(path: str | Path, mmap: bool = True) -> Any:
 
 
 def _load_pickle(path: Path, kind: str, mmap: bool) -> Any:
+    import torch  # seconds, which a missing file does not have to wait for
+
     if kind == "zip":
         _check_archive(path)
     _check_calls(path, kind)
@@ -147,6 +150,8 @@ def _load_pickle(path: Path, kind: str, mmap: bool) -> Any:
 
 
 def read_pickle(path: Path, kind: str, mmap: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    import torch
+
     content = weights = _load_pickle(path, kind, mmap)
     where = ""
     state: dict[str, Tensor] = {}

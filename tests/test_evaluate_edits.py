@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import ROOT
 
 from evaluate import main
 from muti_control.evaluation.methods.controls import find_edits
 from muti_control.evaluation.methods.faces import read_grey
-from muti_control.evaluation.plan import ROOT, make_plan
+from muti_control.evaluation.plan import make_plan
 from muti_control.evaluation.results.results_file import read_results
 from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.sampling.config import FACE_LANDMARKS, SKULL_LANDMARKS

@@ -1,4 +1,4 @@
-"""What sample.py answers to the mistakes of a first hour, and that it answers before the networks are loaded."""
+"""What the programs answer to the mistakes of a first hour, and that they answer before the networks are loaded."""
 
 from __future__ import annotations
 
@@ -38,13 +38,23 @@ ANSWERS = {  # command line, separated by bars -> what the one message names
     "skull=skull.png|repeat=record.json": "repeat: ",
     "skull=skull.png|grid=height": "grid: ",
 }
+OTHERS = {  # the same for other programs, whose name stands first
+    "train|training.yaml|trian.max_steps=3": "did you mean train.max_steps?",
+    "train|training.yaml": "this run needs files",
+    "evaluate|data.root=nowhere": "data.root: ",
+    "evaluate|data.root=pairs|weights=none.pth": "none.pth is missing",
+    "evaluate|data.root=pairs|nmu=3": "did you mean num?",
+    "tool_add_control|none.ckpt|out.ckpt": "none.ckpt is missing",
+    "tool_add_control|a.pdf|out.ckpt|branches=[skul]": "branches",
+}
 SCRIPT = """
-import contextlib, io, json, sys
-import sample
+import contextlib, importlib, io, json, sys
 answers = []
 for words in json.loads(sys.argv[1]):
+    program, *arguments = words.split("|")
+    main = importlib.import_module(program).main
     with contextlib.redirect_stderr(io.StringIO()) as err:
-        answers.append((sample.main(words.split("|")), err.getvalue(), "torch" in sys.modules))
+        answers.append((main(arguments), err.getvalue(), "torch" in sys.modules))
 print(json.dumps(answers))
 """
 
@@ -66,12 +76,16 @@ def test_every_mistake_has_an_answer_that_does_not_wait_for_torch(tmp_path: Path
         (tmp_path / name).write_bytes(contents)
     for name in ("cls_layer", "blocks"):
         save_file({f"{name}.weight": np.zeros(1, np.float32)}, tmp_path / f"{name}.safetensors")
+    (tmp_path / "pairs" / "split_data").mkdir(parents=True)
+    (tmp_path / "pairs" / "split_data" / "test.json").write_text("{}")
     before = sorted(tmp_path.rglob("*"))
-    command = [sys.executable, "-c", SCRIPT, json.dumps([*ANSWERS])]
+    answers = {f"sample|{words}": key for words, key in ANSWERS.items()} | OTHERS
+    command = [sys.executable, "-c", SCRIPT, json.dumps([*answers])]
     ended = subprocess.run(
         command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
     )
-    for (words, key), (code, err, loaded) in zip(ANSWERS.items(), json.loads(ended.stdout), strict=True):
+    for (words, key), (code, err, loaded) in zip(answers.items(), json.loads(ended.stdout), strict=True):
         assert code == 2 and key in err and not loaded, (words, err)
-        assert err.startswith("sample.py: ") and len(err.splitlines()) == 1
+        assert err.startswith(f"{words.partition('|')[0]}.py: ")
+        assert all(line.startswith("  ") for line in err.splitlines()[1:]), err
     assert sorted(tmp_path.rglob("*")) == before

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from evaluate import main
-from muti_control.evaluation.plan import ROOT
 from muti_control.evaluation.protocol.config import EvaluateConfig, SweepConfig
 from muti_control.evaluation.results.results_file import read_results
 from muti_control.evaluation.sweep import Row, advice, best_of, rows_of, table

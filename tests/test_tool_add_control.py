@@ -77,7 +77,7 @@ def test_interrupt_leaves_nothing(base_file: Path, tmp_path: Path, monkeypatch, 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tool_add_control, "add_control", interrupt)
+    monkeypatch.setattr("cldm.add_control.add_control", interrupt)
     assert tool(base_file, tmp_path / "out.ckpt") == 130
     assert "interrupted" in capsys.readouterr().err
     assert os.listdir(tmp_path) == [base_file.name]

@@ -33,17 +33,15 @@ from muti_control.evaluation.protocol.registry import (
 )
 from muti_control.evaluation.protocol.run_folder import OPERATION
 from muti_control.evaluation.report.page import check_installed
+from muti_control.evaluation.request import check_request, with_preset
 from muti_control.evaluation.results.results import HashedFile, NotRun
 from muti_control.evaluation.results.summary import Resampling
-from muti_control.evaluation.sweep import expand
 from muti_control.sampling.config import SpgdConfig
 from muti_control.sampling.prepare import with_shipped_networks
 from muti_control.sampling.request import shipped
 from settings.reading import parse_command_line
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 PRESETS = ("quick", "full")
-DEFAULT = ROOT / "configs" / "evaluate" / "quick.yaml"
 _SUBJECT = {"weights", "models", "pix2pix", "faces", "mapping", "data", "onnx", "lpips", "lpips_heads", "kid"}
 # settings that a preset leaves open: what is evaluated, and where it runs
 _LEAVES_PRESET = {*_SUBJECT, *OPERATION, "precision"}
@@ -127,9 +125,8 @@ def make_plan(arguments: Sequence[str]) -> Plan:
     Raises:
         ValueError: an input that cannot be used; the message says what to do. OSError: a file that cannot be read.
     """
-    file = next((Path(a) for a in arguments if "=" not in a and a.endswith((".yaml", ".yml"))), None)
-    settings = list(arguments) if file is not None else [str(DEFAULT), *arguments]
-    cfg = expand(parse_command_line(EvaluateConfig, settings, file_key="faces"))
+    file, settings = with_preset(arguments)
+    cfg = check_request(arguments)
     check_installed()
     device = choose_device(cfg.device)
     team = find_team(cfg.devices, device)
@@ -179,7 +176,7 @@ def make_plan(arguments: Sequence[str]) -> Plan:
     methods, not_run = _methods(cfg, inputs)
     return Plan(
         cfg=cfg,
-        preset=_preset(file or DEFAULT, arguments),
+        preset=_preset(file, arguments),
         command=shlex.join(["python", "evaluate.py", *arguments]),
         inputs=replace(inputs, remarks=tuple(remarks)),
         methods=methods,

@@ -19,6 +19,7 @@ from muti_control.losses.config import AutoencoderStageConfig, GrainStageConfig,
 from muti_control.networks.config import GuidanceDecoderStageConfig, PipNetStageConfig, Pix2PixStageConfig
 from muti_control.optim import OptimConfig
 from settings.base import Settings, Share, expect
+from settings.messages import ConfigError
 
 StageName = Literal["autoencoder", "base", "control", "pipnet", "pix2pix", "guidance_decoder", "grain"]
 WITHOUT_MODEL = ("pipnet", "pix2pix")  # stages whose architecture stands in their own part of the config
@@ -234,3 +235,27 @@ class ExperimentConfig(Settings):
             part = key.split(".")[0]
             expect(stage == owner or not got, key, got, f"none: {part}.* belong to the {owner} stage")
         return self
+
+
+def check_files(cfg: ExperimentConfig) -> None:
+    """Raise ConfigError naming every missing file or folder and how to get it."""
+    lacking = []
+    if cfg.init is not None and not Path(cfg.init).is_file():
+        lacking.append(f"init: {cfg.init} not found. {cfg.how_to_get_init}".strip())
+    for name in (cfg.data.train, cfg.data.valid):
+        manifest = Path(cfg.data.root) / "split_data" / name
+        if not manifest.is_file():
+            lacking.append(f"data.root: {manifest} not found. {cfg.data.how_to_get}".strip())
+            break
+    if cfg.losses.lm and not Path(cfg.losses.pipnet).is_file():
+        lacking.append(
+            f"losses.pipnet: {cfg.losses.pipnet} not found; train.py configs/demo/pipnet_face.yaml makes one"
+        )
+    for part, on, init in (
+        ("losses", cfg.losses.gan or cfg.losses.fm, cfg.losses.discriminator.init),
+        ("autoencoder", cfg.autoencoder.gan, cfg.autoencoder.discriminator.init),
+    ):
+        if on and init is not None and not Path(init).is_file():
+            lacking.append(f"{part}.discriminator.init: {init} not found; leave it out for a fresh one")
+    if lacking:
+        raise ConfigError("this run needs files that are not there:\n  " + "\n  ".join(lacking))

@@ -27,30 +27,6 @@ from muti_control.training.stage import Stage
 from settings.messages import ConfigError
 
 
-def check_files(cfg: ExperimentConfig) -> None:
-    """Raise ConfigError naming every missing file or folder and how to get it."""
-    lacking = []
-    if cfg.init is not None and not Path(cfg.init).is_file():
-        lacking.append(f"init: {cfg.init} not found. {cfg.how_to_get_init}".strip())
-    for name in (cfg.data.train, cfg.data.valid):
-        manifest = Path(cfg.data.root) / "split_data" / name
-        if not manifest.is_file():
-            lacking.append(f"data.root: {manifest} not found. {cfg.data.how_to_get}".strip())
-            break
-    if cfg.losses.lm and not Path(cfg.losses.pipnet).is_file():
-        lacking.append(
-            f"losses.pipnet: {cfg.losses.pipnet} not found; train.py configs/demo/pipnet_face.yaml makes one"
-        )
-    for part, on, init in (
-        ("losses", cfg.losses.gan or cfg.losses.fm, cfg.losses.discriminator.init),
-        ("autoencoder", cfg.autoencoder.gan, cfg.autoencoder.discriminator.init),
-    ):
-        if on and init is not None and not Path(init).is_file():
-            lacking.append(f"{part}.discriminator.init: {init} not found; leave it out for a fresh one")
-    if lacking:
-        raise ConfigError("this run needs files that are not there:\n  " + "\n  ".join(lacking))
-
-
 def read_lists(cfg: ExperimentConfig) -> dict[str, list[Record]]:
     """Return the pairs of "train" and of "valid" (at most ``train.num_valid``); no subject is in both.
 

@@ -28,9 +28,8 @@ from ldm.device import compute_in_fp32, prefers_bf16
 from muti_control.distributed import end_with_parent, is_first
 from muti_control.record import check_creatable
 from muti_control.training.checkpoints import LAST, LOCK, BestCheckpoints, WholeFiles, read_run
-from muti_control.training.config import ExperimentConfig
+from muti_control.training.config import ExperimentConfig, check_files
 from muti_control.training.loop import LogAndProgress, SaveLast, Validate
-from muti_control.training.model import check_files
 from muti_control.training.stage import Stage, warn
 from muti_control.training.stages import BUILDERS
 from settings.messages import ConfigError
