@@ -40,7 +40,7 @@ ANSWERS = {  # command line, separated by bars -> what the one message names
 }
 OTHERS = {  # the same for other programs, whose name stands first
     "train|training.yaml|trian.max_steps=3": "did you mean train.max_steps?",
-    "train|training.yaml": "this run needs files",
+    f"train|{ROOT}/configs/debug/control.yaml|data.root=nowhere": "this run needs files",
     "evaluate|data.root=nowhere": "data.root: ",
     "evaluate|data.root=pairs|weights=none.pth": "none.pth is missing",
     "evaluate|data.root=pairs|nmu=3": "did you mean num?",
