@@ -28,6 +28,7 @@ from data.ct.findings import RULES, ScanError, judge
 from data.ct.people import PeopleError, make_salt, read_people, read_salt, study_code
 from data.ct.pose import POINT_NAMES, find_pose, manual_rotation, turn
 from data.ct.quality import _metal
+from data.ct.reading import decoding
 from data.ct.reading.geometry import Slice, stack
 from data.ct.reading.read import read_scan
 from data.ct.reading.scan import Scan
@@ -186,7 +187,7 @@ def test_every_rule_has_a_limit_and_a_sentence(name):
     assert limits == sorted(limits) and limits
     details = dict.fromkeys(("low", "high", "step", "gap", "depth", "chin", "measured"), 1.0)
     details |= dict.fromkeys(
-        ("reason", "chosen", "total", "more", "hu", "place", "size", "images", "drawn"), "x"
+        ("reason", "chosen", "total", "more", "hu", "place", "size", "images", "drawn", "first"), "x"
     )
     worse = limits[-1] - 0.01 if rule.at_least else limits[-1] + 1
     (finding,) = judge(name, worse, **details)
@@ -194,8 +195,7 @@ def test_every_rule_has_a_limit_and_a_sentence(name):
 
 
 # ---------------------------------------------------------------- reading
-@pytest.mark.parametrize("coding", [RLELossless, JPEG2000Lossless, JPEGLSLossless])
-def test_every_coding_holds_the_same_volume(tmp_path, coding):
+def write_compressed(folder: Path, coding: str) -> np.ndarray:
     values, affine = sample((5.0, 5.0, 5.0))
     for k in range(len(values)):
         data = slice_dataset(values, affine, k, "1.2.3")
@@ -203,8 +203,26 @@ def test_every_coding_holds_the_same_volume(tmp_path, coding):
             data.compress(coding)
         except RuntimeError:
             pytest.skip("no encoder for it here; decoding is what is promised")
-        save(data, tmp_path / f"{k}")
+        folder.mkdir(exist_ok=True)
+        save(data, folder / f"{k}")
+    return values
+
+
+@pytest.mark.parametrize("coding", [RLELossless, JPEG2000Lossless, JPEGLSLossless])
+def test_every_coding_holds_the_same_volume(tmp_path, coding):
+    values = write_compressed(tmp_path, coding)
     assert np.array_equal(read_scan(tmp_path).values, values)
+
+
+@pytest.mark.parametrize("what", ["os.kill(os.getpid(), 9)", "time.sleep(60)"])
+def test_a_decoder_that_ends_its_process_or_hangs_refuses_the_scan(tmp_path, what, monkeypatch, capfd):
+    write_compressed(tmp_path / "in", RLELossless)
+    monkeypatch.setattr(decoding, "COMMAND", ("-c", f"import os, time; {what}"))
+    monkeypatch.setattr(decoding, "LONGEST_S", 0.5)
+    assert main([str(tmp_path / "in"), str(tmp_path / "out")]) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("data.ct: the process that decodes") and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_of_several_series_the_finest_head_is_read_or_the_one_of_the_setting(tmp_path):

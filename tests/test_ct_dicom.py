@@ -327,3 +327,30 @@ def test_an_archive_writes_nothing_outside_and_not_without_limit(tmp_path, monke
         with pytest.raises(ScanError):
             read_scan(tmp_path / name)
     assert not list((tmp_path / "temporary").iterdir()) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_damaged_header_is_flagged_and_a_report_beside_the_images_is_not(tmp_path, bare):
+    folder = write(tmp_path / "s")
+    report = one_slice(
+        0, SOPClassUID="1.2.840.10008.5.1.4.1.1.88.67", **dict.fromkeys(("Rows", "Columns", "PixelData"))
+    )
+    report.file_meta.MediaStorageSOPClassUID = report.SOPClassUID
+    save(report, folder / "AAA")
+    if bare:
+        for path in folder.iterdir():
+            whole = path.read_bytes()
+            path.write_bytes(whole[144 + int.from_bytes(whole[140:144], "little") :])
+    assert not read_scan(folder).findings
+    for k, cut in ((0, 500), (COUNT - 1, 300)):
+        path = folder / f"IM{k:04d}"
+        path.write_bytes(path.read_bytes()[:cut])
+    scan = read_scan(folder)
+    assert np.array_equal(scan.values, VALUES[1:-1]) and scan.facts["other_files"] == 3
+    (finding,) = scan.findings
+    assert (finding.name, finding.severity, finding.value) == ("damaged_headers", "flag", 2)
+    assert f"number 2 of {COUNT + 1} files" in finding.text and SECRET not in finding.text
+    for path in folder.glob("IM*"):
+        path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(ScanError, match=f"{COUNT} DICOM files were left out"):
+        read_scan(folder)

@@ -14,11 +14,9 @@ import numpy as np
 
 from data.cohort.config import check_packages
 from data.ct.config import PACKAGES, CtConfig
+from data.ct.reading.kinds import is_scan_file
 from data.images import IMAGE_SUFFIXES
 
-SCAN_SUFFIXES = (  # of volumes (data.ct.reading.volumes.SUFFIXES), of DICOM files and of archives of them
-    ".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".inv3", ".dcm", ".dicom", ".ima", ".zip",
-)  # fmt: skip
 _LOOKED_AT = 1000  # files of a folder
 
 
@@ -40,7 +38,7 @@ class ScanSkull:
 def is_scan(path: Path) -> bool:
     """Return whether a path is a scan: a volume, a DICOM file, an archive, or a folder with these and no picture."""
     if path.is_file():
-        return _is_scan_file(path)
+        return is_scan_file(path)
     if not path.is_dir():
         return False
     names = [name.lower() for name in os.listdir(path) if name[0] != "."]
@@ -51,7 +49,7 @@ def is_scan(path: Path) -> bool:
 
 def holds_scan(path: Path) -> bool:
     """Return whether one of the first files in a folder, and the folders within, is a scan's; False of no folder."""
-    return any(_is_scan_file(file) for file in islice(_files(path), _LOOKED_AT))
+    return any(is_scan_file(file) for file in islice(_files(path), _LOOKED_AT))
 
 
 def draw_scan_skull(path: Path, config: CtConfig) -> ScanSkull:
@@ -80,22 +78,6 @@ def _files(folder: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
         folders.sort()
         yield from (Path(parent, name) for name in sorted(names) if name[0] != ".")
-
-
-def _is_scan_file(path: Path) -> bool:
-    """Return whether a file's name or its first bytes are those of a scan; DICOM files need no ending."""
-    name = path.name.lower()
-    if name.endswith(SCAN_SUFFIXES) or name in ("dicomdir", "main.plist"):
-        return True
-    if not path.is_file() or name.endswith(IMAGE_SUFFIXES):
-        return False
-    with path.open("rb") as file:
-        head = file.read(132)
-    return head[128:] == b"DICM" or head[:4] in (
-        b"\x08\x00\x00\x00",
-        b"\x08\x00\x05\x00",
-        b"\x08\x00\x08\x00",
-    )
 
 
 def _sha256(path: Path) -> str:

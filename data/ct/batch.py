@@ -27,7 +27,8 @@ from data.ct.config import CtConfig
 from data.ct.drawing import bytes_of, draw_scan, refused
 from data.ct.findings import SEVERITIES, ScanError
 from data.ct.people import SALT_BYTES, PeopleError, Person, make_salt, read_people, read_salt, write_codes
-from data.ct.reading.read import scan_suffix
+from data.ct.reading.decoding import LONGEST_S
+from data.ct.reading.kinds import suffix_of
 from data.ct.reference import reference
 from data.files import check_output, write_text
 from data.workers import JOBS_EACH, alone, claim, make_folders, work_off
@@ -43,7 +44,6 @@ FOLDERS = {
 }
 STATUSES = ("ok", "flagged", "refused")
 _LISTED = 10  # ids in a message
-LONGEST_S = 3600.0  # of work on one scan: the largest take minutes
 KILLED = (
     "the process that worked on it was killed, also when it was alone: the scan is damaged, larger than the memory (a "
     "smaller max_gib refuses it), or takes more than an hour; to try again, delete its report"
@@ -108,8 +108,8 @@ def find_scans(patients: Path, people: list[Person]) -> dict[str, Path]:
         raise PeopleError(f"{patients}: expected a folder with one folder or file a patient")
     scans: dict[str, list[Path]] = {}
     for path in sorted(patients.iterdir()):
-        suffix = scan_suffix(path) if path.is_file() else ""
-        if suffix is not None and not path.name.startswith("."):
+        suffix = suffix_of(path) if path.is_file() else ""
+        if (suffix or path.is_dir()) and not path.name.startswith("."):
             identity = normalize("NFC", path.name[: len(path.name) - len(suffix)])
             scans.setdefault(identity, []).append(path)
     ids = [person.identity for person in people]

@@ -83,6 +83,9 @@ RULES = {
         "number): 1 and 0 were used", flag=0),
     "mixed_series": Rule(
         "images", "{value} of {total} images differ in kind, size, spacing, direction or line: left out", flag=0),
+    "damaged_headers": Rule(
+        "files", "{value} DICOM files were left out, their headers are damaged (the first: number {first} of {total} "
+        "files by name); the first or the last slice of the head may be among them", flag=0),
     "undecodable": Rule(
         "images", "{value} of {total} images cannot be decoded (damaged, or an unknown coding)", flag=0),
     "duplicated_slices": Rule(

@@ -15,7 +15,6 @@ from typing import IO
 
 from data.ct.findings import ScanError
 
-SUFFIXES = (".dcm.gz", ".tar.gz", ".zip", ".tar", ".tgz", ".gz")  # the longest first
 MAX_FILES = 20_000
 LARGEST_RATIO = 200  # of unpacked to packed bytes; images reach about 50, zeros 1,000
 SMALL_BYTES = 256 << 20  # up to this the ratio does not matter
@@ -24,22 +23,12 @@ _DAMAGED = (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zi
             zlib.error)  # fmt: skip
 
 
-def is_packed(path: Path) -> bool:
-    """Return whether a file's content is that of a zip or tar archive or of a gzip file."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(265)
-    except OSError:
-        return False
-    return start[:4] == b"PK\3\4" or start[:2] == b"\x1f\x8b" or start[257:262] == b"ustar"
-
-
 @contextmanager
 def unpacked(path: Path, max_bytes: int) -> Iterator[Path]:
     """Give the folder with a packed file's content; it is removed afterwards.
 
     Args:
-        path: a file for which ``is_packed`` holds.
+        path: a file for which ``data.ct.reading.kinds.is_packed`` holds.
         max_bytes: of one volume; four times as much is unpacked at most.
 
     Raises:

@@ -1,12 +1,11 @@
-"""DICOM: finds the series among any files, chooses one, and decodes its slices one by one.
+"""DICOM: finds the series among any files, chooses one, and stacks its slices.
 
-The steps: ``read_headers``, ``_series``, ``_choose``, ``_decode`` with ``_slices``, and ``stack`` of ``geometry``.
+The steps: ``read_headers``, ``_series``, ``_choose``, ``decode``, and ``stack`` of ``geometry``.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
 from contextlib import ExitStack
@@ -16,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.ndimage as ndimage
-from pydicom.pixels.utils import pixel_array
 
 from data.ct.findings import Finding, ScanError, Severity, judge, naming_flags
-from data.ct.reading import archives, geometry
-from data.ct.reading.dicom_headers import NO_SERIES, Header, list_files, read_dataset, read_headers
-from data.ct.reading.geometry import SMALLEST_SIDE, Slice
-from data.ct.reading.scan import UNMEASURED_HU, Scan, to_hounsfield
+from data.ct.reading import geometry
+from data.ct.reading.archives import unpacked
+from data.ct.reading.decoding import decode
+from data.ct.reading.dicom_headers import NO_SERIES, Header, list_files, read_headers
+from data.ct.reading.geometry import SMALLEST_SIDE
+from data.ct.reading.kinds import ARCHIVES, is_packed, suffix_of
+from data.ct.reading.scan import Scan
 
 MAX_HALVINGS = 2
 AXIAL_COSINE = 0.6  # of the slices' normal with the head-to-foot axis, at least
@@ -32,7 +32,6 @@ ENOUGH_MM = 100.0  # a series that covers this much counts as a head
 TILT_APART_DEG, NO_TILT_DEG = 2.0, 1.0
 SCOUT_COSINE = 0.7  # of an image's normal with that of the slices: less is another view
 FAR_MM, FEW = 30.0, 0.1  # images so far from the others are no slices, if they are no more than this share
-PADDING_ABOVE_HU, METAL_HU = -900, 3000  # darker padding looks like air, brighter like metal
 
 
 @dataclass
@@ -103,14 +102,10 @@ def read_folder(folder: Path, requested: str, max_bytes: int, offset: float) -> 
     with ExitStack() as stay_unpacked:
         files: list[Path] = []
         for path in list_files(folder):
-            packed = path.name.lower().endswith(archives.SUFFIXES) and archives.is_packed(path)
-            inside = stay_unpacked.enter_context(archives.unpacked(path, max_bytes)) if packed else None
+            packed = suffix_of(path) in ARCHIVES and is_packed(path)
+            inside = stay_unpacked.enter_context(unpacked(path, max_bytes)) if packed else None
             files += [path] if inside is None else list_files(inside)
-        headers, others = read_headers(files)
-        if not headers:
-            raise ScanError(f"no DICOM image in its {others} files: expected a DICOM folder or a volume file")
-        series = _series(headers)
-        return _read(series, _choose(series, requested), others, max_bytes, offset)
+        return _read(files, requested, max_bytes, offset)
 
 
 def read_image(path: Path, requested: str, max_bytes: int, offset: float) -> Scan:
@@ -119,37 +114,43 @@ def read_image(path: Path, requested: str, max_bytes: int, offset: float) -> Sca
     Raises:
         ScanError: see ``read_scan``.
     """
-    headers, others = read_headers([path])
+    headers, *_ = read_headers([path])
     if not headers:
         raise ScanError("a DICOM file without an image in it: give the folder of the series")
-    one_slice = len(headers) == 1
-    if one_slice:
-        if headers[0].problem:
-            raise ScanError(f"the DICOM file cannot be used: {headers[0].problem}")
-        files = sorted(p for p in path.parent.iterdir() if p.is_file() and not p.name.startswith("."))
-        headers, others = read_headers(files)
-    series = among = _series(headers)
-    if one_slice and not requested:
-        among = [one for one in series if any(h.path == path for h in one.headers)]
-        if len(among[0].slices) < SMALLEST_SIDE:
-            raise ScanError(
-                f"the DICOM file is one image, and its folder holds {len(among[0].headers)} of its series: give the "
-                "folder that holds the whole series"
-            )
-    scan = _read(series, _choose(among, requested), others, max_bytes, offset)
-    scan.findings += judge("one_slice_named", scan.facts["stored_size"][2]) if one_slice else []
-    return scan
+    if len(headers) > 1:
+        return _read([path], requested, max_bytes, offset)
+    if headers[0].problem:
+        raise ScanError(f"the DICOM file cannot be used: {headers[0].problem}")
+    files = sorted(p for p in path.parent.iterdir() if p.is_file() and not p.name.startswith("."))
+    return _read(files, requested, max_bytes, offset, slice_file=path)
 
 
-def _read(series: list[Series], chosen: Series, others: int, max_bytes: int, offset: float) -> Scan:
-    people = _people(series, chosen)
-    with naming_flags(people):
-        scan = _decode(chosen, max_bytes, offset)
-    found = [one.describe() for one in series]
-    scan.facts |= {"series_found": found, "series_used": chosen.number, "other_files": others}
+def _read(
+    files: list[Path], requested: str, max_bytes: int, offset: float, slice_file: Path | None = None
+) -> Scan:
+    """Return the best of the series in some files, or the one that is requested, or that of ``slice_file``."""
+    headers, others, damaged = read_headers(files)
+    with naming_flags(damaged):
+        if not headers:
+            raise ScanError(f"no DICOM image in its {others} files: expected a DICOM folder or a volume file")
+        series = among = _series(headers)
+        if slice_file and not requested:
+            among = [one for one in series if any(h.path == slice_file for h in one.headers)]
+            if len(among[0].slices) < SMALLEST_SIDE:
+                raise ScanError(
+                    f"the DICOM file is one image, and its folder holds {len(among[0].headers)} of its series: give "
+                    "the folder that holds the whole series"
+                )
+        chosen = _choose(among, requested)
+        people = _people(series, chosen)
+        with naming_flags(people):
+            scan = _decode(chosen, max_bytes, offset)
+    scan.facts |= {"series_found": [one.describe() for one in series], "series_used": chosen.number}
+    scan.facts["other_files"] = others
     if sum(bool(one.slices) for one in series) > 1:
         scan.findings += judge("several_series", len(series), chosen=chosen.describe())
-    scan.findings += judge("joined_series", chosen.joined, images=len(chosen.headers)) + people
+    scan.findings += judge("joined_series", chosen.joined, images=len(chosen.headers)) + people + damaged
+    scan.findings += judge("one_slice_named", scan.facts["stored_size"][2]) if slice_file else []
     return scan
 
 
@@ -275,7 +276,7 @@ def _decode(series: Series, max_bytes: int, offset: float) -> Scan:
     headers = series.slices
     first = headers[0]
     halvings = _halvings(first, len(headers), max_bytes)
-    slices = _slices(headers, offset, halvings)
+    slices = decode(headers, offset, halvings)
     if len(slices) < SMALLEST_SIDE:
         raise ScanError(
             f"{len(slices)} of its {len(headers)} images can be read, a head needs at least {SMALLEST_SIDE}"
@@ -309,45 +310,3 @@ def _halvings(first: Header, count: int, max_bytes: int) -> int:
     shape = (first.shape[1] >> halvings, first.shape[0] >> halvings, max(count, SMALLEST_SIDE))
     geometry.check_size(shape, (*(s * 2**halvings for s in first.spacing.tolist()), 1.0), 2, max_bytes)
     return halvings
-
-
-def _slices(headers: list[Header], offset: float, halvings: int) -> list[Slice]:
-    """Return the decoded images; those whose pixels are damaged are left out."""
-    slices = []
-    opened: tuple[Path, Any] | None = None  # frames of one file follow each other
-    for header in headers:
-        try:
-            with warnings.catch_warnings(action="ignore"):  # they quote values, names included
-                if opened is None or opened[0] != header.path:
-                    opened = header.path, read_dataset(header.path)
-                pixels = pixel_array(opened[1], index=header.frame)
-        except Exception:  # decoders of damaged data raise anything; the caller counts what is lost
-            continue
-        if pixels.shape == header.shape:
-            slices.append(_slice(header, _hounsfield(header, pixels, offset), halvings))
-    return slices
-
-
-def _slice(header: Header, values: np.ndarray, halvings: int) -> Slice:
-    """Return one image, its sides halved so often."""
-    for _ in range(halvings):
-        rows, columns = (n // 2 for n in values.shape)
-        blocks = values[: 2 * rows, : 2 * columns].reshape(rows, 2, columns, 2)
-        values = blocks.mean((1, 3)).round().astype(np.int16)
-    middle = (2**halvings - 1) / 2  # of the pixels that were joined
-    position = header.position + middle * (header.spacing[::-1] @ header.axes)
-    return Slice(values, position, header.order)
-
-
-def _hounsfield(header: Header, pixels: np.ndarray, offset: float) -> np.ndarray:
-    """Return (rows, columns) int16 HU, ``UNMEASURED_HU`` where padding would look like tissue or metal."""
-    slope, intercept = header.slope or 1.0, header.intercept or 0.0
-    values = to_hounsfield(pixels * np.float32(slope) + np.float32(intercept), offset)
-    if header.padding is not None:
-        low, high = header.padding
-        padded = (pixels >= low) & (pixels <= high) & (values > PADDING_ABOVE_HU)
-        if padded.any():  # what looks like tissue may be tissue: it is padding where it reaches the border
-            parts, _ = ndimage.label(padded)
-            outer = np.unique(np.concatenate([parts[[0, -1]].ravel(), parts[:, [0, -1]].ravel()]))
-            values[padded & (np.isin(parts, outer) | (values > METAL_HU))] = UNMEASURED_HU
-    return values

@@ -16,7 +16,8 @@ import pydicom
 from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 
-from data.ct.findings import ScanError
+from data.ct.findings import Finding, ScanError, judge
+from data.ct.reading.kinds import dicom_start
 
 # It quotes the values it complains of, names included.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
@@ -50,6 +51,7 @@ class Header:
         order: numbers of acquisition and instance.
         slope, intercept: from stored values to HU; None where the file holds something else than a usable number.
         padding: stored values, lowest and highest, that stand for "not measured".
+        compressed: whether a decoder has to read the pixels.
         problem: why the image cannot be used; then the geometry may be zeros.
     """
 
@@ -74,6 +76,7 @@ class Header:
     slope: float | None
     intercept: float | None
     padding: tuple[int, int] | None
+    compressed: bool
     problem: str | None
 
     @property
@@ -81,17 +84,28 @@ class Header:
         return np.cross(*self.axes)
 
 
-def read_headers(files: list[Path]) -> tuple[list[Header], int]:
-    """Return the headers of all images in ``files``, and the number of files without one. Raises: ScanError."""
+def read_headers(files: list[Path]) -> tuple[list[Header], int, list[Finding]]:
+    """Return the headers of all images in ``files``, the number of files without one, and the flag of damaged ones.
+
+    The flag names no file: names may be those of people.
+
+    Raises:
+        ScanError: too many images.
+    """
     headers: list[Header] = []
-    others = 0
-    for path in files:
+    others, damaged = 0, []
+    for number, path in enumerate(files, 1):
         images = _images(path)
-        headers += images
+        headers += images or []
         others += not images
+        damaged += [number] if images is None else []
         if len(headers) > MAX_IMAGES:
             raise ScanError(f"more than {MAX_IMAGES} images: give the folder of one patient")
-    return headers, others
+    return (
+        headers,
+        others,
+        judge("damaged_headers", len(damaged), first=min(damaged, default=0), total=len(files)),
+    )
 
 
 def list_files(folder: Path) -> list[Path]:
@@ -106,17 +120,6 @@ def list_files(folder: Path) -> list[Path]:
     return files
 
 
-def is_dicom(path: Path) -> bool:
-    """Return whether a file starts as DICOM does, with its preamble or without."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(132)
-    except OSError:
-        return False
-    bare = start[:2] in (b"\x02\0", b"\x08\0") and start[3:4] == b"\0"  # the tag of an early element
-    return start[128:] == b"DICM" or bare
-
-
 def read_dataset(path: Path, **options: Any) -> Dataset:
     """Return a file's elements, with the coding of its pixels where the file does not state it."""
     data = pydicom.dcmread(path, force=True, **options)
@@ -129,18 +132,26 @@ def read_dataset(path: Path, **options: Any) -> Dataset:
     return data
 
 
-def _images(path: Path) -> list[Header]:
-    """Return the headers of a file's images; none for a file that is no DICOM image."""
-    if not is_dicom(path):
+def _images(path: Path) -> list[Header] | None:
+    """Return the headers of a file's images; none for a file of another kind, None for damaged headers of a CT."""
+    start = dicom_start(path)
+    if not start:
         return []
+    classes: set[str] = set()
     try:
         with warnings.catch_warnings(action="ignore"):  # they quote values, names included
             data = read_dataset(path, stop_before_pixels=True, specific_tags=_TAGS + _GROUPS)
-            if "Rows" not in data:  # DICOMDIR, reports, dose records
-                return []
-            return [_parse(path, k, frame) for k, frame in enumerate(_frames(data))]
-    except Exception:  # anything may be in a file: whatever pydicom stumbles over is no DICOM image
-        return []
+            if "Rows" in data:
+                compressed = data.file_meta.TransferSyntaxUID not in uid.UncompressedTransferSyntaxes
+                return [_parse(path, k, frame, compressed) for k, frame in enumerate(_frames(data))]
+            classes = {
+                str(data.get("SOPClassUID", "")),
+                str(data.file_meta.get("MediaStorageSOPClassUID", "")),
+            } - {""}
+    except Exception:  # anything may be in a file; where pydicom stumbles, no class is known
+        pass
+    # DICOMDIR, reports and dose records have a class of their own. Without a preamble it may be no DICOM at all.
+    return None if classes & {*CT_CLASSES} or (not classes and start == "whole") else []
 
 
 def _frames(data: Dataset) -> Iterator[Dataset]:
@@ -162,7 +173,7 @@ def _frames(data: Dataset) -> Iterator[Dataset]:
         yield flat
 
 
-def _parse(path: Path, frame: int, data: Dataset) -> Header:
+def _parse(path: Path, frame: int, data: Dataset, compressed: bool) -> Header:
     axes = _floats(data, "ImageOrientationPatient", 6)
     position = _floats(data, "ImagePositionPatient", 3)
     spacing = _floats(data, "PixelSpacing", 2)
@@ -195,6 +206,7 @@ def _parse(path: Path, frame: int, data: Dataset) -> Header:
         slope=_number(data.get("RescaleSlope", 1)) or None,
         intercept=_number(data.get("RescaleIntercept", 0)),
         padding=_padding(data),
+        compressed=compressed,
         problem=_geometry_problem(shape, axes, position, spacing) or _pixel_problem(data),
     )
 

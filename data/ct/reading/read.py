@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from data.ct.findings import ScanError
-from data.ct.reading.archives import SUFFIXES as ARCHIVES
-from data.ct.reading.archives import is_packed, unpacked
+from data.ct.reading.archives import unpacked
 from data.ct.reading.dicom import read_folder, read_image
-from data.ct.reading.dicom_headers import is_dicom
+from data.ct.reading.kinds import VOLUMES, dicom_start, is_packed, suffix_of
 from data.ct.reading.scan import Scan, hounsfield
-from data.ct.reading.volumes import SUFFIXES, read_invesalius_folder, read_volume, suffix_of
+from data.ct.reading.volumes import read_invesalius_folder, read_volume
 
 
 def read_scan(
@@ -35,19 +34,13 @@ def read_scan(
     return scan
 
 
-def scan_suffix(path: Path) -> str | None:
-    """Return the ending of a file's name that says it may hold a scan, such as ``.nii.gz``; None for any other."""
-    others = (suffix for suffix in (".dcm", *ARCHIVES) if path.name.lower().endswith(suffix))
-    return suffix_of(path) or next(others, None)
-
-
 def _read(path: Path, series: str, max_bytes: int, offset: float, rescale: str) -> Scan:
     if path.is_dir():
         if (path / "main.plist").is_file():
             return read_invesalius_folder(path, max_bytes, offset, rescale)
         # macOS leaves ._NAME beside NAME.
         visible = [p for p in sorted(path.iterdir()) if not p.name.startswith(".")]
-        volumes = [p for p in visible if suffix_of(p) is not None and p.is_file()]
+        volumes = [p for p in visible if suffix_of(p) in VOLUMES and p.is_file()]
         if len(volumes) > 1:
             raise ScanError(f"{len(volumes)} volume files in the folder, expected one: give the file itself")
         if volumes:
@@ -55,14 +48,14 @@ def _read(path: Path, series: str, max_bytes: int, offset: float, rescale: str) 
         return read_folder(path, series, max_bytes, offset)
     if not path.is_file():
         raise ScanError("there is no such file or folder")
-    if suffix_of(path) is not None:
+    if suffix_of(path) in VOLUMES:
         return read_volume(path, max_bytes, offset, rescale)
     if path.stat().st_size == 0:
         raise ScanError("the file is empty (0 bytes)")
     if is_packed(path):
         with unpacked(path, max_bytes) as folder:
             return _read(folder, series, max_bytes, offset, rescale)
-    if is_dicom(path):
+    if dicom_start(path):
         return read_image(path, series, max_bytes, offset)
-    expected = f"a DICOM folder, file or archive, or a file that ends in one of {', '.join(SUFFIXES)}"
+    expected = f"a DICOM folder, file or archive, or a file that ends in one of {', '.join(VOLUMES)}"
     raise ScanError(f"unknown kind of file: expected {expected}")

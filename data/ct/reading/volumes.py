@@ -13,12 +13,9 @@ import numpy as np
 from data.ct.findings import ScanError
 from data.ct.reading.geometry import affine_of, check_size
 from data.ct.reading.headers import read_layout, read_voxels, side_not_stored
+from data.ct.reading.kinds import VOLUMES, suffix_of
 from data.ct.reading.scan import Scan, hounsfield
 
-SUFFIXES = {
-    ".nii": "NIfTI", ".nii.gz": "NIfTI", ".nrrd": "NRRD", ".nhdr": "NRRD",
-    ".mha": "MetaImage", ".mhd": "MetaImage", ".inv3": "InVesalius",
-}  # fmt: skip
 # Rows of an InVesalius project run from the back of the head to the front, columns from its left to its right.
 _INVESALIUS_AXES = np.diag([-1.0, -1.0, 1.0])
 OTHER_BYTES = 1 << 30  # of the masks and surfaces in a project
@@ -26,15 +23,9 @@ LONGEST_LIST = 1 << 20  # bytes of a property list
 Opener = Callable[[str], Any]  # the name of a project's file -> the open file
 
 
-def suffix_of(path: Path) -> str | None:
-    """Return the part of a file's name that says its format, such as ``.nii.gz``; None for any other file."""
-    name = path.name.lower()
-    return max((s for s in SUFFIXES if name.endswith(s)), key=len, default=None)
-
-
 def read_volume(path: Path, max_bytes: int, offset: float, rescale: str = "header") -> Scan:
-    """Return the volume of one file with one of ``SUFFIXES``. Raises: ScanError, see ``read_scan``."""
-    kind = SUFFIXES[suffix_of(path) or ""]
+    """Return the volume of one file with one of the endings in ``VOLUMES``. Raises: ScanError, see ``read_scan``."""
+    kind = VOLUMES[suffix_of(path)]
     if path.stat().st_size == 0:
         raise ScanError(f"the {kind} file is empty (0 bytes): copy or export it again")
     if kind == "InVesalius":
