@@ -10,6 +10,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,10 +25,17 @@ EOS_TOKEN = 49407
 
 @lru_cache(maxsize=1)
 def _bpe() -> Any:
-    """open_clip's byte-pair tokenizer, read once from its bundled vocabulary (about 0.1 s)."""
-    from open_clip.tokenizer import SimpleTokenizer
+    """open_clip's byte-pair tokenizer, read once from its bundled vocabulary (about 0.1 s).
 
-    return SimpleTokenizer()
+    Its module is loaded by itself: the package would import its models, timm and torchvision first, for seconds.
+    """
+    package = find_spec("open_clip")
+    assert package is not None and package.origin is not None, "open_clip_torch is a runtime dependency"
+    spec = spec_from_file_location("open_clip.tokenizer", Path(package.origin).with_name("tokenizer.py"))
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.SimpleTokenizer()
 
 
 def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
