@@ -20,13 +20,16 @@ USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3 python; do \
 	if "$$p" -c '$(USABLE)' >/dev/null 2>&1; then command -v "$$p"; break; fi; done)
 
-.PHONY: help demo test debug oldest lint format type bench cohort clean distclean
+.PHONY: help demo studio test debug oldest lint format type bench cohort clean distclean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.runtime  ## faces from shipped test skulls, by the shipped demo model
 	@$(PY) sample.py num_samples=3 out="$(OUT)" overwrite=true
+
+studio: $(VENV)/.studio  ## the page in the browser: a skull goes in, faces and a report come out
+	@$(PY) -m muti_control.studio
 
 test: $(VENV)/.dev  ## the test suite, on two cores
 	@$(PY) -m pytest -n 2 --dist loadfile
@@ -99,8 +102,14 @@ $(VENV)/.runtime: pyproject.toml | $(PY)
 	@$(PY) -m pip install --disable-pip-version-check -r $(VENV)/requirements-runtime.txt
 	@touch $@
 
+$(VENV)/.studio: pyproject.toml | $(PY)
+	@$(PY) -c '$(LIST)' studio report cohort ct > $(VENV)/requirements-studio.txt
+	@echo "installing what the studio needs (the first time: some minutes, mostly PyTorch)"
+	@$(PY) -m pip install --disable-pip-version-check -r $(VENV)/requirements-studio.txt
+	@touch $@ $(VENV)/.runtime
+
 $(VENV)/.dev: pyproject.toml | $(PY)
-	@$(PY) -c '$(LIST)' dev cohort ct eval report > $(VENV)/requirements-dev.txt
+	@$(PY) -c '$(LIST)' dev cohort ct eval report studio > $(VENV)/requirements-dev.txt
 	@echo "installing what the programs and their tests need (the first time: some minutes, mostly PyTorch)"
 	@$(PY) -m pip install --disable-pip-version-check -r $(VENV)/requirements-dev.txt
 	@touch $@ $(VENV)/.runtime

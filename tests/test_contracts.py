@@ -37,6 +37,7 @@ KEYS_OF = {  # program -> its settings class
     "muti_control.networks.pipnet.export": "muti_control.networks.pipnet.export.ExportConfig",
     "muti_control.training.predict_landmarks": "muti_control.training.predict_landmarks.PredictConfig",
     "muti_control.case.report": "muti_control.case.report.ReportConfig",
+    "muti_control.studio": "muti_control.studio.__main__.StudioConfig",
     "muti_control.case.verify": "muti_control.case.verify.VerifyConfig",
     "data.cohort": "data.cohort.config.CohortConfig",
     "data.ct": "data.ct.config.CtConfig",
@@ -272,10 +273,11 @@ importlib.metadata.distribution = lambda name: distribution("absent" if name in 
 def test_the_programs_start_without_any_extra():
     """`make demo` installs the runtime dependencies alone."""
     extras = "scipy embreex pydicom SimpleITK vtk vtkmodules dlib onnxruntime skimage diffusers matplotlib onnx fpdf "
-    extras += "pytest hypothesis face_recognition_models torchvision"
+    extras += "pytest hypothesis face_recognition_models torchvision nicegui fastapi starlette"
     programs = "train sample tool_add_control evaluate data.partial data.split data.check "
     programs += (
         "muti_control.training.predict_landmarks muti_control.case.verify cldm.diffusers_folder.__main__"
+        " muti_control.studio.__main__"
     )
     imports = "\n".join(f"import {name}" for name in programs.split())
     command = [sys.executable, "-c", ABSENT % extras.split() + imports]

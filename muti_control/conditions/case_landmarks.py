@@ -243,14 +243,25 @@ def picture_name(case: Case) -> str:
     return f"{case.name}_landmarks.png"
 
 
-def write_landmarks(folder: Path, case: Case, source: CaseLandmarks, face: Path, size: int) -> None:
-    """Write a case's landmarks, in px of its skull picture, and a picture of them over the skull and its face."""
-    skull, drawn = read_skull(case, size), read_image(face, size)[0]  # (H, W, 3)
-    landmarks = source.of([case], torch.from_numpy(skull).permute(2, 0, 1)[None])
+def editable_landmarks(
+    case: Case, source: CaseLandmarks, skull: Tensor
+) -> tuple[str, NDArray[np.float32]]:
+    """Return a case's landmarks as a file to edit, in px of its skull picture, and as fractions (N, 2).
+
+    skull: (1, 3, H, W) in [0, 1].
+    """
+    landmarks = source.of([case], skull)
     points, pixels = landmarks.points[0].numpy(), _pixels(case)
     head = {"about": _ABOUT, "width": pixels[0], "height": pixels[1], **source.describe(case)}
     head |= {} if case.prepared is None else {"prepared": True}
     before = source.before.get(case.name) if isinstance(source, StoredLandmarks) else None
     text = landmarks_text(pixels_of(points, pixels), landmarks.confidence[0].numpy(), head, before)
+    return text, points
+
+
+def write_landmarks(folder: Path, case: Case, source: CaseLandmarks, face: Path, size: int) -> None:
+    """Write a case's landmarks, in px of its skull picture, and a picture of them over the skull and its face."""
+    skull, drawn = read_skull(case, size), read_image(face, size)[0]  # (H, W, 3)
+    text, points = editable_landmarks(case, source, torch.from_numpy(skull).permute(2, 0, 1)[None])
     write_text(folder / landmarks_name(case), text)
     write_png(folder / picture_name(case), numbered_picture(to_uint8(skull), to_uint8(drawn), points), None)

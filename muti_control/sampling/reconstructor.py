@@ -22,17 +22,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from data.biometrics import Attributes
-from data.cases import NO_SKULL, Case, CaseError, find_cases, safe_names
+from data.cases import NO_SKULL, Case, CaseError, find_cases, read_skull, safe_names
 from data.ct.as_skull import is_scan
 from data.images import png_of, read_image, to_uint8
 from ldm.device import choose_device, choose_precision
-from muti_control.case.check import SkullCheck, check_skull
+from muti_control.case.check import SkullCheck
+from muti_control.case.prepare import CheckedSkull, checked_skull
 from muti_control.case.runs import claim_case, logged, report_of
+from muti_control.conditions.case_landmarks import editable_landmarks
 from muti_control.record import check_overwriting, write_record
 from muti_control.sampling.config import DEMO_WEIGHTS, SKULL_LANDMARKS, SampleConfig
 from muti_control.sampling.draw import DrawnFaces, draw_batches, finish, write_face
@@ -41,7 +44,7 @@ from muti_control.sampling.outputs import Together, mm_of_face, spread_picture
 from muti_control.sampling.prepare import Networks, draw_scan_case, job_of, recommended_sampling
 from muti_control.sampling.record import run_record, sheet_of
 
-Skull = str | Path | Image.Image | NDArray[Any]
+Skull = str | Path | Image.Image | NDArray[Any] | Case
 Progress = Callable[[int, int], None]
 Preview = Callable[[Callable[[], NDArray[np.uint8]]], None]
 
@@ -83,11 +86,23 @@ class Reconstructor:
         recommended = cfg.sampling.with_(**recommended_sampling(networks.metadata, outputs))
         return cls(networks, cfg.with_(sampling=recommended))
 
+    def read(self, skull: Skull, attributes: Attributes | None = None, name: str | None = None) -> Case:
+        """Return the case of a skull, which stands for it in the other methods: a scan is then drawn once.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        return self._case(skull, name, attributes or Attributes(), self.settings)
+
     def check(self, skull: Skull, attributes: Attributes | None = None) -> SkullCheck:
         """Return the traffic light of a skull and its reasons, before anything is done to it. Raises: ValueError."""
-        case = self._case(skull, None, attributes or Attributes(), self.settings)
+        return self.prepare(skull, attributes).before
+
+    def prepare(self, skull: Skull, attributes: Attributes | None = None) -> CheckedSkull:
+        """Return the skull as it is drawn, with its checks before and after. Raises: ValueError."""
+        case = self.read(skull, attributes)
         picture, _ = read_image(case.source, self.networks.model.cfg.image_size)
-        return check_skull(picture, self.networks.calibration, case.attributes)
+        return checked_skull(picture, self.networks.calibration, case.attributes)
 
     def reconstruct(
         self,
@@ -109,7 +124,8 @@ class Reconstructor:
 
         Args:
             skull: a file, a picture of Pillow, an array (H, W) or (H, W, 3), uint8 or floats in [0, 1], or a head CT
-                as ``sample.py`` takes it; None: no skull, what else is given draws the face.
+                as ``sample.py`` takes it, or the case that :meth:`read` returned; None: no skull, what else is given
+                draws the face.
             attributes: what is known of the person; each face assumes what is not.
             landmarks: auto (read off the skull), none, or a file of points in px of the skull's picture.
             texture: picture of a face whose look of the skin is wanted; None: what suits the weights.
@@ -123,8 +139,9 @@ class Reconstructor:
             ValueError: an input that cannot be used; the message says what to do.
         """
         attributes = attributes or Attributes()
+        named = skull.skull_path if isinstance(skull, Case) else skull
         cfg = self.settings.with_(
-            skull=NO_SKULL if skull is None else str(skull) if isinstance(skull, (str, Path)) else None,
+            skull=NO_SKULL if skull is None else str(named) if isinstance(named, (str, Path)) else None,
             **{name: list(x) if isinstance(x, tuple) else x for name, x in attributes.known.items()},
             num_samples=num_samples,
             seed=seed,
@@ -158,6 +175,8 @@ class Reconstructor:
 
     def _case(self, skull: Skull | None, name: str | None, attributes: Attributes, cfg: SampleConfig) -> Case:
         """Return the case of a skull. Raises: ValueError: it cannot be read."""
+        if isinstance(skull, Case):
+            return replace(skull, attributes=attributes, biometrics=attributes.biometrics)
         if skull is not None and not isinstance(skull, (str, Path)):
             own = safe_names([name or "skull"])[0]
             path, picture = Path(f"{own}_skull.png"), png_of(skull)
@@ -215,6 +234,15 @@ class Reconstruction:
     def warnings(self) -> list[str]:
         """What the user should know of the input and the settings."""
         return self.job.cautions
+
+    @property
+    def landmarks_text(self) -> str | None:
+        """The landmarks that shaped the faces, as a file to edit; None where none did."""
+        job, case = self.job, self.job.cases[0]
+        if job.landmarks is None:
+            return None
+        skull = torch.from_numpy(read_skull(case, job.model.cfg.image_size)).permute(2, 0, 1)[None]
+        return editable_landmarks(case, job.landmarks, skull)[0]
 
     @cached_property
     def record(self) -> dict[str, Any]:
