@@ -243,9 +243,7 @@ def picture_name(case: Case) -> str:
     return f"{case.name}_landmarks.png"
 
 
-def editable_landmarks(
-    case: Case, source: CaseLandmarks, skull: Tensor
-) -> tuple[str, NDArray[np.float32]]:
+def editable_landmarks(case: Case, source: CaseLandmarks, skull: Tensor) -> tuple[str, NDArray[np.float32]]:
     """Return a case's landmarks as a file to edit, in px of its skull picture, and as fractions (N, 2).
 
     skull: (1, 3, H, W) in [0, 1].
