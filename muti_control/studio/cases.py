@@ -10,7 +10,8 @@ from typing import Any
 
 from data.biometrics import ATTRIBUTES
 from data.cases import safe_names
-from data.ct.reading.archives import is_packed, unpacked
+from data.ct.reading.archives import unpacked
+from data.ct.reading.kinds import is_packed
 from data.images import MAX_PIXELS, ImageError, picture_size
 from muti_control.case.contents import Heading
 from muti_control.case.report import write_report, write_zip

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 
-from data.ct.as_skull import SCAN_SUFFIXES
+from data.ct.reading.kinds import SUFFIXES as SCAN_SUFFIXES
 from data.images import IMAGE_SUFFIXES
 from muti_control.studio import texts
 from muti_control.studio.state import State
