@@ -21,37 +21,15 @@ REMOVED = {  # old key -> what serves instead
     "memory.card": "configs/sd15 has one config each for cards of 12, 24 and 80 GB",
     "shard_mb": "a pack is one file",
 }
-MEANT = {  # a name that users try -> the names it may have here
-    tried: meant.split()
-    for names, meant in (
-        ("batch", "batch_size"),
-        ("bmi weight", "body_mass"),
-        ("cfg cfg_scale", "guidance_scale"),
-        ("checkpoint ckpt model_path", "weights init"),
-        ("dataset", "data.root root"),
-        ("decay", "weight_decay"),
-        ("directory output output_dir", "out"),
-        ("ema", "ema_decay"),
-        ("epochs max_epochs", "max_steps"),
-        ("ethnic race", "ethnicity"),
-        ("folder", "out root"),
-        ("gender", "sex"),
-        ("gpus", "devices"),
-        ("image input picture", "skull faces"),
-        ("iterations", "max_steps steps"),
-        ("learning_rate", "lr"),
-        ("num", "num_samples num_subjects"),
-        ("num_inference_steps", "steps"),
-        ("num_steps", "steps max_steps"),
-        ("samples", "num_samples"),
-        ("scheduler", "sampler"),
-        ("threads", "num_threads num_workers"),
-        ("weights", "init"),
-        ("workers", "num_workers"),
-        ("years", "age"),
-    )
-    for tried in names.split()
-}
+MEANT = {tried: meant.split() for names, meant in {  # names that users try -> the names they may have here
+    "batch": "batch_size", "bmi weight": "body_mass", "cfg cfg_scale": "guidance_scale", "dataset": "data.root root",
+    "checkpoint ckpt model_path": "weights init", "decay": "weight_decay", "directory output output_dir": "out",
+    "ema": "ema_decay", "epochs max_epochs": "max_steps", "ethnic race": "ethnicity", "folder": "out root",
+    "gender": "sex", "gpus": "devices", "image input picture": "skull faces", "iterations": "max_steps steps",
+    "learning_rate": "lr", "num": "num_samples num_subjects", "num_inference_steps": "steps",
+    "num_steps": "steps max_steps", "samples": "num_samples", "scheduler": "sampler", "weights": "init",
+    "threads": "num_threads num_workers", "workers": "num_workers", "years": "age",
+}.items() for tried in names.split()}  # fmt: skip
 KINDS = {  # top-level keys that only one kind of file has
     "a training config, for train.py": ("stage", "train", "optim"),
     "a config for evaluate.py": ("recognisers", "methods", "bootstrap", "edited", "guided", "split"),

@@ -7,7 +7,6 @@ Frankfurt plane the nod, and its own orbits the height.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -77,16 +76,12 @@ class Pose:
 
     def record(self) -> dict[str, Any]:
         """Return what the report says of the pose."""
-
-        def rounded(value: float) -> float | None:
-            return round(value, 3) if np.isfinite(value) else None
-
+        lengths = {"fit_residual_mm": self.residual, "symmetry_mm": self.symmetry}
         return {
             "method": self.method,
             "yaw_pitch_roll_deg": [round(angle, 2) for angle in self.angles()],
-            "frankfurt_tilt_taken_out_deg": rounded(self.tilt) if self.method == "frankfurt" else None,
-            "fit_residual_mm": rounded(self.residual),
-            "symmetry_mm": rounded(self.symmetry),
+            "frankfurt_tilt_taken_out_deg": round(self.tilt, 3) if self.method == "frankfurt" else None,
+            **{name: round(value, 3) if np.isfinite(value) else None for name, value in lengths.items()},
             "size_beside_cohort": self.scales.round(3).tolist(),
         }
 
@@ -189,17 +184,14 @@ def manual_rotation(how: str) -> tuple[np.ndarray, str]:
         points = np.zeros(0)
     if points.shape != (4, 3) or not np.isfinite(points).all():
         raise ScanError(f"pose: expected a JSON object with {', '.join(POINT_NAMES)}, each [x, y, z] LPS mm")
-    return rotation_from_landmarks(points @ FROM_LPS.T), "points"
-
-
-def rotation_from_landmarks(points: np.ndarray) -> np.ndarray:
-    """Return the rotation that levels the Frankfurt plane of (4, 3) POINT_NAMES in upright coordinates."""
-    orbitale, porion = points[:2].mean(0), points[2:].mean(0)
-    across = points[0] - points[1] + points[2] - points[3]
-    forward = orbitale - porion
+    left, right, left_porion, right_porion = points @ FROM_LPS.T  # of their Frankfurt plane
+    across, forward = (
+        left - right + left_porion - right_porion,
+        (left + right - left_porion - right_porion) / 2,
+    )
     if np.linalg.norm(across) < 20 or np.linalg.norm(forward) < 20:
         raise ScanError("pose: its landmarks lie too close together")
-    return _axes(across, forward)
+    return _axes(across, forward), "points"
 
 
 def _axes(across: np.ndarray, forward: np.ndarray) -> np.ndarray:
@@ -235,13 +227,8 @@ def _starts() -> list[np.ndarray]:
     """Return the head as the header has it, a little turned, and in every other upright or lying position."""
     near = [(0, 0, 0), (35, 0, 0), (-35, 0, 0), (0, 28, 0), (0, -28, 0), (0, 0, 28), (0, 0, -28)]
     starts = [turn(*angles) for angles in near]
-    for order in permutations(range(3)):
-        for signs in product((1, -1), repeat=3):
-            axes = np.zeros((3, 3))
-            axes[range(3), order] = signs
-            if np.linalg.det(axes) > 0 and not np.allclose(axes, np.eye(3)):
-                starts.append(axes)
-    return starts
+    others = np.rint(Rotation.create_group("O").as_matrix())  # all 24 that bring axes to axes
+    return [*starts, *others[(others != np.eye(3)).any((1, 2))]]
 
 
 class _Target:
@@ -315,17 +302,7 @@ def _plane_step(
     target = design.T @ (gap * direction).sum(1)
     target[6:] -= prior[6:] * stretch
     step = np.linalg.solve(design.T @ design + np.diag(prior), target)
-    return _spin(step[:3]), step[3:6], step[6:]
-
-
-def _spin(vector: np.ndarray) -> np.ndarray:
-    """Return the rotation about a (3,) axis times angle (radians). Source: Rodrigues' formula."""
-    angle = float(np.linalg.norm(vector))
-    if angle < 1e-12:
-        return np.eye(3)
-    x, y, z = vector / angle
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    return Rotation.from_rotvec(step[:3]).as_matrix(), step[3:6], step[6:]
 
 
 def _rigid(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,7 +207,7 @@ def _parse(path: Path, frame: int, data: Dataset, compressed: bool) -> Header:
         intercept=_number(data.get("RescaleIntercept", 0)),
         padding=_padding(data),
         compressed=compressed,
-        problem=_geometry_problem(shape, axes, position, spacing) or _pixel_problem(data),
+        problem=_problem(data, shape, axes, position, spacing),
     )
 
 
@@ -223,10 +223,14 @@ def _padding(data: Dataset) -> tuple[int, int] | None:
     return low, high
 
 
-def _geometry_problem(
-    shape: tuple[int, int], axes: np.ndarray | None, position: np.ndarray | None, spacing: np.ndarray | None
+def _problem(
+    data: Dataset,
+    shape: Sequence[int],
+    axes: np.ndarray | None,
+    position: np.ndarray | None,
+    spacing: np.ndarray | None,
 ) -> str | None:
-    """Return why an image cannot be placed, or None."""
+    """Return why an image cannot be placed, or its pixels cannot be used, or None."""
     if not (1 < shape[0] <= MAX_SIDE and 1 < shape[1] <= MAX_SIDE):
         return f"a size of {shape[1]} x {shape[0]} px"
     if axes is None or position is None:
@@ -236,11 +240,6 @@ def _geometry_problem(
     directions = axes.reshape(2, 3)
     if (np.abs(directions @ directions.T - np.eye(2)) > DIRECTION_TOLERANCE * (1 + np.eye(2))).any():
         return "ImageOrientationPatient that is no pair of directions at right angles"
-    return None
-
-
-def _pixel_problem(data: Dataset) -> str | None:
-    """Return why an image's pixels cannot be used, or None."""
     if int(data.get("NumberOfFrames") or 1) > 1:
         return "several frames in a file without a place for each; export them as single slices"
     if int(data.get("SamplesPerPixel") or 1) != 1 or data.get("PhotometricInterpretation") != "MONOCHROME2":

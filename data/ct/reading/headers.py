@@ -275,10 +275,9 @@ def _nrrd(path: Path, max_bytes: int) -> Layout:
         raise ScanError("line skip or byte skip in the header is damaged")
     start = _after_lines(parts[0], start, lines_skipped)
     packed = encoding != "raw"
-    if packed:
-        return Layout(parts, start, packed, max(0, skip), dtype, shape, affine, findings=findings)
-    start = start + skip if skip >= 0 else -1
-    return Layout(parts, start, packed, 0, dtype, shape, affine, findings=findings)
+    if not packed:
+        start, skip = start + skip if skip >= 0 else -1, 0
+    return Layout(parts, start, packed, max(0, skip), dtype, shape, affine, findings=findings)
 
 
 def _nrrd_affine(fields: dict[str, str], axes: list[int]) -> tuple[np.ndarray, list[Finding]]:
