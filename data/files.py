@@ -228,7 +228,7 @@ def replacing_result(
     Raises:
         OSError: the earlier result cannot be moved.
     """
-    made = not folder.exists()
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     set_aside(folder, old, marker)
     try:
@@ -237,7 +237,7 @@ def replacing_result(
         if not (resumable and isinstance(error, KeyboardInterrupt)):
             put_back(folder, new)
             with suppress(OSError):
-                if made:
+                if is_new:
                     folder.rmdir()
         raise
     drop_aside(folder)

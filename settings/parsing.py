@@ -88,9 +88,9 @@ def parse_json(text: str, name: object, kind: Any = Any, *, finite: bool = False
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key, got = dotted(first["loc"]), f"got {short(first['input'])}"
-        wanted = "an object (key: value)" if first["type"] in ("dict_type", "model_type") else None
-        wanted = wanted or EXPECTED.get(first["type"], first["msg"])
-        problem = "missing" if first["type"] == "missing" else f"{got}, expected {wanted}"
+        expected = "an object (key: value)" if first["type"] in ("dict_type", "model_type") else None
+        expected = expected or EXPECTED.get(first["type"], first["msg"])
+        problem = "missing" if first["type"] == "missing" else f"{got}, expected {expected}"
         raise ContentError(f"{start}{key}{': ' if key else ''}{problem}") from error
     except ValueError as error:  # a number of thousands of digits
         raise ContentError(f"{start}is not valid JSON: {error}") from error
@@ -160,10 +160,10 @@ def read_table(path: Path, names: Sequence[str], required: Sequence[str], others
     text = read_text(path)
     lines = list(io.StringIO(text, newline=""))
     before = next((k for k, line in enumerate(lines) if line.strip(" \t,;\r\n")), 0)
-    stated = re.fullmatch(r'"?sep=(.)"?[,;\s]*', lines[before]) if lines else None
-    before += stated is not None
+    statement = re.fullmatch(r'"?sep=(.)"?[,;\s]*', lines[before]) if lines else None
+    before += statement is not None
     head = re.sub(r'"[^"]*"', "", lines[before]) if before < len(lines) else ""
-    separator = stated[1] if stated else max(",;\t", key=head.count)
+    separator = statement[1] if statement else max(",;\t", key=head.count)
     reader = csv.reader(
         io.StringIO("".join(lines[before:]), newline=""),
         delimiter=separator,
@@ -182,13 +182,13 @@ def read_table(path: Path, names: Sequence[str], required: Sequence[str], others
         raise ContentError(f"{path}: line {line}: {why} (a quote that nothing closes?)") from error
     first, rows = (table[0][1], table[1:]) if table else ([], [])
     columns = [column_name(cell, names, others) for cell in first]
-    used = [column for column in columns if column]
+    titles = [column for column in columns if column]
     if not set(required) <= set(columns):
         raise ContentError(
-            f"{path}: its first line is {short(separator.join(used[:20]))}; expected the names of the columns, such as "
+            f"{path}: its first line is {short(separator.join(titles[:20]))}; expected the names of the columns, such as "
             f"{separator.join(names)} ({', '.join(required)} must be there)"
         )
-    twice, number = Counter(used).most_common(1)[0]
+    twice, number = Counter(titles).most_common(1)[0]
     if number > 1:
         raise ContentError(f"{path}: {twice}: two columns have this meaning; keep one")
     result = []
@@ -202,4 +202,4 @@ def read_table(path: Path, names: Sequence[str], required: Sequence[str], others
         if any(cells):
             padded = [*cells, *[""] * len(columns)]
             result.append((line, {name: cell for name, cell in zip(columns, padded, strict=False) if name}))
-    return Table(tuple(used), result)
+    return Table(tuple(titles), result)

@@ -187,7 +187,7 @@ def test_every_rule_has_a_limit_and_a_sentence(name):
     assert limits == sorted(limits) and limits
     details = dict.fromkeys(("low", "high", "step", "gap", "depth", "chin", "measured"), 1.0)
     details |= dict.fromkeys(
-        ("reason", "chosen", "total", "more", "hu", "place", "size", "images", "drawn", "first"), "x"
+        ("reason", "chosen", "total", "more", "hu", "place", "size", "images", "outcome", "first"), "x"
     )
     worse = limits[-1] - 0.01 if rule.at_least else limits[-1] + 1
     (finding,) = judge(name, worse, **details)

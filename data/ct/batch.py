@@ -84,9 +84,9 @@ def run_batch(patients: Path, out: Path, config: CtConfig, progress: bool = True
         people = read_people(Path(config.biometrics), make_salt(private))
     write_codes(private, people)
     with alone(out / "ct.json"):
-        used = [folder for name, folder in FOLDERS.items() if config.meshes or not name.endswith(".ply")]
-        make_folders(out, ("", SPLITS, *used))
-        for folder in used:
+        folders = [folder for name, folder in FOLDERS.items() if config.meshes or not name.endswith(".ply")]
+        make_folders(out, ("", SPLITS, *folders))
+        for folder in folders:
             check_output(out / folder, 0)
         jobs = [
             (p.code, scans[p.identity]) for p in people if not _paths(out, p.code)["report.json"].is_file()
@@ -95,7 +95,7 @@ def run_batch(patients: Path, out: Path, config: CtConfig, progress: bool = True
         finished = len(people) - len(jobs)
         with tqdm(total=len(people), initial=finished, unit="scan", disable=not progress) as bar:
             _draw_all(out, config, jobs, bar)
-        make_folders(out, used)  # what a killed process left
+        make_folders(out, folders)  # what a killed process left
         return _write_lists(out, people)
 
 

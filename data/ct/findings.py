@@ -69,7 +69,7 @@ RULES = {
     "unreadable": Rule("", "{reason}", refuse=0),
     "several_series": Rule("series", "{value} series in the folder; taken was {chosen}", note=1),
     "several_people": Rule(
-        "people", "the files are of {value} people (numbers, names or dates of birth differ), {drawn}", flag=1),
+        "people", "the files are of {value} people (numbers, names or dates of birth differ), {outcome}", flag=1),
     "several_studies": Rule(
         "examinations", "the files hold heads of {value} examinations, one was drawn: give the folder of one, or set "
         "series=", flag=1),

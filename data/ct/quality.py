@@ -44,9 +44,9 @@ def inspect(
 
 def _sampling(scan: Scan) -> list[Finding]:
     """Judge the distance of slices and pixels, and the gantry's tilt."""
-    judged = any(finding.name == "spacing" for finding in scan.findings)  # where the slices' steps change
+    uneven = any(finding.name == "spacing" for finding in scan.findings)  # where the slices' steps change
     return [
-        *(() if judged else judge("spacing", float(scan.spacing.max()))),
+        *(() if uneven else judge("spacing", float(scan.spacing.max()))),
         *judge("slice_thickness", scan.facts.get("slice_thickness_mm", 0.0)),
         *judge("gantry_tilt", gantry_tilt(scan.affine)),
     ]

@@ -36,13 +36,13 @@ def unpacked(path: Path, max_bytes: int) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(prefix="ct-") as temporary:
         folder = Path(temporary)
-        left = min(4 * max_bytes, max(SMALL_BYTES, LARGEST_RATIO * path.stat().st_size))
+        room = min(4 * max_bytes, max(SMALL_BYTES, LARGEST_RATIO * path.stat().st_size))
         try:
             for count, (name, file) in enumerate(_members(path)):
                 if count >= MAX_FILES:
                     raise ScanError(f"more than {MAX_FILES} files in the archive: pack one patient")
                 with file:
-                    left = _write(file, _target(folder, name), left)
+                    room = _write(file, _target(folder, name), room)
         except ScanError:
             raise
         except _DAMAGED as error:
@@ -90,12 +90,12 @@ def _target(folder: Path, name: str) -> Path:
     return path
 
 
-def _write(file: IO[bytes] | gzip.GzipFile, path: Path, left: int) -> int:
-    """Write a member; return how many of the bytes that are ``left`` remain. Raises: ScanError where none do."""
+def _write(file: IO[bytes] | gzip.GzipFile, path: Path, room: int) -> int:
+    """Write a member; return how many bytes of ``room`` remain. Raises: ScanError where none do."""
     with path.open("wb") as target:
         while block := file.read(BLOCK):
-            left -= len(block)
-            if left < 0:
+            room -= len(block)
+            if room < 0:
                 raise ScanError("the archive holds more than a scan: unpack it, and give one series' folder")
             target.write(block)
     return left

@@ -157,11 +157,11 @@ def _read(
 def _people(series: list[Series], chosen: Series) -> list[Finding]:
     """Judge whether all images are of one person, and all series that hold a head of one examination."""
     one_head = _count_people(chosen.slices) > 1
-    drawn = "drawn as one head: look at it" if one_head else "one was drawn: give one's folder"
+    outcome = "drawn as one head: look at it" if one_head else "one was drawn: give one's folder"
     people = _count_people(h for one in series for h in one.headers)
     heads = [s for s in series if s.covers_a_head and s.axial and s.joined == 1]
     studies = {s.slices[0].study for s in heads if not s.slices[0].projection} - {""}
-    return judge("several_people", people, drawn=drawn) or judge("several_studies", len(studies))
+    return judge("several_people", people, outcome=outcome) or judge("several_studies", len(studies))
 
 
 def _count_people(headers: Iterable[Header]) -> int:
@@ -208,12 +208,12 @@ def _grouped(headers: Iterable[Header], key: Any) -> list[list[Header]]:
 def _alike(headers: list[Header]) -> list[list[Header]]:
     """Return groups of images with one size, and nearly one spacing and direction: headers round them differently."""
     numbers = np.array([[*h.shape, *np.log(h.spacing), *h.axes.ravel()] for h in headers])
-    left = np.ones(len(headers), bool)
+    rest = np.ones(len(headers), bool)
     groups = []
-    while left.any():
-        alike = left & (np.abs(numbers - numbers[np.argmax(left)]) <= ALIKE).all(1)
+    while rest.any():
+        alike = rest & (np.abs(numbers - numbers[np.argmax(rest)]) <= ALIKE).all(1)
         groups.append([headers[k] for k in np.flatnonzero(alike)])
-        left &= ~alike
+        rest &= ~alike
     return groups
 
 
@@ -293,8 +293,8 @@ def _decode(series: Series, max_bytes: int, offset: float) -> Scan:
     values, affine, more = geometry.stack(slices, along_i, along_j)
     facts: dict[str, Any] = {"format": "DICOM", "stored_size": [first.shape[1], first.shape[0], len(headers)]}
     thickest = max(h.thickness or 0 for h in headers)
-    stated = {"slice_thickness_mm": thickest, "kvp": first.kvp, "kernel": first.kernel}
-    facts |= {name: value for name, value in stated.items() if value}
+    details = {"slice_thickness_mm": thickest, "kvp": first.kvp, "kernel": first.kernel}
+    facts |= {name: value for name, value in details.items() if value}
     measured = geometry.gantry_tilt(affine)
     facts["gantry_tilt_deg"] = round(measured, 2)
     tilt = abs(first.tilt or 0.0)

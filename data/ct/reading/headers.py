@@ -112,23 +112,23 @@ def _read_part(path: Path, layout: Layout, length: int) -> memoryview:
     """Return the ``length`` bytes of voxels that a file holds, or fewer."""
     with path.open("rb") as file:
         file.seek(layout.start if layout.start >= 0 else max(0, path.stat().st_size - length))
-        wanted = layout.skip + length
+        count = layout.skip + length
         try:
-            data = _unpack(file, wanted) if layout.packed else file.read(wanted)
+            data = _unpack(file, count) if layout.packed else file.read(count)
         except zlib.error as error:
             raise ScanError("its compressed voxels are damaged: copy or export it again") from error
-    return memoryview(data)[layout.skip : wanted]
+    return memoryview(data)[layout.skip : count]
 
 
-def _unpack(file: BinaryIO, wanted: int) -> bytearray:
-    """Return the first bytes of a zlib stream or of gzip members; one more than wanted, to reach the checksum."""
+def _unpack(file: BinaryIO, count: int) -> bytearray:
+    """Return the first bytes of a zlib stream or of gzip members; one more than ``count``, to reach the checksum."""
     result, unpack = bytearray(), zlib.decompressobj(zlib.MAX_WBITS + 32)
     block = file.read(BLOCK_BYTES)
-    while block and len(result) <= wanted:
-        result += unpack.decompress(block, min(1 << 22, wanted + 1 - len(result)))
+    while block and len(result) <= count:
+        result += unpack.decompress(block, min(1 << 22, count + 1 - len(result)))
         block = unpack.unconsumed_tail
         if unpack.eof:
-            if len(result) >= wanted:
+            if len(result) >= count:
                 break
             block, unpack = unpack.unused_data, zlib.decompressobj(zlib.MAX_WBITS + 32)
         block = block or file.read(BLOCK_BYTES)

@@ -51,7 +51,7 @@ def to_hounsfield(values: np.ndarray, offset: float) -> np.ndarray:
 
 
 def hounsfield(
-    stored: np.ndarray,
+    voxels: np.ndarray,
     slope: float = 1.0,
     intercepts: Sequence[float] = (0.0,),
     offset: float = 0.0,
@@ -66,7 +66,7 @@ def hounsfield(
     Raises:
         ScanError: the values cannot be those of a head CT; names the linear map that would make them so.
     """
-    sample = stored.reshape(-1)[:: max(1, stored.size // 2_000_000)] * float(slope)
+    sample = voxels.reshape(-1)[:: max(1, voxels.size // 2_000_000)] * float(slope)
     sample = sample[np.isfinite(sample)] + offset
     problems = [_not_hounsfield(sample + intercept) for intercept in intercepts]
     inter, findings = offset + intercepts[0], []
@@ -84,18 +84,18 @@ def hounsfield(
         severity: Severity = "note" if exact else "flag"
         findings = judge("rescaled", 1, severity=severity, reason=formula, more=more)
         slope, inter = guess[0] * slope, guess[0] * inter + guess[1]
-    values = np.empty(stored.shape, np.int16)
+    values = np.empty(voxels.shape, np.int16)
     with np.errstate(all="ignore"):
-        for k, plane in enumerate(stored):
+        for k, plane in enumerate(voxels):
             values[k] = to_hounsfield(plane * float(slope) if slope != 1 else plane, inter)
     return values, findings
 
 
 def _linear_map(sample: np.ndarray) -> tuple[float, float] | None:
     """Return slope and intercept that make Hounsfield units of a head CT's values, or None."""
-    known = {-offset: air for offset in USUAL_OFFSETS if (air := _air(sample - offset)) is not None}
-    if known:
-        return 1.0, float(min(known, key=lambda offset: abs(known[offset] - SCALE_HU[0])))
+    air_of = {-offset: air for offset in USUAL_OFFSETS if (air := _air(sample - offset)) is not None}
+    if air_of:
+        return 1.0, float(min(air_of, key=lambda offset: abs(air_of[offset] - SCALE_HU[0])))
     low, high = np.percentile(sample, [0.1, 99.5]) if sample.size else (0.0, 0.0)
     if not high > low:
         return None
