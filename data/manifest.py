@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Self
 from unicodedata import normalize
 
 from data.biometrics import Biometrics, BiometricsError
@@ -122,6 +122,11 @@ class ManifestError(ValueError):
         self.path = Path(path)
         self.problems = problems
 
+    @classmethod
+    def of_file(cls, path: Path, got: str, remedy: str, field: str = "") -> Self:
+        """Return the error that a file, or a setting that belongs to it, is of no use as a whole."""
+        return cls(path, [ManifestProblem(0, field, got, remedy, "file")])
+
 
 def read_manifest(
     path: str | os.PathLike[str],
@@ -200,27 +205,23 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     Raises:
         ManifestError: the file is missing, no UTF-8 text, or no JSON lines as a whole.
     """
-
-    def error(got: str, remedy: str, line: int = 0) -> ManifestError:
-        return ManifestError(path, [ManifestProblem(line, "", got, remedy, "file")])
-
     try:
         text = read_text(path).replace("\r\n", "\n")
     except ContentError as reason:
         got, _, remedy = str(reason).removeprefix(f"{path}: ").rpartition("; ")
-        raise error(got, remedy) from reason
+        raise ManifestError.of_file(path, got, remedy) from reason
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
-        raise error("holds no records", "write one JSON object a line")
+        raise ManifestError.of_file(path, "holds no records", "write one JSON object a line")
     first, last = lines[0][1].strip(), lines[-1][1].strip()
     if first.startswith("["):
         command = "import json,sys; [print(json.dumps(r)) for r in json.load(open(sys.argv[1]))]"
         remedy = (
             f"write one object a line, without brackets and commas between them: python -c '{command}' {path}"
         )
-        raise error("is one JSON array, not JSON lines", remedy)
+        raise ManifestError.of_file(path, "is one JSON array, not JSON lines", remedy)
     if first == "{" or (len(lines) > 1 and not first.endswith("}") and last == "}"):
-        raise error("has objects spread over lines", "write each object on one line")
+        raise ManifestError.of_file(path, "has objects spread over lines", "write each object on one line")
     return lines
 
 
@@ -233,10 +234,8 @@ def find_images_dir(manifest: Path, images_dir: str | os.PathLike[str] | None = 
     if images_dir is not None:
         if is_folder(Path(images_dir)):
             return Path(images_dir)
-        problem = ManifestProblem(
-            0, "images_dir", f"{images_dir} is no folder", "give the pictures' folder", "file"
-        )
-        raise ManifestError(manifest, [problem])
+        got = f"{images_dir} is no folder"
+        raise ManifestError.of_file(manifest, got, "give the pictures' folder", "images_dir")
     home = manifest.parent
     for folder in (home.parent, home):
         for suffix in ("", PACK_SUFFIX, OLD_INDEX_SUFFIX):
@@ -267,7 +266,7 @@ class Finder:
             self.faces = self._first(FACE_FOLDERS if face_folder is None else (face_folder,))
         except PackError as error:
             got, _, remedy = str(error).rpartition("; ")
-            raise ManifestError(manifest, [ManifestProblem(0, "images_dir", got, remedy, "file")]) from error
+            raise ManifestError.of_file(manifest, got, remedy, "images_dir") from error
         self._listings: dict[Path, frozenset[str]] = {}
 
     def _first(self, names: tuple[str, ...]) -> Path:
@@ -546,7 +545,7 @@ def template(folder: Path) -> str:
     if not names or bad:
         got = f"{bad[0]!a} is no name that a list can hold" if bad else "holds no picture"
         remedy = "rename the file" if bad else f"give a folder of pictures ({', '.join(IMAGE_SUFFIXES)})"
-        raise ManifestError(folder, [ManifestProblem(0, "", got, remedy, "file")])
+        raise ManifestError.of_file(folder, got, remedy)
     table = io.StringIO()
     empty = [""] * (len(COLUMNS) - 2)
     csv.writer(table).writerows([COLUMNS, *([(folder / n).as_posix(), Path(n).stem, *empty] for n in names)])

@@ -185,8 +185,8 @@ def read_table(path: Path, names: Sequence[str], required: Sequence[str], others
     titles = [column for column in columns if column]
     if not set(required) <= set(columns):
         raise ContentError(
-            f"{path}: its first line is {short(separator.join(titles[:20]))}; expected the names of the columns, such as "
-            f"{separator.join(names)} ({', '.join(required)} must be there)"
+            f"{path}: its first line is {short(separator.join(titles[:20]))}; expected the names of the columns, such "
+            f"as {separator.join(names)} ({', '.join(required)} must be there)"
         )
     twice, number = Counter(titles).most_common(1)[0]
     if number > 1:

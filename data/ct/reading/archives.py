@@ -98,4 +98,4 @@ def _write(file: IO[bytes] | gzip.GzipFile, path: Path, room: int) -> int:
             if room < 0:
                 raise ScanError("the archive holds more than a scan: unpack it, and give one series' folder")
             target.write(block)
-    return left
+    return room
