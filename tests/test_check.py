@@ -39,7 +39,7 @@ def places(flaws: list[Flaw]) -> set[tuple[str, str]]:
 
 
 # ---------------------------------------------------------------- a clean set
-def test_the_shipped_pairs_have_no_flaws(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_shipped_pairs_have_no_flaws(capsys, tmp_path):
     assert main([str(SHIPPED), f"out={tmp_path}", "num_workers=1"]) == 0
     output = capsys.readouterr().out
     assert "40 lines (train 16, valid 8, test 16)" in output and "too few" in output  # to tell a mismatch
@@ -47,7 +47,7 @@ def test_the_shipped_pairs_have_no_flaws(capsys: pytest.CaptureFixture[str], tmp
     assert not (tmp_path / "sheet.png").exists()
 
 
-def test_a_clean_set_with_variants_and_views_has_no_flaws(tmp_path: Path) -> None:
+def test_a_clean_set_with_variants_and_views_has_no_flaws(tmp_path):
     heads = Heads(tmp_path, COUNT, seed=1)
     lists = {"train": heads.lines[:140], "valid": heads.lines[140:160], "test": heads.lines[160:]}
     variants = []
@@ -243,14 +243,14 @@ def examined(tmp_path_factory: pytest.TempPathFactory) -> Examined:
     return Examined(s, data, flaws, report)
 
 
-def test_every_planted_flaw_is_reported_by_name_and_nothing_else(examined: Examined) -> None:
+def test_every_planted_flaw_is_reported_by_name_and_nothing_else(examined):
     expected = examined.spoilt.expected
     assert expected - places(examined.flaws) == set(), "not reported"
     assert places(examined.flaws) - expected == set(), "reported where nothing was planted"
     assert len({check for check, _ in expected}) >= 28
 
 
-def test_the_report_says_it_all(examined: Examined) -> None:
+def test_the_report_says_it_all(examined):
     flaws, checks = examined.flaws, [one.check for one in examined.flaws]
     with (examined.report / "findings.csv").open(encoding="utf-8", newline="") as file:
         listed = list(csv.DictReader(file))
@@ -265,7 +265,7 @@ def test_the_report_says_it_all(examined: Examined) -> None:
     assert text.index("unreadable") < text.index("unreferenced"), "errors come first"
 
 
-def test_more_tolerance_reports_less_and_ignored_checks_are_left_out(examined: Examined) -> None:
+def test_more_tolerance_reports_less_and_ignored_checks_are_left_out(examined):
     lax = places(examine_data(examined.data, CheckConfig(tolerance=8)))
     assert {check for check, _ in places(examined.flaws) - lax} >= {"framing", "grey_levels", "misaligned"}
     fewer = examine_data(examined.data, CheckConfig(ignore="unreferenced,lossy"))
@@ -273,7 +273,7 @@ def test_more_tolerance_reports_less_and_ignored_checks_are_left_out(examined: E
     assert ignored == {"unreferenced", "lossy"}
 
 
-def test_traces_of_jpeg_are_measured_in_a_png() -> None:
+def test_traces_of_jpeg_are_measured_in_a_png():
     """The blocks drown in the grain of some faces; a smooth one shows them."""
     paths = sorted((SHIPPED / "pairedCS/craniofacial").glob("*.png"))
     pictures = [Image.open(path).convert("L") for path in paths]
@@ -281,7 +281,7 @@ def test_traces_of_jpeg_are_measured_in_a_png() -> None:
     assert sum(lossiness(np.asarray(jpeg(75)(picture)) / np.float32(255)) > 2.2 for picture in pictures) >= 6
 
 
-def test_exchanged_people_are_a_mismatch(tmp_path: Path) -> None:
+def test_exchanged_people_are_a_mismatch(tmp_path):
     heads = Heads(tmp_path, COUNT, seed=2)
     inside = np.abs(heads.bones)[:, [0, 1, 3, 5]].max(1)  # what the outline shows
     alike = np.argsort(inside)[:24].tolist()
@@ -295,7 +295,7 @@ def test_exchanged_people_are_a_mismatch(tmp_path: Path) -> None:
     assert all(f"skull of h{owner[flaw.file]:03d} " in flaw.detail for flaw in flaws)
 
 
-def test_folders_exchanged_as_a_whole(tmp_path: Path) -> None:
+def test_folders_exchanged_as_a_whole(tmp_path):
     heads = Heads(tmp_path, 24)
     exchange(tmp_path / "pairedCS/skull", tmp_path / "pairedCS/craniofacial")
     flaws = examine(heads.save(train=heads.lines), tmp_path)

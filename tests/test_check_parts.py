@@ -49,11 +49,11 @@ def line(k: int, **fields: object) -> dict[str, object]:
         ({"body_mass": 18.5}, [("body_mass_is_bmi", "30 of 30 values are 18.5 to 18.5, as of BMI")]),
     ],
 )
-def test_attributes_of_all(tmp_path: Path, fields: dict[str, object], flaws: list[tuple[str, str]]) -> None:
+def test_attributes_of_all(tmp_path, fields, flaws):
     assert lists_of(tmp_path, train=[line(k, **fields) for k in range(30)]) == flaws
 
 
-def test_a_year_of_birth_is_recognised(tmp_path: Path) -> None:
+def test_a_year_of_birth_is_recognised(tmp_path):
     ((check, detail),) = lists_of(tmp_path, train=[line(1, age=1956)])
     assert check == "biometrics" and "year of birth" in detail
 
@@ -70,15 +70,13 @@ def test_a_year_of_birth_is_recognised(tmp_path: Path) -> None:
         ({"source": "scan_1.png", "subject": "a"}, {"source": "scan_2.png", "subject": "b"}, ""),
     ],
 )
-def test_a_person_in_two_lists(
-    first: dict[str, object], second: dict[str, object], how: str, tmp_path: Path
-) -> None:
+def test_a_person_in_two_lists(first, second, how, tmp_path):
     flaws = lists_of(tmp_path, train=[line(1, **first)], test=[line(2, **second)])
     assert [check for check, _ in flaws] == (["subject_in_two_lists"] if how else [])
     assert all(how in detail for _, detail in flaws)
 
 
-def test_which_lists_may_share_people() -> None:
+def test_which_lists_may_share_people():
     names = ("train", "valid", "test", "variants", "train_views")
     assert role("test_views") == "test" and role("val") == "valid" and role("variants") is None
     assert conflict("train", "test", names) and conflict("valid", "test_views", names)
@@ -86,14 +84,14 @@ def test_which_lists_may_share_people() -> None:
     assert conflict("a", "b", ("a", "b")) and not conflict("a", "a", ("a", "b"))
 
 
-def test_an_empty_key_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_key_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "m.json").write_text('{"source": "a"}')
     assert main(["m.json", "out="]) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["m.json"]
 
 
-def test_hostile_lines_are_flaws(tmp_path: Path) -> None:
+def test_hostile_lines_are_flaws(tmp_path):
     (tmp_path / "skull").mkdir()
     lines = ['{"source": "a"}', '{"source": 3}', "[]", "null", '{"source": "../x.png", "target": "\\u0000"}',
              '{"age": 1e999, "gender": [], "body_mass": {}, "landmarks": 5, "texture": []}', '{"a":' * 99]  # fmt: skip
@@ -105,7 +103,7 @@ def test_hostile_lines_are_flaws(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- parts, against independent implementations
 @pytest.mark.parametrize("seed", range(6))
-def test_silhouettes_against_scipy(seed: int) -> None:
+def test_silhouettes_against_scipy(seed):
     noise = np.random.default_rng(seed).normal(size=(40, 53))
     mask = ndimage.gaussian_filter(noise, 0.4 + seed / 3) > 0.02
     mask[:2] = mask[-2:] = mask[:, :2] = mask[:, -2:] = False
@@ -119,7 +117,7 @@ def test_silhouettes_against_scipy(seed: int) -> None:
     assert (fill(mask) >= ndimage.binary_fill_holes(mask)).all()
 
 
-def test_neighbours_and_axes_against_numpy() -> None:
+def test_neighbours_and_axes_against_numpy():
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(60, 9)).astype(np.float32)
     people = np.repeat(np.arange(30), 2)
@@ -134,7 +132,7 @@ def test_neighbours_and_axes_against_numpy() -> None:
         assert np.allclose(np.abs(theirs @ principal_axes(sample, 4)), np.eye(4), atol=1e-4)
 
 
-def test_limits_are_not_moved_by_the_flaws() -> None:
+def test_limits_are_not_moved_by_the_flaws():
     values = np.random.default_rng(0).normal(10, 1, 200)
     middle, allowed = limit(values, 0.0)
     values[:40] = 1e6
@@ -142,6 +140,6 @@ def test_limits_are_not_moved_by_the_flaws() -> None:
     assert limit(np.ones(50), 0.3)[1] == 0.3 and limit(np.ones(50), 0.3, tolerance=2)[1] == 0.6
 
 
-def test_the_documents_explain_every_check() -> None:
+def test_the_documents_explain_every_check():
     text = (SHIPPED / "README.md").read_text(encoding="utf-8")
     assert not [name for name in CHECKS if f"`{name}`" not in text]

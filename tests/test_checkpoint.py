@@ -8,7 +8,6 @@ import resource
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -63,9 +62,7 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     suffix=st.sampled_from(["ckpt", "safetensors"]),
     transposed=st.booleans(),
 )
-def test_any_tensors_survive(
-    tmp_path: Path, shapes, dtype: torch.dtype, suffix: str, transposed: bool
-) -> None:
+def test_any_tensors_survive(tmp_path, shapes, dtype, suffix, transposed):
     tensors = {"anchor": torch.ones(1)}
     for i, shape in enumerate(shapes):
         value = (torch.arange(int(np.prod(shape))) % 100).reshape(shape).to(dtype)
@@ -76,7 +73,7 @@ def test_any_tensors_survive(
 
 
 @pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
-def test_views_and_tied_weights_are_written_on_their_own(tmp_path: Path, suffix: str) -> None:
+def test_views_and_tied_weights_are_written_on_their_own(tmp_path, suffix):
     big = torch.randn(1000, 1000)
     tensors = {"a": big[0], "tied": big[0], "column": big[:, 0], "wide": big[1:2].expand(3, 1000)}
     path = tmp_path / f"views.{suffix}"
@@ -85,7 +82,7 @@ def test_views_and_tied_weights_are_written_on_their_own(tmp_path: Path, suffix:
     assert_same(read_state_dict(path)[0], tensors)
 
 
-def test_every_length_of_header_is_recognised(tmp_path: Path) -> None:
+def test_every_length_of_header_is_recognised(tmp_path):
     """The first byte of a safetensors file is a length, which may look like the start of a pickle."""
     first_bytes = set()
     for pad in range(0, 256, 8):
@@ -97,7 +94,7 @@ def test_every_length_of_header_is_recognised(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
-def test_files_get_the_usual_permissions(tmp_path: Path, suffix: str) -> None:
+def test_files_get_the_usual_permissions(tmp_path, suffix):
     (tmp_path / "plain").touch()
     write_state_dict(tmp_path / f"a.{suffix}", {"a": torch.ones(1)}, {})
     assert (tmp_path / f"a.{suffix}").stat().st_mode == (tmp_path / "plain").stat().st_mode
@@ -108,7 +105,7 @@ def test_files_get_the_usual_permissions(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch, suffix: str, error) -> None:
+def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch, suffix, error):
     path = tmp_path / f"model.{suffix}"
     write_state_dict(path, {"a": torch.ones(1)}, {})
     before = path.read_bytes()
@@ -128,7 +125,7 @@ def test_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch, suff
 # --- reading what others wrote ---------------------------------------------------------------------------
 
 
-def test_keys_get_their_level_back(tmp_path: Path) -> None:
+def test_keys_get_their_level_back(tmp_path):
     flat = "cond_stage_model.transformer.encoder.layers.0.mlp.fc1.bias"
     full = "cond_stage_model.transformer.text_model.final_layer_norm.bias"
     control = ("zero_convs.0.0.weight", "input_hint_block.0.weight", "x")
@@ -175,7 +172,7 @@ def renamed(key: str) -> str:
         {"state_dict": {key: value.bfloat16() for key, value in PLAIN.items()}},
     ],
 )
-def test_files_as_people_have_them(tmp_path: Path, content: dict[str, Any], name: str) -> None:
+def test_files_as_people_have_them(tmp_path, content, name):
     """Matrices for convolutions, other names, wrappers, types; a pickle by any name, with and without a zip archive."""
     for legacy in (True, False):
         torch.save(content, tmp_path / name, _use_new_zipfile_serialization=not legacy)
@@ -183,7 +180,7 @@ def test_files_as_people_have_them(tmp_path: Path, content: dict[str, Any], name
         assert_same({key: value.float() for key, value in state.items()}, PLAIN)
 
 
-def test_a_safetensors_file_by_another_name(tmp_path: Path) -> None:
+def test_a_safetensors_file_by_another_name(tmp_path):
     write_state_dict(tmp_path / "a.safetensors", PLAIN, {"step": "3"})
     os.replace(tmp_path / "a.safetensors", tmp_path / "a.ckpt")
     state, metadata = read_state_dict(tmp_path / "a.ckpt")
@@ -191,7 +188,7 @@ def test_a_safetensors_file_by_another_name(tmp_path: Path) -> None:
     assert metadata == {"step": "3"}
 
 
-def test_averages_alone_are_named_as_such() -> None:
+def test_averages_alone_are_named_as_such():
     state = {f"model_ema.{key.removeprefix('model.').replace('.', '')}": x for key, x in PLAIN.items()}
     assert "model_ema" in str(recognise(state))
     assert recognise(state | PLAIN) is None
@@ -211,7 +208,7 @@ class Bomb:
 
 
 @pytest.mark.parametrize("legacy", [True, False])
-def test_hostile_pickle_is_refused_and_never_runs(tmp_path: Path, legacy: bool) -> None:
+def test_hostile_pickle_is_refused_and_never_runs(tmp_path, legacy):
     marker = tmp_path / "it-ran"
     for bomb in (Bomb(os.system, f"touch {marker}"), Bomb(open, str(marker), "w")):
         path = tmp_path / "evil.ckpt"
@@ -234,7 +231,7 @@ SMALL_FILES = {
 
 @pytest.mark.parametrize("legacy", [True, False])
 @pytest.mark.parametrize("name", SMALL_FILES)
-def test_a_small_file_never_takes_much_memory(tmp_path: Path, name: str, legacy: bool) -> None:
+def test_a_small_file_never_takes_much_memory(tmp_path, name, legacy):
     path = tmp_path / "small.ckpt"
     content = {"a": torch.ones(1), "x": SMALL_FILES[name]}
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
@@ -250,7 +247,7 @@ def test_a_small_file_never_takes_much_memory(tmp_path: Path, name: str, legacy:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_weights_that_are_no_numbers_are_named(dtype: torch.dtype, value: float) -> None:
+def test_weights_that_are_no_numbers_are_named(dtype, value):
     module = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
     state = {key: x.clone().to(dtype) for key, x in module.state_dict().items()}
     load_strict(module, state)
@@ -263,7 +260,7 @@ def test_weights_that_are_no_numbers_are_named(dtype: torch.dtype, value: float)
     load_strict(module, state)
 
 
-def test_compressed_archive_is_refused(tmp_path: Path) -> None:
+def test_compressed_archive_is_refused(tmp_path):
     """PyTorch maps the entries as they lie: of a compressed archive it makes numbers that mean nothing."""
     torch.save({"a": torch.arange(100.0), "b": torch.rand(1000)}, tmp_path / "a.ckpt")
     with zipfile.ZipFile(tmp_path / "a.ckpt") as archive:
@@ -283,7 +280,7 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
 
 
-def test_load_strict_converts_by_prefix_and_allow_lists() -> None:
+def test_load_strict_converts_by_prefix_and_allow_lists():
     source, target = net(), net()
     bias = target[1].bias.detach().clone()
     state = {f"part.{key}": value.half() for key, value in source.state_dict().items()}
@@ -294,7 +291,7 @@ def test_load_strict_converts_by_prefix_and_allow_lists() -> None:
     assert torch.equal(target[1].weight, source[1].weight.half().float())
 
 
-def test_load_strict_names_every_kind_of_difference_and_changes_nothing() -> None:
+def test_load_strict_names_every_kind_of_difference_and_changes_nothing():
     target = net()
     before = {key: value.clone() for key, value in target.state_dict().items()}
     state = {"0.weight": torch.zeros(9, 2), "0.bias": torch.zeros(3, dtype=torch.int8), "new": torch.zeros(1)}
@@ -306,7 +303,7 @@ def test_load_strict_names_every_kind_of_difference_and_changes_nothing() -> Non
     assert_same(dict(target.state_dict()), before)
 
 
-def test_optional_keys_of_stable_diffusion() -> None:
+def test_optional_keys_of_stable_diffusion():
     module = nn.Module()
     module.register_buffer("betas", torch.ones(1))
     module.register_buffer("weight", torch.zeros(1))
@@ -323,7 +320,7 @@ def test_optional_keys_of_stable_diffusion() -> None:
 # --- provenance ------------------------------------------------------------------------------------------
 
 
-def test_sha256_and_git_revision(tmp_path: Path, monkeypatch) -> None:
+def test_sha256_and_git_revision(tmp_path, monkeypatch):
     (tmp_path / "abc").write_bytes(b"abc")
     assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     revision = git_revision()

@@ -152,9 +152,7 @@ def check_message(err: str, begins: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "line"), [*commands()], ids=lambda text: text[:60])
-def test_refused_in_one_message_with_nothing_left_behind(
-    workshop: Path, capsys: pytest.CaptureFixture[str], name: str, line: str
-) -> None:
+def test_refused_in_one_message_with_nothing_left_behind(workshop, capsys, name, line):
     main, begins = ENTRY[name]
     arguments = line.split(" ") if line else []
     if name == "sample" and "weights=" not in line:
@@ -171,9 +169,7 @@ def test_refused_in_one_message_with_nothing_left_behind(
     assert not (workshop / MARKER).exists()
 
 
-def test_no_space_is_seen_before_the_writing(
-    workshop: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_space_is_seen_before_the_writing(workshop, capsys, monkeypatch):
     usage = shutil.disk_usage(workshop)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
     before = listing(workshop)
@@ -183,9 +179,7 @@ def test_no_space_is_seen_before_the_writing(
 
 
 @pytest.mark.parametrize("target", ["out.ckpt", "out.safetensors"])
-def test_a_disk_that_fills_up_while_writing(
-    workshop: Path, capsys: pytest.CaptureFixture[str], target: str
-) -> None:
+def test_a_disk_that_fills_up_while_writing(workshop, capsys, target):
     before = listing(workshop)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # bytes a file may have
@@ -197,7 +191,7 @@ def test_a_disk_that_fills_up_while_writing(
     assert listing(workshop) == before
 
 
-def test_a_job_that_is_stopped_while_writing_leaves_nothing(workshop: Path) -> None:
+def test_a_job_that_is_stopped_while_writing_leaves_nothing(workshop):
     """SIGTERM, as schedulers send it, at the worst moment: the temporary file stands there, not yet renamed."""
     before = listing(workshop)
     stopped = "import os, runpy, signal, sys; from ldm import checkpoint; script = sys.argv.pop(0) and sys.argv[0]; "
@@ -208,7 +202,7 @@ def test_a_job_that_is_stopped_while_writing_leaves_nothing(workshop: Path) -> N
     assert listing(workshop) == before
 
 
-def test_as_a_program(workshop: Path) -> None:
+def test_as_a_program(workshop):
     before = listing(workshop)
     script, name = str(ROOT / "tool_add_control.py"), b"\xff\n\x1b[2J.ckpt"  # a name that is no text
     done = program(workshop, script, name, "out.ckpt")

@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
-def test_what_spreadsheets_write_is_read(folder: Path, text: str, encoding: str) -> None:
+def test_what_spreadsheets_write_is_read(folder, text, encoding):
     path = folder / "list.csv"
     path.write_bytes(text.encode(encoding))
     cases = find_cases(path)
@@ -48,9 +48,7 @@ def test_what_spreadsheets_write_is_read(folder: Path, text: str, encoding: str)
     assert [case.skull_path for case in cases] == [folder / "a.png", folder / "sub/b.png"]
 
 
-def test_names_of_files_are_whole_relative_or_differ_in_the_form_of_accents(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_names_of_files_are_whole_relative_or_differ_in_the_form_of_accents(folder, tmp_path, monkeypatch):
     path = tmp_path / "list.tsv"
     path.write_text(f"skull\tname\ttrue_face\n{folder / DECOMPOSED}\tFall 3\t{folder / 'a.png'}\n")
     (case,) = find_cases(path)
@@ -66,7 +64,7 @@ def test_names_of_files_are_whole_relative_or_differ_in_the_form_of_accents(
         find_cases(path)
 
 
-def test_a_list_may_be_json_lines_and_say_little(folder: Path) -> None:
+def test_a_list_may_be_json_lines_and_say_little(folder):
     path = folder / "list.jsonl"
     rows = [
         {"Skull": "a.png", "Gender": "F", "AGE": "35-50", "Body Mass": None},
@@ -100,7 +98,7 @@ def test_a_list_may_be_json_lines_and_say_little(folder: Path) -> None:
         ("skull\na.png".encode("utf-16-le"), "zero bytes"),
     ],
 )
-def test_a_list_is_refused_by_line_and_column(folder: Path, text: str | bytes, message: str) -> None:
+def test_a_list_is_refused_by_line_and_column(folder, text, message):
     path = folder / "bad.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises((ContentError, ManifestError), match=message) as caught:
@@ -108,15 +106,13 @@ def test_a_list_is_refused_by_line_and_column(folder: Path, text: str | bytes, m
     assert str(caught.value).startswith(f"{path}: ")
 
 
-def test_a_column_that_serves_nothing_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_column_that_serves_nothing_is_told(folder, capsys):
     (folder / "notes.csv").write_text("skull,Lab no.,Found by\na.png,1,2\n")
     assert len(find_cases(folder / "notes.csv")) == 1
     assert "not used: Found by, Lab no." in capsys.readouterr().err
 
 
-def test_the_template_lists_the_pictures_at_hand(
-    folder: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_template_lists_the_pictures_at_hand(folder, capfdbinary, monkeypatch):
     monkeypatch.chdir(folder)
     assert main(["template", "F\u00e4lle"]) == 0
     text = capfdbinary.readouterr().out.decode("utf-8")
@@ -127,7 +123,7 @@ def test_the_template_lists_the_pictures_at_hand(
     assert main(["template", "none"]) == main(["template"]) == 2
 
 
-def test_the_mapping_of_faces_is_read_by_the_same_rules(tmp_path: Path) -> None:
+def test_the_mapping_of_faces_is_read_by_the_same_rules(tmp_path):
     faces, mapping = tmp_path / "faces", tmp_path / "whose.csv"
     faces.mkdir()
     Image.new("L", (32, 32), 9).save(faces / "Gesi\u0308cht.png")

@@ -48,7 +48,7 @@ def problems(root: Path, *rows: dict[str, Any] | str, **options: Any) -> list[st
     return [str(problem) for problem in caught.value.problems]
 
 
-def test_reads_the_published_line(root: Path) -> None:
+def test_reads_the_published_line(root):
     (record,) = read(root, row())
     assert (record.source, record.target, record.line, record.subject) == ("0_0.png", "0_1.png", 1, "0_0")
     assert record.biometrics == Biometrics("male", 82.0, "Asian", 1) and not record.ethnicity_given
@@ -57,7 +57,7 @@ def test_reads_the_published_line(root: Path) -> None:
     assert record.landmarks is record.texture is None
 
 
-def test_reads_the_optional_fields(root: Path) -> None:
+def test_reads_the_optional_fields(root):
     extras = {"landmarks": "landmarks\\0.json", "texture": "2_1.png", "subject": 7, "extra": {"site": "A"}}
     (record,) = read(root, row(ethnicity="European", **extras))
     assert record.landmarks_path == root / "pairedCS/landmarks/0.json"
@@ -67,7 +67,7 @@ def test_reads_the_optional_fields(root: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_byte_order_mark_windows_line_ends_and_blank_lines(root: Path, encoding: str) -> None:
+def test_byte_order_mark_windows_line_ends_and_blank_lines(root, encoding):
     path = root / "split_data/some.json"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes("\r\n".join([json.dumps(row(0)), "", json.dumps(row(1)), "   ", ""]).encode(encoding))
@@ -85,7 +85,7 @@ def test_byte_order_mark_windows_line_ends_and_blank_lines(root: Path, encoding:
         ([{"gendre": "M"}, {"Sex": "M"}, {"bmi": 22}, {"prompt": "a face"}, {"zzz": 1}], "unknown_field"),
     ],
 )  # fmt: skip
-def test_a_problem_has_line_field_and_kind(root: Path, changes: list[dict[str, Any]], kind: str) -> None:
+def test_a_problem_has_line_field_and_kind(root, changes, kind):
     for change in changes:
         with pytest.raises(ManifestError) as caught:
             read(root, row(1), row(0, **change))
@@ -94,7 +94,7 @@ def test_a_problem_has_line_field_and_kind(root: Path, changes: list[dict[str, A
         assert problem.got and problem.remedy
 
 
-def test_collects_all_problems_and_shows_twenty(root: Path) -> None:
+def test_collects_all_problems_and_shows_twenty(root):
     texts = problems(root, row(0, gender="X", age=-1, body_mass=0, ethnicity="", source="9.png"))
     fields = ["age", "body_mass", "ethnicity", "gender", "source"]
     assert sorted(text.split(": ")[1] for text in texts) == fields
@@ -120,11 +120,11 @@ def test_collects_all_problems_and_shows_twenty(root: Path) -> None:
         ('{"a":' * 100_000, "is not valid JSON"),
     ],
 )
-def test_what_is_no_line_of_a_manifest_is_named(root: Path, text: str, message: str) -> None:
+def test_what_is_no_line_of_a_manifest_is_named(root, text, message):
     assert message in problems(root, text)[0]
 
 
-def test_a_pair_listed_twice_is_refused_but_a_skull_with_two_faces_is_not(root: Path) -> None:
+def test_a_pair_listed_twice_is_refused_but_a_skull_with_two_faces_is_not(root):
     assert "already on line 1" in problems(root, row(0), row(1), row(0, age=20))[0]
     assert len(read(root, row(0), row(0, target="1_1.png"))) == 2
     alone = row(0, target=None)
@@ -133,14 +133,14 @@ def test_a_pair_listed_twice_is_refused_but_a_skull_with_two_faces_is_not(root: 
 
 
 @pytest.mark.parametrize(("skulls", "faces"), [("skulls", "Craniofacial"), ("Skulls", "face")])
-def test_the_spellings_in_use_are_found(tmp_path: Path, skulls: str, faces: str) -> None:
+def test_the_spellings_in_use_are_found(tmp_path, skulls, faces):
     write_pair(tmp_path / "pairedCS", skulls, faces)
     (record,) = read(tmp_path, row())
     assert record.skull_path.parent.name == skulls
     assert record.face_path is not None and record.face_path.parent.name == faces
 
 
-def test_a_subject_in_two_lists_is_named(root: Path) -> None:
+def test_a_subject_in_two_lists_is_named(root):
     train = read(root, row(subject="a"), row(1, subject="b"))
     valid = [replace(train[0], subject="c"), replace(train[0], subject="b", line=2)]
     check_disjoint({"train": [*train, *train], "valid": valid[:1]})  # one person, several pictures
@@ -166,7 +166,7 @@ names = st.sampled_from(
 
 @settings(deadline=None)
 @given(st.dictionaries(names | st.text(max_size=6), json_values, max_size=6))
-def test_any_object_is_read_or_reported(root: Path, changes: dict[str, Any]) -> None:
+def test_any_object_is_read_or_reported(root, changes):
     messages: list[ManifestProblem] = []
     try:
         assert read(root, json.dumps(row() | changes))[0].skull_path.is_file()

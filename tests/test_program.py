@@ -40,13 +40,7 @@ def start(code: str, *arguments: object, **streams: object) -> subprocess.Popen[
 
 @pytest.mark.parametrize(("error", "status"), ERRORS.items(), ids=("closed", "full"))
 @pytest.mark.parametrize("name", [name for name in ENTRY if name != "folders"])
-def test_every_program_outlives_its_output(
-    name: str,
-    error: OSError,
-    status: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_every_program_outlives_its_output(name, error, status, monkeypatch, capsys):
     class Broken(io.StringIO):
         def write(self, text: str) -> int:
             raise error
@@ -64,9 +58,7 @@ def test_every_program_outlives_its_output(
         ("/dev/full", 2, "work: standard output could not be written (No space left on device)"),
     ],
 )
-def test_a_result_is_whole_though_nobody_reads_the_output(
-    tmp_path: Path, sink: str, status: int, message: str
-) -> None:
+def test_a_result_is_whole_though_nobody_reads_the_output(tmp_path, sink, status, message):
     code, out = WORK.format("time.sleep(0.3); print('x' * 70000)"), tmp_path / "out"
     if sink == "pipe":
         process = start(code, out)
@@ -82,7 +74,7 @@ def test_a_result_is_whole_though_nobody_reads_the_output(
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_program_says_what_is_kept(tmp_path: Path, signum: int, status: int) -> None:
+def test_a_stopped_program_says_what_is_kept(tmp_path, signum, status):
     process = start(WORK.format("time.sleep(60)"), tmp_path / "out")
     assert process.stdout is not None and process.stdout.readline()
     process.send_signal(signum)
@@ -104,13 +96,13 @@ def test_a_stopped_program_says_what_is_kept(tmp_path: Path, signum: int, status
         ("1 / 0", "Traceback"),  # a fault of the program is not hidden
     ],
 )
-def test_errors_are_one_message(tmp_path: Path, fault: str, part: str) -> None:
+def test_errors_are_one_message(tmp_path, fault, part):
     process = start(WORK.format(fault), tmp_path / "out")
     text = process.communicate()[1]
     assert part in text and process.returncode == (1 if "Traceback" in part else 2), text
 
 
-def test_one_run_in_a_folder_and_a_dead_one_never_blocks(tmp_path: Path) -> None:
+def test_one_run_in_a_folder_and_a_dead_one_never_blocks(tmp_path):
     """A killed run's forked children may live on for a while: the lock is gone all the same."""
     record = tmp_path / "ct.json"
     record.touch()
@@ -126,9 +118,7 @@ def test_one_run_in_a_folder_and_a_dead_one_never_blocks(tmp_path: Path) -> None
         pass
 
 
-def test_a_second_training_in_a_folder_is_refused(
-    make_tiny_run: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_second_training_in_a_folder_is_refused(make_tiny_run, capsys):
     import train
     from muti_control.training.checkpoints import LOCK
     from muti_control.training.config import ExperimentConfig
@@ -171,9 +161,7 @@ def replace_in(folder: Path, stop: Callable[[str], None], **more: bool) -> None:
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("function", ["rename", "replace", "mkdir", "write_bytes"])
 @pytest.mark.parametrize("begun", ["old", "nothing", "kept by a killed run"])
-def test_a_result_is_replaced_whole_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: str, function: str, error: BaseException
-) -> None:
+def test_a_result_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch, begun, function, error):
     """Whichever call of the file system fails first: the folder is exactly the old or exactly the new result."""
     outcomes = set()
     owner: object = os if function == "replace" else Path
@@ -211,7 +199,7 @@ def test_a_result_is_replaced_whole_or_not_at_all(
     assert outcomes == {False, True} or begun == "nothing"
 
 
-def test_a_stopped_run_that_can_be_resumed_keeps_both_results(tmp_path: Path) -> None:
+def test_a_stopped_run_that_can_be_resumed_keeps_both_results(tmp_path):
     for name, content in OLD.items():
         (tmp_path / name).write_bytes(content)
 
@@ -227,7 +215,7 @@ def test_a_stopped_run_that_can_be_resumed_keeps_both_results(tmp_path: Path) ->
     assert contents(tmp_path) == NEW
 
 
-def test_an_error_names_the_file(tmp_path: Path) -> None:
+def test_an_error_names_the_file(tmp_path):
     with pytest.raises(OSError, match=r"a\.png"), replacing(tmp_path / "a.png"):
         Path("/dev/full").write_bytes(b"x")
     assert contents(tmp_path) == {}
