@@ -51,9 +51,7 @@ class CtConfig(Settings):
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that the pictures depend on; runs with the same identity may share a folder."""
-        settings = self.model_dump()
-        for key in ("num_workers", "private", "biometrics", "max_gib"):
-            del settings[key]
+        aside = {"num_workers", "private", "biometrics", "max_gib"}
         if self.rescale == "header":  # as in folders of before
-            del settings["rescale"]
-        return {"format": FORMAT_VERSION, **settings}
+            aside.add("rescale")
+        return {"format": FORMAT_VERSION, **self.model_dump(exclude=aside)}

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from functools import lru_cache
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
@@ -75,13 +76,11 @@ def main() -> None:
 def _slices(headers: list[Header], offset: float, halvings: int) -> list[Slice]:
     """Return the decoded images; those whose pixels are damaged are left out."""
     slices = []
-    opened: tuple[Path, Any] | None = None  # frames of one file follow each other
+    dataset_of = lru_cache(maxsize=1)(read_dataset)  # frames of one file follow each other
     for header in headers:
         try:
             with warnings.catch_warnings(action="ignore"):  # they quote values, names included
-                if opened is None or opened[0] != header.path:
-                    opened = header.path, read_dataset(header.path)
-                pixels = pixel_array(opened[1], index=header.frame)
+                pixels = pixel_array(dataset_of(header.path), index=header.frame)
         except Exception:  # decoders of damaged data raise anything; the caller counts what is lost
             continue
         if pixels.shape == header.shape:

@@ -9,7 +9,7 @@ from data.ct.reading.archives import unpacked
 from data.ct.reading.dicom import read_folder, read_image
 from data.ct.reading.kinds import VOLUMES, dicom_start, is_packed, suffix_of
 from data.ct.reading.scan import Scan, hounsfield
-from data.ct.reading.volumes import read_invesalius_folder, read_volume
+from data.ct.reading.volumes import read_invesalius, read_volume
 
 
 def read_scan(
@@ -37,7 +37,7 @@ def read_scan(
 def _read(path: Path, series: str, max_bytes: int, offset: float, rescale: str) -> Scan:
     if path.is_dir():
         if (path / "main.plist").is_file():
-            return read_invesalius_folder(path, max_bytes, offset, rescale)
+            return read_invesalius(path, max_bytes, offset, rescale)
         # macOS leaves ._NAME beside NAME.
         visible = [p for p in sorted(path.iterdir()) if not p.name.startswith(".")]
         volumes = [p for p in visible if suffix_of(p) in VOLUMES and p.is_file()]

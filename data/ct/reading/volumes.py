@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import plistlib
-import tarfile
-from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
 from data.ct.findings import ScanError
+from data.ct.reading.archives import unpacked
 from data.ct.reading.geometry import affine_of, check_size
 from data.ct.reading.headers import read_layout, read_voxels, side_not_stored
-from data.ct.reading.kinds import VOLUMES, suffix_of
+from data.ct.reading.kinds import VOLUMES, is_packed, suffix_of
 from data.ct.reading.scan import Scan, hounsfield
 
 # Rows of an InVesalius project run from the back of the head to the front, columns from its left to its right.
 _INVESALIUS_AXES = np.diag([-1.0, -1.0, 1.0])
-OTHER_BYTES = 1 << 30  # of the masks and surfaces in a project
 LONGEST_LIST = 1 << 20  # bytes of a property list
-Opener = Callable[[str], Any]  # the name of a project's file -> the open file
 
 
 def read_volume(path: Path, max_bytes: int, offset: float, rescale: str = "header") -> Scan:
@@ -29,41 +25,26 @@ def read_volume(path: Path, max_bytes: int, offset: float, rescale: str = "heade
     if path.stat().st_size == 0:
         raise ScanError(f"the {kind} file is empty (0 bytes): copy or export it again")
     if kind == "InVesalius":
-        return _read_invesalius_archive(path, max_bytes, offset, rescale)
+        if not is_packed(path):
+            raise ScanError("the .inv3 file is no InVesalius project (a tar archive), or a damaged one")
+        with unpacked(path, max_bytes) as folder:
+            lists = [*folder.rglob("main.plist"), folder / "main.plist"]
+            return read_invesalius(lists[0].parent, max_bytes, offset, rescale)
     layout = read_layout(path, kind, max_bytes)
     values, findings = hounsfield(read_voxels(layout), layout.slope, layout.intercepts, offset, rescale)
     facts = {"format": kind, "stored_size": list(layout.shape)}
     return Scan(values, layout.affine, facts, [*layout.findings, *findings])
 
 
-def read_invesalius_folder(folder: Path, max_bytes: int, offset: float, rescale: str) -> Scan:
-    """Return the volume of an unpacked project. Raises: ScanError, see ``read_scan``."""
-    return _read_invesalius(lambda name: (folder / name).open("rb"), max_bytes, offset, rescale)
-
-
-def _read_invesalius_archive(path: Path, max_bytes: int, offset: float, rescale: str) -> Scan:
-    try:
-        with tarfile.open(path, "r:*") as archive:
-            members = {}
-            for member in archive:  # what lies between them is unpacked as well
-                if member.offset_data + member.size > 2 * max_bytes + OTHER_BYTES:
-                    raise ScanError("the .inv3 archive holds far more than one volume: it is damaged")
-                if member.isfile():
-                    members[PurePosixPath(member.name).name] = member
-            return _read_invesalius(lambda n: archive.extractfile(members[n]), max_bytes, offset, rescale)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ScanError(
-            "the .inv3 file is no InVesalius project (a tar archive), or a damaged one"
-        ) from error
-
-
-def _read_invesalius(opener: Opener, max_bytes: int, offset: float, rescale: str) -> Scan:
+def read_invesalius(folder: Path, max_bytes: int, offset: float, rescale: str) -> Scan:
     """Return the voxels of a project: ``main.plist`` and ``matrix.dat``; slices from the feet up.
+
+    Raises: ScanError, see ``read_scan``.
 
     Source: github.com/invesalius/invesalius3, invesalius/project.py (names of the fields).
     """
     try:
-        with opener("main.plist") as file:
+        with (folder / "main.plist").open("rb") as file:
             main = plistlib.loads(file.read(LONGEST_LIST))
         matrix, spacing = main["matrix"], [float(s) for s in main["spacing"]]
         name, shape = PurePosixPath(matrix["filename"]).name, [int(n) for n in matrix["shape"]]
@@ -77,11 +58,10 @@ def _read_invesalius(opener: Opener, max_bytes: int, offset: float, rescale: str
     voxel_bytes = np.dtype(dtype).itemsize
     check_size(shape[::-1], spacing, voxel_bytes, max_bytes)
     expected = int(np.prod(shape)) * voxel_bytes
-    try:
-        with opener(name) as file:
-            raw = file.read(expected)
-    except (KeyError, FileNotFoundError) as error:
-        raise ScanError(f"the InVesalius project has no {name}") from error
+    if not (folder / name).is_file():
+        raise ScanError(f"the InVesalius project has no {name}")
+    with (folder / name).open("rb") as file:
+        raw = file.read(expected)
     if len(raw) < expected:
         raise ScanError(f"the InVesalius project's voxels are cut short: {len(raw)} bytes of {expected}")
     stored = np.frombuffer(raw, dtype).reshape(shape)
