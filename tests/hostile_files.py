@@ -106,12 +106,6 @@ def _damaged_containers(root: Path) -> None:
     (root / "evil.pkl.ckpt").write_bytes(pickle.dumps(Bomb(eval, f"open({str(root / MARKER)!r}, 'w')")))
     with zipfile.ZipFile(root / "document.ckpt", "w") as archive:
         archive.writestr("word/document.xml", "<w/>")
-    with (
-        zipfile.ZipFile(root / "base.ckpt") as archive,
-        zipfile.ZipFile(root / "deflated.ckpt", "w", zipfile.ZIP_DEFLATED) as deflated,
-    ):
-        for name in archive.namelist():
-            deflated.writestr(name, archive.read(name))
     entries = {
         "beyond": ("F32", [100], [0, 400]),
         "type": ("F99", [2], [0, 8]),

@@ -6,12 +6,12 @@ import os
 import pickle
 import resource
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hostile_files import Bomb
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -195,16 +195,6 @@ def test_averages_alone_are_named_as_such():
 
 
 # --- hostile and damaged files ---------------------------------------------------------------------------
-
-
-class Bomb:
-    """Runs a command when unpickled naively."""
-
-    def __init__(self, call: Callable, *args: object) -> None:
-        self.call, self.args = call, args
-
-    def __reduce__(self):
-        return self.call, self.args
 
 
 @pytest.mark.parametrize("legacy", [True, False])

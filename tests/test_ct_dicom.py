@@ -29,14 +29,29 @@ COUNT = len(VALUES)
 
 
 def one_slice(k: int, **changes: Any) -> Dataset:
-    return slice_dataset(VALUES, AFFINE, k, changes.pop("SeriesInstanceUID", SERIES), **changes)
+    return slice_dataset(VALUES, AFFINE, k, **({"series": SERIES} | changes))
 
 
-def write(folder: Path, change: Callable[[int], dict[str, Any]] = lambda k: {}) -> Path:
+def write(
+    folder: Path,
+    change: Callable[[int], dict[str, Any]] = lambda k: {},
+    name: str = "IM",
+    values: np.ndarray = VALUES,
+    affine: np.ndarray = AFFINE,
+) -> Path:
     """Write the head's series; ``change`` returns the elements that differ in slice k."""
     folder.mkdir(exist_ok=True)
-    for k in range(COUNT):
-        save(one_slice(k, **change(k)), folder / f"IM{k:04d}")
+    for k in range(len(values)):
+        changes = {"series": SERIES} | change(k)
+        save(slice_dataset(values, affine, k, **changes), folder / f"{name}{k:04d}")
+    return folder
+
+
+def without_preambles(folder: Path) -> Path:
+    """Take preamble, magic and the group of the file from all files."""
+    for path in folder.iterdir():
+        whole = path.read_bytes()
+        path.write_bytes(whole[144 + int.from_bytes(whole[140:144], "little") :])
     return folder
 
 
@@ -91,38 +106,27 @@ def test_a_scout_without_its_type_is_no_slice_whatever_its_name(tmp_path, name, 
 
 
 def test_files_without_preamble_modality_or_numbers_are_read(tmp_path):
-    folder = write(tmp_path / "bare")
-    for path in folder.iterdir():
-        whole = path.read_bytes()
-        length = 144 + int.from_bytes(whole[140:144], "little")  # preamble, magic and the group of the file
-        path.write_bytes(whole[length:])
-    check(read_scan(folder))
+    check(read_scan(without_preambles(write(tmp_path / "bare"))))
     check(read_scan(write(tmp_path / "no", lambda k: {"Modality": None, "InstanceNumber": None})))
     check(read_scan(write(tmp_path / "empty", lambda k: {"Modality": "", "InstanceNumber": 1})))
 
 
 def test_a_series_number_or_the_geometry_joins_images_with_a_series_each(tmp_path):
-    scan = read_scan(write(tmp_path / "one", lambda k: {"SeriesInstanceUID": generate_uid()}))
+    scan = read_scan(write(tmp_path / "one", lambda k: {"series": generate_uid()}))
     check(scan, "joined_series")
     assert scan.findings[0].value == COUNT and scan.findings[0].severity == "note"
-    numbered = {"SeriesInstanceUID": "", "SeriesNumber": None}
-    check(
-        read_scan(write(tmp_path / "two", lambda k: numbered | {"SeriesInstanceUID": generate_uid()})),
-        "joined_series",
-    )
+    without_number = write(tmp_path / "two", lambda k: {"series": generate_uid(), "SeriesNumber": None})
+    check(read_scan(without_number), "joined_series")
     low = AFFINE @ np.diag([1, 1, 0.5, 1])  # base and vault of the skull, less than 70 mm each
-    (tmp_path / "half").mkdir()
-    for k in range(COUNT):
-        data = slice_dataset(VALUES, low, k, f"1.2.{2 * k // COUNT}", SeriesNumber=2 * k // COUNT)
-        save(data, tmp_path / "half" / f"{k}")
-    scan = read_scan(tmp_path / "half")
+    halves = [{"series": f"1.2.{half}", "SeriesNumber": half} for half in range(2)]
+    scan = read_scan(write(tmp_path / "half", lambda k: halves[2 * k // COUNT], affine=low))
     assert np.array_equal(scan.values, VALUES) and [f.name for f in scan.findings] == ["joined_series"]
-    folder = tmp_path / "three"  # two reconstructions, told apart by their number alone
-    for number, values in ((3, VALUES), (4, np.maximum(VALUES, -500))):
-        folder.mkdir(exist_ok=True)
-        for k in range(COUNT):
-            data = slice_dataset(values, AFFINE, k, generate_uid(), SeriesNumber=number)
-            save(data, folder / f"{k}_{number}")
+    for number, values in (
+        (3, VALUES),
+        (4, np.maximum(VALUES, -500)),
+    ):  # two reconstructions, by their number alone
+        series = [{"series": generate_uid(), "SeriesNumber": number} for _ in range(COUNT)]
+        folder = write(tmp_path / "three", series.__getitem__, f"{number}_", values)
     check(read_scan(folder), "joined_series", "several_series")
 
 
@@ -184,10 +188,8 @@ def test_sagittal_and_coronal_series_are_read_and_axial_ones_preferred(tmp_path,
 )
 def test_two_people_or_examinations_in_a_folder_are_flagged(tmp_path, key, own_series):
     folder = write(tmp_path / "s")
-    for k in range(COUNT):
-        other = {key: "19500101", "SeriesInstanceUID": "1.2" if own_series else SERIES}
-        save(one_slice(k, **other), folder / f"other{k}")
-    scan = read_scan(folder)
+    other = {key: "19500101", "series": "1.2" if own_series else SERIES}
+    scan = read_scan(write(folder, lambda k: other, "other"))
     name = "several_studies" if key == "StudyInstanceUID" else "several_people"
     assert np.array_equal(scan.values, VALUES) and severities(scan)[name] == "flag"
     assert SECRET not in str((scan.findings, scan.facts))
@@ -198,7 +200,7 @@ def test_a_number_that_changes_within_a_series_is_named_and_leaves_the_head_whol
     scan = read_scan(write(tmp_path / "s", lambda k: {"PatientID": str(k // length)}))
     check(scan, "several_people")
     assert scan.findings[0].severity == "flag" and "drawn as one head" in scan.findings[0].text
-    apart = write(tmp_path / "no", lambda k: {"PatientID": str(k // length), "SeriesInstanceUID": ""})
+    apart = write(tmp_path / "no", lambda k: {"PatientID": str(k // length), "series": ""})
     if length >= 16:  # a part of the head, without a statement that all images are one series
         assert severities(read_scan(apart))["several_people"] == "flag"
     else:
@@ -280,7 +282,7 @@ def test_what_lies_beside_the_series_changes_nothing(tmp_path):
         (folder / name).write_bytes(b"\x08\0\x05\0CS\x04\0 ?" + bytes(range(256)))
     no_place = dict.fromkeys(("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"))
     for k in range(3):  # captures of a screen
-        save(one_slice(k, SeriesInstanceUID="1.2.3", **no_place), folder / f"dose{k}")
+        save(one_slice(k, series="1.2.3", **no_place), folder / f"dose{k}")
     check(read_scan(folder))
 
 
@@ -337,11 +339,7 @@ def test_a_damaged_header_is_flagged_and_a_report_beside_the_images_is_not(tmp_p
     )
     report.file_meta.MediaStorageSOPClassUID = report.SOPClassUID
     save(report, folder / "AAA")
-    if bare:
-        for path in folder.iterdir():
-            whole = path.read_bytes()
-            path.write_bytes(whole[144 + int.from_bytes(whole[140:144], "little") :])
-    assert not read_scan(folder).findings
+    assert not read_scan(without_preambles(folder) if bare else folder).findings
     for k, cut in ((0, 500), (COUNT - 1, 300)):
         path = folder / f"IM{k:04d}"
         path.write_bytes(path.read_bytes()[:cut])

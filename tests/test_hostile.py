@@ -44,7 +44,7 @@ ENTRY: dict[str, tuple[Callable[[list[str]], int], str]] = {  # name -> main, st
 
 COMMANDS = """
 tool | {} out.ckpt | none.ckpt nowhere.ckpt loop.ckpt LONG.ckpt pipe.ckpt folder.ckpt empty.ckpt page.ckpt pointer.ckpt
-tool | {} out.ckpt | cut.ckpt cut.safetensors evil.ckpt evil_legacy.ckpt evil.pkl.ckpt document.ckpt deflated.ckpt
+tool | {} out.ckpt | cut.ckpt cut.safetensors evil.ckpt evil_legacy.ckpt evil.pkl.ckpt document.ckpt
 tool | {} out.ckpt | list.ckpt tensorless.ckpt text_state.ckpt skull.png sparse.ckpt
 tool | {}.safetensors out.ckpt | lying_beyond lying_overlap lying_type lying_shape lying_backwards lying_length
 tool | {}.safetensors out.ckpt | lying_json sd2 sdxl inpainting diffusers lora vae control resumable missing int8
