@@ -6,7 +6,6 @@ Decoders are written in C: a damaged image may end their process, or keep it for
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,6 @@ import warnings
 from functools import lru_cache
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import scipy.ndimage as ndimage
@@ -26,7 +24,7 @@ from data.ct.reading.geometry import Slice
 from data.ct.reading.scan import UNMEASURED_HU, to_hounsfield
 
 LONGEST_S = 3600.0  # of work on one scan: the largest take minutes
-COMMAND = "-P", "-m", "data.ct.reading.decoding"
+COMMAND = "-m", "data.ct.reading.decoding"
 PADDING_ABOVE_HU, METAL_HU = -900, 3000  # darker padding looks like air, brighter like metal
 
 
@@ -43,16 +41,10 @@ def decode(headers: list[Header], offset: float, halvings: int) -> list[Slice]:
         place = Path(folder) / "slices.npz"
         images = [(str(h.path.absolute()), h.frame) for h in headers]
         request = json.dumps([str(place), images, offset, halvings]).encode()
-        own = {"PYTHONPATH": os.pathsep.join(sys.path)}
-        nothing: Any = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL)  # decoders quote file names
-        try:
+        command, root = [sys.executable, *COMMAND], Path(__file__).parents[3]
+        try:  # what decoders write may quote file names
             subprocess.run(
-                [sys.executable, *COMMAND],
-                input=request,
-                env=os.environ | own,
-                timeout=LONGEST_S,
-                check=True,
-                **nothing,
+                command, input=request, cwd=root, timeout=LONGEST_S, capture_output=True, check=True
             )
         except subprocess.SubprocessError as error:
             raise ScanError(
