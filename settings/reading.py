@@ -114,9 +114,8 @@ class _Loader(yaml.SafeLoader):
     num_nodes = 0
 
     def fetch_more_tokens(self) -> None:
-        if (
-            self.flow_level + len(self.indents) > MAX_DEPTH + 1
-        ):  # PyYAML takes the longer, the more levels are open
+        # PyYAML takes the longer, the more levels are open.
+        if self.flow_level + len(self.indents) > MAX_DEPTH + 1:
             raise ConfigError(_TOO_DEEP)
         super().fetch_more_tokens()
 
@@ -160,9 +159,8 @@ def _content(loader: _Loader, node: yaml.Node, hint: Any, depth: int) -> Any:
         for key_node, value_node in node.value:
             key = str(_content(loader, key_node, str, depth + 1))
             if key in content:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key} stands there twice", key_node.start_mark
-                )
+                twice = f"the key {key} stands there twice"
+                raise yaml.constructor.ConstructorError(None, None, twice, key_node.start_mark)
             inner = model.model_fields.get(key) if model is not None else None
             value_hint = inner.annotation if inner else _item_of(alternatives)
             content[key] = _content(loader, value_node, value_hint, depth + 1)

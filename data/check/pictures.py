@@ -26,12 +26,8 @@ _AXES = 64  # numbers that stand for a head when neighbours are sought
 _SAME_KIND = 0.2  # share of the neighbours; with fewer of its own kind a picture is of the other
 _ODD = 0.05  # distance (1 less the correlation) to the nearest neighbour that is never odd
 _GAIN = 0.05  # of the correlation with the usual head, at least, when a head is turned upright
-_TURNS = (
-    "a quarter turn to the left",
-    "upside down",
-    "a quarter turn to the right",
-    "top and bottom exchanged",
-)
+_QUARTER = "a quarter turn to the"
+_TURNS = f"{_QUARTER} left", "upside down", f"{_QUARTER} right", "top and bottom exchanged"
 
 
 def check_pictures(data: DataSet, tolerance: float) -> Iterator[Flaw]:

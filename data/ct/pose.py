@@ -184,11 +184,9 @@ def manual_rotation(how: str) -> tuple[np.ndarray, str]:
         points = np.zeros(0)
     if points.shape != (4, 3) or not np.isfinite(points).all():
         raise ScanError(f"pose: expected a JSON object with {', '.join(POINT_NAMES)}, each [x, y, z] LPS mm")
-    left, right, left_porion, right_porion = points @ FROM_LPS.T  # of their Frankfurt plane
-    across, forward = (
-        left - right + left_porion - right_porion,
-        (left + right - left_porion - right_porion) / 2,
-    )
+    points = points @ FROM_LPS.T  # of their Frankfurt plane
+    across = points[0] - points[1] + points[2] - points[3]
+    forward = points[:2].mean(0) - points[2:].mean(0)
     if np.linalg.norm(across) < 20 or np.linalg.norm(forward) < 20:
         raise ScanError("pose: its landmarks lie too close together")
     return _axes(across, forward), "points"
