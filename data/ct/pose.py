@@ -300,7 +300,17 @@ def _plane_step(
     target = design.T @ (gap * direction).sum(1)
     target[6:] -= prior[6:] * stretch
     step = np.linalg.solve(design.T @ design + np.diag(prior), target)
-    return Rotation.from_rotvec(step[:3]).as_matrix(), step[3:6], step[6:]
+    return _spin(step[:3]), step[3:6], step[6:]
+
+
+def _spin(vector: np.ndarray) -> np.ndarray:
+    """Return the rotation about a (3,) axis times angle (radians). Source: Rodrigues' formula."""
+    angle = float(np.linalg.norm(vector))
+    if angle < 1e-12:
+        return np.eye(3)
+    x, y, z = vector / angle
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
 
 
 def _rigid(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
