@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 
 from data.cohort.config import check_packages
 from data.ct.config import PACKAGES, CtConfig
-from data.ct.reading.kinds import is_scan_file
+from data.ct.reading.kinds import files_below, is_scan_file
 from data.images import IMAGE_SUFFIXES
 
 _LOOKED_AT = 1000  # files of a folder
@@ -49,7 +48,7 @@ def is_scan(path: Path) -> bool:
 
 def holds_scan(path: Path) -> bool:
     """Return whether one of the first files in a folder, and the folders within, is a scan's; False of no folder."""
-    return any(is_scan_file(file) for file in islice(_files(path), _LOOKED_AT))
+    return any(is_scan_file(file) for file in islice(files_below(path), _LOOKED_AT))
 
 
 def draw_scan_skull(path: Path, config: CtConfig) -> ScanSkull:
@@ -74,16 +73,10 @@ def draw_scan_skull(path: Path, config: CtConfig) -> ScanSkull:
     )
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        yield from (Path(parent, name) for name in sorted(names) if name[0] != ".")
-
-
 def _sha256(path: Path) -> str:
     """Return the SHA-256 of a file, or of the sorted SHA-256 sums of the files in a folder."""
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    sums = sorted(_sha256(file) for file in _files(path) if file.is_file())
+    sums = sorted(_sha256(file) for file in files_below(path))
     return hashlib.sha256("\n".join(sums).encode()).hexdigest()

@@ -20,9 +20,9 @@ from data.ct.findings import Finding, ScanError, Severity, judge, naming_flags
 from data.ct.reading import geometry
 from data.ct.reading.archives import unpacked
 from data.ct.reading.decoding import decode
-from data.ct.reading.dicom_headers import NO_SERIES, Header, list_files, read_headers
+from data.ct.reading.dicom_headers import MAX_IMAGES, NO_SERIES, Header, read_headers
 from data.ct.reading.geometry import SMALLEST_SIDE
-from data.ct.reading.kinds import ARCHIVES, is_packed, suffix_of
+from data.ct.reading.kinds import ARCHIVES, files_below, is_packed, suffix_of
 from data.ct.reading.scan import Scan
 
 MAX_HALVINGS = 2
@@ -101,10 +101,11 @@ def read_folder(folder: Path, requested: str, max_bytes: int, offset: float) -> 
     """Return the chosen series of all DICOM files below ``folder``. Raises: ScanError, see ``read_scan``."""
     with ExitStack() as stay_unpacked:
         files: list[Path] = []
-        for path in list_files(folder):
+        for path in files_below(folder):
             packed = suffix_of(path) in ARCHIVES and is_packed(path)
-            inside = stay_unpacked.enter_context(unpacked(path, max_bytes)) if packed else None
-            files += [path] if inside is None else list_files(inside)
+            files += files_below(stay_unpacked.enter_context(unpacked(path, max_bytes))) if packed else [path]
+            if len(files) > MAX_IMAGES:
+                raise ScanError(f"more than {MAX_IMAGES} files: give the folder of one patient")
         return _read(files, requested, max_bytes, offset)
 
 

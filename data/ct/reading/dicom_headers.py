@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -106,18 +105,6 @@ def read_headers(files: list[Path]) -> tuple[list[Header], int, list[Finding]]:
         others,
         judge("damaged_headers", len(damaged), first=min(damaged, default=0), total=len(files)),
     )
-
-
-def list_files(folder: Path) -> list[Path]:
-    """Return all files below ``folder``, by name, without hidden ones and what is no file. Raises: ScanError."""
-    files: list[Path] = []
-    for base, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
-        paths = (Path(base) / name for name in sorted(names) if not name.startswith("."))
-        files += (path for path in paths if path.is_file())  # a pipe would wait for ever
-        if len(files) > MAX_IMAGES:
-            raise ScanError(f"more than {MAX_IMAGES} files: give the folder of one patient")
-    return files
 
 
 def read_dataset(path: Path, **options: Any) -> Dataset:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +42,14 @@ def is_scan_file(path: Path) -> bool:
     if suffix_of(path) or path.name.lower() in ("dicomdir", "main.plist"):
         return True
     return not path.name.lower().endswith(IMAGE_SUFFIXES) and bool(dicom_start(path))
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield all files below ``folder``, by name, without hidden ones and pipes, which would wait for ever."""
+    for base, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+        paths = (Path(base) / name for name in sorted(names) if not name.startswith("."))
+        yield from (path for path in paths if path.is_file())
 
 
 def _start(path: Path) -> bytes:
