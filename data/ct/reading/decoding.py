@@ -52,7 +52,7 @@ def decode(headers: list[Header], offset: float, halvings: int) -> list[Slice]:
                 "damaged, or the series is larger than the memory (a smaller max_gib refuses it)"
             ) from error
         with np.load(place) as stored:
-            rows = zip(stored["values"], stored["position"], stored["order"].tolist(), strict=True)
+            rows = zip(stored["values"], stored["positions"], stored["orders"].tolist(), strict=True)
             return [Slice(values, position, (order[0], order[1])) for values, position, order in rows]
 
 
@@ -62,7 +62,10 @@ def main() -> None:
     headers, *_ = read_headers(list(dict.fromkeys(Path(path) for path, _ in images)))
     header_of = {(str(h.path), h.frame): h for h in headers}
     slices = _slices([header_of[path, frame] for path, frame in images], offset, halvings)
-    np.savez(place, **{name: np.array([getattr(s, name) for s in slices]) for name in Slice.__annotations__})
+    values, positions, orders = (
+        np.array([getattr(s, f) for s in slices]) for f in ("values", "position", "order")
+    )
+    np.savez(place, values=values, positions=positions, orders=orders)
 
 
 def _slices(headers: list[Header], offset: float, halvings: int) -> list[Slice]:
