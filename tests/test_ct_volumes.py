@@ -19,6 +19,7 @@ import data.files
 from data.ct.__main__ import main
 from data.ct.config import CtConfig
 from data.ct.findings import ScanError
+from data.ct.reading.kinds import dicom_start, is_scan_file, suffix_of
 from data.ct.reading.read import read_scan
 from tests import killing
 from tests.phantom import sample, write_image, write_nifti
@@ -174,6 +175,23 @@ def test_names_and_hidden_files_do_not_matter(small, tmp_path):
         (folder / f"._{name}").write_bytes(b"\0\5\26\7")
         assert np.array_equal(read_scan(folder).values, values), name
         assert np.array_equal(read_scan(folder / name).values, values), name
+
+
+def test_a_scan_is_known_by_its_name_or_its_first_bytes(tmp_path):
+    endings = {
+        "A.NII.GZ": ".nii.gz",
+        "a.dcm.gz": ".dcm.gz",
+        "a.tar.gz": ".tar.gz",
+        "a.IMA": ".ima",
+        "a.png": "",
+    }
+    assert {name: suffix_of(Path(name)) for name in endings} == endings
+    starts = {"whole": bytes(128) + b"DICM", "bare": b"\x08\0\x05\0CS", "": b"\x89PNG\r\n", "short": b""}
+    for name, content in starts.items():
+        (tmp_path / f"IM{name}").write_bytes(content)
+        assert dicom_start(tmp_path / f"IM{name}") == (name if name != "short" else "")
+    os.mkfifo(tmp_path / "pipe")  # which would wait for ever
+    assert not is_scan_file(tmp_path / "pipe") and is_scan_file(tmp_path / "IMbare")
 
 
 def test_detached_voxels_are_read(small, tmp_path):
