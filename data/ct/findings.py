@@ -74,8 +74,8 @@ RULES = {
         "examinations", "the files hold heads of {value} examinations, one was drawn: give the folder of one, or set "
         "series=", flag=1),
     "joined_series": Rule(
-        "series", "each of {value} series holds too few images for a head: {images} images were joined by their "
-        "geometry", note=1),
+        "series", "each of {value} series holds a part of the head: {images} images were joined by their geometry",
+        note=1),
     "one_slice_named": Rule(
         "images", "the file is one slice; the {value} images of its series in the same folder were read", note=1),
     "rescale_missing": Rule(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import lzma
 import stat
 import tarfile
 import tempfile
@@ -20,7 +21,7 @@ LARGEST_RATIO = 200  # of unpacked to packed bytes; images reach about 50, zeros
 SMALL_BYTES = 256 << 20  # up to this the ratio does not matter
 BLOCK = 1 << 20
 _DAMAGED = (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, tarfile.TarError,
-            zlib.error)  # fmt: skip
+            zlib.error, lzma.LZMAError)  # fmt: skip
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Hashable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ from data.ct.reading.scan import Scan
 
 MAX_HALVINGS = 2
 AXIAL_COSINE = 0.6  # of the slices' normal with the head-to-foot axis, at least
-ALIKE = 0.002  # direction cosines differ by at most this in one series, pixel spacings by this share
+ALIKE = 0.005  # direction cosines differ by at most this in one series, pixel spacings by this share
 ENOUGH_MM = 100.0  # a series that covers this much counts as a head
 TILT_APART_DEG, NO_TILT_DEG = 2.0, 1.0
+LARGEST_STEP = 1.6  # from one series to the next that goes on above it, in their wider steps
 SCOUT_COSINE = 0.7  # of an image's normal with that of the slices: less is another view
 FAR_MM, FEW = 30.0, 0.1  # images so far from the others are no slices, if they are no more than this share
 
@@ -238,6 +240,18 @@ def _on_line(headers: list[Header]) -> list[Header]:
     return [h for h, off in zip(headers, stray, strict=True) if not off] if few else headers
 
 
+def _continued(series: list[Series]) -> list[Series]:
+    """Join two axial series of one examination where one goes on above the other and no series holds both parts."""
+    for low, high in permutations((one for one in series if one.axial), 2):
+        whole = Series([*low.slices, *high.slices], low.joined + high.joined)
+        goes_on = 0 < high.heights[0] - low.heights[-1] < LARGEST_STEP * max(low.step, high.step)
+        of_one = len({(h.person, h.study) for h in whole.headers}) == 1
+        wider = whole.coverage > max(one.coverage for one in series) + geometry.LARGEST_GAP_MM
+        if goes_on and of_one and wider and len(whole.slices) == len(whole.headers):
+            return _continued([*(one for one in series if one not in (low, high)), whole])
+    return series
+
+
 def _choose(series: list[Series], requested: str) -> Series:
     """Return the CT series, best an axial one, that covers a head with the finest, then the most slices.
 
@@ -262,6 +276,7 @@ def _choose(series: list[Series], requested: str) -> Series:
     if not usable:
         problem = next((h.problem for one in ct for h in one.headers if h.problem), "only localizers")
         raise ScanError(f"no image of its CT series can be used: {problem}")
+    usable = usable if requested else _continued(usable)
     full = [one for one in usable if one.covers_a_head]
     if not full:
         return max(usable, key=lambda one: (one.coverage, one.axial))

@@ -229,8 +229,10 @@ def _problem(
         return "ImageOrientationPatient that is no pair of directions at right angles"
     if int(data.get("NumberOfFrames") or 1) > 1:
         return "several frames in a file without a place for each; export them as single slices"
-    if int(data.get("SamplesPerPixel") or 1) != 1 or data.get("PhotometricInterpretation") != "MONOCHROME2":
-        return "colour or inverted pixels"
+    if int(data.get("SamplesPerPixel") or 1) != 1 or not str(
+        data.get("PhotometricInterpretation")
+    ).startswith("MONOCHROME"):  # MONOCHROME1 inverts the display, not the HU
+        return "colour pixels"
     return None
 
 

@@ -50,6 +50,7 @@ _TO_LPS = np.diag([-1.0, -1.0, 1.0])  # from RAS
 TEMPLATE_CODE = 3  # NIfTI forms from this code on lead to a template's space (Talairach, MNI)
 SAME_LENGTH = 0.01  # share within which a form's steps are those of the header's spacing
 _SEPARATORS = str.maketrans(",()", "   ")
+PAIR = re.compile(r"\.(hdr|img)(\.gz)?$", re.IGNORECASE)
 NUMBERED = re.compile(r"([^%]*%0?\d{0,2}[diu][^%]*?)\s+(\d{1,6})\s+(\d{1,6})\s+(\d{1,6})(?:\s+\d)?")
 
 
@@ -136,10 +137,8 @@ def _unpack(file: BinaryIO, count: int) -> bytearray:
 
 
 def _nifti(path: Path, max_bytes: int) -> Layout:
-    with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"  # whatever the file is called
     try:
-        with gzip.open(path) if packed else path.open("rb") as start_of_file:
+        with gzip.open(path) if _is_gzip(path) else path.open("rb") as start_of_file:
             head = start_of_file.read(544)
     except (OSError, EOFError, zlib.error) as error:
         raise ScanError("it is no gzip file, or a damaged one: copy or export it again") from error
@@ -162,21 +161,38 @@ def _nifti(path: Path, max_bytes: int) -> Layout:
     forms = numbers(f"2{code}", 252, 344)
     quaternion, rows = numbers(f"6{real}", 256, 352), numbers(f"12{real}", 280, 400)
     (units,) = numbers("i" if second else "B", 123, 500)
-    if magic[:3] not in (b"n+1", b"n+2"):
-        raise ScanError("it is no single-file NIfTI (.nii): convert it, for example with dcm2niix")
+    pair = magic[:3] in (b"ni1", b"ni2")
+    if magic[:3] not in (b"n+1", b"n+2") and not pair:
+        raise ScanError("it is no NIfTI file (.nii, or .hdr and .img): convert it, for example with dcm2niix")
     if not 3 <= dim[0] <= 7 or any(n != 1 for n in dim[4 : dim[0] + 1]):
         raise ScanError(f"its header tells of {dim[0]} dimensions, expected one volume of three")
     if datatype not in NIFTI_TYPES:
         raise ScanError(f"its voxels are of type {datatype}, expected plain numbers")
-    if not 352 <= start < 1 << 24:
+    if not (0 if pair else 352) <= start < 1 << 24:
         raise ScanError(f"its header puts the voxels at byte {start:g}: it is damaged")
     slope, intercepts, findings = _nifti_rescaling(slope, inter)
     unit_mm = {1: 1000.0, 3: 0.001}.get(units & 7, 1.0)
     dtype = np.dtype(order + NIFTI_TYPES[datatype])
     check_size(dim[1:4], (pixdim[1:4] * unit_mm).tolist(), dtype.itemsize, max_bytes)
     affine, more = _nifti_affine(forms, pixdim, np.array(quaternion), np.reshape(rows, (3, 4)), dim[1:4])
-    place = (0, True, int(start)) if packed else (int(start), False, 0)
-    return Layout([path], *place, dtype, dim[1:4], affine * unit_mm, slope, intercepts, [*findings, *more])
+    voxels = other_half(path, "img") if pair else path
+    place = (0, True, int(start)) if _is_gzip(voxels) else (int(start), False, 0)
+    return Layout([voxels], *place, dtype, dim[1:4], affine * unit_mm, slope, intercepts, [*findings, *more])
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"  # whatever the file is called
+
+
+def other_half(path: Path, ending: str) -> Path:
+    """Return the file of a NIfTI pair that ends in ``hdr`` or ``img``, plain or packed; ``path`` is one of the pair."""
+    stem = PAIR.sub("", path.name)
+    names = (f"{stem}.{end}{packed}" for end in (ending, ending.upper()) for packed in ("", ".gz"))
+    name = next((name for name in names if (path.parent / name).is_file()), None)
+    if name is None:
+        raise ScanError(f"a NIfTI pair is two files, .hdr and .img of one name: its .{ending} is not beside it")
+    return _beside(path, name)
 
 
 def _nifti_rescaling(slope: float, inter: float) -> tuple[float, tuple[float, ...], list[Finding]]:
@@ -255,7 +271,7 @@ def _nrrd(path: Path, max_bytes: int) -> Layout:
     lists = (n for n, line in enumerate(lines) if re.match(r"data ?file:\s*LIST", line, re.I))
     listed = next(lists, len(lines))
     pairs = (line.split(":", 1) for line in lines[: listed + 1] if re.match(r"[^#:][^:]*:(?!=)", line))
-    fields = _fields((key.lower().replace("datafile", "data file"), value) for key, value in pairs)
+    fields = _fields((re.sub("^(data|line|byte)(?=file|skip)", r"\1 ", key.lower()), value) for key, value in pairs)
     shape, axes = _axes([int(n) for n in _numbers(fields, "sizes")], fields.get("dimension", ""))
     code = NRRD_TYPES.get(fields.get("type", "").lower())
     encoding = fields.get("encoding", "").lower()

@@ -10,10 +10,10 @@ from typing import Literal
 from data.images import IMAGE_SUFFIXES
 
 VOLUMES = {  # ending of a name -> format
-    ".nii": "NIfTI", ".nii.gz": "NIfTI", ".nrrd": "NRRD", ".nhdr": "NRRD",
+    ".nii": "NIfTI", ".nii.gz": "NIfTI", ".hdr": "NIfTI", ".hdr.gz": "NIfTI", ".nrrd": "NRRD", ".nhdr": "NRRD",
     ".mha": "MetaImage", ".mhd": "MetaImage", ".inv3": "InVesalius",
 }  # fmt: skip
-ARCHIVES = (".dcm.gz", ".tar.gz", ".zip", ".tar", ".tgz", ".gz")
+ARCHIVES = (".dcm.gz", ".tar.gz", ".tar.bz2", ".tar.xz", ".zip", ".tar", ".tgz", ".gz")
 SUFFIXES = (*VOLUMES, ".dcm", ".dicom", ".ima", *ARCHIVES)
 
 
@@ -26,7 +26,7 @@ def suffix_of(path: Path) -> str:
 def is_packed(path: Path) -> bool:
     """Return whether a file's content is that of a zip or tar archive or of a gzip file."""
     start = _start(path)
-    return start[:4] == b"PK\3\4" or start[:2] == b"\x1f\x8b" or start[257:262] == b"ustar"
+    return start.startswith((b"PK\3\4", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")) or start[257:262] == b"ustar"
 
 
 def dicom_start(path: Path) -> Literal["whole", "bare", ""]:

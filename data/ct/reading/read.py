@@ -7,6 +7,7 @@ from pathlib import Path
 from data.ct.findings import ScanError
 from data.ct.reading.archives import unpacked
 from data.ct.reading.dicom import read_folder, read_image
+from data.ct.reading.headers import other_half
 from data.ct.reading.kinds import VOLUMES, dicom_start, is_packed, suffix_of
 from data.ct.reading.scan import Scan, hounsfield
 from data.ct.reading.volumes import read_invesalius, read_volume
@@ -48,6 +49,8 @@ def _read(path: Path, series: str, max_bytes: int, offset: float, rescale: str) 
         return read_folder(path, series, max_bytes, offset)
     if not path.is_file():
         raise ScanError("there is no such file or folder")
+    if path.name.lower().endswith((".img", ".img.gz")):
+        path = other_half(path, "hdr")
     if suffix_of(path) in VOLUMES:
         return read_volume(path, max_bytes, offset, rescale)
     if path.stat().st_size == 0:
