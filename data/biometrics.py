@@ -208,6 +208,8 @@ def _number(value: object) -> float | None:
         number = float(value)
     except (ValueError, OverflowError):
         return None
+    if "_" in str(value):  # Python's, nobody's number
+        return None
     return number if math.isfinite(number) else None
 
 

@@ -23,6 +23,10 @@ _OTHERS = (  # place and beginning of files that people take for pictures, and w
     (4, b"ftyp", "it is a photo in HEIC or AVIF, or a film; save it as JPEG or PNG"),
     (0, b"PK", "it is a zip archive or an office document; take the picture out of it"),
     (128, b"DICM", "it is a DICOM file; python -m data.ct draws the skull of a head CT, save others as PNG"),
+    *(
+        (0, start, "it is a TIFF of numbers that are not read, such as float64; save it as 8- or 16-bit grey")
+        for start in (b"II*\0", b"MM\0*")
+    ),
     (0, b"\xd0\xcf\x11\xe0", "it is an office document; save the picture in it as PNG"),
 )
 PHOTOMETRIC, SAMPLE_FORMAT = 262, 339  # tags of TIFF
@@ -196,7 +200,7 @@ def _planes(path: Path | str, image: Image.Image, white_is_zero: bool, notes: li
             span = f"values from {low:g} to {high:g}"
             raise ImageError(f"{path}: {span}, expected 0 or more; export it as 8- or 16-bit grey")
         white = 1.0 if image.mode == "F" else 65535.0
-        if high and not white / 2 < high <= white:
+        if high and not 0.501 * white < high <= white:  # 0.501: 15 bits may end at 32768
             notes.append(f"its brightest value is {high:g} of {white:g}: this was taken as white")
             white = high
         return [Image.fromarray(1 - values / white if white_is_zero else values / white)]

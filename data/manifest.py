@@ -54,6 +54,7 @@ COLUMNS = (  # of a list of skulls; the first is required
 )  # fmt: skip
 _OTHER_COLUMNS = {  # another spelling -> column
     "source": "skull", "image": "skull", "picture": "skull", "conditioningimage": "skull", "gender": "sex",
+    **dict.fromkeys(("file", "filename", "path", "skullpath", "skullfile", "imagepath"), "skull"),
     "race": "ethnicity", "target": "true_face", "face": "true_face",
 }  # fmt: skip
 _COLUMN_PATHS = {"skull": "source", "landmarks": "landmarks", "texture": "texture", "true_face": "target"}

@@ -128,8 +128,11 @@ def write_state_dict(path: str | Path, state: Mapping[str, Tensor], metadata: Ma
     """
     path = Path(path)
     check_writable(path, sum(value.numel() * value.element_size() for value in state.values()))
-    text = {str(key): str(value) for key, value in metadata.items()}
-    name = path.name.encode("utf-8", "replace").decode()  # of bytes that the libraries take
+    # The libraries take UTF-8 alone; names of files may be other bytes.
+    text = {
+        str(key): str(value).encode("utf-8", "backslashreplace").decode() for key, value in metadata.items()
+    }
+    name = path.name.encode("utf-8", "replace").decode()
     temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
     try:
         with utf8_path(temporary) as usable:

@@ -170,10 +170,14 @@ def read_pickle(path: Path, kind: str, mmap: bool) -> tuple[dict[str, Tensor], d
             raise CheckpointError(
                 f"{path} holds no tensors at its top level or under {', '.join(_NESTED)}; its keys are: {keys}."
             )
-    odd = [key for key, value in state.items() if value.layout != torch.strided or value.is_quantized]
+    odd = [
+        key
+        for key, value in state.items()
+        if value.layout != torch.strided or value.is_quantized or value.is_meta
+    ]
     if odd:
         raise CheckpointError(
-            f"{path}: {odd[0]} is sparse or quantised; save the weights as plain tensors (to_dense, dequantize)."
+            f"{path}: {odd[0]} is sparse, quantised or empty (meta); save the weights as plain tensors."
         )
     size, held = sum(value.numel() * value.element_size() for value in state.values()), path.stat().st_size
     if size > 2 * held + (1 << 30):
@@ -231,5 +235,12 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
         return CheckpointError(
             f"{path} wants to run {call[1]} while loading, which weights never need; nothing was executed. "
             "Use a .safetensors file of the same weights, or ask whoever made this one."
+        )
+    if "Unsupported operand" in str(
+        error
+    ):  # protocols 4 and 5, which torch does not read without running them
+        return CheckpointError(
+            f"{path} is a pickle of a kind that cannot be read safely; whoever made it can save it as .safetensors, or "
+            "with torch.save as it is by default (pickle_protocol=2)."
         )
     return _damaged(path, (str(error).strip() or type(error).__name__).splitlines()[0][:200])

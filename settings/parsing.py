@@ -147,7 +147,7 @@ def column_name(text: str, names: Sequence[str], others: Mapping[str, str]) -> s
 
 
 def read_table(path: Path, names: Sequence[str], required: Sequence[str], others: Mapping[str, str]) -> Table:
-    """Return a CSV file as spreadsheets write it: cells parted by comma, semicolon, tab or what a line ``sep=`` says.
+    """Return a CSV file as spreadsheets write it: cells parted by , ; tab | or what a line ``sep=`` says.
 
     Empty rows and columns are left out; cells are stripped, and accents have their one-letter form (NFC).
 
@@ -160,10 +160,10 @@ def read_table(path: Path, names: Sequence[str], required: Sequence[str], others
     text = read_text(path)
     lines = list(io.StringIO(text, newline=""))
     before = next((k for k, line in enumerate(lines) if line.strip(" \t,;\r\n")), 0)
-    statement = re.fullmatch(r'"?sep=(.)"?[,;\s]*', lines[before]) if lines else None
+    statement = re.fullmatch(r'"?sep=(.)"?[,;\s]*', lines[before], re.IGNORECASE) if lines else None
     before += statement is not None
     head = re.sub(r'"[^"]*"', "", lines[before]) if before < len(lines) else ""
-    separator = statement[1] if statement else max(",;\t", key=head.count)
+    separator = statement[1] if statement else max(",;\t|", key=head.count)
     reader = csv.reader(
         io.StringIO("".join(lines[before:]), newline=""),
         delimiter=separator,

@@ -36,6 +36,7 @@ def test_parse_reads_what_people_write(sex: str, age: object, body_mass: object,
     [
         ("sex", "x"), ("sex", ""), ("sex", 1), ("sex", None), ("sex", True),
         ("age", -1), ("age", 121), ("age", "old"), ("age", float("nan")), ("age", "inf"), ("age", True), ("age", None),
+        ("age", "4_3"),
         ("body_mass", 0), ("body_mass", 6), ("body_mass", "6"), ("body_mass", 3.5), ("body_mass", "obese"),
         ("body_mass", True), ("body_mass", [4]), ("body_mass", "nan"),
         ("ethnicity", ""), ("ethnicity", "Asian,male"), ("ethnicity", "a\nb."), ("ethnicity", 3), ("ethnicity", None),

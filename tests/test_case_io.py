@@ -91,6 +91,9 @@ def test_a_scan_is_told_from_pictures_and_a_bad_one_is_refused(
     for file in (tmp_path / "dicom/series").rglob("*.dcm"):
         file.rename(file.with_suffix(""))
     assert is_scan(tmp_path / "dicom") and is_scan(write_image(tmp_path / "v.nii.gz", values, affine))
+    (tmp_path / "bare").write_bytes(b"\x02\0\0\0UL\x04\0" + bytes(200))  # without preamble
+    (tmp_path / "s.tar.xz").write_bytes(b"x")
+    assert is_scan(tmp_path / "bare") and is_scan(tmp_path / "s.tar.xz")
     (tmp_path / "pictures").mkdir()
     Image.new("L", (64, 64)).save(tmp_path / "pictures/a.png")
     assert (

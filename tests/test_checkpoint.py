@@ -197,6 +197,20 @@ def test_averages_alone_are_named_as_such():
 # --- hostile and damaged files ---------------------------------------------------------------------------
 
 
+def test_what_is_sound_but_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+    torch.save({"state_dict": state()}, tmp_path / "a.ckpt", pickle_protocol=4)
+    torch.save({"state_dict": state() | {"x": torch.ones(3, device="meta")}}, tmp_path / "b.ckpt")
+    for name, message in (("a", "pickle_protocol=2"), ("b", "x is sparse, quantised or empty")):
+        with pytest.raises(CheckpointError, match=message):
+            read_state_dict(tmp_path / f"{name}.ckpt")
+
+
+@pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
+def test_names_of_files_that_are_no_utf8_stand_escaped_in_the_metadata(tmp_path: Path, suffix: str) -> None:
+    write_state_dict(tmp_path / f"a.{suffix}", state(), {"base": os.fsdecode(b"a\xff.ckpt")})
+    assert read_state_dict(tmp_path / f"a.{suffix}")[1] == {"base": "a\\udcff.ckpt"}
+
+
 @pytest.mark.parametrize("legacy", [True, False])
 def test_hostile_pickle_is_refused_and_never_runs(tmp_path, legacy):
     marker = tmp_path / "it-ran"

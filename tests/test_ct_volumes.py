@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import struct
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -194,6 +195,34 @@ def test_a_scan_is_known_by_its_name_or_its_first_bytes(tmp_path):
     assert not is_scan_file(tmp_path / "pipe") and is_scan_file(tmp_path / "IMbare")
 
 
+@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_pair_of_nifti_files_is_one_scan_by_either_name(order, second, small, tmp_path):
+    values, affine = small
+    whole = write_nifti(tmp_path / "a.nii", values, affine, order=order, second=second).read_bytes()
+    head, voxels = bytearray(whole[: -values.nbytes]), whole[-values.nbytes :]
+    head[5 if second else 345] = ord("i")
+    struct.pack_into(order + ("q" if second else "f"), head, 168 if second else 108, 0)
+    (tmp_path / "a.nii").write_bytes(head)
+    with pytest.raises(ScanError, match="img is not beside it"):
+        read_scan(tmp_path / "a.nii")
+    for names_of_two in (
+        ("a.hdr", "a.img"),
+        ("A b.HDR", "A b.IMG"),
+        ("a.hdr.gz", "a.img.gz"),
+        ("a.hdr", "a.img.gz"),
+    ):
+        folder = tmp_path / "-".join(names_of_two)
+        folder.mkdir()
+        for name, content in zip(names_of_two, (head, voxels), strict=True):
+            (folder / name).write_bytes(gzip.compress(content, 1) if name.endswith("gz") else content)
+        for path in (folder, *folder.iterdir()):
+            scan = read_scan(path)
+            assert np.array_equal(scan.values, values) and np.allclose(scan.affine, affine, atol=1e-4), (
+                path.name
+            )
+
+
 def test_detached_voxels_are_read(small, tmp_path):
     values, _ = small
     raw, last = values.tobytes(), len(values) - 1
@@ -211,6 +240,7 @@ def test_detached_voxels_are_read(small, tmp_path):
         "b.nhdr": nrrd(values, "encoding: raw", f"data file: LIST\n{listed}"),
         "c.nhdr": nrrd(values, "encoding: raw", f"datafile: s%03d.raw 0 {last} 1 2"),
         "d.nhdr": nrrd(values, "encoding: gzip", "line skip: 2", "byte skip: 5", "data file: a.gz"),
+        "g.nhdr": nrrd(values, "encoding: gzip", "lineskip: 2", "byteskip: 5", "datafile: a.gz"),
         "e.nhdr": nrrd(values, "encoding: raw", "byte skip: -1", "data file: skip.raw", "key:=sizes: 1 1 1"),
         "f.nhdr": four.replace("dimension: 3", "dimension: 4").replace(f"sizes: {sizes}", f"sizes: 1 {sizes}"),
         "a.mhd": meta(values, "ElementDataFile = ./a.raw").rstrip("\n"),

@@ -107,8 +107,9 @@ def test_gigantic_is_refused_by_its_header(
 
 @pytest.mark.parametrize(
     ("kind", "high"),
-    [("<i2", 32640), (">i2", 255), ("<i2", 4095), ("<u2", 16383), ("<i4", 9e6), ("<u4", 70000), ("<f4", 250),
-     (">f4", 0.4), ("<f4", 0.8), ("<u2", 60000), ("<u2 white is zero", 60000), ("<u2 white is zero", 4095)],
+    [("<i2", 32640), ("<i2", 4095), ("<u2", 16383), ("<u2", 32768), ("<i4", 9e6), ("<u4", 70000),
+     (">i2", 255), ("<f4", 250), (">f4", 0.4), ("<f4", 0.8), ("<u2", 60000), ("<u2 white is zero", 60000),
+     ("<u2 white is zero", 4095)],
 )  # fmt: skip
 def test_deep_grey_fills_the_range_by_its_own_maximum_and_says_so(
     tmp_path: Path, kind: str, high: float
@@ -123,7 +124,7 @@ def test_deep_grey_fills_the_range_by_its_own_maximum_and_says_so(
     (tmp_path / "a.tif").write_bytes(head + entries + bytes(4) + values.tobytes())
     picture, note = read_image(tmp_path / "a.tif")
     white = 1 if kind[1] == "f" else 65535
-    own = high <= white / 2 or high > white
+    own = high <= 0.501 * white or high > white
     expected = values.astype(float) / (high if own else white)
     np.testing.assert_allclose(picture[..., 1], 1 - expected if inverted else expected, atol=2e-4)
     assert (f"{high:g} of {white}" in str(note)) if own else note is None
@@ -135,6 +136,11 @@ def test_dark_16_bit_colour_is_noted_and_signed_bytes_are_refused(tmp_path: Path
     cv2.imwrite(str(tmp_path / "a.png"), np.dstack([RAMP.astype(np.uint16) * 257] * 3))
     assert read_image(tmp_path / "a.png")[1] is None
     image = Image.fromarray(RAMP)
+    (tmp_path / "c.tif").write_bytes(
+        struct.pack("<2sHIHHHIIHHIII", b"II", 42, 8, 2, 258, 3, 1, 64, 339, 3, 1, 3, 0)
+    )
+    with pytest.raises(ImageError, match="TIFF of numbers that are not read"):
+        read_image(tmp_path / "c.tif")
     with pytest.raises(ImageError, match="sign"):
         read_image(saved(tmp_path / "b.tif", image, tiffinfo={339: 2}))
 

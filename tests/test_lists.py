@@ -34,6 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "skull,sex,age,body_mass\na.png,F,43.5,4\nsub/b.png,M,70,3\n",
         'skull,sex,age,body_mass\n"a.png","F","43,5","4,0"\n"sub/b.png", "M", 70, "slightly thin"\n',
         "\ufeffSkull;Gender;Age (years);BodyMass;;\r\n;;;;;\r\na.png;f;43,5;normal;;\r\n;;;;;\r\nsub\\b.png;m;70;3;;",
+        "Sep=;\r\nFile name;sex;age;body-mass\r\na.png;F;43,5;4\r\nsub/b.png;M;70;3\r\n",
+        "path|sex|age|body_mass\na.png|F|43,5|4\nsub/b.png|M|70|3\n",
         "sep=;\r\nPICTURE;sex;age;body-mass;case no.\r\na.png;F;43,5;4;\r\nsub/b.png;M;70;3;17\r\n",
         "\r\n\r\nskull\tsex\tage\tBody Mass\tnotes\r\na.png\tF\t43,5\t4\t\r\nsub/b.png\tM\t70\t3\tx\r\n",
         'sex,"age",body_mass,skull,notes\rF,43.5,4,a.png,"two\rlines, and ""more"""\rM,70,3,sub/b.png,\r',

@@ -81,6 +81,9 @@ RULES = {
     "rescale_missing": Rule(
         "images", "{value} of {total} images have no usable RescaleSlope or RescaleIntercept (empty, zero or no "
         "number): 1 and 0 were used", flag=0),
+    "inverted_display": Rule(
+        "images", "{value} of {total} images are for an inverted display (MONOCHROME1): their values were read as they "
+        "are", flag=0),
     "mixed_series": Rule(
         "images", "{value} of {total} images differ in kind, size, spacing, direction or line: left out", flag=0),
     "damaged_headers": Rule(

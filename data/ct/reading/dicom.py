@@ -304,6 +304,7 @@ def _decode(series: Series, max_bytes: int, offset: float) -> Scan:
     findings += judge("undecodable", len(headers) - len(slices), total=len(headers))
     unscaled = sum(h.slope is None or h.intercept is None for h in headers)
     findings += judge("rescale_missing", unscaled, total=len(headers))
+    findings += judge("inverted_display", sum(h.inverted for h in headers), total=len(headers))
     axes, spacing = (np.median([getattr(h, key) for h in headers], 0) for key in ("axes", "spacing"))
     along_i, along_j = axes * spacing[::-1, None] * 2**halvings
     values, affine, more = geometry.stack(slices, along_i, along_j)

@@ -51,6 +51,7 @@ class Header:
         slope, intercept: from stored values to HU; None where the file holds something else than a usable number.
         padding: stored values, lowest and highest, that stand for "not measured".
         compressed: whether a decoder has to read the pixels.
+        inverted: on the screen; the stored values mean the same HU.
         problem: why the image cannot be used; then the geometry may be zeros.
     """
 
@@ -76,6 +77,7 @@ class Header:
     intercept: float | None
     padding: tuple[int, int] | None
     compressed: bool
+    inverted: bool
     problem: str | None
 
     @property
@@ -194,6 +196,7 @@ def _parse(path: Path, frame: int, data: Dataset, compressed: bool) -> Header:
         intercept=_number(data.get("RescaleIntercept", 0)),
         padding=_padding(data),
         compressed=compressed,
+        inverted=data.get("PhotometricInterpretation") == "MONOCHROME1",
         problem=_problem(data, shape, axes, position, spacing),
     )
 
@@ -229,9 +232,10 @@ def _problem(
         return "ImageOrientationPatient that is no pair of directions at right angles"
     if int(data.get("NumberOfFrames") or 1) > 1:
         return "several frames in a file without a place for each; export them as single slices"
-    if int(data.get("SamplesPerPixel") or 1) != 1 or not str(
-        data.get("PhotometricInterpretation")
-    ).startswith("MONOCHROME"):  # MONOCHROME1 inverts the display, not the HU
+    if (
+        int(data.get("SamplesPerPixel") or 1) != 1
+        or str(data.get("PhotometricInterpretation"))[:-1] != "MONOCHROME"
+    ):
         return "colour pixels"
     return None
 

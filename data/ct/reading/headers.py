@@ -191,7 +191,9 @@ def other_half(path: Path, ending: str) -> Path:
     names = (f"{stem}.{end}{packed}" for end in (ending, ending.upper()) for packed in ("", ".gz"))
     name = next((name for name in names if (path.parent / name).is_file()), None)
     if name is None:
-        raise ScanError(f"a NIfTI pair is two files, .hdr and .img of one name: its .{ending} is not beside it")
+        raise ScanError(
+            f"a NIfTI pair is two files, .hdr and .img of one name: its .{ending} is not beside it"
+        )
     return _beside(path, name)
 
 
@@ -271,7 +273,9 @@ def _nrrd(path: Path, max_bytes: int) -> Layout:
     lists = (n for n, line in enumerate(lines) if re.match(r"data ?file:\s*LIST", line, re.I))
     listed = next(lists, len(lines))
     pairs = (line.split(":", 1) for line in lines[: listed + 1] if re.match(r"[^#:][^:]*:(?!=)", line))
-    fields = _fields((re.sub("^(data|line|byte)(?=file|skip)", r"\1 ", key.lower()), value) for key, value in pairs)
+    fields = _fields(
+        (re.sub("^(data|line|byte)(?=file|skip)", r"\1 ", key.lower()), value) for key, value in pairs
+    )
     shape, axes = _axes([int(n) for n in _numbers(fields, "sizes")], fields.get("dimension", ""))
     code = NRRD_TYPES.get(fields.get("type", "").lower())
     encoding = fields.get("encoding", "").lower()
