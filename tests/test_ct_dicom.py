@@ -123,7 +123,9 @@ def test_a_series_number_or_the_geometry_joins_images_with_a_series_each(tmp_pat
     halves = [{"series": f"1.2.{half}", "SeriesNumber": half} for half in range(2)]
     for share in (0.5, 1):  # base and vault of the skull, less and more than 100 mm each
         part = AFFINE @ np.diag([1, 1, share, 1])
-        folder = write(tmp_path / "half", lambda k: halves[2 * k // COUNT] | {"StudyInstanceUID": "1.2"}, affine=part)
+        folder = write(
+            tmp_path / "half", lambda k: halves[2 * k // COUNT] | {"StudyInstanceUID": "1.2"}, affine=part
+        )
         scan = read_scan(folder)
         assert np.array_equal(scan.values, VALUES) and "joined_series" in severities(scan)
         assert np.allclose(scan.affine, part, atol=0.01)
