@@ -26,6 +26,7 @@ class Camera:
         center_x, center_y: point of the (turned) subject seen in the middle of the picture, in mm.
         yaw: turn of the head about the vertical axis in degrees; positive shows the subject's right side.
         pitch: nod about the ear-to-ear axis in degrees; positive lowers the chin.
+        roll: turn in the picture's plane in degrees; positive turns counter-clockwise.
         supersampling: rays per pixel along each axis.
     """
 
@@ -35,6 +36,7 @@ class Camera:
     center_y: float = 0.0
     yaw: float = 0.0
     pitch: float = 0.0
+    roll: float = 0.0
     supersampling: int = 2
 
     def __post_init__(self) -> None:
@@ -50,11 +52,15 @@ class Camera:
         return 2 * self.half_field / self.size
 
     def rotation(self) -> np.ndarray:
-        """Return the (3, 3) matrix from subject to camera coordinates; identity at yaw = pitch = 0."""
+        """Return the (3, 3) matrix from subject to camera coordinates; identity at yaw = pitch = roll = 0."""
         yaw, pitch = np.radians([self.yaw, self.pitch])
         turn = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
         nod = np.array([[1, 0, 0], [0, np.cos(pitch), -np.sin(pitch)], [0, np.sin(pitch), np.cos(pitch)]])
-        return nod @ turn
+        if not self.roll:
+            return nod @ turn
+        roll = np.radians(self.roll)
+        tilt = np.array([[np.cos(roll), -np.sin(roll), 0], [np.sin(roll), np.cos(roll), 0], [0, 0, 1]])
+        return tilt @ nod @ turn
 
     def project(self, points: np.ndarray) -> np.ndarray:
         """Return (N, 2) px of (N, 3) mm in subject coordinates; a point outside the field lies outside the picture."""
@@ -72,6 +78,30 @@ class Material:
     diffuse: float = 0.63
     specular: float = 0.27
     power: float = 14.0
+
+
+@dataclass(frozen=True)
+class Lamp:
+    """A far lamp, and how its light falls off.
+
+    Attributes:
+        degrees: off the camera.  at: degrees from the picture's right, counter-clockwise: 90 is above.
+        falloff: share of the light gained and lost over half of the field, towards the lamp and away from it.
+    """
+
+    degrees: float
+    at: float
+    falloff: float
+
+    def aside(self) -> np.ndarray:
+        """Return (3,) float32, the unit direction to the lamp's side in camera coordinates."""
+        at = np.radians(self.at)
+        return np.array([np.cos(at), np.sin(at), 0], np.float32)
+
+    def direction(self) -> np.ndarray:
+        """Return (3,) float32, the unit direction to the lamp in camera coordinates."""
+        off = np.radians(self.degrees)
+        return (np.sin(off) * self.aside() + np.array([0, 0, np.cos(off)])).astype(np.float32)
 
 
 # Such that the grey levels within the head are those of a published real pair (5th, 50th, 95th percentile: face 95, 176
@@ -108,8 +138,10 @@ class Surface:
     normal: np.ndarray
     depth: np.ndarray
 
-    def light(self, material: Material, normal: np.ndarray | None = None) -> np.ndarray:
-        """Return (M,) Phong brightness in [0, 1] under a headlight.
+    def light(
+        self, material: Material, normal: np.ndarray | None = None, lamp: Lamp | None = None
+    ) -> np.ndarray:
+        """Return (M,) Phong brightness in [0, 1] under a headlight, or a lamp; nothing casts a shadow.
 
         ``normal`` (M, 3), of any length, replaces the mesh's.
         """
@@ -118,8 +150,21 @@ class Surface:
         length = np.sqrt(np.einsum("ij,ij->i", normal, normal))
         facing = np.abs(normal @ towards) / np.maximum(length, np.float32(1e-12))
         mirrored = np.clip(2 * facing**2 - 1, 0, 1)  # cosine between the reflected headlight and the view
+        if lamp is not None:
+            return self._lamplight(material, normal / np.maximum(length, 1e-12)[:, None], facing, lamp)
         light = material.ambient + material.diffuse * facing + material.specular * mirrored**material.power
         return np.clip(light, 0, 1)
+
+    def _lamplight(self, material: Material, normal: np.ndarray, seen: np.ndarray, lamp: Lamp) -> np.ndarray:
+        """The same under a lamp. normal: (M, 3) of unit length. seen: (M,) cosine between normal and view."""
+        rotation = self.camera.rotation().astype(np.float32)
+        normal = normal * np.where(normal @ rotation[2] < 0, -1, 1)[:, None]
+        direction = lamp.direction() @ rotation
+        facing = np.clip(normal @ direction, 0, 1)
+        mirrored = np.clip(2 * facing * seen - direction @ rotation[2], 0, 1)
+        light = material.ambient + material.diffuse * facing + material.specular * mirrored**material.power
+        nearness = self.point @ (lamp.aside() @ rotation) / np.float32(self.camera.half_field)
+        return np.clip(light * (1 + np.float32(lamp.falloff) * nearness), 0, 1)
 
     def per_pixel(self, values: np.ndarray) -> np.ndarray:
         """Return the mean of (M,) or (M, C) values over each pixel's rays: (size, size) or (size, size, C) float64."""

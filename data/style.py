@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from data.render import Material, Surface
+from data.render import Lamp, Material, Surface
 
 GRAIN_SLOPE = 0.08  # root mean square slope of the coarsest surface grain
 GRAIN_MM = (2.4, 1.0)  # size of its grains under the smoothest and the sharpest kernel
@@ -35,6 +35,7 @@ class SurfaceStyle:
         noise: of the pixels, 0 to 1.
         steps: how much the slices show as steps, 0 not at all to 1.
         slice_mm: their thickness along y.
+        lamp, lamp_at, falloff: see ``data.render.Lamp``; 0 and 0: lit from the camera.
     """
 
     kernel: float = 0.0
@@ -43,9 +44,12 @@ class SurfaceStyle:
     noise: float = 0.0
     steps: float = 0.0
     slice_mm: float = 3.0
+    lamp: float = 0.0
+    lamp_at: float = 0.0
+    falloff: float = 0.0
 
     def __post_init__(self) -> None:
-        limits = {"kernel": (-1, 1), "slice_mm": (0.1, 20)}
+        limits = {"kernel": (-1, 1), "slice_mm": (0.1, 20), "lamp": (0, 80), "lamp_at": (0, 360)}
         for field in fields(self):
             low, high = limits.get(field.name, (0, 1))
             value = getattr(self, field.name)
@@ -74,7 +78,8 @@ def draw_styled(surface: Surface, material: Material, style: SurfaceStyle, seed:
     normal = _stepped(surface, style)
     if style.grain > 0:
         normal = normal + _grain(surface, style, grain)[surface.pixel]
-    grey = surface.per_pixel(surface.light(style.material(material), normal))
+    lamp = Lamp(style.lamp, style.lamp_at, style.falloff) if style.lamp or style.falloff else None
+    grey = surface.per_pixel(surface.light(style.material(material), normal, lamp))
     cover = surface.coverage()
     grey = _filtered(grey, cover > 0, style.kernel, surface.camera.size / 256)
     if style.noise > 0:

@@ -24,7 +24,6 @@ from data.cohort.heads.subject import BMI_LIMITS, body_mass_level, draw_subject,
 from data.cohort.heads.template import HeadTemplate
 from data.cohort.pair import (
     BORDER_PX,
-    FACE_BELOW_SKULL_MM,
     FramingError,
     border_distance,
     camera_of,
@@ -160,7 +159,7 @@ def test_contour_landmarks_lie_on_the_outline_whatever_the_body_mass():
     """Under a double chin the skin goes on into the neck without ever turning away."""
     for who, bmi in (((5, 3), 16.0), ((5, 3), 33.0), ((1, 2817), 33.0)):
         head = build_head(TEMPLATE, replace(draw_subject(*who), bmi=bmi))
-        face = Scene(head.face, TEMPLATE.face_triangles, CAMERA, floor=head.chin_y - FACE_BELOW_SKULL_MM)
+        face = Scene(head.face, TEMPLATE.face_triangles, CAMERA, floor=head.chin_y - 22)
         assert (face.depth_at(head.landmarks[:33]) < 1.5).mean() > 0.8
         assert (np.diff(head.landmarks[:17, 0]) > -2.5).all()  # from the right ear to the chin
         assert head.landmarks[:33, 1].min() > head.landmarks[16, 1] - 3.5  # mm below the chin's middle

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from data.cohort.heads.template import triangulate
-from data.render import BONE, SKIN, Camera, Scene
+from data.render import BONE, SKIN, Camera, Lamp, Scene
+from data.style import SurfaceStyle
 
 RADIUS = 50.0
 
@@ -39,14 +42,35 @@ def test_a_sphere_is_shaded_by_the_phong_formula_and_stands_where_it_should():
     assert not grey[outside].any() and np.isneginf(depth[outside]).all()
 
 
-@pytest.mark.parametrize(("yaw", "pitch"), [(0, 0), (10, -8)])
-def test_projection_agrees_with_the_picture(yaw, pitch):
-    camera = Camera(size=200, half_field=100, center_x=4, center_y=-7, yaw=yaw, pitch=pitch)
+@pytest.mark.parametrize(("yaw", "pitch", "roll"), [(0, 0, 0), (10, -8, 0), (-5, 4, 6)])
+def test_projection_agrees_with_the_picture(yaw, pitch, roll):
+    camera = Camera(size=200, half_field=100, center_x=4, center_y=-7, yaw=yaw, pitch=pitch, roll=roll)
     center = (31.0, -42.0, 20.0)
     grey = Scene(*sphere(6, center), camera).render(BONE).astype(float)
     rows, columns = np.indices(grey.shape)
     centre = np.array([(columns * grey).sum(), (rows * grey).sum()]) / grey.sum()
     assert np.abs(centre - camera.project(np.array([center]))[0]).max() < 0.1
+
+
+def test_a_lamp_lights_its_side_by_the_phong_formula_and_its_light_falls_off():
+    camera = Camera(size=129, half_field=60)
+    surface = Scene(*sphere(), camera).trace()
+    plain, headlit = surface.light(SKIN), surface.light(SKIN, lamp=Lamp(0, 0, 0))
+    assert np.abs(plain - headlit).max() < 1e-3
+    matt = replace(SKIN, specular=0.0)
+    x, y = surface.point[:, :2].T / RADIUS
+    z = np.sqrt(np.clip(1 - x**2 - y**2, 0, 1))
+    inside = z > 0.3
+    for degrees, at in ((40, 90), (30, 180)):
+        side = x * np.cos(np.radians(at)) + y * np.sin(np.radians(at))
+        cosine = np.clip(side * np.sin(np.radians(degrees)) + z * np.cos(np.radians(degrees)), 0, 1)
+        lit = surface.light(matt, lamp=Lamp(degrees, at, 0))
+        assert np.abs(lit - (matt.ambient + matt.diffuse * cosine))[inside].max() < 0.02
+        falling = surface.light(matt, lamp=Lamp(degrees, at, 0.4))
+        expected = np.clip(lit * (1 + 0.4 * side * RADIUS / 60), 0, 1)
+        assert np.abs(falling - expected)[inside].max() < 0.01 and np.ptp(falling - lit) > 0.3
+    with pytest.raises(ValueError, match="lamp=95"):
+        SurfaceStyle(lamp=95)
 
 
 def test_depth_tells_visible_points_from_hidden_ones():

@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +28,11 @@ from benchmarks.cohort.craniometry import Anchors, SkullSites, Surface, head_dis
 from benchmarks.cohort.norms import DEPTHS, HEAD, SKULL, SOURCES
 from benchmarks.cohort.tissue_depth import tissue_depths
 from benchmarks.results_file import run, table, write_figures
+from data.cohort.config import CohortConfig
 from data.cohort.heads.anatomy import build_head
-from data.cohort.heads.subject import Subject, draw_subject
+from data.cohort.heads.subject import Subject
 from data.cohort.heads.template import HeadTemplate
+from data.cohort.pair import draw_subject_of
 from data.workers import ONE_THREAD
 from ldm.checkpoint import git_revision
 from muti_control.evaluation.results.statistics import bootstrap_interval
@@ -50,7 +52,7 @@ BMI_GROUPS = {"below 18.5": (0.0, 18.5), "18.5 to 25": (18.5, 25.0), "25 and ove
 class AnatomyConfig(Settings):
     """What is measured.
 
-    num_subjects, seed: subjects 0 .. num_subjects - 1 of the cohort of that seed.
+    num_subjects, seed, format: subjects 0 .. num_subjects - 1 of the cohort of that seed, in that recipe.
     ethnicity: those of them that are measured; "all" takes everybody.
     num_workers: processes; the figures do not depend on it.
     out: where the figures are written (OUT.json).
@@ -58,6 +60,7 @@ class AnatomyConfig(Settings):
 
     num_subjects: Annotated[int, Field(ge=10)] = 1000
     seed: int = 1
+    format: Literal[8, 9] = 8
     ethnicity: str = "Asian"
     num_workers: PositiveInt = 1
     out: str = "benchmarks/results/anatomy"
@@ -105,7 +108,8 @@ def measure_all(config: AnatomyConfig) -> list[Measured]:
     Raises:
         ValueError: nobody is of that ethnicity.
     """
-    subjects = [draw_subject(config.seed, index) for index in range(config.num_subjects)]
+    cohort = CohortConfig.of(format=config.format, num_subjects=config.num_subjects, seed=config.seed)
+    subjects = [draw_subject_of(cohort, index) for index in range(config.num_subjects)]
     chosen = [s for s in subjects if config.ethnicity in ("all", s.ethnicity)]
     if not chosen:
         ethnicities = ", ".join(sorted({s.ethnicity for s in subjects}))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, model_validator
 
 from settings.base import Settings, expect
 
 FORMAT_VERSION = 8  # raise when the same seed no longer gives the same pictures or landmarks
+WIDE_FORMAT = 9  # the recipe of data.cohort.wide
 SKULL_DIR, FACE_DIR, LANDMARK_DIR = "pairedCS/skull", "pairedCS/craniofacial", "pairedCS/landmarks"
 SUBJECT_DIR, SPLIT_DIR = "subjects", "split_data"
 NUM_PROTOCOLS = 16  # scanner protocols, and so surface styles, in a cohort
@@ -25,6 +26,7 @@ class CohortConfig(Settings):
     """A cohort. The settings in ``EXTRAS`` do not change its pairs: they add pictures, now or in a later run.
 
     Attributes:
+        format: recipe 8, or 9, which varies pose, lamp, surface, teeth, jaw, neck and body mass as in CTs.
         num_subjects: how many people; one skull and face pair each.
         seed: of the whole cohort.
         size: side of the pictures in px.
@@ -32,7 +34,8 @@ class CohortConfig(Settings):
         half_field: half of the side of the camera's field in mm, at least 135.
         center_y: height (mm above the middle of the eyes) seen in the middle of the picture.
         yaw, pitch: pose in degrees, the same for everyone.
-        views: further pairs of every subject, turned by up to 12 degrees sideways and 8 up or down.
+        views: further pairs of every subject, turned by up to 12 degrees sideways and 8 up or down; in format 9 by up
+            to 6 degrees about all axes, under another lamp and with another surface of the bone.
         variants: how many subjects get faces at other ages, body masses and styles over their one skull picture; those
             of the test split first, then of valid, then of train.
         variant_ages, variant_masses: years and levels of these faces; a subject's own level is left out.
@@ -43,6 +46,7 @@ class CohortConfig(Settings):
         num_workers: processes; the pictures do not depend on it.
     """
 
+    format: Literal[8, 9] = FORMAT_VERSION
     num_subjects: Annotated[int, Field(ge=1, le=99_999)] = 300
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     size: Annotated[int, Field(ge=64, le=1024)] = 256
@@ -77,8 +81,12 @@ class CohortConfig(Settings):
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that pairs and splits depend on; runs with the same identity may share a folder."""
-        settings = {key: value for key, value in self.model_dump().items() if key not in EXTRAS}
-        return {"format": FORMAT_VERSION, **settings}
+        return {key: value for key, value in self.model_dump().items() if key not in EXTRAS}
+
+    @property
+    def wide(self) -> bool:
+        """Whether the recipe is that of data.cohort.wide."""
+        return self.format == WIDE_FORMAT
 
 
 def check_packages(packages: Mapping[str, str] = PACKAGES, extras: str = "cohort") -> None:

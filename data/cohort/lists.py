@@ -112,5 +112,5 @@ def _line(out: Path, name: str, exemplars: Exemplars, with_changed: bool) -> dic
     if with_changed:
         line["changed"] = record.get("changed", [])
     if record["yaw"] or record["pitch"]:
-        line["extra"] = {"yaw": record["yaw"], "pitch": record["pitch"]}
+        line["extra"] = {key: record[key] for key in ("yaw", "pitch", "roll") if key in record}
     return line

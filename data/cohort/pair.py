@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from data.cohort import wide
 from data.cohort.config import CohortConfig
 from data.cohort.heads.anatomy import Head, build_head
 from data.cohort.heads.subject import Subject, draw_subject
@@ -16,7 +17,6 @@ from data.render import BONE, SKIN, Camera, Scene
 from data.style import draw_styled
 
 BORDER_PX = 4  # nothing of a subject comes closer to the border, at 256 px
-FACE_BELOW_SKULL_MM = 22.0  # the face is cut this far below the lowest point of the mandible
 VISIBLE_WITHIN_MM = 1.5
 MAX_ATTEMPTS = 20
 MOST_OUTSIDE = 0.0005  # of the bone: about 0.1 % of its frontal pixels
@@ -91,6 +91,7 @@ class Pair:
             "teeth": int((~s.skull.lost).sum()),
             "yaw": round(self.camera.yaw, 2),
             "pitch": round(self.camera.pitch, 2),
+            **({"roll": round(self.camera.roll, 2)} if self.camera.roll else {}),
             "face_scan": self.face_style.record(),
             "skull_scan": self.skull_style.record(),
         }
@@ -102,6 +103,12 @@ class Pair:
 def camera_of(config: CohortConfig) -> Camera:
     """Return the camera of a cohort's frontal pairs."""
     return Camera(config.size, config.half_field, 0.0, config.center_y, config.yaw, config.pitch)
+
+
+def draw_subject_of(config: CohortConfig, index: int, attempt: int = 0) -> Subject:
+    """Return subject ``index`` of a cohort, in its format."""
+    subject = draw_subject(config.seed, index, attempt)
+    return wide.widened(subject, config.seed, index, attempt) if config.wide else subject
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ class HeadScenes:
     def of(
         cls, template: HeadTemplate, subject: Subject, head: Head, camera: Camera, with_skull: bool = True
     ) -> HeadScenes:
-        face = Scene(head.face, template.face_triangles, camera, floor=head.chin_y - FACE_BELOW_SKULL_MM)
+        face = Scene(head.face, template.face_triangles, camera, floor=head.chin_y - subject.neck_mm)
         skull = Scene(head.skull, head.skull_triangles, camera) if with_skull else None
         return cls(subject, head, face, skull)
 
@@ -174,8 +181,13 @@ def draw_subject_pair(template: HeadTemplate, config: CohortConfig, index: int) 
     """
     camera = camera_of(config)
     styles = draw_face_style(config.seed, index), draw_skull_style(config.seed, index)
+    if config.wide:
+        camera, styles = (
+            wide.posed(camera, config.seed, index),
+            (styles[0], wide.skull_style(config.seed, index)),
+        )
     for attempt in range(MAX_ATTEMPTS):
-        subject = draw_subject(config.seed, index, attempt)
+        subject = draw_subject_of(config, index, attempt)
         scenes = HeadScenes.of(template, subject, build_head(template, subject), camera)
         pair = scenes.pair(camera, *styles)
         if fits(pair, camera) and scenes.share_outside() < MOST_OUTSIDE:

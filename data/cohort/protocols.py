@@ -42,6 +42,10 @@ class ScanStyle:
     def record(self) -> dict[str, Any]:
         """Return the style for JSON."""
         values = {key: round(value, 4) for key, value in asdict(self.surface).items()}
+        if not (self.surface.lamp or self.surface.falloff):
+            values = {
+                key: value for key, value in values.items() if key not in ("lamp", "lamp_at", "falloff")
+            }
         return {"protocol": self.name, **values}
 
 

@@ -8,11 +8,21 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data.biometrics import age_level
+from data.cohort import wide
 from data.cohort.config import NUM_PROTOCOLS, CohortConfig
 from data.cohort.heads.anatomy import build_head
-from data.cohort.heads.subject import Subject, draw_subject, expected_soft
+from data.cohort.heads.subject import Subject, expected_soft
 from data.cohort.heads.template import HeadTemplate
-from data.cohort.pair import MAX_ATTEMPTS, FramingError, HeadScenes, Pair, camera_of, draw_subject_pair, fits
+from data.cohort.pair import (
+    MAX_ATTEMPTS,
+    FramingError,
+    HeadScenes,
+    Pair,
+    camera_of,
+    draw_subject_of,
+    draw_subject_pair,
+    fits,
+)
 from data.cohort.protocols import (
     ScanStyle,
     draw_face_style,
@@ -91,7 +101,7 @@ def draw_pairs(
 
 def variant_labels(config: CohortConfig, index: int) -> list[str]:
     """Return the endings of the names of a subject's variants."""
-    subject, style = draw_subject(config.seed, index), draw_face_style(config.seed, index)
+    subject, style = draw_subject_of(config, index), draw_face_style(config.seed, index)
     return [variant.label for variant in variants_of(config, subject, style, index)]
 
 
@@ -105,6 +115,10 @@ def _view(config: CohortConfig, index: int, number: int, label: str, scenes: Hea
     stream = np.random.SeedSequence(config.seed, spawn_key=(index, _VIEW_STREAM, number))
     rng = np.random.default_rng(stream)
     front = camera_of(config)
+    if config.wide:
+        style = wide.skull_style(config.seed, index, number)
+        pair = scenes.pair(wide.posed(front, config.seed, index, number), own.face_style, style)
+        return replace(pair, folder="views", label=label)
     for _ in range(MAX_ATTEMPTS):
         yaw, pitch = rng.uniform(-1, 1, 2) * (VIEW_YAW, VIEW_PITCH)
         camera = replace(

@@ -98,10 +98,26 @@ def _skull(
     vertices += np.stack([_waves(noise, vertices, SKULL_NOISE_MM, 26, count=12) for _ in range(3)], 1)
     vertices += noise.normal(0, BONE_GRAIN_MM, vertices.shape)
     chin_y = float(vertices[skull.part == MANDIBLE, 1].min())
+    if any(traits.jaw):
+        vertices = _jaw_moved(vertices, skull.part == MANDIBLE, traits.jaw)
     triangles = kept_triangles(skull, traits, vertices, chin_y)
     if traits.mirrored:
         triangles, places = triangles[:, ::-1], places[tissue.other_side()]
     return vertices, triangles, chin_y, places
+
+
+def _jaw_moved(vertices: np.ndarray, jaw: np.ndarray, pose: tuple[float, float, float]) -> np.ndarray:
+    """Return the skull (S, 3) with its mandible ``jaw`` (S,) opened about the condyles (degrees) and shifted (mm)."""
+    angle, forwards, left = np.radians(pose[0]), pose[1], pose[2]
+    points = vertices[jaw]
+    behind = points[points[:, 2] < np.quantile(points[:, 2], 0.15)]
+    axis = np.array(
+        [0.0, *behind[behind[:, 1] > np.quantile(behind[:, 1], 0.9), 1:].mean(0)]
+    )  # of the condyles
+    turn = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
+    result = vertices.copy()
+    result[jaw] = (points - axis) @ turn.T + axis + [left, 0.0, forwards]
+    return result
 
 
 def _bony_base(template: HeadTemplate, subject: Subject) -> np.ndarray:

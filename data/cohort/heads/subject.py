@@ -62,6 +62,7 @@ class SkullTraits:
         thin_below: bone thinner than this (Hounsfield units / 8 of the template's ``strength``) is lost to the scan.
         spine_mm: how far below the chin vertebrae are seen; None for a field of view without them.
         seed: of the fields of all these.
+        jaw: how the mandible stands: opened (degrees), forwards and to the person's left (mm).
     """
 
     kind: str
@@ -76,6 +77,7 @@ class SkullTraits:
     thin_below: float
     spine_mm: float | None
     seed: int
+    jaw: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ class Subject:
         residual_seed: seeds the noise fields of skull and face.
         skull: what sets the skull apart beyond the face above it.
         tissue_noise: scale of the face's own noise; 1, or 0 for an expected face.
+        age_marks: how much the marks of age show.  heaviest: kg/m2, of the people of the heaviest level.
+        neck_mm: how far the face is drawn below the lowest point of the mandible.
     """
 
     name: str
@@ -111,6 +115,9 @@ class Subject:
     residual_seed: int
     skull: SkullTraits
     tissue_noise: float = 1.0
+    age_marks: float = 1.0
+    heaviest: float = BMI_HIGHEST
+    neck_mm: float = 22.0
 
     @property
     def body_mass(self) -> int:
@@ -130,13 +137,14 @@ class Subject:
         """Return all target weights of the face alone: own shape, fat and ageing."""
         weights = dict(self.soft)
         fatness = self.fatness
-        _put(weights, p.FAT, "", float(np.clip(fatness * (0.55 if fatness > 0 else 0.75), -0.75, 0.8)))
+        _put(weights, p.FAT, "", float(np.clip(fatness * (0.55 if fatness > 0 else 0.75), -0.75, 1.1)))
         for side, deviation in (("l-", self.scatter[1]), ("r-", self.scatter[2])):
             _put(weights, p.CHEEK_VOLUME, side, float(np.clip(0.55 * fatness + 0.05 * deviation, -0.8, 0.8)))
-        weights[p.DOUBLE_CHIN] = float(np.clip(0.9 * fatness, 0, 0.9))
+        obesity = max(0.0, self.bmi - BMI_HIGHEST) / BMI_SPAN
+        weights[p.DOUBLE_CHIN] = float(np.clip(0.9 * fatness, 0, 0.9)) + 0.4 * obesity
         years = max(0.0, (self.age - 30) / 50)
         _put(weights, p.AGEING, "", float(np.clip(0.85 * years + 0.1 * self.scatter[3] - 0.1, -0.4, 1.2)))
-        shows = max(0.0, years + 0.12 * self.scatter[3] * min(1.0, 4 * years))
+        shows = self.age_marks * max(0.0, years + 0.12 * self.scatter[3] * min(1.0, 4 * years))
         for name, weight in p.AGED.items():
             weights[name] = weights.get(name, 0.0) + weight * shows
         return weights
@@ -202,7 +210,7 @@ def expected_soft(subject: Subject) -> Subject:
     return replace(
         subject,
         age=_mean_ages()[age_level(subject.age)],
-        bmi=_mean_bmi(subject.bmi),
+        bmi=_mean_bmi(subject.bmi, subject.heaviest),
         soft=EXPECTED_SLIDERS,
         scatter=(0.0, 0.0, 0.0, 0.0),
         tissue_noise=0.0,
@@ -261,9 +269,10 @@ def _bmi_edges(level_index: int) -> tuple[float, float]:
     return edges[level_index], edges[level_index + 1]
 
 
-def _mean_bmi(bmi: float) -> float:
+def _mean_bmi(bmi: float, heaviest: float) -> float:
     index = body_mass_level(bmi) - 1
     low, high = _bmi_edges(index)
+    high = heaviest if index == 4 else high
     return low + (high - low) * (1 / (1 + HEAVY_THINNING) if index == 4 else 0.5)
 
 
