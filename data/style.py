@@ -35,7 +35,6 @@ class SurfaceStyle:
         noise: of the pixels, 0 to 1.
         steps: how much the slices show as steps, 0 not at all to 1.
         slice_mm: their thickness along y.
-        lamp, lamp_at, falloff: see ``data.render.Lamp``; 0 and 0: lit from the camera.
     """
 
     kernel: float = 0.0
@@ -44,12 +43,9 @@ class SurfaceStyle:
     noise: float = 0.0
     steps: float = 0.0
     slice_mm: float = 3.0
-    lamp: float = 0.0
-    lamp_at: float = 0.0
-    falloff: float = 0.0
 
     def __post_init__(self) -> None:
-        limits = {"kernel": (-1, 1), "slice_mm": (0.1, 20), "lamp": (0, 80), "lamp_at": (0, 360)}
+        limits = {"kernel": (-1, 1), "slice_mm": (0.1, 20)}
         for field in fields(self):
             low, high = limits.get(field.name, (0, 1))
             value = getattr(self, field.name)
@@ -62,13 +58,16 @@ class SurfaceStyle:
         return replace(base, specular=factor * base.specular, power=power)
 
 
-def draw_styled(surface: Surface, material: Material, style: SurfaceStyle, seed: int) -> np.ndarray:
+def draw_styled(
+    surface: Surface, material: Material, style: SurfaceStyle, seed: int, lamp: Lamp | None = None
+) -> np.ndarray:
     """Draw a surface in a style.
 
     Args:
         surface: what the camera saw.
         material: of the surface; the style decides its highlight.
         style: see ``SurfaceStyle``.
+        lamp: that lights it; None: a headlight.
         seed: of grain and noise. The grain belongs to the place on the surface: it turns with the head.
 
     Returns:
@@ -78,7 +77,6 @@ def draw_styled(surface: Surface, material: Material, style: SurfaceStyle, seed:
     normal = _stepped(surface, style)
     if style.grain > 0:
         normal = normal + _grain(surface, style, grain)[surface.pixel]
-    lamp = Lamp(style.lamp, style.lamp_at, style.falloff) if style.lamp or style.falloff else None
     grey = surface.per_pixel(surface.light(style.material(material), normal, lamp))
     cover = surface.coverage()
     grey = _filtered(grey, cover > 0, style.kernel, surface.camera.size / 256)

@@ -12,7 +12,6 @@ WRONG = {
     "model.altered": "people=1 prepare=[maybe] data.root=nowhere",
     "model.ceiling": "cohort=nowhere",
     "model.landmarks": "split=train resamples=1 eye_corners=[1] face=none.safetensors",
-    "model.real_heads": "people=[] steps=0",
     "parity": "sizes=[100] append=nowhere.md weights=nowhere.ckpt weigths=x",
     "sampling.samplers": "steps=[0] manifest=nowhere.json",
     "sampling.speed": "variants=[theirs] reps=0 batches=[] model=none.yaml device=tpu szie=3",

@@ -27,7 +27,7 @@ from benchmarks.cohort.craniometry import (
 )
 from benchmarks.cohort.norms import DEPTHS, HEAD, SKULL, SOURCES
 from benchmarks.cohort.tissue_depth import tissue_depths
-from benchmarks.model import ceiling
+from benchmarks.model import ceiling, real_heads
 from data.cohort.heads.anatomy import build_head
 from data.cohort.heads.subject import draw_subject
 from data.cohort.heads.template import HeadTemplate
@@ -206,3 +206,23 @@ def test_anatomy_writes_its_figures_and_settings(tmp_path, capsys, monkeypatch):
     record = json.loads((tmp_path / "anatomy.json").read_text(encoding="utf-8"))
     assert record["num"] == 10 and record["config"]["ethnicity"] == "all"
     assert "| skull: bizygomatic zy-zy | 130.0 ± 0.0 [130, 130] | 133.6" in capsys.readouterr().out
+
+
+def test_the_own_skull_of_a_real_head_is_ranked_by_each_judge_and_seed() -> None:
+    own = np.array([[0.3, 0.5], [0.1, 0.5]])  # two faces, two judges
+    others = np.array([[[0.4, 0.5], [0.2, 0.4]], [[0.2, 0.6], [0.3, 0.6]], [[0.5, 0.4], [0.5, 0.4]]])
+    assert real_heads.ranks(own, others).tolist() == [[2, 3], [1, 3]]  # ties count against
+    assert real_heads.ranks(own.mean(0), others.mean(1)).tolist() == [1, 3]
+    results = np.repeat(np.concatenate([own[None], others])[..., :1], 4, 2)  # (4 skulls, 2 faces, 4 judges)
+    assert real_heads._cells(results)[0] == "**1** of 4 (1 to 2); 0.200, others 0.350 ± 0.132"
+    person = real_heads._person("M, 39, Caucasian, 5")
+    told = {label: other for label, other in real_heads.guesses_of(person)}
+    assert told["the true ones"] == person and told["body mass 4"] == replace(person, body_mass=4)
+    assert {other.age for other in told.values()} == {19, 39, 59}
+
+
+def test_a_scan_without_its_person_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert real_heads.main([str(tmp_path), 'people=["M,39,Asian,5","F,20,Asian,1"]', "data.root=none"]) == 2
+    assert "people: got" in capsys.readouterr().err
+    assert real_heads.main([str(tmp_path), 'people=["M,39"]', "data.root=none"]) == 2
+    assert "M,39" in capsys.readouterr().err

@@ -9,7 +9,6 @@ import pytest
 
 from data.cohort.heads.template import triangulate
 from data.render import BONE, SKIN, Camera, Lamp, Scene
-from data.style import SurfaceStyle
 
 RADIUS = 50.0
 
@@ -69,8 +68,6 @@ def test_a_lamp_lights_its_side_by_the_phong_formula_and_its_light_falls_off():
         falling = surface.light(matt, lamp=Lamp(degrees, at, 0.4))
         expected = np.clip(lit * (1 + 0.4 * side * RADIUS / 60), 0, 1)
         assert np.abs(falling - expected)[inside].max() < 0.01 and np.ptp(falling - lit) > 0.3
-    with pytest.raises(ValueError, match="lamp=95"):
-        SurfaceStyle(lamp=95)
 
 
 def test_depth_tells_visible_points_from_hidden_ones():

@@ -149,7 +149,8 @@ def probes_of(root: Path, gallery: Sequence[Pair], seed: int) -> dict[str, Probe
     faces = np.stack([pair.face.astype(np.float32).ravel() for pair in train])
     means = group_weights([pair.group for pair in train], [pair.group for pair in gallery]) @ faces
     means = np.rint(means).astype(np.uint8).reshape(len(gallery), *gallery[0].face.shape)
-    views = [pair for pair in listed("test_views") if pair.record.source.startswith("views/")]
+    frontal = {pair.record.target for pair in gallery}
+    views = [pair for pair in listed("test_views") if pair.record.target not in frontal]
     turned = {pair.record.subject: pair for pair in reversed(views)}
     kinds = {
         "ceiling": probes(expected),

@@ -136,7 +136,7 @@ class HeadScenes:
         skull = None
         if self.skull is not None and with_skull:
             surface = self.skull.seen_by(camera).trace()
-            skull = draw_styled(surface, BONE, skull_style.surface, skull_style.seed)
+            skull = draw_styled(surface, BONE, skull_style.surface, skull_style.seed, skull_style.lamp)
         marks = self.head.landmarks
         assert face.floor is not None
         return Pair(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from data.cohort.config import NUM_PROTOCOLS
+from data.render import Lamp
 from data.style import SurfaceStyle
 
 SLICE_MM = (2.4, 5.0)
@@ -29,11 +30,13 @@ class ScanStyle:
         protocol: 1 .. NUM_PROTOCOLS; 0: none of them.
         surface: the style that this scan gives the surface.
         seed: of its grain and noise.
+        lamp: that lights its picture; None: a headlight.
     """
 
     protocol: int
     surface: SurfaceStyle
     seed: int
+    lamp: Lamp | None = None
 
     @property
     def name(self) -> str:
@@ -42,11 +45,10 @@ class ScanStyle:
     def record(self) -> dict[str, Any]:
         """Return the style for JSON."""
         values = {key: round(value, 4) for key, value in asdict(self.surface).items()}
-        if not (self.surface.lamp or self.surface.falloff):
-            values = {
-                key: value for key, value in values.items() if key not in ("lamp", "lamp_at", "falloff")
-            }
-        return {"protocol": self.name, **values}
+        lamp = (
+            {"lamp": {key: round(value, 3) for key, value in asdict(self.lamp).items()}} if self.lamp else {}
+        )
+        return {"protocol": self.name, **values, **lamp}
 
 
 def protocol_name(number: int) -> str:

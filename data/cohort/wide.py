@@ -14,7 +14,7 @@ import numpy as np
 
 from data.cohort.heads.subject import BMI_LIMITS, HEAVY_THINNING, KINDS, SkullTraits, Subject
 from data.cohort.protocols import ScanStyle
-from data.render import Camera
+from data.render import Camera, Lamp
 from data.style import SurfaceStyle
 
 POSE_SD, MOST_POSE = 2.5, 6.0  # degrees, about each axis
@@ -93,10 +93,10 @@ def skull_style(seed: int, index: int, view: int = 0) -> ScanStyle:
     )
     if rng.random() < PLAIN:
         style = SurfaceStyle(gloss=0.5)
+    lamp = None
     if rng.random() >= HEADLIGHT:
-        lamp = (float(rng.uniform(0, LAMP)), float(rng.uniform(0, 360)), float(rng.uniform(0, FALLOFF)))
-        style = replace(style, lamp=lamp[0], lamp_at=lamp[1], falloff=lamp[2])
-    return ScanStyle(0, style, int(rng.integers(1 << 31)))
+        lamp = Lamp(*(float(rng.uniform(0, most)) for most in (LAMP, 360, FALLOFF)))
+    return ScanStyle(0, style, int(rng.integers(1 << 31)), lamp)
 
 
 def _rng(seed: int, *key: int) -> np.random.Generator:
