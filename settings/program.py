@@ -78,8 +78,8 @@ class Program:
             self.fail(f"an input is nested too deeply ({error})")
         elif isinstance(error, ValueError | OSError | FloatingPointError):
             text = str(error)
-            if isinstance(error, OSError) and error.errno and error.filename is None and self.place:
-                text = f"{self.place}: {error.strerror}"
+            if isinstance(error, OSError) and error.errno and (place := error.filename or self.place):
+                text = f"{place}: {error.strerror}"
             is_list = all(line.startswith("  ") for line in text.splitlines()[1:])
             self.fail(text if is_list else " ".join(text.split()))
         return error is None or bool(self.status)
