@@ -27,6 +27,7 @@ from muti_control.sampling.reconstructor import Reconstruction, Reconstructor
 
 SHOWN = 512  # px of the pictures of a skull on the page
 DECODING = 4.0  # a preview comes after so many times what the one before took
+LONG = 1  # number of the lane of long requests
 SCANS = 4  # scans that are kept in memory as they were drawn
 
 Send = Callable[[str, Any], None]
@@ -161,7 +162,7 @@ class Drawer:
             if done % steps == 0:
                 first, took = done // steps * request.settings.get("batch_size", 8), 0.0
             send("step", (step, total))
-            if len(self.at_work) == 1:
+            if [lane for lane, _ in self.at_work] == [LONG]:
                 while self.connection.poll():  # a short request need not wait for the end of a long one
                     self.answer(*self.connection.recv())
 

@@ -41,6 +41,7 @@ def landmarks_view(state: State, watch: Watch) -> None:
                         tag("span", label)
                         lists.append(tag("select", classes=name))
             choice("how", texts.HOW, texts.HOWS, "near", None)
+            moved = tag("p", "", "soft")
             with tag("div", classes="row"):
                 undo = button(texts.UNDO, state.undo_points)
                 reset = button(texts.RESET, state.reset_points)
@@ -74,6 +75,8 @@ def landmarks_view(state: State, watch: Watch) -> None:
         attribute(none, hidden=None if marks is None else True)
         if marks is None:
             return
+        num = int((marks.points != marks.read).any(1).sum())
+        moved.set_text(texts.EDITED.format(num=num) if num else "")
         attribute(undo, disabled=None if marks.undo else True)
         attribute(reset, disabled=None if marks.edited else True)
         groups = texts.GROUPS | {group: group for group in marks.groups}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from nicegui import app, ui
 
+from data.sheet import NOTICE
 from muti_control.sampling.request import DEMO_SKULLS, ROOT
 from muti_control.studio import texts
 from muti_control.studio.editing import case_view, landmarks_view, texture_view
@@ -58,7 +59,7 @@ def run(config: StudioConfig, port: int, worker: Worker, root: Path, address: st
     @app.on_startup
     def begin() -> None:
         worker.call = asyncio.get_running_loop().call_soon_threadsafe
-        print(f"the studio is at {address}\n{texts.NOTICE} Ctrl-C ends it.", flush=True)
+        print(f"the studio is at {address}\n{NOTICE} Ctrl-C ends it.", flush=True)
 
     app.on_shutdown(sessions.end_all)
 
@@ -101,7 +102,7 @@ def _page(state: State, sessions: Sessions, identity: str, skulls: list[Shipped]
     watch, client = Watch(state), ui.context.client
     with tag("header"):
         tag("strong", texts.TITLE, "brand")
-        tag("p", texts.NOTICE, "notice")
+        tag("p", NOTICE, "notice")
         with tag("div", classes="row"):
             tag(
                 "button",

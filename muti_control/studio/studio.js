@@ -131,7 +131,8 @@
   document.addEventListener("change", (event) => {
     const drop = event.target.closest(".drop");
     if (!drop || event.target.type !== "file") return;
-    upload(drop, [...event.target.files].filter((file) => !file.name.startsWith(".")));
+    const chosen = [...event.target.files];
+    upload(drop, chosen.length > 1 ? chosen.filter((file) => !file.name.startsWith(".")) : chosen);
     event.target.value = "";
   });
   ["dragover", "dragleave", "drop"].forEach((name) =>
@@ -232,9 +233,12 @@
       draw();
     } else return;
     event.preventDefault();
-    if (!ways[event.key]) return;
-    clearTimeout(marks.timer);
-    marks.timer = setTimeout(told, 350);
+    if (ways[event.key]) marks.keyed = true;
+  });
+  document.addEventListener("keyup", () => {
+    if (!marks || !marks.keyed) return;
+    marks.keyed = false;
+    told();
   });
   document.addEventListener("change", (event) => {
     const editor = event.target.closest(".editor");

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from data.biometrics import BODY_MASS_WORDS
 from muti_control.studio import texts
 from muti_control.studio.parts import Watch, attribute, button, choice, drop, on_value, picture, show, tag
 from muti_control.studio.state import Drawing, Shipped, State
@@ -68,7 +69,9 @@ def _light(state: State) -> None:
         with tag("ul"):
             for line in (*look["findings"], *look["remarks"]):
                 tag("li", line)
-    if look["level"] != "stop":
+    if state.skull is None:
+        tag("p", texts.SKULL_GONE, "soft")
+    elif look["level"] != "stop":
         done = "; ".join(look["done"])
         tag("p", texts.DONE.format(what=done) if done else texts.NOTHING_DONE, "soft")
     if look["before"]:
@@ -86,7 +89,13 @@ def who_view(state: State, watch: Watch) -> None:
 
 def _person(state: State) -> None:
     person = state.person
-    choice("sex", texts.SEX, texts.SEXES, person["sex"], lambda sex: state.state_person(sex=sex))
+    choice(
+        "sex",
+        texts.SEX,
+        {None: texts.UNKNOWN} | texts.SEXES,
+        person["sex"],
+        lambda sex: state.state_person(sex=sex),
+    )
     age = person["age"]
     low, high = age if isinstance(age, tuple) else (age or 30, age or 50)
     with tag("fieldset", classes="age") as ages:
@@ -107,7 +116,7 @@ def _person(state: State) -> None:
     ethnicities = {None: texts.UNKNOWN} | {word: word for word in state.preset.ethnicities}
     choice("ethnicity", texts.ETHNICITY, ethnicities, person["ethnicity"],
            lambda word: state.state_person(ethnicity=word))  # fmt: skip
-    choice("mass", texts.BODY_MASS, texts.MASSES, person["body_mass"],
+    choice("mass", texts.BODY_MASS, {None: texts.UNKNOWN} | BODY_MASS_WORDS, person["body_mass"],
            lambda level: state.state_person(body_mass=level))  # fmt: skip
 
 
