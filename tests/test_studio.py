@@ -466,9 +466,7 @@ def test_cancel_acts_within_a_second_and_a_reload_loses_nothing(page: Any) -> No
     page.click(".thumbs button >> nth=1")
     go(page, "who")
     page.click("#view-who >> text=male >> nth=-1")
-    page.wait_for_function(
-        "document.querySelector('.status p').textContent.startsWith('Drawing 2')", timeout=40_000
-    )
+    page.wait_for_selector('.status p:text-matches("^Drawing 2")', timeout=40_000)
     start = time.monotonic()
     page.click(".status button")
     page.wait_for_function("document.querySelector('.status p').textContent === 'Ready'", polling=20)
@@ -476,6 +474,7 @@ def test_cancel_acts_within_a_second_and_a_reload_loses_nothing(page: Any) -> No
     go(page, "faces")
     assert texts.STOPPED in page.inner_text("#view-faces")
     page.click(f"text={texts.DRAW_AGAIN}")
+    page.wait_for_selector('.status p:text-matches("^Drawing 2")')
     rested(page)
     addresses = [i.get_attribute("src") for i in page.locator(".face img").all()]
     page.reload()

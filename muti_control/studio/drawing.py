@@ -103,7 +103,7 @@ class Drawer:
         finally:
             self.at_work.pop()
 
-    def check(self, _module: nn.Module, _inputs: object) -> None:
+    def check(self, _module: nn.Module | None = None, _inputs: object = None) -> None:
         """End the request under way if it is not wanted any more; called before every layer of every network."""
         if self.at_work and self.stop[self.at_work[-1][0]] == self.at_work[-1][1]:
             raise Stopped
@@ -111,6 +111,7 @@ class Drawer:
     def _work(self, request: Request, send: Send) -> dict[str, Any] | None:
         attributes = Attributes(**request.person)
         case = self._case(request, attributes)
+        self.check()
         if request.look:
             checked = self.model.prepare(case, attributes)
             prepared = png_of(to_uint8(checked.picture)) if checked.done else None
@@ -128,6 +129,7 @@ class Drawer:
             send("checked", look)
             if level == "stop":
                 return None
+        self.check()
         progress, preview = self._following(send, request)
         settings = dict(request.settings)
         result = self.model.reconstruct(case, attributes, progress=progress, preview=preview, **settings)

@@ -297,6 +297,8 @@ class State:
 
     def draw(self) -> None:
         """Draw all faces finely, and save them as a case."""
+        if self.look is None and self.quick.busy:  # the check may still stop it
+            return self.rest(REST)
         if self.skull is None or self.look is None or self.look["level"] == "stop":
             return
         self._stop(self.fine)

@@ -17,7 +17,7 @@ from muti_control.studio.drawing import Preset, Request, serve
 
 Lane = Literal["quick", "fine"]
 LANES: tuple[Lane, ...] = ("quick", "fine")
-PATIENCE = 0.8  # s until a process that does not stop is killed
+PATIENCE = 4.0  # s until a process that does not stop is killed: reading a large scan hears nothing
 TRIES = 2  # of a request whose process dies
 
 Report = Callable[[str, Any], None]
