@@ -76,3 +76,33 @@ $(CONTROL): | $(START) $(READ)
 $(DECODER): | $(AUTOENCODER)
 	@echo "--- 12 of 12: the small decoder for guidance (14 minutes)"
 	@$(call STAGE,configs/demo/guidance_decoder.yaml) init="$(AUTOENCODER)"
+
+# make train-wide: the shipped networks go on with the wider cohort (format 9) and altered skulls, for real heads.
+# PEOPLE are drawn, each in three poses, lamps and surfaces. It goes on where it was stopped.
+WIDE = wide
+PEOPLE = 8000
+WIDE_STAGE = $(PY) train.py configs/demo/$(1).yaml out="$(RUNS)" data.root="$(WIDE)" $(MORE)
+WIDE_SKULL = $(RUNS)/wide_pipnet_skull/model.safetensors
+WIDE_READ = $(RUNS)/wide_landmarks.npz
+WIDE_CONTROL = $(RUNS)/wide_control/model.safetensors
+WIDE_FACE = $(RUNS)/wide_pipnet_face/model.safetensors
+
+.PHONY: train-wide
+train-wide: $(VENV)/.dev $(WIDE_CONTROL) $(WIDE_FACE)  ## train the shipped model further for real heads; it goes on where it stopped
+	@echo "done: $(WIDE_CONTROL)"
+	@echo "how good is it: $(PY) -m benchmarks.model.altered weights=$(WIDE_CONTROL) landmark_weights=$(WIDE_SKULL) data.root=$(COHORT)"
+
+$(WIDE)/split_data/train_views.json: | $(VENV)/.dev
+	@$(PY) -m data.cohort "$(WIDE)" format=9 num_subjects=$(PEOPLE) seed=2 valid_subjects=250 test_subjects=500 views=2 ceiling=true num_workers=2
+
+$(WIDE_SKULL): | $(WIDE)/split_data/train_views.json
+	@$(call WIDE_STAGE,wide_pipnet_skull)
+
+$(WIDE_READ): | $(WIDE_SKULL)
+	@$(PY) -m muti_control.training.predict_landmarks weights="$(WIDE_SKULL)" data.root="$(WIDE)" data.train=train_views.json out="$@"
+
+$(WIDE_CONTROL): | $(WIDE_READ)
+	@$(call WIDE_STAGE,wide_control) 'landmarks.predicted=["$(WIDE_READ)"]'
+
+$(WIDE_FACE): | $(WIDE)/split_data/train_views.json
+	@$(call WIDE_STAGE,wide_pipnet_face)
