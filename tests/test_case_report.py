@@ -150,12 +150,15 @@ def test_error_rates_are_those_of_the_weights_or_none(written: Path) -> None:
         "rank1": {"dlib": {"all": FIGURE, "female": FIGURE | {"n": 250}}},
         "best_of": best,
     }
+    held = {"all": {"value": 0.905, "low": 0.899, "high": 0.911, "n": 500}, "male": {"value": 0.88}}
     calibration = {"error_rates": rates | {"landmark_error": error}, "spread_factor": 2.345}
+    calibration["coverage"] = {"held": held, "kind_of_people": "synthetic"}
     text = text_of(written, calibration=calibration)
     assert "True face ranked first | dlib all | 12.3 % [10.0 to 15.0], n = 500" in text and "n = 250" in text
-    assert "dlib (8 faces, among the first 10) | 12.3 %" in text and "People: 500" in text and "2.35" in text
+    assert "dlib (8 faces, among the first 10) | 12.3 %" in text and "People: 500" in text and "2.3 times" in text
     assert "landmark error | all | 3.21 % of the eyes' distance [3.00 to 4.00]" in text
-    assert "No error rates" not in text
+    assert "Of 500 people" in text and "held 90.5 % [89.9 to 91.1]; by sex and age group 88 to 90 %" in text
+    assert "The people were synthetic." in text and "No error rates" not in text
 
 
 def test_page_and_pdf_have_all_pictures_and_ask_for_nothing(written: Path) -> None:

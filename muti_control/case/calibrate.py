@@ -58,6 +58,7 @@ from settings.base import Settings
 SKULL_AXES, FACE_AXES, NUM_FACES, ROUNDS = 40, 20, 200, (100, None)
 BEYOND = 1.4  # a limit lies so much further out than the outermost validation skull
 FIT_BEYOND = 6.0
+SYNTHETIC = "synthetic; the figures do not show how it is with real people"
 JAWLESS, JAW_RIDGE, JAW_LIMIT = 250, 0.1, 0.2
 
 
@@ -224,6 +225,7 @@ def calibrate_spread(
     camera = json.loads(cohort.read_text(encoding="utf-8")) if cohort.is_file() else {}
     mm = 2 * camera["half_field"] / camera["size"] if camera else None
     report = spread.coverage(drawn["test"], true["test"], people["test"], arrays, factor, mm)
+    report["kind_of_people"] = SYNTHETIC if camera else "as in the lists"
     print(json.dumps({"spread_factor": factor, **report}, indent=1))
     return calibration.with_(spread_factor=factor, coverage=report, arrays=calibration.arrays | arrays)
 
@@ -257,6 +259,7 @@ def error_rates(evaluation: Evaluation, digest: str) -> dict[str, Any]:
         "date": evaluation.date,
         "people": len(evaluation.probes),
         "gallery": evaluation.protocol.gallery_size,
+        "kind_of_people": SYNTHETIC if evaluation.protocol.cohort else "as in the lists",
         "rank1": rank1,
         "best_of": best,
         "landmark_error": _landmark_error(evaluation, method),

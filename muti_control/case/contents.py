@@ -124,6 +124,7 @@ def contents(folder: Path, record: Mapping[str, Any], state: Verification, headi
             exhibits=_exhibits(record),
             rates=calibration.get("error_rates"),
             spread_factor=calibration.get("spread_factor"),
+            coverage=calibration.get("coverage"),
             entries=[entry for entry in state.log.entries if entry["action"] != REPORT_WRITTEN],
             files=[item for item in state.files.items() if item[0] not in REPORTS],
             differences=[line for line in state.differences if not line.startswith(REPORTS)],
