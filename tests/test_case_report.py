@@ -155,7 +155,11 @@ def test_error_rates_are_those_of_the_weights_or_none(written: Path) -> None:
     calibration["coverage"] = {"held": held, "kind_of_people": "synthetic"}
     text = text_of(written, calibration=calibration)
     assert "True face ranked first | dlib all | 12.3 % [10.0 to 15.0], n = 500" in text and "n = 250" in text
-    assert "dlib (8 faces, among the first 10) | 12.3 %" in text and "People: 500" in text and "2.3 times" in text
+    assert (
+        "dlib (8 faces, among the first 10) | 12.3 %" in text
+        and "People: 500" in text
+        and "2.3 times" in text
+    )
     assert "landmark error | all | 3.21 % of the eyes' distance [3.00 to 4.00]" in text
     assert "Of 500 people" in text and "held 90.5 % [89.9 to 91.1]; by sex and age group 88 to 90 %" in text
     assert "The people were synthetic." in text and "No error rates" not in text
