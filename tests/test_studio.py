@@ -402,6 +402,7 @@ def test_the_whole_road_from_a_picture_to_the_report(page: Any) -> None:
     page.get_by_label(texts.EXAMINER).fill("A. Name")
     page.click(f"text={texts.WRITE_REPORT}")
     page.wait_for_selector(f"text={texts.DOCUMENTS['zip']}")
+    assert page.get_by_label(texts.CASE_NUMBER).input_value() == "7/2026"
     links = {a.inner_text(): a.get_attribute("href") for a in page.locator(".documents a").all()}
     assert fetched(page, links["Report (PDF)"])[:5] == b"%PDF-"
     report = fetched(page, links["Report (page)"]).decode()

@@ -153,6 +153,8 @@ class Drawer:
             nonlocal began, took
             if request.folder is None or request.grid or monotonic() - began < DECODING * took:
                 return
+            if self.connection.poll():  # a short request comes first
+                return
             start = monotonic()
             send("faces", (first, [png_of(face) for face in decode()]))
             began, took = monotonic(), monotonic() - start

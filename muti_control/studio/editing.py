@@ -14,6 +14,7 @@ from muti_control.studio.state import State
 from muti_control.studio.views import stage
 
 MOST_PULL = 0.1  # scale of SPGD
+MOVED = 0.002  # of the picture: half a px
 CHIN = 16  # the point that is chosen at first
 
 
@@ -75,7 +76,7 @@ def landmarks_view(state: State, watch: Watch) -> None:
         attribute(none, hidden=None if marks is None else True)
         if marks is None:
             return
-        num = int((marks.points != marks.read).any(1).sum())
+        num = int((abs(marks.points - marks.read).max(1) > MOVED).sum())
         moved.set_text(texts.EDITED.format(num=num) if num else "")
         attribute(undo, disabled=None if marks.undo else True)
         attribute(reset, disabled=None if marks.edited else True)
@@ -153,9 +154,11 @@ def _heading(state: State) -> None:
     ):
         with tag("label", classes="field"):
             tag("span", label)
-            kind = "textarea" if name == "notes" else "input"
-            one = tag(kind, value=state.heading[name], maxlength="2000" if name == "notes" else "120", rows=3,
-                      autocomplete="off")  # fmt: skip
+            text = state.heading[name]
+            if name == "notes":
+                one = tag("textarea", text, rows=3, maxlength="2000")
+            else:
+                one = tag("input", type="text", value=text, maxlength="120", autocomplete="off")
             on_value(one, "input", partial(state.set_heading, name))
 
 

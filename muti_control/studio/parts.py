@@ -33,7 +33,7 @@ def tag(name: str, /, text: str = "", classes: str = "", **attributes: Any) -> T
 def attribute(element: Element, /, **attributes: Any) -> None:
     """Set attributes of an element; None removes one."""
     for key, value in attributes.items():
-        key = key.rstrip("_").replace("_", "-")
+        key = "^value" if key == "value" else key.replace("_", "-")  # ^: what a person types is not set back
         if value is None:
             element.props.pop(key, None)
         else:
@@ -145,7 +145,7 @@ class Watch:
 
     def update(self, always: bool = False) -> None:
         """Bring all parts up to date, if anything has changed."""
-        if self._version == self.state.version and not always:
+        if self._version == self.state.version and not always and not self.state.waits:
             return
         self._version = self.state.version
         for part in self._parts:

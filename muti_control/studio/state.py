@@ -342,6 +342,11 @@ class State:
         """Whether all faces are drawn soon, if nothing changes."""
         return self._rest is not None and not self._rest.cancelled() and self._rest.when() > self._now()
 
+    @property
+    def waits(self) -> bool:
+        """Whether a drawing waits, so that its place in the queue changes."""
+        return "waiting" in (self.quick.phase, self.fine.phase, self.grid.phase)
+
     def ahead(self) -> int:
         """Return how many drawings of others come before the next one of this session."""
         tasks = [

@@ -178,20 +178,24 @@ def faces_view(state: State, watch: Watch) -> None:
         draw = button(texts.DRAW_GRID, state.draw_grid, "main")
         watch(lambda: state.skull is None or state.look is None or state.grid.busy,
               lambda off: attribute(draw, disabled=off or None))  # fmt: skip
-        watch.area(lambda: state.grid.message, lambda: tag("p", state.grid.message, "problem"))
+        watch.area(lambda: state.grid.message, lambda: _said(state.grid.message))
         grid = picture("wide")
         watch(lambda: state.grid_url, lambda url: show(grid, url, texts.GRID))
     with tag("div", classes="tab", data_tab="compare", hidden=True):
         watch.area(lambda: state.pins, lambda: _compare(state))
 
 
+def _said(message: str) -> None:
+    if message:
+        tag("p", message, "problem", role="alert")
+
+
 def _condition(state: State) -> None:
     fine = state.fine
     if state.skull is None and fine.phase == "empty":
         tag("p", texts.NO_SKULL_YET, "empty")
-    elif fine.phase == "failed":
-        tag("p", fine.message, "problem", role="alert")
-    elif fine.phase == "stopped":
+    _said(fine.message)
+    if fine.phase == "stopped":
         tag("p", texts.STOPPED, "empty")
 
 

@@ -188,8 +188,9 @@ class Worker:
             self._begin()
 
     def _dispatch(self) -> None:
-        for lane in LANES:
-            if self._ready and self._running[lane] is None and self._waiting[lane]:
+        for lane in LANES:  # a long one does not begin before all short ones are done
+            short = lane == "fine" and (self._running["quick"] or self._waiting["quick"])
+            if self._ready and self._running[lane] is None and self._waiting[lane] and not short:
                 task = self._waiting[lane].popleft()
                 self._running[lane] = task
                 self._tell(task, "started", None)
