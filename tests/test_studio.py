@@ -432,7 +432,7 @@ def test_the_drawn_chin_follows_the_point_and_undo_takes_it_back(page: Any) -> N
 
     def chin() -> np.ndarray:
         address = page.get_attribute("#view-landmarks .board >> nth=1 >> img", "src")
-        face = np.asarray(Image.open(io.BytesIO(fetched(page, address))).convert("RGB"))
+        face = np.array(Image.open(io.BytesIO(fetched(page, address))).convert("RGB"))
         return read_points(face[None], reader)[0, 16]
 
     before = chin()
