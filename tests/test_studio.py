@@ -33,6 +33,7 @@ from muti_control.studio import texts
 from muti_control.studio.__main__ import main
 
 pytest.importorskip("nicegui", reason="the studio's tests are left out: NiceGUI is not installed")
+from muti_control.studio.cases import case_files
 from muti_control.studio.drawing import Request
 from muti_control.studio.routes import Guard
 from muti_control.studio.sessions import Sessions, UploadError
@@ -292,6 +293,22 @@ def test_what_cannot_be_drawn_gets_one_message_without_a_path(worker: Worker, tm
     wait_for(lambda: "failed" in heard.kinds)
     message = dict(heard)["failed"]
     assert "skull.png" in message and str(tmp_path) not in message and "\n" not in message
+
+
+def test_a_scan_is_drawn_once_and_saved_as_a_case(worker: Worker, tmp_path: Path) -> None:
+    pytest.importorskip("vtk", reason="the extra ct is not installed")
+    from phantom import sample, write_image
+
+    scan = write_image(tmp_path / "skull.nii.gz", *sample((2.0, 2.0, 3.0)))
+    first, second = Heard(), Heard()
+    worker.submit("quick", request_of(1, scan, look=True), first)
+    wait_for(lambda: first.kinds[-1:] in (["done"], ["failed"]), 60)
+    look = dict(first)["checked"]
+    assert look["mm_per_px"] == 280 / 64 and any("scan was drawn" in line for line in look["remarks"])
+    worker.submit("fine", request_of(1, scan, folder=tmp_path / "case/skull"), second)
+    wait_for(lambda: second.kinds[-1:] in (["done"], ["failed"]), 60)
+    case = case_files(tmp_path / "case/skull", "skull")
+    assert not case.verification.differences and {"scan.png", "skull_0.png"} <= case.verification.files.keys()
 
 
 # --- in a browser -------------------------------------------------------------------------------------------------

@@ -187,6 +187,8 @@ def _doing(state: State) -> tuple[str, float | None, bool]:
             return words, share, True
         if drawing.phase == "saving":
             return texts.SAVING, None, True
+    if state.quick.phase == "failed":
+        return state.quick.message, 0, False
     if state.resting:
         return texts.RESTS, None, True
     return texts.READY if state.skull else texts.NO_SKULL_YET, 0, False
