@@ -42,15 +42,18 @@ def widened(subject: Subject, seed: int, index: int, attempt: int) -> Subject:
         bmi = float(
             np.round(BMI_LIMITS[-1] + (HEAVIEST - BMI_LIMITS[-1]) * rng.random() ** HEAVY_THINNING, 1)
         )
+    skull, neck_mm = _widened_traits(subject.skull, rng), float(rng.uniform(12, 34))
+    if skull.spine_mm is not None:
+        skull = replace(skull, spine_mm=min(skull.spine_mm, neck_mm - 2))  # a field of view cuts both
     return replace(
         subject,
         bmi=bmi,
         bony=bony,
-        skull=_widened_traits(subject.skull, rng),
+        skull=skull,
         tissue_noise=TISSUE,
         age_marks=AGE_MARKS,
         heaviest=HEAVIEST,
-        neck_mm=float(rng.uniform(12, 34)),
+        neck_mm=neck_mm,
     )
 
 
