@@ -247,13 +247,14 @@ def error_rates(evaluation: Evaluation, digest: str) -> dict[str, Any]:
         name: {"all": vars(judged.rank1)}
         | {g.group: vars(g.rank1) for g in judged.groups if g.attribute in ("sex", "age")}
         for name, judged in method.identification.items()
+        if name != "picture"  # it compares pixels, and pixels are no likeness
     }
     best = {
         c.recogniser: {"draws": c.draws, "within": c.within}
         | {key: getattr(c.curves[method.name], key)[-1] for key in ("value", "low", "high")}
         | {"n": len(c.probes)}
         for c in evaluation.coverage
-        if method.name in c.curves
+        if method.name in c.curves and c.recogniser in rank1
     }
     return {
         "date": evaluation.date,

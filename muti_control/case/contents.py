@@ -27,10 +27,6 @@ REPORTS = ("report.pdf", "report.html")
 MAX_SKULLS = 50
 _TOGETHER = ("prepared", "mean", "overlay", "grid", "landmarks", "spread")  # pictures, in this order
 _WIDE = 1.3  # width to height from which a picture takes the whole width of a page
-_MEASURES = {
-    "rank1": "True face ranked first",
-    "best of": "At least one of several faces finds the true face",
-}
 # Of values, so that none of them begins a cell or a block.
 _ESCAPES = str.maketrans({"\n": "\x1e", "|": "\x1f", "\r": ""})
 
@@ -111,7 +107,7 @@ def contents(folder: Path, record: Mapping[str, Any], state: Verification, headi
         "inline": _inline,
         "drawn": _drawn,
         "caption": _caption,
-        "figures": _figures,
+        "rate": _rate,
         "together": partial(_together, folder, record),
     }
     calibration = record.get("calibration") or {}
@@ -229,35 +225,14 @@ def _caption(face: Mapping[str, Any]) -> str:
     return f"{face['file']}\nseed {face['seed']}" + (f"\nassumed: {', '.join(assumed)}" if assumed else "")
 
 
-def _figures(
-    rates: Mapping[str, Any], path: tuple[str, ...] = (), unit: str | None = None
-) -> Iterator[tuple[str, str, str]]:
-    """Yield what, group and text of each figure, a mapping with value and perhaps low, high, n and unit."""
-    unit = rates.get("unit") or unit
-    for key, inner in rates.items():
-        own = (*path, str(key).replace("_", " "))
-        if isinstance(inner, Mapping) and "value" in inner:
-            faces = (
-                f" ({inner['draws']} faces, among the first {inner['within']})" if "draws" in inner else ""
-            )
-            what = _MEASURES.get(own[0], own[0])
-            yield what, (" ".join(own[1:]) or "all") + faces, _with_interval(inner, unit or _unit(own))
-        elif isinstance(inner, Mapping):
-            yield from _figures(inner, own, unit)
-
-
-def _unit(path: Sequence[str]) -> str:
-    words = " ".join(path).split()
-    return next((unit for unit in ("mm", "px") if unit in words), "%")
-
-
-def _with_interval(figure: Mapping[str, Any], unit: str) -> str:
-    unit, low, high = figure.get("unit", unit), figure.get("low"), figure.get("high")
+def _rate(figure: Mapping[str, Any], unit: str = "%") -> str:
+    """Return a figure with its interval; a share is printed as a percentage, another unit stands in the heading."""
     factor, digits = (100, 1) if unit == "%" else (1, 2)
-    text = f"{factor * figure['value']:.{digits}f} {unit}"
+    text, low, high = f"{factor * figure['value']:.{digits}f}", figure.get("low"), figure.get("high")
+    text += " %" if unit == "%" else ""
     if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
         text += f" [{factor * low:.{digits}f} to {factor * high:.{digits}f}]"
-    return text + (f", n = {figure['n']}" if figure.get("n") else "")
+    return text
 
 
 def _inline(value: object) -> str:
