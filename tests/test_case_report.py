@@ -159,7 +159,10 @@ def test_error_rates_are_those_of_the_weights_or_none(written: Path) -> None:
     assert "Group | People | By a recogniser of faces (dlib) | Error, % of the eyes' distance\nall |" in text
     assert "all | 500 | 12.3 % [10.0 to 15.0] | 3.21 [3.00 to 4.00]" in text and "female | 250 |" in text
     assert "first among 40 faces" in text and "2.3 times" in text
-    assert "By a recogniser of faces (dlib), at least one of 8 faces put the true face among the first 10" in text
+    assert (
+        "By a recogniser of faces (dlib), at least one of 8 faces put the true face among the first 10"
+        in text
+    )
     assert "Of 500 people" in text and "held 90.5 % [89.9 to 91.1]; by sex and age group 88 to 90 %" in text
     assert "The people were synthetic." in text and "No error rates" not in text
 
