@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from muti_control.case.log import append, read_log
 from muti_control.case.verify import main, verify
-from muti_control.record import LOCAL, LOG, RECORD, read_record, write_record
+from muti_control.record import LOCAL, LOCK, LOG, RECORD, read_record, write_record
 
 
 def case_folder(folder: Path) -> Path:
@@ -71,6 +71,9 @@ def test_verify_lists_every_file_and_the_head(logged: Path, capsys: pytest.Captu
     assert all(file["sha256"] in output and name in output for name, file in log.files.items())
     assert f"head of the log: {log.head}" in output and "all is as logged" in output
     assert main([str(logged), f"head={log.entries[1]['hash'][:16]}"]) == 0
+    (logged / LOCK).write_bytes(b"\0")
+    assert verify(logged).differences == [f"{LOCK}: changed; it is always empty"]
+    (logged / LOCK).write_bytes(b"")
     assert "entries after the one with this hash: 1" in capsys.readouterr().out
 
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from benchmarks.results_file import append_section, run, table
 from data.biometrics import Attributes
-from data.images import read_image
+from data.images import read_image, to_uint8
 from data.landmarks import landmark_fractions
 from data.manifest import Record, read_manifest
 from muti_control.case.calibrate import DataSettings, spread_evenly
@@ -112,22 +112,21 @@ def work(cfg: AlteredConfig, arguments: Sequence[str]) -> None:
     rows: dict[str, dict[str, list[float]]] = {}
     for k, record in enumerate(tqdm(records, unit="person", disable=None)):
         draw = partial(_face, reconstructor, record, cfg.steps)
-        true = _look(recogniser, np.rint(read_image(record.face_path)[0] * 255).astype(np.uint8))
+        assert record.face_path is not None, "lists of pairs have faces"
+        true = _look(recogniser, to_uint8(read_image(record.face_path)[0]))
         own = Alteration({})
         pictures = {"unaltered": (skulls[k], own)} | {kind: x(skulls[k], k) for kind, x in KINDS.items()}
         pictures["the next person's skull"] = skulls[(k + 1) % len(skulls)], own
         for kind, (picture, alteration) in pictures.items():
             row = rows.setdefault(kind, {})
-            faces: dict[
-                int, NDArray[np.uint8]
-            ] = {}  # by the picture that is seen: often both modes see the same
+            faces: dict[int, NDArray[np.uint8]] = {}  # by the picture seen: often both modes see the same
             for prepare in cfg.prepare:
                 seen, place = _as_seen(picture, alteration, prepare, reconstructor, record)
                 if id(seen) not in faces:
                     faces[id(seen)] = draw(seen)
                 back = cv2.invertAffineTransform(place)
                 face = cv2.warpAffine(faces[id(seen)], back, seen.shape[:2], flags=cv2.INTER_CUBIC)
-                distance = descriptor_distances(_look(recogniser, face), true)
+                distance = descriptor_distances(_look(recogniser, face.astype(np.uint8)), true)
                 row.setdefault(prepare, []).append(float(distance[0, 0]))
             row.setdefault("landmarks", []).append(errors_of(picture, record, alteration))
     header = ["skull", *(f"dlib, prepare={prepare}" for prepare in cfg.prepare), "landmark error, %"]
@@ -173,8 +172,9 @@ def _as_seen(
 
 def _face(reconstructor: Reconstructor, record: Record, steps: int, skull: Floats) -> NDArray[np.uint8]:
     person = Attributes(**vars(record.biometrics))
-    settings = {"sampling": {"steps": steps}, "prepare": "off", "force": True}
-    return reconstructor.reconstruct(skull, person, 1, **settings).faces[0]
+    return reconstructor.reconstruct(
+        skull, person, 1, sampling={"steps": steps}, prepare="off", force=True
+    ).faces[0]
 
 
 def _landmark_errors(weights: str) -> Callable[[Floats, Record, Alteration], float]:

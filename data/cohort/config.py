@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt, model_validator
 
 from settings.base import Settings, expect
 
-FORMAT_VERSION = 8  # raise when the same seed no longer gives the same pictures or landmarks
+FORMAT_VERSION: Literal[8] = 8  # raise when the same seed no longer gives the same pictures or landmarks
 WIDE_FORMAT = 9  # the recipe of data.cohort.wide
 SKULL_DIR, FACE_DIR, LANDMARK_DIR = "pairedCS/skull", "pairedCS/craniofacial", "pairedCS/landmarks"
 SUBJECT_DIR, SPLIT_DIR = "subjects", "split_data"

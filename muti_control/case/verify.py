@@ -17,7 +17,7 @@ from pydantic import Field
 
 from data.program import run_program
 from muti_control.case.log import UNLISTED, Files, Log, files_of, read_log
-from muti_control.record import LOG, RECORD
+from muti_control.record import LOCK, LOG, RECORD
 from settings.base import Settings
 
 
@@ -58,6 +58,8 @@ def verify(folder: Path, head: str | None = None) -> Verification:
     differences += [f"{name}: {change} since the last entry" for name, change in _changes(log.files, files)]
     everything = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
     differences += [f"{name}: a broken-off write" for name in sorted(everything - files.keys() - UNLISTED)]
+    if (folder / LOCK).is_file() and (folder / LOCK).stat().st_size:
+        differences.append(f"{LOCK}: changed; it is always empty")
     if head is not None:
         places = [entry["number"] for entry in log.entries if entry["hash"].startswith(head)]
         if not places:

@@ -76,7 +76,7 @@ class Alteration:
             return picture
         size = picture.shape[0]
         result = cv2.warpAffine(picture, self.affine(size), (size, size), flags=cv2.INTER_CUBIC)
-        return np.clip(result, 0, 1).reshape(picture.shape)
+        return np.clip(result, 0, 1).reshape(picture.shape).astype(np.float32, copy=False)
 
     def points(self, size: int) -> Floats:
         """Return (2, 3) float32: takes landmarks, fractions of the picture, where ``moved`` takes what they mark."""
@@ -197,7 +197,9 @@ def _as_jpeg(picture: Floats, lost: float, _lamp: float, _rng: np.random.Generat
     """Store as JPEG of quality 100 less ``lost``, and read again."""
     _, stored = cv2.imencode(".jpg", to_uint8(picture), [cv2.IMWRITE_JPEG_QUALITY, round(100 - lost)])
     flags = cv2.IMREAD_GRAYSCALE if picture.shape[2] == 1 else cv2.IMREAD_COLOR
-    return (cv2.imdecode(stored, flags).reshape(picture.shape) / np.float32(255)).astype(np.float32)
+    read = cv2.imdecode(stored, flags)
+    assert read is not None, "OpenCV reads what it has just written"
+    return (read.reshape(picture.shape) / np.float32(255)).astype(np.float32)
 
 
 def _regraded(picture: Floats, octaves: float, _lamp: float, _rng: np.random.Generator) -> Floats:
@@ -209,7 +211,8 @@ def _brightened(picture: Floats, amount: float, _lamp: float, _rng: np.random.Ge
 
 
 def _blurred(picture: Floats, sigma: float, _lamp: float, _rng: np.random.Generator) -> Floats:
-    return cv2.GaussianBlur(picture, (0, 0), max(sigma * picture.shape[0] / 256, 0.05)).reshape(picture.shape)
+    result = cv2.GaussianBlur(picture, (0, 0), max(sigma * picture.shape[0] / 256, 0.05))
+    return result.reshape(picture.shape).astype(np.float32, copy=False)
 
 
 # In the order of their making: the scan, its rendering, the moves (before "blur"), the picture, its file.
