@@ -85,7 +85,9 @@ def detached(rng: random.Random, sound: Sound) -> Try:
     elif what == 1:  # the last line is a path that leads out of the folder
         target = rng.choice((f"../{OUTSIDE}", "PIPE", "LINK", f"./../{OUTSIDE}", f"x/../../{OUTSIDE}"))
         trick = rng.choice(("", "\x0b", "\x0c", "\x1c", "\u2028", "\r"))
-        if trick and rng.random() < 0.7:  # the sound path stands in a comment, for those who split at "\n" alone
+        if (
+            trick and rng.random() < 0.7
+        ):  # the sound path stands in a comment, for those who split at "\n" alone
             hidden = [("# " if nrrd else "Comment = ") + trick + lines[-1], key + target]
             lines[-1:] = rng.sample(hidden, 2)
         else:
