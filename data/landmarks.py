@@ -75,6 +75,15 @@ class LandmarkFile:
     before: NDArray[np.float32]
     prepared: bool = False
 
+    @property
+    def num_edited(self) -> int:
+        """How many points a person has moved."""
+        return int((self._moved > 0.05).sum())  # of two points that are written with one decimal
+
+    @property
+    def _moved(self) -> NDArray[np.float32]:
+        return np.linalg.norm(self.points - self.before, axis=1)
+
     def doubts(self, size: tuple[int, int]) -> str | None:
         """Return what a person who edited the points should look at again, or None.
 
@@ -85,7 +94,7 @@ class LandmarkFile:
         """
         longer, own = max(size), np.array(size, np.float32)
         beyond = np.maximum(-0.5 - self.points, self.points - (own - 0.5)).max(1)  # px outside the picture
-        moved = np.linalg.norm(self.points - self.before, axis=1)
+        moved = self._moved
         if beyond.max() > longer:
             place = _place(int(beyond.argmax()), self.points)
             raise LandmarksError(f"{place}, far outside the picture of {size[0]} x {size[1]} px; correct it")
@@ -97,7 +106,7 @@ class LandmarkFile:
             for k in np.flatnonzero(moved > FAR * longer).tolist()
         ]
         more = [f"and {len(notes) - 8} more"] if len(notes) > 8 else []
-        edited = int((moved > 0.05).sum())  # of two points that are written with one decimal
+        edited = self.num_edited
         return (
             "; ".join(
                 ([f"{edited} point{'s were' if edited > 1 else ' was'} edited"] if edited else [])

@@ -27,6 +27,8 @@ import pytest
 from PIL import Image
 
 from data.images import read_image
+from ldm.checkpoint import sha256
+from muti_control.case.log import read_log
 from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.sampling.outputs import read_points
 from muti_control.studio import texts
@@ -362,9 +364,10 @@ def browser(studio: Studio) -> Iterator[Any]:
 
 
 @pytest.fixture
-def page(studio: Studio, browser: Any) -> Iterator[Any]:
+def page(studio: Studio, browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
     """A page of a new session; afterwards: it asked nothing of anybody else, and made no mistakes."""
-    context = browser.new_context(viewport={"width": 1280, "height": 1000}, accept_downloads=True)
+    options = {"viewport": {"width": 1280, "height": 1000}} | getattr(request, "param", {})
+    context = browser.new_context(accept_downloads=True, **options)
     context.set_default_timeout(30_000)
     own, foreign, errors = context.new_page(), [], []
     own.on(
@@ -441,7 +444,7 @@ def test_the_whole_road_from_a_picture_to_the_report(page: Any) -> None:
     page.wait_for_selector("#view-case .problem:not([hidden])")
 
 
-def test_the_drawn_chin_follows_the_point_and_undo_takes_it_back(page: Any) -> None:
+def test_the_drawn_chin_follows_the_point_and_undo_takes_it_back(page: Any, studio: Studio) -> None:
     page.click(".thumbs button >> nth=0")
     page.wait_for_selector("#view-landmarks .dot.jaw", state="attached")
     rested(page)
@@ -478,6 +481,78 @@ def test_the_drawn_chin_follows_the_point_and_undo_takes_it_back(page: Any) -> N
     page.wait_for_selector(".dot.moved", state="detached")
     page.click(f"text={texts.UNDO}")
     page.wait_for_selector(".dot.moved >> nth=0")
+    rested(page)
+    folder = max(studio.folder.rglob("log.jsonl"), key=lambda path: path.stat().st_mtime).parent
+    entry, file = read_log(folder).entries[-1], folder / f"{folder.name}_landmarks.json"
+    num = int(re.findall(r"by hand: (\d+)", page.inner_text("#view-landmarks"))[0])
+    assert entry["action"] == "landmarks edited" and num > 20
+    assert entry["details"]["landmarks"] == [{"file": file.name, "sha256": sha256(file), "moved": num}]
+
+
+@pytest.mark.parametrize(
+    "page", [{"has_touch": True, "viewport": {"width": 390, "height": 844}}], indirect=True
+)
+def test_a_finger_moves_a_landmark(page: Any) -> None:
+    page.click(".thumbs button >> nth=0")
+    page.wait_for_selector("#view-landmarks .dot.jaw", state="attached")
+    go(page, "landmarks")
+    dot, board = (page.locator(q).nth(0) for q in (".dot.chosen", ".board svg"))
+    dot.scroll_into_view_if_needed()
+
+    def place() -> list[float]:
+        return [float(number) for number in re.findall(r"[xy] ([\d.]+)", page.inner_text(".where"))]
+
+    (x0, y0), middle = place(), {key: dot.bounding_box()[key] for key in ("x", "y", "width", "height")}
+    x, y = middle["x"] + middle["width"] / 2, middle["y"] + middle["height"] / 2
+    touch, px = page.context.new_cdp_session(page), board.bounding_box()["height"] / 256
+    for kind, down in (("touchStart", 0), ("touchMove", 4), ("touchMove", 10), ("touchEnd", None)):
+        points = [] if down is None else [{"x": x, "y": y - down * px}]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    page.wait_for_selector(f"text={texts.EDITED.split('{')[0]}")  # the studio has them
+    assert place() == pytest.approx([x0, y0 - 10], abs=0.5)
+
+
+def test_a_full_disk_gets_one_message_and_the_earlier_case_stays_whole(
+    page: Any, studio: Studio, tmp_path: Path
+) -> None:
+    resource = pytest.importorskip("resource")
+    parent = studio.process.pid
+    drawing = [int(k) for k in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+    def allow(process: int, most: int) -> None:
+        """Let a process write files of so many bytes at most."""
+        hard = resource.prlimit(process, resource.RLIMIT_FSIZE)[1]
+        resource.prlimit(process, resource.RLIMIT_FSIZE, (most, hard))
+
+    page.click(".thumbs button >> nth=0")
+    rested(page)
+    go(page, "case")
+    try:
+        page.click(f"text={texts.WRITE_REPORT}")
+        page.wait_for_selector(f"text={texts.DOCUMENTS['zip']}")
+        assert page.locator("#view-case .light.ok").count() == 1
+        page.get_by_label(texts.EXAMINER).fill("A. Name")
+        page.wait_for_selector(f"text={texts.OUTDATED}")
+        for process in drawing:
+            allow(process, 5000)
+        go(page, "who")
+        page.click("text=female")
+        go(page, "faces")
+        page.wait_for_selector("#view-faces .problem:has-text('File too large')")
+    finally:
+        for process in drawing:
+            allow(process, resource.RLIM_INFINITY)
+    message = page.inner_text("#view-faces .problem")
+    assert message.startswith(texts.NOT_SAVED.split("{")[0]) and str(studio.folder) not in message
+    go(page, "case")
+    earlier = page.locator(".documents a", has_text="Report 1 before").get_attribute("href")
+    with zipfile.ZipFile(io.BytesIO(fetched(page, earlier))) as archive:
+        archive.extractall(tmp_path)
+    case = case_files(tmp_path / "s00001", "s00001")
+    assert not case.verification.differences and "report.pdf" in case.documents
+    go(page, "faces")
+    page.click(f"text={texts.DRAW_AGAIN}")
+    page.wait_for_selector("#view-faces .problem", state="detached")
 
 
 def test_cancel_acts_within_a_second_and_a_reload_loses_nothing(page: Any) -> None:

@@ -66,6 +66,7 @@ def report_case(folder: Path, name: str, heading: Mapping[str, str]) -> OpenedCa
     write_report(folder, Heading(**heading), "pdf")
     path = write_zip(folder)
     case = case_files(folder, name)
+    case.heading = dict(heading)
     number = safe_names([heading["case_number"] or folder.name])[0]
     case.documents["zip"] = path, "application/zip", f"{number}.zip"
     if "report.pdf" in case.documents:

@@ -22,7 +22,10 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from data.biometrics import Attributes
 from data.cases import Case
 from data.images import png_of, read_image, to_uint8
+from data.landmarks import read_landmark_file
+from ldm.checkpoint import sha256
 from muti_control.case.log import append
+from muti_control.conditions.case_landmarks import landmarks_name
 from muti_control.sampling.reconstructor import Reconstruction, Reconstructor
 
 SHOWN = 512  # px of the pictures of a skull on the page
@@ -183,13 +186,24 @@ class Drawer:
         return case
 
     def _save(self, result: Reconstruction, request: Request) -> None:
-        """Save the faces as a case; the picture of the skull joins them, so that the folder can be opened again."""
+        """Save the faces as a case; the picture of the skull joins them, so that the folder can be opened again.
+
+        The log says how many landmarks a person has moved.
+        """
         assert request.folder is not None
         result.save(request.folder, overwrite=request.folder.is_dir())
         skull = result.job.cases[0]
         if skull.picture is None and skull.skull_path is not None:
             shutil.copyfile(skull.skull_path, request.folder / skull.skull_path.name)
             append(request.folder, "picture of the skull added", wrote=[skull.skull_path.name])
+        if "landmarks" in request.settings and not request.grid:
+            marks = request.folder / landmarks_name(skull)
+            entry = {
+                "file": marks.name,
+                "sha256": sha256(marks),
+                "moved": read_landmark_file(marks).num_edited,
+            }
+            append(request.folder, "landmarks edited", {"landmarks": [entry]})
 
 
 def _for_people(error: Exception, request: Request) -> str:

@@ -14,7 +14,6 @@ from muti_control.studio.state import State
 from muti_control.studio.views import stage
 
 MOST_PULL = 0.1  # scale of SPGD
-MOVED = 0.002  # of the picture: half a px
 CHIN = 16  # the point that is chosen at first
 
 
@@ -76,8 +75,7 @@ def landmarks_view(state: State, watch: Watch) -> None:
         attribute(none, hidden=None if marks is None else True)
         if marks is None:
             return
-        num = int((abs(marks.points - marks.read).max(1) > MOVED).sum())
-        moved.set_text(texts.EDITED.format(num=num) if num else "")
+        moved.set_text(texts.EDITED.format(num=marks.num_edited) if marks.edited else "")
         attribute(undo, disabled=None if marks.undo else True)
         attribute(reset, disabled=None if marks.edited else True)
         groups = texts.GROUPS | {group: group for group in marks.groups}
@@ -137,7 +135,9 @@ def case_view(state: State, watch: Watch) -> None:
             )
             watch.problem("report")
             watch.area(
-                lambda: dict(state.case.urls) if state.case else {}, lambda: _documents(state), "documents"
+                lambda: (dict(state.case.urls) if state.case else {}, state.earlier, state.outdated),
+                lambda: _documents(state),
+                "documents",
             )
         with tag("section", classes="card"):
             tag("h2", texts.OPEN_CASE)
@@ -169,6 +169,10 @@ def _documents(state: State) -> None:
     for name, words in texts.DOCUMENTS.items():
         if name in urls:
             tag("a", words, href=urls[name], target="_blank", rel="noopener")
+    if state.outdated:
+        tag("p", texts.OUTDATED, "problem", role="alert")
+    for number, (name, url) in enumerate(state.earlier, 1):
+        tag("a", texts.EARLIER.format(number=number, name=name), href=url)
 
 
 def _log(state: State) -> None:

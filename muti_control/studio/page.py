@@ -189,6 +189,8 @@ def _doing(state: State) -> tuple[str, float | None, bool]:
             return texts.SAVING, None, True
     if state.quick.phase == "failed":
         return state.quick.message, 0, False
+    if state.refused:
+        return texts.REFUSED, 0, False
     if state.resting:
         return texts.RESTS, None, True
     return texts.READY if state.skull else texts.NO_SKULL_YET, 0, False

@@ -88,6 +88,13 @@ class Marks:
     def edited(self) -> bool:
         return not np.array_equal(self.points, self.read)
 
+    @property
+    def num_edited(self) -> int:
+        """How many points differ from those that were read, as the log and the report count them."""
+        size = self.head["width"], self.head["height"]
+        now, before = (pixels_of(points, size).round(1) for points in (self.points, self.read))
+        return int((np.linalg.norm(now - before, axis=1) > 0.05).sum())
+
     def write(self, path: Path) -> None:
         """Write them for ``landmarks=FILE``."""
         size = self.head["width"], self.head["height"]
@@ -152,6 +159,7 @@ class State:
     )
     case: OpenedCase | None = None
     case_busy: bool = False
+    earlier: list[tuple[str, str]] = field(default_factory=list)  # zips of earlier reports: name, address
     files: dict[str, Offer] = field(default_factory=dict)
     _offers: int = 0
     _folders: int = 0
@@ -207,7 +215,8 @@ class State:
         self.close()
         if self.skull is not None and self.folder / "uploads" in self.skull.parents:
             shutil.rmtree(self.skull.parent, ignore_errors=True)
-        self.skull, self.name, self.look, self.marks, self.case = path, name, None, None, None
+        self._leave_case()
+        self.skull, self.name, self.look, self.marks = path, name, None, None
         self.quick, self.fine, self.grid = Drawing(), Drawing(), Drawing()
         self.skull_url, self.grid_url, self.pins = "", "", []
         self.problems.clear()
@@ -299,7 +308,7 @@ class State:
         """Draw all faces finely, and save them as a case."""
         if self.look is None and self.quick.busy:  # the check may still stop it
             return self.rest(REST)
-        if self.skull is None or self.look is None or self.look["level"] == "stop":
+        if self.skull is None or self.look is None or self.refused:
             return
         self._stop(self.fine)
         before = self.fine
@@ -309,7 +318,7 @@ class State:
         self.fine.faces = {k: url for k, url in before.faces.items() if k < self.num_faces}
         if before.folder is not None and not (before.folder / "report.html").exists():
             shutil.rmtree(before.folder.parent, ignore_errors=True)
-        self.case = None
+        self._leave_case()
         settings = {**self._settings(self.steps), "num_samples": self.num_faces, "batch_size": AT_ONCE}
         settings |= {name: self.heading[name] for name in ("case_number", "examiner")}
         if self.spgd > 0:
@@ -318,6 +327,18 @@ class State:
             settings["spgd"] |= {"decoder": str(shipped(GUIDANCE_DECODER))} if demo else {}
         request = Request(self.skull, self.name, dict(self.person), settings, folder=self.fine.folder)
         self._submit(self.fine, "fine", request)
+
+    def draw_again(self) -> None:
+        """Draw all faces; first look at the skull, where that was stopped."""
+        if self.look is None:
+            self.redraw()
+        else:
+            self.draw()
+
+    @property
+    def refused(self) -> bool:
+        """Whether nothing is drawn of the skull, as its check says stop."""
+        return self.look is not None and self.look["level"] == "stop"
 
     def draw_grid(self) -> None:
         """Draw one face at other ages and body masses."""
@@ -432,7 +453,9 @@ class State:
         elif kind == "saving":
             drawing.phase = "saving"
         elif kind == "failed":
-            drawing.phase, drawing.message = "failed", content
+            unsaved = drawing.phase == "saving"
+            drawing.message = texts.NOT_SAVED.format(reason=content) if unsaved else content
+            drawing.phase = "failed"
             if self.look is None:
                 self.close()
                 self.fail("skull", content)
@@ -470,7 +493,17 @@ class State:
 
     # --- the case ------------------------------------------------------------------------------------------
 
+    def _leave_case(self) -> None:
+        """Make room for another case; the report of this one stays within reach."""
+        if self.case is not None and "zip" in self.case.documents:
+            path, media, name = self.case.documents["zip"]
+            url = self.offer(f"earlier-{len(self.earlier)}", path, media, name)
+            self.earlier = [*self.earlier, (name or path.name, url)]
+        self.case = None
+
     def _offer_case(self, case: OpenedCase) -> None:
+        if self.case is not None and self.case.folder != case.folder:
+            self._leave_case()
         self.case = case
         for slot, path in case.pictures.items():
             case.urls[slot] = self.offer(slot, path)
@@ -480,6 +513,13 @@ class State:
     def set_heading(self, name: str, text: str) -> None:
         """Set case number, examiner or notes."""
         self.heading[name] = text
+        self.touch()
+
+    @property
+    def outdated(self) -> bool:
+        """Whether case number, examiner or notes were changed after the report was written."""
+        case = self.case
+        return case is not None and "zip" in case.documents and case.heading != self.heading
 
     async def write_report(self) -> None:
         """Write report.pdf, report.html and the zip of the case that is shown."""

@@ -167,7 +167,7 @@
       }
       marks.points.forEach(([x, y], k) => {
         const [dot, hit] = [svg.children[2 * k], svg.children[2 * k + 1]];
-        const away = Math.hypot(x - marks.read[k][0], y - marks.read[k][1]) > 0.002;
+        const away = Math.hypot(x - marks.read[k][0], y - marks.read[k][1]) > 0.05 / marks.size;
         for (const one of [dot, hit]) one.setAttribute("cx", x * SIDE), one.setAttribute("cy", y * SIDE);
         dot.setAttribute("r", scale * (k === marks.chosen ? 6 : 3));
         hit.setAttribute("r", scale * 11);

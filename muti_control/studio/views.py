@@ -45,7 +45,8 @@ def start_view(state: State, watch: Watch, skulls: list[Shipped]) -> None:
             def see(look: dict[str, Any] | None) -> None:
                 look = look or {"skull": "", "prepared": ""}
                 show(before, look["skull"], f"{texts.SKULL_ALT}, {texts.BEFORE}")
-                show(after, look["prepared"] or look["skull"], f"{texts.SKULL_ALT}, {texts.AFTER}")
+                drawn = "" if state.refused else look["prepared"] or look["skull"]
+                show(after, drawn, f"{texts.SKULL_ALT}, {texts.AFTER}")
 
             watch(lambda: state.look, see)
 
@@ -151,15 +152,17 @@ def faces_view(state: State, watch: Watch) -> None:
             tag("h1", texts.FACES)
             tag("p", texts.FACES_MORE, "lead")
         with tag("div", classes="row"):
-            again = button(texts.DRAW_AGAIN, state.draw)
+            again = button(texts.DRAW_AGAIN, state.draw_again)
             watch(
-                lambda: state.skull is None or state.fine.busy,
+                lambda: state.skull is None or state.refused or state.fine.busy,
                 lambda off: attribute(again, disabled=off or None),
             )
     with tag("div", classes="tabs", role="group", aria_label=texts.TABS_LABEL):
         for name, words in texts.TABS.items():
             tag("button", words, type="button", data_to_tab=name, aria_pressed="false")
-    watch.area(lambda: (state.fine.phase, state.fine.message), lambda: _condition(state))
+    watch.area(
+        lambda: (state.fine.phase, state.fine.message, state.skull, state.refused), lambda: _condition(state)
+    )
     with tag("div", classes="tab", data_tab="variants"):
         with tag("div", classes="faces"):
             for k in range(state.num_faces):
@@ -176,7 +179,7 @@ def faces_view(state: State, watch: Watch) -> None:
     with tag("div", classes="tab", data_tab="grid", hidden=True):
         tag("p", texts.GRID_MORE, "lead")
         draw = button(texts.DRAW_GRID, state.draw_grid, "main")
-        watch(lambda: state.skull is None or state.look is None or state.grid.busy,
+        watch(lambda: state.skull is None or state.look is None or state.refused or state.grid.busy,
               lambda off: attribute(draw, disabled=off or None))  # fmt: skip
         watch.area(lambda: state.grid.message, lambda: _said(state.grid.message))
         grid = picture("wide")
@@ -194,6 +197,8 @@ def _condition(state: State) -> None:
     fine = state.fine
     if state.skull is None and fine.phase == "empty":
         tag("p", texts.NO_SKULL_YET, "empty")
+    if state.refused:
+        tag("p", texts.REFUSED, "empty")
     _said(fine.message)
     if fine.phase == "stopped":
         tag("p", texts.STOPPED, "empty")
