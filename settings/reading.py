@@ -245,8 +245,28 @@ def _merged(schema: type[Settings], layers: Sequence[Layer]) -> dict[str, Any]:
         for path, value in _texts(layer):
             if value == MISSING or "${" in value:
                 raise ConfigError(f"{origin}{dotted(path)}: got {value!r}, expected a value")
-    merged = OmegaConf.merge(_defaults(schema), *(dict(layer) for _, layer in layers))
+    merged = OmegaConf.create(_defaults(schema))
+    for origin, layer in layers:
+        try:
+            merged = OmegaConf.merge(merged, dict(layer))
+        except TypeError as error:
+            path, value = next(_clashes(typing.cast("dict[str, Any]", OmegaConf.to_container(merged)), layer))
+            expected = "a list" if isinstance(value, Mapping) else "settings (key: value)"
+            raise ConfigError(f"{origin}{dotted(path)}: got {short(value)}, expected {expected}") from error
     return typing.cast("dict[str, Any]", OmegaConf.to_container(merged))
+
+
+def _clashes(
+    below: Mapping[str, Any], layer: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield where a layer has a list and what lies below has settings, or the reverse, with the layer's value."""
+    for key, value in layer.items():
+        there = below.get(key)
+        if isinstance(there, Mapping) and isinstance(value, Mapping):
+            yield from _clashes(there, value, (*path, key))
+        elif isinstance(there, Mapping | list) and isinstance(value, Mapping | list):
+            if type(there) is not type(value):
+                yield (*path, key), value
 
 
 def _checked(schema: type[S], layers: Sequence[Layer]) -> S:

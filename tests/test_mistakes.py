@@ -37,6 +37,8 @@ ANSWERS = {  # command line, separated by bars -> what the one message names
     "skull=headless.csv": "headless.csv",
     "skull=skull.png|repeat=record.json": "repeat: ",
     "skull=skull.png|grid=height": "grid: ",
+    "skull=skull.png|sampling.control_scales={a: 1}": "sampling.control_scales: got {'a': 1}, expected a list",
+    "skull=skull.png|sampling=[1, 2]": "sampling: got [1, 2], expected settings",
 }
 OTHERS = {  # the same for other programs, whose name stands first
     "train|training.yaml|trian.max_steps=3": "did you mean train.max_steps?",
