@@ -245,7 +245,7 @@ def _merged(schema: type[Settings], layers: Sequence[Layer]) -> dict[str, Any]:
         for path, value in _texts(layer):
             if value == MISSING or "${" in value:
                 raise ConfigError(f"{origin}{dotted(path)}: got {value!r}, expected a value")
-    merged = OmegaConf.create(_defaults(schema))
+    merged: Any = OmegaConf.create(_defaults(schema))
     for origin, layer in layers:
         try:
             merged = OmegaConf.merge(merged, dict(layer))
@@ -264,9 +264,8 @@ def _clashes(
         there = below.get(key)
         if isinstance(there, Mapping) and isinstance(value, Mapping):
             yield from _clashes(there, value, (*path, key))
-        elif isinstance(there, Mapping | list) and isinstance(value, Mapping | list):
-            if type(there) is not type(value):
-                yield (*path, key), value
+        elif {type(there), type(value)} == {dict, list}:
+            yield (*path, key), value
 
 
 def _checked(schema: type[S], layers: Sequence[Layer]) -> S:
