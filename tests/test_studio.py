@@ -274,7 +274,7 @@ def test_a_short_drawing_comes_between_two_steps_and_cancel_acts_within_a_second
 
 def test_a_killed_process_is_started_again_and_the_drawing_with_it(worker: Worker) -> None:
     before, heard, stopped = worker.process, Heard(), Heard()
-    worker.submit("fine", request_of(300), heard)
+    worker.submit("fine", request_of(60), heard)
     wait_for(lambda: "step" in heard.kinds)
     os.kill(before or 0, signal.SIGKILL)
     wait_for(lambda: "again" in heard.kinds)
@@ -367,7 +367,7 @@ def browser(studio: Studio) -> Iterator[Any]:
 def page(studio: Studio, browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
     """A page of a new session; afterwards: it asked nothing of anybody else, and made no mistakes."""
     options = {"viewport": {"width": 1280, "height": 1000}} | getattr(request, "param", {})
-    context = browser.new_context(accept_downloads=True, **options)
+    context = browser.new_context(accept_downloads=True, reduced_motion="reduce", **options)
     context.set_default_timeout(30_000)
     own, foreign, errors = context.new_page(), [], []
     own.on(
@@ -545,7 +545,7 @@ def test_a_full_disk_gets_one_message_and_the_earlier_case_stays_whole(
     message = page.inner_text("#view-faces .problem")
     assert message.startswith(texts.NOT_SAVED.split("{")[0]) and str(studio.folder) not in message
     go(page, "case")
-    earlier = page.locator(".documents a", has_text="Report 1 before").get_attribute("href")
+    earlier = page.locator(".documents a", has_text="Earlier report 1").get_attribute("href")
     with zipfile.ZipFile(io.BytesIO(fetched(page, earlier))) as archive:
         archive.extractall(tmp_path)
     case = case_files(tmp_path / "s00001", "s00001")
@@ -633,6 +633,10 @@ def test_hostile_uploads_get_one_clear_message_each(page: Any, studio: Studio) -
     page.wait_for_function(
         "document.querySelector('#view-start .problem').textContent.includes('million px')"
     )
+    give(page, "face.png", (ROOT / "data/pairedCS/craniofacial/s00001.png").read_bytes())
+    page.wait_for_selector(".light.stop")
+    page.wait_for_selector(f".status >> text={texts.REFUSED}")
+    assert page.locator(f"button:disabled >> text={texts.DRAW_AGAIN}").count() == 1
     give(page, "large.png", bytes(9 << 20))
     page.wait_for_function("document.querySelector('#view-start .problem').textContent.includes('8 MiB')")
     go(page, "case")
