@@ -190,21 +190,21 @@ def count_findings(calibration: Calibration, records: Sequence[Record], planted:
         for record in tqdm(records, desc="sound skulls", disable=None)
     ]
     some = spread_evenly(records, planted)
-    found: dict[str, float] = {}
+    shares: dict[str, float] = {}
     for kind, (finding, change) in tqdm(PLANTED.items(), desc="planted", disable=None):
         pictures = (change(read_image(r.skull_path)[0], r.source).astype(np.float32) for r in some)
-        found[kind] = float(
+        shares[kind] = float(
             np.mean([finding in check_skull(picture, calibration).names for picture in pictures])
         )
     faces = [read_image(r.face_path)[0] for r in some if r.face_path is not None]
     stopped = [check_skull(face, calibration).level == "stop" for face in faces]
-    found["a face"] = float(np.mean(stopped)) if faces else 0.0
+    shares["a face"] = float(np.mean(stopped)) if faces else 0.0
     return {
         "sound_skulls": len(records),
         "false_alarms": sum(check.level != "ok" for check in sound) / len(records),
         "false_findings": Counter(name for check in sound for name in check.names),
         "skulls_of_each_kind": len(some),
-        "found": {kind: float(share) for kind, share in found.items()},
+        "found": {kind: float(share) for kind, share in shares.items()},
     }
 
 

@@ -32,7 +32,7 @@ def decode(headers: list[Header], offset: float, halvings: int) -> list[Slice]:
     """Return the slices of all images whose pixels are sound, the sides of each halved so often.
 
     Raises:
-        ScanError: the process that decodes compressed images was killed, or did not end.
+        ScanError: the process that decodes compressed images failed, was killed, or did not end.
     """
     guarded = parent_process() is not None  # as each process of a batch is
     if guarded or not any(h.compressed for h in headers):
@@ -48,8 +48,9 @@ def decode(headers: list[Header], offset: float, halvings: int) -> list[Slice]:
             )
         except subprocess.SubprocessError as error:
             raise ScanError(
-                "the process that decodes its compressed images was killed, or takes more than an hour: an image is "
-                "damaged, or the series is larger than the memory (a smaller max_gib refuses it)"
+                "the process that decodes its compressed images failed, was killed, or takes more than an hour: "
+                "an image is damaged, the series is larger than the memory (a smaller max_gib refuses it), or "
+                f"{tempfile.gettempdir()} has no room for its slices"
             ) from error
         with np.load(place) as stored:
             rows = zip(stored["values"], stored["positions"], stored["orders"].tolist(), strict=True)
