@@ -145,7 +145,7 @@ class ControlStage(Stage):
         if not self.cfg.data.augment:
             return DiagonalGaussian(batch["moments"])
         faces = batch["face"].contiguous(memory_format=torch.channels_last)
-        with torch.no_grad(), torch.autocast(faces.device.type, enabled=False):
+        with torch.no_grad():
             return self.net.first_stage_model.encode(faces)
 
     def conditions_of(self, batch: dict[str, Any]) -> Conditions:
