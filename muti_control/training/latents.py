@@ -126,6 +126,7 @@ class LatentPairs(Dataset[dict[str, Any]]):
 
     Items: those of PairedDataset less ``face``, and ``moments`` (2 z, h, w) float32: mean and log-variance of
     the unscaled latent. Without ``with_skull`` the skull picture is left out (the base stage needs none).
+    Without ``moments`` (None) that is left out too.
     With ``augment`` > 0 the skull is altered at this strength, anew in each pass (``EndlessBatches.count_passes``), and
     the item holds what moves along: ``face`` (3, H, W) in [-1, 1], moved, and ``affine`` (2, 3), where landmarks go.
     ``more``, set by a stage before the first item is asked for, adds to item i what it gives for i, by its name.
@@ -134,7 +135,7 @@ class LatentPairs(Dataset[dict[str, Any]]):
     more: Mapping[str, Callable[[int], Tensor]] = {}
 
     def __init__(
-        self, pairs: PairedDataset, moments: Rows, with_skull: bool, augment: float = 0.0, seed: int = 0
+        self, pairs: PairedDataset, moments: Rows | None, with_skull: bool, augment: float = 0.0, seed: int = 0
     ) -> None:
         self.pairs, self.moments, self.with_skull = pairs, moments, with_skull
         self.augment, self.seed = augment, seed
@@ -144,7 +145,9 @@ class LatentPairs(Dataset[dict[str, Any]]):
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         epoch, index = divmod(number, len(self))
-        item: dict[str, Any] = {"moments": self.moments[index].float(), "index": index}
+        item: dict[str, Any] = {"index": index}
+        if self.moments is not None:
+            item["moments"] = self.moments[index].float()
         if self.with_skull:
             item["skull"] = self.pairs.skull(index)
         item["prompt"] = self.pairs.prompt(index)

@@ -95,8 +95,9 @@ def build_on_latents(
             "face would ever be decoded"
         )
     cache = Path(cfg.out) / "cache"
-    moments = face_moments(model, train, cache, device, cfg.data.num_workers)
+    moments = None  # faces that move are encoded at each step
     if not cfg.data.augment:
+        moments = face_moments(model, train, cache, device, cfg.data.num_workers)
         park(model.first_stage_model, "encoder")
     if cfg.stage == "control" or not cfg.diffusion.train_text_encoder:
         prompts = {pairs.prompt(k) for pairs in (train, valid) for k in range(len(pairs))}
