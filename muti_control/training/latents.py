@@ -135,7 +135,12 @@ class LatentPairs(Dataset[dict[str, Any]]):
     more: Mapping[str, Callable[[int], Tensor]] = {}
 
     def __init__(
-        self, pairs: PairedDataset, moments: Rows | None, with_skull: bool, augment: float = 0.0, seed: int = 0
+        self,
+        pairs: PairedDataset,
+        moments: Rows | None,
+        with_skull: bool,
+        augment: float = 0.0,
+        seed: int = 0,
     ) -> None:
         self.pairs, self.moments, self.with_skull = pairs, moments, with_skull
         self.augment, self.seed = augment, seed
