@@ -13,6 +13,7 @@ results/NAME. The sweep draws the same probes with several SPGD settings, and en
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -21,9 +22,10 @@ from typing import TYPE_CHECKING
 
 from muti_control.evaluation.compare import main as compare
 from muti_control.evaluation.protocol.config import EvaluateConfig, SweepConfig
-from muti_control.evaluation.request import check_request
+from muti_control.evaluation.request import check_request, with_preset
+from muti_control.sampling.request import recommended_in_help
+from settings.help import help_text, is_asked
 from settings.program import Program
-from settings.reading import to_yaml
 
 if TYPE_CHECKING:
     from muti_control.evaluation.plan import Plan
@@ -35,9 +37,10 @@ def main(arguments: Sequence[str]) -> int:
     if arguments[:1] == ["compare"]:
         return compare(arguments[1:])
     with Program("evaluate.py", "interrupted") as end:
-        if any(argument in ("-h", "--help", "help") for argument in arguments):
-            print(f"{__doc__}\n{EvaluateConfig.__doc__}")
-            print(f"Defaults, before configs/evaluate/quick.yaml or your YAML:\n\n{to_yaml(EvaluateConfig)}")
+        if is_asked(arguments):
+            preset, line = with_preset(arguments)
+            source = f"as {os.path.relpath(preset)} has them"
+            print(help_text(__doc__, EvaluateConfig, line, source, recommended_in_help))
         else:
             _run(arguments, end)
     return end.status

@@ -3,9 +3,9 @@
     python sample.py [CONFIG.yaml] [key=value ...]
     python sample.py skull=my_skull.png sex=female age=43 body_mass=4 num_samples=4 out=results/mine
 
-skull is a picture, a folder of pictures, or a manifest (.json, one object a line) that says who each skull belongs to.
-Without it, shipped test skulls are reconstructed. Each face becomes a PNG; contact_sheet.png shows them all, and
-record.json holds what is needed to repeat them. What comes out is an approximation, not an identification.
+skull is a picture, a folder of pictures, a head CT, or a list (.csv, .json) that says whose each skull is. Without it,
+the shipped test skulls are reconstructed. Each face becomes a PNG. contact_sheet.png shows them all, and record.json
+holds what is needed to repeat them. What comes out is an approximation, not an identification.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from data.files import drop_aside
 from data.sheet import NOTICE
 from muti_control.case.repeat import compare_runs
 from muti_control.sampling.config import SampleConfig
-from muti_control.sampling.request import check_request
+from muti_control.sampling.request import check_request, recommended_in_help
+from settings.help import help_text, is_asked
 from settings.program import Program
-from settings.reading import to_yaml
 
 if TYPE_CHECKING:
     from muti_control.sampling.job import Job
@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str]) -> int:
     """Run, and return the exit code: 0, 1 where repeated faces differ, or one of :class:`settings.program.Program`."""
     with Program("sample.py", "interrupted; nothing was written") as end:
-        if any(argument in ("-h", "--help", "help") for argument in arguments):
-            print(f"{__doc__}\n{SampleConfig.__doc__}")
-            print(f"Defaults, before what the weights recommend:\n\n{to_yaml(SampleConfig)}")
+        if is_asked(arguments):
+            print(
+                help_text(__doc__, SampleConfig, arguments, "as these weights use them", recommended_in_help)
+            )
         else:
             _run(arguments, end)
     return end.status

@@ -1,7 +1,7 @@
 """Add a control network to a latent-diffusion checkpoint, ready for training.
 
     python tool_add_control.py IN OUT [branches=[skull,landmarks,texture]] [num_landmarks=N] [control=FILE]
-        [config=YAML] [seed=0] [force=true] [replace=true]
+        [config=YAML] [seed=0] [overwrite=true] [replace=true]
 
 IN and OUT end in .safetensors, .ckpt, .pth or .pt, in any combination. Every `control_model.X` is a copy of
 `model.diffusion_model.X`. Layers that the base does not have (hint encoder, branches, zero convolutions) are
@@ -14,7 +14,7 @@ the public ControlNet. num_landmarks: points of a face in the data; 106 unless I
 branches that are not trained yet; sample.py does not use those.
 
 The architecture is the one recorded in IN; for files of other makers it is models/cldm_v15.yaml
-(Stable Diffusion 1.5), or the one of config=YAML. An existing OUT is kept unless force=true.
+(Stable Diffusion 1.5), or the one of config=YAML. An existing OUT is kept unless overwrite=true.
 
 A trained control network in IN is kept, and the branches that it lacks are added. If it lacks none, it is
 refused unless replace=true, which leaves it out with its branches and adds a fresh one. The last lines say which
@@ -36,6 +36,7 @@ from pydantic import Field, model_validator
 
 from ldm.containers import CheckpointError, container
 from settings.base import Settings, expect
+from settings.help import help_text, is_asked
 from settings.messages import RENAMED, known_keys
 from settings.program import Program
 from settings.reading import parse_command_line
@@ -49,15 +50,22 @@ USAGE = (__doc__ or "").strip()
 
 
 class AddControlConfig(Settings):
-    """The settings behind IN and OUT; the module's docstring says what each does."""
+    """What is added."""
 
     branches: list[Literal["skull", "landmarks", "texture"]] = ["skull", "landmarks", "texture"]
+    """Conditions of the control network beside the text."""
     num_landmarks: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Points of a face in the data; null takes those of IN, else 106."""
     control: str | None = None
+    """A ready-made control network in place of a copy."""
     config: str | None = None
-    force: bool = False
+    """YAML of the architecture, where IN does not carry it; null takes models/cldm_v15.yaml."""
+    overwrite: bool = False
+    """Replace an existing OUT."""
     replace: bool = False
+    """Leave out a trained control network in IN, and add a fresh one."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of the fresh layers."""
 
     @model_validator(mode="after")
     def _has_a_skull(self) -> Self:
@@ -95,7 +103,7 @@ def run(source: Path, target: Path, options: AddControlConfig) -> None:
     from ldm.checkpoint import git_revision, key_table, read_state_dict, sha256, write_state_dict
     from ldm.foreign import CONTROL, MODEL_PARTS
 
-    check_output(target, inputs, options.force)
+    check_output(target, inputs, options.overwrite)
     base, metadata = read_state_dict(source)
     cfg = architecture_of(source, metadata, options.config)
 
@@ -140,8 +148,8 @@ def run(source: Path, target: Path, options: AddControlConfig) -> None:
     print(f"wrote {target}: {len(added.state)} tensors, {target.stat().st_size / 2**20:.1f} MiB")
 
 
-def check_output(target: Path, inputs: Sequence[Path], force: bool) -> None:
-    """Raise ValueError if ``target`` cannot be written, is an input, or exists (unless ``force``)."""
+def check_output(target: Path, inputs: Sequence[Path], overwrite: bool) -> None:
+    """Raise ValueError if ``target`` cannot be written, is an input, or exists (unless ``overwrite``)."""
     from ldm.checkpoint import check_writable
 
     check_writable(target)
@@ -149,8 +157,8 @@ def check_output(target: Path, inputs: Sequence[Path], force: bool) -> None:
         return
     if any(path.exists() and target.samefile(path) for path in inputs):
         raise ValueError(f"{target} is the input itself; choose another name for the output")
-    if not force:
-        raise ValueError(f"{target} exists already; choose another name, or add force=true to replace it")
+    if not overwrite:
+        raise ValueError(f"{target} exists already; choose another name, or add overwrite=true to replace it")
 
 
 def set_branches(
@@ -190,8 +198,8 @@ def named(path: Path) -> Iterator[None]:
 def main(argv: Sequence[str]) -> int:
     """Return the exit status (see :class:`settings.program.Program`)."""
     with Program("tool_add_control.py", "interrupted, nothing written") as end:
-        if any(argument in ("-h", "--help") for argument in argv):
-            print(USAGE)
+        if is_asked(argv):
+            print(help_text(__doc__, AddControlConfig, []))
         elif len(argv) < 2:
             end.fail(f"expected IN and OUT, got {len(argv)} argument(s)\n\n{USAGE}")
         else:

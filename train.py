@@ -1,6 +1,10 @@
-"""Train one stage: python train.py [CONFIG.yaml] [key=value ...]
+"""Train one stage.
 
-Without arguments it trains the demo's control stage. The same command continues an interrupted run.
+    python train.py [CONFIG.yaml] [key=value ...]
+    python train.py configs/demo/pipnet_face.yaml data.root=my_data train.batch_size=16
+
+Without CONFIG.yaml it trains the demo's control stage, configs/demo/control.yaml. The same command continues an
+interrupted run. Pictures, curves, checkpoints and model.safetensors go to out/name.
 """
 
 from __future__ import annotations
@@ -11,8 +15,9 @@ import warnings
 from pathlib import Path
 
 from muti_control.training.config import ExperimentConfig, check_files
+from settings.help import help_text, is_asked
 from settings.program import Program
-from settings.reading import parse_command_line, to_yaml
+from settings.reading import parse_command_line
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "demo" / "control.yaml"
 
@@ -20,18 +25,19 @@ DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "demo" / "control
 def main(argv: list[str]) -> int:
     """Return the exit status: 0 for a finished run, 2 for input that cannot be used, and 130 (Ctrl-C), 143 (SIGTERM) or
     138 (SIGUSR1) where a signal stopped the run before its end: it is saved, and the same command continues it."""
+    config = next((arg for arg in argv if "=" not in arg and Path(arg).suffix in (".yaml", ".yml")), None)
+    arguments = argv if config else [str(DEFAULT_CONFIG), *argv]
     with Program("train.py", "interrupted before the training began") as end:
-        if any(arg in ("-h", "--help") for arg in argv):
-            print(f"{__doc__}\n{ExperimentConfig.__doc__}\nEvery key with its default:\n")
-            print(to_yaml(ExperimentConfig))
+        if is_asked(argv):
+            source = f"as {config or 'configs/demo/control.yaml'} has them"
+            print(help_text(__doc__, ExperimentConfig, arguments, source))
         else:
-            _train(argv, end)
+            _train(arguments, end)
     return end.status
 
 
 def _train(argv: list[str], end: Program) -> None:
-    has_config = any("=" not in arg and Path(arg).suffix in (".yaml", ".yml") for arg in argv)
-    cfg = parse_command_line(ExperimentConfig, argv if has_config else [str(DEFAULT_CONFIG), *argv])
+    cfg = parse_command_line(ExperimentConfig, argv)
     check_files(cfg)
     import torch  # seconds, which mistakes in settings and paths do not have to wait for
 

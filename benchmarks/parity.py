@@ -40,16 +40,16 @@ STEPS = [821, 41]  # t of the two samples of a batch
 
 
 class ParityConfig(Settings):
-    """What is compared.
-
-    weights: a checkpoint with a control network in SD1.5's architecture; null: a random one from `seed`.
-    sizes: sides of the pictures, px. append: a Markdown file that the table is added to.
-    """
+    """What is compared."""
 
     weights: str | None = None
+    """Checkpoint with a control network in SD1.5's architecture; null takes a random one."""
     sizes: Annotated[list[Annotated[int, Field(ge=64, multiple_of=64)]], Field(min_length=1)] = [256, 512]
+    """Sides of the pictures, px."""
     seed: int = 0
+    """Seed of the random weights."""
     append: str | None = None
+    """Markdown file that the table is added to."""
 
 
 def random_state(cfg: ModelConfig, seed: int) -> dict[str, Tensor]:

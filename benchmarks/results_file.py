@@ -15,6 +15,7 @@ import torch
 from ldm.checkpoint import git_revision
 from muti_control.record import write_json
 from settings.base import Settings
+from settings.help import help_text, is_asked
 from settings.program import Program
 from settings.reading import parse_command_line
 
@@ -35,8 +36,8 @@ def run(
         The exit code: what ``work`` returns, 0 for None, or one of :class:`settings.program.Program`.
     """
     with Program(f"benchmarks.{module}", "interrupted; no figures were written") as end:
-        if any(argument in ("-h", "--help") for argument in arguments):
-            print(f"{sys.modules[schema.__module__].__doc__}\n{schema.__doc__}")
+        if is_asked(arguments):
+            print(help_text(sys.modules[schema.__module__].__doc__, schema, arguments))
         else:
             end.status = work(parse_command_line(schema, arguments, file_key=file_key)) or 0
     return end.status

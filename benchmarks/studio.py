@@ -47,9 +47,10 @@ CONTRASTS = """() => {
 
 
 class StudioBench(Settings):
-    """sessions: that begin at once."""
+    """What is measured."""
 
     sessions: PositiveInt = 16
+    """Sessions that begin at once."""
 
 
 def measure(config: StudioBench) -> int:
@@ -58,7 +59,7 @@ def measure(config: StudioBench) -> int:
     if program is None:
         raise ValueError("chromium: none is installed; install one (Debian, Ubuntu: apt install chromium)")
     with tempfile.TemporaryDirectory() as folder:
-        words = ["port=0", "show=false", f"folder={folder}", f"max_sessions={config.sessions + 2}"]
+        words = ["port=0", "show=false", f"out={folder}", f"max_sessions={config.sessions + 2}"]
         server = subprocess.Popen(
             [sys.executable, "-u", "-m", "muti_control.studio", *words], stdout=subprocess.PIPE, text=True
         )

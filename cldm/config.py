@@ -16,39 +16,45 @@ SpgdMode = Literal["off", "plain", "warmup", "spgd"]
 
 
 class SamplingConfig(Settings):
-    """How a face is drawn. The defaults are ICCR-Diff's for SD1.5.
+    """The sampler; by default as ICCR-Diff has it for SD1.5.
 
-    sampler: ddim (with eta 1 the same as Euler ancestral), dpmpp_2m (second order; with eta 1 its stochastic form) or
-    unipc (second order, deterministic). steps: denoising steps.
-    spacing: which of the training steps they visit (leading, trailing, midmany, karras).
-    eta: 0 deterministic given the seed's first noise, 1 as noisy as DDPM.
-    guidance_scale: classifier-free guidance; 1 switches it off.
-    guidance_drops: what its unconditional branch is without (text, skull, landmarks, texture), which is what guidance
-    sharpens: ["text"] the prompt; ["skull", "landmarks", "texture"] what is drawn of this person rather than of anybody
+    ddim with eta 1 is the same as Euler ancestral; dpmpp_2m with eta 1 is its stochastic form. guidance_drops=["text"]
+    sharpens the prompt; ["skull", "landmarks", "texture"] sharpens what is drawn of this person rather than of anybody
     whom the prompt describes.
-    control_scales: one factor per control residual, or a single one for all.
-    control_start, control_end: fractions of the steps between which the skull acts, and with it all branches.
-    landmark_scale, texture_scale: factor on what landmarks and texture add to the control copy; 0 switches them off.
-    landmark_start, landmark_end, texture_start, texture_end: fractions of the steps between which they act.
-    grain: of a model whose autoencoder has a grain head, add its grain; false draws the mean picture.
     """
 
     steps: Annotated[int, Field(ge=1, le=999)] = 50
+    """Denoising steps."""
     spacing: Spacing = "midmany"
+    """Which of the training steps they visit."""
     eta: Share = 1.0
+    """Noise of each step: 0 none, 1 as much as DDPM."""
     guidance_scale: float = 9.0
+    """Classifier-free guidance; 1 switches it off."""
     control_scales: Annotated[list[float], Field(min_length=1)] = [1.4] * 3 + [1.2] * 3 + [0.8] * 7
+    """Factor on each control residual, or one for all."""
     control_start: Share = 0.0
+    """Share of the steps after which the skull acts, and with it all branches."""
     control_end: Share = 1.0
+    """Share of the steps until which they act."""
     sampler: SamplerName = "ddim"
+    """dpmpp_2m and unipc are of second order and need fewer steps; unipc is deterministic."""
     landmark_scale: float = 1.0
+    """Factor on what landmarks add; 0 switches them off."""
     landmark_start: Share = 0.0
+    """Share of the steps after which landmarks act."""
     landmark_end: Share = 1.0
+    """Share of the steps until which they act."""
     texture_scale: float = 1.0
+    """Factor on what the texture adds; 0 switches it off."""
     texture_start: Share = 0.0
+    """Share of the steps after which the texture acts."""
     texture_end: Share = 1.0
+    """Share of the steps until which it acts."""
     guidance_drops: Annotated[list[Condition], Field(min_length=1)] = ["text"]
+    """What guidance sharpens: the unconditional branch is without it."""
     grain: bool = True
+    """Add grain, where the autoencoder has a grain head; false draws the mean picture."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -82,29 +88,29 @@ class SamplingConfig(Settings):
 
 
 class SpgdStepConfig(Settings):
-    """How a sample is guided.
-
-    mode: off; plain (one step along the gradient, no momentum); warmup (``inner`` steps, no momentum); spgd (``inner``
-    steps with adaptive directional momentum).
-    gradient: estimate (the last estimate of x_0 moves with x_t; the denoiser runs once a step) or denoiser (through
-    it: exact, 1 + ``inner`` runs a step).
-    scale: length of the first step, relative to the latent's norm. clip: the longest step, likewise.
-    relative_to: latent (a step moves x_t by that much, and the estimate of x_0 by 1 / sqrt(abar) times as much, ten
-    times where there is hardly anything but noise) or estimate (it moves the estimate by that much).
-    start, end: fractions of the sampling steps between which it acts; every: at each so-many-th of them.
-    inner: warm-up steps before each denoising step. beta: of the momentum.
-    """
+    """How a sample is guided."""
 
     mode: SpgdMode = "off"
+    """plain is one step along the gradient, warmup several, spgd several with momentum."""
     gradient: Literal["estimate", "denoiser"] = "estimate"
+    """estimate moves the last estimate of x_0 with x_t. denoiser goes through the network: exact, 1 + inner
+    runs a step."""
     scale: NonNegativeFloat = 0.02
+    """Length of the first step, as a share of the norm of relative_to."""
     clip: PositiveFloat = 0.1
+    """Longest step, likewise."""
     relative_to: Literal["latent", "estimate"] = "latent"
+    """What a step moves by that much: x_t, or the estimate of x_0."""
     start: Share = 0.0
+    """Share of the sampling steps after which it acts."""
     end: Share = 1.0
+    """Share of the sampling steps until which it acts."""
     every: PositiveInt = 1
+    """It acts at every so many steps."""
     inner: PositiveInt = 3
+    """Steps along the gradient before each denoising step, except with mode=plain."""
     beta: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum, with mode=spgd."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:

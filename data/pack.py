@@ -24,11 +24,14 @@ ARCHIVE = PICTURE_ROOT + PACK_SUFFIX
 
 
 class PackConfig(Settings):
-    """skull_folder, face_folder: as in training. overwrite: replace a pack."""
+    """How a data set is packed."""
 
     skull_folder: str | None = None
+    """Name of the skulls' folder in pairedCS; null takes the usual names."""
     face_folder: str | None = None
+    """Name of the faces' folder in pairedCS; null takes the usual names."""
     overwrite: bool = False
+    """Replace a pack that is there."""
 
 
 def pack(folder: Path, out: Path, config: PackConfig | None = None, progress: bool = True) -> int:

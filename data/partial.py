@@ -43,10 +43,12 @@ class PartialError(ValueError):
 
 
 class PartialConfig(Settings):
-    """missing: the region to remove. seed: another one gives another edge."""
+    """Which bone is removed."""
 
     missing: Region
+    """The region to remove."""
     seed: NonNegativeInt = 0
+    """Seed of the edge."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from settings.base import Settings
+from settings.help import help_text, is_asked
 from settings.program import Program
-from settings.reading import defaults_line, parse_command_line
+from settings.reading import parse_command_line
 
 S = TypeVar("S", bound=Settings)
 
@@ -46,8 +47,12 @@ def run_program(
     names = paths.split()
     fewest, most = sum(not name.startswith("[") for name in names), len(names)
     with Program(program, stopped) as end:
-        if "-h" in arguments or "--help" in arguments:
-            print(f"{description}\n\nKeys: {defaults_line(schema)}")
+        if is_asked(arguments):
+            print(
+                help_text(
+                    description, schema, overrides + [one for one in arguments if one in ("--help", "all")]
+                )
+            )
         elif len(places) < fewest or (len(places) > most and not paths.endswith("...")):
             got = " ".join(map(str, places)) or "no path"
             raise ValueError(f"got {got}, expected {paths} [key=value ...] (a path with '=' as ./PATH)")

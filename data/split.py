@@ -36,25 +36,24 @@ class SplitError(ValueError):
 
 
 class SplitConfig(Settings):
-    """How to split.
-
-    Attributes:
-        valid, test: share of the people (below 1) or their number; 0 writes no such list.
-        seed: another one gives another split.
-        by: field that must not be in two lists, beside the person: ``subject`` alone, or one such as ``extra.site``.
-        stratify: what is spread evenly, of sex, age (its level), body_mass and ethnicity, with commas between them.
-        overwrite: replace lists that are there.
-        images_dir, skull_folder: where the pictures are; empty finds them beside the manifest.
-    """
+    """How to split."""
 
     valid: float = 0.05
+    """Validation people: a share below 1, or their number; 0 writes no such list."""
     test: float = 0.1
+    """Test people: a share below 1, or their number; 0 writes no such list."""
     seed: int = 0
+    """Seed of the split."""
     by: str = "subject"
+    """Field that must not be in two lists, beside the person: subject alone, or one such as extra.site."""
     stratify: str = "sex,age,body_mass"
+    """What is spread evenly, of sex, age, body_mass and ethnicity, with commas between them."""
     overwrite: bool = False
+    """Replace lists that are there."""
     images_dir: str = ""
+    """Folder of the pictures; empty finds it beside the list."""
     skull_folder: str = ""
+    """Name of the skulls' folder; empty finds it beside the list."""
 
     @property
     def strata(self) -> tuple[str, ...]:

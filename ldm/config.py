@@ -19,24 +19,26 @@ Sizes = Annotated[list[Size], Field(min_length=1, max_length=128)]  # one for ea
 
 
 class AutoencoderConfig(Settings):
-    """Shape of the autoencoder.
-
-    ch: width at full resolution; ch_mult: width of each level relative to it (each level but the last halves
-    the resolution); z_channels: channels of the latent; norm_groups: groups of every GroupNorm.
-    gradient_checkpointing: recompute the blocks' activations in the backward pass.
-    grain: filters of the grain head (ldm/grain.py), 0 for none, as in the public files. grain_exemplar: how many
-    numbers of an exemplar's surface it reads, 0 if it follows none.
-    """
+    """Shape of the autoencoder."""
 
     in_channels: Size = 3
+    """Channels of a picture."""
     ch: Size = 128
+    """Channels at full resolution."""
     ch_mult: Sizes = [1, 2, 4, 4]
+    """Factor on ch of each level, each of half the side."""
     num_res_blocks: Depth = 2
+    """Residual blocks of each level."""
     z_channels: Size = 4
+    """Channels of the latent."""
     norm_groups: Size = 32
+    """Groups of every GroupNorm. They divide the channels."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, more time."""
     grain: Annotated[int, Field(ge=0, le=256)] = 0
+    """Filters of the grain head (ldm/grain.py); 0 means none, as in the public files."""
     grain_exemplar: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Numbers of an exemplar's surface that the grain head reads; 0 means that it follows none."""
 
     @property
     def downscale(self) -> int:
@@ -45,25 +47,30 @@ class AutoencoderConfig(Settings):
 
 
 class UNetConfig(Settings):
-    """Shape of the UNet.
-
-    model_channels: width of the first level; channel_mult: width of each level relative to it.
-    attention_levels: levels (0 = full latent resolution) that carry a SpatialTransformer.
-    context_dim: width of the text embedding; norm_groups: groups of every GroupNorm.
-    gradient_checkpointing: recompute activations in the backward pass (memory for time).
-    """
+    """Shape of the UNet."""
 
     in_channels: Size = 4
+    """Channels of its input, the latent."""
     out_channels: Size = 4
+    """Channels of its output."""
     model_channels: Size = 320
+    """Channels of the first level."""
     channel_mult: Sizes = [1, 2, 4, 4]
+    """Factor on model_channels of each level."""
     num_res_blocks: Depth = 2
+    """Residual blocks of each level."""
     attention_levels: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=128)] = [0, 1, 2]
+    """Levels with attention; 0 is the full resolution of the latent."""
     num_heads: Size = 8
+    """Attention heads. They divide the channels of these levels."""
     transformer_depth: Depth = 1
+    """Transformer blocks of each SpatialTransformer."""
     context_dim: Size = 768
+    """Channels of the text embedding, as cond_stage.width."""
     norm_groups: Size = 32
+    """Groups of every GroupNorm. They divide the channels."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, more time."""
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -89,23 +96,20 @@ class UNetConfig(Settings):
 
 
 class TextConfig(Settings):
-    """Size of the text encoder (CLIP ViT-L/14).
-
-    Attributes:
-        vocab_size: number of token ids; the last two are the begin and the end token.
-        width: channels of an embedding, the cross-attention context width of the UNet.
-        layers: transformer blocks.
-        heads: attention heads; divides `width`.
-        max_length: tokens per prompt, begin and end token included.
-        intermediate: channels inside each block's MLP.
-    """
+    """Size of the text encoder (CLIP ViT-L/14)."""
 
     vocab_size: Size = 49408
+    """Number of token ids. The last two are the begin and the end token."""
     width: Size = 768
+    """Channels of an embedding."""
     layers: Depth = 12
+    """Transformer blocks."""
     heads: Size = 12
+    """Attention heads. They divide width."""
     max_length: Size = 77
+    """Tokens of a prompt, with the begin and the end token."""
     intermediate: Size = 3072
+    """Channels inside each block's MLP."""
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -116,16 +120,18 @@ class TextConfig(Settings):
 class ScheduleConfig(Settings):
     """The forward process q(x_t | x_0).
 
-    linear_start, linear_end: first and last beta (dimensionless variance added in a step).
-    num_timesteps: length T of the forward process, in steps.
-    prediction: what the UNet puts out, "eps" (the noise, as Stable Diffusion 1.5 does) or "v". An error of eps is
-    sqrt((1 - abar) / abar) times as large in the clean latent, 15 at the noisiest step; one of v never grows.
+    An error of eps is sqrt((1 - abar) / abar) times as large in the clean latent, 15 at the noisiest step; one of v
+    never grows.
     """
 
     num_timesteps: Size = 1000
+    """Length T of the forward process, in steps."""
     linear_start: Annotated[float, Field(gt=0, lt=1)] = 0.00085
+    """First beta, the variance added in a step."""
     linear_end: Annotated[float, Field(gt=0, lt=1)] = 0.0120
+    """Last beta."""
     prediction: Literal["eps", "v"] = "eps"
+    """What the UNet puts out: the noise, as in SD1.5, or v."""
 
     @model_validator(mode="after")
     def _rises(self) -> Self:
@@ -139,52 +145,47 @@ class ScheduleConfig(Settings):
 
 
 class LandmarkConfig(Settings):
-    """Shape of the landmark branch.
-
-    num_points: of a face, in the data's own order (a heatmap each). sigma: of their Gaussians, in latent cells (8 px).
-    widths: of the branch's convolutions before the last.
-    """
+    """Shape of the landmark branch."""
 
     num_points: Annotated[int, Field(ge=1, le=1000)] = 106
+    """Landmarks of a face, in the order of the data."""
     sigma: PositiveFloat = 1.0
+    """Width of their Gaussians, in latent cells of 8 px."""
     widths: Sizes = [64, 96]
+    """Channels of the branch's convolutions before the last."""
 
 
 class TextureConfig(Settings):
-    """Shape of the texture branch.
-
-    patch_size: side in px of the patches of skin that it compares. num_patches: how many of an exemplar.
-    width: of the two hidden layers behind their statistics.
-    """
+    """Shape of the texture branch."""
 
     patch_size: Annotated[int, Field(ge=9, le=64)] = 16
+    """Side of the patches of skin that it compares, px."""
     num_patches: Size = 128
+    """Patches of an exemplar."""
     width: Size = 128
+    """Channels of the two hidden layers."""
 
 
 class ControlConfig(Settings):
-    """Shape of the ControlNet beside the UNet.
-
-    hint_channels: in how many channels the condition picture comes;
-    hint_widths: widths of the hint encoder's seven convolutions (the public ControlNet's by default);
-    landmarks, texture: these branches, none by default.
-    """
+    """Shape of the ControlNet beside the UNet."""
 
     hint_channels: Size = 3
+    """Channels of the condition picture."""
     hint_widths: Sizes = [16, 16, 32, 32, 96, 96, 256]
+    """Channels of the hint encoder's seven convolutions."""
     landmarks: LandmarkConfig | None = None
+    """The landmark branch; null means none."""
     texture: TextureConfig | None = None
+    """The texture branch; null means none."""
 
 
 class ModelConfig(Settings):
-    """The whole model. The defaults are Stable Diffusion 1.5 with a ControlNet.
-
-    image_size: side of the pictures it was trained on, px. scale_factor: latents are multiplied by it before
-    diffusion, so that their standard deviation is about 1.
-    """
+    """Architecture of the whole model; by default Stable Diffusion 1.5 with a ControlNet."""
 
     image_size: Side = 256
+    """Side of the pictures that it is trained on, px."""
     scale_factor: PositiveFloat = 0.18215
+    """Factor on latents before diffusion, which makes their standard deviation about 1."""
     unet: UNetConfig = UNetConfig()
     first_stage: AutoencoderConfig = AutoencoderConfig()
     cond_stage: TextConfig = TextConfig()

@@ -12,23 +12,26 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimConfig(Settings):
-    """AdamW with warm-up.
-
-    lr: peak learning rate. warmup_steps: linear ramp up to it. schedule: after it, "constant" or "cosine" to
-    ``final_lr_ratio`` of the peak at ``train.max_steps``. clip_norm: gradient norm limit, 0 for none.
-    ema_decay: of the averaged weights that are validated and exported; it ramps up from (1 + n) / (10 + n).
-    A discriminator's weights are not averaged.
-    """
+    """AdamW with warm-up."""
 
     lr: PositiveFloat = 1e-4
+    """Peak learning rate."""
     weight_decay: NonNegativeFloat = 0.01
+    """Weight decay."""
     beta1: BelowOne = 0.9
+    """Decay of the gradient's mean."""
     beta2: BelowOne = 0.999
+    """Decay of the gradient's square."""
     warmup_steps: NonNegativeInt = 100
+    """Steps in which the rate rises linearly to lr."""
     schedule: Literal["constant", "cosine"] = "constant"
+    """The rate after that; cosine falls to final_lr_ratio."""
     final_lr_ratio: NonNegativeFloat = 0.05
+    """Last rate of the cosine, as a share of lr."""
     clip_norm: NonNegativeFloat = 1.0
+    """Limit of the gradient's norm; 0 means none."""
     ema_decay: BelowOne = 0.999
+    """Decay of the averaged weights, which are exported; less at first."""
 
     def expect_not_averaged(self, key: str) -> None:
         """Refuse settings, at ``key``, that average the weights of a discriminator."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError, PydanticKnownError
@@ -31,6 +31,8 @@ class Settings(BaseModel):
     """Typed settings. Unknown keys, other types, infinities and values outside the declared limits are errors."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    often: ClassVar[tuple[str, ...]] = ()  # the keys people change most, for --help
+    headings: ClassVar[dict[str, str]] = {}  # the first key of a group -> its heading, for --help
 
     @classmethod
     def of(cls, **values: Any) -> Self:

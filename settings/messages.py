@@ -15,7 +15,10 @@ from pydantic.fields import FieldInfo
 Layer = tuple[str, Mapping[str, Any]]
 """The beginning of messages about settings from one place, and these settings."""
 
-RENAMED = {"guidance": "spgd", "landmarks": "branches", "texture": "branches"}  # old dotted prefix -> new one
+RENAMED = {  # old dotted prefix -> new one
+    "guidance": "spgd", "landmarks": "branches", "texture": "branches", "force": "overwrite", "num": "num_probes",
+    "samples": "num_samples", "train.accelerator": "train.device",
+}  # fmt: skip
 REMOVED = {  # old key -> what serves instead
     "memory.batch_size": "train.batch_size and train.accumulate say how many pictures a step takes",
     "memory.card": "configs/sd15 has one config each for cards of 12, 24 and 80 GB",
@@ -27,7 +30,7 @@ MEANT = {tried: meant.split() for names, meant in {  # names that users try -> t
     "ema": "ema_decay", "epochs max_epochs": "max_steps", "ethnic race": "ethnicity", "folder": "out root",
     "gender": "sex", "gpus": "devices", "image input picture": "skull faces", "iterations": "max_steps steps",
     "learning_rate": "lr", "num": "num_samples num_subjects", "num_inference_steps": "steps",
-    "num_steps": "steps max_steps", "samples": "num_samples", "scheduler": "sampler", "weights": "init",
+    "num_steps": "steps max_steps", "faces samples": "num_samples", "scheduler": "sampler", "weights": "init",
     "threads": "num_threads num_workers", "workers": "num_workers", "years": "age",
 }.items() for tried in names.split()}  # fmt: skip
 KINDS = {  # top-level keys that only one kind of file has
@@ -95,7 +98,7 @@ def describe(error: ValidationError, schema: type[BaseModel], layers: Sequence[L
 def unknown(schema: type[BaseModel], key: str, layer: Mapping[str, Any] | None = None) -> str:
     """Return the message about a key that a schema lacks. layer: the file with the key; is it for another program?"""
     for old, new in RENAMED.items():
-        if new in schema.model_fields and (key == old or key.startswith(f"{old}.")):
+        if field_at(schema, new.split(".")) and (key == old or key.startswith(f"{old}.")):
             return f"{key}: the key is now {new}{key.removeprefix(old)}"
     if key in REMOVED:
         return f"{key}: this setting is gone; {REMOVED[key]}"
@@ -189,7 +192,7 @@ def short(value: object) -> str:
 def _nearest(key: str, keys: Sequence[str]) -> str | None:
     """Return the key that was probably meant: by its last part, by another name for it, or by its spelling."""
     last = key.split(".")[-1]
-    by_last = {name.split(".")[-1]: name for name in reversed(keys)}
+    by_last = {name.split(".")[-1]: name for name in reversed(sorted(keys, key=lambda name: name.count(".")))}
     names = by_last | {name: name for name in keys}
     for name in (last, *MEANT.get(last, ())):
         if name in names:

@@ -27,6 +27,7 @@ from settings.messages import (
 from settings.parsing import MAX_DEPTH, parse_json, read_text
 
 S = TypeVar("S", bound=Settings)
+Base = Mapping[str, Any] | Callable[[Mapping[str, Any]], Mapping[str, Any]] | None
 MISSING = "???"  # what a required setting has in printed defaults
 
 
@@ -34,7 +35,7 @@ def parse_command_line(
     schema: type[S],
     arguments: Sequence[str],
     *,
-    base: Mapping[str, Any] | Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    base: Base = None,
     base_name: str = "base",
     file_key: str | None = None,
 ) -> S:
@@ -53,6 +54,21 @@ def parse_command_line(
         ConfigError: an unknown key (with the nearest known one), a wrong type or value, a file that is missing or no
             YAML, ``???``, or an interpolation (``${...}``).
     """
+    return _checked(schema, _layers(schema, arguments, base, base_name, file_key))
+
+
+def values_of(schema: type[Settings], arguments: Sequence[str], base: Base = None) -> dict[str, Any]:
+    """Return every value that a command line leads to, not checked; a required one that it lacks is ``???``.
+
+    Raises:
+        ConfigError: as ``parse_command_line``, but for values that do not fit.
+    """
+    return _merged(schema, _layers(schema, arguments, base, "base", None), MISSING)
+
+
+def _layers(
+    schema: type[Settings], arguments: Sequence[str], base: Base, base_name: str, file_key: str | None
+) -> list[Layer]:
     file, assignments = _split(arguments, file_key)
     layers: list[Layer] = []
     if file is not None:
@@ -64,7 +80,7 @@ def parse_command_line(
         layers.append(("", value))
     if callable(base):
         base = base(_merged(schema, layers))
-    return _checked(schema, [(f"{base_name}: ", base), *layers] if base else layers)
+    return [(f"{base_name}: ", base), *layers] if base else layers
 
 
 def from_json(schema: type[S], text: str) -> S:
@@ -76,16 +92,17 @@ def from_json(schema: type[S], text: str) -> S:
     return _checked(schema, [("", parse_json(text, "settings", dict[str, Any]))])
 
 
-def to_yaml(settings: Settings | type[Settings]) -> str:
-    """Return settings, or a schema's defaults, as YAML that reads the same by YAML 1.1 and 1.2."""
-    content = settings.model_dump() if isinstance(settings, Settings) else _defaults(settings, MISSING)
-    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+def to_yaml(settings: Settings) -> str:
+    """Return settings as YAML that reads the same by YAML 1.1 and 1.2."""
+    return yaml.dump(settings.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def defaults_line(schema: type[Settings]) -> str:
-    """Return ``key=default key=default ...``, for help texts."""
-    defaults = _defaults(schema, MISSING).items()
-    return " ".join(f"{key}={str(value).replace(' ', '')}" for key, value in defaults)
+def one_line(value: Any) -> str:
+    """Return a value as YAML in one line."""
+    text = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6
+    )
+    return text.removesuffix("...\n").strip()
 
 
 def read_yaml(text: str, hint: Any = Any) -> Any:
@@ -239,13 +256,13 @@ def _value_of(schema: type[Settings], key: str, text: str) -> Any:
     return [value] if wants_list and isinstance(value, int | float | str) else value
 
 
-def _merged(schema: type[Settings], layers: Sequence[Layer]) -> dict[str, Any]:
+def _merged(schema: type[Settings], layers: Sequence[Layer], required: str | None = None) -> dict[str, Any]:
     """Return the schema's defaults and the layers, the last of which has precedence. Raises: ConfigError."""
     for origin, layer in layers:
         for path, value in _texts(layer):
             if value == MISSING or "${" in value:
                 raise ConfigError(f"{origin}{dotted(path)}: got {value!r}, expected a value")
-    merged: Any = OmegaConf.create(_defaults(schema))
+    merged: Any = OmegaConf.create(defaults_of(schema, required))
     for origin, layer in layers:
         try:
             merged = OmegaConf.merge(merged, dict(layer))
@@ -275,14 +292,14 @@ def _checked(schema: type[S], layers: Sequence[Layer]) -> S:
         raise ConfigError(describe(error, schema, layers)) from error
 
 
-def _defaults(schema: type[Settings], required: str | None = None) -> dict[str, Any]:
+def defaults_of(schema: type[Settings], required: str | None = None) -> dict[str, Any]:
     """Return the defaults of every field; fields without one have ``required``, or are left out."""
     content: dict[str, Any] = {}
     for name, field in schema.model_fields.items():
         if field.is_required():
             inner = model_in(field.annotation)
             if inner is not None and issubclass(inner, Settings):
-                content[name] = _defaults(inner, required)
+                content[name] = defaults_of(inner, required)
             elif required is not None:
                 content[name] = required
         else:

@@ -147,7 +147,7 @@ def trained(shared_folder: Path) -> Callable[[str], Path]:
                 arguments = [str(ROOT / f"configs/debug/{stage}.yaml"), f"out={shared_folder}"]
                 arguments += [f"data.root={ROOT / 'data'}", "train.max_steps=4", "train.batch_size=2"]
                 arguments += ["train.val_every=2", "train.save_every=2", "train.num_valid=2"]
-                arguments += ["train.precision=32-true", "train.accelerator=cpu"]
+                arguments += ["train.precision=fp32", "train.device=cpu"]
                 if stage in PREDECESSORS:
                     init = run_of(PREDECESSORS[stage]) / "model.safetensors"
                     if stage == "control":
@@ -197,7 +197,7 @@ stage: autoencoder
 name: tiny
 out: {root}/runs
 data: {{root: {root}}}
-train: {{max_steps: {steps}, batch_size: 2, val_every: 10000, save_every: 3, num_valid: 3, accelerator: cpu}}
+train: {{max_steps: {steps}, batch_size: 2, val_every: 10000, save_every: 3, num_valid: 3, device: cpu}}
 model:
   image_size: 64
   unet: {{model_channels: 8, channel_mult: [1], num_res_blocks: 1, attention_levels: [], context_dim: 16,

@@ -200,7 +200,7 @@ def _texts(root: Path) -> None:
         "nested": "unet: 3",
         "demo": (
             f"{start}data: {{root: {root / 'pairs'}}}\nsampling: {{steps: 2, control_scales: [1.0]}}\n"
-            "train: {max_steps: 1, batch_size: 2, num_valid: 2, accelerator: cpu}\n"
+            "train: {max_steps: 1, batch_size: 2, num_valid: 2, device: cpu}\n"
         ),
     }
     for name, text in texts.items():

@@ -145,8 +145,8 @@ name: whole
 out: {root}/runs
 init: {weights}
 data: {{root: {root}, augment: 1.0}}
-train: {{max_steps: 3, batch_size: 2, val_every: 100, save_every: 1, log_every: 1, num_valid: 2, accelerator: cpu,
-  precision: 32-true, export: last}}
+train: {{max_steps: 3, batch_size: 2, val_every: 100, save_every: 1, log_every: 1, num_valid: 2, device: cpu,
+  precision: fp32, export: last}}
 optim: {{lr: 1.0e-2, warmup_steps: 0}}
 landmarks: {{dropout: 0.0}}
 sampling: {{steps: 1, control_scales: [1.0]}}

@@ -199,14 +199,16 @@ def test_nothing_is_overwritten_or_left_behind(
         (("export", checkpoint, tmp_path / "full"), "full"),
         (("export", checkpoint, tmp_path / "file.safetensors"), "file.safetensors"),
         (("export", checkpoint, tmp_path / "out", "config=models/cldm_v15.yaml"), "do not fit"),
-        (("import", exported, tmp_path / "file.safetensors"), "force=true"),
+        (("import", exported, tmp_path / "file.safetensors"), "overwrite=true"),
         (("import", tmp_path / "nowhere", tmp_path / "x.ckpt"), "nowhere"),
     ):
         assert named in refused(capsys, *arguments)
     assert sorted(tmp_path.rglob("*")) == before
     (tmp_path / "empty").mkdir()
     assert main(["export", str(checkpoint), str(tmp_path / "empty")]) == 0
-    assert main(["import", str(tmp_path / "empty"), str(tmp_path / "file.safetensors"), "force=true"]) == 0
+    assert (
+        main(["import", str(tmp_path / "empty"), str(tmp_path / "file.safetensors"), "overwrite=true"]) == 0
+    )
 
 
 def test_branches_are_left_out_and_the_rest_draws_as_without_their_conditions(tmp_path: Path, capsys) -> None:

@@ -21,7 +21,7 @@ from muti_control.evaluation.report.words import findings
 from muti_control.evaluation.results.results import Evaluation
 from muti_control.evaluation.results.results_file import read_results, to_json
 
-SMALL = ("recognisers=[picture]", "device=cpu", "precision=fp32", "bootstrap=200", "name=run", "num=0")
+SMALL = ("recognisers=[picture]", "device=cpu", "precision=fp32", "bootstrap=200", "name=run", "num_probes=0")
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_another_run_is_neither_continued_nor_overwritten_unasked(data, run, cap
 
 
 # ---------------------------------------------------------------- a model of ours
-OF_MODEL = ("samples=2", "covered=3", "told=2", "edited=2", "sampling.steps=2", "batch_size=4")
+OF_MODEL = ("num_samples=2", "covered=3", "told=2", "edited=2", "sampling.steps=2", "batch_size=4")
 
 
 def test_a_model_stands_beside_its_controls(data, weights, run):
@@ -200,7 +200,14 @@ def test_a_killed_run_ends_as_an_undisturbed_one(data, weights, run, monkeypatch
     monkeypatch.setattr(
         "muti_control.evaluation.run.write_report", lambda _: None
     )  # its figures take seconds
-    arguments = (f"weights={weights}", "samples=1", "edited=0", "told=0", "methods=[model]", "num=4")
+    arguments = (
+        f"weights={weights}",
+        "num_samples=1",
+        "edited=0",
+        "told=0",
+        "methods=[model]",
+        "num_probes=4",
+    )
     arguments += ("batch_size=1", "sampling.steps=4")
     program = [sys.executable, evaluate.__file__, f"data.root={data}", *SMALL, *arguments, "name=killed"]
     faces = Path("results/killed/faces/model_own")

@@ -39,7 +39,7 @@ def root(make_pairs):
 
 
 def test_edits_and_what_reads_them(root):
-    plan = make_plan([f"data.root={root}", "num=0", "recognisers=[dlib, picture]", "methods=[ridge]"])
+    plan = make_plan([f"data.root={root}", "num_probes=0", "recognisers=[dlib, picture]", "methods=[ridge]"])
     edits = {edit.name: edit for edit in find_edits(plan.inputs.probes, plan.inputs.variants, 5)}
     # one level lighter, or two things at once, is none of them
     assert set(edits) == {"age_up", "body_mass_down"}
@@ -56,7 +56,7 @@ def test_edits_and_what_reads_them(root):
     small = torch.from_numpy(face / 255).float().expand(1, 3, -1, -1)
     small = F.interpolate(small, (reader.net.cfg.image_size,) * 2, mode="bilinear", antialias=True)
     np.testing.assert_allclose(points, reader(small)[0][0] * 256, atol=1e-3)
-    plain = ["recognisers=[picture]", "methods=[ridge]", f"data.root={root}", "num=0"]
+    plain = ["recognisers=[picture]", "methods=[ridge]", f"data.root={root}", "num_probes=0"]
     assert not make_plan([*plain, "edited=0"]).readers
     with pytest.raises(ValueError, match=r"face_landmark_weights: nowhere.safetensors not found.*null"):
         make_plan([*plain, "face_landmark_weights=nowhere.safetensors"])
@@ -66,7 +66,13 @@ def test_edits_and_what_reads_them(root):
 
 def test_edits_of_each_method_and_of_true_faces_through_the_autoencoder(root, weights, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    arguments = [f"data.root={root}", "num=0", "recognisers=[picture]", "sampling.steps=1", "bootstrap=50"]
+    arguments = [
+        f"data.root={root}",
+        "num_probes=0",
+        "recognisers=[picture]",
+        "sampling.steps=1",
+        "bootstrap=50",
+    ]
     more = ["name=run", f"weights={weights}", "methods=[model, ridge, autoencoder]", "precision=fp32"]
     assert main([*arguments, *more]) == 0
     results = read_results(Path("results/run"))

@@ -19,7 +19,14 @@ from muti_control.evaluation.plan import make_plan
 from muti_control.evaluation.production import make_faces
 from tests.test_spgd_runs import tiny_reader
 
-SMALL = ["recognisers=[picture]", "device=cpu", "precision=fp32", "num=3", "samples=1", "sampling.steps=2"]
+SMALL = [
+    "recognisers=[picture]",
+    "device=cpu",
+    "precision=fp32",
+    "num_probes=3",
+    "num_samples=1",
+    "sampling.steps=2",
+]
 BARE = ("edited=0", "told=0", "methods=[model,shuffled]")
 
 

@@ -245,7 +245,7 @@ def test_add_control_passes_the_head_through(written: Path, tiny_config: ModelCo
     config = yaml_of(tiny_config, tmp_path / "grain.yaml", 3)
     for weights, facts, more in ((base, metadata, []), (plain, {}, [f"config={config}"])):
         write_state_dict(tmp_path / "in.ckpt", weights, facts)
-        files = [str(tmp_path / "in.ckpt"), str(tmp_path / "out.ckpt"), "force=true"]
+        files = [str(tmp_path / "in.ckpt"), str(tmp_path / "out.ckpt"), "overwrite=true"]
         assert tool_add_control.main([*files, *more]) == 0
         model, _ = load_model(tmp_path / "out.ckpt")
         assert model.first_stage_model.grain.measured == (weights is base)

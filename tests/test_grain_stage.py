@@ -26,8 +26,8 @@ from muti_control.training.run import build_stage
 from muti_control.training.stages.grain import GrainStage, correlation
 
 SETTINGS = (
-    "train.batch_size=4", "train.num_valid=4", "train.val_every=1000", "train.accelerator=cpu",
-    "train.precision=32-true", "optim.lr=1e-2", "optim.warmup_steps=1", "optim.ema_decay=0.5",
+    "train.batch_size=4", "train.num_valid=4", "train.val_every=1000", "train.device=cpu",
+    "train.precision=fp32", "optim.lr=1e-2", "optim.warmup_steps=1", "optim.ema_decay=0.5",
     "grain.filters=3", "grain.crop_size=48", "grain.crops=2",
 )  # fmt: skip
 
@@ -74,7 +74,7 @@ def test_the_gradient_reaches_the_head_alone(grainy: Path, weights: Path) -> Non
         out=str(grainy / "runs"),
         init=str(weights),
         data=DataConfig(root=str(grainy)),
-        train=TrainConfig(batch_size=2, num_valid=2, precision="32-true"),
+        train=TrainConfig(batch_size=2, num_valid=2, precision="fp32"),
         grain=GrainStageConfig(filters=3, crop_size=48, crops=2),
     )
     stage = build_stage(cfg)

@@ -128,7 +128,7 @@ def tiny_stage(root: Path, weights: Path) -> GuidanceDecoderStage:
         out=str(root / "runs"),
         init=str(weights),
         data=DataConfig(root=str(root)),
-        train=TrainConfig(batch_size=2, num_valid=2, precision="32-true"),
+        train=TrainConfig(batch_size=2, num_valid=2, precision="fp32"),
         guidance_decoder=GuidanceDecoderStageConfig(network=TINY),
     )
     stage = build_stage(cfg)
@@ -160,8 +160,8 @@ def test_its_loss_vanishes_for_the_full_decoder_itself(
 
 
 SETTINGS = (
-    "train.batch_size=4", "train.num_valid=3", "train.val_every=1000", "train.accelerator=cpu",
-    "train.precision=32-true", "optim.lr=1e-2", "optim.warmup_steps=1", "optim.ema_decay=0.5",
+    "train.batch_size=4", "train.num_valid=3", "train.val_every=1000", "train.device=cpu",
+    "train.precision=fp32", "optim.lr=1e-2", "optim.warmup_steps=1", "optim.ema_decay=0.5",
     "guidance_decoder.network.widths=[8,8,8]", "guidance_decoder.network.blocks=[1,0,0]",
 )  # fmt: skip
 

@@ -52,12 +52,13 @@ tool | {}.safetensors out.ckpt | nan ema config_points config_side config_wide
 tool | config_{}.safetensors out.ckpt | no_json list unknown_key negative no_groups no_heads endless gigantic no_levels
 tool | config_{}.safetensors out.ckpt | no_steps text_in_numbers
 tool | unknown_make.safetensors out.ckpt |
-tool | base.ckpt {} | base.safetensors base.ckpt folder.ckpt out no/out.ckpt a_file/out.ckpt /proc/out.ckpt force=true
-tool | base.ckpt {} force=true | link.ckpt
-tool | base.ckpt control.safetensors control=control.safetensors force=true |
+tool | base.ckpt {} | base.safetensors base.ckpt folder.ckpt out no/out.ckpt a_file/out.ckpt /proc/out.ckpt
+tool | base.ckpt {} overwrite=true | base.ckpt
+tool | base.ckpt {} overwrite=true | link.ckpt
+tool | base.ckpt control.safetensors control=control.safetensors overwrite=true |
 tool | base.ckpt out.ckpt config={}.yaml | none folder binary tag nested
 tool | base.ckpt out.ckpt {} | control=none.pth control=evil.ckpt control=vae.safetensors control=
-tool | base.ckpt out.ckpt {} | seed=-1 seed=99999999999999999999 force=perhaps --force
+tool | base.ckpt out.ckpt {} | seed=-1 seed=99999999999999999999 overwrite=perhaps --overwrite
 sample | skull={}.png | none LONG aNULb pipe empty cut text bomb
 sample | skull={} | scan.dcm float.tif no_pictures pairs whole.safetensors
 sample | skull=pairs/split_data/{}.json | no_json no_lines lost absolute outside ancient infinite
@@ -79,8 +80,8 @@ sample | skull=skull.png {} | batch_size=-3 device=tpu device= precision=half
 sample | skull=skull.png out={} | a_file a_file/deep pairs NOWHERE LONG pairs+overwrite=true
 train | {} | none.yaml LONG.yaml list.yaml folder.yaml unknown.yaml skull.png tag.yaml+stage=control
 train | demo.yaml {} | stage=nothing name= optim.lr=.nan optim.lr=.inf optim.clip_norm=-1
-train | demo.yaml train.{} | max_steps=0 max_steps=many seed=-1 precision=fp8 accelerator=abacus
-train | demo.yaml train.{} | accelerator=gpu+train.devices=64
+train | demo.yaml train.{} | max_steps=0 max_steps=many seed=-1 precision=fp8 device=abacus
+train | demo.yaml train.{} | device=gpu+train.devices=64
 train | demo.yaml init={}.safetensors | none base control sdxl unknown_make config_no_groups
 train | demo.yaml {} | init=evil.ckpt sampling.control_scales=[1,2]
 train | demo.yaml data.{} | num_workers=-1 num_workers=1000000000 root=nowhere train=nested.json train=lost.json
@@ -92,7 +93,7 @@ cohort | {} | a_file pairs cohort_broken cohort_list cohort_other a_file/deep NO
 excerpt | {} new | nowhere a_file made_broken made_fieldless made_unaged made_lost made_outside
 excerpt | pairs {} | a_file pairs NOWHERE
 evaluate | {} | weihgts=3 none.yaml data.root=nowhere
-evaluate | data.root=pairs {} | split=lost split=nested num=-1 samples=0 picture_distance=far methods=[model]
+evaluate | data.root=pairs {} | split=lost split=nested num_probes=-1 num_samples=0 picture_distance=far methods=[model]
 evaluate | data.root=pairs {} | methods=model models={'a/b':'none'} models={'plain':'none.ckpt'} weights=evil.ckpt
 evaluate | data.root=pairs {} | weights=base.safetensors mapping=none.csv data.trained_on=none.json out=a_file
 evaluate | data.root=pairs {} | recognisers=[] onnx=none.onnx onnx=skull.png kid=none.pth kid=vae.safetensors

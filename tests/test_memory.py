@@ -39,9 +39,9 @@ def fitted(training: Training) -> dict[str, Tensor]:
 
 
 def test_recomputing_and_averages_elsewhere_change_no_weight(control: Callable[..., Training]) -> None:
-    plain = fitted(control("32-true", MemoryConfig()))
+    plain = fitted(control("fp32", MemoryConfig()))
     saving = MemoryConfig(recompute_control=True, recompute_unet=True, ema_on_cpu=True)
-    training = control("32-true", saving, name="saving")
+    training = control("fp32", saving, name="saving")
     assert training.stage.ema.device == torch.device("cpu")
     assert training.stage.net.unet.recomputes and training.stage.net.control_model.recomputes
     saved = fitted(training)
@@ -59,13 +59,13 @@ def changes(training: Training) -> set[str]:
 
 def test_the_frozen_part_is_exported_as_it_came(control: Callable[..., Training]) -> None:
     """In training the UNet is held in bf16, and the encoders rest on the CPU; the file has all of it in float32."""
-    training = control("bf16-mixed", MemoryConfig())
+    training = control("bf16", MemoryConfig())
     assert training.stage.net.dtype == torch.bfloat16
     assert changes(training) == {"control_model"}
 
 
 def test_an_unlocked_unet_is_trained_in_full_precision(control: Callable[..., Training]) -> None:
-    training = control("bf16-mixed", MemoryConfig(), unlocked="decoder")
+    training = control("bf16", MemoryConfig(), unlocked="decoder")
     assert training.stage.net.dtype == torch.float32
     assert changes(training) == {
         "control_model",

@@ -45,7 +45,9 @@ OTHERS = {  # the same for other programs, whose name stands first
     f"train|{ROOT}/configs/debug/control.yaml|data.root=nowhere": "this run needs files",
     "evaluate|data.root=nowhere": "data.root: ",
     "evaluate|data.root=pairs|weights=none.pth": "none.pth is missing",
-    "evaluate|data.root=pairs|nmu=3": "did you mean num?",
+    "evaluate|data.root=pairs|num=3": "num: the key is now num_probes",
+    "train|train.accelerator=cpu": "train.accelerator: the key is now train.device",
+    "tool_add_control|a.pdf|out.ckpt|force=true": "force: the key is now overwrite",
     "tool_add_control|none.ckpt|out.ckpt": "none.ckpt is missing",
     "tool_add_control|a.pdf|out.ckpt|branches=[skul]": "branches",
 }
@@ -82,6 +84,7 @@ def test_every_mistake_has_an_answer_that_does_not_wait_for_torch(tmp_path: Path
     (tmp_path / "pairs" / "split_data" / "test.json").write_text("{}")
     before = sorted(tmp_path.rglob("*"))
     answers = {f"sample|{words}": key for words, key in ANSWERS.items()} | OTHERS
+    answers |= {f"{program}|--help|all|nothing=1": "nothing: " for program in ("train", "sample", "evaluate")}
     command = [sys.executable, "-c", SCRIPT, json.dumps([*answers])]
     ended = subprocess.run(
         command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True

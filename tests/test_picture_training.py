@@ -35,8 +35,8 @@ name: whole
 out: {root}/runs
 init: {weights}
 data: {{root: {root}}}
-train: {{max_steps: 6, batch_size: 2, val_every: 100, save_every: 2, log_every: 1, num_valid: 2, accelerator: cpu,
-  precision: 32-true, accumulate: 2, export: last}}
+train: {{max_steps: 6, batch_size: 2, val_every: 100, save_every: 2, log_every: 1, num_valid: 2, device: cpu,
+  precision: fp32, accumulate: 2, export: last}}
 optim: {{lr: 1.0e-2, warmup_steps: 0}}
 losses: {{gan: 0.2, fm: 0.2, lm: 0.3, max_t: 500, sub_batch: 1, measure_every: 3, pipnet: {root}/reader.safetensors,
   discriminator: {{network: {{width: 8}}, optim: {{lr: 1.0e-3}}}}}}

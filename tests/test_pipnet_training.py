@@ -28,7 +28,7 @@ from tests.landmark_pairs import CORNERS, LAYOUT, MIRRORED, picture_of, write_la
 STILL = AugmentConfig(**dict.fromkeys(vars(AugmentConfig()), 0.0))
 TINY = [
     "train.batch_size=4", "train.num_valid=4", "train.save_every=2", "train.val_every=4",
-    "train.accelerator=cpu", "optim.lr=2e-3", "optim.warmup_steps=1", "optim.ema_decay=0.5", "pipnet.eye_corners=[0,3]",
+    "train.device=cpu", "optim.lr=2e-3", "optim.warmup_steps=1", "optim.ema_decay=0.5", "pipnet.eye_corners=[0,3]",
     "pipnet.network.image_size=64", "pipnet.network.width=0.125", "pipnet.network.num_neighbours=4",
 ]  # fmt: skip
 

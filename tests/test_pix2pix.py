@@ -189,7 +189,7 @@ def test_nobody_is_lent_his_own_skull(
 
 SETTINGS = (
     "train.batch_size=4", "train.num_valid=3", "train.val_every=1000",
-    "train.accelerator=cpu", "train.precision=32-true", "optim.lr=5e-3", "optim.warmup_steps=1",
+    "train.device=cpu", "train.precision=fp32", "optim.lr=5e-3", "optim.warmup_steps=1",
     "optim.ema_decay=0.5", "optim.weight_decay=0", "optim.beta1=0.5", "pix2pix.generator.image_size=64",
     "pix2pix.generator.width=6", "pix2pix.generator.levels=4", "pix2pix.generator.dropout=0.1",
     "pix2pix.discriminator.width=4",

@@ -275,7 +275,8 @@ def test_recommendations_of_weights(
 
 
 def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    assert sample.main(["--help"]) == 0
+    assert sample.main(["--help", "all"]) == 0
     output = capsys.readouterr().out
     for name in (*sample.SampleConfig.model_fields, *SamplingConfig.model_fields):
-        assert name in output
+        assert f"{name}=" in output or f"{name}." in output
+    assert "sampling.guidance_drops=[skull, landmarks, texture]" in output, "as the shipped weights have it"

@@ -61,7 +61,7 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 def test_unsafe_or_wrong_settings_end_with_one_message(
     setting: str, key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([setting, f"folder={tmp_path / 'studio'}", "show=false"]) == 2
+    assert main([setting, f"out={tmp_path / 'studio'}", "show=false"]) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and f"{key}: " in message
     assert not (tmp_path / "studio").exists()
@@ -319,7 +319,7 @@ class Studio:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        words = f"port=0 show=false folder={folder} steps=3 quick_steps=2 faces=2 max_mib=8 precision=fp32"
+        words = f"port=0 show=false out={folder} steps=3 quick_steps=2 num_samples=2 max_mib=8 precision=fp32"
         self.process = subprocess.Popen(
             [sys.executable, "-m", "muti_control.studio", *words.split()],
             cwd=ROOT,

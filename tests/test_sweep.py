@@ -88,7 +88,7 @@ def test_a_sweep_from_end_to_end(weights, tmp_path, capsys, monkeypatch):
         str(ROOT / "configs/evaluate/sweep.yaml"),
         f"weights={weights}",
         f"data.root={root}",
-        "num=3",
+        "num_probes=3",
     ]
     arguments += ["sweep.scales=[0.02,0.2]", "sweep.modes=[plain]", "recognisers=[picture]", "size=64"]
     arguments += ["device=cpu", "precision=fp32", "landmark_weights=skull.safetensors", "sampling.steps=3"]

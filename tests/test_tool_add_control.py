@@ -146,11 +146,11 @@ def test_existing_output_is_kept_unless_forced(base_file: Path, tmp_path: Path, 
     target = tmp_path / "out.safetensors"
     target.write_bytes(b"precious")
     assert "exists already" in refused(capsys, tmp_path, base_file, target)
-    assert "exists already" in refused(capsys, tmp_path, base_file, target, "force=false")
-    assert tool(base_file, target, "force=true") == 0
+    assert "exists already" in refused(capsys, tmp_path, base_file, target, "overwrite=false")
+    assert tool(base_file, target, "overwrite=true") == 0
     assert read_state_dict(target)[1]["format"] == "iccr-diff"
     capsys.readouterr()
-    assert "the input itself" in refused(capsys, tmp_path, base_file, base_file, "force=true")
+    assert "the input itself" in refused(capsys, tmp_path, base_file, base_file, "overwrite=true")
 
 
 def test_an_untrained_control_network_is_made_anew(base_file: Path, tmp_path: Path, capsys) -> None:
@@ -198,7 +198,7 @@ def test_a_trained_control_network_is_never_lost_unless_replaced(
     own = f"control={first}"
     assert "replace=true" in refused(capsys, tmp_path, first, tmp_path / "no.ckpt", own)
     for branches in ((), ("branches=[skull,texture]",)):  # what IN has is kept, named or not
-        assert tool(first, more, *branches, "force=true") == 0
+        assert tool(first, more, *branches, "overwrite=true") == 0
         line = capsys.readouterr().out.splitlines()[-2]
         assert (
             "first.safetensors: landmarks, skull; added: texture; not trained yet: landmarks, texture" in line
@@ -219,7 +219,7 @@ def test_a_trained_control_network_is_never_lost_unless_replaced(
     [
         (("base.safetensors", "out.bin"), "out.bin"),
         (("base.safetensors", "out.ckpt", "config=other.yaml"), "unet.norm_groups"),
-        (("base.safetensors", "out.ckpt", "focre=true"), "force"),
+        (("base.safetensors", "out.ckpt", "overwirte=true"), "overwrite"),
         (("base.safetensors", "out.ckpt", "branches=[landmarks]"), "branches"),
         (("base.safetensors", "out.ckpt", "branches=[skull,bone]"), "branches[1]"),
         (("base.safetensors", "out.ckpt", "num_landmarks=0"), "num_landmarks"),

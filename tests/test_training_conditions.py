@@ -111,7 +111,7 @@ def test_a_branch_without_data_stays_untrained_and_one_with_data_does_not(
     metadata = model_metadata(tiny_config) | untrained_metadata(NAMES)
     write_state_dict(init, ControlledLatentDiffusion(tiny_config).state_dict(), metadata)
     common = ["stage=control", "name=bare", f"out={root / 'runs'}", f"init={init}", f"data.root={root}"]
-    small = ["train.num_valid=2", "train.max_steps=1", "train.batch_size=2", "train.precision=32-true"]
+    small = ["train.num_valid=2", "train.max_steps=1", "train.batch_size=2", "train.precision=fp32"]
     training = prepare(
         parse_command_line(
             ExperimentConfig, [*common, *small, "sampling.control_scales=[1.0]", "sampling.steps=1"]
@@ -186,7 +186,7 @@ def test_the_branch_learns_and_its_effect_is_logged(
     settings = [
         *("stage=control", "name=b", f"out={root}/runs", f"init={root}/ini.safetensors", f"data.root={root}"),
         *("train.max_steps=4", "train.batch_size=2", "train.val_every=2", "train.num_valid=2"),
-        *("train.accelerator=cpu", "train.precision=32-true", "train.export=last", "optim.lr=1e-2"),
+        *("train.device=cpu", "train.precision=fp32", "train.export=last", "optim.lr=1e-2"),
         *("optim.warmup_steps=0", "optim.ema_decay=0", "sampling.steps=2", "sampling.control_scales=[1.0]"),
         *("skull.dropout=0.5", "partial.share=0.5", "sampling.guidance_scale=1"),
     ]

@@ -98,7 +98,7 @@ def test_walk_to_the_noise_loss(make_tiny_run: Callable[..., list[str]], tmp_pat
     init = tmp_path / "init.safetensors"
     fast = ["sampling.steps=1", "sampling.control_scales=[1.0]", "train.num_threads=1"]
     for stage in ("base", "control"):
-        command = make_tiny_run(1, f"stage={stage}", f"name={stage}", "train.precision=32-true", *fast)
+        command = make_tiny_run(1, f"stage={stage}", f"name={stage}", "train.precision=fp32", *fast)
         if stage == "control":
             command.append(f"init={init}")
             base = tmp_path / "pairs/runs/base/model.safetensors"

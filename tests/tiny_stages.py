@@ -34,7 +34,7 @@ class Vectors(Dataset[dict[str, Any]]):
 
 def make_experiment(stage: str, root: Path, train: dict[str, Any], **more: Any) -> ExperimentConfig:
     """Return the settings of a run in ``root``/runs/tiny, in fp32 on the CPU; ``train`` and ``more`` add to them."""
-    common = {"batch_size": 2, "num_valid": 2, "precision": "32-true", "accelerator": "cpu"}
+    common = {"batch_size": 2, "num_valid": 2, "precision": "fp32", "device": "cpu"}
     sampling = SamplingConfig(steps=2, control_scales=[1.0])
     parts = {"name": "tiny", "out": str(root / "runs"), "sampling": sampling}
     parts |= {"data": DataConfig(root=str(root)), "train": TrainConfig(**common | train)}

@@ -50,20 +50,20 @@ BMI_GROUPS = {"below 18.5": (0.0, 18.5), "18.5 to 25": (18.5, 25.0), "25 and ove
 
 
 class AnatomyConfig(Settings):
-    """What is measured.
-
-    num_subjects, seed, format: subjects 0 .. num_subjects - 1 of the cohort of that seed, in that recipe.
-    ethnicity: those of them that are measured; "all" takes everybody.
-    num_workers: processes; the figures do not depend on it.
-    out: where the figures are written (OUT.json).
-    """
+    """What is measured."""
 
     num_subjects: Annotated[int, Field(ge=10)] = 1000
+    """People 0 to num_subjects - 1 of the cohort."""
     seed: int = 1
+    """Seed of the cohort."""
     format: Literal[8, 9] = 8
+    """Recipe of the cohort."""
     ethnicity: str = "Asian"
+    """Those of them that are measured; all takes everybody."""
     num_workers: PositiveInt = 1
+    """Processes. The figures do not depend on it."""
     out: str = "benchmarks/results/anatomy"
+    """OUT.json is written."""
 
 
 @dataclass(frozen=True)

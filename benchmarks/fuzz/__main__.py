@@ -29,6 +29,7 @@ from benchmarks.fuzz.inputs import Sound
 from benchmarks.fuzz.sandbox import Try, run
 from benchmarks.results_file import table
 from settings.base import Settings
+from settings.help import help_text, is_asked
 from settings.reading import parse_command_line
 
 PROGRAMS = {
@@ -51,17 +52,18 @@ _PRINTED = 40  # failures
 
 
 class FuzzConfig(Settings):
-    """The campaign.
-
-    minutes: time limit. tries: their number; 0 stops at the time limit alone. seed, first: of the campaign, and the
-    number of its first try: try N of a seed is always the same. only: a kind of input.
-    """
+    """The campaign."""
 
     minutes: PositiveFloat = 10.0
+    """Time limit, minutes."""
     tries: NonNegativeInt = 0
+    """Number of tries; 0 stops at the time limit alone."""
     seed: NonNegativeInt = 0
+    """Seed of the campaign. Try N of a seed is always the same."""
     first: NonNegativeInt = 0
+    """Number of the first try."""
     only: str | None = None
+    """A kind of input; null takes all."""
 
 
 def finished_run(main: Callable[[list[str]], int | None], sound: Sound, folder: Path) -> dict[str, bytes]:
@@ -105,8 +107,8 @@ def campaign(config: FuzzConfig) -> tuple[Counter[str], list[tuple[int, Try, str
 
 def main(arguments: Sequence[str]) -> int:
     """Return the exit status: 0, or 1 where a promise was broken."""
-    if "-h" in arguments or "--help" in arguments:
-        print(f"{__doc__}\n{FuzzConfig.__doc__}")
+    if is_asked(arguments):
+        print(help_text(__doc__, FuzzConfig, arguments))
         return 0
     counts, failures = campaign(parse_command_line(FuzzConfig, arguments))
     broken = Counter(

@@ -37,7 +37,7 @@ SAMPLE_KEYS = (
 OTHER_KEYS = {
     "train": "stage name out init train.batch_size train.max_steps optim.lr data.root train.precision model",
     "evaluate": "weights faces mapping split num_probes batch_size data.root train_limit methods out",
-    "tool_add_control": "branches num_landmarks control config seed force",
+    "tool_add_control": "branches num_landmarks control config seed overwrite",
     "data.cohort": "num_subjects size half_field yaw variants variant_ages valid_subjects",
     "data.ct": "step bone_hu pose series biometrics max_gib size",
     "data.split": "valid test by stratify seed images_dir",

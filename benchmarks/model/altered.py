@@ -85,21 +85,25 @@ KINDS: dict[str, Change] = {
 
 
 class AlteredConfig(Settings):
-    """What is measured.
-
-    weights, landmark_weights: of the model. data.root: of the test list. people: how many, evenly over the list.
-    steps: of the sampler. prepare: which of its modes. split: the list. append: add the table to benchmarks/RESULTS.md.
-    """
+    """What is measured."""
 
     weights: str = DEMO_WEIGHTS
+    """Checkpoint of the model."""
     landmark_weights: str = SKULL_LANDMARKS
+    """Network that reads the face's landmarks off skulls."""
     data: DataSettings = DataSettings(root="cohort")
     people: Annotated[int, Field(ge=2)] = 100
+    """People, spread evenly over the list."""
     steps: PositiveInt = 5
+    """Steps of the sampler."""
     prepare: list[Prepare] = ["off", "auto"]
+    """Values of prepare to try."""
     split: Literal["valid", "test"] = "test"
+    """List of the people."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
     append: bool = False
+    """Add the table to benchmarks/RESULTS.md."""
 
 
 def work(cfg: AlteredConfig, arguments: Sequence[str]) -> None:

@@ -52,19 +52,18 @@ JUDGES = {"descriptor": descriptor_distances, "points": procrustes_distances}
 
 
 class CeilingConfig(Settings):
-    """What is measured.
-
-    cohort: folder of `python -m data.cohort` with ceiling=true.
-    gallery: how many test subjects, the first of the list; 0 takes all.
-    detector: let dlib look for each face instead of taking the place that the cohort's camera puts it at.
-    seed: of the donors and of the bootstrap.  out: OUT.json.
-    """
+    """What is measured."""
 
     cohort: str = "cohort"
+    """Folder of data.cohort with ceiling=true."""
     gallery: int = 500
+    """Test people, the first of the list; 0 takes all."""
     detector: bool = False
+    """Let dlib look for each face; false takes the place where the cohort's camera has it."""
     seed: int = 0
+    """Seed of the donors and of the bootstrap."""
     out: str = "benchmarks/results/ceiling"
+    """OUT.json is written."""
 
 
 @dataclass(frozen=True)

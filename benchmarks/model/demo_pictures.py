@@ -59,37 +59,41 @@ OPEN_CT = "data/ct/open_ct_skull.png", "data/ct/open_ct_face.png"
 
 
 class CtConfig(Settings):
-    """A CT as `python -m data.ct` draws it, and what is said of the person.
-
-    skull, face: its pictures. Default: the open CT's (see data/ct/README.md), of which neither sex nor age is known.
-    face=null: its skin is not shown.
-    """
+    """A CT as data.ct draws it, and what is said of the person; by default the open CT (data/ct/README.md)."""
 
     skull: str = OPEN_CT[0]
+    """Its skull picture."""
     face: str | None = OPEN_CT[1]
+    """Its face picture; null does not show it."""
     sex: str = "male"
+    """What is said of the person."""
     age: float = 40
+    """What is said of the person, years."""
     ethnicity: str = "Caucasian"
+    """What is said of the person."""
 
 
 class PicturesConfig(Settings):
-    """What is drawn.
-
-    weights: a control model. landmark_weights: the network that reads skulls, for weights with a landmark branch.
-    data.root: folder of `python -m data.cohort`. out: folder for the pictures; those of an earlier run are replaced.
-    only: names of pictures; all. ct: the head CT of ct.png. seed, batch_size, device, precision: as for sample.py.
-    """
+    """What is drawn."""
 
     weights: str = DEMO_WEIGHTS
+    """Checkpoint of the model."""
     landmark_weights: str = SKULL_LANDMARKS
+    """Network that reads the face's landmarks off skulls."""
     data: DataConfig = DataConfig()
     out: str = "models/demo/pictures"
+    """Folder of the pictures; those of an earlier run are replaced."""
     only: list[Annotated[str, one_of(PICTURES)]] = []
+    """Names of pictures; [] draws all."""
     ct: CtConfig = CtConfig()
     seed: NonNegativeInt = 0
+    """Seed of the first face."""
     batch_size: PositiveInt = 4
+    """Faces drawn together."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
     precision: str = "auto"
+    """auto, fp32, bf16, fp16."""
 
 
 @dataclass

@@ -48,28 +48,32 @@ Face = TypeVar("Face")
 
 
 class DataPart(Settings):
-    """root: folder of ``python -m data.cohort``."""
+    """The people."""
 
     root: str = "cohort"
+    """Folder of data.cohort."""
 
 
 class EditsConfig(Settings):
-    """What is measured.
-
-    results: folder of evaluate.py. weights: whose autoencoder the true faces go through, null for none.
-    landmark_weights: the network that reads faces. by: some of network, dlib. num: people of each edit.
-    out: JSON file. append: add the table to benchmarks/RESULTS.md.
-    """
+    """What is measured."""
 
     results: str
+    """Folder of an evaluation by evaluate.py."""
     data: DataPart = DataPart()
     weights: str | None = "models/demo/iccr_demo.safetensors"
+    """Model whose autoencoder the true faces go through; null leaves them out."""
     landmark_weights: str = "models/demo/pipnet_face.safetensors"
+    """Network that reads landmarks off faces."""
     by: Annotated[list[Literal["network", "dlib"]], Field(min_length=1)] = ["network", "dlib"]
+    """Readers of the landmarks."""
     num: Annotated[int, Field(ge=2)] = 60
+    """People of each edit."""
     seed: int = 0
+    """Seed of the bootstrap."""
     out: str = "benchmarks/results/edits.json"
+    """JSON file to write."""
     append: bool = False
+    """Add the table to benchmarks/RESULTS.md."""
 
 
 def picture(path: Path) -> Tensor:

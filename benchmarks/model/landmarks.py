@@ -43,22 +43,24 @@ SIDE = 256
 
 
 class LandmarksConfig(Settings):
-    """What is measured.
-
-    cohort: folder of `python -m data.cohort`. split: the subjects that are asked about.
-    face, skull: files of the two networks. resamples: of the bootstrap. seed: of it.
-    eye_corners: indices of the outer eye corners; null: those of a known layout.
-    out: OUT.json, OUT_ced.png and OUT_faces.png, OUT_skulls.png.
-    """
+    """What is measured."""
 
     cohort: str = "cohort"
+    """Folder of data.cohort."""
     split: Literal["test", "valid"] = "test"
+    """List of the people."""
     face: str = "models/demo/pipnet_face.safetensors"
+    """Network that reads landmarks off faces."""
     skull: str = "models/demo/pipnet_skull.safetensors"
+    """Network that reads the face's landmarks off skulls."""
     resamples: Annotated[int, Field(ge=100)] = 10_000
+    """Draws of the bootstrap."""
     seed: int = 0
+    """Seed of the bootstrap."""
     eye_corners: EyeCorners | None = None
+    """Indices of the outer eye corners; null takes those of a known layout."""
     out: str = "benchmarks/results/landmarks"
+    """OUT.json, OUT_ced.png, OUT_faces.png and OUT_skulls.png are written."""
 
 
 class WithoutBone(LandmarkDataset):

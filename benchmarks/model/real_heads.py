@@ -56,26 +56,31 @@ OTHER_AGE = 20  # years
 
 
 class RealHeadsConfig(Settings):
-    """What is measured.
-
-    people: sex, age, ethnicity and body mass (1 to 5) of each scan, with commas. others: skulls of test people.
-    faces: drawn of each skull, from seed on. guesses: also tell other attributes. steps: of the sampler.
-    weights, landmark_weights: of the model. face_weights: the network that reads landmarks off faces.
-    data.root: of the test list. append: add the table to benchmarks/RESULTS.md.
-    """
+    """What is measured."""
 
     people: Annotated[list[str], Field(min_length=1)]
+    """Sex, age, ethnicity and body mass (1 to 5) of each scan, with commas."""
     others: PositiveInt = 20
+    """Skulls of test people."""
     faces: PositiveInt = 4
+    """Faces of each skull."""
     seed: int = 0
+    """Seed of the first face."""
     guesses: bool = True
+    """Also tell other attributes."""
     steps: PositiveInt = 20
+    """Steps of the sampler."""
     weights: str = DEMO_WEIGHTS
+    """Checkpoint of the model."""
     landmark_weights: str = SKULL_LANDMARKS
+    """Network that reads the face's landmarks off skulls."""
     face_weights: str = "models/demo/pipnet_face.safetensors"
+    """Network that reads landmarks off faces."""
     data: DataSettings = DataSettings(root="cohort")
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
     append: bool = False
+    """Add the table to benchmarks/RESULTS.md."""
 
 
 class Judge:

@@ -44,19 +44,22 @@ Steps = Annotated[int, Field(ge=1, le=999)]
 
 
 class SamplersConfig(Settings):
-    """What is compared.
-
-    weights: the model. manifest: whose skulls; num: how many of them. steps: numbers of steps to try.
-    reference_steps: of the solution that counts as converged. append: add the table to benchmarks/RESULTS.md.
-    """
+    """What is compared."""
 
     weights: str = "models/demo/iccr_demo.safetensors"
+    """Checkpoint of the model."""
     manifest: str = "data/split_data/test.json"
+    """List of the skulls."""
     num: PositiveInt = 6
+    """Skulls, the first of the list."""
     steps: Annotated[list[Steps], Field(min_length=1)] = [10, 20, 50]
+    """Numbers of steps to try."""
     reference_steps: Steps = 400
+    """Steps of the solution that counts as converged."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
     append: bool = False
+    """Add the table to benchmarks/RESULTS.md."""
 
 
 def differences(

@@ -72,25 +72,28 @@ VARIANTS = {
 
 
 class SpeedConfig(Settings):
-    """What is timed.
-
-    model: YAML of the architecture. device: auto, cpu, cuda. size: px. batches: pictures drawn together.
-    variants: names of VARIANTS (_last: channels-last, as bf16 always is); empty takes those that suit the device,
-    without compilation on the CPU.
-    steps: denoising steps of the whole sampling; 0 leaves it out. reps: timed repetitions, after `warmup` untimed.
-    out: JSON file with every time. append: add the table to benchmarks/RESULTS.md.
-    """
+    """What is timed."""
 
     model: str = str(SD15_CONFIG)
+    """YAML of the architecture."""
     device: str = "auto"
+    """auto, cpu, cuda."""
     size: PositiveInt = 256
+    """Side of the pictures, px."""
     batches: Annotated[list[PositiveInt], Field(min_length=1)] = [1]
+    """Pictures drawn together."""
     variants: list[Annotated[str, one_of(VARIANTS)]] = []
+    """Names of VARIANTS; [] takes those that suit the device, without compilation on the CPU."""
     steps: NonNegativeInt = 0
+    """Denoising steps of the whole sampling; 0 leaves it out."""
     reps: PositiveInt = 7
+    """Timed repetitions."""
     warmup: NonNegativeInt = 1
+    """Repetitions before them that are not timed."""
     out: str = "benchmarks/results/speed.json"
+    """JSON file with every time."""
     append: bool = False
+    """Add the table to benchmarks/RESULTS.md."""
 
 
 def build(names: Sequence[str], cfg: SpeedConfig, device: torch.device) -> dict[str, Variant]:

@@ -36,8 +36,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 SAVE_EVERY = 7
 CONFIG = """
 stage: base
-train: {batch_size: 2, accumulate: 2, val_every: 40, log_every: 1, num_valid: 4, num_threads: 1, precision: 32-true,
-  accelerator: cpu}
+train: {batch_size: 2, accumulate: 2, val_every: 40, log_every: 1, num_valid: 4, num_threads: 1, precision: fp32,
+  device: cpu}
 optim: {warmup_steps: 10, schedule: cosine, ema_decay: 0.9}
 sampling: {steps: 2, control_scales: [1.0]}
 model:
@@ -50,18 +50,19 @@ model:
 
 
 class KillConfig(Settings):
-    """The trial.
-
-    kills, terms: numbers of SIGKILL and of SIGTERM, in random order. steps: of the run. With too few it ends before all
-    signals are sent, which is a failure. reach: a signal comes 1 to so many steps after its start, and a random part of
-    a step; one signal in five comes while the program starts. seed: of the moments.
-    """
+    """The trial: a run is killed and continued at random moments. One signal in five comes while the program
+    starts."""
 
     kills: int = 10
+    """Number of SIGKILL."""
     terms: int = 5
+    """Number of SIGTERM."""
     steps: int = 400
+    """Steps of the run. With too few it ends before all signals are sent, which is a failure."""
     reach: int = 20
+    """A signal comes 1 to so many steps after a start, and a random part of a step."""
     seed: int = 0
+    """Seed of the moments."""
 
 
 @dataclass(frozen=True)

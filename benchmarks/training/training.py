@@ -38,27 +38,32 @@ CLOCKS = {"wall": "seconds", "cpu": "cpu_seconds"}
 
 
 class TrainingConfig(Settings):
-    """What is timed.
-
-    model: YAML of the architecture. device: auto, cpu, cuda. size: px. batch: pictures a step.
-    variants: names of benchmarks.training.training_steps.WAYS, the first is what the others are compared with.
-    rounds: processes of each variant. reps: timed steps of each, after `warmup` untimed. threads: of torch on the CPU,
-    0 for its own choice. clock: wall, or cpu: the processor's own seconds, of all threads. out: JSON file with every
-    time. append: add the table to benchmarks/RESULTS.md.
-    """
+    """What is timed."""
 
     model: str = str(SD15_CONFIG)
+    """YAML of the architecture."""
     device: str = "auto"
+    """auto, cpu, cuda."""
     size: PositiveInt = 256
+    """Side of the pictures, px."""
     batch: PositiveInt = 1
+    """Pictures of a step."""
     variants: Annotated[list[Annotated[str, one_of(WAYS)]], Field(min_length=1)] = ["original", "ours"]
+    """Names of benchmarks.training.training_steps.WAYS. The others are compared with the first."""
     rounds: PositiveInt = 2
+    """Processes of each variant."""
     reps: PositiveInt = 3
+    """Timed steps of each process."""
     warmup: NonNegativeInt = 1
+    """Steps before them that are not timed."""
     threads: NonNegativeInt = 0
+    """Threads of torch on the CPU; 0 leaves it to torch."""
     clock: Literal["wall", "cpu"] = "wall"
+    """wall, or cpu: the processor's own seconds, of all threads."""
     out: str = "benchmarks/results/training.json"
+    """JSON file with every time."""
     append: bool = False
+    """Add the table to benchmarks/RESULTS.md."""
 
 
 def measured(cfg: TrainingConfig, variant: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Convert models between our single file and the folder layout of the diffusers library (the extra `diffusers`).
 
     python -m cldm.diffusers_folder export IN.safetensors OUT_FOLDER [config=YAML]
-    python -m cldm.diffusers_folder import IN_FOLDER OUT.safetensors [variant=fp16] [image_size=256] [force=true]
+    python -m cldm.diffusers_folder import IN_FOLDER OUT.safetensors [variant=fp16] [image_size=256] [overwrite=true]
     python -m cldm.diffusers_folder import CONTROLNET_FOLDER OUT.safetensors base=BASE.safetensors [config=YAML]
 
 export: StableDiffusionControlNetPipeline.from_pretrained loads OUT_FOLDER; where IN has no control network,
@@ -12,7 +12,7 @@ README.md in the folder says which ones. config=YAML names the architecture of a
 import: IN_FOLDER is Stable Diffusion 1.x as downloaded from a hub, or an exported folder. Weights are read from
 .safetensors or .bin, whole or in shards; variant=fp16 prefers files of that variant. Without controlnet/ the result
 is a base model for tool_add_control.py. A folder that is a single ControlNet goes onto base=BASE.
-image_size is the side of the pictures in px, if not the folder's. An existing OUT is kept unless force=true.
+image_size is the side of the pictures in px, if not the folder's. An existing OUT is kept unless overwrite=true.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 from cldm.controlled import architecture_of
 from ldm.checkpoint import check_writable, key_table, read_state_dict, sha256, write_state_dict
 from settings.base import Settings
+from settings.help import help_text, is_asked
 from settings.messages import ConfigError
 from settings.program import Program
 from settings.reading import parse_command_line
@@ -33,18 +34,23 @@ USAGE = (__doc__ or "").strip()
 
 
 class ExportConfig(Settings):
-    """The settings behind ``export IN OUT``; the module's docstring says what each does."""
+    """The settings behind ``export IN OUT``."""
 
     config: str | None = None
+    """YAML of the architecture, where the file does not carry it; null takes models/cldm_v15.yaml."""
 
 
 class ImportConfig(ExportConfig):
     """The settings behind ``import IN OUT``."""
 
     variant: str | None = None
+    """Prefer files of this variant, such as fp16."""
     image_size: int | None = None
+    """Side of the pictures, px; null takes the folder's."""
     base: str | None = None
-    force: bool = False
+    """Checkpoint that a single ControlNet goes onto."""
+    overwrite: bool = False
+    """Replace an existing OUT."""
 
 
 def run_export(source: Path, target: Path, options: ExportConfig) -> None:
@@ -81,8 +87,8 @@ def run_import(source: Path, target: Path, options: ImportConfig) -> None:
     from cldm.diffusers_folder.importing import import_control, import_folder, is_lone_control
 
     check_writable(target)
-    if target.exists() and not options.force:
-        raise ValueError(f"{target} exists already; choose another name, or add force=true to replace it")
+    if target.exists() and not options.overwrite:
+        raise ValueError(f"{target} exists already; choose another name, or add overwrite=true to replace it")
     alone = is_lone_control(source)
     if alone and options.base is None:
         raise ConfigError(f"{source} is a single ControlNet; say what it goes onto with base=CHECKPOINT")
@@ -145,8 +151,8 @@ def quieten() -> None:
 def main(argv: Sequence[str]) -> int:
     """Return the exit status (see :class:`settings.program.Program`)."""
     with Program(PROGRAM, "interrupted, nothing written") as end:
-        if any(argument in ("-h", "--help") for argument in argv):
-            print(USAGE)
+        if is_asked(argv):
+            print(help_text(__doc__, ImportConfig, []))
             return end.status
         try:
             quieten()

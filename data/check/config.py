@@ -12,26 +12,24 @@ from settings.base import Settings, expect
 
 
 class CheckConfig(Settings):
-    """What is examined, and where the report goes.
-
-    Attributes:
-        out: folder for findings.csv, findings.json and sheet.png, replaced by every run; empty writes nothing.
-        ignore: names of checks to leave out, with commas between them.
-        tolerance: factor on every limit that is relative to the data set; 2 reports only what sticks out twice as far.
-        sheet_cases: pictures on the sheet, at most.
-        images_dir: folder that holds the skulls' and the faces' folder; empty finds it beside the manifest.
-        skull_folder, face_folder: their names; empty finds the spellings in use.
-        num_workers: processes; 0 takes one a core. The findings do not depend on it.
-    """
+    """What is examined, and where the report goes."""
 
     out: str = "results/check"
+    """Folder of findings.csv, findings.json and sheet.png, replaced by every run; empty writes nothing."""
     ignore: str = ""
+    """Names of checks to leave out, with commas between them."""
     tolerance: Annotated[float, Field(ge=0.1, le=100)] = 1.0
+    """Factor on every limit that is relative to the data set."""
     sheet_cases: Annotated[int, Field(ge=1, le=400)] = 40
+    """Pictures on the sheet, at most."""
     images_dir: str = ""
+    """Folder that holds the skulls' and the faces' folder; empty finds it beside the list."""
     skull_folder: str = ""
+    """Name of the skulls' folder; empty finds the spellings in use."""
     face_folder: str = ""
+    """Name of the faces' folder; empty finds the spellings in use."""
     num_workers: Annotated[int, Field(ge=0, le=256)] = 0
+    """Processes; 0 takes one a core. The findings do not depend on it."""
 
     @property
     def ignored(self) -> frozenset[str]:

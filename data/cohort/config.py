@@ -23,47 +23,58 @@ PACKAGES = {"embreex": "embreex", "scipy": "scipy"}
 
 
 class CohortConfig(Settings):
-    """A cohort. The settings in ``EXTRAS`` do not change its pairs: they add pictures, now or in a later run.
+    """A cohort. The settings in ``EXTRAS`` do not change its pairs: they add pictures, now or in a later run."""
 
-    Attributes:
-        format: recipe 8, or 9, which varies pose, lamp, surface, teeth, jaw, neck and body mass as in CTs.
-        num_subjects: how many people; one skull and face pair each.
-        seed: of the whole cohort.
-        size: side of the pictures in px.
-        valid_subjects, test_subjects: held-out people; -1 takes 5 % and 10 % of all, and at least 2.
-        half_field: half of the side of the camera's field in mm, at least 135.
-        center_y: height (mm above the middle of the eyes) seen in the middle of the picture.
-        yaw, pitch: pose in degrees, the same for everyone.
-        views: further pairs of every subject, turned by up to 12 degrees sideways and 8 up or down; in format 9 by up
-            to 6 degrees about all axes, under another lamp and with another surface of the bone.
-        variants: how many subjects get faces at other ages, body masses and styles over their one skull picture; those
-            of the test split first, then of valid, then of train.
-        variant_ages, variant_masses: years and levels of these faces; a subject's own level is left out.
-        variant_styles: how many other scanner protocols.
-        ceiling: also draw, for the test subjects, the face to be expected from skull and prompt, in the true face's
-            surface style and in a neutral one.
-        shards: also pack everything into one zip file, in the folder ``packed``.
-        num_workers: processes; the pictures do not depend on it.
-    """
+    often = (
+        "num_subjects",
+        "seed",
+        "size",
+        "valid_subjects",
+        "test_subjects",
+        "format",
+        "views",
+        "variants",
+        "ceiling",
+        "num_workers",
+    )
 
     format: Literal[8, 9] = FORMAT_VERSION
+    """Recipe 8, or 9, which varies pose, lamp, surface, teeth, jaw, neck and body mass as in CTs."""
     num_subjects: Annotated[int, Field(ge=1, le=99_999)] = 300
+    """People, with one pair of skull and face each."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of the whole cohort."""
     size: Annotated[int, Field(ge=64, le=1024)] = 256
+    """Side of the pictures, px."""
     valid_subjects: int = -1
+    """People of the validation list; -1 takes 5 % of all, at least 2."""
     test_subjects: int = -1
+    """People of the test list; -1 takes 10 % of all, at least 2."""
     half_field: Annotated[float, Field(ge=135, le=400)] = 140.0
+    """Half the side of the camera's field, mm."""
     center_y: Annotated[float, Field(ge=-60, le=60)] = -11.0
+    """Height above the middle of the eyes that is seen in the middle of the picture, mm."""
     yaw: Annotated[float, Field(ge=-14, le=14)] = 0.0
+    """Turn of every head to the side, degrees."""
     pitch: Annotated[float, Field(ge=-12, le=12)] = 0.0
+    """Turn of every head up or down, degrees."""
     views: Annotated[int, Field(ge=0, le=20)] = 0
+    """Further pairs of every person, turned (format 8: up to 12 degrees; format 9: up to 6, with other light
+    and bone surface)."""
     variants: NonNegativeInt = 0
+    """People with faces at other ages, body masses and styles; those of the test list first."""
     variant_ages: list[Annotated[int, Field(ge=14, le=99)]] = [22, 40, 57, 72]
+    """Ages of these faces, years."""
     variant_masses: list[Annotated[int, Field(ge=1, le=5)]] = [1, 2, 3, 4, 5]
+    """Body mass levels of these faces."""
     variant_styles: Annotated[int, Field(ge=0, lt=NUM_PROTOCOLS)] = 2
+    """Other scanner protocols of these faces."""
     ceiling: bool = False
+    """Also draw the expected faces of the test people, in the true surface style and in a neutral one."""
     shards: bool = False
+    """Also pack everything into one zip file, in the folder packed."""
     num_workers: Annotated[int, Field(ge=1, le=256)] = 1
+    """Processes. The pictures do not depend on it."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -26,11 +26,14 @@ _VISIBLE, _HIDDEN = (255, 70, 50), (120, 120, 140)
 
 
 class SheetConfig(Settings):
-    """See the head of this file."""
+    """What the sheet shows."""
 
     num: Annotated[int, Field(ge=1)] = 24
+    """People, spread evenly over the list."""
     list: str = "train.json"
+    """File of split_data; variants.json shows what edits do."""
     across: Annotated[int, Field(ge=1)] = 4
+    """People in a row."""
 
 
 def cohort_sheet(records: list[Record], across: int = 4, size: int = 256) -> np.ndarray:

@@ -15,39 +15,50 @@ PACKAGES = {**cohort.PACKAGES, "pydicom": "pydicom", "vtkmodules": "vtk"}
 
 
 class CtConfig(Settings):
-    """How a scan becomes a pair.
+    """How a scan becomes a pair."""
 
-    Attributes:
-        biometrics: CSV of the patients (id, sex, age, ethnicity, body_mass or bmi or height and weight). Given, IN is a
-            folder with one folder or file a patient, named by id; empty, IN is one scan.
-        series: SeriesNumber or SeriesInstanceUID to take; "" takes the best.
-        pose: "auto", "yaw,pitch,roll" in degrees, or a JSON file with landmarks in the scan's LPS mm.
-        step: of the grid the scan is resampled to, in mm.
-        bone_hu: density at which bone begins.
-        offset: added to every value, for volumes stored without their rescaling (-1024 is usual).
-        rescale: "header", or "auto": where the values are no Hounsfield units, the linear map that brings air to -1000
-            and soft tissue to 40 is applied.
-        max_gib: largest volume that is read.
-        size, half_field, center_y: of the pictures; the cohort's.
-        meshes: also write both surfaces as PLY.
-        private: folder for the salt and the list of codes; default: OUT with ".private" added.
-        num_workers: processes, in a batch.
-    """
+    often = (
+        "biometrics",
+        "series",
+        "pose",
+        "bone_hu",
+        "offset",
+        "rescale",
+        "size",
+        "meshes",
+        "private",
+        "num_workers",
+    )
 
     biometrics: str = ""
+    """CSV of the patients (id, sex, age, ethnicity, body_mass or bmi or height and weight); IN is then a
+    folder with one folder or file a patient, and else one scan."""
     series: str = ""
+    """SeriesNumber or SeriesInstanceUID to take; empty takes the best."""
     pose: str = "auto"
+    """auto, "yaw,pitch,roll" in degrees, or a JSON file with landmarks in the scan's LPS mm."""
     step: Annotated[float, Field(ge=0.5, le=2.5)] = 1.0
+    """Grid that the scan is resampled to, mm."""
     bone_hu: Annotated[float, Field(ge=100, le=800)] = 220.0
+    """Density at which bone begins, HU."""
     offset: Annotated[float, Field(ge=-40000, le=40000)] = 0.0
+    """Added to every value, for volumes stored without their rescaling (-1024 is usual), HU."""
     rescale: Literal["header", "auto"] = "header"
+    """auto brings air to -1000 and soft tissue to 40 HU where the values are no HU."""
     max_gib: Annotated[float, Field(ge=0.01, le=64)] = 1.5
+    """Largest volume that is read, GiB."""
     size: Annotated[int, Field(ge=64, le=1024)] = 256
+    """Side of the pictures, px."""
     half_field: Annotated[float, Field(ge=135, le=400)] = 140.0
+    """Half the side of the camera's field, mm."""
     center_y: Annotated[float, Field(ge=-60, le=60)] = -11.0
+    """Height above the middle of the eyes that is seen in the middle of the picture, mm."""
     meshes: bool = True
+    """Also write both surfaces as PLY."""
     private: str = ""
+    """Folder of the salt and the list of codes; empty takes OUT with ".private" added."""
     num_workers: Annotated[int, Field(ge=1, le=256)] = 1
+    """Processes, for a folder of patients."""
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that the pictures depend on; runs with the same identity may share a folder."""

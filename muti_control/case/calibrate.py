@@ -63,29 +63,32 @@ JAWLESS, JAW_RIDGE, JAW_LIMIT = 250, 0.1, 0.2
 
 
 class DataSettings(Settings):
-    """root: folder with pairedCS/ and split_data/."""
+    """The people."""
 
     root: str = "data"
+    """Folder with pairedCS/ (pictures) and split_data/ (lists)."""
 
 
 class CalibrateConfig(Settings):
-    """weights: the file to calibrate. data: of its training.
-
-    train_skulls: at most so many for the reference. planted: test skulls for each planted kind; 0 leaves the check
-    as it is.
-    cache: folder of the landmarks of drawn faces. people: at most so many of each list. num_samples: faces for each.
-    evaluation: results folder or metrics.json of an evaluation of these weights.
-    """
+    """What is measured for a weights file."""
 
     weights: str = DEMO_WEIGHTS
+    """The file to calibrate."""
     data: DataSettings = DataSettings()
     train_skulls: PositiveInt = 800
+    """Training skulls at most, for the reference of the input check."""
     planted: NonNegativeInt = 100
+    """Test skulls for each planted kind of mistake; 0 leaves the input check as it is."""
     cache: str | None = None
+    """Folder of the landmarks of drawn faces; null leaves the spread as it is."""
     people: PositiveInt | None = None
+    """People at most of each list; null takes all."""
     num_samples: PositiveInt = 8
+    """Faces of each person."""
     evaluation: str | None = None
+    """Folder or metrics.json of an evaluation of these weights, for the error rates."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
 
 
 def calibrate(cfg: CalibrateConfig) -> None:

@@ -27,13 +27,18 @@ Format = Literal["pdf", "html"]
 
 
 class ReportConfig(Settings):
-    """case_number, examiner, notes: printed as they are. format: pdf writes both files, html the page alone."""
+    """What is printed in the report."""
 
     case_number: str = ""
+    """Printed as it is."""
     examiner: str = ""
+    """Printed as it is."""
     notes: str = ""
+    """Printed as they are."""
     format: Format = "pdf"
+    """pdf writes a page (HTML) too, html the page alone."""
     zip: bool = False
+    """Also write a zip file of the whole case."""
 
 
 def write_report(folder: Path, heading: Heading, format: Format = "pdf") -> list[Path]:

@@ -22,9 +22,10 @@ from settings.base import Settings
 
 
 class VerifyConfig(Settings):
-    """head: hash of an entry that the log must have; its first 16 digits serve."""
+    """What must be in the log."""
 
     head: str | None = Field(None, pattern="^[0-9a-f]{16,64}$")
+    """Hash of an entry that the log must have; its first 16 digits serve."""
 
 
 @dataclass(frozen=True)

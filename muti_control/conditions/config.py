@@ -11,42 +11,34 @@ from settings.base import Settings, Share
 
 
 class LandmarkConditionConfig(Settings):
-    """How landmarks are shown in training, for a model with a landmark branch.
-
-    predicted: files of landmarks that networks read off the skulls, of training and validation pairs.
-    known_share: of the pairs that have known and predicted landmarks, how often the known ones are shown.
-    dropout: chance that a pair's landmarks are left out, so that the model also works without.
-    """
+    """Landmarks in training, for a model with a landmark branch."""
 
     predicted: list[str] = []
+    """Files of landmarks that networks read off the skulls, of training and validation pairs."""
     known_share: Share = 0.5
+    """How often the known landmarks are shown, where a pair has known and predicted ones."""
     dropout: Share = 0.2
+    """Chance that a pair's landmarks are left out, so that the model also works without."""
 
 
 class TextureConditionConfig(Settings):
-    """How exemplars are shown in training, for a model with a texture branch.
-
-    dropout: chance that a pair's exemplar is left out, so that the model also works without.
-    """
+    """Exemplars of the skin in training, for a model with a texture branch."""
 
     dropout: Share = 0.2
+    """Chance that a pair's exemplar is left out, so that the model also works without."""
 
 
 class SkullConditionConfig(Settings):
-    """How skulls are shown in training.
-
-    dropout: chance that a pair's skull is left out, so that landmarks, texture and text, or the text alone, also
-    draw a face.
-    """
+    """Skulls in training."""
 
     dropout: Share = 0.0
+    """Chance that the skull is left out, so that the rest also draws a face."""
 
 
 class PartialSkullConfig(Settings):
-    """Training skulls of which bone is missing, so that a damaged skull still gives a face and good landmarks.
-
-    share: of the training skulls. regions: which part then, each as often (mandible, vault, left, right).
-    """
+    """Training skulls of which bone is missing, so that a damaged skull still gives a face and good landmarks."""
 
     share: Share = 0.0
+    """Share of the training skulls that lose a part."""
     regions: Annotated[list[Region], Field(min_length=1)] = list(REGIONS)
+    """Which part then, each as often."""

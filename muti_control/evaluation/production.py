@@ -182,7 +182,7 @@ class _Production:
         def add(
             purpose: str, cases: Sequence[Case], how: SamplingConfig = sampling, more: bool = False
         ) -> None:
-            seeds = [cfg.seed + k * num for k in (range(1, cfg.samples) if more else range(1))]
+            seeds = [cfg.seed + k * num for k in (range(1, cfg.num_samples) if more else range(1))]
             guided = how.control_end > 0
             if purpose.startswith("shuffled") and plan.guidance[name].names_files:
                 guided = False  # files named after the probe hold the probe's points, with any skull

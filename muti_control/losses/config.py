@@ -12,14 +12,12 @@ from settings.base import Settings, Share, expect
 
 
 class DiscriminatorConfig(Settings):
-    """The discriminator for realism and feature matching; it is trained together with the network that it judges.
-
-    init: file of its weights (discriminator.safetensors); null: fresh weights. every: it steps at every so many steps.
-    network: its architecture, without ``init``. optim: its own optimizer.
-    """
+    """The discriminator for realism and feature matching, trained together with the network that it judges."""
 
     init: str | None = None
+    """File of its weights (discriminator.safetensors); null means fresh weights."""
     every: PositiveInt = 1
+    """It steps at every so many steps."""
     network: PatchGanConfig = PatchGanConfig()
     optim: OptimConfig = OptimConfig(lr=1e-4, beta1=0.5, warmup_steps=0, clip_norm=0.0, ema_decay=0.0)
 
@@ -37,24 +35,26 @@ def _expect_channels(discriminator: DiscriminatorConfig, num: int) -> None:
 class AutoencoderStageConfig(Settings):
     """Loss of the autoencoder stage: |x - x_hat| + edge_weight |grad x - grad x_hat| + kl_weight KL / pixels + more.
 
-    texture_weight: weight of the difference in surface roughness (``losses.autoencoder.texture_loss``). Without it and
-    gan, the decoder wipes out grain and noise.
-    gan: realism (LSGAN): norm of its gradient on the decoder's last layer, relative to all other terms; 0: no
-    discriminator. gan_ramp_steps: steps of its linear rise. discriminator: its input is a single picture.
-    With texture_weight or gan, the best validation (train.export=best) has the least difference in roughness. Otherwise
-    it has the highest PSNR, which the smoothest picture would win.
-    crop_size: side in px of the random training crops, 0 for whole pictures; validation uses whole pictures.
-    on_skulls: train on the skull pictures as well.
+    Without texture_weight and gan, the decoder wipes out grain and noise. With one of them, the best validation
+    (train.export=best) has the least difference in roughness. Otherwise it has the highest PSNR, which the smoothest
+    picture would win.
     """
 
     crop_size: NonNegativeInt = 0
+    """Side of the random training crops, px; 0 takes whole pictures."""
     edge_weight: NonNegativeFloat = 1.0
+    """Weight of the difference of the gradients."""
     kl_weight: NonNegativeFloat = 1e-6
+    """Weight of the KL divergence of the latents."""
     texture_weight: NonNegativeFloat = 0.0
+    """Weight of the difference in surface roughness; 0 switches it off."""
     gan: NonNegativeFloat = 0.0
+    """Realism (LSGAN): norm of its gradient relative to all other terms; 0 means no discriminator."""
     gan_ramp_steps: NonNegativeInt = 0
+    """Steps in which gan rises linearly to its value."""
     discriminator: DiscriminatorConfig = DiscriminatorConfig(network=PatchGanConfig(in_channels=3))
     on_skulls: bool = False
+    """Train on the skull pictures as well."""
 
     @model_validator(mode="after")
     def _judges_single_pictures(self) -> Self:
@@ -63,50 +63,49 @@ class AutoencoderStageConfig(Settings):
 
 
 class GrainStageConfig(Settings):
-    """The grain stage, whose loss is ``losses.autoencoder.texture_loss`` of decoded pictures with grain.
-
-    filters: noise filters of a new head, where ``init`` has none. crop_size: side in px of the random training windows;
-    validation uses whole pictures. crops: windows of each decoded picture. exemplars: share of samples whose surface
-    follows another face of the same style (the manifest's "texture") in place of the decoded face; with 0, a new head
-    has no input for an exemplar.
-    """
+    """The grain stage: the difference in surface roughness of decoded pictures with grain."""
 
     filters: Annotated[int, Field(ge=1, le=64)] = 8
+    """Noise filters of a new head, where init has none."""
     crop_size: Annotated[int, Field(ge=32, le=4096)] = 96
+    """Side of the random training windows, px. Validation uses whole pictures."""
     crops: Annotated[int, Field(ge=1, le=256)] = 4
+    """Windows of each decoded picture."""
     exemplars: Share = 0.0
+    """Share of samples whose surface follows another face."""
 
 
 class LossesConfig(Settings):
-    """Losses of the control stage on the decoded face (of the predicted clean latent), beside the noise loss.
-
-    gan, fm, lm: realism (LSGAN), feature matching in the discriminator, landmarks; 0 switches a term off.
-    by: "ratio": gan, fm and lm are norms of the terms' gradients on the control network, relative to the noise loss's;
-    the weights follow from measurements. "weight": they are the weights.
-    noise: weight of the noise loss. ramp_steps: steps in which gan, fm and lm rise linearly to their values.
-    min_t, max_t: only samples with min_t <= t <= max_t are decoded. sub_batch: at most so many of a micro-batch, at
-    random. chunk: so many are decoded at a time; it changes memory and nothing else. recompute: compute the decoder's
-    activations a second time in the backward pass instead of storing them.
-    real: the true face, as a "picture" or as its latent "decoded"; the second asks nothing of the control network that
-    the frozen autoencoder cannot draw.
-    pipnet: file of the frozen network that reads landmarks off faces. measure_every: steps between measurements of the
-    gradients' norms (the first few steps are all measured); 0: no measurements, with by=weight.
-    """
+    """Losses of the control stage on the decoded face (of the predicted clean latent), beside the noise loss."""
 
     gan: NonNegativeFloat = 0.0
+    """Realism (LSGAN); 0 switches it off."""
     fm: NonNegativeFloat = 0.0
+    """Feature matching in the discriminator; 0 switches it off."""
     lm: NonNegativeFloat = 0.0
+    """Landmarks, by the network in pipnet; 0 switches them off."""
     by: Literal["ratio", "weight"] = "ratio"
+    """What gan, fm and lm are: norms of gradients relative to the noise loss's, or weights."""
     noise: PositiveFloat = 1.0
+    """Weight of the noise loss."""
     ramp_steps: NonNegativeInt = 0
+    """Steps in which gan, fm and lm rise linearly to their values."""
     min_t: NonNegativeInt = 0
+    """Only samples from this t on are decoded."""
     max_t: int = 500
+    """Only samples up to this t are decoded."""
     sub_batch: PositiveInt = 4
+    """At most so many samples of a micro-batch are decoded, chosen at random."""
     chunk: PositiveInt = 4
+    """So many are decoded at a time. It changes the memory and nothing else."""
     recompute: bool = True
+    """Compute the decoder's activations again in the backward pass: less memory, more time."""
     real: Literal["decoded", "picture"] = "decoded"
+    """The true face: its picture, or its latent decoded."""
     pipnet: str = "models/demo/pipnet_face.safetensors"
+    """File of the frozen network that reads landmarks off faces."""
     measure_every: NonNegativeInt = 50
+    """Steps between measurements of the gradients' norms; 0 means none, with by=weight."""
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
 
     @property

@@ -19,33 +19,33 @@ EyeCorners = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, ma
 
 
 class PatchGanConfig(Settings):
-    """Architecture of the discriminator.
-
-    in_channels: skull and face stacked. width: channels of the first layer; they double up to 512.
-    num_scales: networks, each on half the size. num_layers: convolutions of stride 2 in each.
-    """
+    """Architecture of the discriminator."""
 
     in_channels: PositiveInt = 6
+    """Channels of its input: 6 for skull and face, 3 for a single picture."""
     width: Annotated[int, Field(ge=1, le=MOST_CHANNELS)] = 64
+    """Channels of the first layer. They double up to 512."""
     num_scales: Annotated[int, Field(ge=1, le=6)] = 2
+    """Networks, each on half the size."""
     num_layers: Annotated[int, Field(ge=1, le=6)] = 3
+    """Convolutions of stride 2 in each network."""
 
 
 class GeneratorConfig(Settings):
-    """Architecture of the pix2pix generator.
-
-    image_size: side of the pictures in px. width: channels of the first layer; they double up to eight times that.
-    levels: halvings of the picture; 8 end at 1 px from 256. dropout: in the innermost layers, in training only.
-    embedding: width of the layers that read the biometrics.
-    ethnicities: words it knows; null takes those of the training data.
-    """
+    """Architecture of the Pix2Pix generator."""
 
     image_size: Side = 256
+    """Side of the pictures, px."""
     width: PositiveInt = 64
+    """Channels of the first layer. They double up to eight times that."""
     levels: Annotated[int, Field(ge=2, le=12)] = 8
+    """Halvings of the picture; 8 end at 1 px from 256."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Dropout of the innermost layers, in training only."""
     embedding: PositiveInt = 64
+    """Channels of the layers that read the biometrics."""
     ethnicities: list[str] | None = None
+    """Words that it knows; null takes those of the training data."""
 
     @model_validator(mode="after")
     def _halves(self) -> Self:
@@ -65,20 +65,20 @@ class GeneratorConfig(Settings):
 
 
 class PipNetConfig(Settings):
-    """Architecture of the landmark network.
-
-    num_landmarks: points per picture. num_neighbours: of each point, whose places it predicts too.
-    image_size: side in px of the picture the trunk sees, a multiple of 32; others are resized to it.
-    width: factor on ResNet-18's channels; 1 is the public network.
-    ethnicities: words the modulation by biometrics knows; null: the network takes no biometrics.
-    """
+    """Architecture of the landmark network."""
 
     num_landmarks: Annotated[int, Field(ge=2, le=1000)] = 106
+    """Points of a picture, taken from the data."""
     num_neighbours: PositiveInt = 10
+    """Neighbours of each point, whose places it predicts too."""
     image_size: Annotated[int, Field(ge=2 * STRIDE, le=4096, multiple_of=STRIDE)] = 256
+    """Side of the picture that the network sees, px."""
     width: Annotated[float, Field(ge=1 / 16, le=4)] = 1.0
+    """Factor on ResNet-18's channels; 1 is the public network."""
     ethnicities: list[str] | None = None
+    """Words that the biometrics know, taken from the data; null means no biometrics."""
     attribute_width: PositiveInt = 64
+    """Channels of the layer that reads the biometrics."""
 
     @model_validator(mode="after")
     def _has_neighbours(self) -> Self:
@@ -103,46 +103,47 @@ class PipNetConfig(Settings):
 
 
 class AugmentConfig(Settings):
-    """How far the pipnet stage changes its training pictures. Each number is a limit; 0 switches its change off.
-
-    translate: of the picture's side. rotate: degrees. scale: log2 of the factor. flip: chance of mirroring.
-    blur: standard deviation in px at 256 px, on half of the pictures. occlude: chance of a patch.
-    occlude_size: its largest side, of the picture's. contrast: log2 of the factor on grey levels about their middle.
-    brightness: grey levels, of 1. noise: standard deviation of the grain that is added, of 1.
-    """
+    """How far the pipnet stage changes its training pictures; 0 switches a change off."""
 
     translate: Annotated[float, Field(ge=0, le=0.5)] = 0.06
+    """Largest shift, as a share of the side."""
     rotate: Annotated[float, Field(ge=0, le=180)] = 12.0
+    """Largest turn, degrees."""
     scale: Annotated[float, Field(ge=0, le=2)] = 0.12
+    """Largest factor on the size, as its log2."""
     flip: Share = 0.5
+    """Chance of mirroring."""
     blur: Annotated[float, Field(ge=0, le=20)] = 1.2
+    """Largest deviation of the blur, px of 256, on half of the pictures."""
     occlude: Share = 0.3
+    """Chance of a hidden patch."""
     occlude_size: Share = 0.25
+    """Largest side of the patch, as a share of the picture's."""
     contrast: Annotated[float, Field(ge=0, le=4)] = 0.5
+    """Largest factor on the contrast, as its log2."""
     brightness: Share = 0.1
+    """Largest shift of the grey levels, as a share of the range."""
     noise: Share = 0.03
+    """Largest deviation of added noise, as a share of the range."""
 
 
 class PipNetStageConfig(Settings):
-    """Of the pipnet stage, which needs no 'model:'.
-
-    role: "face" reads landmarks off faces, "skull" the face's landmarks off skulls.
-    biometrics: (skull) let sex, age, body mass and ethnicity move the points. drop_biometrics: chance that a
-    training picture comes without them, so that the network can do without as well.
-    network: the architecture; num_landmarks and ethnicities are taken from the data and must be left out or agree.
-    augment: how far training pictures are changed.
-    eye_corners: the two points whose distance is the unit of the error; null: the outer corners, in known layouts.
-    folds, fold: with folds=K the subjects of part ``fold`` (0 to K - 1) are left out of training; 0: none.
-    """
+    """The pipnet stage, which needs no 'model:'."""
 
     role: Literal["face", "skull"] = "face"
+    """Whether it reads faces, or the face's landmarks off skulls."""
     biometrics: bool = True
+    """Let sex, age, body mass and ethnicity move the points; skulls only."""
     drop_biometrics: Share = 0.1
+    """Chance that a training picture comes without them."""
     network: PipNetConfig = PipNetConfig()
     augment: AugmentConfig = AugmentConfig()
     eye_corners: EyeCorners | None = None
+    """The two points whose distance is the unit of the error; null takes the outer corners of known layouts."""
     folds: Annotated[int, Field(ge=0)] = 0
+    """Parts of the subjects, for cross-fitting; 0 means none."""
     fold: Annotated[int, Field(ge=0)] = 0
+    """The part (from 0) that is left out of training, where there are folds."""
 
     @model_validator(mode="after")
     def _has_the_fold(self) -> Self:
@@ -153,17 +154,19 @@ class PipNetStageConfig(Settings):
 
 
 class Pix2PixStageConfig(Settings):
-    """Of the pix2pix stage, a baseline that needs no 'model:'. Loss of the generator: gan_weight LSGAN + l1_weight L1.
+    """The pix2pix stage, a baseline that needs no 'model:'.
 
-    generator, discriminator: the architectures. discriminator_optim: of its own optimizer; ``optim`` is the
-    generator's. Source: arXiv 1611.07004, eq. 4; the squares in place of its logarithms are arXiv 1611.04076's.
+    Loss of the generator: gan_weight LSGAN + l1_weight L1; ``optim`` is its optimizer. Source: arXiv 1611.07004, eq. 4;
+    the squares in place of its logarithms are arXiv 1611.04076's.
     """
 
     generator: GeneratorConfig = GeneratorConfig()
     discriminator: PatchGanConfig = PatchGanConfig()
     discriminator_optim: OptimConfig = OptimConfig(lr=2e-4, weight_decay=0.0, beta1=0.5, ema_decay=0.0)
     l1_weight: NonNegativeFloat = 100.0
+    """Weight of the mean absolute difference."""
     gan_weight: NonNegativeFloat = 1.0
+    """Weight of realism (LSGAN)."""
 
     @model_validator(mode="after")
     def _fits_the_stage(self) -> Self:
@@ -174,30 +177,29 @@ class Pix2PixStageConfig(Settings):
 
 
 class GuidanceDecoderConfig(Settings):
-    """Architecture of the small decoder.
-
-    z_channels: of the latent. widths: channels at 1/8, 1/4 and 1/2 of the picture's side.
-    blocks: residual blocks at each of these.
-    """
+    """Architecture of the small decoder."""
 
     z_channels: PositiveInt = 4
+    """Channels of the latent."""
     widths: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=3, max_length=3)] = [
         64,
         48,
         32,
     ]
+    """Channels at 1/8, 1/4 and 1/2 of the picture's side."""
     blocks: Annotated[list[Annotated[int, Field(ge=0, le=64)]], Field(min_length=3, max_length=3)] = [3, 2, 1]
+    """Residual blocks at each of these."""
 
 
 class GuidanceDecoderStageConfig(Settings):
-    """Of the guidance_decoder stage: |x_hat - x| + edge_weight |grad x_hat - grad x| against the full decoder's x.
-
-    altered: share of the training latents that are altered: each gets up to ``blend`` of another's and noise of a
-    deviation of up to ``noise`` (latents have about 1), as a sampler's early estimates are.
-    """
+    """The guidance_decoder stage: |x_hat - x| + edge_weight |grad x_hat - grad x| against the full decoder's x."""
 
     network: GuidanceDecoderConfig = GuidanceDecoderConfig()
     edge_weight: NonNegativeFloat = 1.0
+    """Weight of the difference of the gradients."""
     altered: Share = 0.5
+    """Share of the training latents that are altered, as a sampler's early estimates are."""
     blend: Share = 1.0
+    """Largest share of another latent in an altered one."""
     noise: NonNegativeFloat = 0.5
+    """Largest standard deviation of its noise; latents have about 1."""

@@ -28,31 +28,33 @@ ENERGIES = ("landmarks", "containment", "realism", "texture")
 
 
 class SpgdConfig(SpgdStepConfig):
-    """SPGD; off by default. ``SpgdStepConfig``, and the energies that it lowers.
-
-    landmarks, containment, realism, texture: weights of the energies; only their ratio counts, 0 leaves one out.
-    target: of the landmarks: auto (the condition's, else read off the skull), true (of the manifest: the best that
-        SPGD can do), or a file or folder of points as for landmarks.
-    face_landmark_weights: the network that reads landmarks off faces. discriminator: file, for realism.
-    exemplar: picture of a face with the desired surface, for texture.
-    decoder: file of a small decoder that serves the energies (the guidance_decoder stage of train.py); the face itself
-        is always decoded by the model's own.
-    at_once: faces decoded together with gradient. recompute: the decoder's blocks, in place of keeping what they need.
-    trace: write what SPGD did to each face as NAME_spgd.json and a plot.
-    """
+    """SPGD moves the samples towards what can be measured on the face; off by default."""
 
     landmarks: NonNegativeFloat = 1.0
+    """Weight of the landmarks. Only the ratio of the weights counts; 0 leaves one out."""
     containment: NonNegativeFloat = 1.0
+    """Weight of "no bone outside the face"."""
     realism: NonNegativeFloat = 0.0
+    """Weight of realism, with discriminator=FILE."""
     texture: NonNegativeFloat = 0.0
+    """Weight of the surface, with exemplar=FACE."""
     target: str = "auto"
+    """Landmarks to reach: auto (the condition's, or read off the skull), true (of the list), or a file or
+    folder of points."""
     face_landmark_weights: str = FACE_LANDMARKS
+    """Network that reads landmarks off faces."""
     discriminator: str | None = None
+    """File of a discriminator, for realism."""
     exemplar: str | None = None
+    """Picture of a face with the desired surface, for texture."""
     decoder: str | None = None
+    """File of a small decoder for the energies (the guidance_decoder stage); null takes the model's own."""
     at_once: PositiveInt = 2
+    """Faces decoded together with gradient."""
     recompute: bool = False
+    """Compute the decoder's activations again: less memory, more time."""
     trace: bool = False
+    """Write what SPGD did to each face as NAME_spgd.json and a plot."""
 
     @model_validator(mode="after")
     def _names_what_it_needs(self) -> Self:
@@ -107,14 +109,20 @@ class SpgdConfig(SpgdStepConfig):
 
 
 class ScanConfig(Settings):
-    """How a scan as skull is read: settings of ``data.ct.config.CtConfig``, where the pictures do not fix them."""
+    """How a head CT given as skull is read, as by data.ct."""
 
     series: str = ""
+    """SeriesNumber or SeriesInstanceUID to take; empty takes the best."""
     pose: str = "auto"
+    """auto, "yaw,pitch,roll" in degrees, or a JSON file with landmarks in LPS mm."""
     bone_hu: float = 220.0
+    """Density at which bone begins, HU, 100 to 800."""
     offset: float = 0.0
+    """Added to every value, for volumes stored without their rescaling (-1024 is usual), HU."""
     rescale: str = "header"
+    """header, or auto: bring air to -1000 and soft tissue to 40 HU where the values are no HU."""
     max_gib: float = 1.5
+    """Largest volume that is read, GiB."""
 
     def drawn_with(self, size: int) -> CtConfig:
         """Return the settings of ``data.ct`` for pictures of ``size`` px. Raises: ConfigError."""
@@ -131,71 +139,84 @@ def _grid(text: str) -> str:
 
 
 class SampleConfig(Settings):
-    """What to reconstruct, and how.
+    """What to reconstruct, and how."""
 
-    skull: picture, folder or manifest, or a head CT (DICOM folder, NIfTI, NRRD, MetaImage, zip), which is drawn as
-        data.ct does it; ct: its settings. none: the other conditions draw the face.
-    images_dir: folder of a manifest's pictures, if they are not where it expects them.
-    limit: at most that many skulls, spread evenly over the list.
-    sex, age (years, or a range such as 35-50), ethnicity, body_mass (1 very thin ... 5 slightly fat): of the person;
-        over a manifest's. What is unknown, or left out, is drawn: each face assumes values that are possible.
-    mm_per_px: of the skull pictures, for lengths in mm; those of data.ct and data.cohort have 280 mm / 256 px = 1.094.
-    num_samples: faces for each skull, with seeds seed, seed + 1, ... Default: 8 of one skull, 1 each of many.
-    landmarks: for weights with a landmark branch: auto (read off the skull), none, or a file of points in px of the
-    skull picture, or a folder of them, such as an earlier run wrote and you have edited. landmark_weights: the network
-    that reads them off skulls.
-    prepare: auto (a skull that is turned, shifted, off scale, inverted or on a bright background is brought to what the
-        weights know; NAME_prepared.png shows it) or off. force: draw what is no skull, too.
-    texture: for weights with a texture branch: a face whose look of the skin (and nothing else) is wanted; auto (what a
-    manifest names, else none) or none. missing: bone to take away first: mandible, vault, left or right.
-    weights: checkpoint. model: YAML of its architecture, where the file does not carry it.
-    device: auto, cpu, cuda, cuda:1, mps. precision: auto (bf16 where the device is
-        faster by it, else fp32), fp32, bf16, fp16.
-    compile: compile the network's blocks first: minutes, repaid by many faces on a GPU.
-    devices: how many GPUs to use side by side (on the CPU: processes); auto: all. torchrun and srun work too.
-    batch_size: faces drawn together; each depends on its own skull, prompt and seed alone.
-    max_sheets: contact sheets at most, of twelve skulls each.
-    grid: one or two of sex, age, ethnicity, body_mass: also draw this skull with other values of these, with one seed.
-    repeat: record.json of a finished run: draw it again into a new folder, and compare. Exit code 0: all the same.
-    out: folder to write. Default: results/NAME, numbered if it exists. overwrite: replace an earlier run there.
-    resume: continue an earlier run there (without out: the latest results/NAME), drawing the faces it lacks.
-    report: pdf (and a page) or html: a report of the case, in ``out``. case_number, examiner: printed in it.
-    sampling: the sampler's settings. Default: what the weights recommend.
-    spgd: moves the samples towards what can be measured on the face; spgd.mode=spgd switches it on.
-    """
+    often = (
+        "skull", "sex", "age", "ethnicity", "body_mass", "num_samples", "seed", "out", "weights", "sampling.steps",
+    )  # fmt: skip
+    headings = {
+        "skull": "The skull",
+        "sex": "The person",
+        "landmarks": "The other conditions",
+        "num_samples": "What is drawn",
+        "weights": "The model and the machine",
+        "out": "The results",
+    }
 
     skull: PathText | None = None
+    """Picture, folder, list (.csv, .json), head CT, or none; null takes the shipped test skulls."""
     images_dir: PathText | None = None
+    """Folder of a list's pictures, if not where it expects them."""
     limit: PositiveInt | None = None
-    sex: Any = None
-    age: Any = None
-    ethnicity: Any = None
-    body_mass: Any = None
+    """At most that many skulls, spread evenly over the list; null takes all."""
     mm_per_px: PositiveFloat | None = None
-    num_samples: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    seed: NonNegativeInt = 0
-    landmarks: PathText = "auto"
-    landmark_weights: PathText = SKULL_LANDMARKS
-    texture: PathText = "auto"
+    """Scale of the skull pictures, for lengths in mm; those of data.ct have 1.094."""
     prepare: Literal["auto", "off"] = "auto"
+    """auto mends a skull that is turned, shifted, off scale, inverted or on a bright background."""
     force: bool = False
+    """Draw what is no skull, too."""
     missing: Region | None = None
-    weights: PathText = DEMO_WEIGHTS
-    model: PathText | None = None
-    device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    compile: bool = False
-    devices: str = "1"
-    batch_size: PositiveInt = 8
-    max_sheets: PositiveInt = 20
-    out: PathText | None = None
-    overwrite: bool = False
-    resume: bool = False
-    report: Literal["pdf", "html"] | None = None
-    case_number: str = ""
-    examiner: str = ""
+    """Bone that is taken away first."""
+    sex: Any = None
+    """male or female; null draws it for each face."""
+    age: Any = None
+    """Years, or a range such as 35-50; null draws it."""
+    ethnicity: Any = None
+    """A word that the weights know (the demo: Asian, African, Caucasian); null draws it."""
+    body_mass: Any = None
+    """1 very thin, 2 thin, 3 slightly thin, 4 normal, 5 slightly fat; null draws it."""
+    landmarks: PathText = "auto"
+    """auto (read off the skull), none, or a file or folder of points in px of the skull picture."""
+    landmark_weights: PathText = SKULL_LANDMARKS
+    """Network that reads the face's landmarks off skulls."""
+    texture: PathText = "auto"
+    """A face whose look of the skin is wanted; auto (what a list names, else none) or none."""
+    num_samples: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Faces of each skull; null draws 8 of one skull, 1 each of many."""
+    seed: NonNegativeInt = 0
+    """Seed of the first face. The others have seed + 1, seed + 2, and so on."""
     grid: Annotated[str, AfterValidator(_grid)] | None = None
+    """One or two of sex, age, ethnicity, body_mass: also draw the skull with other values of these."""
     repeat: PathText | None = None
+    """record.json of a finished run: draw it again into a new folder, and compare."""
+    weights: PathText = DEMO_WEIGHTS
+    """Checkpoint of the model."""
+    model: PathText | None = None
+    """YAML of the architecture, where weights do not carry it."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto takes bf16 where the device is faster by it, else fp32."""
+    devices: str = "1"
+    """GPUs (on the CPU: processes) that share the work: a number, or auto for all."""
+    batch_size: PositiveInt = 8
+    """Faces drawn together."""
+    compile: bool = False
+    """Compile the network first: minutes, repaid by many faces on a GPU."""
+    out: PathText | None = None
+    """Folder of this run; null takes results/NAME, numbered if it exists."""
+    overwrite: bool = False
+    """Replace an earlier run in that folder."""
+    resume: bool = False
+    """Continue an earlier run in that folder, drawing the faces it lacks."""
+    max_sheets: PositiveInt = 20
+    """Contact sheets at most, of twelve skulls each."""
+    report: Literal["pdf", "html"] | None = None
+    """Write a report of the case; pdf writes a page (HTML), too."""
+    case_number: str = ""
+    """Printed in the report."""
+    examiner: str = ""
+    """Printed in the report."""
     sampling: SamplingConfig = SamplingConfig()
     spgd: SpgdConfig = SpgdConfig()
     ct: ScanConfig = ScanConfig()

@@ -16,8 +16,9 @@ from data.images import ImageError, picture_size
 from ldm.foreign import our_network
 from muti_control.case.calibration import Calibration, calibration_path
 from muti_control.case.repeat import check_beside_repeat, repeated_settings
-from muti_control.sampling.config import SampleConfig
+from muti_control.sampling.config import DEMO_WEIGHTS, SampleConfig
 from settings.messages import ConfigError
+from settings.parsing import ContentError, parse_json
 from settings.reading import from_json, parse_command_line
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -94,6 +95,14 @@ def _header(path: Path) -> tuple[Sequence[str], Mapping[str, str]]:
             return list(file.keys()), file.metadata() or {}
     except (SafetensorError, OSError):
         return (), {}
+
+
+def recommended_in_help(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what the weights recommend of sampling, for ``--help``; nothing where they cannot be read."""
+    _, metadata = _header(shipped(str(settings["weights"] or DEMO_WEIGHTS)))
+    with suppress(ContentError):
+        return {"sampling": parse_json(metadata.get("sampling", "{}"), "weights", dict[str, Any])}
+    return {}
 
 
 def _without_weights(settings: Mapping[str, Any]) -> Mapping[str, Any]:

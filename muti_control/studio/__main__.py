@@ -30,28 +30,38 @@ WAITING = 64  # drawings in the queue
 
 
 class StudioConfig(Settings):
-    """host, port: where the page is; port 0 takes a free one. show: open it in the browser. token: for other hosts.
-
-    weights, device, precision: as in sample.py. quick_steps: of the face that follows each change. steps: of the
-    others; default: what the weights recommend. faces: of a skull. folder: of uploads and cases; keep: leave them.
-    max_mib: of an upload. max_sessions: at once. idle_hours: until a session ends that nobody looks at.
-    """
+    """How the studio runs."""
 
     host: str = "127.0.0.1"
+    """Address of the page; others than this machine need token."""
     port: Annotated[int, Field(ge=0, le=65535)] = 7860
+    """Port of the page; 0 takes a free one."""
     show: bool = True
+    """Open the page in the browser."""
     token: str | None = None
+    """Password of the page, at least 16 letters."""
     weights: PathText = DEMO_WEIGHTS
+    """Checkpoint of the model."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto takes bf16 where the device is faster by it, else fp32."""
     quick_steps: PositiveInt = 2
+    """Denoising steps of the face that follows each change."""
     steps: PositiveInt | None = None
-    faces: Annotated[int, Field(ge=2, le=16)] = 8
-    folder: PathText = "results/studio"
+    """Denoising steps of the other faces; null takes what the weights recommend."""
+    num_samples: Annotated[int, Field(ge=2, le=16)] = 8
+    """Faces of a skull."""
+    out: PathText = "results/studio"
+    """Folder of uploads and cases."""
     keep: bool = False
+    """Leave them there at the end."""
     max_mib: PositiveInt = 1024
+    """Largest upload, MiB."""
     max_sessions: PositiveInt = 32
+    """Sessions at once."""
     idle_hours: Annotated[float, Field(gt=0)] = 12.0
+    """Hours until a session ends that nobody looks at."""
 
     @model_validator(mode="after")
     def _is_safe(self) -> Self:
@@ -83,7 +93,7 @@ def _studio(config: StudioConfig) -> int:
         raise ValueError(
             f"weights: {config.weights} does not exist; leave the setting out for the demo's model"
         )
-    folder = Path(config.folder)
+    folder = Path(config.out)
     left = len(list(folder.glob("*/session-*")))
     folder.mkdir(parents=True, exist_ok=True)
     if left and not config.keep:

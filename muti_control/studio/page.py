@@ -46,7 +46,7 @@ def run(config: StudioConfig, port: int, worker: Worker, root: Path, address: st
         config.keep,
         config.quick_steps,
         config.steps,
-        config.faces,
+        config.num_samples,
     )
     skulls = _shipped()
     for file in ("studio.js", "studio.css"):

@@ -31,61 +31,65 @@ FROM_INIT = {  # stages that need one, and of which kind
 
 
 class DataConfig(Settings):
-    """Where the pairs are.
-
-    root: folder with ``pairedCS/`` (pictures) and ``split_data/`` (manifests).
-    train, valid: names of the manifests in ``split_data``.
-    skull_folder, face_folder: names of the two folders in ``pairedCS``; null takes the usual names.
-    num_workers: loader processes; 0 reads in the main process.
-    augment: alter the training skulls as users' pictures are (place, turn, size, light, slices, grey levels, blur,
-        noise, JPEG), at this strength; 1 takes the ranges of muti_control/conditions/altered.py. Faces and landmarks
-        move along. The control stage encodes the moved faces at every step.
-    how_to_get: the remedy, where ``root`` is missing.
-    """
+    """The training pairs."""
 
     root: str = "data"
+    """Folder with pairedCS/ (pictures) and split_data/ (lists)."""
     train: str = "train.json"
+    """Name of the training list in split_data."""
     valid: str = "valid.json"
+    """Name of the validation list in split_data."""
     skull_folder: str | None = None
+    """Name of the skulls' folder in pairedCS; null takes the usual names."""
     face_folder: str | None = None
+    """Name of the faces' folder in pairedCS; null takes the usual names."""
     num_workers: Annotated[int, Field(ge=0, le=256)] = 0
+    """Processes that read; 0 reads in the main process."""
     augment: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """Strength at which skulls are altered as users' pictures are; 1 is usual."""
     how_to_get: str = "python -m data.cohort OUT makes a synthetic cohort; then pass data.root=OUT"
+    """The remedy that is printed where root is missing."""
 
 
 class TrainConfig(Settings):
-    """How long, how large, how often.
-
-    max_steps: optimizer steps. batch_size: pictures per device and micro-batch. accumulate: micro-batches per
-    step. val_every, save_every: optimizer steps between validations (with pictures) and between checkpoints.
-    save_minutes: a checkpoint at least so often, 0 for save_every alone. keep_best: how many of the best validations
-    keep their weights. log_every: steps between lines of the logs, 0 for a tenth of val_every, at most 10.
-    num_valid: validation pairs looked at. precision: auto is bf16-mixed where that is faster, else 32-true;
-    16-mixed is for GPUs older than that. accelerator: as Lightning names them. devices: how many on this machine (under
-    torchrun and srun as many as they start). strategy: auto is ddp where there are several. logger: tensorboard, wandb
-    (offline) or csv alone; the CSV files are always written. num_threads: of torch on the CPU, 0 for its own choice.
-    export: which averaged weights the exported file holds, those of the best validation or the last ones.
-    export_dtype: precision of the weights in the exported file (float32, float16 or bfloat16).
-    """
+    """How long, how large, how often, and on what."""
 
     max_steps: PositiveInt = 1000
+    """Optimizer steps."""
     batch_size: Annotated[int, Field(ge=1, le=2**16)] = 8
+    """Pictures of a micro-batch, on each device."""
     accumulate: PositiveInt = 1
+    """Micro-batches of a step."""
     val_every: PositiveInt = 500
+    """Steps between validations, with pictures."""
     save_every: PositiveInt = 250
+    """Steps between checkpoints."""
     save_minutes: NonNegativeFloat = 30.0
+    """A checkpoint at least so often, minutes; 0 leaves it to save_every."""
     keep_best: PositiveInt = 3
+    """Best validations whose weights are kept."""
     log_every: NonNegativeInt = 0
+    """Steps between lines of the logs; 0 takes a tenth of val_every, at most 10."""
     num_valid: Annotated[int, Field(ge=2)] = 16
+    """Validation pairs that are looked at."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
-    accelerator: str = "auto"
+    """Seed of the weights and of every batch."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto takes bf16 where that is faster, else fp32; fp16 is for older GPUs."""
+    device: str = "auto"
+    """auto, cpu, cuda, mps."""
     devices: PositiveInt = 1
+    """GPUs on this machine. Under torchrun and srun, as many as they start."""
     strategy: str = "auto"
+    """auto is ddp where there are several devices."""
     logger: Literal["tensorboard", "csv", "wandb"] = "tensorboard"
+    """Where the curves go beside the CSV files; wandb stays offline."""
     num_threads: NonNegativeInt = 0
+    """Threads of torch on the CPU; 0 leaves it to torch."""
     export: Literal["best", "last"] = "best"
+    """Which averaged weights are exported: those of the best validation or the last ones."""
     export_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Precision of the exported file."""
 
     @model_validator(mode="after")
     def _ddp_or_nothing(self) -> Self:
@@ -95,88 +99,87 @@ class TrainConfig(Settings):
 
 
 class MemoryConfig(Settings):
-    """What saves the GPU's memory in the control stage; configs/sd15 has one config each for 12, 24 and 80 GB.
-
-    recompute_control, recompute_unet: compute the activations of the control network, or of the frozen UNet's decoder,
-    a second time in the backward pass instead of keeping them: about an eighth, or a quarter, more work.
-    ema_on_cpu: keep the averaged weights in main memory; costs a copy of the weights at every step.
-    half_unet: hold the UNet in bf16 where it is locked and training is bf16-mixed; the exported file has its weights
-    as they came. compile: torch.compile the repeated blocks; the first steps then take minutes.
-    """
+    """What saves the GPU's memory in the control stage; configs/sd15 has one config each for 12, 24 and 80 GB."""
 
     recompute_control: bool = False
+    """Compute its activations twice: less memory, an eighth more work."""
     recompute_unet: bool = False
+    """The same for the frozen UNet's decoder: a quarter more work."""
     ema_on_cpu: bool = False
+    """Keep the averaged weights in main memory; a copy at every step."""
     half_unet: bool = True
+    """Hold a locked UNet in bf16, where training is bf16."""
     compile: bool = False
+    """torch.compile the repeated blocks. The first steps then take minutes."""
 
 
 class WatchConfig(Settings):
-    """Limits at which a run warns or gives up.
-
-    max_skipped: so many steps in a row may be skipped because their gradient is not finite; one more stops the run.
-    flat_effect, flat_after: from step flat_after on, warn if another person's skull changes the predicted noise by less
-    than the share flat_effect. waiting_share: warn if the loader takes more than this share of the time.
-    """
+    """Limits at which a run warns or gives up."""
 
     max_skipped: NonNegativeInt = 10
+    """Steps in a row that may be skipped for a gradient that is not finite; one more stops the run."""
     flat_effect: float = 0.01
+    """Warn if another skull changes the predicted noise by less than this share."""
     flat_after: int = 1000
+    """The step from which on flat_effect warns."""
     waiting_share: float = 0.2
+    """Warn if the loader takes more than this share of the time."""
 
 
 class DiffusionStageConfig(Settings):
-    """The diffusion loss of the base and control stages.
-
-    prompt_dropout: chance that the empty prompt replaces a prompt; classifier-free guidance needs it.
-    train_text_encoder: the base stage trains the text encoder as well.
-    loss_weighting: "eps" weighs the noise error alike at every t; "x0" turns it into the error of the clean latent,
-    min(1 / SNR(t), max_loss_weight) times as much, and so towards the noisy steps, where the skull decides; "v" into
-    the error of v, 1 / abar(t) times as much.
-    unlocked: the part of the UNet that the control stage trains as well: none, its decoder half (the public
-    ControlNet's sd_locked=False), or all of it.
-    control_dropout: chance that skull, landmarks and texture of a pair are left out together. Guidance over all of them
-    needs the UNet's prediction without them, which an unlocked UNet forgets if it trains on no such pairs.
-    """
+    """The noise loss of the base and control stages."""
 
     prompt_dropout: Share = 0.1
+    """Chance of the empty prompt, which classifier-free guidance needs."""
     loss_weighting: Literal["eps", "x0", "v"] = "eps"
+    """Whose error counts alike at every t: that of the noise, x_0 or v."""
     max_loss_weight: PositiveFloat = 25.0
+    """Largest weight with loss_weighting=x0."""
     train_text_encoder: bool = True
+    """The base stage trains the text encoder as well."""
     unlocked: Literal["none", "decoder", "all"] = "none"
+    """Part of the UNet that is trained too; decoder is sd_locked=False."""
     control_dropout: Share = 0.0
+    """Chance that all these conditions are left out, for guidance over all."""
 
 
 class ExperimentConfig(Settings):
-    """One training run.
+    """One training run; its groups are in the order data, network, training, losses, sampling."""
 
-    stage: autoencoder, base, control, pipnet, pix2pix, guidance_decoder or grain. name: the run's folder below ``out``.
-    init: checkpoint to start from (none: fresh weights). how_to_get_init: the remedy, where that file is missing.
-    model: the architecture; with ``init`` it may be left out, the file carries it.
-    """
+    often = (
+        "name", "init", "data.root", "train.max_steps", "train.batch_size", "train.accumulate", "train.precision",
+        "train.devices", "optim.lr", "sampling.steps",
+    )  # fmt: skip
 
     stage: StageName
+    """What is trained."""
     name: str
+    """The run's folder below out."""
     out: str = "runs"
+    """Folder of all runs."""
     init: str | None = None
+    """Checkpoint to start from; null means fresh weights."""
     how_to_get_init: str = ""
+    """The remedy that is printed where init is missing."""
     resume: bool = True
-    model: ModelConfig | None = None
+    """Continue the run that is there."""
     data: DataConfig = DataConfig()
-    train: TrainConfig = TrainConfig()
-    optim: OptimConfig = OptimConfig()
-    watch: WatchConfig = WatchConfig()
-    memory: MemoryConfig = MemoryConfig()
-    autoencoder: AutoencoderStageConfig = AutoencoderStageConfig()
-    diffusion: DiffusionStageConfig = DiffusionStageConfig()
     skull: SkullConditionConfig = SkullConditionConfig()
     landmarks: LandmarkConditionConfig = LandmarkConditionConfig()
     texture: TextureConditionConfig = TextureConditionConfig()
-    losses: LossesConfig = LossesConfig()
     partial: PartialSkullConfig = PartialSkullConfig()
+    model: ModelConfig | None = None
+    """The architecture; null takes that of init."""
     pipnet: PipNetStageConfig = PipNetStageConfig()
     pix2pix: Pix2PixStageConfig = Pix2PixStageConfig()
     guidance_decoder: GuidanceDecoderStageConfig = GuidanceDecoderStageConfig()
+    train: TrainConfig = TrainConfig()
+    optim: OptimConfig = OptimConfig()
+    memory: MemoryConfig = MemoryConfig()
+    watch: WatchConfig = WatchConfig()
+    diffusion: DiffusionStageConfig = DiffusionStageConfig()
+    losses: LossesConfig = LossesConfig()
+    autoencoder: AutoencoderStageConfig = AutoencoderStageConfig()
     grain: GrainStageConfig = GrainStageConfig()
     sampling: SamplingConfig = SamplingConfig()
 

@@ -24,6 +24,7 @@ from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.training.config import ExperimentConfig
 from muti_control.training.landmark_pairs import LandmarkDataset, collate, fold_of
 from muti_control.training.model import read_list
+from settings.help import help_text, is_asked
 from settings.messages import ConfigError
 from settings.program import Program
 from settings.reading import parse_command_line
@@ -85,8 +86,8 @@ def crossfit(cfg: ExperimentConfig) -> Path | None:
 def main(arguments: Sequence[str]) -> int:
     """The command. Returns the exit code: 0, 2 with one message on stderr, or 130 where it was stopped."""
     with Program("crossfit", "interrupted; the same command continues") as end:
-        if not arguments or any(word in ("-h", "--help") for word in arguments):
-            print(__doc__)
+        if not arguments or is_asked(arguments):
+            print(help_text(__doc__, ExperimentConfig, arguments))
         elif (path := crossfit(parse_command_line(ExperimentConfig, arguments))) is None:
             end.status = 130
         else:

@@ -194,7 +194,7 @@ class LogAndProgress(pl.Callback):
         if in_a_row > self.watch.max_skipped:
             raise FloatingPointError(
                 f"{what}, nor were those of the {in_a_row - 1} steps before. The last checkpoint has finite weights. "
-                "Lower optim.lr, or use train.precision=32-true, under a new name="
+                "Lower optim.lr, or use train.precision=fp32, under a new name="
             )
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         if not self._warned_skip and not scaled:  # a scaler finds its scale by such steps

@@ -34,6 +34,7 @@ from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.training.config import DataConfig
 from muti_control.training.model import read_list
 from settings.base import Settings, expect
+from settings.help import help_text, is_asked
 from settings.messages import ConfigError
 from settings.program import Program
 from settings.reading import parse_command_line
@@ -42,20 +43,21 @@ BY_HEART = 0.9  # of the error on the validation list: on the training list it m
 
 
 class PredictConfig(Settings):
-    """What is read.
-
-    weights: of a network that reads skulls. data: the lists ``train`` and ``valid``, as for training.
-    out: file to write (.npz). size: side in px at which pictures are read, as the model's.
-    eye_corners: the two points whose distance is the unit of the error; null: the outer corners, in known layouts.
-    """
+    """What is read."""
 
     weights: str
+    """Network that reads skulls."""
     out: str
+    """File to write (.npz)."""
     data: DataConfig = DataConfig()
     size: PositiveInt = 256
+    """Side at which pictures are read, px, as the model's."""
     batch_size: PositiveInt = 32
+    """Skulls read together."""
     eye_corners: EyeCorners | None = None
+    """The two points whose distance is the unit of the error; null takes the outer corners of known layouts."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
 
     @model_validator(mode="after")
     def _can_be_written(self) -> Self:
@@ -131,8 +133,8 @@ def predict(cfg: PredictConfig) -> list[float | None]:
 def main(arguments: Sequence[str]) -> int:
     """The command. Returns the exit code."""
     with Program("predict") as end:
-        if not arguments or any(word in ("-h", "--help") for word in arguments):
-            print(f"{__doc__}\n{PredictConfig.__doc__}")
+        if not arguments or is_asked(arguments):
+            print(help_text(__doc__, PredictConfig, arguments))
         else:
             _predict(parse_command_line(PredictConfig, arguments))
     return end.status

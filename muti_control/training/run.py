@@ -38,6 +38,11 @@ from settings.reading import to_yaml
 say = rank_zero_only(partial(print, flush=True))
 
 # Parts of the config that must not change when a run is continued; the stage's own part is one of them.
+LIGHTNING_PRECISIONS: dict[str, Literal["bf16-mixed", "16-mixed", "32-true"]] = {
+    "fp32": "32-true",
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+}
 FINGERPRINTED = ("optim", "autoencoder", "diffusion", "skull", "landmarks", "texture", "partial", "pipnet")
 
 
@@ -231,7 +236,7 @@ def check_same_run(saved: dict[str, str], stage: Stage) -> None:
 
 def device_of(cfg: ExperimentConfig) -> torch.device:
     """Return where this process computes."""
-    if cfg.train.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+    if cfg.train.device in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         local_rank = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
         return torch.device("cuda", int(local_rank) % torch.cuda.device_count())
     return torch.device("cpu")
@@ -241,16 +246,14 @@ def pick_precision(cfg: ExperimentConfig) -> Literal["bf16-mixed", "16-mixed", "
     """Return Lightning's name of the precision; for ``auto``, bf16-mixed where the hardware is faster with it.
 
     Raises:
-        ConfigError: 16-mixed without a CUDA device.
+        ConfigError: fp16 without a CUDA device.
     """
     precision, device = cfg.train.precision, device_of(cfg)
     if precision == "auto":
-        return "bf16-mixed" if prefers_bf16(device) else "32-true"
-    if precision == "16-mixed" and device.type != "cuda":
-        raise ConfigError(
-            "train.precision: got 16-mixed, which needs a CUDA device; use train.precision=auto"
-        )
-    return precision
+        precision = "bf16" if prefers_bf16(device) else "fp32"
+    if precision == "fp16" and device.type != "cuda":
+        raise ConfigError("train.precision: got fp16, which needs a CUDA device; use train.precision=auto")
+    return LIGHTNING_PRECISIONS[precision]
 
 
 def layout(devices: int) -> tuple[int, int]:
@@ -276,7 +279,7 @@ def layout(devices: int) -> tuple[int, int]:
 
 
 def check_machine(cfg: ExperimentConfig) -> None:
-    """Raise ConfigError if this machine lacks what ``train`` asks for: accelerator, devices, precision, logger."""
+    """Raise ConfigError if this machine lacks what ``train`` asks for: device, devices, precision, logger."""
     pick_precision(cfg)
     if cfg.train.logger == "wandb" and find_spec("wandb") is None:
         raise ConfigError(
@@ -288,8 +291,8 @@ def check_machine(cfg: ExperimentConfig) -> None:
     except (ValueError, MisconfigurationException) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ConfigError(
-            f"train.accelerator={cfg.train.accelerator}, train.devices={cfg.train.devices}: {reason}; use "
-            "train.accelerator=auto train.devices=1"
+            f"train.device={cfg.train.device}, train.devices={cfg.train.devices}: {reason}; use "
+            "train.device=auto train.devices=1"
         ) from error
 
 
@@ -297,7 +300,7 @@ def trainer_settings(cfg: ExperimentConfig) -> dict[str, Any]:
     """Return the Trainer's settings: the devices, and what our callbacks or the stage do instead of it."""
     devices, machines = layout(cfg.train.devices)
     return {
-        "accelerator": cfg.train.accelerator,
+        "accelerator": cfg.train.device,
         "devices": devices,
         "num_nodes": machines,
         "max_steps": -1,  # SaveLast counts them

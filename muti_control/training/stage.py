@@ -255,7 +255,7 @@ class Stage(pl.LightningModule):
         if broken:
             raise FloatingPointError(
                 f"{broken[0]} is not finite at step {self.updates}; last.ckpt is from before that. "
-                "Lower optim.lr, or use train.precision=32-true, under a new name="
+                "Lower optim.lr, or use train.precision=fp32, under a new name="
             )
         checkpoint |= {
             "format": FORMAT,

@@ -22,102 +22,122 @@ from settings.reading import parse_command_line
 
 
 class DataConfig(Settings):
-    """root: folder with split_data/{train,valid,test}.json and pairedCS/, as ``python -m data.cohort`` makes it.
-
-    images_dir: where the pictures are, if not where the manifests expect them.
-    trained_on: manifest of the pairs that the model learnt from, if these are not root's own train list. Its subjects
-        may not be among those evaluated, and its skulls are what the out-of-distribution score compares with.
-    """
+    """The people."""
 
     root: str = "cohort"
+    """Folder with split_data/ (lists) and pairedCS/ (pictures), as data.cohort makes it."""
     images_dir: str | None = None
+    """Folder of the pictures, if not where the lists expect them."""
     trained_on: str | None = None
+    """List of the pairs that the model learnt from, if not root's train list."""
 
 
 class SweepConfig(Settings):
-    """scales, modes: of SPGD; every mode is tried at every scale."""
+    """SPGD settings to try: every mode at every scale."""
 
     scales: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [0.003, 0.01, 0.03, 0.1]
+    """Values of spgd.scale."""
     modes: Annotated[list[Literal["plain", "warmup", "spgd"]], Field(min_length=1)] = ["plain", "spgd"]
+    """Values of spgd.mode."""
 
 
 class EvaluateConfig(Settings):
-    """What is evaluated, on whom, and by which measures.
+    """What is evaluated, on whom, and by which measures."""
 
-    weights: checkpoint of ours. models: more of them by name, such as {plain: runs/plain/model.safetensors}.
-    pix2pix: another baseline's weights, as the pix2pix stage of train.py writes them.
-    faces: folder of pictures made elsewhere. mapping: CSV with the columns probe and picture that says whose each is.
-    name: of the run, and of what is evaluated in the report. Default: the weights' or the folder's name.
-    split: test, or valid to make choices on. num: probes, drawn with ``seed``; 0 takes all. The gallery is always the
-        whole split, one face of each subject.
-    samples: faces drawn of each probe; from 2 on, coverage and diversity are measured on the first ``covered`` probes.
-    edited: probes whose age and body mass are edited, where the data have true variants. told: probes that
-        are told another person's attributes. 0 leaves these out.
-    size: side in px at which pictures are compared, a multiple of 64; 0 takes the size of the true faces.
-    methods: names of methods to run; empty means all that can. recognisers: some of dlib, landmarks, picture.
-    onnx: a face recogniser in ONNX format. lpips: weights of its backbone, and lpips_heads those of its linear layers
-        where they lie apart. kid: weights of its network (README says which).
-    picture_distance: of the recogniser ``picture``.
-    rectangle: left, top, right, bottom of the face in fractions of the side, for dlib. The default fits the cohort's
-        camera; [] lets dlib's detector place each face.
-    train_limit: pairs at most that the baselines learn from, spread evenly over the list; 0 takes all.
-    bootstrap: draws of probes behind each interval.
-    landmarks: what models with a landmark branch are shown: auto (read off the skull by ``landmark_weights``), none, or
-        known (the true ones of the data, which nobody has in practice: what better landmarks could be worth).
-    face_landmark_weights: the network that edits are read with, off the faces; null: dlib's points alone.
-    texture: what models with a texture branch are shown: none, a picture for all, or auto (the exemplar that the
-        manifest names: another person's face of the true face's own style, which no baseline is told).
-    missing: bone that is taken away from every probe's skull (mandible, vault, left, right).
-    spgd: of every model's faces, as for sample.py. guided: what is otherwise for some of them, by name (``weights``
-        is called model), such as {plain: {mode: plain, scale: 0.01}}; one file under several names compares settings.
-    sweep: SPGD settings to try on the weights, for a recommendation (configs/evaluate/sweep.yaml).
-    device, precision, devices, batch_size, sampling: as for sample.py.
-    out: folder of all runs; this one goes to OUT/NAME. cache: file of what the recognisers saw before.
-    resume: continue this run where it broke off. overwrite: replace an earlier one.
-    """
+    often = (
+        "weights", "faces", "name", "data.root", "split", "num_probes", "num_samples", "sampling.steps", "devices",
+        "resume",
+    )  # fmt: skip
+    headings = {
+        "weights": "What is evaluated",
+        "split": "On whom",
+        "recognisers": "By which measures",
+        "landmarks": "What the models are shown",
+        "device": "The machine",
+        "out": "The results",
+    }
 
     weights: str | None = None
+    """Checkpoint of a model."""
     models: dict[str, str] = {}
+    """More models by name, such as {plain: runs/plain/model.safetensors}."""
     pix2pix: str | None = None
+    """Weights of the Pix2Pix baseline, as train.py writes them."""
     faces: str | None = None
+    """Folder of pictures made elsewhere."""
     mapping: str | None = None
+    """CSV with the columns probe and picture: whose each picture is."""
     name: str | None = None
-    data: DataConfig = DataConfig()
-    split: str = "test"
-    num: NonNegativeInt = 64
-    samples: Annotated[int, Field(ge=1, le=1000)] = 1
-    covered: NonNegativeInt = 32
-    edited: NonNegativeInt = 16
-    told: NonNegativeInt = 16
-    seed: NonNegativeInt = 0
-    size: Annotated[int, Field(ge=0, multiple_of=FEATURE_SIZE)] = 0
+    """Name of the run; null takes the weights' or the folder's."""
     methods: list[str] = []
+    """Methods to run; [] takes all that can."""
+    split: str = "test"
+    """List in split_data: test, or valid to make choices on."""
+    num_probes: NonNegativeInt = 64
+    """People to draw; 0 takes all. The gallery is always the whole split."""
+    num_samples: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Faces of the first covered probes; from 2 on, their spread counts."""
+    covered: NonNegativeInt = 32
+    """Probes with num_samples faces; the others have one."""
+    edited: NonNegativeInt = 16
+    """Probes whose age and body mass are edited; it needs data with variants."""
+    told: NonNegativeInt = 16
+    """Probes that are told another person's attributes; 0 leaves it out."""
+    seed: NonNegativeInt = 0
+    """Seed of the probes, the faces and the intervals."""
+    missing: Region | None = None
+    """Bone that is taken away from every probe's skull."""
     recognisers: list[Literal["dlib", "landmarks", "picture"]] = ["dlib", "landmarks", "picture"]
+    """Judges of identity."""
     onnx: str | None = None
+    """A face recogniser in ONNX format."""
     lpips: str | None = None
+    """Weights of torchvision's AlexNet, for LPIPS."""
     lpips_heads: str | None = None
+    """Weights of LPIPS's linear layers, where they lie apart."""
     kid: str | None = None
+    """Weights of Inception v3 or ResNet-50, for KID."""
     picture_distance: Literal["rms", "face_rms", "mean_absolute", "deviation"] = "mean_absolute"
+    """Distance of the judge picture."""
     rectangle: Annotated[list[Share], Field(max_length=4)] = [0.264, 0.365, 0.735, 0.835]
+    """Place of the face for dlib: left, top, right, bottom, as shares of the side; [] lets dlib find it."""
+    size: Annotated[int, Field(ge=0, multiple_of=FEATURE_SIZE)] = 0
+    """Side at which pictures are compared, px; 0 takes the true faces' size."""
     train_limit: NonNegativeInt = 6000
+    """Pairs at most that the baselines learn from; 0 takes all."""
     bootstrap: Annotated[int, Field(ge=1, le=100_000)] = 4000
+    """Draws of probes behind each interval."""
+    landmarks: Literal["auto", "none", "known"] = "auto"
+    """auto (read off the skull), none, or known: the true ones, which nobody has in practice."""
+    landmark_weights: str = SKULL_LANDMARKS
+    """Network that reads the face's landmarks off skulls."""
+    face_landmark_weights: str | None = FACE_LANDMARKS
+    """Network that edits are read with, off the faces; null takes dlib's points alone."""
+    texture: str = "none"
+    """none, a picture for all, or auto: another person's face of the true face's style."""
+    guided: dict[str, dict[str, Any]] = {}
+    """spgd settings of some models, such as {plain: {mode: plain, scale: 0.01}}; weights is called model."""
+    sweep: SweepConfig | None = None
+    """SPGD settings to try, for a recommendation (configs/evaluate/sweep.yaml)."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto takes bf16 where the device is faster by it, else fp32."""
+    devices: str = "1"
+    """GPUs (on the CPU: processes) that share the work: a number, or auto for all."""
+    batch_size: PositiveInt = 8
+    """Faces drawn together."""
+    out: str = "results"
+    """Folder of all runs. This one goes to OUT/NAME."""
+    cache: str = "results/recognised.sqlite"
+    """File of what the recognisers saw before."""
+    resume: bool = False
+    """Continue this run where it broke off."""
+    overwrite: bool = False
+    """Replace an earlier run of this name."""
+    data: DataConfig = DataConfig()
     sampling: SamplingConfig = SamplingConfig()
     spgd: SpgdConfig = SpgdConfig()
-    guided: dict[str, dict[str, Any]] = {}
-    sweep: SweepConfig | None = None
-    landmarks: Literal["auto", "none", "known"] = "auto"
-    landmark_weights: str = SKULL_LANDMARKS
-    face_landmark_weights: str | None = FACE_LANDMARKS
-    texture: str = "none"
-    missing: Region | None = None
-    device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    devices: str = "1"
-    batch_size: PositiveInt = 8
-    out: str = "results"
-    cache: str = "results/recognised.sqlite"
-    resume: bool = False
-    overwrite: bool = False
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -115,7 +115,7 @@ def read_inputs(cfg: EvaluateConfig) -> Inputs:
     cases = [replace(case, missing=cfg.missing) for case in cases_of(gallery)]
     size = cfg.size or _side_of(gallery, cfg.split)
     check_pictures(list(cases), size)
-    rows = probe_rows(len(gallery), cfg.num, cfg.seed)
+    rows = probe_rows(len(gallery), cfg.num_probes, cfg.seed)
     expected = {name: by_subject(name) for name in CEILINGS}
     views = [r for r in read(f"{cfg.split}_views") if r.subject in own and r.target != own[r.subject].target]
     made_with = root / "cohort.json"
@@ -208,8 +208,8 @@ def _remarks(cfg: EvaluateConfig, gallery: int, probes: int, train: int) -> list
             "easier: do not compare them with others.",
         ),
         (
-            probes < cfg.num,
-            f"num={cfg.num} was asked for; the split has {gallery} subjects, and all are probes.",
+            probes < cfg.num_probes,
+            f"num_probes={cfg.num_probes} was asked for; the split has {gallery} subjects, and all are probes.",
         ),
         (
             probes < gallery,

@@ -32,13 +32,16 @@ PRETRAINED = Path(__file__).resolve().parent.parent.parent / "pip_pretrained"
 
 
 class ExportConfig(Settings):
-    """weights: file of a landmark network. out: folder, null: muti_control/pip_pretrained. name: folder in it,
-    null: the name of the file. onnx: write pipnet.onnx too."""
+    """What is exported, and where to."""
 
     weights: str
+    """File of a landmark network."""
     out: str | None = None
+    """Folder; null takes muti_control/pip_pretrained."""
     name: str | None = None
+    """Folder in it; null takes the name of the file."""
     onnx: bool = False
+    """Write pipnet.onnx too."""
 
 
 def export_release(reader: LandmarkReader, folder: Path) -> None:
