@@ -31,7 +31,7 @@ class Settings(BaseModel):
     """Typed settings. Unknown keys, other types, infinities and values outside the declared limits are errors."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-    often: ClassVar[tuple[str, ...]] = ()  # the keys people change most, for --help
+    often: ClassVar[tuple[str, ...]] = ()  # the keys people change most, for --help; empty: all
     headings: ClassVar[dict[str, str]] = {}  # the first key of a group -> its heading, for --help
 
     @classmethod

@@ -21,7 +21,6 @@ from settings.messages import dotted, model_in, options, short
 from settings.reading import MISSING, Base, defaults_of, one_line, values_of
 
 _WORDS = ("-h", "--help")
-_FEW = 12  # keys that are all shown at once
 _GUARD = 2**16  # such limits keep hostile files out, and tell a user nothing
 _COLUMN = 30  # where meanings begin, counted from the left
 
@@ -58,7 +57,7 @@ def help_text(
     """
     given = [argument for argument in arguments if argument not in (*_WORDS, "all")]
     keys = list(keys_of(schema, values_of(schema, given, base)))
-    whole = "all" in arguments or len(keys) <= _FEW
+    whole = "all" in arguments or not schema.often
     shown = keys if whole else [next(k for k in keys if dotted(k.path) == name) for name in schema.often]
     title = ("Every key" if whole else "The keys people change most") + (f", {source}" if source else "")
     lines = [(usage or "").strip(), *([f"\n{title}:"] if shown else [])]

@@ -25,7 +25,8 @@ REMOVED = {  # old key -> what serves instead
     "shard_mb": "a pack is one file",
 }
 MEANT = {tried: meant.split() for names, meant in {  # names that users try -> the names they may have here
-    "batch": "batch_size", "bmi weight": "body_mass", "cfg cfg_scale": "guidance_scale", "dataset": "data.root root",
+    "batch": "batch_size", "bmi weight": "body_mass", "cfg cfg_scale": "guidance_scale",
+    "cohort dataset": "data.root root",
     "checkpoint ckpt model_path": "weights init", "decay": "weight_decay", "directory output output_dir": "out",
     "ema": "ema_decay", "epochs max_epochs": "max_steps", "ethnic race": "ethnicity", "folder": "out root",
     "gender": "sex", "gpus": "devices", "image input picture": "skull faces", "iterations": "max_steps steps",

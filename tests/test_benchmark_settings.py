@@ -10,7 +10,7 @@ import pytest
 WRONG = {
     "cohort.anatomy": "num_subjects=3 ethnicity=Martian",
     "model.altered": "people=1 prepare=[maybe] data.root=nowhere",
-    "model.ceiling": "cohort=nowhere",
+    "model.ceiling": "data.root=nowhere",
     "model.landmarks": "split=train resamples=1 eye_corners=[1] face=none.safetensors",
     "parity": "sizes=[100] append=nowhere.md weights=nowhere.ckpt weigths=x",
     "sampling.samplers": "steps=[0] manifest=nowhere.json",

@@ -180,7 +180,7 @@ def small_cohort(tmp_path_factory) -> Path:
 
 def test_ceiling_from_end_to_end(small_cohort, tmp_path, capsys):
     out = tmp_path / "ceiling"
-    assert ceiling.main([f"cohort={small_cohort}", "gallery=6", f"out={out}"]) == 0
+    assert ceiling.main([f"data.root={small_cohort}", "gallery=6", f"out={out}"]) == 0
     record = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
     assert record["gallery"] == 6 and record["recogniser"]["chip"] == 150
     own = record["figures"]["ceiling"]["descriptor"]
@@ -190,7 +190,7 @@ def test_ceiling_from_end_to_end(small_cohort, tmp_path, capsys):
     assert record["figures"]["true face, turned"]["descriptor"]["rank1"] == 1
     assert record["figures"]["attributes only"]["descriptor"]["num"] == 6
     assert "| chance |" in capsys.readouterr().out
-    assert ceiling.main([f"cohort={small_cohort}", "gallery=99", f"out={out}"]) == 2
+    assert ceiling.main([f"data.root={small_cohort}", "gallery=99", f"out={out}"]) == 2
     assert "gallery" in capsys.readouterr().err
     gallery = ceiling.read_pairs(small_cohort, "test")
     probes = ceiling.probes_of(small_cohort, gallery, seed=0)["ceiling of another"]

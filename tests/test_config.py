@@ -22,7 +22,6 @@ from muti_control.evaluation.protocol.config import EvaluateConfig
 from muti_control.sampling.config import SampleConfig
 from muti_control.training.config import ExperimentConfig
 from settings.base import Settings
-from settings.help import help_text
 from settings.messages import ConfigError
 from settings.reading import from_json, parse_command_line, read_yaml, to_yaml
 
@@ -196,37 +195,6 @@ def test_an_old_key_leads_to_the_new_one(tmp_path: Path) -> None:
     file = tmp_path / "old.yaml"
     file.write_text("guidance:\n  mode: spgd\n")
     assert refused(SampleConfig, str(file)).startswith(f"{file}: guidance: ")
-
-
-def test_help_has_the_values_of_a_command_line_with_meaning_and_range(tmp_path: Path) -> None:
-    class Deep(Settings):
-        """The inner part."""
-
-        lr: Annotated[float, Field(gt=0)] = 1e-3
-        """Peak learning rate."""
-        kinds: list[Literal["a", "b"]] = ["a"]
-
-    class Whole(Settings):
-        often = ("deep.lr",)
-
-        deep: Deep = Deep()
-        name: str
-        """The run's folder."""
-        maybe: Deep | None = None
-
-    file = tmp_path / "c.yaml"
-    file.write_text("deep:\n  lr: 0.5\nmaybe:\n  lr: 3\n")
-    text = help_text("Usage.", Whole, [str(file), "--help", "deep.kinds=b"], "as c.yaml has it")
-    assert text.splitlines()[:3] == ["Usage.", "", "Every key, as c.yaml has it:"]
-    lines = [" ".join(line.split()) for line in text.splitlines()[3:] if line]
-    inner = "The inner part", "Peak learning rate (above 0)", "(a list of a, b)"
-    assert lines == [
-        "name=??? The run's folder",
-        *(f"deep: {inner[0]}", f"deep.lr=0.5 {inner[1]}", f"deep.kinds=[b] {inner[2]}"),
-        *(f"maybe: {inner[0]}", f"maybe.lr=3 {inner[1]}", f"maybe.kinds=[a] {inner[2]}"),
-    ]
-    with pytest.raises(ConfigError, match="nothing"):
-        help_text("Usage.", Whole, ["--help", "nothing=1"])
 
 
 def test_the_config_of_an_older_run_is_read(tmp_path: Path) -> None:

@@ -24,9 +24,8 @@ from packaging.utils import canonicalize_name
 from cldm.controlled import load_model_config
 from muti_control.evaluation.protocol.config import EvaluateConfig
 from muti_control.training.config import ExperimentConfig
-from settings.help import help_text, keys_of
 from settings.messages import known_keys
-from settings.reading import parse_command_line, values_of
+from settings.reading import parse_command_line
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("settings", "ldm", "cldm", "muti_control", "data")
@@ -178,26 +177,6 @@ def test_no_unsafe_loading():
     calls = r"strict\s*=\s*False|weights_only\s*=\s*False|pickle\.load|yaml\.load\("
     lines = lines_with([path for path in sources() if path.parent.name != "tests"], calls)
     assert not [line for line in lines if "zip(" not in line and "save_checkpoint(" not in line]
-
-
-def test_configs_have_one_key_a_line_each_with_a_comment():
-    for path in sorted((ROOT / "configs").rglob("*.yaml")):
-        above = ""
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line.strip() and not line.lstrip().startswith("#"):
-                is_group = re.fullmatch(r" *\w+:", line)
-                assert is_group or re.fullmatch(r" *\w+: [^{#]+(#.*)?", line), f"{path}: {line}"
-                assert is_group or "  # " in line or above.startswith("#"), f"{path}: no comment: {line}"
-            above = line.lstrip()
-
-
-@pytest.mark.parametrize("program", KEYS_OF)
-def test_help_tells_the_meaning_of_every_key(program):
-    schema = pydoc.locate(KEYS_OF[program])
-    keys = list(keys_of(schema, values_of(schema, [])))
-    assert not [key.path for key in keys if not re.match(r"\w.*\w", key.comment.partition(" (")[0])]
-    text = help_text("Usage.", schema, ["--help"])
-    assert len(schema.often) in (0, 10) and all(f"\n  {name}=" in text for name in schema.often)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
@@ -364,7 +343,7 @@ def test_every_command_in_the_documents_exists():
     wrong = [f"{name}: `{line}`: {why}" for name, line in current if (why := problem(line))]
     assert not wrong, "\n".join(wrong)
     results = [line for name, line in current if name == "RESULTS.md"]
-    assert len(results) > 20, "most commands of RESULTS.md must be of programs that still exist"
+    assert len(results) > 15, "most commands of RESULTS.md must be of programs that still exist"
     assert {"benchmarks.conditions", "benchmarks.cost_model"} <= past
     assert not [name for name in past if (ROOT / Path(*name.split("."))).with_suffix(".py").is_file()]
 

@@ -43,7 +43,7 @@ def test_figures_and_pictures_are_written(tmp_path, capsys):
         size = {"num_landmarks": 12, "num_neighbours": 4, "image_size": 64, "width": 0.125}
         net = PipNet(PipNetConfig(**size, ethnicities=ethnicities))
         LandmarkReader(net, LAYOUT, role).save(tmp_path / f"{role}.safetensors")
-    arguments = [f"cohort={root}", f"out={tmp_path / 'r' / 'landmarks'}", "resamples=100"]
+    arguments = [f"data.root={root}", f"out={tmp_path / 'r' / 'landmarks'}", "resamples=100"]
     arguments += [f"{role}={tmp_path / f'{role}.safetensors'}" for role in ("face", "skull")]
     assert landmarks.main([*arguments, "eye_corners=[0,3]"]) == 0, capsys.readouterr().err
     result = json.loads((tmp_path / "r/landmarks.json").read_text())

@@ -13,7 +13,14 @@ from benchmarks.training.training_steps import WAYS, run
 
 
 def losses(tiny_yaml: str, variant: str) -> list[float]:
-    request = {"variant": variant, "device": "cpu", "batch": 2, "size": 64, "reps": 2, "model": tiny_yaml}
+    request = {
+        "variant": variant,
+        "device": "cpu",
+        "batch_size": 2,
+        "size": 64,
+        "reps": 2,
+        "model": tiny_yaml,
+    }
     result = run(request)
     assert len(result["seconds"]) == 2 and result["peak"] > 2**20
     return result["losses"]
@@ -45,12 +52,12 @@ def test_the_table(tiny_yaml: str, tmp_path: Path, capsys: pytest.CaptureFixture
         {"variant": "ours", "seconds": [1.0, 0.5], "peak": 2**30},
         {"variant": "original", "seconds": [4.0], "peak": 2**30},
     ]
-    assert rows(TrainingConfig(batch=2), runs) == [
+    assert rows(TrainingConfig(batch_size=2), runs) == [
         ["original", "4.000 s (2.000)", "0.5", "1.00", "2.00 GiB", "1.00"],
         ["ours", "0.750 s (0.500)", "2.67", "5.33", "1.00 GiB", "0.50"],
     ]
     on_cpu = [run | {"seconds": [9.0], "cpu_seconds": run["seconds"]} for run in runs]
-    assert rows(TrainingConfig(batch=2, clock="cpu"), on_cpu)[1][1] == "0.750 s (0.500)"
+    assert rows(TrainingConfig(batch_size=2, clock="cpu"), on_cpu)[1][1] == "0.750 s (0.500)"
     out = tmp_path / "times.json"
     arguments = [f"model={tiny_yaml}", "device=cpu", "size=64", "variants=[ours_fp32]", "rounds=1", "reps=1"]
     assert main([*arguments, f"out={out}", "warmup=0"]) == 0

@@ -1,7 +1,7 @@
 """Measure how well any reconstruction can be recognised: the ceiling, its controls, and the recogniser's own limit.
 
     python -m benchmarks.model.ceiling [key=value ...]
-    python -m benchmarks.model.ceiling cohort=cohort gallery=500
+    python -m benchmarks.model.ceiling data.root=cohort gallery=500
 
 The gallery holds the true frontal faces of test subjects. A probe is one face of each. Its rank is the place of its own
 subject by distance to the gallery. Two judges that train nothing here (dlib_recogniser.py): dlib's face descriptor, and
@@ -37,6 +37,7 @@ from benchmarks.results_file import run, table, write_figures
 from data.biometrics import age_level
 from data.manifest import Record, read_manifest
 from ldm.checkpoint import git_revision
+from muti_control.case.calibrate import DataSettings
 from muti_control.evaluation.judges.dlib_recogniser import (
     Recogniser,
     descriptor_distances,
@@ -54,8 +55,7 @@ JUDGES = {"descriptor": descriptor_distances, "points": procrustes_distances}
 class CeilingConfig(Settings):
     """What is measured."""
 
-    cohort: str = "cohort"
-    """Folder of data.cohort with ceiling=true."""
+    data: DataSettings = DataSettings(root="cohort")
     gallery: int = 500
     """Test people, the first of the list; 0 takes all."""
     detector: bool = False
@@ -194,7 +194,7 @@ def measure(config: CeilingConfig) -> dict[str, Any]:
         ValueError: as its parts do (RecogniserError and ManifestError are such).
     """
     recogniser = Recogniser(rectangle=None) if config.detector else Recogniser()
-    root = Path(config.cohort)
+    root = Path(config.data.root)
     gallery = gallery_of(root, config.gallery)
     kinds = probes_of(root, gallery, config.seed)
 

@@ -30,6 +30,7 @@ from data.images import read_image
 from data.landmarks import landmark_fractions
 from data.manifest import Record, read_manifest
 from ldm.checkpoint import git_revision, sha256
+from muti_control.case.calibrate import DataSettings
 from muti_control.evaluation.judges.dlib_recogniser import Recogniser
 from muti_control.evaluation.methods.controls import EditPlan, find_edits
 from muti_control.evaluation.results.statistics import bootstrap_interval, edit_projection, similarity_aligned
@@ -47,19 +48,12 @@ SIDE = 256
 Face = TypeVar("Face")
 
 
-class DataPart(Settings):
-    """The people."""
-
-    root: str = "cohort"
-    """Folder of data.cohort."""
-
-
 class EditsConfig(Settings):
     """What is measured."""
 
     results: str
     """Folder of an evaluation by evaluate.py."""
-    data: DataPart = DataPart()
+    data: DataSettings = DataSettings(root="cohort")
     weights: str | None = "models/demo/iccr_demo.safetensors"
     """Model whose autoencoder the true faces go through; null leaves them out."""
     landmark_weights: str = "models/demo/pipnet_face.safetensors"

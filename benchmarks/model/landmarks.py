@@ -1,6 +1,6 @@
 """Measure the landmark networks on faces, and on skulls with biometrics, beside ridge regression and the mean face.
 
-    python -m benchmarks.model.landmarks cohort=cohort [key=value ...]
+    python -m benchmarks.model.landmarks data.root=cohort [key=value ...]
 
 On the test split of a cohort, all methods on the same subjects: normalised mean error (over the distance of the outer
 eye corners) and its cumulative distribution (CED); paired bootstrap intervals over subjects of ridge minus network.
@@ -29,6 +29,7 @@ from data.landmarks import landmark_fractions
 from data.manifest import Record, read_manifest
 from data.partial import DRAWN, REGIONS, holds_skull, missing_bone
 from ldm.checkpoint import git_revision
+from muti_control.case.calibrate import DataSettings
 from muti_control.evaluation.results.statistics import bootstrap_interval
 from muti_control.networks.config import EyeCorners
 from muti_control.networks.pipnet.measures import CED_LIMIT, ced, ced_area, draw_points, eye_corners, nme
@@ -45,8 +46,7 @@ SIDE = 256
 class LandmarksConfig(Settings):
     """What is measured."""
 
-    cohort: str = "cohort"
-    """Folder of data.cohort."""
+    data: DataSettings = DataSettings(root="cohort")
     split: Literal["test", "valid"] = "test"
     """List of the people."""
     face: str = "models/demo/pipnet_face.safetensors"
@@ -126,7 +126,7 @@ def measure(config: LandmarksConfig, out: Path) -> dict[str, Any]:
     Raises:
         ValueError: files or data that cannot be used.
     """
-    root = Path(config.cohort)
+    root = Path(config.data.root)
     face, skull = LandmarkReader.load(config.face), LandmarkReader.load(config.skull)
     lists = {
         part: read_manifest(root / "split_data" / f"{part}.json") for part in {"train", "valid", config.split}

@@ -74,7 +74,7 @@ class RealHeadsConfig(Settings):
     """Checkpoint of the model."""
     landmark_weights: str = SKULL_LANDMARKS
     """Network that reads the face's landmarks off skulls."""
-    face_weights: str = "models/demo/pipnet_face.safetensors"
+    face_landmark_weights: str = "models/demo/pipnet_face.safetensors"
     """Network that reads landmarks off faces."""
     data: DataSettings = DataSettings(root="cohort")
     device: str = "auto"
@@ -128,7 +128,7 @@ def work(cfg: RealHeadsConfig, arguments: Sequence[str], *scans: Path) -> None:
     people = [_person(text) for text in cfg.people]
     records = spread_evenly(read_manifest(Path(cfg.data.root, "split_data/test.json")), cfg.others)
     others = [read_image(record.skull_path)[0] for record in records]
-    reader = LandmarkReader.load(cfg.face_weights)
+    reader = LandmarkReader.load(cfg.face_landmark_weights)
     reconstructor = Reconstructor.load(cfg.weights, cfg.device, landmark_weights=cfg.landmark_weights)
     rows = []
     for scan, person in zip(scans, people, strict=True):

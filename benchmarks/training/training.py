@@ -11,7 +11,7 @@ step; gradients of the UNet's decoder that no optimizer takes; residual and tran
 its matrix, as the published configuration says. ``original_stored``: the same without recomputation. ``ours``: what
 train.py does.
 Each runs in a process of its own, in turns. The medians and the peaks of the memory are compared. On a busy machine:
-clock=cpu threads=1.
+clock=cpu num_threads=1.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class TrainingConfig(Settings):
     """auto, cpu, cuda."""
     size: PositiveInt = 256
     """Side of the pictures, px."""
-    batch: PositiveInt = 1
+    batch_size: PositiveInt = 1
     """Pictures of a step."""
     variants: Annotated[list[Annotated[str, one_of(WAYS)]], Field(min_length=1)] = ["original", "ours"]
     """Names of benchmarks.training.training_steps.WAYS. The others are compared with the first."""
@@ -56,7 +56,7 @@ class TrainingConfig(Settings):
     """Timed steps of each process."""
     warmup: NonNegativeInt = 1
     """Steps before them that are not timed."""
-    threads: NonNegativeInt = 0
+    num_threads: NonNegativeInt = 0
     """Threads of torch on the CPU; 0 leaves it to torch."""
     clock: Literal["wall", "cpu"] = "wall"
     """wall, or cpu: the processor's own seconds, of all threads."""
@@ -68,7 +68,9 @@ class TrainingConfig(Settings):
 
 def measured(cfg: TrainingConfig, variant: str) -> dict[str, Any]:
     """One process of one variant. Raises: RuntimeError with the end of its messages if it fails."""
-    request = {key: getattr(cfg, key) for key in ("model", "size", "batch", "reps", "warmup", "threads")}
+    request = {
+        key: getattr(cfg, key) for key in ("model", "size", "batch_size", "reps", "warmup", "num_threads")
+    }
     request |= {"variant": variant, "device": str(choose_device(cfg.device))}
     command = [sys.executable, "-m", "benchmarks.training.training_steps", json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -89,7 +91,7 @@ def rows(cfg: TrainingConfig, runs: Sequence[dict[str, Any]]) -> list[list[str]]
         [
             name,
             f"{medians[name]:.3f} s ({min(seconds[name]):.3f})",
-            f"{cfg.batch / medians[name]:.3g}",
+            f"{cfg.batch_size / medians[name]:.3g}",
             f"{medians[first] / medians[name]:.2f}",
             f"{peaks[name] / 2**30:.2f} GiB",
             f"{peaks[name] / peaks[first]:.2f}",
@@ -106,7 +108,7 @@ def work(cfg: TrainingConfig, arguments: Sequence[str]) -> None:
     runs = [measured(cfg, name) for name in tqdm(turns, desc="processes", file=sys.stderr, disable=None)]
     header = ["way", f"step: median (fastest), {cfg.clock}", "pictures/s", "times faster", "peak memory"]
     text = table([*header, "of the first's"], rows(cfg, runs))
-    print(f"{runs[0]['machine']}; {cfg.size} px, batch {cfg.batch}\n\n{text}")
+    print(f"{runs[0]['machine']}; {cfg.size} px, batch {cfg.batch_size}\n\n{text}")
     write_figures(cfg.out, {"config": cfg.model_dump(), "runs": runs})
     if cfg.append:
         command = " ".join(["python -m benchmarks.training.training", *arguments])

@@ -1,6 +1,6 @@
 """Do optimizer steps of the control stage in one of several ways, on random weights; training.py starts this.
 
-    python -m benchmarks.training.training_steps '{"variant": "ours", "device": "cpu", "batch": 1, "size": 256, ...}'
+    python -m benchmarks.training.training_steps '{"variant": "ours", "batch_size": 1, "size": 256, ...}'
 
 Prints the times of the steps and the peak of the memory as JSON.
 """
@@ -250,13 +250,13 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     Returns seconds of each (and the processor's own), losses, peak in bytes, and the machine.
     """
     device = choose_device(request["device"])
-    if request.get("threads"):
-        torch.set_num_threads(request["threads"])
+    if request.get("num_threads"):
+        torch.set_num_threads(request["num_threads"])
     model = random_weights(load_model_config(request.get("model", SD15_CONFIG)), device)
     prepare(model, request["variant"])
     forget_peak(device)  # what building took is not what training takes
     way, warmup = WAYS[request["variant"]], request.get("warmup", 1)
-    step = training_step(model, way, device, request["batch"], request["size"])
+    step = training_step(model, way, device, request["batch_size"], request["size"])
     seconds, cpu_seconds, losses = [], [], []
     for _ in range(warmup + request["reps"]):
         began, cpu_began = time.perf_counter(), time.process_time()
