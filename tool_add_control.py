@@ -1,27 +1,16 @@
 """Add a control network to a latent-diffusion checkpoint, ready for training.
 
-    python tool_add_control.py IN OUT [branches=[skull,landmarks,texture]] [num_landmarks=N] [control=FILE]
-        [config=YAML] [seed=0] [overwrite=true] [replace=true]
+    python tool_add_control.py IN OUT [key=value ...]
+    python tool_add_control.py models/v1-5-pruned-emaonly.ckpt models/control_sd15_ini.safetensors
 
-IN and OUT end in .safetensors, .ckpt, .pth or .pt, in any combination. Every `control_model.X` is a copy of
-`model.diffusion_model.X`. Layers that the base does not have (hint encoder, branches, zero convolutions) are
-fresh, drawn from `seed`; the last of each path is zero, so the result gives exactly the base model's noise
-estimate until it is trained. All weights of the base model are passed through unchanged.
+IN and OUT end in .safetensors, .ckpt, .pth or .pt. Every `control_model.X` is a copy of `model.diffusion_model.X`.
+Layers that IN lacks (hint encoder, branches, zero convolutions) are fresh. The last of each path is zero, so OUT gives
+exactly IN's noise estimate until it is trained. All weights of IN are passed through unchanged.
 
-branches: the conditions that the control network reads beside the text. The default is all of them: the skull
-picture, landmarks of the face, and the texture of another face's skin. `branches=[skull]` gives the layout of
-the public ControlNet. num_landmarks: points of a face in the data; 106 unless IN says otherwise. OUT lists the
-branches that are not trained yet; sample.py does not use those.
-
-The architecture is the one recorded in IN; for files of other makers it is models/cldm_v15.yaml
-(Stable Diffusion 1.5), or the one of config=YAML. An existing OUT is kept unless overwrite=true.
-
-A trained control network in IN is kept, and the branches that it lacks are added. If it lacks none, it is
-refused unless replace=true, which leaves it out with its branches and adds a fresh one. The last lines say which
-branches were kept, which were added, and which are not trained yet.
-
-control=FILE takes a ready-made control network instead of a copy: a public ControlNet file for Stable Diffusion
-1.5 (with or without `control_model.` in front of its keys), or the one inside another whole model.
+A trained control network in IN is kept, and the branches that it lacks are added. If it lacks none, it is refused
+unless replace=true. `branches=[skull]` gives the layout of the public ControlNet. control=FILE is a public ControlNet
+file for Stable Diffusion 1.5, or another whole model. OUT lists the branches that are not trained yet; sample.py does
+not use those.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """``python -m data.cohort.sheet COHORT OUT.png [key=value ...]``: a sheet of skulls, faces, faces with landmarks.
 
-Keys: num=24 (subjects, spread evenly over the list), list=train.json (a file of split_data; variants.json shows what
-variants share and where they differ), across=4 (subjects side by side). Landmarks are dots, grey where hidden.
+Landmarks are dots, grey where hidden.
 """
 
 from __future__ import annotations
