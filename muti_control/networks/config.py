@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from ldm.config import Side
 from muti_control.optim import OptimConfig
@@ -203,3 +203,41 @@ class GuidanceDecoderStageConfig(Settings):
     """Largest share of another latent in an altered one."""
     noise: NonNegativeFloat = 0.5
     """Largest standard deviation of its noise; latents have about 1."""
+
+
+class MatchConfig(Settings):
+    """Architecture of the matching network: a tower for skulls and one for faces, alike."""
+
+    image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] = 128
+    """Side in px of the grey pictures that the towers see; others are resized to it."""
+    widths: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=4, max_length=4)] = [
+        16,
+        32,
+        64,
+        96,
+    ]
+    """Channels at 1/2, 1/4, 1/8 and 1/16 of that side."""
+    blocks: Annotated[list[Annotated[int, Field(ge=0, le=64)]], Field(min_length=2, max_length=2)] = [1, 2]
+    """Residual blocks at 1/8 and at 1/16."""
+    reduced: PositiveInt = 40
+    """Channels that are read out at 1/16."""
+    hidden: PositiveInt = 256
+    """Width of the layer that sees the whole picture, and in the skull's tower the sex."""
+    vector: PositiveInt = 128
+    """Length of a vector."""
+
+
+class MatchStageConfig(Settings):
+    """The match stage: symmetric InfoNCE of skulls and faces, a person once in a batch (arXiv 2103.00020, 2.3)."""
+
+    network: MatchConfig = MatchConfig()
+    hard_share: Share = 0.5
+    """Share of the passes in which a batch holds people of like sex, age level and body mass."""
+    drop_sex: Share = 0.1
+    """Chance that a skull comes without its sex."""
+    drop_features: Share = 0.1
+    """Dropout of what the towers read out, in training."""
+    flip: bool = True
+    """Mirror skull and face of half of the pairs."""
+    scale: PositiveFloat = 10.0
+    """Of the scores at the start; it is learnt."""

@@ -21,6 +21,7 @@ from ldm.checkpoint import CheckpointError, read_state_dict
 from ldm.latent_diffusion import LatentDiffusion
 from muti_control.networks.config import GuidanceDecoderConfig
 from muti_control.networks.files import load_frozen, save_network, usable_as
+from muti_control.networks.tiny_decoder import TinyDecoder, load_tiny_decoder, tiny_keys
 from settings.parsing import parse_json
 from settings.reading import from_json
 
@@ -80,16 +81,24 @@ class GuidanceDecoder(nn.Module):
         save_network(path, self, {**own, **(more or {})}, dtype)
 
 
-def load_guidance_decoder(path: str | Path, model: LatentDiffusion | None = None) -> GuidanceDecoder:
+def load_guidance_decoder(
+    path: str | Path, model: LatentDiffusion | None = None
+) -> GuidanceDecoder | TinyDecoder:
     """Load a decoder, frozen, in evaluation mode, fp32; on the device of ``model``, whose autoencoder must be its own.
+
+    A public tiny decoder (TAESD) serves models with Stable Diffusion 1.5's latents.
 
     Raises:
         CheckpointError: no such file, none of the guidance_decoder stage, or one of another autoencoder.
     """
     state, metadata = read_state_dict(path, mmap=False)
+    if METADATA not in metadata and (tensors := tiny_keys(state)) is not None:
+        tiny = load_tiny_decoder(path, tensors, None if model is None else model.cfg.scale_factor)
+        return tiny if model is None else tiny.to(model.device)
     if METADATA not in metadata or FIRST_STAGE not in metadata:
         raise CheckpointError(
-            f"{path} is no guidance decoder; give what `python train.py configs/demo/guidance_decoder.yaml` writes"
+            f"{path} is no guidance decoder; give what `python train.py configs/demo/guidance_decoder.yaml` writes, "
+            "or a public tiny decoder of Stable Diffusion 1.5 (TAESD)"
         )
     with usable_as("guidance decoder", path):
         cfg = from_json(GuidanceDecoderConfig, metadata[METADATA])

@@ -24,7 +24,8 @@ from settings.base import PathText, Settings, expect
 DEMO_WEIGHTS = "models/demo/iccr_demo.safetensors"
 SKULL_LANDMARKS = "models/demo/pipnet_skull.safetensors"
 FACE_LANDMARKS = "models/demo/pipnet_face.safetensors"
-ENERGIES = ("landmarks", "containment", "realism", "texture")
+MATCH_WEIGHTS = "models/demo/match.safetensors"
+ENERGIES = ("landmarks", "containment", "realism", "texture", "match")
 
 
 class SpgdConfig(SpgdStepConfig):
@@ -38,6 +39,8 @@ class SpgdConfig(SpgdStepConfig):
     """Weight of realism, with discriminator=FILE."""
     texture: NonNegativeFloat = 0.0
     """Weight of the surface, with exemplar=FACE."""
+    match: NonNegativeFloat = 0.0
+    """Weight of how well the face fits the skull, as the matching network sees it."""
     target: str = "auto"
     """Landmarks to reach: auto (the condition's, or read off the skull), true (of the list), or a file or
     folder of points."""

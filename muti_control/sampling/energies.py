@@ -2,7 +2,8 @@
 
 Values: landmarks, mean squared distance in units of (1 % of the picture's side)^2; containment, share of the bone
 that lies on background, softly counted; realism, the discriminator's LSGAN loss, 1 a scale where it is sure of a
-fake; texture, mean squared difference of the logarithms of what each band of detail holds.
+fake; texture, mean squared difference of the logarithms of what each band of detail holds; match, 1 less
+the cosine of face and skull in the matching network.
 
 Weights do not depend on these units: the gradient of each energy with respect to the picture is divided, sample by
 sample, by the root mean square that its norm has had in the run so far. So weight 1 on two energies makes both pull
@@ -21,6 +22,7 @@ from torch import Tensor
 from cldm.branches import Landmarks
 from cldm.spgd import RunningNorm, norm, per_sample
 from cldm.texture import TextureError
+from muti_control.networks.match import MatchNet
 from muti_control.networks.patchgan import PatchGan, judged, lsgan_generator
 from muti_control.networks.pipnet.reader import LandmarkReader
 
@@ -104,6 +106,22 @@ class TextureEnergy:
 
     def __call__(self, faces: Tensor, rows: slice) -> Tensor:
         return (detail(faces) - self._target[rows].to(faces)).square().mean(1)
+
+
+class MatchEnergy:
+    """How badly a face matches its skull: 1 less the cosine of their vectors.
+
+    Args:
+        skulls: (B, 3, H, W) in [0, 1]. sex: (B,) of ``muti_control.networks.match.sexes``.
+    """
+
+    def __init__(self, net: MatchNet, skulls: Tensor, sex: Tensor) -> None:
+        self._net = net
+        with torch.inference_mode(False), torch.no_grad():
+            self._vectors = net.skull(skulls.float(), sex.to(skulls.device))  # (B, V)
+
+    def __call__(self, faces: Tensor, rows: slice) -> Tensor:
+        return 1 - (self._net.face(faces / 2 + 0.5) * self._vectors[rows]).sum(1)
 
 
 def check_exemplar(picture: Tensor) -> None:

@@ -345,4 +345,5 @@ def recommended_sampling(metadata: Mapping[str, str], num_control_outputs: int) 
 
 def with_shipped_networks(cfg: SpgdConfig) -> SpgdConfig:
     """Return the settings with the full paths of the files that come with this program."""
-    return cfg.with_(face_landmark_weights=str(shipped(cfg.face_landmark_weights)))
+    names = ("face_landmark_weights", "match_weights")
+    return cfg.with_(**{name: str(shipped(getattr(cfg, name))) for name in names})

@@ -29,6 +29,7 @@ from muti_control.conditions.case_landmarks import (
 )
 from muti_control.losses.decoding import decoder_layout
 from muti_control.networks.guidance_decoder import load_guidance_decoder
+from muti_control.networks.match import load_match, sexes
 from muti_control.networks.patchgan import PatchGan
 from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.sampling.config import SpgdConfig
@@ -37,12 +38,18 @@ from muti_control.sampling.energies import (
     DecodedEnergies,
     Energy,
     LandmarkEnergy,
+    MatchEnergy,
     RealismEnergy,
     TextureEnergy,
     check_exemplar,
 )
 
-ENERGY_OF = {"face_landmark_weights": "landmarks", "discriminator": "realism", "exemplar": "texture"}
+ENERGY_OF = {
+    "face_landmark_weights": "landmarks",
+    "discriminator": "realism",
+    "exemplar": "texture",
+    "match_weights": "match",
+}
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ class SpgdRun:
     def describe(self, case: Case | None = None) -> dict[str, Any]:
         """Return all settings that shape a picture, files by their sha256, for the records; the target is a case's."""
         settings = self.cfg.model_dump(exclude={"trace", "at_once", "recompute"})
-        for name in ("face_landmark_weights", "discriminator", "exemplar", "decoder"):
+        for name in ("face_landmark_weights", "discriminator", "exemplar", "match_weights", "decoder"):
             used = name in self.files
             settings[name] = {"file": Path(settings[name]).name, "sha256": self.files[name]} if used else None
         settings["target"] = self.target(case)
@@ -145,6 +152,11 @@ def load_spgd(
     if cfg.texture > 0:
         exemplar = _exemplar(file("exemplar"), model.cfg.image_size)
         energies["texture"] = lambda cases, skulls: TextureEnergy(exemplar.to(skulls).expand_as(skulls))
+    if cfg.match > 0:
+        net = load_match(file("match_weights"), model.device)
+        energies["match"] = lambda cases, skulls: MatchEnergy(
+            net, skulls, sexes([_sex(one) for one in cases])
+        )
     if cfg.decoder is None:
         return SpgdRun(cfg, decoder_of(model, cfg.recompute), energies, targets, files)
     decoder = load_guidance_decoder(cfg.decoder, model)
@@ -155,7 +167,7 @@ def load_spgd(
 def _check_skulls(cfg: SpgdConfig, cases: Sequence[Case], targets: CaseLandmarks | None) -> None:
     """Raise ValueError for an energy that needs the skull of a case without one."""
     name = next((case.name for case in cases if case.skull_path is None), None)
-    energies = [energy for energy in ("containment", "realism") if cfg.weights[energy] > 0]
+    energies = [energy for energy in ("containment", "realism", "match") if cfg.weights[energy] > 0]
     energies += ["landmarks"] if isinstance(targets, ReadOffSkull) else []
     if name is not None and energies:
         remedy = " ".join(f"spgd.{energy}=0" for energy in energies)
@@ -163,6 +175,12 @@ def _check_skulls(cfg: SpgdConfig, cases: Sequence[Case], targets: CaseLandmarks
         raise ValueError(
             f"spgd: {name} has no skull, expected one for {', '.join(energies)}; {remedy} goes without{points}"
         )
+
+
+def _sex(case: Case) -> str | None:
+    """Return the sex of whom a face is drawn, None where it is unknown."""
+    sex: str | None = case.attributes.sex if case.biometrics is None else case.biometrics.sex
+    return sex
 
 
 def _exemplar(path: Path, size: int) -> Tensor:

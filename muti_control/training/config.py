@@ -16,13 +16,24 @@ from muti_control.conditions.config import (
     TextureConditionConfig,
 )
 from muti_control.losses.config import AutoencoderStageConfig, GrainStageConfig, LossesConfig
-from muti_control.networks.config import GuidanceDecoderStageConfig, PipNetStageConfig, Pix2PixStageConfig
+from muti_control.networks.config import (
+    GuidanceDecoderStageConfig,
+    MatchStageConfig,
+    PipNetStageConfig,
+    Pix2PixStageConfig,
+)
 from muti_control.optim import OptimConfig
 from settings.base import Settings, Share, expect
 from settings.messages import ConfigError
 
-StageName = Literal["autoencoder", "base", "control", "pipnet", "pix2pix", "guidance_decoder", "grain"]
-WITHOUT_MODEL = ("pipnet", "pix2pix")  # stages whose architecture stands in their own part of the config
+StageName = Literal[
+    "autoencoder", "base", "control", "pipnet", "pix2pix", "guidance_decoder", "grain", "match"
+]
+WITHOUT_MODEL = (
+    "pipnet",
+    "pix2pix",
+    "match",
+)  # stages whose architecture stands in their own part of the config
 FROM_INIT = {  # stages that need one, and of which kind
     "control": "a checkpoint made by tool_add_control.py",
     "guidance_decoder": "a checkpoint with the autoencoder whose decoder is to be imitated",
@@ -46,7 +57,7 @@ class DataConfig(Settings):
     num_workers: Annotated[int, Field(ge=0, le=256)] = 0
     """Processes that read; 0 reads in the main process."""
     augment: Annotated[float, Field(ge=0, le=2)] = 0.0
-    """Strength at which skulls are altered as users' pictures are; 1 is usual."""
+    """Strength at which skulls (in the match stage faces too) are altered as users' pictures are; 1 is usual."""
     how_to_get: str = "python -m data.cohort OUT makes a synthetic cohort; then pass data.root=OUT"
     """The remedy that is printed where root is missing."""
 
@@ -181,6 +192,7 @@ class ExperimentConfig(Settings):
     losses: LossesConfig = LossesConfig()
     autoencoder: AutoencoderStageConfig = AutoencoderStageConfig()
     grain: GrainStageConfig = GrainStageConfig()
+    match: MatchStageConfig = MatchStageConfig()
     sampling: SamplingConfig = SamplingConfig()
 
     @property
@@ -190,7 +202,7 @@ class ExperimentConfig(Settings):
 
     @property
     def _reads_skulls(self) -> bool:
-        return self.stage == "control" or (self.stage == "pipnet" and self.pipnet.role == "skull")
+        return self.stage in ("control", "match") or (self.stage == "pipnet" and self.pipnet.role == "skull")
 
     def _of_one_stage(self) -> list[tuple[str, str, object]]:
         """Return the settings that one stage alone uses, off by default: that stage, the key, the value."""

@@ -11,6 +11,7 @@ from muti_control.training.stages.base import BaseStage
 from muti_control.training.stages.control import ControlStage
 from muti_control.training.stages.grain import GrainStage
 from muti_control.training.stages.guidance_decoder import GuidanceDecoderStage
+from muti_control.training.stages.match import MatchStage
 from muti_control.training.stages.pipnet import PipStage
 from muti_control.training.stages.pix2pix import Pix2PixStage
 
@@ -21,6 +22,7 @@ BUILDERS: dict[str, Callable[[ExperimentConfig, torch.device], Stage]] = {
     "control": ControlStage.build,
     "grain": GrainStage.build,
     "guidance_decoder": GuidanceDecoderStage.build,
+    "match": MatchStage.build,
     "pipnet": PipStage.build,
     "pix2pix": Pix2PixStage.build,
 }
