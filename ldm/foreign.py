@@ -18,6 +18,7 @@ _OURS = (  # how keys begin -> what such a file is; the first that fits
      "that the finished run exports"),
     (("cls_layer.",), "a landmark network (PIPNet)"),
     (("tell.",), "a Pix2Pix generator"),
+    (("log_scale",), "a matching network of skulls and faces"),
     (("scale0_layer0.",), "a discriminator (PatchGAN)"),
 )  # fmt: skip
 _NAMES = (  # the same of public files. Source: their key names

@@ -12,8 +12,15 @@ import torch
 from torch import nn
 
 from ldm.checkpoint import CheckpointError, read_state_dict, write_state_dict
-from muti_control.networks.config import GeneratorConfig, GuidanceDecoderConfig, PatchGanConfig, PipNetConfig
+from muti_control.networks.config import (
+    GeneratorConfig,
+    GuidanceDecoderConfig,
+    MatchConfig,
+    PatchGanConfig,
+    PipNetConfig,
+)
 from muti_control.networks.guidance_decoder import GuidanceDecoder, load_guidance_decoder
+from muti_control.networks.match import MatchNet, load_match
 from muti_control.networks.patchgan import PatchGan
 from muti_control.networks.pipnet.network import PipNet
 from muti_control.networks.pipnet.reader import LandmarkReader
@@ -36,6 +43,10 @@ NETWORKS: dict[str, tuple[Callable[[], Any], Load]] = {
     "guidance_decoder": (
         lambda: GuidanceDecoder(GuidanceDecoderConfig(widths=[6, 5, 4], blocks=[1, 1, 0])),
         load_guidance_decoder,
+    ),
+    "match": (
+        lambda: MatchNet(MatchConfig(image_size=32, widths=[4, 4, 4, 4], hidden=8, vector=4)),
+        load_match,
     ),
 }
 

@@ -27,8 +27,9 @@ from cldm.texture import TextureError
 from data.images import write_png
 from ldm.checkpoint import sha256
 from muti_control.evaluation.protocol.run_folder import identity_of
-from muti_control.networks.config import GuidanceDecoderConfig, PatchGanConfig, PipNetConfig
+from muti_control.networks.config import GuidanceDecoderConfig, MatchConfig, PatchGanConfig, PipNetConfig
 from muti_control.networks.guidance_decoder import GuidanceDecoder, signature
+from muti_control.networks.match import MatchNet
 from muti_control.networks.patchgan import PatchGan
 from muti_control.networks.pipnet.network import PipNet
 from muti_control.networks.pipnet.reader import LandmarkReader
@@ -236,12 +237,21 @@ def test_sample_py_guides_and_records_it(
     guided_run: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     on, faces = ("spgd.mode=spgd", "spgd.scale=0.05"), {}
+    matching = tmp_path / "matching.safetensors"
+    MatchNet(MatchConfig(image_size=32, widths=[4, 4, 8, 8], hidden=16)).save(matching, torch.float32, {})
     for name, acts, *settings in (
         ("off", False),
         ("zero", False, "spgd.mode=spgd", "spgd.scale=0"),
         ("weightless", False, *on, "spgd.landmarks=0", "spgd.containment=0"),
         ("auto", True, *on),
         ("true", True, *on, "spgd.target=true"),
+        (
+            "match",
+            True,
+            *on,
+            *("spgd.landmarks=0", "spgd.containment=0", "spgd.match=1"),
+            f"spgd.match_weights={matching}",
+        ),
     ):
         assert sample(guided_run(name, *settings)) == 0
         output = capsys.readouterr().out
@@ -251,6 +261,8 @@ def test_sample_py_guides_and_records_it(
         assert (record_of(tmp_path / name)["spgd"] is not None) == acts
     assert faces["off"] == faces["zero"] == faces["weightless"]
     assert faces["off"][0] != faces["auto"][0] != faces["true"][0] and faces["auto"][1] != faces["off"][1]
+    assert faces["match"][0] not in (faces["off"][0], faces["auto"][0])
+    assert record_of(tmp_path / "match")["spgd"]["match_weights"]["sha256"] == sha256(matching)
     record = record_of(tmp_path / "auto")["spgd"]
     assert (record["mode"], record["scale"], record["beta"]) == ("spgd", 0.05, 0.9)
     assert len(record["face_landmark_weights"]["sha256"]) == 64
@@ -289,6 +301,8 @@ def test_each_record_holds_the_source_of_the_points(
         ("skull=none", "spgd: .*spgd.containment=0 spgd.landmarks=0.*spgd.target=PATH"),
         ("spgd.realism=1 spgd.discriminator=single.safetensors", "spgd.discriminator"),
         ("spgd.texture=1 spgd.exemplar=black.png", "spgd.exemplar"),
+        ("spgd.match=1 spgd.match_weights=foreign.safetensors", "foreign.safetensors is no matching network"),
+        ("spgd.match=1 spgd.match_weights=none.safetensors", "spgd.match_weights: .*spgd.match=0"),
         ("spgd.target=ture", "spgd.target: .*did you mean true"),
         ("spgd.target=pairs", "spgd.target"),
         ("spgd.target=true skull=pairs/pairedCS/skull", "spgd.target=true"),

@@ -100,14 +100,15 @@ def pairs_of(records: Sequence[Record], embedder: Embedder, augment: float) -> P
     first = [own[0] for own in rows.values()]
     faces = [(k, record) for k, own in enumerate(rows.values()) for record in own[1:] or own]
     sex = [record.biometrics.sex for record in first]
-    skulls = _embedded(first, "skull", embedder, augment, sex)
-    vectors = _embedded([record for _, record in faces], "face", embedder, augment)
+    skulls = embedded(first, "skull", embedder, augment, sex)
+    vectors = embedded([record for _, record in faces], "face", embedder, augment)
     return Pairs((skulls @ vectors.T).astype(np.float64), np.array([k for k, _ in faces]), first)
 
 
-def _embedded(
+def embedded(
     records: Sequence[Record], kind: Kind, embedder: Embedder, augment: float, sex: Sequence[str] = ()
 ) -> Floats:
+    """Return unit vectors (N, V) of the records' skulls, which are prepared, or faces, altered at a strength."""
     results = []
     for start in tqdm(range(0, len(records), BATCH), desc=f"{kind}s", disable=None):
         pictures = []
