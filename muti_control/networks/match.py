@@ -56,6 +56,7 @@ class Tower(nn.Module):
         self.reduce = nn.Conv2d(d, cfg.reduced, 1)
         self.hidden = nn.Linear(cfg.reduced * (cfg.image_size // 16) ** 2, cfg.hidden)
         self.sex = nn.Linear(1, cfg.hidden, bias=False) if takes_sex else None
+        self.norm = nn.LayerNorm(cfg.hidden)  # without it all vectors fall together in the first steps
         self.out = nn.Linear(cfg.hidden, cfg.vector)
 
     def forward(self, pictures: Tensor, sex: Tensor | None = None) -> Tensor:
@@ -73,7 +74,7 @@ class Tower(nn.Module):
         h = self.hidden(F.dropout(h, self.dropout, self.training))  # (B, hidden)
         if self.sex is not None and sex is not None:
             h = h + self.sex(sex[:, None].to(h))
-        return F.normalize(self.out(F.relu(h)).float(), dim=1)
+        return F.normalize(self.out(F.relu(self.norm(h))).float(), dim=1)
 
 
 class MatchNet(nn.Module):
