@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,7 @@ from muti_control.evaluation.results.statistics import (
 from muti_control.evaluation.results.summary import groups_of
 from muti_control.sampling.config import MATCH_WEIGHTS
 from muti_control.search.calibrate import embedded
+from muti_control.search.calibration import load_match_calibration
 from muti_control.search.vectors import Embedder
 from settings.base import Settings
 
@@ -53,7 +54,7 @@ class MatchBenchmarkConfig(Settings):
     """weights: the network. data.root: of the lists. people: at most so many of the test list.
 
     ridge: also fit the linear baseline. scan: a head CT whose face is searched for among ``others`` test faces; person:
-    its sex. append: add the table to benchmarks/RESULTS.md.
+    its sex. plot: PNG of the calibration's reliability. append: add the table to benchmarks/RESULTS.md.
     """
 
     weights: str = MATCH_WEIGHTS
@@ -63,6 +64,7 @@ class MatchBenchmarkConfig(Settings):
     scan: str | None = None
     person: str = "male"
     others: PositiveInt = 100
+    plot: str | None = None
     device: str = "auto"
     append: bool = False
 
@@ -171,12 +173,31 @@ def measure(cfg: MatchBenchmarkConfig, arguments: Sequence[str]) -> None:
     ]
     header = ["another pose, by group", "people", "rank-1, %", "rank-10, %", "mAP", "altered: rank-1, %"]
     text += "\n\n" + table(header, rows)
+    calibrated = load_match_calibration(embedder.weights, embedder.digest)
+    if calibrated is not None and cfg.plot is not None:
+        draw_reliability(calibrated[0].test["reliability"], cfg.plot)
     if cfg.scan is not None:
         text += "\n\n" + real_head(cfg, embedder, galleries[0][: cfg.others])
     print(text)
     if cfg.append:
         command = " ".join(["python -m benchmarks.model.match", *arguments])
         append_section("Matching", command, torch.device("cpu"), text)
+
+
+def draw_reliability(rows: Sequence[Mapping[str, float]], path: str) -> None:
+    """Write a plot: the ratio that pairs really have against the one they were told, each bin a point."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((4.2, 4), layout="constrained")
+    axes = figure.subplots()
+    told, true = ([row[key] for row in rows] for key in ("told", "true"))
+    axes.loglog([1e-3, 1e3], [1e-3, 1e3], color="0.7", linewidth=1)
+    axes.loglog(told, true, "o-", color="C0")
+    for row in rows:
+        text = f"{row['mated']:g} / {row['others']:g}"
+        axes.annotate(text, (row["told"], row["true"]), (6, -10), textcoords="offset points", fontsize=7)
+    axes.set(xlabel="likelihood ratio told", ylabel="ratio of the pairs (own / other faces in the bin)")
+    figure.savefig(path, dpi=120)
 
 
 def real_head(cfg: MatchBenchmarkConfig, embedder: Embedder, faces: Floats) -> str:
