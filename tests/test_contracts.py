@@ -37,6 +37,8 @@ KEYS_OF = {  # program -> its settings class
     "muti_control.networks.pipnet.export": "muti_control.networks.pipnet.export.ExportConfig",
     "muti_control.training.predict_landmarks": "muti_control.training.predict_landmarks.PredictConfig",
     "muti_control.case.report": "muti_control.case.report.ReportConfig",
+    "muti_control.search": "muti_control.search.__main__.SearchConfig",
+    "muti_control.search.calibrate": "muti_control.search.calibrate.CalibrateConfig",
     "muti_control.studio": "muti_control.studio.__main__.StudioConfig",
     "muti_control.case.verify": "muti_control.case.verify.VerifyConfig",
     "data.cohort": "data.cohort.config.CohortConfig",
