@@ -180,9 +180,9 @@ class MatchStage(Stage):
 
     def validation_scores(self) -> dict[str, float]:
         """Return mean reciprocal rank, rank-1 and rank-10 of ``ranks_of_people``."""
-        skulls, faces = (torch.stack(vectors) for vectors in zip(*self.gather("vectors"), strict=True))
+        skulls, faces = (torch.stack(own).numpy() for own in zip(*self.gather("vectors"), strict=True))
         subjects = [record.subject for record in self.valid_set.records]
-        ranks = torch.tensor(ranks_of_people((skulls @ faces.T).numpy(), subjects))
+        ranks = torch.tensor(ranks_of_people(skulls @ faces.T, subjects))
         return {
             "valid/mrr": float((1 / ranks).mean()),
             "valid/rank_1": float((ranks == 1).float().mean()),
