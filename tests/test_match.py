@@ -43,7 +43,7 @@ def test_the_shipped_size_is_at_most_5_mb() -> None:
 
 
 def test_a_vector_depends_on_its_own_picture_and_not_on_light(tmp_path: Path) -> None:
-    net, faces = tiny_net(), torch.rand(3, 3, 64, 64)
+    net, faces = tiny_net().requires_grad_(False), torch.rand(3, 3, 64, 64)
     vectors = net.face(faces)
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
     torch.testing.assert_close(net.face(faces[1:2]), vectors[1:2])
