@@ -91,7 +91,7 @@ def test_hard_passes_keep_like_people_together_and_resume() -> None:
 
 def stage_of(root: Path, *settings: str) -> MatchStage:
     arguments = [str(ROOT / "configs/debug/match.yaml"), f"data.root={root}", f"out={root / 'runs'}"]
-    cfg = parse_command_line(ExperimentConfig, [*arguments, "train.precision=32-true", *settings])
+    cfg = parse_command_line(ExperimentConfig, [*arguments, "train.precision=fp32", *settings])
     return MatchStage.build(cfg, torch.device("cpu"))
 
 

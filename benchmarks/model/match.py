@@ -17,6 +17,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -51,22 +52,27 @@ GALLERIES = ("the skull's own picture", "another pose", "another pose, altered")
 
 
 class MatchBenchmarkConfig(Settings):
-    """weights: the network. data.root: of the lists. people: at most so many of the test list.
-
-    ridge: also fit the linear baseline. scan: a head CT whose face is searched for among ``others`` test faces; person:
-    its sex. plot: PNG of the calibration's reliability. append: add the table to benchmarks/RESULTS.md.
-    """
+    """What is measured."""
 
     weights: str = MATCH_WEIGHTS
+    """The matching network."""
     data: DataSettings = DataSettings(root="wide")
     people: PositiveInt | None = None
+    """Test people at most; null takes all."""
     ridge: bool = True
+    """Also fit the linear baseline."""
     scan: str | None = None
-    person: str = "male"
+    """Head CT whose face is searched for among others."""
+    person: Literal["female", "male"] = "male"
+    """Sex of the head CT."""
     others: PositiveInt = 100
+    """Test faces beside that of the head CT."""
     plot: str | None = None
+    """PNG of the calibration's reliability."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
     append: bool = False
+    """Add the tables to benchmarks/RESULTS.md."""
 
 
 def one_each(records: Sequence[Record], people: int | None = None) -> tuple[list[Record], list[Record]]:

@@ -50,28 +50,37 @@ OFF, CHOSEN = "off", "re-ranked"
 
 
 class GuidanceConfig(Settings):
-    """split: valid or test. people: of its list, spread evenly. seeds: faces among which the network chooses.
-
-    modes, scales: of SPGD. landmarks: auto or none, shown to the model. steps: of the sampler. decoder: that guidance
-    looks through; null: the model's own. weights, landmark_weights, face_weights, match_weights: files.
-    out: JSON file of the results. append: add the table to benchmarks/RESULTS.md.
-    """
+    """What is measured."""
 
     split: Literal["valid", "test"] = "valid"
+    """Whose people."""
     people: PositiveInt = 30
+    """How many of them, spread evenly."""
     seeds: PositiveInt = 8
+    """Faces among which the network chooses."""
     modes: list[Literal["plain", "warmup", "spgd"]] = ["plain", "warmup", "spgd"]
+    """Kinds of guidance."""
     scales: list[PositiveFloat] = [0.01, 0.03, 0.1]
+    """How far guidance goes: spgd.scale."""
     landmarks: Literal["auto", "none"] = "auto"
+    """Landmarks that the model is shown."""
     steps: PositiveInt = 6
+    """Steps of the sampler."""
     decoder: str | None = "models/demo/guidance_decoder.safetensors"
+    """Decoder that guidance looks through; null takes the model's own."""
     weights: str = DEMO_WEIGHTS
+    """The model."""
     landmark_weights: str = SKULL_LANDMARKS
+    """Network that reads landmarks off skulls."""
     face_weights: str = FACE_LANDMARKS
+    """Network that reads landmarks off faces, a judge."""
     match_weights: str = MATCH_WEIGHTS
+    """The matching network."""
     data: DataSettings = DataSettings(root="wide")
     out: str = "results/match_guidance.json"
+    """JSON file of the results, which are not measured again."""
     append: bool = False
+    """Add the table to benchmarks/RESULTS.md."""
 
 
 class Drawer:

@@ -50,6 +50,8 @@ class SpgdConfig(SpgdStepConfig):
     """File of a discriminator, for realism."""
     exemplar: str | None = None
     """Picture of a face with the desired surface, for texture."""
+    match_weights: str = MATCH_WEIGHTS
+    """Matching network (the match stage), for match."""
     decoder: str | None = None
     """File of a small decoder for the energies (the guidance_decoder stage); null takes the model's own."""
     at_once: PositiveInt = 2

@@ -37,26 +37,30 @@ UNCALIBRATED = "This network has no calibration: scores rank, and say nothing el
 
 
 class SearchConfig(Settings):
-    """Whom to search for, and where.
-
-    skull: a picture; faces are ranked. face: a picture; skulls are ranked. gallery: the folder of these.
-    sex: of the skulls: female or male, or unknown. prepare: mend skulls first, as sample.py does.
-    weights: the matching network. cache: folder of the vectors of galleries.
-    top: pictures on the sheet. out: folder to write; default results/search, numbered if it exists.
-    overwrite: replace an earlier search there.
-    """
+    """Whom to search for, and where."""
 
     skull: PathText | None = None
+    """Picture of a skull; faces are ranked."""
     face: PathText | None = None
+    """Picture of a face; skulls are ranked."""
     gallery: PathText | None = None
+    """Folder of the faces, or for face=PATH of the skulls."""
     sex: Any = None
+    """Sex of the skulls: female, male or unknown."""
     prepare: Literal["auto", "off"] = "auto"
+    """Mend skulls first, as sample.py does."""
     weights: PathText = MATCH_WEIGHTS
+    """The matching network."""
     cache: PathText = "results/vectors"
+    """Folder of the galleries' vectors."""
     top: PositiveInt = 20
+    """Pictures on the sheet at most."""
     out: PathText | None = None
+    """Folder to write; null takes results/search, numbered if it exists."""
     overwrite: bool = False
+    """Replace an earlier search there."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
 
     @model_validator(mode="after")
     def _has_both_sides(self) -> Self:

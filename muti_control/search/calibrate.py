@@ -46,19 +46,23 @@ EDGES = np.array([-np.inf, -2, -1, -0.5, 0, 0.5, 1, 2, np.inf])  # of the reliab
 
 
 class CalibrateConfig(Settings):
-    """weights: the network. data.root: folder with pairedCS/ and split_data/. valid, test: lists in it.
-
-    augment: strength of the alterations. draws: of the people. people: at most so many of each list.
-    """
+    """What is measured for a matching network."""
 
     weights: str = MATCH_WEIGHTS
+    """The file to calibrate."""
     data: DataSettings = DataSettings(root="wide")
     valid: str = "valid_views.json"
+    """List that the ratio is fitted to."""
     test: str = "test_views.json"
+    """List that the error rates are of."""
     augment: NonNegativeFloat = 1.0
+    """Strength at which the pictures are altered; 1 is usual."""
     draws: PositiveInt = 200
+    """Draws of the people, for the intervals."""
     people: PositiveInt | None = None
+    """People at most of each list; null takes all."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
 
 
 @dataclass(frozen=True)
