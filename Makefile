@@ -20,7 +20,7 @@ USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3 python; do \
 	if "$$p" -c '$(USABLE)' >/dev/null 2>&1; then command -v "$$p"; break; fi; done)
 
-.PHONY: help demo studio test debug oldest lint format type bench cohort clean distclean
+.PHONY: help demo studio test debug docs oldest lint format type bench cohort clean distclean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ debug: $(VENV)/.runtime  ## every training stage and sampling, end to end, on ti
 	@$(PY) train.py configs/debug/pix2pix.yaml
 	@$(PY) train.py configs/debug/guidance_decoder.yaml
 	@$(PY) sample.py weights=runs/debug_control/model.safetensors out=runs/debug_faces overwrite=true
+
+docs: $(VENV)/.docs  ## all pages as a site, in build/docs
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "open build/docs/index.html; its search works after: $(PY) -m http.server --directory build/docs"
 
 oldest: $(VENV)/.dev  ## the test suite with the oldest releases that pyproject.toml admits, in .venv-oldest
 	@test -d .venv-oldest || $(PY) -m venv .venv-oldest
@@ -108,8 +112,13 @@ $(VENV)/.studio: pyproject.toml | $(PY)
 	@$(PY) -m pip install --disable-pip-version-check -r $(VENV)/requirements-studio.txt
 	@touch $@ $(VENV)/.runtime
 
+$(VENV)/.docs: pyproject.toml | $(PY)
+	@$(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' > $(VENV)/requirements-docs.txt
+	@$(PY) -m pip install --disable-pip-version-check -r $(VENV)/requirements-docs.txt
+	@touch $@
+
 $(VENV)/.dev: pyproject.toml | $(PY)
-	@$(PY) -c '$(LIST)' dev cohort ct eval report studio > $(VENV)/requirements-dev.txt
+	@$(PY) -c '$(LIST)' dev cohort ct eval report studio docs > $(VENV)/requirements-dev.txt
 	@echo "installing what the programs and their tests need (the first time: some minutes, mostly PyTorch)"
 	@$(PY) -m pip install --disable-pip-version-check -r $(VENV)/requirements-dev.txt
 	@touch $@ $(VENV)/.runtime

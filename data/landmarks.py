@@ -31,7 +31,7 @@ _EXPECTED = (
     'expected {"points": [...]} in px of the picture, each [x, y] or {"number": 16, "x": 128.4, "y": 230.1}'
 )
 FAR = 0.06  # of the picture's longer side: a point that was moved by more may be a typing error
-_GROUPS = (  # of the 106 points, in their order (data/README.md); R and L: the person's right and left
+_GROUPS = (  # of the 106 points, in their order (data/templates/README.md); R and L: the person's right and left
     ("jaw", "|".join([*(f"jaw {k} R" for k in range(16, 0, -1)), "menton", *(f"jaw {k} L" for k in range(1, 17))])),
     ("brow", "brow outer end R|brow upper 1 R|brow upper 2 R|brow upper 3 R|brow upper 4 R|brow lower 4 R|"
      "brow lower 3 R|brow lower 2 R|brow lower 1 R|brow upper 4 L|brow upper 3 L|brow upper 2 L|brow upper 1 L|"

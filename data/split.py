@@ -39,9 +39,9 @@ class SplitConfig(Settings):
     """How to split."""
 
     valid: float = 0.05
-    """Validation people: a share below 1, or their number; 0 writes no such list."""
+    """Validation people: a share below 1 (of ten people or more, two at least), or their number; 0 writes no list."""
     test: float = 0.1
-    """Test people: a share below 1, or their number; 0 writes no such list."""
+    """Test people: a share below 1 (of ten people or more, two at least), or their number; 0 writes no list."""
     seed: int = 0
     """Seed of the split."""
     by: str = "subject"
@@ -107,7 +107,8 @@ def split(manifest: Path, config: SplitConfig) -> tuple[dict[str, list[Group]], 
     held_out: dict[str, list[Group]] = {}
     for name, share in (("test", config.test), ("valid", config.valid)):
         count = round(share * len(groups)) if share < 1 else int(share)
-        count = max(count, 1) if share else 0
+        least = 2 if share < 1 and len(groups) >= 10 and config.by == "subject" else 1
+        count = max(count, least) if share else 0
         if count > len(rest) - 1:
             raise SplitError(
                 f"{name}={share:g} asks for {count} of {len(groups)} people, which leaves nobody to train on: lower it"

@@ -29,28 +29,6 @@ from settings.reading import parse_command_line
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("settings", "ldm", "cldm", "muti_control", "data")
-KEYS_OF = {  # program -> its settings class
-    "train.py": "muti_control.training.config.ExperimentConfig",
-    "sample.py": "muti_control.sampling.config.SampleConfig",
-    "evaluate.py": "muti_control.evaluation.protocol.config.EvaluateConfig",
-    "muti_control.training.crossfit": "muti_control.training.config.ExperimentConfig",
-    "muti_control.networks.pipnet.export": "muti_control.networks.pipnet.export.ExportConfig",
-    "muti_control.training.predict_landmarks": "muti_control.training.predict_landmarks.PredictConfig",
-    "muti_control.case.report": "muti_control.case.report.ReportConfig",
-    "muti_control.search": "muti_control.search.__main__.SearchConfig",
-    "muti_control.search.calibrate": "muti_control.search.calibrate.CalibrateConfig",
-    "muti_control.studio": "muti_control.studio.__main__.StudioConfig",
-    "muti_control.case.verify": "muti_control.case.verify.VerifyConfig",
-    "data.cohort": "data.cohort.config.CohortConfig",
-    "data.ct": "data.ct.config.CtConfig",
-    "data.cohort.sheet": "data.cohort.sheet.SheetConfig",
-    "data.pack": "data.pack.PackConfig",
-    "data.check": "data.check.config.CheckConfig",
-    "data.split": "data.split.SplitConfig",
-}
-for path in (ROOT / "benchmarks").rglob("*.py"):
-    for module, schema in re.findall(r'return run\("([\w.]+)", (\w+)', path.read_text(encoding="utf-8")):
-        KEYS_OF[f"benchmarks.{module}"] = f"benchmarks.{module}.{schema}"
 # What no package may import.
 ABOVE = {"train", "sample", "evaluate", "tool_add_control", "benchmarks", "tests"}
 FOLDERS = (*PACKAGES, "benchmarks", "tests", "configs", "models", "docs", ".ci")
@@ -233,27 +211,9 @@ def test_every_dependency_is_imported_somewhere_and_none_is_forgotten():
     assert used <= runtime | extras | ours, "imported but not listed in pyproject.toml"
 
 
-# ---------------------------------------------------------------- documents
-def documents() -> list[Path]:
-    """What a user reads; the changelog tells of commands that are gone."""
-    return [path for path in text_files() if path.suffix == ".md" and path.name != "CHANGELOG.md"]
-
-
-def commands(path: Path) -> Iterator[str]:
-    """Command lines in a document: lines of fenced blocks and `code spans` that start like one."""
-    text = path.read_text(encoding="utf-8")
-    fenced = re.findall(r"^```[a-z]*\n(.*?)^```", text, flags=re.S | re.M)
-    lines = [line for block in fenced for line in re.sub(r"\\\n\s*", " ", block).splitlines()]
-    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
-    for line in [*lines, *spans]:
-        line = line.strip().removeprefix("$ ").split("  #")[0].strip()
-        line = line.removeprefix(".venv/bin/")
-        if re.match(r"(make|python)( |$)", line):
-            yield line
-
-
+# ---------------------------------------------------------------- starting
 def makefiles() -> str:
-    """The Makefile and what it includes."""
+    """Return the Makefile and what it includes."""
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     included = re.findall(r"^include (.*)$", text, flags=re.M)
     return "\n".join([text, *((ROOT / name).read_text(encoding="utf-8") for name in included)])
@@ -306,86 +266,3 @@ def test_make_cleans_only_what_it_made_and_asks_no_environment():
     database = make("-pn", "help")
     assert "\nOUT = results/demo\n" in database and "\nCOHORT = cohort\n" in database
     assert "\nOUT = here\n" in make("-pn", "help", "OUT=here")
-
-
-def test_modules_that_the_architecture_names_exist():
-    for name in ("docs/architecture.md", "CONTRIBUTING.md"):
-        text = (ROOT / name).read_text(encoding="utf-8")
-        paths = {path for path in re.findall(r"`([\w/]+/[\w/]*(?:\.py)?)`", text)}
-        assert len(paths) > 1 or name == "CONTRIBUTING.md"
-        within = ROOT / "muti_control/evaluation"
-        assert not [path for path in paths if not (ROOT / path).exists() and not (within / path).exists()]
-
-
-def test_wrong_commands_are_noticed():
-    assert problem("make nothing")
-    assert problem("python train.py configs/nowhere.yaml")
-    assert problem("python sample.py skul=x.png") == "no setting ['skul']"
-    assert problem("python -m data.nothing")
-    assert problem("python nothing.py")
-    assert not problem("python evaluate.py sampling.steps=5 data.root=cohort")
-
-
-def modules_of_the_past() -> set[str]:
-    """Return the modules that docs/history.md lists as gone; RESULTS.md still names their commands."""
-    text = (ROOT / "docs/history.md").read_text(encoding="utf-8")
-    first_cells = re.findall(r"^\| (`.*?) \|", text, flags=re.M)
-    return set(re.findall(r"`([\w.]+)`", " ".join(first_cells)))
-
-
-def test_every_command_in_the_documents_exists():
-    documented = [(path, line) for path in documents() for line in commands(path)]
-    assert {"make demo", "make test"} <= {line for path, line in documented if path.name == "README.md"}
-    past = modules_of_the_past()
-    current = [
-        (path.name, line)
-        for path, line in documented
-        if not (path.name == "RESULTS.md" and line.startswith("python -m ") and line.split()[2] in past)
-    ]
-    wrong = [f"{name}: `{line}`: {why}" for name, line in current if (why := problem(line))]
-    assert not wrong, "\n".join(wrong)
-    results = [line for name, line in current if name == "RESULTS.md"]
-    assert len(results) > 15, "most commands of RESULTS.md must be of programs that still exist"
-    assert {"benchmarks.conditions", "benchmarks.cost_model"} <= past
-    assert not [name for name in past if (ROOT / Path(*name.split("."))).with_suffix(".py").is_file()]
-
-
-def problem(line: str) -> str | None:
-    """What is wrong with a documented command, if anything."""
-    words = shlex.split(line.split(" && ")[0].split(" | ")[0])
-    if words[0] == "make":
-        unknown = [word for word in words[1:] if "=" not in word and word not in make_targets()]
-        return f"no target {unknown}" if unknown else None
-    rest = words[1:]
-    if rest and rest[0] == "-m":
-        module = rest[1].split(".")[0]
-        if not (ROOT / module).is_dir():  # pip, venv and the like
-            return None
-        target = ROOT / Path(*rest[1].split("."))
-        if not target.with_suffix(".py").is_file() and not (target / "__main__.py").is_file():
-            return f"no module {rest[1]}"
-        rest = rest[2:]
-    elif rest and rest[0].endswith(".py"):
-        if not (ROOT / rest[0]).is_file():
-            return f"no script {rest[0]}"
-        rest = rest[1:]
-    program = words[2] if words[1:2] == ["-m"] else (words[1:] or [""])[0]
-    if program in KEYS_OF:
-        keys = known_keys(pydoc.locate(KEYS_OF[program]))
-        unknown = [key for key in (word.split("=")[0] for word in rest if "=" in word) if key not in keys]
-        if unknown:
-            return f"no setting {unknown}"
-    missing = [
-        word for word in rest if word.endswith(".yaml") and "=" not in word and not (ROOT / word).is_file()
-    ]
-    return f"no file {missing}" if missing else None
-
-
-def test_links_in_the_documents_lead_somewhere():
-    wrong = [
-        f"{path.relative_to(ROOT)}: {link}"
-        for path in documents()
-        for link in re.findall(r"\]\(([^)#\s]+)\)", path.read_text(encoding="utf-8"))
-        if "://" not in link and not (path.parent / link).exists()
-    ]
-    assert not wrong, wrong

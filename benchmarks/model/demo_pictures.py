@@ -1,4 +1,4 @@
-"""Draw the pictures of the README, for people of the test split whom nobody picked.
+"""Draw the pictures of the README and docs, for people of the test split whom nobody picked.
 
     python -m benchmarks.model.demo_pictures [weights=FILE] [data.root=cohort] [key=value ...]
 
@@ -59,7 +59,7 @@ OPEN_CT = "data/ct/open_ct_skull.png", "data/ct/open_ct_face.png"
 
 
 class CtConfig(Settings):
-    """A CT as data.ct draws it, and what is said of the person; by default the open CT (data/ct/README.md)."""
+    """A CT as data.ct draws it, and what is said of the person; by default the open CT (docs/your-own-cts.md)."""
 
     skull: str = OPEN_CT[0]
     """Its skull picture."""

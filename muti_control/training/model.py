@@ -38,7 +38,10 @@ def read_lists(cfg: ExperimentConfig) -> dict[str, list[Record]]:
     check_disjoint(lists)
     lists["valid"] = lists["valid"][: cfg.train.num_valid]
     if len(lists["valid"]) < 2:
-        raise ConfigError(f"data.valid: {cfg.data.valid} lists one pair, expected at least two to compare")
+        raise ConfigError(
+            f"data.valid: {cfg.data.valid} lists one pair, expected at least two to compare; python -m data.split "
+            "MANIFEST OUT valid=2 overwrite=true makes lists with two"
+        )
     return lists
 
 
