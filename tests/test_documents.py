@@ -274,15 +274,19 @@ def run_as_written(line: str) -> None:
     if program == "tool_add_control.py":
         Path(words[1]).unlink(missing_ok=True)
     arguments = made_small(program, words)
-    out, err = io.StringIO(), io.StringIO()
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         if program in PROGRAMS:
             code = PROGRAMS[program](arguments)
         else:
             code = exit_code_of(program, arguments)
-    assert code == 0, f"{line}: exit code {code}\n{out.getvalue()}\n{err.getvalue()}"
+    texts = []
+    for stream in (out, err):
+        stream.seek(0)
+        texts.append(stream.read())
+    assert code == 0, f"{line}: exit code {code}\n{''.join(texts)}"
     if target:
-        Path(target).write_text(out.getvalue(), encoding="utf-8")
+        Path(target).write_text(texts[0], encoding="utf-8")
 
 
 def exit_code_of(module: str, arguments: Sequence[str]) -> int:
