@@ -28,7 +28,7 @@ PROGRAMS: dict[str, type[Settings]] = {
 }
 ABOVE = """# Settings
 
-Every key of the large programs, with its default. `python -m docs.settings_page` writes this page from the code. Do not edit it.
+Every key of the large programs, with its default. `python -m docs.settings_page` writes this page from the code.
 
 `--help all` prints the same for your config. A config or the weights may say something else than the default.
 """

@@ -5,9 +5,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import os
-import pydoc
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -24,7 +22,6 @@ from packaging.utils import canonicalize_name
 from cldm.controlled import load_model_config
 from muti_control.evaluation.protocol.config import EvaluateConfig
 from muti_control.training.config import ExperimentConfig
-from settings.messages import known_keys
 from settings.reading import parse_command_line
 
 ROOT = Path(__file__).resolve().parent.parent

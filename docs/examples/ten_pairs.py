@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Train on ten pairs, and draw with the result
 #
-# `python docs/examples/ten_pairs.py FOLDER` writes the pairs, the run and the faces below FOLDER. FOLDER must not exist.
+# `python docs/examples/ten_pairs.py FOLDER` writes pairs, run and faces below FOLDER, which must not exist.
 # Ten pairs are a test of the way, and no training. Put your own pictures in their place.
 
 # %% A data set: two folders of pictures, and a list with a line for each pair.
@@ -38,7 +38,14 @@ everyone.write_text("\n".join(json.dumps({k: line[k] for k in FIELDS}) for line 
 split([str(everyone), str(OUT / "split_data")])
 
 # %% Train. The same call continues a run that was stopped. "0" means: finished.
-settings = [f"out={OUT}", "name=run", f"init={WEIGHTS}", f"data.root={OUT}", f"train.max_steps={STEPS}", *MORE]
+settings = [
+    f"out={OUT}",
+    "name=run",
+    f"init={WEIGHTS}",
+    f"data.root={OUT}",
+    f"train.max_steps={STEPS}",
+    *MORE,
+]
 print(train.main([str(CONFIG), *settings]))
 
 # %% Draw the two people of the test list with the new weights.
