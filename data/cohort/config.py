@@ -59,8 +59,8 @@ class CohortConfig(Settings):
     pitch: Annotated[float, Field(ge=-12, le=12)] = 0.0
     """Turn of every head up or down, degrees."""
     views: Annotated[int, Field(ge=0, le=20)] = 0
-    """Further pairs of every person, turned (format 8: up to 12 degrees; format 9: up to 6, with other light
-    and bone surface)."""
+    """Further pairs of every person. Format 8 turns them by up to 12 degrees. Format 9 turns them by up to 6,
+    and gives them another light and surface."""
     variants: NonNegativeInt = 0
     """People with faces at other ages, body masses and styles; those of the test list first."""
     variant_ages: list[Annotated[int, Field(ge=14, le=99)]] = [22, 40, 57, 72]

@@ -31,8 +31,7 @@ class CtConfig(Settings):
     )
 
     biometrics: str = ""
-    """CSV of the patients (id, sex, age, ethnicity, body_mass or bmi or height and weight); IN is then a
-    folder with one folder or file a patient, and else one scan."""
+    """CSV of the patients. IN is then a folder with one folder or file for each. Empty: IN is one scan."""
     series: str = ""
     """SeriesNumber or SeriesInstanceUID to take; empty takes the best."""
     pose: str = "auto"
