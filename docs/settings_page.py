@@ -14,7 +14,7 @@ from muti_control.training.config import ExperimentConfig
 from settings.base import Settings
 from settings.help import keys_of
 from settings.messages import dotted
-from settings.reading import values_of
+from settings.reading import MISSING, values_of
 
 PAGE = Path(__file__).with_name("settings.md")
 PROGRAMS: dict[str, type[Settings]] = {
@@ -45,7 +45,8 @@ def page() -> str:
                 group = key.path[:-1]
                 heading = f"\n### {dotted(group)} ({program.split()[-1]})\n" if group else ""
                 parts.append(f"{heading}\n| key | default | meaning |\n|---|---|---|\n")
-            cells = (f"`{dotted(key.path)}`", f"`{key.value}`" if key.value else "", key.comment)
+            value = "required" if key.value == MISSING else f"`{key.value}`"
+            cells = (f"`{dotted(key.path)}`", value, key.comment)
             parts.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n")
     return "".join(parts)
 

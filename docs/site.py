@@ -33,7 +33,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if file.src_dir == config.docs_dir:
             files.remove(file)
     pages = list(documents())
-    for path in dict.fromkeys([*pages, *(target for page in pages for target in linked(page))]):
+    style = [ROOT / name for name in config.extra_css]
+    for path in dict.fromkeys([*pages, *style, *(target for page in pages for target in linked(page))]):
         name = path.relative_to(ROOT).as_posix()
         files.append(File(name, str(ROOT), config.site_dir, config.use_directory_urls))
     return files
