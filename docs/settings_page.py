@@ -45,7 +45,8 @@ def page() -> str:
                 group = key.path[:-1]
                 heading = f"\n### {dotted(group)} ({program.split()[-1]})\n" if group else ""
                 parts.append(f"{heading}\n| key | default | meaning |\n|---|---|---|\n")
-            value = "required" if key.value == MISSING else f"`{key.value}`"
+            quoted = f'"{key.value}"' if " " in key.value and key.value[0] not in "[{'" else key.value
+            value = "required" if key.value == MISSING else f"`{quoted}`"
             cells = (f"`{dotted(key.path)}`", value, key.comment)
             parts.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n")
     return "".join(parts)
