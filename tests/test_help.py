@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field
-from test_contracts import KEYS_OF, ROOT
+from test_contracts import ROOT
+from test_documents import KEYS_OF
 
 from settings.base import Settings
 from settings.help import help_text, keys_of
