@@ -262,7 +262,14 @@ def test_fine_tuning_keeps_the_meaning_of_the_ethnicities(
 
 
 # ---------------------------------------------------------------- its file, and evaluate.py
-EVALUATION = ("recognisers=[picture]", "device=cpu", "precision=fp32", "bootstrap=100", "name=run", "num=0")
+EVALUATION = (
+    "recognisers=[picture]",
+    "device=cpu",
+    "precision=fp32",
+    "bootstrap=100",
+    "name=run",
+    "num_probes=0",
+)
 
 
 def test_it_is_a_baseline_with_its_control(
