@@ -41,6 +41,7 @@ class OpenedCase:
     skull: Path | None = None
     look: dict[str, Any] = field(default_factory=dict)
     person: dict[str, Any] = field(default_factory=dict)
+    mm_per_px: float | None = None
     heading: dict[str, str] = field(default_factory=dict)
     urls: dict[str, str] = field(default_factory=dict)
 
@@ -107,9 +108,9 @@ def open_case(path: Path, target: Path) -> OpenedCase:
             "before": [],
             "done": check["prepared"],
             "remarks": [texts.OPENED.format(faces=len(case.faces))],
-            "mm_per_px": first.get("mm_per_px"),
             "file": case.skull,
         }
+        case.mm_per_px = record["config"].get("mm_per_px")
         case.person = {name: record["config"].get(name) for name in ATTRIBUTES}
         case.heading = {key: str(record["config"].get(key) or "") for key in ("case_number", "examiner")}
     except (KeyError, IndexError, TypeError, AttributeError) as error:

@@ -21,11 +21,13 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from data.biometrics import Attributes
 from data.cases import Case
+from data.files import write_text
 from data.images import png_of, read_image, to_uint8
 from data.landmarks import read_landmark_file
 from ldm.checkpoint import sha256
 from muti_control.case.log import append
 from muti_control.conditions.case_landmarks import landmarks_name
+from muti_control.sampling.outputs import mm_of_face
 from muti_control.sampling.reconstructor import Reconstruction, Reconstructor
 
 SHOWN = 512  # px of the pictures of a skull on the page
@@ -43,6 +45,7 @@ class Request:
     skull: its file, or the folder of a scan. name: of the case. person: of ``Attributes``.
     settings: of ``Reconstructor.reconstruct``. look: first check the skull, and show how it is prepared.
     folder: where the faces are saved; None: they are only shown. grid: show the picture of the grid alone.
+    depths: CSV of the tissue depths that were at hand, for the case.
     """
 
     skull: Path
@@ -52,6 +55,7 @@ class Request:
     look: bool = False
     folder: Path | None = None
     grid: bool = False
+    depths: str = ""
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,7 @@ class Drawer:
             "people": result.people,
             "warnings": result.warnings,
             "landmarks": result.landmarks_text,
+            "side_mm": mm_of_face(result.job.cases[0], 1),
         }
 
     def _following(self, send: Send, request: Request) -> tuple[Callable[[int, int], None], Any]:
@@ -204,6 +209,10 @@ class Drawer:
                 "moved": read_landmark_file(marks).num_edited,
             }
             append(request.folder, "landmarks edited", {"landmarks": [entry]})
+        if request.depths and not request.grid:
+            name = f"{request.name}_depths.csv"
+            write_text(request.folder / name, request.depths)
+            append(request.folder, "tissue depths noted", wrote=[name])
 
 
 def _for_people(error: Exception, request: Request) -> str:

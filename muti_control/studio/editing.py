@@ -8,6 +8,7 @@ from functools import partial
 from nicegui import ui
 from nicegui.element import Element
 
+from muti_control.case.depths import Marker
 from muti_control.studio import texts
 from muti_control.studio.parts import Watch, attribute, button, choice, drop, on_value, picture, show, tag
 from muti_control.studio.state import State
@@ -56,6 +57,7 @@ def landmarks_view(state: State, watch: Watch) -> None:
     editor.on(
         "points", lambda event: state.move_points(event.args), js_handler="(event) => emit(event.detail)"
     )
+    _depths(state, watch)
     with tag("figure"):
         trace = picture("wide")
         words = tag("figcaption", texts.NO_TRACE)
@@ -66,8 +68,7 @@ def landmarks_view(state: State, watch: Watch) -> None:
 
     watch(lambda: state.case.urls.get("0_spgd", "") if state.case else "", trace_of)
     watch(lambda: state.skull_url, lambda url: show(pairs[0], url, texts.SKULL_ALT))
-    watch(lambda: state.quick.faces.get(0) or state.fine.faces.get(0, ""),
-          lambda url: show(pairs[1], url, texts.FACE.format(number=1)))  # fmt: skip
+    watch(lambda: state.newest[0], lambda url: show(pairs[1], url, texts.FACE.format(number=1)))
 
     def follow(_: object) -> None:
         marks = state.marks
@@ -93,10 +94,68 @@ def landmarks_view(state: State, watch: Watch) -> None:
             "groups": marks.groups,
             "chosen": min(CHIN, len(marks.names) - 1),
             "size": 256,
+            "depths": [[m.bone.tolist(), m.goal.tolist()] for m in state.markers if m.bone is not None],
         }
         ui.run_javascript(f"studio.marks({json.dumps(editor.html_id)}, {json.dumps(content)})")
 
-    watch(lambda: (id(state.marks), state.marks and state.marks.points.tobytes()), follow)
+    watch(
+        lambda: (id(state.marks), state.marks and state.marks.points.tobytes(), state.depths, state.side_mm),
+        follow,
+    )
+
+
+def _depths(state: State, watch: Watch) -> None:
+    """Add the user's depths of soft tissue, and what the picture shows of each."""
+    with tag("section", classes="card"):
+        tag("h2", texts.DEPTHS)
+        tag("p", texts.DEPTHS_MORE, "soft")
+        with tag("div", classes="columns"):
+            with tag("div"):
+                drop("depths", texts.DROP_DEPTHS)
+                watch.problem("depths")
+            with tag("div") as room, tag("div", classes="scroll"), tag("table"):
+                with tag("thead"), tag("tr"):
+                    for word in texts.DEPTHS_HEAD:
+                        tag("th", word, scope="col")
+                body = tag("tbody")
+            with room, tag("div", classes="row"):
+                move = button(texts.MOVE_TO_DEPTHS, state.move_to_depths, "main")
+                button(texts.DROP_IT, state.drop_depths)
+    cells: dict[int, Element] = {}
+
+    def rows(_: object) -> None:
+        attribute(room, hidden=None if state.depths else True)
+        body.clear()
+        with body:
+            for depth in state.depths:
+                name = str(depth.number) if state.marks is None else state.marks.names[depth.number]
+                bounds = [f"{one:g}" if one else "" for one in (depth.lower, depth.upper)]
+                with tag("tr"):
+                    tag("td", name)
+                    with tag("td"):
+                        one = tag("input", type="number", min=0, max=60, step=0.5, value=depth.mm,
+                                  aria_label=f"{texts.DEPTHS}: {name}")  # fmt: skip
+                    on_value(one, "change", partial(state.set_depth, depth.number))
+                    tag("td", "–".join(bounds) if any(bounds) else "")
+                    cells[depth.number] = tag("td", "")
+
+    def follow(now: list[tuple[int, str]]) -> None:
+        for number, words in now:
+            cells[number].set_text(words)
+        attribute(move, disabled=None if any(m.goal is not None for m in state.markers) else True)
+
+    watch(lambda: ([depth.number for depth in state.depths], id(state.marks)), rows)
+    watch(lambda: [(m.depth.number, _seen(m, state.side_mm)) for m in state.markers], follow)
+
+
+def _seen(marker: Marker, side_mm: float | None) -> str:
+    """Return what the picture shows of a depth, in words."""
+    if marker.mm is None:
+        if not marker.outline:
+            return texts.DEPTH_UNSEEN
+        return texts.DEPTH_NO_SCALE if side_mm is None else texts.DEPTH_NO_EDGE
+    low, high = marker.depth.lower or 0, marker.depth.upper or float("inf")
+    return texts.DEPTH_NOW.format(mm=marker.mm) + ("" if low <= marker.mm <= high else texts.DEPTH_OUTSIDE)
 
 
 def texture_view(state: State, watch: Watch) -> None:

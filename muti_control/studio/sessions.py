@@ -15,9 +15,9 @@ from muti_control.studio.state import State
 from muti_control.studio.worker import Worker
 
 SUFFIXES = tuple(sorted((*SCAN_SUFFIXES, *IMAGE_SUFFIXES), key=len, reverse=True))
-PICTURE_MIB = 64  # of a face that shows a texture
+SMALL_MIB = 64  # of a picture of a face, or a table of depths
 MAX_FILES = 3000  # of a folder
-KINDS = ("skull", "texture", "case")
+KINDS = ("skull", "texture", "case", "depths")
 
 
 class UploadError(ValueError):
@@ -122,7 +122,7 @@ class Sessions:
             raise UploadError(403, texts.NO_SESSION)
         if kind not in KINDS or not 0 <= index < count:
             raise UploadError(400, texts.UPLOAD_WRONG)
-        most = (PICTURE_MIB if kind == "texture" else self.max_mib) << 20
+        most = (SMALL_MIB if kind in ("texture", "depths") else self.max_mib) << 20
         incoming = self.incoming.get(identity)
         if incoming is None or incoming.batch != batch:
             if index:

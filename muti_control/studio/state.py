@@ -9,7 +9,7 @@ import asyncio
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal, NamedTuple
@@ -21,11 +21,20 @@ from data.biometrics import ATTRIBUTES, Attributes
 from data.files import write_text
 from data.images import png_of, read_image, to_uint8
 from data.landmarks import fractions_of, landmarks_text, pixels_of
+from muti_control.case.depths import (
+    Depth,
+    Marker,
+    bone_of,
+    depths_text,
+    moved_to_depths,
+    place_depths,
+    read_depths,
+)
 from muti_control.sampling.config import DEMO_WEIGHTS
 from muti_control.sampling.request import shipped
 from muti_control.studio import texts
 from muti_control.studio.cases import OpenedCase, case_files, open_case, report_case
-from muti_control.studio.drawing import Preset, Request
+from muti_control.studio.drawing import SHOWN, Preset, Request
 from muti_control.studio.worker import QueueFull, Task, Worker
 
 REST = 1.2  # s without a change until the faces are drawn finely
@@ -103,7 +112,7 @@ class Marks:
 
 
 class Shipped(NamedTuple):
-    """A skull that comes with this program. address: of its picture on the page."""
+    """A skull that comes with this program, in a picture of data.cohort. address: of it on the page."""
 
     name: str
     path: Path
@@ -125,7 +134,7 @@ class State:
     """See the module.
 
     version: grows with every change. replaced: grows when a whole case takes the place of all inputs.
-    pages: that are open. seen: when the session was last used.
+    pages: that are open. seen: when the session was last used. side_mm: of the square picture, where that is known.
     """
 
     folder: Path
@@ -150,6 +159,8 @@ class State:
     grid: Drawing = field(default_factory=Drawing)
     grid_url: str = ""
     marks: Marks | None = None
+    depths: list[Depth] = field(default_factory=list)
+    side_mm: float | None = None
     spgd: float = 0.0
     texture: Path | None = None
     texture_url: str = ""
@@ -164,6 +175,7 @@ class State:
     _offers: int = 0
     _folders: int = 0
     _rest: asyncio.TimerHandle | None = None
+    _bone: tuple[str, Any] = "", None  # address of a picture of the skull, and where it shows bone
 
     # --- files ---------------------------------------------------------------------------------------------
 
@@ -207,16 +219,19 @@ class State:
             self.take_skull(path, NAME)
         elif kind == "texture":
             await self._take_texture(path)
+        elif kind == "depths":
+            self._take_depths(path)
         else:
             await self.open_case(path)
 
-    def take_skull(self, path: Path, name: str) -> None:
-        """Check, prepare and draw another skull."""
+    def take_skull(self, path: Path, name: str, mm_per_px: float | None = None) -> None:
+        """Check, prepare and draw another skull; mm_per_px: of its picture, where that is known."""
         self.close()
         if self.skull is not None and self.folder / "uploads" in self.skull.parents:
             shutil.rmtree(self.skull.parent, ignore_errors=True)
         self._leave_case()
         self.skull, self.name, self.look, self.marks = path, name, None, None
+        self.mm_per_px, self.side_mm = mm_per_px, None
         self.quick, self.fine, self.grid = Drawing(), Drawing(), Drawing()
         self.skull_url, self.grid_url, self.pins = "", "", []
         self.problems.clear()
@@ -245,6 +260,11 @@ class State:
         self.person |= values
         self.redraw()
 
+    def set_scale(self, text: str) -> None:
+        """Set mm per px of the picture that was given; empty: unknown."""
+        self.mm_per_px = float(text) if text else None
+        self.redraw()
+
     # --- landmarks -----------------------------------------------------------------------------------------
 
     def move_points(self, points: Sequence[Sequence[float]]) -> None:
@@ -270,6 +290,45 @@ class State:
             self.marks.undo = [*self.marks.undo[-49:], self.marks.points]
             self.marks.points = self.marks.read
             self.redraw()
+
+    def _take_depths(self, path: Path) -> None:
+        try:
+            self.depths = read_depths(path)
+        except ValueError as error:
+            self.fail("depths", str(error).replace(str(path), texts.YOUR_FILE))
+        finally:
+            shutil.rmtree(path.parent, ignore_errors=True)
+        self.touch()
+
+    def set_depth(self, number: int, text: str) -> None:
+        """Set one depth, mm."""
+        self.problems.pop("depths", None)
+        try:
+            mm = float(text or "nan")
+            self.depths = [replace(d, mm=mm) if d.number == number else d for d in self.depths]
+        except ValueError as error:
+            self.fail("depths", str(error))
+        self.touch()
+
+    def drop_depths(self) -> None:
+        """Do without depths."""
+        self.depths = []
+        self.touch()
+
+    @property
+    def markers(self) -> list[Marker]:
+        """The depths in the picture of the skull, as its landmarks are now."""
+        offer = self.files.get("prepared" if self.look and self.look["prepared"] else "skull")
+        if self.marks is None or offer is None or not self.depths:
+            return []
+        if self._bone[0] != self.skull_url:
+            self._bone = self.skull_url, bone_of(read_image(offer.content, SHOWN)[0])
+        return place_depths(self.depths, self.marks.points, self._bone[1], self.side_mm)
+
+    def move_to_depths(self) -> None:
+        """Move the outline of the face to where the depths put it."""
+        if self.marks is not None:
+            self.move_points(moved_to_depths(self.marks.points, self.markers))
 
     def set_spgd(self, scale: float) -> None:
         """Set how far SPGD pulls the faces; 0 leaves it out."""
@@ -325,7 +384,10 @@ class State:
             demo = self.worker.loading["weights"] == DEMO_WEIGHTS
             settings["spgd"] = {"mode": "spgd", "scale": self.spgd, "trace": True, "inner": 3, "at_once": 1}
             settings["spgd"] |= {"decoder": str(shipped(GUIDANCE_DECODER))} if demo else {}
-        request = Request(self.skull, self.name, dict(self.person), settings, folder=self.fine.folder)
+        depths = depths_text(self.depths) if self.depths else ""
+        request = Request(
+            self.skull, self.name, dict(self.person), settings, folder=self.fine.folder, depths=depths
+        )
         self._submit(self.fine, "fine", request)
 
     def draw_again(self) -> None:
@@ -367,6 +429,13 @@ class State:
     def waits(self) -> bool:
         """Whether a drawing waits, so that its place in the queue changes."""
         return "waiting" in (self.quick.phase, self.fine.phase, self.grid.phase)
+
+    @property
+    def newest(self) -> tuple[str, str]:
+        """Address and caption of the first face as it was drawn last: finely, or as a draft."""
+        one = self.fine if self.fine.phase == "done" and not self.quick.busy else self.quick
+        one = one if one.faces else self.fine
+        return one.faces.get(0, ""), one.captions.get(0, "")
 
     def ahead(self) -> int:
         """Return how many drawings of others come before the next one of this session."""
@@ -483,7 +552,7 @@ class State:
         drawing.faces = {}
         self._show(drawing, content["faces"])
         drawing.captions = {k: texts.caption(person) for k, person in enumerate(content["people"])}
-        drawing.warnings = content["warnings"]
+        drawing.warnings, self.side_mm = content["warnings"], content["side_mm"]
         if content["landmarks"] is not None and (self.marks is None or not self.marks.edited):
             undo = [] if self.marks is None else self.marks.undo
             self.marks = Marks.of(content["landmarks"])
@@ -536,7 +605,7 @@ class State:
         shutil.rmtree(path.parent, ignore_errors=True)
         case = self.case
         assert case is not None
-        self.skull, self.name = case.skull, case.name
+        self.skull, self.name, self.mm_per_px = case.skull, case.name, case.mm_per_px
         self.person = {name: getattr(Attributes(**case.person), name) for name in ATTRIBUTES}
         self.heading |= {name: text for name, text in case.heading.items() if text}
         self.quick, self.grid, self.marks, self.grid_url, self.pins = Drawing(), Drawing(), None, "", []

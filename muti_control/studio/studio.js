@@ -155,7 +155,7 @@
   function draw() {
     all("svg", marks.editor).forEach((svg) => {
       const scale = SIDE / (svg.getBoundingClientRect().width || 400), group = marks.editor.dataset.group;
-      if (svg.children.length !== 2 * marks.points.length) {
+      if (svg.children.length !== 2 * marks.points.length + 1) {
         svg.replaceChildren();
         marks.points.forEach((_, k) => {
           const dot = document.createElementNS(NS, "circle"), hit = document.createElementNS(NS, "circle");
@@ -164,6 +164,7 @@
           hit.dataset.k = k;
           svg.append(dot, hit);
         });
+        svg.append(document.createElementNS(NS, "g"));
       }
       marks.points.forEach(([x, y], k) => {
         const [dot, hit] = [svg.children[2 * k], svg.children[2 * k + 1]];
@@ -177,6 +178,12 @@
         dot.style.display = hit.style.display = shown ? "" : "none";
       });
     });
+    all("svg > g", marks.editor).forEach((group) => group.replaceChildren(...marks.depths.map((ends) => {
+      const line = document.createElementNS(NS, "polyline"), [[a, b], [c, d]] = ends.map((p) => p.map((v) => v * SIDE));
+      const size = 8 / Math.hypot(c - a, d - b), across = [(b - d) * size, (c - a) * size]; // a bar where the skin is to be
+      line.setAttribute("points", [a, b, c, d, c - across[0], d - across[1], c + across[0], d + across[1]].join(" "));
+      return line;
+    })));
     const [x, y] = marks.points[marks.chosen];
     const size = marks.size;
     marks.editor.querySelector(".where").textContent =

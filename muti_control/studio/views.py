@@ -8,9 +8,10 @@ from typing import Any
 from data.biometrics import BODY_MASS_WORDS
 from muti_control.studio import texts
 from muti_control.studio.parts import Watch, attribute, button, choice, drop, on_value, picture, show, tag
-from muti_control.studio.state import Drawing, Shipped, State
+from muti_control.studio.state import Shipped, State
 
 AGES = 15, 90  # years of the sliders
+SHIPPED_MM = 280 / 256  # mm per px of the test skulls
 
 
 def start_view(state: State, watch: Watch, skulls: list[Shipped]) -> None:
@@ -23,14 +24,11 @@ def start_view(state: State, watch: Watch, skulls: list[Shipped]) -> None:
             tag("h2", texts.TEST_SKULLS)
             with tag("div", classes="thumbs"):
                 for skull in skulls:
-                    one = button("", partial(state.take_skull, skull.path, skull.name))
+                    one = button("", partial(state.take_skull, skull.path, skull.name, SHIPPED_MM))
                     attribute(one, aria_label=skull.label, title=skull.label)
                     with one:
                         tag("img", src=skull.address, alt="", loading="lazy")
-            with tag("label", classes="field"):
-                tag("span", texts.SCALE)
-                scale = tag("input", type="number", min="0.01", max="20", step="0.001", inputmode="decimal")
-                on_value(scale, "change", lambda text: _scale(state, text))
+            watch.area(lambda: (state.skull, state.replaced), lambda: _scale(state))
         with tag("section", classes="card"):
             tag("h2", texts.CHECK)
             watch.area(lambda: (state.look, state.quick.busy, state.skull is None), lambda: _light(state))
@@ -51,9 +49,12 @@ def start_view(state: State, watch: Watch, skulls: list[Shipped]) -> None:
             watch(lambda: state.look, see)
 
 
-def _scale(state: State, text: str) -> None:
-    state.mm_per_px = float(text) if text else None
-    state.redraw()
+def _scale(state: State) -> None:
+    with tag("label", classes="field"):
+        tag("span", texts.SCALE)
+        scale = tag("input", type="number", min=0.01, max=20, step=0.001, inputmode="decimal",
+                    value=None if state.mm_per_px is None else f"{state.mm_per_px:.4g}")  # fmt: skip
+        on_value(scale, "change", state.set_scale)
 
 
 def _light(state: State) -> None:
@@ -137,12 +138,7 @@ def stage(state: State, watch: Watch) -> None:
             caption.set_text(words or texts.NO_FACE_YET)
             face[0].classes(add="busy" if busy else "", remove="" if busy else "busy")
 
-        def newest() -> tuple[str, str, bool]:
-            one: Drawing = state.fine if state.fine.phase == "done" and not state.quick.busy else state.quick
-            one = one if one.faces else state.fine
-            return one.faces.get(0, ""), one.captions.get(0, ""), state.quick.busy
-
-        watch(newest, follow)
+        watch(lambda: (*state.newest, state.quick.busy), follow)
 
 
 def faces_view(state: State, watch: Watch) -> None:
