@@ -103,13 +103,13 @@ LIST = import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["proj
 $(VENV)/.runtime: pyproject.toml | $(PY)
 	@$(PY) -c '$(LIST)' > $(VENV)/requirements-runtime.txt
 	@echo "installing what the programs need (the first time: some minutes, mostly PyTorch)"
-	@$(PY) -m pip install --disable-pip-version-check -r $(VENV)/requirements-runtime.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements-runtime.txt
 	@touch $@
 
 $(VENV)/.studio: pyproject.toml | $(PY)
 	@$(PY) -c '$(LIST)' studio report cohort ct > $(VENV)/requirements-studio.txt
 	@echo "installing what the studio needs (the first time: some minutes, mostly PyTorch)"
-	@$(PY) -m pip install --disable-pip-version-check -r $(VENV)/requirements-studio.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements-studio.txt
 	@touch $@ $(VENV)/.runtime
 
 $(VENV)/.docs: pyproject.toml | $(PY)
@@ -120,5 +120,5 @@ $(VENV)/.docs: pyproject.toml | $(PY)
 $(VENV)/.dev: pyproject.toml | $(PY)
 	@$(PY) -c '$(LIST)' dev cohort ct eval report studio docs > $(VENV)/requirements-dev.txt
 	@echo "installing what the programs and their tests need (the first time: some minutes, mostly PyTorch)"
-	@$(PY) -m pip install --disable-pip-version-check -r $(VENV)/requirements-dev.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements-dev.txt
 	@touch $@ $(VENV)/.runtime

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 import zipfile
@@ -18,7 +20,7 @@ from ldm.checkpoint import sha256
 from muti_control.case.contents import Heading, Pictures, Points, Section, Table, contents
 from muti_control.case.log import append, read_log
 from muti_control.case.pages import html_page, pdf_pages
-from muti_control.case.report import main
+from muti_control.case.report import main, write_zip
 from muti_control.case.verify import verify
 from muti_control.record import FORMAT, LOCAL, read_record, write_record
 
@@ -224,6 +226,41 @@ def test_a_changed_folder_is_reported_and_not_zipped(written: Path, tmp_path: Pa
     assert main([str(folder), "zip=true", "notes=other"]) == 2
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     assert "s_1.png" in capsys.readouterr().err and not (tmp_path / "c.zip").exists()
+
+
+@pytest.mark.parametrize("place", ["report.html", "report.pdf", "log.jsonl", "zip"])
+def test_a_disk_that_fills_up_leaves_the_earlier_report(
+    place: str, written: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    folder = tmp_path / "c"
+    shutil.copytree(written, folder)
+    write_zip(folder)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    own = Path.write_bytes
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def part(path: Path, content: bytes) -> int:
+        if place not in path.name:
+            return own(path, content)
+        own(path, content[:100])
+        return full()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", part)
+        if place == "log.jsonl":
+            patch.setattr(os, "fsync", full)
+        if place == "zip":
+            patch.setattr(zipfile.ZipFile, "writestr", full)
+        assert main([str(folder), "examiner=B. Other", "zip=true"]) == 2
+    message = capsys.readouterr().err
+    assert "No space left" in message and message.count("\n") == 1 and not verify(folder).differences
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    kept = [path for path in before if place != "zip" or path.suffix == ".zip"]
+    assert after.keys() == before.keys() and all(after[path] == before[path] for path in kept)
+    assert main([str(folder), "examiner=B. Other"]) == 0
+    assert b"B. Other" in (folder / "report.html").read_bytes() and not verify(folder).differences
 
 
 @pytest.mark.parametrize(

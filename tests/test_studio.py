@@ -294,7 +294,7 @@ def test_what_cannot_be_drawn_gets_one_message_without_a_path(worker: Worker, tm
     worker.submit("quick", request_of(1, tmp_path / "skull.png", look=True), heard)
     wait_for(lambda: "failed" in heard.kinds)
     message = dict(heard)["failed"]
-    assert "skull.png" in message and str(tmp_path) not in message and "\n" not in message
+    assert message.startswith(texts.YOUR_FILE) and str(tmp_path) not in message and "\n" not in message
 
 
 def test_a_scan_is_drawn_once_and_saved_as_a_case(worker: Worker, tmp_path: Path) -> None:
@@ -401,7 +401,7 @@ def fetched(page: Any, address: str) -> bytes:
 
 
 def give(page: Any, name: str, contents: bytes, kind: str = "skull") -> None:
-    place = f"#view-{ {'skull': 'start'}.get(kind, kind) } .drop[data-kind={kind}] input.file"
+    place = f"#view-{ {'skull': 'start', 'depths': 'landmarks'}.get(kind, kind) } .drop[data-kind={kind}] input.file"
     page.set_input_files(place, {"name": name, "mimeType": "image/png", "buffer": contents})
 
 
@@ -510,6 +510,15 @@ def test_a_finger_moves_a_landmark(page: Any) -> None:
         touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
     page.wait_for_selector(f"text={texts.EDITED.split('{')[0]}")  # the studio has them
     assert place() == pytest.approx([x0, y0 - 10], abs=0.5)
+    give(page, "depths.csv", b"landmark,depth\nchin,9\n", "depths")
+    page.wait_for_selector("#view-landmarks .problem:has-text('chin')")
+    give(page, "depths.csv", b"landmark,depth\njaw 8 right,31\nnasion,5\n", "depths")
+    page.wait_for_selector("#view-landmarks .board polyline >> nth=1", state="attached")  # on skull and face
+    assert texts.DEPTH_UNSEEN in page.inner_text("#view-landmarks tbody tr >> nth=1")
+    page.get_by_label("jaw 8 right").fill("30")
+    page.click(f"text={texts.MOVE_TO_DEPTHS}")
+    row = page.locator("#view-landmarks tbody tr").nth(0)
+    row.locator("text=/^(29|30|31).* mm now/").wait_for()
 
 
 def test_a_full_disk_gets_one_message_and_the_earlier_case_stays_whole(

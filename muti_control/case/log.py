@@ -8,6 +8,7 @@ without a trace, but for entries at the end: only a copy of the last hash in ano
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -107,10 +108,16 @@ def append(
             "before": log.head or hashlib.sha256(f"{FORMAT} {secrets.token_hex(16)}".encode()).hexdigest(),
         } | ({} if log.torn is None else {"torn": log.torn})
         entry["hash"] = _hash(entry)
-        line = ("" if log.torn is None else "\n") + canonical(entry) + "\n"
+        line = (("" if log.torn is None else "\n") + canonical(entry) + "\n").encode()
         with open(folder / LOG, "ab", buffering=0) as file:
-            file.write(line.encode())
-            os.fsync(file.fileno())
+            size = os.fstat(file.fileno()).st_size
+            try:
+                if file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / LOG))
+                os.fsync(file.fileno())
+            except OSError:  # a full disk leaves no torn line
+                file.truncate(size)
+                raise
     return entry["hash"]
 
 

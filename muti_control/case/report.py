@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from data.files import replacing
+from data.files import replacing, replacing_result
 from data.program import run_program
 from muti_control.case.contents import REPORT_WRITTEN, Heading, contents
 from muti_control.case.log import append, files_of, read_log
@@ -51,7 +51,8 @@ def write_report(folder: Path, heading: Heading, format: Format = "pdf") -> list
         The files.
 
     Raises:
-        ValueError: no finished run, or a library is missing. OSError: a file cannot be read or written.
+        ValueError: no finished run, or a library is missing. OSError: a file cannot be read or written; the report
+            before and the log are as they were.
     """
     check_installed(format == "pdf")
     if not (folder / RECORD).is_file():
@@ -72,10 +73,11 @@ def write_report(folder: Path, heading: Heading, format: Format = "pdf") -> list
         pages["report.pdf"] = pdf_pages(report)
     written = [folder / name for name in pages]
     if any(not path.is_file() or path.read_bytes() != pages[path.name] for path in written):
-        for path in written:
-            with replacing(path) as temporary:
-                temporary.write_bytes(pages[path.name])
-        append(folder, REPORT_WRITTEN, {"heading": vars(heading)}, pages)
+        with replacing_result(folder, list(pages), list(pages), "report.html"):
+            for path in written:
+                with replacing(path) as temporary:
+                    temporary.write_bytes(pages[path.name])
+            append(folder, REPORT_WRITTEN, {"heading": vars(heading)}, pages)
     return written
 
 

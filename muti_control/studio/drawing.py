@@ -29,6 +29,7 @@ from muti_control.case.log import append
 from muti_control.conditions.case_landmarks import landmarks_name
 from muti_control.sampling.outputs import mm_of_face
 from muti_control.sampling.reconstructor import Reconstruction, Reconstructor
+from muti_control.studio import texts
 
 SHOWN = 512  # px of the pictures of a skull on the page
 DECODING = 4.0  # a preview comes after so many times what the one before took
@@ -217,8 +218,8 @@ class Drawer:
 
 def _for_people(error: Exception, request: Request) -> str:
     """Return the message of an error, without the paths of this machine."""
-    text = str(error) or type(error).__name__
-    for path in (request.skull, request.folder, *map(Path, _files(request.settings))):
+    text = (str(error) or type(error).__name__).replace(str(request.skull), texts.YOUR_FILE)
+    for path in (request.folder, *map(Path, _files(request.settings))):
         if path is not None:
             text = text.replace(str(path), path.name)
     return text

@@ -113,7 +113,7 @@ def _page(state: State, sessions: Sessions, identity: str, skulls: list[Shipped]
                 aria_label=texts.THEME,
                 title=texts.THEME,
             )
-            button(texts.END, lambda: attribute(ask, open=True), "quiet")
+            tag("button", texts.END, "quiet", type="button", data_ask="")
     with tag("nav", aria_label=texts.STEPS):
         for number, (name, words) in enumerate(texts.VIEWS.items(), 1):
             with tag("button", type="button", data_view=name):
@@ -132,11 +132,11 @@ def _page(state: State, sessions: Sessions, identity: str, skulls: list[Shipped]
         for name, build in views.items():
             with tag("div", classes="view", id=f"view-{name}", hidden=name != "start" or None):
                 build()
-    with tag("dialog", classes="ask", aria_label=texts.END) as ask:
+    with tag("dialog", classes="ask", aria_label=texts.END):
         tag("p", texts.END_SURE)
         with tag("div", classes="row"):
-            button(texts.END, lambda: _end(sessions, identity), "main")
-            button(texts.CANCEL, lambda: attribute(ask, open=None))
+            tag("button", texts.CANCEL, "main", type="button", data_close="")
+            button(texts.END, lambda: _end(sessions, identity))
     watch.update(always=True)
     ui.timer(FOLLOW, watch.update)
 

@@ -625,7 +625,10 @@ class State:
         self.touch()
         try:
             self._offer_case(await asyncio.to_thread(work, *arguments))
-        except (ValueError, OSError) as error:
+        except OSError as error:
+            self.fail(place, texts.NOT_WRITTEN.format(reason=error.strerror or type(error).__name__))
+            return False
+        except ValueError as error:
             text = str(error)
             for argument in arguments:
                 if isinstance(argument, Path):

@@ -29,12 +29,14 @@
   addEventListener("hashchange", () => show(location.hash.slice(1)));
 
   document.addEventListener("click", (event) => {
-    const to = event.target.closest("[data-view],[data-to-tab],[data-theme-switch],[data-zoom],[data-browse]");
+    const to = event.target.closest("[data-view],[data-to-tab],[data-theme-switch],[data-zoom],[data-browse],[data-ask],.ask [data-close]");
     if (!to || to === document.body) return;
     if (to.dataset.view) show(to.dataset.view), scrollTo(0, 0);
     if (to.dataset.toTab) tab(to.dataset.toTab);
     if ("themeSwitch" in to.dataset) theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
     if ("zoom" in to.dataset) zoom(to);
+    if ("ask" in to.dataset) document.querySelector(".ask").showModal();
+    if ("close" in to.dataset) to.closest("dialog").close();
     if (to.dataset.browse) to.closest(".drop").querySelector(to.dataset.browse).click();
   });
 
@@ -267,14 +269,12 @@
       tab(sessionStorage.getItem("tab") || "variants");
       all(".age").forEach(paint);
     },
-    paint: () => all(".age").forEach(paint),
-    tab,
+    look: () => setTimeout(() => all(".light").forEach((one) => one.scrollIntoView({ block: "nearest" })), 50),
     marks(id, content) {
       const editor = document.getElementById(id);
       if (!editor || (marks && marks.held)) return;
       marks = { ...content, editor, chosen: marks && marks.chosen < content.points.length ? marks.chosen : content.chosen };
       draw();
     },
-    redraw: () => marks && draw(),
   };
 })();

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from nicegui import ui
+
 from data.biometrics import BODY_MASS_WORDS
 from muti_control.studio import texts
 from muti_control.studio.parts import Watch, attribute, button, choice, drop, on_value, picture, show, tag
@@ -45,6 +47,8 @@ def start_view(state: State, watch: Watch, skulls: list[Shipped]) -> None:
                 show(before, look["skull"], f"{texts.SKULL_ALT}, {texts.BEFORE}")
                 drawn = "" if state.refused else look["prepared"] or look["skull"]
                 show(after, drawn, f"{texts.SKULL_ALT}, {texts.AFTER}")
+                if state.pages:
+                    ui.run_javascript("studio.look()")
 
             watch(lambda: state.look, see)
 
