@@ -57,7 +57,8 @@ def landmarks_view(state: State, watch: Watch) -> None:
     editor.on(
         "points", lambda event: state.move_points(event.args), js_handler="(event) => emit(event.detail)"
     )
-    _depths(state, watch)
+    with editor:
+        _depths(state, watch)
     with tag("figure"):
         trace = picture("wide")
         words = tag("figcaption", texts.NO_TRACE)
