@@ -33,6 +33,7 @@ from muti_control.networks.pipnet.reader import LandmarkReader
 from muti_control.sampling.outputs import read_points
 from muti_control.studio import texts
 from muti_control.studio.__main__ import main
+from muti_control.studio.config import StudioConfig
 
 pytest.importorskip("nicegui", reason="the studio's tests are left out: NiceGUI is not installed")
 from muti_control.studio.cases import case_files
@@ -183,7 +184,7 @@ def upload(sessions: Sessions, contents: bytes, identity: str = "a", **changes: 
 
 
 def test_uploads_keep_to_their_limits_and_to_their_folder(tmp_path: Path) -> None:
-    sessions = Sessions(tmp_path / "root", NoWorker(), 2, 1, 60, False, 2, None, 2)  # type: ignore[arg-type]
+    sessions = Sessions(tmp_path / "root", NoWorker(), StudioConfig(max_sessions=2, max_mib=1))  # type: ignore[arg-type]
     first, second = sessions.of("a"), sessions.of("b")
     assert first is not None and second is not None and first.folder != second.folder
     upload(sessions, SKULL.read_bytes(), name="../../../etc/passwd.PNG")
@@ -215,7 +216,7 @@ def test_uploads_keep_to_their_limits_and_to_their_folder(tmp_path: Path) -> Non
     assert sessions.of("d") is None
     sessions.end("a")
     assert not first.folder.exists()
-    sessions.keep = True
+    sessions.config = StudioConfig(keep=True)
     sessions.end_all()
     assert (tmp_path / "root").exists()
 

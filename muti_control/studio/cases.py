@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data.biometrics import ATTRIBUTES
 from data.cases import safe_names
@@ -23,19 +23,26 @@ CASE_BYTES = 64 << 20  # of one file; four times as much of a whole case
 DOCUMENTS = {"report.pdf": "application/pdf", "report.html": "text/html", "record.json": "application/json"}
 
 
+class Offer(NamedTuple):
+    """A file that a session may fetch. download: its name then; None: it is shown."""
+
+    content: bytes | Path
+    media: str = "image/png"
+    download: str | None = None
+
+
 @dataclass
 class OpenedCase:
     """A case folder.
 
-    pictures: that show all faces together, by their kind. documents: files to fetch, with type and name.
+    documents: files to fetch, also pictures that show all faces together, by their kind.
     skull: its picture, where the folder has it. people: of each face, as in the record. urls: addresses on the page.
     """
 
     folder: Path
     name: str
     verification: Verification
-    pictures: dict[str, Path] = field(default_factory=dict)
-    documents: dict[str, tuple[Path, str, str | None]] = field(default_factory=dict)
+    documents: dict[str, Offer] = field(default_factory=dict)
     faces: list[Path] = field(default_factory=list)
     people: list[dict[str, Any]] = field(default_factory=list)
     skull: Path | None = None
@@ -52,27 +59,25 @@ def case_files(folder: Path, name: str) -> OpenedCase:
     for kind in ("mean", "spread", "overlay", "landmarks", "0_spgd"):
         path = folder / f"{name}_{kind}.png"
         if path.name in case.verification.files:
-            case.pictures[kind] = _picture(path)
+            case.documents[kind] = Offer(_picture(path))
     for file, media in DOCUMENTS.items():
         if file in case.verification.files:
-            case.documents[file] = folder / file, media, None if file.endswith(".html") else file
+            case.documents[file] = Offer(folder / file, media, None if file.endswith(".html") else file)
     archive = folder.with_name(f"{folder.name}.zip")
     if archive.is_file():
-        case.documents["zip"] = archive, "application/zip", archive.name
+        case.documents["zip"] = Offer(archive, "application/zip", archive.name)
     return case
 
 
 def report_case(folder: Path, name: str, heading: Mapping[str, str]) -> OpenedCase:
     """Write the report of a case, as PDF and page, and its zip. Raises: ValueError, OSError."""
     write_report(folder, Heading(**heading), "pdf")
-    path = write_zip(folder)
+    write_zip(folder)
     case = case_files(folder, name)
     case.heading = dict(heading)
     number = safe_names([heading["case_number"] or folder.name])[0]
-    case.documents["zip"] = path, "application/zip", f"{number}.zip"
-    if "report.pdf" in case.documents:
-        file, media, _ = case.documents["report.pdf"]
-        case.documents["report.pdf"] = file, media, f"{number}.pdf"
+    for slot, ending in (("zip", "zip"), ("report.pdf", "pdf")):
+        case.documents[slot] = case.documents[slot]._replace(download=f"{number}.{ending}")
     return case
 
 

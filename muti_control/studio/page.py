@@ -22,7 +22,7 @@ from muti_control.studio.views import faces_view, start_view, who_view
 from muti_control.studio.worker import Worker
 
 if TYPE_CHECKING:
-    from muti_control.studio.__main__ import StudioConfig
+    from muti_control.studio.config import StudioConfig
 
 HERE = Path(__file__).parent
 NUM_TEST_SKULLS = 9
@@ -37,17 +37,7 @@ ICON = (
 
 def run(config: StudioConfig, port: int, worker: Worker, root: Path, address: str, secret: str) -> None:
     """Serve the page until Ctrl-C; sessions end with it."""
-    sessions = Sessions(
-        root,
-        worker,
-        config.max_sessions,
-        config.max_mib,
-        3600 * config.idle_hours,
-        config.keep,
-        config.quick_steps,
-        config.steps,
-        config.num_samples,
-    )
+    sessions = Sessions(root, worker, config)
     skulls = _shipped()
     for file in ("studio.js", "studio.css"):
         app.add_static_file(local_file=HERE / file, url_path=f"/studio/{file}", max_cache_age=0)
@@ -71,7 +61,7 @@ def run(config: StudioConfig, port: int, worker: Worker, root: Path, address: st
         if state is None:
             with tag("div", classes="alone"):
                 tag("h1", texts.TITLE)
-                tag("p", texts.FULL.format(limit=sessions.limit), role="alert")
+                tag("p", texts.FULL.format(limit=config.max_sessions), role="alert")
             return
         _page(state, sessions, identity, skulls)
 
@@ -180,7 +170,7 @@ def _doing(state: State) -> tuple[str, float | None, bool]:
             share = drawing.step / drawing.total if drawing.total else None
             if drawing is state.fine:
                 words = texts.DRAWING.format(
-                    faces=state.num_faces, step=drawing.step, total=drawing.total or "..."
+                    faces=state.config.num_samples, step=drawing.step, total=drawing.total or "..."
                 )
             else:
                 words = texts.QUICK if drawing is state.quick else texts.GRID_DRAWING

@@ -11,6 +11,7 @@ from time import monotonic
 from data.ct.reading.kinds import SUFFIXES as SCAN_SUFFIXES
 from data.images import IMAGE_SUFFIXES
 from muti_control.studio import texts
+from muti_control.studio.config import StudioConfig
 from muti_control.studio.state import State
 from muti_control.studio.worker import Worker
 
@@ -43,18 +44,12 @@ class Incoming:
 class Sessions:
     """All sessions, by the identity in their cookies.
 
-    root: folder of their folders. limit: sessions at once. max_mib: of one upload. idle: s after which one ends.
+    root: folder of their folders.
     """
 
     root: Path
     worker: Worker
-    limit: int
-    max_mib: int
-    idle: float
-    keep: bool
-    quick_steps: int
-    steps: int | None
-    faces: int
+    config: StudioConfig
     states: dict[str, State] = field(default_factory=dict)
     incoming: dict[str, Incoming] = field(default_factory=dict)
     _count: int = 0
@@ -64,7 +59,7 @@ class Sessions:
         state = self.states.get(identity)
         if state is None:
             self.tidy()
-            if len(self.states) >= self.limit:
+            if len(self.states) >= self.config.max_sessions:
                 empty = [one for one in self.states.items() if one[1].skull is None and not one[1].pages]
                 if not empty:
                     return None
@@ -72,7 +67,7 @@ class Sessions:
             self._count += 1
             folder = self.root / f"session-{self._count:03d}"
             folder.mkdir(parents=True)
-            state = State(folder, self.worker, self.quick_steps, self.steps, self.faces)
+            state = State(folder, self.worker, self.config)
             self.states[identity] = state
         state.seen = monotonic()
         return state
@@ -80,7 +75,7 @@ class Sessions:
     def tidy(self) -> None:
         """End the sessions that nobody has looked at for a long time."""
         for identity, state in list(self.states.items()):
-            if not state.pages and monotonic() - state.seen > self.idle:
+            if not state.pages and monotonic() - state.seen > 3600 * self.config.idle_hours:
                 self.end(identity)
 
     def end(self, identity: str) -> None:
@@ -89,7 +84,7 @@ class Sessions:
         self.incoming.pop(identity, None)
         if state is not None:
             state.close()
-            if not self.keep:
+            if not self.config.keep:
                 shutil.rmtree(state.folder, ignore_errors=True)
 
     def end_all(self) -> None:
@@ -122,7 +117,7 @@ class Sessions:
             raise UploadError(403, texts.NO_SESSION)
         if kind not in KINDS or not 0 <= index < count:
             raise UploadError(400, texts.UPLOAD_WRONG)
-        most = (SMALL_MIB if kind in ("texture", "depths") else self.max_mib) << 20
+        most = (SMALL_MIB if kind in ("texture", "depths") else self.config.max_mib) << 20
         incoming = self.incoming.get(identity)
         if incoming is None or incoming.batch != batch:
             if index:

@@ -33,7 +33,8 @@ from muti_control.case.depths import (
 from muti_control.sampling.config import DEMO_WEIGHTS
 from muti_control.sampling.request import shipped
 from muti_control.studio import texts
-from muti_control.studio.cases import OpenedCase, case_files, open_case, report_case
+from muti_control.studio.cases import Offer, OpenedCase, case_files, open_case, report_case
+from muti_control.studio.config import StudioConfig
 from muti_control.studio.drawing import SHOWN, Preset, Request
 from muti_control.studio.worker import QueueFull, Task, Worker
 
@@ -120,15 +121,6 @@ class Shipped(NamedTuple):
     label: str
 
 
-@dataclass(frozen=True)
-class Offer:
-    """A file that the session may fetch. download: its name then; None: it is shown."""
-
-    content: bytes | Path
-    media: str
-    download: str | None = None
-
-
 @dataclass(eq=False)
 class State:
     """See the module.
@@ -139,9 +131,7 @@ class State:
 
     folder: Path
     worker: Worker
-    quick_steps: int
-    steps: int | None
-    num_faces: int
+    config: StudioConfig
     version: int = 0
     replaced: int = 0
     pages: int = 0
@@ -346,12 +336,8 @@ class State:
         self._stop(self.fine)
         self._stop(self.quick)
         self.quick = Drawing(faces=self.quick.faces, captions=self.quick.captions)
-        settings = {**self._settings(self.quick_steps), "num_samples": 1}
-        self._submit(
-            self.quick,
-            "quick",
-            Request(self.skull, self.name, dict(self.person), settings, look=self.look is None),
-        )
+        settings = {**self._settings(self.config.quick_steps), "num_samples": 1}
+        self._submit(self.quick, "quick", settings, look=self.look is None)
         self.rest(REST)
 
     def rest(self, seconds: float) -> None:
@@ -374,21 +360,18 @@ class State:
         self.fine = Drawing(
             folder=self.new_folder("cases") / self.name, name=self.name, faces=dict(before.faces)
         )
-        self.fine.faces = {k: url for k, url in before.faces.items() if k < self.num_faces}
+        self.fine.faces = {k: url for k, url in before.faces.items() if k < self.config.num_samples}
         if before.folder is not None and not (before.folder / "report.html").exists():
             shutil.rmtree(before.folder.parent, ignore_errors=True)
         self._leave_case()
-        settings = {**self._settings(self.steps), "num_samples": self.num_faces, "batch_size": AT_ONCE}
+        settings = self._settings(self.config.steps)
+        settings |= {"num_samples": self.config.num_samples, "batch_size": AT_ONCE}
         settings |= {name: self.heading[name] for name in ("case_number", "examiner")}
         if self.spgd > 0:
             demo = self.worker.loading["weights"] == DEMO_WEIGHTS
             settings["spgd"] = {"mode": "spgd", "scale": self.spgd, "trace": True, "inner": 3, "at_once": 1}
             settings["spgd"] |= {"decoder": str(shipped(GUIDANCE_DECODER))} if demo else {}
-        depths = depths_text(self.depths) if self.depths else ""
-        request = Request(
-            self.skull, self.name, dict(self.person), settings, folder=self.fine.folder, depths=depths
-        )
-        self._submit(self.fine, "fine", request)
+        self._submit(self.fine, "fine", settings, depths=depths_text(self.depths) if self.depths else "")
 
     def draw_again(self) -> None:
         """Draw all faces; first look at the skull, where that was stopped."""
@@ -408,12 +391,9 @@ class State:
             return
         self._stop(self.grid)
         self.grid = Drawing(folder=self.new_folder("grids") / self.name)
-        steps = max(self.quick_steps, min(GRID_STEPS, self.steps or self.preset.steps))
+        steps = max(self.config.quick_steps, min(GRID_STEPS, self.config.steps or self.preset.steps))
         settings = {**self._settings(steps), "num_samples": 1, "grid": GRID, "batch_size": AT_ONCE}
-        request = Request(
-            self.skull, self.name, dict(self.person), settings, folder=self.grid.folder, grid=True
-        )
-        self._submit(self.grid, "fine", request)
+        self._submit(self.grid, "fine", settings, grid=True)
 
     def cancel(self) -> None:
         """Stop drawing."""
@@ -483,7 +463,11 @@ class State:
             settings["landmarks"], sampling["landmark_scale"] = str(path), MOVED_SCALE
         return settings
 
-    def _submit(self, drawing: Drawing, lane: Literal["quick", "fine"], request: Request) -> None:
+    def _submit(
+        self, drawing: Drawing, lane: Literal["quick", "fine"], settings: Mapping[str, Any], **more: Any
+    ) -> None:
+        assert self.skull is not None
+        request = Request(self.skull, self.name, dict(self.person), settings, folder=drawing.folder, **more)
         drawing.phase, drawing.began = "waiting", monotonic()
         try:
             drawing.task = self.worker.submit(lane, request, self._hearing(drawing))
@@ -565,19 +549,16 @@ class State:
     def _leave_case(self) -> None:
         """Make room for another case; the report of this one stays within reach."""
         if self.case is not None and "zip" in self.case.documents:
-            path, media, name = self.case.documents["zip"]
-            url = self.offer(f"earlier-{len(self.earlier)}", path, media, name)
-            self.earlier = [*self.earlier, (name or path.name, url)]
+            offer = self.case.documents["zip"]
+            url = self.offer(f"earlier-{len(self.earlier)}", *offer)
+            self.earlier = [*self.earlier, (str(offer.download), url)]
         self.case = None
 
     def _offer_case(self, case: OpenedCase) -> None:
         if self.case is not None and self.case.folder != case.folder:
             self._leave_case()
         self.case = case
-        for slot, path in case.pictures.items():
-            case.urls[slot] = self.offer(slot, path)
-        for slot, (path, media, download) in case.documents.items():
-            case.urls[slot] = self.offer(slot, path, media, download)
+        case.urls = {slot: self.offer(slot, *offer) for slot, offer in case.documents.items()}
 
     def set_heading(self, name: str, text: str) -> None:
         """Set case number, examiner or notes."""

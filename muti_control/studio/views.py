@@ -165,7 +165,7 @@ def faces_view(state: State, watch: Watch) -> None:
     )
     with tag("div", classes="tab", data_tab="variants"):
         with tag("div", classes="faces"):
-            for k in range(state.num_faces):
+            for k in range(state.config.num_samples):
                 _variant(state, watch, k)
         tag("p", texts.CAPTION_MORE, "soft")
         watch.area(lambda: state.fine.warnings, lambda: _warnings(state))
