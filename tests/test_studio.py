@@ -366,7 +366,7 @@ def browser(studio: Studio) -> Iterator[Any]:
 
 @pytest.fixture
 def page(studio: Studio, browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """A page of a new session; afterwards: it asked nothing of anybody else, and made no mistakes."""
+    """A page of a new session, which ends afterwards; it asked nothing of anybody else, and made no mistakes."""
     options = {"viewport": {"width": 1280, "height": 1000}} | getattr(request, "param", {})
     context = browser.new_context(accept_downloads=True, reduced_motion="reduce", **options)
     context.set_default_timeout(30_000)
@@ -382,6 +382,9 @@ def page(studio: Studio, browser: Any, request: pytest.FixtureRequest) -> Iterat
     own.goto(studio.address)
     own.wait_for_selector("nav [aria-current]")
     yield own
+    with own.expect_navigation():  # nothing is drawn for it any more
+        own.click("[data-ask]")
+        own.click(f".ask >> text={texts.END}")
     context.close()
     assert not foreign and not errors
 
@@ -448,7 +451,6 @@ def test_the_whole_road_from_a_picture_to_the_report(page: Any) -> None:
 def test_the_drawn_chin_follows_the_point_and_undo_takes_it_back(page: Any, studio: Studio) -> None:
     page.click(".thumbs button >> nth=0")
     page.wait_for_selector("#view-landmarks .dot.jaw", state="attached")
-    rested(page)
     reader = LandmarkReader.load(ROOT / "models/demo/pipnet_face.safetensors")
 
     def chin() -> np.ndarray:
