@@ -119,7 +119,8 @@ def place_depths(
     """Return each depth in a picture from the front.
 
     Args:
-        points: (N, 2) fractions of the square, the outline from ear to ear first. bone: of :func:`bone_of`.
+        points: (N, 2) fractions of the square, the outline from ear to ear first. bone: of :func:`bone_of`, where the
+            skull has its mandible; nothing else is an edge of it.
         side_mm: length of the side of the square in mm; None: unknown, so that no depth is shown.
     """
     last = max(k for k in range(len(points)) if _on_outline(k, len(points)))

@@ -112,6 +112,7 @@ def open_case(path: Path, target: Path) -> OpenedCase:
             "findings": [finding["text"] for finding in check["findings"]],
             "before": [],
             "done": check["prepared"],
+            "mandible": all(finding["name"] != "no_mandible" for finding in check["findings"]),
             "remarks": [texts.OPENED.format(faces=len(case.faces))],
             "file": case.skull,
         }

@@ -129,6 +129,7 @@ class Drawer:
                 "findings": [finding.text for finding in checked.check.findings],
                 "before": [finding.text for finding in checked.before.findings] if checked.done else [],
                 "done": list(checked.done),
+                "mandible": "no_mandible" not in checked.check.names,
                 "remarks": list(case.remarks),
                 "mm_per_px": case.mm_per_px,
                 "skull": png_of(to_uint8(read_image(case.source, SHOWN)[0])),

@@ -309,10 +309,11 @@ class State:
     def markers(self) -> list[Marker]:
         """The depths in the picture of the skull, as its landmarks are now."""
         offer = self.files.get("prepared" if self.look and self.look["prepared"] else "skull")
-        if self.marks is None or offer is None or not self.depths:
+        if self.marks is None or self.look is None or offer is None or not self.depths:
             return []
         if self._bone[0] != self.skull_url:
-            self._bone = self.skull_url, bone_of(read_image(offer.content, SHOWN)[0])
+            bone = bone_of(read_image(offer.content, SHOWN)[0])
+            self._bone = self.skull_url, bone & self.look["mandible"]  # else the upper jaw were its edge
         return place_depths(self.depths, self.marks.points, self._bone[1], self.side_mm)
 
     def move_to_depths(self) -> None:

@@ -20,6 +20,11 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"english.yaml has no {name}") from None
 
 
+def face(k: int, caption: str) -> str:
+    """Return the number of a face, and who it shows, where anything is known."""
+    return ": ".join(filter(None, (_WORDS["FACE"].format(number=k + 1), caption)))
+
+
 def caption(person: Mapping[str, Mapping[str, Any]]) -> str:
     """Return who a face shows, with what was assumed in brackets."""
     parts = []

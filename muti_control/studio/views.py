@@ -138,8 +138,8 @@ def stage(state: State, watch: Watch) -> None:
 
         def follow(now: tuple[str, str, bool]) -> None:
             address, words, busy = now
-            show(face, address, texts.FACE_ALT.format(number=1, caption=words))
-            caption.set_text(words or texts.NO_FACE_YET)
+            show(face, address, texts.face(0, words))
+            caption.set_text(words if address else texts.NO_FACE_YET)
             face[0].classes(add="busy" if busy else "", remove="" if busy else "busy")
 
         watch(lambda: (*state.newest, state.quick.busy), follow)
@@ -224,7 +224,7 @@ def _variant(state: State, watch: Watch, k: int) -> None:
 
     def follow(now: tuple[str | None, str, bool]) -> None:
         address, caption, busy = now
-        show(pair, address, texts.FACE_ALT.format(number=k + 1, caption=caption))
+        show(pair, address, texts.face(k, caption))
         words.set_text(caption or texts.FACE.format(number=k + 1))
         pair[0].classes(add="busy" if busy else "", remove="" if busy else "busy")
         attribute(pin, disabled=None if address and not busy else True)
