@@ -518,7 +518,7 @@ def test_a_finger_moves_a_landmark(page: Any) -> None:
     give(page, "depths.csv", b"landmark,depth\njaw 8 right,31\nnasion,5\n", "depths")
     page.wait_for_selector("#view-landmarks .board polyline >> nth=1", state="attached")  # on skull and face
     assert texts.DEPTH_UNSEEN in page.inner_text("#view-landmarks tbody tr >> nth=1")
-    page.get_by_label("jaw 8 right").fill("30")
+    page.get_by_role("spinbutton", name="jaw 8 right").fill("30")
     page.click(f"text={texts.MOVE_TO_DEPTHS}")
     row = page.locator("#view-landmarks tbody tr").nth(0)
     row.locator("text=/^(29|30|31).* mm now/").wait_for()
