@@ -8,7 +8,6 @@ without a trace, but for entries at the end: only a copy of the last hash in ano
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -112,8 +111,8 @@ def append(
         with open(folder / LOG, "ab", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             try:
-                if file.write(line) != len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / LOG))
+                while line:  # a disk that is nearly full takes a part
+                    line = line[file.write(line) :]
                 os.fsync(file.fileno())
             except OSError:  # a full disk leaves no torn line
                 file.truncate(size)
