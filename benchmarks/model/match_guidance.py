@@ -118,6 +118,8 @@ class Drawer:
         took = (time.process_time() - began) / cfg.seeds
         rows = figures(faces)
         mean = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+        picture = (true / np.float32(255)).transpose(2, 0, 1)[None]
+        mean["true"] = float(self.embedder.vectors(picture, "face")[0] @ own)
         best = max(rows, key=lambda row: row["score"])
         result = {
             OFF: rows[0] | {"seconds": took},
@@ -199,7 +201,8 @@ def measure(cfg: GuidanceConfig, arguments: Sequence[str]) -> None:
             results[record.source] = drawer.measure(record, place[record.source])
             write_json(out, {"settings": told, "people": results}, indent=None)
     shown = {record.source: results[record.source] for record in people}
-    text = f"{len(shown)} people, landmarks={cfg.landmarks}:\n\n{table_of(shown)}"
+    true = np.mean([person["mean"]["true"] for person in shown.values()])
+    text = f"{len(shown)} people, landmarks={cfg.landmarks}; the true faces score {true:.3f}:\n\n{table_of(shown)}"
     print(text)
     if cfg.append:
         command = " ".join(["python -m benchmarks.model.match_guidance", *arguments])

@@ -159,9 +159,10 @@ def notes_of(calibration: MatchCalibration | None, num: int) -> list[str]:
         return []
     return [
         f"Error rate, on {test['people']} {test['kind_of_people']}: the right one came first in "
-        f"{test['rank_1']:.0%} [{test['rank_1_low']:.0%}, {test['rank_1_high']:.0%}] of {test['gallery']} faces, "
-        f"and among the first ten in {test['rank_10']:.0%}; {test['wrong_above_100']:.1%} of the ratios above 100 were "
-        f"of the wrong person. This gallery has {num} pictures: the more, the more chance matches."
+        f"{test['rank_1']:.0%} [{test['rank_1_low']:.0%}, {test['rank_1_high']:.0%}] of searches among "
+        f"{test['gallery']} pictures, and among the first ten in {test['rank_10']:.0%}; of the ratios above 100, "
+        f"{test['wrong_above_100']:.0%} were of the wrong person. This gallery has {num} pictures: the more, the more "
+        "chance matches."
     ]
 
 

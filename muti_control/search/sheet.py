@@ -44,9 +44,10 @@ class Candidate:
     @property
     def text(self) -> str:
         """The values in words."""
-        if self.ratio is None:
+        if self.ratio is None or self.low is None or self.high is None:
             return f"score {self.score:.3f}"
-        return f"score {self.score:.3f}, LR {self.ratio:.3g} ({self.low:.3g} to {self.high:.3g})"
+        told = (f"{x:.0f}" if x >= 10 else f"{x:.2g}" for x in (self.ratio, self.low, self.high))
+        return "score {:.3f}, LR {} ({} to {})".format(self.score, *told)
 
 
 def draw_sheet(
