@@ -10,7 +10,18 @@ from nicegui.element import Element
 
 from muti_control.case.depths import Marker
 from muti_control.studio import texts
-from muti_control.studio.parts import Watch, attribute, button, choice, drop, on_value, picture, show, tag
+from muti_control.studio.parts import (
+    Text,
+    Watch,
+    attribute,
+    button,
+    choice,
+    drop,
+    on_value,
+    picture,
+    show,
+    tag,
+)
 from muti_control.studio.state import State
 from muti_control.studio.views import stage
 
@@ -95,7 +106,11 @@ def landmarks_view(state: State, watch: Watch) -> None:
             "groups": marks.groups,
             "chosen": min(CHIN, len(marks.names) - 1),
             "size": 256,
-            "depths": [[m.bone.tolist(), m.goal.tolist()] for m in state.markers if m.bone is not None],
+            "depths": [
+                [m.bone.tolist(), m.goal.tolist()]
+                for m in state.markers
+                if m.bone is not None and m.goal is not None
+            ],
         }
         ui.run_javascript(f"studio.marks({json.dumps(editor.html_id)}, {json.dumps(content)})")
 
@@ -122,7 +137,7 @@ def _depths(state: State, watch: Watch) -> None:
             with room, tag("div", classes="row"):
                 move = button(texts.MOVE_TO_DEPTHS, state.move_to_depths, "main")
                 button(texts.DROP_IT, state.drop_depths)
-    cells: dict[int, Element] = {}
+    cells: dict[int, Text] = {}
 
     def rows(_: object) -> None:
         attribute(room, hidden=None if state.depths else True)

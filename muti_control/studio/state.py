@@ -257,7 +257,7 @@ class State:
 
     # --- landmarks -----------------------------------------------------------------------------------------
 
-    def move_points(self, points: Sequence[Sequence[float]]) -> None:
+    def move_points(self, points: Sequence[Sequence[float]] | Points) -> None:
         """Take moved landmarks, (N, 2) fractions of the square, and draw again."""
         marks = self.marks
         moved = np.array(points, np.float32)
