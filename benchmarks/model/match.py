@@ -132,6 +132,9 @@ def _features(records: Sequence[Record], kind: str) -> NDArray[np.float32]:
 def measure(cfg: MatchBenchmarkConfig, arguments: Sequence[str]) -> None:
     """Print the tables, and append them to RESULTS.md where that is set."""
     embedder = Embedder.load(cfg.weights, device=cfg.device)
+    calibrated = load_match_calibration(embedder.weights, embedder.digest)
+    if calibrated is not None and cfg.plot is not None:
+        draw_reliability(calibrated[0].test["reliability"], cfg.plot)
     split = Path(cfg.data.root, "split_data")
     probes, others = one_each(read_manifest(split / "test_views.json"), cfg.people)
     sex, num = [record.biometrics.sex for record in probes], len(probes)
@@ -160,7 +163,7 @@ def measure(cfg: MatchBenchmarkConfig, arguments: Sequence[str]) -> None:
         )
     if cfg.ridge:
         valid = one_each(read_manifest(split / "valid_views.json"))
-        linear = Linear(read_manifest(split / "train_views.json"), valid)
+        linear = Linear(read_manifest(split / "train.json"), valid)
         predicted = linear.predict(probes)
         for gallery, own in zip(GALLERIES, (probes, others), strict=False):
             result = ranks_of_truth(linear.distances(predicted, _features(own, "face")), truth)
@@ -179,9 +182,6 @@ def measure(cfg: MatchBenchmarkConfig, arguments: Sequence[str]) -> None:
     ]
     header = ["another pose, by group", "people", "rank-1, %", "rank-10, %", "mAP", "altered: rank-1, %"]
     text += "\n\n" + table(header, rows)
-    calibrated = load_match_calibration(embedder.weights, embedder.digest)
-    if calibrated is not None and cfg.plot is not None:
-        draw_reliability(calibrated[0].test["reliability"], cfg.plot)
     if cfg.scan is not None:
         text += "\n\n" + real_head(cfg, embedder, galleries[0][: cfg.others])
     print(text)
@@ -203,6 +203,7 @@ def draw_reliability(rows: Sequence[Mapping[str, float]], path: str) -> None:
         text = f"{row['mated']:g} / {row['others']:g}"
         axes.annotate(text, (row["told"], row["true"]), (6, -10), textcoords="offset points", fontsize=7)
     axes.set(xlabel="likelihood ratio told", ylabel="ratio of the pairs (own / other faces in the bin)")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
 

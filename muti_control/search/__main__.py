@@ -72,7 +72,8 @@ class SearchConfig(Settings):
 
 def search(cfg: SearchConfig) -> None:
     """Rank the gallery, write the results and print the first five."""
-    query, kind = (cfg.face, "face") if cfg.skull is None else (cfg.skull, "skull")
+    kind: Kind = "face" if cfg.skull is None else "skull"
+    query = cfg.face if cfg.skull is None else cfg.skull
     assert query is not None and cfg.gallery is not None
     other: Kind = "face" if kind == "skull" else "skull"
     folder = Path(cfg.out) if cfg.out else unused_folder(Path("results", "search"))
