@@ -144,12 +144,12 @@ def fitted_line(pairs: Pairs, weights: Floats | None = None) -> tuple[float, flo
     both = own[:, None] * own[pairs.person]
     kinds = [(pairs.mated, np.broadcast_to(own[:, None], both.shape), 1.0), (pairs.other, both, 0.0)]
     x, w, y = [], [], []
-    for mask, weight, target in kinds:
-        if not weight[mask].sum() > 0:
+    for mask, weights_of, kind in kinds:
+        if not weights_of[mask].sum() > 0:
             raise CalibrationError("data: too few people to compare; give a list of some hundred")
         x.append(pairs.scores[mask])
-        w.append(weight[mask] / weight[mask].sum())
-        y.append(np.full(int(mask.sum()), target))
+        w.append(weights_of[mask] / weights_of[mask].sum())
+        y.append(np.full(int(mask.sum()), kind))
     score, weight, target = (np.concatenate(parts) for parts in (x, w, y))
     design = np.stack([score, np.ones_like(score)], 1)
     line = np.zeros(2)
@@ -173,13 +173,18 @@ def cllr(mated: Floats, other: Floats, mated_weights: Floats, other_weights: Flo
     return float(costs + np.average(np.log2(1 + other), weights=other_weights)) / 2
 
 
+def drawn_people(rng: np.random.Generator, num: int) -> NDArray[np.float64]:
+    """Return how often each of ``num`` people comes up in a draw with replacement, (num,)."""
+    return np.bincount(rng.integers(num, size=num), minlength=num).astype(np.float64)
+
+
 def figures(calibration: MatchCalibration, pairs: Pairs, draws: int) -> dict[str, Any]:
     """Return what the ratios are worth on other people: error rates, Cllr, reliability; intervals over the people."""
     ratios = calibration.ratios(pairs.scores.ravel()).reshape(pairs.scores.shape)
     num, ranks = len(ratios), pairs.ranks
     rng, costs = np.random.default_rng(0), []
     for draw in range(draws + 1):
-        own = np.ones(num) if draw == 0 else np.bincount(rng.integers(num, size=num), minlength=num)
+        own = np.ones(num) if draw == 0 else drawn_people(rng, num)
         both = own[:, None] * own[pairs.person]
         costs.append(
             cllr(
@@ -244,9 +249,7 @@ def calibrate(cfg: CalibrateConfig) -> None:
             f"weights: {cfg.weights} scores other people's faces higher than the own; train it longer"
         )
     num, rng = len(valid.scores), np.random.default_rng(0)
-    lines = [
-        fitted_line(valid, np.bincount(rng.integers(num, size=num), minlength=num)) for _ in range(cfg.draws)
-    ]
+    lines = [fitted_line(valid, drawn_people(rng, num)) for _ in range(cfg.draws)]
     made_with = {"git": git_revision(), "settings": cfg.model_dump()}
     result = MatchCalibration(
         weights_sha256=embedder.digest,

@@ -78,11 +78,11 @@ class Embedder:
             picture = result.picture
         return np.ascontiguousarray(picture.transpose(2, 0, 1))
 
-    def vectors(self, pictures: Floats, kind: Kind, sex: Sequence[str | None] = ()) -> Floats:
+    def vectors(self, pictures: NDArray[np.floating], kind: Kind, sex: Sequence[str | None] = ()) -> Floats:
         """Return unit vectors (N, V) of pictures (N, 3, H, W) in [0, 1]. sex: of each skull, if they differ."""
         device = self.net.log_scale.device
         with torch.inference_mode():
-            batch = torch.from_numpy(pictures).to(device)
+            batch = torch.from_numpy(np.asarray(pictures, np.float32)).to(device)
             if kind == "face":
                 return self.net.face(batch).cpu().numpy()
             return self.net.skull(batch, sexes(sex or [self.sex] * len(batch)).to(device)).cpu().numpy()
