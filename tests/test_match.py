@@ -266,13 +266,10 @@ def test_the_calibration_of_other_weights_is_refused(world):
         load_match_calibration(world / "net.safetensors", "0" * 64)
 
 
-def test_calibrate_writes_what_the_search_reads(trained, tmp_path):
+def test_calibrate_writes_what_the_search_reads(tmp_path):
     net = tmp_path / "net.safetensors"
-    net.write_bytes((trained("match") / "model.safetensors").read_bytes())
+    net.write_bytes((ROOT / "models/demo/match.safetensors").read_bytes())
     arguments = [f"weights={net}", f"data.root={ROOT / 'data'}", "valid=train.json", "test=test.json"]
-    status = calibrate([*arguments, "people=6", "draws=3"])
-    if status == 2:  # a network of four steps may score others higher than the own
-        assert not (tmp_path / "net.calibration.safetensors").exists()
-        return
+    assert calibrate([*arguments, "people=6", "draws=3"]) == 0
     calibration, draws = load_match_calibration(net, sha256(net)) or pytest.fail("no calibration")
     assert calibration.people == 6 and draws.shape == (3, 2) and calibration.test["people"] == 6

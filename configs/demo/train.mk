@@ -80,7 +80,7 @@ $(DECODER): | $(AUTOENCODER)
 # make train-wide: the shipped networks go on with the wider cohort (format 9) and altered skulls, for real heads.
 # PEOPLE are drawn, each in three poses, lamps and surfaces. It goes on where it was stopped.
 WIDE = wide
-PEOPLE = 4000
+PEOPLE = 3000
 WIDE_STAGE = $(PY) train.py configs/demo/$(1).yaml out="$(RUNS)" data.root="$(WIDE)" $(MORE)
 WIDE_SKULL = $(RUNS)/wide_pipnet_skull/model.safetensors
 WIDE_READ = $(RUNS)/wide_landmarks.npz
