@@ -214,6 +214,7 @@ NOT_RUN = {  # pattern of commands -> why this test does not run them
     r"python -m data.(ct|cohort)\b|.*scan.nii.gz": "a head CT, or minutes; tests/test_ct.py, tests/test_cohort.py",
     r"python -m docs.settings_page": "test_the_settings_page_is_fresh",
     r"python sample.py .*(examiner|force|prepare|eta|batch_size)": "one more setting; tests/test_sample.py",
+    r"python sample.py .*(grid=|somebody|spgd.)": "tests/test_case_io.py, test_grain.py, test_spgd_runs.py",
     r".*\b(FILE|FOLDER|NAME|PASTE_THE_HASH_HERE|with_landmarks)\b": "needs a file of the user, or of one of these",
 }
 TINY = {  # program -> settings that make it small
