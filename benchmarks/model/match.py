@@ -165,7 +165,7 @@ def measure(cfg: MatchBenchmarkConfig, arguments: Sequence[str]) -> None:
         valid = one_each(read_manifest(split / "valid_views.json"))
         linear = Linear(read_manifest(split / "train.json"), valid)
         predicted = linear.predict(probes)
-        for gallery, own in zip(GALLERIES, (probes, others), strict=False):
+        for gallery, own in zip(GALLERIES[:2], (probes, others), strict=True):
             result = ranks_of_truth(linear.distances(predicted, _features(own, "face")), truth)
             rows.append([gallery, f"ridge ({linear.distance})", *cells(result)])
     random = np.arange(1, num + 1)

@@ -108,7 +108,8 @@ class Drawer:
             for face, score in zip(faces, scores, strict=True):
                 distances = judge.distances(face)
                 away = descriptor_distances(self.recogniser.look(face)[0][None], self.gallery)[0]
-                row = dict(zip(JUDGES, distances.tolist(), strict=False)) | {"score": float(score)}
+                row = dict(zip(JUDGES, distances[: len(JUDGES)].tolist(), strict=True))
+                row["score"] = float(score)
                 row["shape"] *= 100
                 rows.append(row | {"rank": float((away <= away[place]).sum())})
             return rows

@@ -155,8 +155,8 @@ class MatchStage(Stage):
         skulls, sex = batch["skull"], batch["sex"]
         if self.cfg.partial.share > 0:
             skulls = with_missing_bone(skulls, self.cfg.partial, self.draw("partial"))
-        told = torch.rand(len(sex), generator=self.draw("sex")) >= self.cfg.match.drop_sex
-        vectors = self.net.skull(skulls, sex * told.to(sex)), self.net.face(batch["face"])
+        sex_known = torch.rand(len(sex), generator=self.draw("sex")) >= self.cfg.match.drop_sex
+        vectors = self.net.skull(skulls, sex * sex_known.to(sex)), self.net.face(batch["face"])
         with torch.autocast(self.device.type, enabled=False):
             logits = self.net.logits(*vectors)  # (B, B)
             index = batch["index"]
